@@ -1,0 +1,1 @@
+"""Safe model-based reinforcement learning with guarantees that can be run."""

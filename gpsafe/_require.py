@@ -1,0 +1,81 @@
+"""Argument checks with one error voice: ``where: expected what, got what``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fail(where: str, expected: str, got: Any) -> ValueError:
+    """Returns (does not raise) the project's standard error."""
+    return ValueError(f"{where}: expected {expected}, got {got}")
+
+
+def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
+    """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries."""
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if tensor.is_complex():
+        raise fail(where, f"real numbers in {name}", tensor.dtype)
+    tensor = tensor.to(torch.float64)
+    if tensor.numel() == 0:
+        raise fail(where, f"non-empty {name}", f"shape {tuple(tensor.shape)}")
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise fail(where, f"finite {name}", f"{bad} NaN or infinite entries")
+    return tensor
+
+
+def last_dim(where: str, name: str, tensor: Tensor, size: int) -> Tensor:
+    """Checks ``tensor.shape[-1] == size``."""
+    if tensor.ndim == 0 or tensor.shape[-1] != size:
+        raise fail(where, f"{name} of shape (*b, {size})", f"shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def shape(where: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> Tensor:
+    """Checks the exact shape."""
+    if tuple(tensor.shape) != tuple(expected):
+        raise fail(where, f"{name} of shape {tuple(expected)}", f"shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def positive(where: str, name: str, value: Tensor | float) -> Tensor:
+    """Finite and strictly positive, as a float64 tensor."""
+    tensor = finite(where, name, value)
+    if not bool((tensor > 0).all()):
+        raise fail(where, f"{name} > 0", tensor.tolist())
+    return tensor
+
+
+def nonnegative(where: str, name: str, value: Tensor | float) -> Tensor:
+    """Finite and ≥ 0, as a float64 tensor."""
+    tensor = finite(where, name, value)
+    if not bool((tensor >= 0).all()):
+        raise fail(where, f"{name} >= 0", tensor.tolist())
+    return tensor
+
+
+def probability(where: str, name: str, value: float) -> float:
+    """A number strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < 1.0 or math.isnan(value):
+        raise fail(where, f"{name} in (0, 1)", repr(value))
+    return float(value)
+
+
+def count(where: str, name: str, value: int, minimum: int = 1) -> int:
+    """An integer ≥ `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise fail(where, f"integer {name} >= {minimum}", repr(value))
+    return value
+
+
+def one_of(where: str, name: str, value: str, allowed: Iterable[str]) -> str:
+    """A known name."""
+    names = sorted(allowed)
+    if value not in names:
+        raise fail(where, f"{name} in {{{', '.join(names)}}}", repr(value))
+    return value

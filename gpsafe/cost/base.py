@@ -1,0 +1,46 @@
+"""Bounds of the worst-case cost sup_{f ∈ F_n} J_c(π, f): one interface (theory §3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.policies import PolicyClass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CostInterval:
+    """What one method says about v_i = sup_{f ∈ F_n} J_c(π_i, f) for P policies.
+
+    Args:
+        lower, upper: (P,), v ∈ [lower, upper] (lower may be 0, upper may be T·C: then it says nothing on that side).
+        sound_upper: whether v ≤ upper is a theorem under `assumptions` (False for sampled and hallucinated bounds).
+        delta: probability with which a Monte-Carlo part may fail (0 for deterministic bounds), for all P together.
+        method: name of the bound.
+        assumptions: what is believed.
+        vacuous: (P,) booleans: the upper end has saturated at T·C.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    sound_upper: bool
+    method: str
+    delta: float = 0.0
+    assumptions: tuple[str, ...] = ()
+    vacuous: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+
+@runtime_checkable
+class CostBound(Protocol):
+    """A way to bound sup_{f ∈ F_n} J_c(π, f). Implementations hold the task (x₀, T, cost, noise)."""
+
+    name: str
+    sound: bool
+
+    def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
+        """Interval for every policy of the class."""
+        ...

@@ -1,0 +1,97 @@
+"""Finite policy classes: P policies evaluated together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.sets import Box
+
+
+@runtime_checkable
+class PolicyClass(Protocol):
+    """P deterministic policies u = π_i(x)."""
+
+    @property
+    def num(self) -> int: ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Inputs of all policies: x (P or 1, N, nx) → (P, N, nu)."""
+        ...
+
+    def select(self, index: Tensor) -> Self:
+        """The sub-class of the given indices (m,)."""
+        ...
+
+    def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Closed-loop slopes over boxes: (gain, low, high) with π_i(x) − π_i(c) = s ∘ gain_i (x − c), s ∈ [low, high].
+
+        lower, upper: (P or 1, N, nx). gain: (P, nu, nx); low, high: (P, N, nu), between 0 and 1.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffinePolicies:
+    """π_i(x) = clip(offset_i + gain_i x, input box): set-point and linear-feedback families.
+
+    Args:
+        offset: (P, nu).
+        gain: (P, nu, nx).
+        input_box: limits of u.
+    """
+
+    offset: Tensor
+    gain: Tensor
+    input_box: Box
+
+    def __post_init__(self) -> None:
+        offset = _require.finite("AffinePolicies", "offset", self.offset)
+        gain = _require.finite("AffinePolicies", "gain", self.gain)
+        if gain.ndim != 3 or offset.shape != gain.shape[:2] or offset.shape[-1] != self.input_box.dim:
+            expected = f"offset (P, {self.input_box.dim}) and gain (P, {self.input_box.dim}, nx)"
+            raise _require.fail("AffinePolicies", expected, f"{tuple(offset.shape)} and {tuple(gain.shape)}")
+        object.__setattr__(self, "offset", offset)
+        object.__setattr__(self, "gain", gain)
+
+    @property
+    def num(self) -> int:
+        """P."""
+        return self.offset.shape[0]
+
+    def select(self, index: Tensor) -> AffinePolicies:
+        """Sub-class of the given indices."""
+        return AffinePolicies(self.offset[index], self.gain[index], self.input_box)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        return self.offset.unsqueeze(-2) + x @ self.gain.transpose(-1, -2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Inputs, x (P or 1, N, nx) → (P, N, nu)."""
+        return self.input_box.clip(self._raw(x))
+
+    def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`PolicyClass`: slope 1 where no point of the box saturates, 0 where all do, [0, 1] between."""
+        middle, reach = self._raw(0.5 * (lower + upper)), 0.5 * (upper - lower) @ self.gain.abs().transpose(-1, -2)
+        low, high = middle - reach, middle + reach
+        free = (low >= self.input_box.lower) & (high <= self.input_box.upper)
+        stuck = (low >= self.input_box.upper) | (high <= self.input_box.lower)
+        one = torch.ones_like(middle)
+        return self.gain, one * free, one * ~stuck
+
+
+def set_point_policies(targets: Tensor, gain: Tensor, feedforward: Tensor, input_box: Box) -> AffinePolicies:
+    """u = clip(feedforward_i + gain (targets_i − x)).
+
+    Args:
+        targets: (P, nx).
+        gain: (nu, nx).
+        feedforward: (P, nu).
+    """
+    targets = _require.finite("set_point_policies", "targets", targets)
+    offset = feedforward + targets @ gain.T
+    return AffinePolicies(offset, (-gain).expand(targets.shape[0], *gain.shape).clone(), input_box)

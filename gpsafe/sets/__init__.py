@@ -1,0 +1,5 @@
+"""Sets of states and inputs."""
+
+from gpsafe.sets.box import Box
+
+__all__ = ["Box"]

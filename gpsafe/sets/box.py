@@ -1,0 +1,57 @@
+"""Axis-aligned boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Box:
+    """{x : lower ≤ x ≤ upper}, both (d,), finite, non-empty."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def __post_init__(self) -> None:
+        lower = torch.atleast_1d(_require.finite("Box", "lower", self.lower))
+        upper = torch.atleast_1d(_require.finite("Box", "upper", self.upper))
+        _require.shape("Box", "upper", upper, tuple(lower.shape))
+        if lower.ndim != 1:
+            raise _require.fail("Box", "lower of shape (d,)", f"shape {tuple(lower.shape)}")
+        if not bool((lower <= upper).all()):
+            raise _require.fail("Box", "lower <= upper", f"{lower.tolist()} and {upper.tolist()}")
+        object.__setattr__(self, "lower", lower)
+        object.__setattr__(self, "upper", upper)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.lower.numel()
+
+    @property
+    def center(self) -> Tensor:
+        """Midpoint, (d,)."""
+        return 0.5 * (self.lower + self.upper)
+
+    @property
+    def radius(self) -> Tensor:
+        """Half-widths, (d,)."""
+        return 0.5 * (self.upper - self.lower)
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Boolean (*b,) for x (*b, d)."""
+        return ((x >= self.lower) & (x <= self.upper)).all(-1)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Nearest point of the box, (*b, d)."""
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform points, (count, d)."""
+        unit = torch.rand(count, self.dim, dtype=torch.float64, generator=generator)
+        return self.lower + (self.upper - self.lower) * unit

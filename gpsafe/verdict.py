@@ -1,0 +1,98 @@
+"""One idea: every claim is an interval against a threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scipy import stats
+
+from gpsafe import _require
+
+
+class Outcome(StrEnum):
+    """What an interval says about the claim ``value ≤ threshold``."""
+
+    HOLDS = "HOLDS"
+    VIOLATED = "VIOLATED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The claim ``value ≤ threshold``, given ``value ∈ [lower, upper]``.
+
+    Args:
+        lower: lower end of the interval for the value (−inf if nothing is known).
+        upper: upper end (+inf if nothing is known, as after sampling alone: sampling refutes, never certifies).
+        threshold: the claimed bound.
+        tol: numerical margin ≥ 0 that the value must clear on either side.
+        witness: what violates the claim, or how it was shown, in words.
+    """
+
+    lower: float
+    upper: float
+    threshold: float
+    tol: float = 0.0
+    witness: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper", "threshold", "tol"):
+            if math.isnan(getattr(self, name)):
+                raise _require.fail("Verdict", f"a number for {name}", "NaN")
+        if self.lower > self.upper:
+            raise _require.fail("Verdict", "lower <= upper", f"[{self.lower}, {self.upper}]")
+        if self.tol < 0:
+            raise _require.fail("Verdict", "tol >= 0", self.tol)
+
+    @property
+    def outcome(self) -> Outcome:
+        """HOLDS if upper ≤ threshold − tol; VIOLATED if lower > threshold + tol; else INCONCLUSIVE."""
+        if self.upper <= self.threshold - self.tol:
+            return Outcome.HOLDS
+        if self.lower > self.threshold + self.tol:
+            return Outcome.VIOLATED
+        return Outcome.INCONCLUSIVE
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.99) -> tuple[float, float]:
+    """Two-sided Clopper–Pearson interval for a binomial probability (exact, conservative).
+
+    >>> low, high = clopper_pearson(0, 100, 0.95)
+    >>> low, round(high, 4)
+    (0.0, 0.0362)
+    """
+    _require.count("clopper_pearson", "trials", trials)
+    _require.count("clopper_pearson", "successes", successes, minimum=0)
+    _require.probability("clopper_pearson", "confidence", confidence)
+    if successes > trials:
+        raise _require.fail("clopper_pearson", f"successes <= trials = {trials}", successes)
+    tail = (1.0 - confidence) / 2
+    lower = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
+    upper = 1.0 if successes == trials else float(stats.beta.ppf(1 - tail, successes + 1, trials - successes))
+    return lower, upper
+
+
+def clopper_pearson_upper(successes: int, trials: int, delta: float) -> float:
+    """One-sided upper confidence limit: P(p > limit) ≤ delta."""
+    _require.probability("clopper_pearson_upper", "delta", delta)
+    return 1.0 if successes == trials else float(stats.beta.ppf(1 - delta, successes + 1, trials - successes))
+
+
+def hoeffding_radius(trials: int, value_range: float, delta: float) -> float:
+    """One-sided deviation: P(E X − mean > radius) ≤ delta for i.i.d. X in an interval of length `value_range`."""
+    _require.count("hoeffding_radius", "trials", trials)
+    _require.probability("hoeffding_radius", "delta", delta)
+    return value_range * math.sqrt(math.log(1 / delta) / (2 * trials))
+
+
+def bernstein_radius(trials: int, value_range: float, sample_var: float, delta: float) -> float:
+    """One-sided empirical-Bernstein deviation (Maurer & Pontil 2009, Theorem 4).
+
+    P(E X − mean > sqrt(2 s² ln(2/δ)/n) + 7 r ln(2/δ)/(3(n−1))) ≤ δ with s² the unbiased sample variance.
+    """
+    _require.count("bernstein_radius", "trials", trials, minimum=2)
+    _require.probability("bernstein_radius", "delta", delta)
+    log = math.log(2 / delta)
+    return math.sqrt(2 * sample_var * log / trials) + 7 * value_range * log / (3 * (trials - 1))

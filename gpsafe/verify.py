@@ -1,0 +1,398 @@
+"""Runs checks and their controls in parallel, piece by piece, and says which claims stand.
+
+A *piece* is one shard of a claim or of its control. Each finished piece is a file under
+``<cache>/<fingerprint>/<budget>/<check>/``, so a run that was stopped goes on where it was, and a run after a change
+of the sources starts anew. Samples always pass through JSON before they are judged: a judgement is the same whether
+its pieces are fresh or kept, and whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import math
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gpsafe import _require, _workers, store
+from gpsafe.checks import BUDGETS, Budget, Check, Evidence, discover
+from gpsafe.verdict import Outcome, Verdict
+
+CACHE = Path("results/verify")
+# Sources that cannot change what a check finds: editing them keeps the finished pieces.
+PRESENTATION = frozenset({"cli.py", "report.py", "_report_template.py", "_report_figures.py"})
+DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
+
+
+class Status(StrEnum):
+    """What the report says of a claim: its outcome, unless the check broke or cannot fail."""
+
+    HOLDS = "HOLDS"
+    VIOLATED = "VIOLATED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    UNPROVEN = "UNPROVEN"  # the control did not come out VIOLATED, so the check could not fail
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A claim, or its control, after its pieces.
+
+    Args:
+        evidence: what `Check.judge` found, or None after an error.
+        shards: number of pieces.
+        reused: how many of them an earlier run had finished.
+        seconds: time in the workers, summed; kept pieces count with the time that they took when they were made.
+        error: one line, or None.
+        details: traceback of the error, or the empty string.
+    """
+
+    evidence: Evidence | None
+    shards: int
+    reused: int
+    seconds: float
+    error: str | None = None
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """A check with the results of its claim and of its control."""
+
+    check: Check
+    claim: Result
+    control: Result
+
+    @property
+    def status(self) -> Status:
+        """ERROR if a piece failed; else VIOLATED if the claim is; else UNPROVEN if the control is not VIOLATED.
+
+        A refuted claim stays refuted whatever its control says: the check has shown that it can fail.
+        """
+        if self.claim.evidence is None or self.control.evidence is None:
+            return Status.ERROR
+        outcome = self.claim.evidence.verdict.outcome
+        if outcome is Outcome.VIOLATED:
+            return Status.VIOLATED
+        if self.control.evidence.verdict.outcome is not Outcome.VIOLATED:
+            return Status.UNPROVEN
+        return Status(outcome.value)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the claim HOLDS and its control is VIOLATED."""
+        return self.status is Status.HOLDS and self.control_outcome is Outcome.VIOLATED
+
+    @property
+    def control_outcome(self) -> Outcome | None:
+        """The control's own outcome; None after an error."""
+        return None if self.control.evidence is None else self.control.evidence.verdict.outcome
+
+    @property
+    def reason(self) -> str:
+        """Why the claim did not pass, in one line; empty if it did."""
+        status = self.status
+        if status is Status.ERROR:
+            return self.claim.error or f"in the control: {self.control.error}"
+        if status is Status.UNPROVEN:
+            return f"its control came out {self.control_outcome}, not VIOLATED, so the check could not fail"
+        if status is Status.HOLDS:
+            return ""
+        assert self.claim.evidence is not None
+        verdict = self.claim.evidence.verdict
+        between = "is above" if status is Status.VIOLATED else "does not clear"
+        words = f"[{verdict.lower:.4g}, {verdict.upper:.4g}] {between} the threshold {verdict.threshold:.4g}"
+        if self.control_outcome is not Outcome.VIOLATED:
+            words += f" (and its control came out {self.control_outcome})"
+        return words + (f": {verdict.witness}" if verdict.witness else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of a run: pieces done of all, pieces kept from earlier runs, the check that has just been finished."""
+
+    done: int
+    total: int
+    reused: int
+    finished: CheckResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One shard, or (``shard is None``) the judgement over all of them."""
+
+    name: str
+    broken: bool
+    shard: int | None
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is known so far of a claim or of a control."""
+
+    shards: int
+    waiting: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)
+    evidence: Evidence | None = None
+
+    def result(self) -> Result:
+        error, details = None, ""
+        if self.errors:
+            error, details = self.errors[min(self.errors)]
+            if len(self.errors) > 1:
+                error += f" (and {len(self.errors) - 1} more of {self.shards} pieces failed)"
+        return Result(self.evidence, self.shards, self.reused, self.seconds, error, details)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def fingerprint(package: str = "proofs_checks") -> str:
+    """16 hex digits that change with the sources of gpsafe and of the checks, and with the libraries' versions."""
+    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
+    for name in ("gpsafe", package):
+        spec = importlib.util.find_spec(name)
+        for root in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(Path(root).rglob("*.py")):
+                inside = path.relative_to(root).as_posix()
+                if name != "gpsafe" or inside not in PRESENTATION:
+                    digest.update(f"\0{name}/{inside}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def piece_path(folder: Path, task: Task) -> Path:
+    """Where a piece is kept; `folder` is ``<cache>/<fingerprint>/<budget>``."""
+    variant = "control" if task.broken else "claim"
+    number = "verdict" if task.shard is None else f"{task.shard:05d}"
+    return folder / quote(task.name, safe="") / f"{variant}-{number}.json"
+
+
+def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Path) -> tuple[str, str] | None:
+    """Does one piece here and keeps it. Returns None, or the error in one line and its traceback."""
+    check, begun = checks[task.name], time.perf_counter()
+    where = "judge" if task.shard is None else f"piece {task.shard}"
+    try:
+        if task.shard is not None:
+            found = check.sample(task.shard, budget, task.broken)
+            content = {"sample": store.plain(found)}
+        else:
+            shards = range(check.num_shards(budget, task.broken))
+            pieces = [store.read_piece(piece_path(folder, Task(task.name, task.broken, i))) for i in shards]
+            evidence = check.judge([piece["sample"] for piece in pieces], task.broken)
+            if not isinstance(evidence, Evidence):
+                raise _require.fail(f"{task.name}: judge", "Evidence", type(evidence).__name__)
+            content = {"evidence": store.plain(evidence)}
+        store.write_piece(piece_path(folder, task), content | {"seconds": time.perf_counter() - begun})
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a check may raise anything, SystemExit too: it is the check's result
+        line = " ".join(f"{where}: {type(error).__name__}: {error}".split())
+        return line, traceback.format_exc()
+    return None
+
+
+def _start(package: str, expected: str, budget: Budget, folder: Path) -> Callable[[Task], Any]:
+    """Called in each worker: loads the checks and returns what does one task."""
+    import torch
+
+    torch.set_num_threads(1)
+    checks = discover(package)
+    changed = fingerprint(package) != expected  # pieces of other sources must not be kept under this name
+
+    def work(task: Task) -> tuple[str, str] | None:
+        if changed:
+            return "the sources changed while the checks ran: run them again", ""
+        return execute(task, checks, budget, folder)
+
+    return work
+
+
+def _evidence(piece: Mapping[str, Any]) -> Evidence:
+    found = piece["evidence"]
+    return Evidence(found["n"], found["estimate"], Verdict(**found["verdict"]), found["data"])
+
+
+def verify(
+    checks: Mapping[str, Check],
+    *,
+    package: str = "proofs_checks",
+    budget: Budget = "quick",
+    workers: int | None = None,
+    cache: Path = CACHE,
+    fresh: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[CheckResult, ...]:
+    """Runs all pieces of all checks and of their controls.
+
+    Args:
+        checks: some or all of ``discover(package)``.
+        package: where the worker processes find the checks.
+        budget: ``quick`` or ``full``.
+        workers: number of processes (default: the available cores). 0 runs everything here, one after another.
+        cache: folder of the finished pieces.
+        fresh: make all pieces again.
+        on_progress: called at the start and after each piece.
+
+    Returns:
+        One result per check, in the order of `checks`. A piece that raises, or whose worker dies twice, makes its
+        check an ERROR and nothing else.
+    """
+    _require.one_of("verify", "budget", budget, BUDGETS)
+    _require.count("verify", "workers", _workers.available_cores() if workers is None else workers, minimum=0)
+    workers = _workers.available_cores() if workers is None else workers
+    mark = fingerprint(package)
+    folder = Path(cache) / mark / budget
+    timings_path = Path(cache) / "timings.json"
+    timings = store.read_piece(timings_path) or {}
+    run = _Run(checks, budget, folder, on_progress)
+    tasks = run.plan(fresh)
+    key = {task: timings.get(f"{budget}/{task.name}/{task.broken}", math.inf) for task in tasks}
+    tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
+    run.announce()
+    try:
+        if workers == 0:
+            while tasks:
+                task = tasks.pop(0)
+                tasks = run.on_done(_workers.Done(task, execute(task, checks, budget, folder))) + tasks
+        elif tasks:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            log = Path(cache) / "worker.log"
+            log.write_bytes(b"")
+            args = (package, mark, budget, folder.absolute())
+            _workers.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
+    finally:
+        if run.timings:
+            store.write_piece(timings_path, timings | run.timings)
+    return tuple(run.finished[name] for name in checks)
+
+
+class _Run:
+    """Book-keeping of one call of `verify`."""
+
+    def __init__(
+        self, checks: Mapping[str, Check], budget: Budget, folder: Path, report: Callable[[Progress], None]
+    ) -> None:
+        self.checks, self.budget, self.folder, self.report = checks, budget, folder, report
+        self.jobs: dict[tuple[str, bool], _Job] = {}
+        self.finished: dict[str, CheckResult] = {}
+        self.timings: dict[str, float] = {}
+        self.done = self.total = self.reused = 0
+
+    def plan(self, fresh: bool) -> list[Task]:
+        """All that is to be done now; takes over the finished pieces."""
+        tasks: list[Task] = []
+        for name, check in self.checks.items():
+            for broken in (False, True):
+                tasks += self._plan(name, check, broken, fresh)
+        return tasks
+
+    def _plan(self, name: str, check: Check, broken: bool, fresh: bool) -> list[Task]:
+        try:
+            shards = _require.count(name, f"shards for {self.budget}", check.num_shards(self.budget, broken))
+        except (KeyError, ValueError) as error:
+            self.jobs[name, broken] = _Job(0, errors={0: (f"shards: {type(error).__name__}: {error}", "")})
+            return []
+        job = self.jobs[name, broken] = _Job(shards)
+        self.total += shards
+        missing: list[Task] = []
+        for task in (Task(name, broken, shard) for shard in range(shards)):
+            path = piece_path(self.folder, task)
+            if fresh:
+                path.unlink(missing_ok=True)
+            piece = store.read_piece(path)
+            if piece is None:
+                missing.append(task)
+            else:
+                job.seconds += piece["seconds"]
+        job.waiting, job.reused = len(missing), shards - len(missing)
+        self.reused += job.reused
+        self.done += job.reused
+        judgement = Task(name, broken, None)
+        kept = None if missing or fresh else store.read_piece(piece_path(self.folder, judgement))
+        if kept is not None:
+            self._take(job, kept)
+            return []
+        piece_path(self.folder, judgement).unlink(missing_ok=True)
+        return missing or [judgement]
+
+    def announce(self) -> None:
+        """Reports the state at the start: what is kept, and which checks need nothing more."""
+        self.report(Progress(self.done, self.total, self.reused))
+        for name in self.checks:
+            self._finish(name)
+
+    def on_done(self, done: _workers.Done) -> list[Task]:
+        """Books a finished task; returns the judgement if that was the last piece."""
+        task: Task = done.task
+        job = self.jobs[task.name, task.broken]
+        failure = done.value
+        if done.death is not None:
+            where = "judge" if task.shard is None else f"piece {task.shard}"
+            failure = f"{where}: its worker process {done.death}, twice", ""
+        piece = store.read_piece(piece_path(self.folder, task)) if failure is None else None
+        if piece is None and failure is None:
+            failure = f"{piece_path(self.folder, task)} was written and cannot be read", ""
+        if failure is not None:
+            job.errors[-1 if task.shard is None else task.shard] = failure
+        further: list[Task] = []
+        if task.shard is None:
+            if piece is not None:
+                self._take(job, piece)
+            self._finish(task.name)
+            return further
+        job.waiting -= 1
+        self.done += 1
+        if piece is not None:
+            job.seconds += piece["seconds"]
+        if job.waiting == 0 and not job.errors:
+            further = [Task(task.name, task.broken, None)]
+            self.timings[f"{self.budget}/{task.name}/{task.broken}"] = job.seconds / job.shards
+        self.report(Progress(self.done, self.total, self.reused))
+        if job.waiting == 0 and job.errors:
+            self._finish(task.name)
+        return further
+
+    def _take(self, job: _Job, piece: Mapping[str, Any]) -> None:
+        try:
+            job.evidence = _evidence(piece)
+            job.seconds += piece["seconds"]
+        except (KeyError, TypeError, ValueError) as error:
+            job.errors[-1] = (f"judge: {type(error).__name__}: {error}", "")
+
+    def _finish(self, name: str) -> None:
+        jobs = [self.jobs[name, broken] for broken in (False, True)]
+        if name in self.finished or any(job.waiting or (job.evidence is None and not job.errors) for job in jobs):
+            return
+        self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result())
+        self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
+
+
+def select(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
+    """The checks of these names (all, if there are none). Raises ValueError with the closest known names."""
+    import difflib
+
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in checks:
+            near = difflib.get_close_matches(name, checks, n=3, cutoff=0.5)
+            known = f"one like {', '.join(near)}" if near else f"one of {', '.join(checks)}"
+            raise _require.fail("--only", f"the name of a check, {known}", repr(name))
+    return {name: check for name, check in checks.items() if not wanted or name in wanted}

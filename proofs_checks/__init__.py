@@ -1,0 +1,1 @@
+"""Executable theorems: one file per theorem, found automatically by :func:`gpsafe.checks.discover`."""
