@@ -1,0 +1,81 @@
+# Every target sets up .venv first (scripts/bootstrap.py; at once when nothing changed). `make` alone lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first of these that starts; choose another with `make PYTHON=... TARGET`.
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+endif
+
+BIN := .venv/bin
+ifeq ($(CI),true)
+PROFILE := ci
+else
+PROFILE := dev
+endif
+
+# One thread each: two workers with two BLAS threads each on two cores run several times slower.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
+ARGS ?=
+
+.PHONY: help setup verify test test-all nightly bench lab lint format lock clean
+
+help: ## list the targets
+	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## set up .venv
+	@test -n "$(PYTHON)" || { echo "error: no Python found: install Python 3.11 or newer, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" scripts/bootstrap.py
+
+verify: setup ## run the checks of the theorems, write report/index.html and report/report.json
+	@echo "verify: the theorems' checks on a small budget -> report/index.html, report/report.json"
+	@mkdir -p report
+	@$(ONE_THREAD) $(BIN)/gpsafe verify --budget quick --html report/index.html --json report/report.json $(ARGS)
+
+test: setup ## run the tests, without the slow ones
+	@echo "test: the tests without the slow ones, Hypothesis profile $(PROFILE)"
+	@HYPOTHESIS_PROFILE=$(PROFILE) $(PYTEST) $(ARGS)
+
+test-all: setup ## run the tests with the slow ones
+	@echo "test-all: the tests with the slow ones, Hypothesis profile $(PROFILE)"
+	@HYPOTHESIS_PROFILE=$(PROFILE) $(PYTEST) -m "not nightly" $(ARGS)
+
+nightly: setup ## run every test, with many more examples
+	@echo "nightly: every test, Hypothesis profile nightly"
+	@HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "" $(ARGS)
+
+bench: setup ## run the benchmarks, write bench/results.json
+	@echo "bench: the benchmarks -> bench/results.json"
+	@mkdir -p bench
+	@$(ONE_THREAD) $(BIN)/python -m experiments.bench --json bench/results.json $(ARGS)
+
+lab: setup ## open the notebooks in JupyterLab
+	@echo "lab: JupyterLab on notebooks/"
+	@mkdir -p notebooks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
+
+lint: setup ## check style, formatting and types
+	@echo "lint: ruff check"
+	@$(BIN)/ruff check .
+	@echo "lint: ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "lint: pyright on gpsafe and proofs_checks"
+	@$(BIN)/pyright
+
+format: setup ## format the code and sort the imports
+	@echo "format: ruff check --fix and ruff format"
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+lock: ## resolve the dependencies anew into requirements.lock
+	@"$(PYTHON)" scripts/bootstrap.py --relock
+
+clean: ## remove .venv, reports, results and caches
+	@echo "clean: removing .venv, reports, results and caches"
+	@rm -rf .venv .venv.* report results build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -f bench/*.json
+	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
