@@ -108,16 +108,55 @@ class HingeCost:
 class System(Protocol):
     """A plant. Everything is batched over leading dimensions and pure."""
 
-    name: str
-    nx: int
-    nu: int
-    state_box: Box  # region on which the system is meant to be studied
-    input_box: Box
-    noise_std: Tensor  # (nx,)
-    initial_state: Tensor  # (nx,)
-    horizon: int
-    cost: Cost
-    budget: float  # d: E Σ_{t<T} c ≤ d
+    @property
+    def name(self) -> str:
+        """Short name."""
+        ...
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        ...
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        ...
+
+    @property
+    def state_box(self) -> Box:
+        """Region on which the system is meant to be studied."""
+        ...
+
+    @property
+    def input_box(self) -> Box:
+        """Limits of u; what is outside is the caller's error."""
+        ...
+
+    @property
+    def noise_std(self) -> Tensor:
+        """Standard deviations of w, (nx,)."""
+        ...
+
+    @property
+    def initial_state(self) -> Tensor:
+        """x₀, (nx,)."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """c."""
+        ...
+
+    @property
+    def budget(self) -> float:
+        """d: E Σ_{t<T} c(x_t) ≤ d."""
+        ...
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u), (*b, nx), (*b, nu) → (*b, nx)."""
@@ -149,5 +188,7 @@ def step(system: System, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
 
 def sample_noise(noise_std: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """w ~ N(0, diag(noise_std²)), shape (*shape, nx), on the generator's device."""
-    draw = torch.randn(*shape, noise_std.numel(), dtype=torch.float64, generator=generator, device=generator.device)
+    draw = torch.randn(
+        *shape, noise_std.numel(), dtype=torch.float64, generator=generator, device=generator.device
+    )
     return draw * noise_std.to(draw.device)

@@ -1,0 +1,225 @@
+"""RKHS twins: plants x⁺ = known(x, u) + Σ α_i k(z_i, ·) + w whose RKHS norm is exact (theory §1 b)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from gpsafe import _require, kernels
+from gpsafe.rkhs import RKHSFunction, interpolate
+from gpsafe.sets import Box
+from gpsafe.systems.base import Cost, KnownPart, System
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TwinError:
+    """Distance of a twin to its physics at `points` test points of the box: sampled, so the maximum is a lower estimate.
+
+    Attributes:
+        max: largest |twin − physics| per learned output, (p,), in units of the state.
+        rms: root mean square, (p,).
+        points: number of test points.
+    """
+
+    max: Tensor
+    rms: Tensor
+    points: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RKHSTwin:
+    """A plant that lies exactly in the hypothesis class: x⁺_j = known_j + residual_j for j in outputs, else known_j.
+
+    The plant `physics` gives everything but the dynamics (cost, reward, boxes, noise, horizon). States that are not in
+    `outputs` follow the known part alone.
+
+    Attributes:
+        physics: the system that was interpolated.
+        known: known part of the mean.
+        residual: one exact-norm function of z = (x, u) per learned output (p of them).
+        outputs: learned state indices.
+        rkhs_norm: (p,), upper end of ‖residual_j‖_k: √(αᵀKα) with the rounding error of its evaluation added.
+        twin_error: distance to the physics over `region`.
+        region: box of z on which the twin was built; outside it the residual returns to 0.
+    """
+
+    physics: System
+    known: KnownPart
+    residual: tuple[RKHSFunction, ...]
+    outputs: tuple[int, ...]
+    rkhs_norm: Tensor
+    twin_error: TwinError
+    region: Box
+    name: str
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Kernel of each residual."""
+        return tuple(f.kernel for f in self.residual)
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        return self.physics.nx
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        return self.physics.nu
+
+    @property
+    def state_box(self) -> Box:
+        """As the physics."""
+        return self.physics.state_box
+
+    @property
+    def input_box(self) -> Box:
+        """As the physics."""
+        return self.physics.input_box
+
+    @property
+    def noise_std(self) -> Tensor:
+        """As the physics, (nx,)."""
+        return self.physics.noise_std
+
+    @property
+    def initial_state(self) -> Tensor:
+        """As the physics, (nx,)."""
+        return self.physics.initial_state
+
+    @property
+    def horizon(self) -> int:
+        """As the physics."""
+        return self.physics.horizon
+
+    @property
+    def cost(self) -> Cost:
+        """As the physics."""
+        return self.physics.cost
+
+    @property
+    def budget(self) -> float:
+        """As the physics."""
+        return self.physics.budget
+
+    def residual_fn(self, z: Tensor) -> Tensor:
+        """Residual of the learned outputs, (*b, nx + nu) → (*b, p)."""
+        return torch.stack([f(z) for f in self.residual], dim=-1)
+
+    def mean(self, x: Tensor, u: Tensor) -> Tensor:
+        """f*(x, u), (*b, nx), (*b, nu) → (*b, nx)."""
+        base = self.known(x, u)
+        residual = self.residual_fn(torch.cat([x, u], dim=-1))
+        columns = list(base.unbind(-1))
+        for i, j in enumerate(self.outputs):
+            columns[j] = columns[j] + residual[..., i]
+        return torch.stack(columns, dim=-1)
+
+    def reward(self, x: Tensor, u: Tensor) -> Tensor:
+        """As the physics."""
+        return self.physics.reward(x, u)
+
+
+def norm_upper(f: RKHSFunction) -> float:
+    """√(αᵀKα + e) ≥ ‖f‖_k with e the rounding error of the sum.
+
+    Each kernel value is off by at most (4 + 2r)·ε of its size, r the largest squared scaled norm of a centre (the
+    exponent of an RBF is formed as ‖a‖² + ‖b‖² − 2ab), and the double sum over m terms by (2m)·ε:
+    e = ε(2m + 4 + 2r)·|α|ᵀ|K||α| bounds both to first order; doubled for the rest.
+    """
+    gram = kernels.cross(f.kernel, f.centers, f.centers)
+    size = f.weights.abs() @ gram.abs() @ f.weights.abs()
+    form = kernels.stationary(f.kernel)
+    reach = float(form.scaled(f.centers).square().sum(-1).max()) if form is not None else 0.0
+    rounding = 2 * torch.finfo(torch.float64).eps * (2 * len(f.weights) + 4 + 2 * reach) * float(size)
+    return math.sqrt(f.norm**2 + rounding)
+
+
+def centers(box: Box, counts: Sequence[int]) -> Tensor:
+    """Regular grid including the faces, (Π counts, d); a count of 1 puts its axis at the middle of the box."""
+    if len(counts) != box.dim:
+        raise _require.fail("centers", f"{box.dim} counts", tuple(counts))
+    axes = []
+    for low, high, count in zip(box.lower.tolist(), box.upper.tolist(), counts, strict=True):
+        _require.count("centers", "count", count)
+        axes.append(
+            torch.linspace(low, high, count, dtype=torch.float64)
+            if count > 1
+            else torch.tensor([0.5 * (low + high)], dtype=torch.float64)
+        )
+    return torch.cartesian_prod(*axes).reshape(-1, box.dim)
+
+
+def _split(z: Tensor, nx: int) -> tuple[Tensor, Tensor]:
+    return z[..., :nx], z[..., nx:]
+
+
+def twin(
+    system: System,
+    known: KnownPart,
+    *,
+    kernels: Kernel | Sequence[Kernel],
+    outputs: Sequence[int],
+    counts: Sequence[int],
+    region: Box | None = None,
+    ridge: float = 1e-10,
+    test_points: int = 20_000,
+    name: str | None = None,
+) -> RKHSTwin:
+    """The RKHS twin of a system: kernel interpolation of mean − known on a grid of z = (x, u).
+
+    Args:
+        system: the physics; its `mean` is sampled on the grid.
+        known: known part.
+        kernels: one per learned output, or one for all.
+        outputs: learned state indices; the others must equal the known part (checked on the grid).
+        counts: grid points per axis of z; 1 for an axis the kernel ignores.
+        region: box of z (default: state box × input box).
+        ridge: of the interpolation, relative to the kernel's variance; part of the definition.
+        test_points: random points (fixed seed, plus the faces of a refined grid) at which the distance is reported.
+        name: default: system.name + "-twin".
+
+    Raises:
+        ValueError: bad shapes, or a state outside `outputs` that the known part does not reproduce to 1e-9.
+    """
+    learned = tuple(outputs)
+    if not learned or len(set(learned)) != len(learned) or not all(0 <= j < system.nx for j in learned):
+        raise _require.fail("twin", f"distinct output indices in 0..{system.nx - 1}", learned)
+    given = (kernels,) * len(learned) if isinstance(kernels, Kernel) else tuple(kernels)
+    if len(given) != len(learned):
+        raise _require.fail("twin", f"{len(learned)} kernels", len(given))
+    if region is None:
+        both = (system.state_box, system.input_box)
+        region = Box(torch.cat([b.lower for b in both]), torch.cat([b.upper for b in both]))
+    points = centers(region, counts)
+    target = system.mean(*_split(points, system.nx)) - known(*_split(points, system.nx))
+    others = [j for j in range(system.nx) if j not in learned]
+    if others and float(target[:, others].abs().max()) > 1e-9:
+        worst = float(target[:, others].abs().max())
+        raise _require.fail(
+            "twin", f"states {others} equal to the known part", f"a difference of {worst:.3g}"
+        )
+    parts = tuple(
+        interpolate(k, points, target[:, j], ridge=ridge) for k, j in zip(given, learned, strict=True)
+    )
+    norms = torch.tensor([norm_upper(f) for f in parts], dtype=torch.float64)
+
+    generator = torch.Generator().manual_seed(0)
+    probe = region.sample(test_points, generator)
+    face = torch.rand(test_points, generator=generator) < 0.25  # a quarter of the points on a face of the box
+    axis = torch.randint(region.dim, (test_points,), generator=generator)
+    end = torch.where(
+        torch.rand(test_points, generator=generator) < 0.5, region.lower[axis], region.upper[axis]
+    )
+    probe = torch.where(
+        face.unsqueeze(-1) & (torch.arange(region.dim) == axis.unsqueeze(-1)), end.unsqueeze(-1), probe
+    )
+    physics = (system.mean(*_split(probe, system.nx)) - known(*_split(probe, system.nx)))[:, list(learned)]
+    gap = torch.stack([f(probe) for f in parts], dim=-1) - physics
+    error = TwinError(gap.abs().amax(0), gap.square().mean(0).sqrt(), test_points)
+    return RKHSTwin(system, known, parts, learned, norms, error, region, name or f"{system.name}-twin")
