@@ -1,8 +1,8 @@
 """A small pool of worker processes that survives the death of a worker and stops cleanly on Ctrl-C.
 
-Each worker holds one task at a time, so a death is charged to the task that was in its hands: that task is given to
-a fresh worker once more, everything else goes on. Workers are spawned (no inherited state) with one thread of
-linear algebra each, set in their environment before any library is loaded.
+Each worker holds one task at a time, so a death is charged to the task that was in its hands: that task is
+given to a fresh worker once more, everything else goes on. Workers are spawned (no inherited state) with one
+thread of linear algebra each, set in their environment before any library is loaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def _for_spawning() -> Iterator[None]:
-    """Sets what a new process inherits: one thread a library, and Ctrl-C left to the parent (held back, not lost)."""
+    """Sets what a new process inherits: one thread a library, and Ctrl-C held back (not lost)."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     mask = getattr(signal, "pthread_sigmask", None)
@@ -68,7 +68,7 @@ def _for_spawning() -> Iterator[None]:
 
 
 def _serve(connection: Connection, start: Callable[..., Callable[[Any], Any]], args: tuple, log: str) -> None:
-    """What a worker does until its parent hangs up. Its output goes to the log file: the terminal is not its own."""
+    """What a worker does until its parent hangs up. What it prints goes to the log file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -86,7 +86,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, start, args, str(log)), daemon=True)
-        self.ready, self.task = False, None
+        self.ready = False
+        self.task: tuple[Any, int] | None = None  # with the number of this attempt
         with _for_spawning():
             self.process.start()
         theirs.close()
@@ -131,9 +132,9 @@ def run(
                 idle += 1
             for worker in crew:
                 if worker.ready and worker.task is None and queue:
-                    worker.task = queue.popleft()
+                    worker.task = task, _ = queue.popleft()
                     with contextlib.suppress(OSError):  # already dead: noticed below
-                        worker.connection.send(worker.task[0])
+                        worker.connection.send(task)
             for connection in wait([worker.connection for worker in crew]):
                 worker = next(w for w in crew if w.connection is connection)
                 try:
@@ -146,7 +147,9 @@ def run(
                     if not worker.ready:
                         failed_starts += 1
                         if failed_starts >= 3:
-                            error = _require.fail("workers", f"a worker that starts (see {log})", f"one that {how}")
+                            error = _require.fail(
+                                "workers", f"a worker that starts (see {log})", f"one that {how}"
+                            )
                             raise RuntimeError(str(error)) from None
                     elif worker.task is not None:
                         task, attempt = worker.task

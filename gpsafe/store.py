@@ -1,7 +1,7 @@
 """Files that are either whole or absent: atomic writes of text, JSON and tensors.
 
-Strict JSON has no infinities and no NaN. `write_json` writes them as the strings ``"Infinity"``, ``"-Infinity"``
-and ``"NaN"``, which ``float(...)`` in Python and ``Number(...)`` in JavaScript read back.
+Strict JSON has no infinities and no NaN. `write_json` writes them as the strings ``"Infinity"``,
+``"-Infinity"`` and ``"NaN"``, which ``float(...)`` in Python and ``Number(...)`` in JavaScript read back.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Plain = None | bool | int | float | str | list[Any] | dict[str, Any]
 def plain(value: Any) -> Plain:
     """`value` in Python's own numbers, strings, lists and dicts; infinities and NaN stay floats.
 
-    Takes NumPy and torch scalars and arrays, tuples, sets (sorted), paths, enums and dataclasses too. What comes
-    out survives Python's ``json`` unchanged. Raises ValueError for anything else.
+    Takes NumPy and torch scalars and arrays, tuples, sets (sorted), paths, enums and dataclasses too. What
+    comes out survives Python's ``json`` unchanged. Raises ValueError for anything else.
 
     >>> plain({1: (np.float64(0.5), Path("a"))})
     {'1': [0.5, 'a']}
@@ -128,7 +128,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> Path:
     """Writes strict JSON atomically, through `jsonable`."""
-    return write_text(path, json.dumps(jsonable(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+    return write_text(
+        path, json.dumps(jsonable(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
+    )
 
 
 def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
@@ -165,7 +167,9 @@ def require_writable(where: str, path: str | os.PathLike[str]) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise _require.fail(where, f"a path that can be written, not {str(target)!r}", f"the file {str(folder)!r}")
+        raise _require.fail(
+            where, f"a path that can be written, not {str(target)!r}", f"the file {str(folder)!r}"
+        )
     try:
         if target.exists():
             with target.open("ab"):

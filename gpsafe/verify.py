@@ -1,18 +1,15 @@
 """Runs checks and their controls in parallel, piece by piece, and says which claims stand.
 
 A *piece* is one shard of a claim or of its control. Each finished piece is a file under
-``<cache>/<fingerprint>/<budget>/<check>/``, so a run that was stopped goes on where it was, and a run after a change
-of the sources starts anew. Samples always pass through JSON before they are judged: a judgement is the same whether
-its pieces are fresh or kept, and whatever the number of workers.
+``<cache>/<fingerprint>/<budget>/<check>/``, so a run that was stopped goes on where it was, and a run after a
+change of the sources starts anew. Samples always pass through JSON before they are judged: a judgement is the
+same whether its pieces are fresh or kept, and whatever the number of workers.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.util
+import difflib
 import math
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -23,13 +20,11 @@ from typing import Any
 from urllib.parse import quote
 
 from gpsafe import _require, _workers, store
+from gpsafe._provenance import fingerprint
 from gpsafe.checks import BUDGETS, Budget, Check, Evidence, discover
 from gpsafe.verdict import Outcome, Verdict
 
 CACHE = Path("results/verify")
-# Sources that cannot change what a check finds: editing them keeps the finished pieces.
-PRESENTATION = frozenset({"cli.py", "report.py", "_report_template.py", "_report_figures.py"})
-DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
 
 
 class Status(StrEnum):
@@ -50,7 +45,7 @@ class Result:
         evidence: what `Check.judge` found, or None after an error.
         shards: number of pieces.
         reused: how many of them an earlier run had finished.
-        seconds: time in the workers, summed; kept pieces count with the time that they took when they were made.
+        seconds: time in the workers, summed; kept pieces count with the time that they took.
         error: one line, or None.
         details: traceback of the error, or the empty string.
     """
@@ -73,7 +68,7 @@ class CheckResult:
 
     @property
     def status(self) -> Status:
-        """ERROR if a piece failed; else VIOLATED if the claim is; else UNPROVEN if the control is not VIOLATED.
+        """ERROR if a piece failed; else VIOLATED if the claim is; else UNPROVEN if the control is not.
 
         A refuted claim stays refuted whatever its control says: the check has shown that it can fail.
         """
@@ -89,7 +84,7 @@ class CheckResult:
     @property
     def passed(self) -> bool:
         """Whether the claim HOLDS and its control is VIOLATED."""
-        return self.status is Status.HOLDS and self.control_outcome is Outcome.VIOLATED
+        return self.status is Status.HOLDS  # which `status` grants only with a violated control
 
     @property
     def control_outcome(self) -> Outcome | None:
@@ -117,7 +112,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """State of a run: pieces done of all, pieces kept from earlier runs, the check that has just been finished."""
+    """State of a run: pieces done of all, those kept from earlier runs, the check that is just finished."""
 
     done: int
     total: int
@@ -154,35 +149,18 @@ class _Job:
         return Result(self.evidence, self.shards, self.reused, self.seconds, error, details)
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def fingerprint(package: str = "proofs_checks") -> str:
-    """16 hex digits that change with the sources of gpsafe and of the checks, and with the libraries' versions."""
-    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
-    for name in ("gpsafe", package):
-        spec = importlib.util.find_spec(name)
-        for root in (spec.submodule_search_locations or ()) if spec else ():
-            for path in sorted(Path(root).rglob("*.py")):
-                inside = path.relative_to(root).as_posix()
-                if name != "gpsafe" or inside not in PRESENTATION:
-                    digest.update(f"\0{name}/{inside}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def piece_path(folder: Path, task: Task) -> Path:
     """Where a piece is kept; `folder` is ``<cache>/<fingerprint>/<budget>``."""
     variant = "control" if task.broken else "claim"
     number = "verdict" if task.shard is None else f"{task.shard:05d}"
     return folder / quote(task.name, safe="") / f"{variant}-{number}.json"
+
+
+def _read(folder: Path, task: Task) -> dict[str, Any] | None:
+    """A kept piece, or None if it is missing or damaged: then it is made again."""
+    piece = store.read_piece(piece_path(folder, task))
+    wanted = {"evidence" if task.shard is None else "sample", "seconds"}
+    return piece if isinstance(piece, dict) and wanted <= piece.keys() else None
 
 
 def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Path) -> tuple[str, str] | None:
@@ -195,8 +173,8 @@ def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Pat
             content = {"sample": store.plain(found)}
         else:
             shards = range(check.num_shards(budget, task.broken))
-            pieces = [store.read_piece(piece_path(folder, Task(task.name, task.broken, i))) for i in shards]
-            evidence = check.judge([piece["sample"] for piece in pieces], task.broken)
+            pieces = [_read(folder, Task(task.name, task.broken, shard)) for shard in shards]
+            evidence = check.judge([piece["sample"] for piece in pieces if piece is not None], task.broken)
             if not isinstance(evidence, Evidence):
                 raise _require.fail(f"{task.name}: judge", "Evidence", type(evidence).__name__)
             content = {"evidence": store.plain(evidence)}
@@ -246,22 +224,23 @@ def verify(
         checks: some or all of ``discover(package)``.
         package: where the worker processes find the checks.
         budget: ``quick`` or ``full``.
-        workers: number of processes (default: the available cores). 0 runs everything here, one after another.
+        workers: number of processes (default: the available cores); 0 runs everything here.
         cache: folder of the finished pieces.
         fresh: make all pieces again.
         on_progress: called at the start and after each piece.
 
     Returns:
-        One result per check, in the order of `checks`. A piece that raises, or whose worker dies twice, makes its
-        check an ERROR and nothing else.
+        One result per check, in the order of `checks`. A piece that raises, or whose worker dies twice,
+        makes its check an ERROR and nothing else.
     """
     _require.one_of("verify", "budget", budget, BUDGETS)
-    _require.count("verify", "workers", _workers.available_cores() if workers is None else workers, minimum=0)
     workers = _workers.available_cores() if workers is None else workers
+    _require.count("verify", "workers", workers, minimum=0)
     mark = fingerprint(package)
     folder = Path(cache) / mark / budget
     timings_path = Path(cache) / "timings.json"
-    timings = store.read_piece(timings_path) or {}
+    timings = store.read_piece(timings_path)
+    timings = timings if isinstance(timings, dict) else {}
     run = _Run(checks, budget, folder, on_progress)
     tasks = run.plan(fresh)
     key = {task: timings.get(f"{budget}/{task.name}/{task.broken}", math.inf) for task in tasks}
@@ -314,10 +293,9 @@ class _Run:
         self.total += shards
         missing: list[Task] = []
         for task in (Task(name, broken, shard) for shard in range(shards)):
-            path = piece_path(self.folder, task)
             if fresh:
-                path.unlink(missing_ok=True)
-            piece = store.read_piece(path)
+                piece_path(self.folder, task).unlink(missing_ok=True)
+            piece = _read(self.folder, task)
             if piece is None:
                 missing.append(task)
             else:
@@ -326,7 +304,7 @@ class _Run:
         self.reused += job.reused
         self.done += job.reused
         judgement = Task(name, broken, None)
-        kept = None if missing or fresh else store.read_piece(piece_path(self.folder, judgement))
+        kept = None if missing else _read(self.folder, judgement)
         if kept is not None:
             self._take(job, kept)
             return []
@@ -347,7 +325,7 @@ class _Run:
         if done.death is not None:
             where = "judge" if task.shard is None else f"piece {task.shard}"
             failure = f"{where}: its worker process {done.death}, twice", ""
-        piece = store.read_piece(piece_path(self.folder, task)) if failure is None else None
+        piece = _read(self.folder, task) if failure is None else None
         if piece is None and failure is None:
             failure = f"{piece_path(self.folder, task)} was written and cannot be read", ""
         if failure is not None:
@@ -379,7 +357,9 @@ class _Run:
 
     def _finish(self, name: str) -> None:
         jobs = [self.jobs[name, broken] for broken in (False, True)]
-        if name in self.finished or any(job.waiting or (job.evidence is None and not job.errors) for job in jobs):
+        if name in self.finished or any(
+            job.waiting or (job.evidence is None and not job.errors) for job in jobs
+        ):
             return
         self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result())
         self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
@@ -387,8 +367,6 @@ class _Run:
 
 def select(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
     """The checks of these names (all, if there are none). Raises ValueError with the closest known names."""
-    import difflib
-
     wanted = list(dict.fromkeys(names))
     for name in wanted:
         if name not in checks:

@@ -1,0 +1,59 @@
+"""Where numbers come from: versions, revision, and a fingerprint of the sources."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from pathlib import Path
+
+import gpsafe
+
+# Sources that cannot change what a check finds: editing them keeps the finished pieces.
+PRESENTATION = frozenset({"cli.py", "report.py", "_report_template.py", "_report_figures.py"})
+DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def fingerprint(package: str = "proofs_checks") -> str:
+    """16 hex digits that change with the sources of gpsafe and of the checks and with the versions used."""
+    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
+    for name in ("gpsafe", package):
+        spec = importlib.util.find_spec(name)
+        for root in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(Path(root).rglob("*.py")):
+                inside = path.relative_to(root).as_posix()
+                if name != "gpsafe" or inside not in PRESENTATION:
+                    digest.update(f"\0{name}/{inside}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """Revision of the checkout that gpsafe runs from, and whether it has changes; else Nones."""
+    root = Path(gpsafe.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None, None
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return git("rev-parse", "--verify", "HEAD"), None if status is None else bool(status)

@@ -1,0 +1,368 @@
+"""The command line. Exit codes: 0 all claims hold and can fail, 1 not so, 2 wrong usage, 130 after Ctrl-C.
+
+A command is a frozen dataclass (its options, read by tyro) and a function from it to an exit code; `COMMANDS`
+names them. Heavy libraries are loaded inside the functions, so that ``--help`` and mistakes answer quickly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gpsafe.checks import Check
+    from gpsafe.verify import CheckResult, Progress
+
+
+class UsageError(Exception):
+    """One line for the user; exit code 2."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Runs the checks with their controls and prints which claims stand.
+
+    Finished pieces are kept, so a run that was stopped goes on where it was. Exit code 0 if every claim HOLDS
+    and every control is VIOLATED, else 1; 2 for wrong usage; 130 after Ctrl-C.
+    """
+
+    budget: Literal["quick", "full"] = "quick"
+    """How much work: minutes, or hours."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME[,NAME]")] = ()
+    """Run these checks only."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the records and the environment here."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the report here, one self-contained page."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Number of worker processes (default: the available cores)."""
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List the checks and stop."""
+    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Do all pieces again instead of reusing finished ones."""
+    cache: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("results/verify")
+    """Where finished pieces are kept."""
+    package: Annotated[str, tyro.conf.arg(metavar="MODULE")] = "proofs_checks"
+    """Package that holds the checks."""
+
+
+def _verify(options: Verify, command: str) -> int:
+    from rich.console import Console
+
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
+    from gpsafe import report, store, verify
+
+    console = Console(width=_width())
+    chosen, known = _chosen(options)
+    if options.list:
+        console.print(_list_table(chosen, options.budget))
+        return 0
+    outputs = [path for path in (options.json, options.html) if path is not None]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UsageError(f"--html: expected another file than --json, got {str(options.html)!r}")
+    try:
+        for name in ("json", "html"):
+            if getattr(options, name) is not None:
+                store.require_writable(f"--{name}", getattr(options, name))
+        store.require_writable("--cache", options.cache / "timings.json")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+    from gpsafe import _workers
+
+    workers = options.workers or _workers.available_cores()
+    started_at, begun = datetime.now(UTC), time.perf_counter()
+    with _progress(console, workers, options.cache) as on_progress:
+        results = verify.verify(
+            chosen,
+            package=options.package,
+            budget=options.budget,
+            workers=workers,
+            cache=options.cache,
+            fresh=options.fresh,
+            on_progress=on_progress,
+        )
+    env = report.environment(
+        budget=options.budget,
+        command=command,
+        started_at=started_at.isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - begun,
+        workers=workers,
+        selected=len(chosen),
+        known=len(known),
+    )
+    console.print(results_table(results, console.width))
+    if options.json is not None:
+        store.write_json(options.json, report.document(results, env))
+    if options.html is not None:
+        store.write_text(options.html, report.html(results, env))
+    for result in results:
+        if not result.passed:
+            console.print(f"{result.status} {result.check.name}: {result.reason}", **_PLAIN, soft_wrap=True)
+    console.print(report.summary(results), **_PLAIN, soft_wrap=True)
+    for path in outputs:
+        console.print(f"wrote {path}", **_PLAIN, soft_wrap=True)
+    return 0 if all(result.passed for result in results) else 1
+
+
+def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check]]:
+    from gpsafe.checks import discover
+    from gpsafe.verify import select
+
+    if str(Path.cwd()) not in sys.path:  # a console script has its own folder there instead
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        known = discover(options.package)
+    except Exception as error:  # a module of checks may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"--package: expected checks in {options.package!r}, got {reason}") from None
+    if not known:
+        raise UsageError(f"--package: expected at least one check in {options.package!r}, got none")
+    names = [name.strip() for part in options.only for name in part.split(",")]
+    if options.only and not any(names):
+        raise UsageError("--only: expected names of checks, got none")
+    try:
+        return select(known, [name for name in names if name]), known
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal, else one plain line at the start and one per finished check."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    state: Progress | None = None
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    work = bar.add_task("pieces", total=None)
+    checks = 0
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal state, checks
+        if state is None:
+            kept = (
+                f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
+            )
+            console.print(f"{progress.total} pieces on {workers} workers{kept}", **_PLAIN, soft_wrap=True)
+        state = progress
+        if progress.finished is not None:
+            checks += 1
+            bar.update(work, description=f"{checks} checks done, pieces")
+            if not console.is_terminal and progress.done > progress.reused:
+                finished = progress.finished
+                console.print(
+                    f"[{progress.done}/{progress.total}] {finished.status} {finished.check.name}",
+                    **_PLAIN,
+                    soft_wrap=True,
+                )
+        bar.update(work, total=progress.total, completed=progress.done)
+
+    try:
+        with bar:
+            yield on_progress
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this line
+        kept = (
+            "nothing was finished yet" if state is None else f"{state.done} of {state.total} pieces are kept"
+        )
+        sys.stdout.flush()
+        sys.stderr.write(
+            f"gpsafe verify: stopped; {kept} in {cache}; the same command (without --fresh) goes on\n"
+        )
+        raise
+    finally:
+        console.file.flush()
+
+
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}
+_COLOURS = {
+    "HOLDS": "bold blue",
+    "VIOLATED": "bold red",
+    "INCONCLUSIVE": "bold yellow",
+    "UNPROVEN": "bold magenta",
+    "ERROR": "bold reverse",
+}
+
+
+def _width() -> int | None:
+    """Width for a pipe or a file: wide enough for every column. None on a terminal, which knows its own."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(60, int(os.environ["COLUMNS"]))
+    return None if sys.stdout.isatty() else 160
+
+
+def results_table(results: Sequence[CheckResult], width: int) -> Table:
+    """The verdicts. Under 130 columns the source stands below the name, the interval below the estimate."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpsafe.report import duration, record
+
+    wide = width >= 130
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=False, expand=False)
+    table.add_column("claim" if wide else "claim, source", overflow="fold", min_width=24, ratio=None)
+    if wide:
+        table.add_column("source", overflow="fold")
+    for title in ("n", "estimate [interval]", "threshold"):
+        table.add_column(title, justify="right", no_wrap=wide)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("control", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    for item in map(record, results):
+        name = Text(item["name"])
+        first = [name, Text(item["source"])] if wide else [name.append("\n" + item["source"], style="dim")]
+        estimate = _number(item["estimate"])
+        if item["lower"] is not None:
+            between = " " if wide else "\n"
+            estimate += f"{between}[{_number(item['lower'])}, {_number(item['upper'])}]"
+        control = item["control_verdict"]
+        table.add_row(
+            *first,
+            Text("-" if item["n"] is None else str(item["n"])),
+            Text(estimate),
+            Text(_number(item["threshold"])),
+            Text(item["verdict"], style=_COLOURS[item["verdict"]]),
+            Text(control) if control == "VIOLATED" else Text(f"! {control}", style="bold reverse"),
+            Text(duration(item["seconds"])),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if math.isfinite(value) else str(value)
+
+
+def _list_table(checks: dict[str, Check], budget: Literal["quick", "full"]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("claim", overflow="fold")
+    table.add_column("source", overflow="fold")
+    table.add_column(f"pieces ({budget})", justify="right")
+    for check in checks.values():
+        pieces = f"{check.num_shards(budget, False)} + {check.num_shards(budget, True)}"
+        table.add_row(Text(check.name), Text(check.claim), Text(check.source), pieces)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its options as a dataclass type, what runs it, and one line of help."""
+
+    options: type
+    run: Callable[[Any, str], int]
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "verify": Command(Verify, _verify, "run the checks with their controls and report the verdicts"),
+}
+
+
+def _parse(name: str, words: Sequence[str]) -> Any:
+    """The options of a command; tyro's framed complaint becomes one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(COMMANDS[name].options, prog=f"gpsafe {name}", args=list(words))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines: list[str] = []
+    for line in complaint.getvalue().splitlines():
+        text = line.strip("│ |").strip()
+        if lines and (not text or set(text) <= set("─-+ ")):
+            break
+        if text and text[0] not in "╭╰+─":
+            lines.append(text)
+    raise UsageError(f"{' '.join(lines) or 'the options are wrong'} See gpsafe {name} --help")
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    more = "gpsafe COMMAND --help: its options; gpsafe --version: the version"
+    return f"usage: gpsafe COMMAND [options]\n\n{listed}\n\n{more}"
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        import importlib.metadata
+
+        print(importlib.metadata.version("gpsafe"))
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        raise UsageError(
+            f"gpsafe: expected one of the commands {', '.join(COMMANDS)}, got {words[0]!r}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    command = COMMANDS[words[0]]
+    return command.run(_parse(words[0], words[1:]), shlex.join(["gpsafe", *words]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line (default: ``sys.argv[1:]``) and returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a claim with ≤ in it must not fail on a plain terminal
+    words = sys.argv[1:] if argv is None else list(argv)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return _dispatch(words)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has gone, as in `gpsafe verify | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    finally:
+        with contextlib.suppress(
+            ValueError, TypeError
+        ):  # not the main thread, or a handler set outside Python
+            signal.signal(signal.SIGINT, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
