@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly bench lab lint format lock clean
+.PHONY: help setup verify test test-all nightly bench notebooks lab lint format lock clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
@@ -53,6 +53,10 @@ bench: setup ## run the benchmarks, write bench/results.json
 	@mkdir -p bench
 	@$(ONE_THREAD) $(BIN)/python -m experiments.bench --json bench/results.json $(ARGS)
 
+notebooks: setup ## run the notebooks from top to bottom
+	@echo "notebooks: every cell of notebooks/"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -p nbmake --nbmake $(ARGS) notebooks
+
 lab: setup ## open the notebooks in JupyterLab
 	@echo "lab: JupyterLab on notebooks/"
 	@mkdir -p notebooks
@@ -74,8 +78,13 @@ format: setup ## format the code and sort the imports
 lock: ## resolve the dependencies anew into requirements.lock
 	@"$(PYTHON)" scripts/bootstrap.py --relock
 
-clean: ## remove .venv, reports, results and caches
-	@echo "clean: removing .venv, reports, results and caches"
-	@rm -rf .venv .venv.* report results build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove reports, results and caches
+	@echo "clean: removing reports, results and caches"
+	@rm -rf report results build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@rm -f bench/*.json
-	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+	@find . \( -name .git -o -name '.venv*' \) -prune -o \
+		\( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+distclean: clean ## the same, and .venv
+	@echo "distclean: removing .venv"
+	@rm -rf .venv .venv.*

@@ -8,10 +8,9 @@ Standard library only, so it runs before anything is installed and without make:
 
 torch goes first and with pip because pip's own configuration decides between a CPU and a CUDA build; uv
 ignores that configuration, so it never gets to choose a torch. A set-up that was interrupted is started over;
-of two calls at the same time one waits for the other.
+of two calls at the same time one waits for the other. The syntax stays that of Python 3.6, so that an old
+Python gets as far as the message that it is too old.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -105,7 +104,7 @@ def fingerprint(venv: Venv) -> str:
 
 
 @contextlib.contextmanager
-def only_one(venv: Venv) -> Iterator[None]:
+def only_one(venv: Venv) -> "Iterator[None]":
     """Holds the lock for this process and the installers that it starts.
 
     The system lets go of it when the last of them has ended, however it ended: an installer that outlives a
@@ -164,7 +163,7 @@ REASONS = (
 )
 
 
-def run(venv: Venv, what: str, command: list[str]) -> None:
+def run(venv: Venv, what: str, command: "list[str]") -> None:
     """Runs `command` with its output in the log; raises SetupError that says what to do."""
     env = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1", PIP_USER="0")
     env.setdefault("UV_SYSTEM_CERTS", "1")
