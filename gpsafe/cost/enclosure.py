@@ -1,0 +1,161 @@
+"""Rigorous boxes of next means over cells of states, for many policies at once (theory §3.3, §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require, kernels
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.policies import PolicyClass
+from gpsafe.systems.base import KnownPart
+
+
+def grow(value: Tensor, relative: float = 1e-9) -> Tensor:
+    """Outward rounding of an upper bound."""
+    return value + relative * (1.0 + value.abs())
+
+
+def closed_loop_range(
+    known: KnownPart, policies: PolicyClass, centers: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Range of x ↦ p(x, π_i(x)) over boxes, keeping cancellations between plant and feedback.
+
+    With A, B the Jacobians of p at (c, π(c)), s ∈ [low, high] the policy's slope over the box and d = x − c:
+    p = p(c, π(c)) + (A + B diag(s) G) d + ½ dzᵀ H dz. The row norm Σ_j |A + B s G|_ij r_j is convex in s: for one input
+    its maximum is at an end; for several inputs the ends are combined by the triangle inequality.
+
+    Args:
+        known: p with `hessian_bound`.
+        policies: P policies with `slopes`.
+        centers, radius: (N, nx).
+
+    Returns:
+        centre (P, N, nx), half-width (P, N, nx), and reach of the inputs |π(x) − π(c)| (P, N, nu).
+    """
+    if not isinstance(known, KnownPart):
+        raise _require.fail("closed_loop_range", "a known part with hessian_bound", type(known).__name__)
+    gain, low, high = policies.slopes((centers - radius).unsqueeze(0), (centers + radius).unsqueeze(0))
+    u = policies(centers.unsqueeze(0))
+    x = centers.expand(u.shape[0], *centers.shape)
+    middle = known(x, u)
+    a, b = _jacobians(known, x, u)
+    mid, half = 0.5 * (low + high), 0.5 * (high - low)
+    row = a + torch.einsum("pniu,pnu,pux->pnix", b, mid, gain)
+    reach = torch.einsum("pnix,nx->pni", row.abs(), radius)
+    if u.shape[-1] == 1:
+        ends = [a + torch.einsum("pniu,pnu,pux->pnix", b, s, gain) for s in (low, high)]
+        reach = torch.maximum(*[torch.einsum("pnix,nx->pni", end.abs(), radius) for end in ends])
+    else:
+        reach = reach + torch.einsum("pniu,pnu,pux,nx->pni", b.abs(), half, gain.abs(), radius)
+    u_reach = high * torch.einsum("pux,nx->pnu", gain.abs(), radius)
+    dz = torch.cat([radius.expand(u_reach.shape[0], *radius.shape), u_reach], dim=-1)
+    hessian = known.hessian_bound.to(dz.device)
+    if bool((hessian != 0).any()):
+        reach = reach + 0.5 * torch.einsum("ijk,pnj,pnk->pni", hessian, dz, dz)
+    return middle, grow(reach, 1e-12), u_reach
+
+
+def _jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """∂p/∂x (P, N, nx, nx) and ∂p/∂u (P, N, nx, nu) by forward-mode differentiation along each input axis."""
+
+    x, u = x.contiguous(), u.contiguous()
+
+    def column(index: int, of: Tensor, size: int) -> Tensor:
+        tangent = torch.zeros(size, dtype=of.dtype, device=of.device)
+        tangent[index] = 1.0
+        return tangent.expand_as(of).contiguous()
+
+    columns_x = [
+        torch.func.jvp(lambda v: known(v, u), (x,), (column(j, x, x.shape[-1]),))[1] for j in range(x.shape[-1])
+    ]
+    columns_u = [
+        torch.func.jvp(lambda v: known(x, v), (u,), (column(j, u, u.shape[-1]),))[1] for j in range(u.shape[-1])
+    ]
+    return torch.stack(columns_x, dim=-1), torch.stack(columns_u, dim=-1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Enclosure:
+    """Boxes that contain f(x, π_i(x)) for all x in cell j and all f ∈ F_n with ‖f‖_k ≤ B.
+
+    Attributes:
+        centers, radius: cells, (N, nx).
+        z: (c_j, π_i(c_j)), (P, N, nz).
+        known, known_radius: range of the known part, (P, N, nx).
+        metric: sup of the kernel metric d_k(z_c, z) over the cell, per learned output, (P, N, p).
+        slack: B · metric, (P, N, p).
+        low, high: running intersection of [l_i, h_i] at z_c, (P, N, p).
+        cap: B√k, (p,); no residual exceeds it anywhere.
+        prior_std: √k, (p,).
+        outputs, generations: learned outputs; number of generations already intersected.
+    """
+
+    centers: Tensor
+    radius: Tensor
+    z: Tensor
+    known: Tensor
+    known_radius: Tensor
+    metric: Tensor
+    slack: Tensor
+    low: Tensor
+    high: Tensor
+    cap: Tensor
+    prior_std: Tensor
+    outputs: tuple[int, ...]
+    generations: int = 0
+
+    def refine(self, confidence: ConfidenceSet) -> Enclosure:
+        """Intersects the generations of the confidence set that are new since the last call."""
+        if len(confidence.generations) <= self.generations:
+            return self
+        low, high = confidence.bounds(self.z, since=self.generations)
+        low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
+        return replace(self, low=low, high=high, generations=len(confidence.generations))
+
+    def with_residual(self, value: Tensor) -> Enclosure:
+        """The enclosure of one known residual function with values `value` (P, N, p) at z."""
+        return replace(self, low=value, high=value)
+
+    def select(self, index: Tensor) -> Enclosure:
+        """The sub-family of policies."""
+        names = ("z", "known", "known_radius", "metric", "slack", "low", "high")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def empty(self, *, tol: float = 1e-9) -> bool:
+        """Whether F_n is empty at some z: a falsified assumption."""
+        return bool((self.low > self.high + tol).any())
+
+    def boxes(self) -> tuple[Tensor, Tensor]:
+        """Outer boxes of the next mean, low and high, both (P, N, nx)."""
+        low = self.known - self.known_radius
+        high = self.known + self.known_radius
+        columns = list(self.outputs)
+        low[..., columns] += torch.maximum(self.low - self.slack, -self.cap)
+        high[..., columns] += torch.minimum(self.high + self.slack, self.cap)
+        return low, high
+
+
+def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies: PolicyClass) -> Enclosure:
+    """Enclosure before any data: residuals in ±B√k. Cells are (N, nx) centres and radii."""
+    model = confidence.model
+    known, known_radius, u_reach = closed_loop_range(model.prior, policies, centers, radius)  # type: ignore[arg-type]
+    z = torch.cat([centers.expand(policies.num, *centers.shape), policies(centers.unsqueeze(0))], dim=-1)
+    dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
+    norm = confidence.bound.norms(model.num_outputs)
+    variance = model.prior_variance(z[:1, :1])[0, 0]
+    metrics = []
+    for kernel in model.kernels:
+        sup = kernels.metric_over_box(kernel, dz)
+        if sup is None:
+            raise _require.fail("enclose", "stationary kernels (RBF or Matérn)", type(kernel).__name__)
+        metrics.append(sup)
+    metric = torch.stack(metrics, dim=-1)
+    cap = norm * variance.sqrt()
+    wide = cap.expand(*metric.shape)
+    return Enclosure(
+        centers, radius, z, known, known_radius, metric, grow(norm * metric, 1e-12), -wide, wide, cap,
+        variance.sqrt(), model.outputs,
+    )  # fmt: skip

@@ -1,0 +1,344 @@
+"""Robust dynamic program on a grid: a sound upper bound of sup_{f ∈ F_n} J_c(π, f) (theory §3.3).
+
+    V_T = 0,   V_t(x) = c(x) + sup_{m ∈ [l_n, h_n](x, π(x))} E V_{t+1}(m + w).
+
+Everything rounds up: per cell the supremum of c and an outer box of the next means; the Gaussian average of a
+piecewise constant V at a mean known up to ±ε uses exact Φ-differences and the larger neighbour within ε of each edge;
+then the maximum over all sub-cells that the mean box touches; leaving the grid costs the largest rate for the rest of
+the horizon. Policies are a batch dimension; time is the only Python loop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost.base import CostInterval
+from gpsafe.cost.enclosure import Enclosure, enclose, grow
+from gpsafe.policies import PolicyClass
+from gpsafe.sets import Box
+from gpsafe.systems.base import Cost
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """A box cut into ``cells[i]`` equal cells along dimension i (nx ≤ 2); each cell has ``split[i]`` sub-cells for means."""
+
+    box: Box
+    cells: tuple[int, ...]
+    split: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        split = self.split or (1,) * len(self.cells)
+        if self.box.dim not in (1, 2) or len(self.cells) != self.box.dim or len(split) != self.box.dim:
+            raise _require.fail("Grid", "a box of dimension 1 or 2 with one cell count per dimension", self.cells)
+        for number in (*self.cells, *split):
+            _require.count("Grid", "cells and split", number)
+        if not bool((self.box.upper > self.box.lower).all()):
+            raise _require.fail("Grid", "a box with interior", (self.box.lower.tolist(), self.box.upper.tolist()))
+        object.__setattr__(self, "split", split)
+
+    @property
+    def size(self) -> Tensor:
+        """Cell widths, (nx,)."""
+        return (self.box.upper - self.box.lower) / torch.tensor(self.cells, dtype=torch.float64)
+
+    @property
+    def centers(self) -> Tensor:
+        """Cell centres in row-major order, (N, nx)."""
+        axes = [
+            low + (torch.arange(n, dtype=torch.float64) + 0.5) * width
+            for low, n, width in zip(self.box.lower, self.cells, self.size, strict=True)
+        ]
+        return torch.cartesian_prod(*axes).reshape(-1, len(axes))
+
+    @property
+    def num(self) -> int:
+        """N = Π cells."""
+        return math.prod(self.cells)
+
+    def index(self, x: Tensor) -> Tensor:
+        """Row-major index of the cell of x (*b, nx), −1 outside."""
+        position = ((x - self.box.lower) / self.size).floor().long()
+        limits = torch.tensor(self.cells)
+        inside = ((position >= 0) & (position < limits)).all(-1)
+        flat = position[..., 0] if len(self.cells) == 1 else position[..., 0] * self.cells[1] + position[..., 1]
+        return torch.where(inside, flat, -1)
+
+
+def _average_matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
+    """Gaussian average along one axis: W = A V + E max(V₋, V₊).
+
+    Row j is a sub-cell of half-width ε = width/(2 split) with centre y_j. For every m within ε of y_j,
+    E V(m + w) ≤ Σ_i V_i P(y_j + w ∈ cell i shrunk by ε) + Σ_e max(V_{e−}, V_{e+}) P(|y_j + w − e| ≤ ε), because
+    V(y + δ) for |δ| ≤ ε is V_i inside the shrunk cell and one of the two neighbours within ε of an edge.
+    Columns of A: [left outside, cells…, right outside]; of E: the cells + 1 edges.
+    """
+    half = width / (2 * split)
+    rows = low + (torch.arange(cells * split, dtype=torch.float64) + 0.5) * (width / split)
+    edges = low + torch.arange(cells + 1, dtype=torch.float64) * width
+    if std == 0.0:  # m + w = m stays in its own cell
+        identity = torch.eye(cells, dtype=torch.float64).repeat_interleave(split, 0)
+        pad = torch.zeros(cells * split, 1, dtype=torch.float64)
+        return torch.cat([pad, identity, pad], -1), torch.zeros(cells * split, cells + 1, dtype=torch.float64)
+    left = torch.special.ndtr((edges - half - rows.unsqueeze(-1)) / std)
+    right = torch.special.ndtr((edges + half - rows.unsqueeze(-1)) / std)
+    strip = (right - left).clamp_min(0.0)
+    inner = (left[:, 1:] - right[:, :-1]).clamp_min(0.0)
+    return torch.cat([left[:, :1], inner, 1.0 - right[:, -1:]], -1), strip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """Rows of the averaging matrices of one axis, cut to the columns that carry probability."""
+
+    cells: slice  # columns of A, counted in padded cells
+    edges: slice
+    inner: Tensor | None
+    strip: Tensor
+    rest: Tensor  # probability left out: charged at the value outside, which no value exceeds
+
+
+def _blocks(inner: Tensor, strip: Tensor, device: torch.device, rows: int = 64) -> list[_Block]:
+    """Band structure of (A, E): blocks of rows with their non-negligible columns, transposed for use from the right."""
+    blocks = []
+    for start in range(0, strip.shape[0], rows):
+        part_inner, part_strip = inner[start : start + rows, 1:-1], strip[start : start + rows]
+        kept = []
+        for part in (part_inner, part_strip):
+            used = torch.nonzero((part > 1e-18).any(0)).flatten()
+            kept.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0))
+        a, e = part_inner[:, kept[0]], part_strip[:, kept[1]]
+        rest = (1.0 - a.sum(-1) - e.sum(-1)).clamp_min(0.0)
+        padded = slice(kept[0].start + 1, kept[0].stop + 1)
+        block_inner = a.T.contiguous().to(device) if a.numel() else None
+        blocks.append(_Block(padded, kept[1], block_inner, e.T.contiguous().to(device), rest.to(device)))
+    return blocks
+
+
+class _Averager:
+    """sup over sub-cells' positions of E V(m + w), for batched V, padded by the value outside."""
+
+    def __init__(self, grid: Grid, noise_std: Tensor, device: torch.device) -> None:
+        self.axes = []
+        for i in range(grid.box.dim):
+            low, width = float(grid.box.lower[i]), float(grid.size[i])
+            matrices = _average_matrices(low, width, grid.cells[i], grid.split[i], float(noise_std[i]))
+            self.axes.append(_blocks(*matrices, device))
+
+    def _along_last(self, value: Tensor, outside: float, axis: int) -> Tensor:
+        padded = torch.nn.functional.pad(value, (1, 1), value=outside)
+        peaks = torch.maximum(padded[..., :-1], padded[..., 1:])
+        parts = []
+        for block in self.axes[axis]:
+            part = peaks[..., block.edges] @ block.strip
+            if block.inner is not None:
+                part += padded[..., block.cells] @ block.inner
+            parts.append(part.add_(outside * block.rest))
+        return torch.cat(parts, dim=-1)
+
+    def __call__(self, value: Tensor, outside: float) -> Tensor:
+        """(P, n1[, n2]) → (P, S1[, S2])."""
+        result = self._along_last(value, outside, len(self.axes) - 1)
+        if len(self.axes) == 2:
+            result = self._along_last(result.transpose(-1, -2).contiguous(), outside, 0).transpose(-1, -2)
+        return result.contiguous()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RangeMax:
+    """max of a table (P, S1[, S2]) over index boxes, by a sparse table of power-of-two windows."""
+
+    queries: tuple[Tensor, ...]  # flat indices into the stacked levels, (P, N) each
+    levels: tuple[int, ...]
+    outside: Tensor  # (P, N): the box leaves the grid
+
+    @staticmethod
+    def build(grid: Grid, low: Tensor, high: Tensor) -> _RangeMax:
+        """Index boxes of the mean boxes [low, high], both (P, N, nx)."""
+        sub = [n * s for n, s in zip(grid.cells, grid.split, strict=True)]
+        outside = ((low < grid.box.lower) | (high > grid.box.upper)).any(-1)
+        starts, stops, levels = [], [], []
+        for i, size in enumerate(sub):
+            width = float(grid.size[i]) / grid.split[i]
+            first = ((low[..., i] - grid.box.lower[i]) / width - 1e-9).floor().clamp(0, size - 1).long()
+            last = ((high[..., i] - grid.box.lower[i]) / width + 1e-9).floor().clamp(0, size - 1).long()
+            last = torch.maximum(first, last)
+            level = torch.zeros_like(first)
+            for power in range(1, size.bit_length()):
+                level += (last - first + 1) >= (1 << power)
+            starts.append(first)
+            stops.append(last - (1 << level) + 1)
+            levels.append(level)
+        counts = tuple(int(level.max()) + 1 for level in levels)
+        if len(sub) == 1:
+            queries = tuple(levels[0] * sub[0] + first for first in (starts[0], stops[0]))
+        else:
+            base = (levels[0] * counts[1] + levels[1]) * (sub[0] * sub[1])
+            pairs = [(a, b) for a in (starts[0], stops[0]) for b in (starts[1], stops[1])]
+            queries = tuple(base + a * sub[1] + b for a, b in pairs)
+        return _RangeMax(queries, counts, outside)
+
+    def __call__(self, table: Tensor, outside: float) -> Tensor:
+        shape = table.shape
+        stack = table.new_empty(shape[0], math.prod(self.levels), *shape[1:])
+        inner = self.levels[-1]
+        stack[:, 0] = table
+        for k in range(1, inner):
+            _double(stack[:, k - 1], stack[:, k], 1 << (k - 1), -1)
+        if len(self.levels) == 2:
+            for k in range(1, self.levels[0]):
+                _double(stack[:, (k - 1) * inner : k * inner], stack[:, k * inner : (k + 1) * inner], 1 << (k - 1), -2)
+        flat = stack.reshape(shape[0], -1)
+        result = torch.gather(flat, 1, self.queries[0])
+        for query in self.queries[1:]:
+            torch.maximum(result, torch.gather(flat, 1, query), out=result)
+        return result.masked_fill_(self.outside, outside)
+
+
+def _double(source: Tensor, target: Tensor, shift: int, dim: int) -> None:
+    """target[i] = max(source[i], source[i + shift]) along `dim`; windows are cut at the far end."""
+    size = source.shape[dim]
+    shift = min(shift, size)
+    head = target.narrow(dim, 0, size - shift)
+    torch.maximum(source.narrow(dim, 0, size - shift), source.narrow(dim, shift, size - shift), out=head)
+    target.narrow(dim, size - shift, shift).copy_(source.narrow(dim, size - shift, shift))
+
+
+def sweep(
+    grid: Grid, noise_std: Tensor, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float
+) -> Tensor:
+    """Backward sweep V_t = stage + max_{m ∈ [low, high]} E V_{t+1}(m + w), rounded up, for t = horizon−1 … 0.
+
+    Args:
+        grid: N cells.
+        noise_std: (nx,).
+        low, high: mean boxes over each cell, (P, N, nx).
+        stage: supremum of the stage value over each cell, (P or 1, N).
+        horizon: number of stages summed.
+        outside_rate: supremum of the stage value outside the grid; ≥ every entry of `stage`.
+
+    Returns:
+        V_0 per cell, (P, N).
+    """
+    policies = low.shape[0]
+    if horizon == 0:
+        return torch.zeros(policies, grid.num, dtype=torch.float64, device=low.device)
+    average = _Averager(grid, noise_std, low.device)
+    lookup = _RangeMax.build(grid, low, high)
+    value = stage.expand(policies, grid.num)
+    for t in range(1, horizon):
+        outside = t * outside_rate
+        table = average(value.reshape(policies, *grid.cells), outside)
+        value = lookup(table, outside) + stage
+    return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RobustDP:
+    """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 2.
+
+    F_n is {f : l_n ≤ f ≤ h_n, ‖f‖_k ≤ B}: the rectangular relaxation used here, and the kernel metric inside a cell, are
+    outer. Valid for any policy class with `slopes`, and any known part with a Hessian bound.
+
+    Args:
+        grid: cells.
+        initial_state: x₀, (nx,), inside the grid.
+        horizon: T.
+        cost: c with its supremum over boxes.
+        noise_std: σ_w, (nx,).
+        chunk: number of policy-cells worked on at a time (memory).
+    """
+
+    grid: Grid
+    initial_state: Tensor
+    horizon: int
+    cost: Cost
+    noise_std: Tensor
+    chunk: int = 1_200_000
+    name: str = field(default="robust-dp", init=False)
+    sound: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        _require.shape("RobustDP", "initial_state", self.initial_state, (self.grid.box.dim,))
+        _require.shape("RobustDP", "noise_std", self.noise_std, (self.grid.box.dim,))
+        _require.count("RobustDP", "horizon", self.horizon)
+        if not bool(self.grid.box.contains(self.initial_state)):
+            raise _require.fail("RobustDP", "initial_state inside the grid", self.initial_state.tolist())
+
+    def enclosure(self, confidence: ConfidenceSet, policies: PolicyClass) -> Enclosure:
+        """Mean boxes of all policies over all cells, and (last column) over the exact initial state.
+
+        Built without data; `Enclosure.refine` intersects generations as they come.
+        """
+        centers = torch.cat([self.grid.centers, self.initial_state.unsqueeze(0)])
+        radius = torch.cat([(0.5 * self.grid.size).expand(self.grid.num, -1), torch.zeros_like(centers[-1:])])
+        return enclose(centers, radius, confidence, policies)
+
+    def upper(self, enclosure: Enclosure) -> Tensor:
+        """V_0(x₀) for every policy of the enclosure, (P,)."""
+        centers, radius = enclosure.centers, enclosure.radius
+        stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
+        return self._run(enclosure, stage, self.cost.ceiling)
+
+    def lower(self, enclosure: Enclosure) -> Tensor:
+        """A lower bound of inf over the same mean boxes (equal to J_c's lower side when l = h = f*), (P,)."""
+        centers, radius = enclosure.centers, enclosure.radius
+        stage = -self.cost.lower(centers - radius, centers + radius).unsqueeze(0)
+        return -self._run(enclosure, stage, 0.0)
+
+    def exploration(self, enclosure: Enclosure, std: Tensor) -> Tensor:
+        """Upper bound of sup_f E Σ_t ‖σ(z_t)‖ (the optimistic value of ActSafe's expansion phase), (P,).
+
+        Args:
+            std: norm ‖σ‖ at the cell centres, (P, N + 1); it is widened by the kernel metric over each cell.
+        """
+        stage = std + enclosure.metric.norm(dim=-1)
+        return self._run(enclosure, stage, float(enclosure.prior_std.norm()))
+
+    def _run(self, enclosure: Enclosure, stage: Tensor, outside_rate: float) -> Tensor:
+        low, high = enclosure.boxes()
+        step = max(1, self.chunk // self.grid.num)
+        stage = stage.expand(low.shape[0], -1)
+        values = [
+            self._chunk(low[i : i + step], high[i : i + step], stage[i : i + step], outside_rate)
+            for i in range(0, low.shape[0], step)
+        ]
+        return torch.cat(values)
+
+    def _chunk(self, low: Tensor, high: Tensor, stage: Tensor, outside_rate: float) -> Tensor:
+        """The sweep on the cells for t ≥ 1, then one exact step from x₀."""
+        n = self.grid.num
+        value = sweep(
+            self.grid, self.noise_std, low[:, :n], high[:, :n], stage[:, :n],
+            horizon=self.horizon - 1, outside_rate=outside_rate,
+        )  # fmt: skip
+        if self.horizon == 1:
+            return stage[:, n]
+        outside = (self.horizon - 1) * outside_rate
+        table = _Averager(self.grid, self.noise_std, low.device)(value.reshape(-1, *self.grid.cells), outside)
+        first = _RangeMax.build(self.grid, low[:, n:], high[:, n:])(table, outside)
+        return stage[:, n] + first[:, 0]
+
+    def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
+        """Sound interval [0, V_0(x₀)] for every policy, from all generations of the confidence set."""
+        step = max(1, self.chunk // self.grid.num)
+        uppers = []
+        for i in range(0, policies.num, step):
+            part = policies.select(torch.arange(i, min(i + step, policies.num)))
+            uppers.append(self.upper(self.enclosure(confidence, part).refine(confidence)))
+        ceiling = self.horizon * self.cost.ceiling
+        upper = grow(torch.cat(uppers)).clamp_max(ceiling)
+        return CostInterval(
+            torch.zeros_like(upper),
+            upper,
+            sound_upper=confidence.sound,
+            method=self.name,
+            assumptions=confidence.assumptions,
+            vacuous=upper >= ceiling,
+        )

@@ -1,0 +1,192 @@
+"""The pessimistic safe-policy set S_n, policy distances and reachable sets (theory §4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from gpsafe import _require, kernels
+from gpsafe.policies import AffinePolicies
+from gpsafe.systems.base import KnownPart
+
+Rule = Literal["given", "bound", "lipschitz"]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Why a policy is in S_n.
+
+    Args:
+        episode: n at which it entered.
+        rule: "given" (S_0), "bound" (UCB_n(π) ≤ d) or "lipschitz" (UCB_n(π′) + D(π, π′) ≤ d).
+        value: the number that was compared with d (nan for S_0).
+        bound: name of the cost bound.
+        neighbour: π′ of the Lipschitz rule.
+    """
+
+    episode: int
+    rule: Rule
+    value: float
+    bound: str
+    neighbour: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SafePolicySet:
+    """S_n over a finite class of `num` policies: frozen and monotone, every member with its witness."""
+
+    num: int
+    budget: float
+    witnesses: Mapping[int, Witness]
+
+    @staticmethod
+    def initial(num: int, members: Sequence[int], *, budget: float) -> SafePolicySet:
+        """S_0, assumed safe."""
+        _require.count("SafePolicySet", "num", num)
+        if not members or not all(0 <= i < num for i in members):
+            raise _require.fail("SafePolicySet", f"a non-empty S_0 of indices in 0..{num - 1}", list(members))
+        return SafePolicySet(num, budget, {i: Witness(0, "given", math.nan, "assumption") for i in sorted(members)})
+
+    def __len__(self) -> int:
+        return len(self.witnesses)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self.witnesses
+
+    @property
+    def members(self) -> Tensor:
+        """Sorted indices, (|S_n|,)."""
+        return torch.tensor(sorted(self.witnesses), dtype=torch.long)
+
+    @property
+    def outsiders(self) -> Tensor:
+        """Indices not in S_n."""
+        return torch.tensor([i for i in range(self.num) if i not in self.witnesses], dtype=torch.long)
+
+    def expand(self, upper: Tensor, *, episode: int, bound: str, distance: Tensor | None = None) -> SafePolicySet:
+        """S_n from S_{n−1}: adds UCB_n(π) ≤ d, and UCB_n(π′) + D(π, π′) ≤ d with π′ ∈ S_{n−1}.
+
+        Args:
+            upper: sound UCB_n of all policies, (num,); inf where it was not computed.
+            episode: n.
+            bound: name of the cost bound, for the witness.
+            distance: D, (num, num), or None to skip the Lipschitz rule.
+        """
+        _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
+        if bool(torch.isnan(upper).any()):
+            raise _require.fail("SafePolicySet.expand", "upper without NaN", "NaN")
+        grown = dict(self.witnesses)
+        for i in torch.nonzero(upper <= self.budget).flatten().tolist():
+            grown.setdefault(i, Witness(episode, "bound", float(upper[i]), bound))
+        if distance is not None:
+            _require.shape("SafePolicySet.expand", "distance", distance, (self.num, self.num))
+            members = self.members
+            through = upper[members].unsqueeze(-1) + distance[members]
+            value, source = through.min(0)
+            for i in torch.nonzero(value <= self.budget).flatten().tolist():
+                grown.setdefault(i, Witness(episode, "lipschitz", float(value[i]), bound, int(members[source[i]])))
+        return SafePolicySet(self.num, self.budget, grown)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form (nan of S_0 becomes null)."""
+        rows = {}
+        for i, witness in sorted(self.witnesses.items()):
+            row = asdict(witness)
+            row["value"] = None if math.isnan(witness.value) else witness.value
+            rows[str(i)] = row
+        return {"num": self.num, "budget": self.budget, "witnesses": rows}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> SafePolicySet:
+        """Inverse of `to_json`."""
+        witnesses = {}
+        for key, row in record["witnesses"].items():
+            value = math.nan if row["value"] is None else row["value"]
+            witnesses[int(key)] = Witness(row["episode"], row["rule"], value, row["bound"], row["neighbour"])
+        return SafePolicySet(record["num"], record["budget"], witnesses)
+
+
+def decoupling_cost(rate: Tensor, horizon: int, ceiling: float) -> Tensor:
+    """C · max{Σ_t d_t (T−1−t) : 0 ≤ d_t ≤ rate, Σ d_t ≤ 1}, elementwise in `rate` ∈ [0, 1].
+
+    Two chains that move apart with probability at most `rate` a step, if still together, differ in expected cost by at
+    most this: parting at t (probability d_t, the d_t sum to ≤ 1) costs at most C for each of the T−1−t later states.
+    The greedy solution parts as early as it may.
+    """
+    used = torch.zeros_like(rate)
+    total = torch.zeros_like(rate)
+    for t in range(horizon):
+        part = torch.minimum(rate, 1.0 - used)
+        total = total + part * (horizon - 1 - t)
+        used = used + part
+    return ceiling * total
+
+
+def policy_distance(
+    policies: AffinePolicies,
+    known: KnownPart,
+    kernel: Sequence[Kernel],
+    *,
+    rkhs_norm: Tensor,
+    outputs: Sequence[int],
+    noise_std: Tensor,
+    horizon: int,
+    ceiling: float,
+) -> Tensor:
+    """D(π, π′) ≥ sup_f |J_c(π, f) − J_c(π′, f)| for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
+
+    τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
+    the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum
+    over all states is taken exactly: clipping is 1-Lipschitz, so policies with equal gains differ by at most |Δoffset|;
+    otherwise by at most the width of the input box. The kernel is stationary, and p must be affine in u with a constant
+    input matrix (Hessian bound zero in every entry that involves u).
+
+    Returns:
+        (P, P), symmetric, zero diagonal, capped at T·C.
+    """
+    nx, nu = policies.gain.shape[-1], policies.gain.shape[-2]
+    if bool((known.hessian_bound[:, :, nx:] != 0).any()):
+        raise _require.fail("policy_distance", "a known part affine in u with a constant input matrix", "curvature in u")
+    if not bool((noise_std > 0).all()):
+        raise _require.fail("policy_distance", "noise_std > 0 in every state", noise_std.tolist())
+    zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
+    basis = torch.eye(nu, dtype=torch.float64)
+    matrix = (known(zero_x.expand(nu, nx), basis) - known(zero_x, zero_u)).abs().T  # |∂p/∂u|, (nx, nu)
+    width = policies.input_box.upper - policies.input_box.lower
+    change = (policies.offset.unsqueeze(1) - policies.offset.unsqueeze(0)).abs()
+    same = (policies.gain.unsqueeze(1) == policies.gain.unsqueeze(0)).all(-1).all(-1, keepdim=True)
+    change = torch.minimum(torch.where(same, change, width), width)  # (P, P, nu)
+    shift = change @ matrix.T
+    step = torch.cat([torch.zeros(*change.shape[:-1], nx, dtype=torch.float64), change], dim=-1)
+    for j, output in enumerate(outputs):
+        sup = kernels.metric_over_box(kernel[j], step)
+        if sup is None:
+            raise _require.fail("policy_distance", "stationary kernels", type(kernel[j]).__name__)
+        shift[..., output] += rkhs_norm[j] * sup
+    rate = 2 * torch.special.ndtr((shift / noise_std).norm(dim=-1) / 2) - 1
+    return decoupling_cost(rate, horizon, ceiling).clamp_max(horizon * ceiling)
+
+
+def reachable(
+    initial: Sequence[int], true_cost: Tensor, distance: Tensor, *, budget: float, epsilon: float, rounds: int | None = None
+) -> set[int]:
+    """R_ε^H(S_0): H rounds of S ∪ {π : ∃π′ ∈ S, J_c(π′, f*) + D(π, π′) ≤ d − ε} (until it stops growing if None).
+
+    Args:
+        true_cost: J_c(π, f*) or an upper bound of it (which makes the set smaller), (P,).
+    """
+    current = set(initial)
+    for _ in range(len(true_cost) if rounds is None else rounds):
+        members = torch.tensor(sorted(current))
+        value = (true_cost[members].unsqueeze(-1) + distance[members]).min(0).values
+        grown = current | set(torch.nonzero(value <= budget - epsilon).flatten().tolist())
+        if grown == current:
+            break
+        current = grown
+    return current

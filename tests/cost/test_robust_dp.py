@@ -1,0 +1,225 @@
+"""The robust dynamic program rounds up at every step, and equals its naive form."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.enclosure import enclose
+from gpsafe.cost.robust_dp import Grid, RobustDP, _Averager, sweep
+from gpsafe.models import GP
+from gpsafe.rollout import closed_loop
+from gpsafe.sets import Box
+from gpsafe.systems.base import sample_noise
+from gpsafe.systems.reference import (
+    reference_1d,
+    reference_1d_policies,
+    reference_pendulum,
+    reference_pendulum_policies,
+)
+from tests.strategies import seeds
+
+SOLVE = 1e-8
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def uniform(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=generator(seed))
+
+
+def cell_probability(mean: float, std: float, low: float, high: float) -> float:
+    cdf = lambda v: 0.5 * (1 + math.erf((v - mean) / (std * math.sqrt(2))))  # noqa: E731
+    return cdf(high) - cdf(low)
+
+
+def exact_average(value: list[float], mean: float, std: float, low: float, width: float, outside: float) -> float:
+    """E V(mean + w) for piecewise constant V, by one Φ-difference a cell."""
+    inside = [cell_probability(mean, std, low + i * width, low + (i + 1) * width) for i in range(len(value))]
+    return sum(p * v for p, v in zip(inside, value, strict=True)) + (1 - sum(inside)) * outside
+
+
+@given(seeds(), st.integers(1, 3), st.sampled_from([0.0, 0.02, 0.1, 0.7]))
+def test_average_dominates_every_mean_in_its_sub_cell(seed, split, std):
+    grid = Grid(Box(torch.tensor([0.0]), torch.tensor([1.0])), (9,), (split,))
+    value = uniform(seed, 1, 9)
+    outside = 1.5
+    table = _Averager(grid, torch.tensor([std], dtype=torch.float64), value.device)(value, outside)[0]
+    position = uniform(seed + 1, 9 * split)
+    for j in range(9 * split):
+        mean = (j + float(position[j])) / (9 * split)
+        if std == 0.0:
+            truth = float(value[0, min(int(mean * 9), 8)])
+        else:
+            truth = exact_average(value[0].tolist(), mean, std, 0.0, 1 / 9, outside)
+        assert table[j] >= truth - 1e-12
+    assert bool((table <= outside + 1e-12).all())
+
+
+@given(seeds())
+def test_two_dimensional_average_dominates_the_exact_one(seed):
+    grid = Grid(Box(torch.zeros(2), torch.ones(2)), (5, 4))
+    value, outside, std = uniform(seed, 1, 5, 4), 1.2, torch.tensor([0.1, 0.2], dtype=torch.float64)
+    table = _Averager(grid, std, value.device)(value, outside)[0]
+    where = uniform(seed + 1, 5, 4, 2)
+    for i in range(5):
+        for j in range(4):
+            m0, m1 = (i + float(where[i, j, 0])) / 5, (j + float(where[i, j, 1])) / 4
+            rows = [exact_average(value[0, a].tolist(), m1, 0.2, 0.0, 0.25, outside) for a in range(5)]
+            assert table[i, j] >= exact_average(rows, m0, 0.1, 0.0, 0.2, outside) - 1e-12
+
+
+def naive_sweep(cells, width, std, low, high, stage, horizon, rate):
+    """The same recursion in scalar loops: 2-neighbour average at each cell centre, then the max over touched cells."""
+    value = list(stage)
+    for t in range(1, horizon):
+        outside = t * rate
+        padded = [outside, *value, outside]
+        table = []
+        for j in range(cells):
+            center = (j + 0.5) * width
+            total, mass = 0.0, 0.0
+            for edge in range(cells + 1):
+                p = cell_probability(center, std, (edge - 0.5) * width, (edge + 0.5) * width)
+                total += p * max(padded[edge], padded[edge + 1])
+                mass += p
+            table.append(total + (1 - mass) * outside)
+        new = []
+        for j in range(cells):
+            if low[j] < 0 or high[j] > cells * width:
+                new.append(outside + stage[j])
+                continue
+            touched = [
+                i for i in range(cells) if (i + 1) * width >= low[j] - 1e-12 and i * width <= high[j] + 1e-12
+            ]
+            new.append(max(table[i] for i in touched) + stage[j])
+        value = new
+    return value
+
+
+@given(seeds(), st.integers(1, 5))
+def test_sweep_equals_scalar_loops(seed, horizon):
+    cells, width, std = 7, 0.3, 0.25
+    grid = Grid(Box(torch.zeros(1), torch.tensor([2.1])), (cells,))
+    a, b = uniform(seed, 1, cells, 1) * 2.4 - 0.1, uniform(seed + 1, 1, cells, 1) * 0.5
+    stage = uniform(seed + 2, 1, cells)
+    got = sweep(grid, torch.tensor([std]).double(), a, a + b, stage, horizon=horizon, outside_rate=1.0)
+    naive = naive_sweep(
+        cells, width, std, a[0, :, 0].tolist(), (a + b)[0, :, 0].tolist(), stage[0].tolist(), horizon, 1.0
+    )
+    assert torch.allclose(got[0], torch.tensor(naive, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@given(seeds(), st.integers(1, 2))
+def test_sweep_is_monotone_in_boxes_and_stage(seed, dim):
+    cells = (6, 5)[:dim]
+    grid = Grid(Box(torch.zeros(dim), torch.ones(dim)), cells)
+    std = torch.full((dim,), 0.15, dtype=torch.float64)
+    low = uniform(seed, 2, grid.num, dim)
+    high = low + 0.3 * uniform(seed + 1, 2, grid.num, dim)
+    stage = uniform(seed + 2, 2, grid.num)
+    small = sweep(grid, std, low, high, stage, horizon=4, outside_rate=1.0)
+    wide = sweep(grid, std, low - 0.1, high + 0.05, stage, horizon=4, outside_rate=1.0)
+    more = sweep(grid, std, low, high, (stage + 0.1).clamp_max(1.0), horizon=4, outside_rate=1.0)
+    assert bool((wide >= small - 1e-12).all()) and bool((more >= small - 1e-12).all())
+    assert bool((wide <= 4.0 + 1e-12).all())
+
+
+@pytest.mark.parametrize("which", ["1d", "pendulum"])
+@given(seed=seeds())
+def test_enclosure_contains_the_true_next_mean(which, seed):
+    system, (policies, _) = (
+        (reference_1d(), reference_1d_policies())
+        if which == "1d"
+        else (reference_pendulum(), reference_pendulum_policies())
+    )
+    policies = policies.select(torch.tensor([3, 20, 40]))
+    centers = system.state_box.sample(40, generator(seed)) * 0.9
+    radius = 0.05 * uniform(seed + 1, 40, system.nx)
+    model = GP.create(
+        system.kernels, 1e-4, nx=system.nx, nu=1, noise_std=system.noise_std, outputs=system.outputs,
+        prior=system.known,
+    )  # fmt: skip
+    bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    confidence = ConfidenceSet(bound).update(model)
+    enclosure = enclose(centers, radius, confidence, policies)
+    tight = enclosure.with_residual(system.residual_fn(enclosure.z))
+    x = centers + radius * (2 * uniform(seed + 2, 3, 40, system.nx) - 1)
+    truth = system.mean(x, policies(x))
+    for candidate in (enclosure, tight):
+        low, high = candidate.boxes()
+        assert bool((truth >= low - 1e-12).all()) and bool((truth <= high + 1e-12).all())
+
+
+@pytest.fixture(scope="module")
+def one_d():
+    system = reference_1d()
+    policies, _ = reference_1d_policies()
+    grid = Grid(system.state_box, (801,))
+    dp = RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+    model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
+    bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    return system, policies.select(torch.arange(40, 70, 3)), dp, ConfidenceSet(bound).update(model)
+
+
+def test_true_cost_lies_between_lower_and_upper_sweep(one_d):
+    system, policies, dp, confidence = one_d
+    enclosure = dp.enclosure(confidence, policies)
+    exact = enclosure.with_residual(system.residual_fn(enclosure.z))
+    upper, lower = dp.upper(exact), dp.lower(exact)
+    noise = sample_noise(system.noise_std, (system.horizon, 1, 4000), generator(0))
+    states, _ = closed_loop(system.mean, policies, system.initial_state, noise)
+    costs = system.cost(states[..., :-1, :]).sum(-1)
+    margin = 5 * costs.std(-1) / 4000**0.5 + 1e-3
+    assert bool((lower <= costs.mean(-1) + margin).all())
+    assert bool((upper >= costs.mean(-1) - margin).all())
+    assert float((upper - lower).max()) < 4.0 and float(costs.mean(-1).max()) > 10 > 0.1 > float(lower.min())
+
+
+def test_uninformed_bound_dominates_the_true_cost_and_control_is_caught(one_d):
+    system, policies, dp, confidence = one_d
+    interval = dp.evaluate(confidence, policies)
+    enclosure = dp.enclosure(confidence, policies)
+    truth = dp.lower(enclosure.with_residual(system.residual_fn(enclosure.z)))
+    assert interval.sound_upper and bool((interval.upper >= truth).all())
+    wrong = dp.upper(enclosure.with_residual(torch.full_like(enclosure.low, -0.1)))  # not the true residual
+    assert bool((wrong < truth - 0.5).any())
+
+
+def test_evaluation_in_chunks_of_policies_changes_nothing(one_d):
+    system, policies, dp, confidence = one_d
+    small = RobustDP(dp.grid, dp.initial_state, dp.horizon, dp.cost, dp.noise_std, chunk=801)
+    assert torch.equal(dp.evaluate(confidence, policies).upper, small.evaluate(confidence, policies).upper)
+
+
+def test_horizon_one_is_the_cost_of_the_initial_state(one_d):
+    system, policies, dp, confidence = one_d
+    single = RobustDP(dp.grid, torch.tensor([1.2], dtype=torch.float64), 1, dp.cost, dp.noise_std)
+    assert torch.allclose(single.evaluate(confidence, policies).upper, torch.ones(policies.num).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"initial_state": torch.tensor([9.0], dtype=torch.float64)},
+        {"horizon": 0},
+        {"noise_std": torch.ones(2, dtype=torch.float64)},
+    ],
+)
+def test_bad_tasks_are_refused(one_d, change):
+    _, _, dp, _ = one_d
+    task = {
+        "grid": dp.grid, "initial_state": dp.initial_state, "horizon": 3, "cost": dp.cost, "noise_std": dp.noise_std,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="RobustDP"):
+        RobustDP(**{**task, **change})
+
+
+def test_grids_of_three_dimensions_are_refused():
+    with pytest.raises(ValueError, match="Grid"):
+        Grid(Box(torch.zeros(3), torch.ones(3)), (2, 2, 2))
