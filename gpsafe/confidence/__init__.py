@@ -1,6 +1,33 @@
 """Confidence bounds and sets."""
 
-from gpsafe.confidence.bounds import ConfidenceBound, Mixture
+from gpsafe.confidence.bounds import (
+    AbbasiYadkori,
+    ActSafeForm,
+    ChowdhuryGopalan,
+    ConfidenceBound,
+    Constant,
+    Fiedler,
+    Mixture,
+    Srinivas,
+)
+from gpsafe.confidence.convex_program import ConvexProgram
+from gpsafe.confidence.lederer import Lederer
+from gpsafe.confidence.registry import BOUNDS, make_bound
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 
-__all__ = ["ConfidenceBound", "ConfidenceSet", "Falsification", "Mixture"]
+__all__ = [
+    "BOUNDS",
+    "AbbasiYadkori",
+    "ActSafeForm",
+    "ChowdhuryGopalan",
+    "ConfidenceBound",
+    "ConfidenceSet",
+    "Constant",
+    "ConvexProgram",
+    "Falsification",
+    "Fiedler",
+    "Lederer",
+    "Mixture",
+    "Srinivas",
+    "make_bound",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.confidence.bounds import ConfidenceBound
+from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.models.gp import GP
 from gpsafe.verdict import Verdict
 
@@ -32,7 +33,8 @@ class Falsification:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfidenceSet:
-    """F_n from all posteriors so far: l_n = max_i (μ_i − w_i), h_n = min_i (μ_i + w_i), clipped to ±B√k(z, z).
+    """F_n from all posteriors so far: l_n = max_i (μ_i − w_i), h_n = min_i (μ_i + w_i), clipped to ±B√k(z, z)
+    (unless the bound assumes no norm).
 
     `generations` holds the posteriors that were intersected; `bounds(z, since=i)` uses only those from i on (plus the
     clip), so that a caller that keeps l and h at fixed points can intersect new generations as they come.
@@ -65,13 +67,33 @@ class ConfidenceSet:
 
     def bounds(self, z: Tensor, *, since: int = 0) -> tuple[Tensor, Tensor]:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see `falsified`."""
-        model = self.model
-        high = model.prior_variance(z).sqrt() * self.bound.norms(model.num_outputs).to(z.device)
+        high = self.bound.prior_width(self.model, z)
         low = -high
-        for generation in self.generations[since:]:
-            lower, upper = self.bound.interval(generation, z)
+        for lower, upper in self._intervals(self.generations[since:], z):
             low, high = torch.maximum(low, lower), torch.minimum(high, upper)
         return low, high
+
+    def _intervals(self, generations: tuple[GP, ...], z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The interval of every generation at z (*b, d).
+
+        Generations of one growing data set share their factor, so a bound of the form μ ± βσ takes all of them from one
+        pass (`posterior_history`).
+        """
+        plain = type(self.bound).interval is ConfidenceBound.interval
+        newest = generations[-1] if generations else None
+        if newest is None or not plain or z.requires_grad or len(generations) == 1:
+            yield from (self.bound.interval(generation, z) for generation in generations)
+            return
+        shared = [g for g in generations if is_prefix(g, newest)]
+        others = [g for g in generations if not any(g is s for s in shared)]
+        shared.sort(key=lambda g: g.num_data)
+        mean, std = posterior_history(newest, [g.num_data for g in shared], z)
+        prior = newest.prior_variance(z)
+        for i, generation in enumerate(shared):
+            beta = self.bound.beta(generation).to(z.device)
+            half = self.bound.half_width(generation, beta, std[i], prior)
+            yield mean[i] - half, mean[i] + half
+        yield from (self.bound.interval(generation, z) for generation in others)
 
     def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
         """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none."""

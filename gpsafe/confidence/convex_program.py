@@ -1,0 +1,318 @@
+"""The convex-program bound of Flynn & Reeb, through its exact one-dimensional dual (theory §2).
+
+With probability ≥ 1 − δ, for all n at once, f* lies in C_n = {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B}, where
+
+    R_n² = yᵀ(I + cK/R²)⁻¹y + R² log det(I + cK/R²) + 2R² ln(1/δ)
+
+(mixture of the martingale exp((‖y − f*(X)‖² − ‖y − g‖²)/2R²) over g ~ N(0, cK), c fixed before the data; Ville).
+For f ∈ C_n and every η > 0, adding η times the second constraint to the first and completing the square gives
+
+    |f(z) − μ_η(z)| ≤ σ_η(z)/√η · √s(η),   s(η) = R_n² + ηB² − η yᵀ(K + ηI)⁻¹y,
+
+with μ_η, σ_η the posterior with regulariser η; η → ∞ gives |f(z)| ≤ B√k(z, z). Each η is a valid bound, so how well
+η is chosen cannot touch soundness; by strong duality the best η gives max and min of f(z) over C_n exactly. s is convex
+in η, and s(η) < 0 for some η means that C_n is empty. The best value along a ray b = ηa of multipliers is the infimum
+of a jointly convex function over a ray, so the bound is quasi-convex in η: a bracket and golden sections find the optimum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require, kernels
+from gpsafe.confidence.bounds import MARGIN, ConfidenceBound, Mixture
+from gpsafe.models.gp import GP
+
+EPS = 2.0**-52
+EMPTY = 1e-9  # relative margin below zero at which s(η) counts as negative
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """K = U diag(values) Uᵀ and the data in that basis; all shapes may have leading batch dims.
+
+    Args:
+        values: eigenvalues, (*b, n), ≥ 0.
+        vectors: U, (*b, n, n).
+        targets: Uᵀy, (*b, n).
+    """
+
+    values: Tensor
+    vectors: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def of(gram: Tensor, targets: Tensor) -> Spectrum:
+        """From K (*b, n, n) and y (*b, n)."""
+        values, vectors = torch.linalg.eigh(gram)
+        rotated = (vectors.mT @ targets.unsqueeze(-1)).squeeze(-1)
+        return Spectrum(values.clamp_min(0.0), vectors, rotated)
+
+    def radius_sq(self, scale: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
+        """R_n² for c = scale and R = noise (*b,), rounded outwards."""
+        ratio = (scale / noise.square()).unsqueeze(-1) * self.values
+        fit = (self.targets.square() / (1 + ratio)).sum(-1)
+        value = fit + noise.square() * (torch.log1p(ratio).sum(-1) + 2 * log_inv_delta)
+        return value * (1 + 1e-12)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """max and min of f(z) over C_n at m points z.
+
+    Args:
+        spectrum: of the data, batch shape *b.
+        cross: Uᵀk(X, z), (*b, n, m).
+        prior: k(z, z), (*b, m).
+        radius_sq: R_n², (*b,).
+        norm: B, (*b,).
+    """
+
+    spectrum: Spectrum
+    cross: Tensor
+    prior: Tensor
+    radius_sq: Tensor
+    norm: Tensor
+
+    def gap(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """s(η) and the size of its terms (the scale of rounding), η (*b, h) → (*b, h)."""
+        values, targets = self.spectrum.values.unsqueeze(-1), self.spectrum.targets.unsqueeze(-1)
+        fit = eta * (targets.square() / (values + eta.unsqueeze(-2))).sum(-2)
+        room = self.radius_sq.unsqueeze(-1) + eta * self.norm.square().unsqueeze(-1)
+        return room - fit, room + fit
+
+    def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
+
+        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of a backward error
+        2ε‖K‖ in the eigen-decomposition on mean and variance). Where s(η) is negative by rounding only, 0 is used.
+        """
+        shifted = self.spectrum.values.unsqueeze(-1) + eta.unsqueeze(-2)
+        weights = self.spectrum.targets.unsqueeze(-1) / shifted
+        mean = (self.cross * weights).sum(-2)
+        explained = (self.cross.square() / shifted).sum(-2)
+        half = self._half(eta, explained, self.prior, torch.linalg.vector_norm(weights, dim=-2), self.gap(eta))
+        return mean + half, mean - half
+
+    def dual_table(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """`dual` at every point for every one of h shared multipliers: η (*b, h) → (*b, h, m), by matrix products."""
+        shifted = self.spectrum.values.unsqueeze(-2) + eta.unsqueeze(-1)  # (*b, h, n)
+        weights = self.spectrum.targets.unsqueeze(-2) / shifted
+        mean = weights @ self.cross
+        explained = shifted.reciprocal() @ self.cross.square()
+        gap, size = (term.unsqueeze(-1) for term in self.gap(eta))
+        length = torch.linalg.vector_norm(weights, dim=-1).unsqueeze(-1)
+        half = self._half(eta.unsqueeze(-1), explained, self.prior.unsqueeze(-2), length, (gap, size))
+        return mean + half, mean - half
+
+    def _half(
+        self, eta: Tensor, explained: Tensor, prior: Tensor, length: Tensor, gap: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """σ_η/√η·√s(η), outwards; `length` is ‖(K + ηI)⁻¹y‖."""
+        error = 2 * EPS * self.spectrum.values.amax(-1)
+        error = error.reshape(*error.shape, *(1 for _ in range(explained.ndim - error.ndim)))
+        variance = (prior - explained).clamp_min(0.0) + (MARGIN + error / (4 * eta)) * prior
+        half = (variance * (gap[0].clamp_min(0.0) + 1e-13 * gap[1]) / eta).sqrt()
+        return half + error * (prior / eta).sqrt() / 2 * length
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest η worth trying, (*b,): below, rounding dominates; above, η = ∞ is as good."""
+        top = self.spectrum.values.amax(-1)
+        room = self.radius_sq / self.norm.square()
+        low = torch.maximum(1e-9 * top, 1e-9 * room)
+        return low, torch.maximum(1e6 * top, 1e3 * room)
+
+    def empty(self) -> Tensor:
+        """Whether C_n is found to be empty, (*b,): min_η s(η) < 0 beyond rounding.
+
+        s′(η) = B² − ‖μ_η‖² increases in η, so its zero is found by bisection (in log η).
+        """
+        low, high = (edge.log() for edge in self.range())
+        values, targets = self.spectrum.values, self.spectrum.targets
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            size = (targets.square() * values / (values + middle.exp().unsqueeze(-1)).square()).sum(-1)
+            grow = size > self.norm.square()
+            low, high = torch.where(grow, middle, low), torch.where(grow, high, middle)
+        gap, size = self.gap(torch.stack([low.exp(), high.exp()], dim=-1))
+        return (gap < -EMPTY * size).any(-1)
+
+    def solve(self, *, grid: int = 24, sections: int = 18) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Best dual bounds over η: upper and lower (*b, m), and the η of each (+∞ where B√k is the best)."""
+        low, high = (edge.log() for edge in self.range())
+        ceiling = self.norm.unsqueeze(-1) * self.prior.sqrt()
+        steps = torch.linspace(0, 1, grid, dtype=low.dtype, device=low.device)
+        nodes = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * steps  # (*b, h)
+        tables = self.dual_table(nodes.exp())
+        step = ((high - low) / (grid - 1)).unsqueeze(-1)
+        ends, multipliers = [], []
+        for side, sign in ((0, 1.0), (1, -1.0)):
+            start, index = (sign * tables[side]).min(-2)
+            center = low.unsqueeze(-1) + step * index
+            best, best_at = self._golden(center - step, center + step, side, sign, sections)
+            best, best_at = _better(start, center.exp(), best, best_at)
+            best, best_at = _better(ceiling, torch.full_like(ceiling, math.inf), best, best_at)
+            ends.append(sign * best)
+            multipliers.append(best_at)
+        return ends[0], ends[1], multipliers[0], multipliers[1]
+
+    def _golden(
+        self, left: Tensor, right: Tensor, side: int, sign: float, sections: int
+    ) -> tuple[Tensor, Tensor]:
+        """Golden-section search in log η on per-point brackets (*b, m): best value found and its η."""
+        ratio = (math.sqrt(5) - 1) / 2
+        inner = [right - ratio * (right - left), left + ratio * (right - left)]
+        values = [sign * self.dual(point.exp())[side] for point in inner]
+        for _ in range(sections):
+            go_left = values[0] <= values[1]
+            left, right = torch.where(go_left, left, inner[0]), torch.where(go_left, inner[1], right)
+            kept = torch.where(go_left, inner[0], inner[1])
+            kept_value = torch.where(go_left, values[0], values[1])
+            fresh = torch.where(go_left, right - ratio * (right - left), left + ratio * (right - left))
+            fresh_value = sign * self.dual(fresh.exp())[side]
+            inner = [torch.where(go_left, fresh, kept), torch.where(go_left, kept, fresh)]
+            values = [torch.where(go_left, fresh_value, kept_value), torch.where(go_left, kept_value, fresh_value)]
+        best, at = _better(values[0], inner[0], values[1], inner[1])
+        return best, at.exp()
+
+
+def _better(value: Tensor, at: Tensor, other: Tensor, other_at: Tensor) -> tuple[Tensor, Tensor]:
+    """The smaller of two values, with its argument."""
+    take = value <= other
+    return torch.where(take, value, other), torch.where(take, at, other_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvexProgram(ConfidenceBound):
+    """max and min of f(z) over {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B} at each query point, any fixed λ (see the module).
+
+    With c = R²/λ the choice η = λ is exactly `Mixture`, which is always among the candidates: never wider than it.
+    If the set is empty, an assumption is false: the interval comes out inverted, [B√k, −B√k], which
+    `ConfidenceSet.falsified` reports. `beta` is the valid β at η = λ (NaN if the set is empty there).
+
+    Args:
+        scale: c > 0, scalar, fixed before the data; None: R²/λ.
+        method: "dual" minimises over η by a batched search. "cvxpy" lets a conic solver propose the multipliers and
+            returns the dual bound at them (and at its neighbours, λ and ∞): the solver is not trusted.
+    """
+
+    scale: float | None = None
+    method: Literal["dual", "cvxpy"] = "dual"
+
+    name: ClassVar[str] = "convex-program"
+    source: ClassVar[str] = "Flynn & Reeb 2024 (CMM)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require.one_of("ConvexProgram", "method", self.method, ("dual", "cvxpy"))
+        if self.scale is not None:
+            _require.positive("ConvexProgram", "scale", self.scale)
+
+    def _scale(self, model: GP, noise: Tensor) -> Tensor:
+        if self.scale is None:
+            return noise.square() / model.regularizer
+        return torch.full_like(noise, self.scale)
+
+    def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
+        if self.scale is None or model.num_data == 0:
+            gain = model.info_gain() + log_inv_delta
+            return (norm.square() + noise.square() / model.regularizer * 2 * gain).sqrt()
+        values = []
+        for j in range(model.num_outputs):
+            program = self.program(model, j, model.inputs[:1])
+            gap, size = program.gap(model.regularizer[j : j + 1])
+            values.append(torch.where(gap < -EMPTY * size, math.nan, gap.clamp_min(0.0))[0])
+        return (torch.stack(values) / model.regularizer).sqrt()
+
+    def program(self, model: GP, output: int, z: Tensor) -> Program:
+        """The program of one learned output at z (m, d). The model must have data."""
+        if model.inputs is None or model.targets is None:
+            raise _require.fail("ConvexProgram", "a model with data", "none")
+        p = model.num_outputs
+        spectrum = _spectrum(model, output)
+        kernel = model.kernels[output]
+        log = math.log(p / self.delta)
+        noise, norm = self.noise(p)[output].to(z.device), self.norms(p)[output].to(z.device)
+        scale = self._scale(model, self.noise(p))[output].to(z.device)
+        cross = spectrum.vectors.mT @ kernels.cross(kernel, model.inputs, z)
+        return Program(spectrum, cross, kernels.diagonal(kernel, z), spectrum.radius_sq(scale, noise, log), norm)
+
+    def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
+        """[min f(z), max f(z)] over the set at z (*b, d), both (*b, p), rounded outwards; inverted if it is empty."""
+        self.check(model)
+        width = self.prior_width(model, z)
+        if model.num_data == 0:
+            return -width, width
+        low, high = -width, width
+        if self.scale is None:
+            outer = Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta, unchecked=True)
+            mixture_low, mixture_high = outer.interval(model, z)
+            low, high = torch.maximum(low, mixture_low), torch.minimum(high, mixture_high)
+        flat = z.reshape(-1, z.shape[-1])
+        chunk = max(16, 100_000 // model.num_data)
+        uppers, lowers = [], []
+        for j in range(model.num_outputs):
+            solve = self._solver(model, j)
+            parts = [solve(self.program(model, j, part)) for part in flat.split(chunk)]
+            uppers.append(torch.cat([part[0] for part in parts]))
+            lowers.append(torch.cat([part[1] for part in parts]))
+        upper = torch.stack(uppers, dim=-1).reshape(high.shape)
+        lower = torch.stack(lowers, dim=-1).reshape(low.shape)
+        low, high = torch.maximum(low, lower), torch.minimum(high, upper)
+        empty = torch.stack([self.program(model, j, flat[:1]).empty() for j in range(model.num_outputs)])
+        return torch.where(empty, width, low), torch.where(empty, -width, high)
+
+    def _solver(self, model: GP, output: int) -> Callable[[Program], tuple[Tensor, Tensor]]:
+        """Program → upper and lower, (m,)."""
+        if self.method == "dual":
+            return lambda program: program.solve()[:2]
+        from gpsafe.confidence.convex_proposer import Proposer  # cvxpy is slow to import
+
+        proposer: list[Proposer] = []
+
+        def solve(program: Program) -> tuple[Tensor, Tensor]:
+            if not proposer:
+                proposer.append(Proposer(program))
+            proposals = proposer[0].multipliers(program)
+            return bound_at(program, proposals, float(model.regularizer[output]))
+
+        return solve
+
+
+def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: float) -> tuple[Tensor, Tensor]:
+    """Dual bounds (m,) from proposed η (upper side, lower side), each (m,), whatever they are.
+
+    Tries the proposals, their neighbours within ±1 %, λ, and ∞; NaN, zero, negative or infinite proposals count as ∞.
+    """
+    smallest, largest = program.range()
+    ceiling = program.norm * program.prior.sqrt()
+    ends = []
+    for side, sign in ((0, 1.0), (1, -1.0)):
+        best = ceiling
+        proposed = torch.nan_to_num(proposals[side], nan=0.0, posinf=0.0, neginf=0.0)
+        usable = torch.where(proposed > 0, proposed, regularizer)
+        tries = [usable * factor for factor in (1.0, 0.99, 1.01)]
+        for eta in (*tries, torch.full_like(usable, regularizer)):
+            clipped = torch.minimum(torch.maximum(eta, smallest), largest)
+            best = torch.minimum(best, sign * program.dual(clipped)[side])
+        ends.append(sign * best)
+    return ends[0], ends[1]
+
+
+def _spectrum(model: GP, output: int) -> Spectrum:
+    """Eigen-decomposition of the model's Gram matrix, computed once per posterior and kernel."""
+    assert model.inputs is not None and model.targets is not None
+    cache = model._cache if model._cache is not None else {}
+    kernel = model.kernels[output]
+    key = f"spectrum-{id(kernel)}"
+    if key not in cache:
+        gram = kernels.cross(kernel, model.inputs, model.inputs)
+        cache[key] = Spectrum.of(0.5 * (gram + gram.T), model.targets[:, output])
+    found: Spectrum = cache[key]
+    return Spectrum(found.values, found.vectors, found.vectors.T @ model.targets[:, output])

@@ -1,0 +1,72 @@
+"""Proposes multipliers for the convex-program bound with a conic solver. Nothing here is trusted.
+
+In the orthonormal basis of span{k(x_i, ·), k(z, ·)} given by the eigenvectors of K and the part of k(z, ·) orthogonal to
+the data, f has coordinates (a, b): f(X) = U diag(√s) a, ‖f‖² = ‖a‖² + b², f(z) = pᵀa + qb, with p_i = (Uᵀk(X, z))_i/√s_i
+and q² = k(z, z) − ‖p‖². Only p and q depend on z, so one problem, compiled once, serves all query points.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import cvxpy as cp
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gpsafe.confidence.convex_program import Program
+
+RANK = 1e-13  # eigenvalues below RANK times the largest carry no direction of their own
+
+
+class Proposer:
+    """The compiled problem: max pᵀa + qb s.t. ‖diag(√s)a − Uᵀy‖ ≤ R_n, ‖(a, b)‖ ≤ B, with p, q as parameters."""
+
+    def __init__(self, program: Program) -> None:
+        """Compiles for the data of `program` (no batch dims)."""
+        values = program.spectrum.values.cpu().numpy()
+        targets = program.spectrum.targets.cpu().numpy()
+        keep = values > RANK * values.max()
+        self._roots = np.where(keep, np.sqrt(np.where(keep, values, 1.0)), np.inf)  # p_i = 0 for dropped directions
+        self._radius = float(program.radius_sq.sqrt())
+        self._norm = float(program.norm)
+        n = len(values)
+        self._slope, self._rest = cp.Parameter(n), cp.Parameter()
+        weights, extra = cp.Variable(n), cp.Variable()
+        self._fit = cp.norm(cp.multiply(np.where(keep, self._roots, 0.0), weights) - targets) <= self._radius
+        self._size = cp.norm(cp.hstack([weights, extra])) <= self._norm
+        objective = cp.Maximize(self._slope @ weights + self._rest * extra)
+        self.problem = cp.Problem(objective, [self._fit, self._size])
+
+    def optimum(self, program: Program, index: int, sign: float) -> tuple[float, float]:
+        """The solver's claims at point `index`: sign·max sign·f(z), and η = (ρ_norm R_n)/(ρ_fit B). NaN if it failed.
+
+        The multipliers ρ belong to norms; those of the squared constraints are ρ/(2R_n) and ρ/(2B).
+        """
+        slope = program.cross[:, index].cpu().numpy() / self._roots
+        rest = float(program.prior[index]) - float(slope @ slope)
+        self._slope.value = sign * slope
+        self._rest.value = np.sqrt(max(0.0, rest))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "may be inaccurate": it is not trusted anyway
+                self.problem.solve(solver=cp.CLARABEL)
+        except cp.SolverError:
+            return float("nan"), float("nan")
+        if self.problem.value is None or self._fit.dual_value is None or self._size.dual_value is None:
+            return float("nan"), float("nan")
+        fit, size = float(self._fit.dual_value), float(self._size.dual_value)
+        eta = size * self._radius / (fit * self._norm) if fit > 0 else float("inf")
+        return sign * float(self.problem.value), eta
+
+    def multipliers(self, program: Program) -> tuple[Tensor, Tensor]:
+        """Proposed η of the upper and of the lower bound at every point, (m,) each."""
+        count = program.prior.shape[-1]
+        found = [[self.optimum(program, i, sign)[1] for i in range(count)] for sign in (1.0, -1.0)]
+        device = program.prior.device
+        return (
+            torch.tensor(found[0], dtype=torch.float64, device=device),
+            torch.tensor(found[1], dtype=torch.float64, device=device),
+        )
