@@ -17,7 +17,7 @@ def fail(where: str, expected: str, got: Any) -> ValueError:
 
 def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
     """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     if tensor.is_complex():
         raise fail(where, f"real numbers in {name}", tensor.dtype)
     tensor = tensor.to(torch.float64)
