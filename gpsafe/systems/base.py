@@ -1,7 +1,11 @@
-"""What a plant is: x⁺ = f*(x, u) + w with w ~ N(0, diag(noise_std²)), a cost in [0, C] and a budget (theory §1)."""
+"""What a plant is (theory §1).
+
+x⁺ = f*(x, u) + w with w ~ N(0, diag(noise_std²)), a cost in [0, C] and a budget.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -32,15 +36,33 @@ class Cost(Protocol):
         ...
 
 
-def _support(normal: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """min and max of normal·x over boxes."""
-    positive, negative = normal.clamp_min(0.0), normal.clamp_max(0.0)
-    return lower @ positive + upper @ negative, upper @ positive + lower @ negative
+def _supports(normals: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """min and max of normals x over boxes, (*b, nx) ×2 → (*b, m) ×2, rounded outward.
+
+    A normal with one non-zero entry needs no margin: the product is rounded monotonically. The others get
+    4·nx·ε·|normal|·max|x|, more than the rounding of both this sum and the one at a point.
+    """
+    normals = normals.to(lower.device)
+    positive, negative = normals.clamp_min(0.0).T, normals.clamp_max(0.0).T
+    several = ((normals != 0).sum(-1) > 1).to(normals.dtype)
+    size = torch.maximum(lower.abs(), upper.abs()) @ normals.abs().T
+    margin = 4 * normals.shape[-1] * torch.finfo(torch.float64).eps * several * size
+    return lower @ positive + upper @ negative - margin, upper @ positive + lower @ negative + margin
+
+
+def _check_halfspaces(where: str, normals: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    normals = _require.finite(where, "normals", normals)
+    if normals.ndim != 2:
+        raise _require.fail(where, "normals of shape (m, nx)", f"shape {tuple(normals.shape)}")
+    offsets = _require.finite(where, "offsets", offsets)
+    return normals, _require.shape(where, "offsets", offsets, (normals.shape[0],))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndicatorCost:
     """c(x) = 1{normals[i]·x > offsets[i] for some i}: the state has left the polytope {normals x ≤ offsets}.
+
+    A state with NaN entries costs 1: a diverged trajectory never counts as safe.
 
     Args:
         normals: (m, nx).
@@ -51,11 +73,7 @@ class IndicatorCost:
     offsets: Tensor
 
     def __post_init__(self) -> None:
-        normals = _require.finite("IndicatorCost", "normals", self.normals)
-        if normals.ndim != 2:
-            raise _require.fail("IndicatorCost", "normals of shape (m, nx)", f"shape {tuple(normals.shape)}")
-        offsets = _require.finite("IndicatorCost", "offsets", self.offsets)
-        _require.shape("IndicatorCost", "offsets", offsets, (normals.shape[0],))
+        normals, offsets = _check_halfspaces("IndicatorCost", self.normals, self.offsets)
         object.__setattr__(self, "normals", normals)
         object.__setattr__(self, "offsets", offsets)
 
@@ -66,42 +84,59 @@ class IndicatorCost:
 
     def __call__(self, x: Tensor) -> Tensor:
         """1 outside the polytope, 0 inside."""
-        return (x @ self.normals.T > self.offsets).any(-1).to(x.dtype)
+        inside = x @ self.normals.T.to(x.device) <= self.offsets.to(x.device)
+        return (~inside).any(-1).to(x.dtype)
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
         """1 if the box meets the unsafe set (exact: each half-space is tested by its support function)."""
-        reach = torch.stack([_support(n, lower, upper)[1] for n in self.normals], dim=-1)
-        return (reach > self.offsets).any(-1).to(lower.dtype)
+        reach = _supports(self.normals, lower, upper)[1]
+        return (~(reach <= self.offsets.to(lower.device))).any(-1).to(lower.dtype)
 
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """1 only if one half-space alone shows that the whole box is unsafe (an under-approximation for m > 1)."""
-        reach = torch.stack([_support(n, lower, upper)[0] for n in self.normals], dim=-1)
-        return (reach > self.offsets).any(-1).to(lower.dtype)
+        """1 if one half-space alone shows that the whole box is unsafe (under-approximates for m > 1)."""
+        reach = _supports(self.normals, lower, upper)[0]
+        return (reach > self.offsets.to(lower.device)).any(-1).to(lower.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HingeCost:
-    """c(x) = min(max(normal·x − offset, 0), ceiling)."""
+    """c(x) = min(max_i (normal_i·x − offset_i)₊, ceiling): how far the state is outside {normal x ≤ offset}.
+
+    A state with NaN entries costs the ceiling.
+
+    Args:
+        normal: (nx,) for one half-space, or (m, nx).
+        offset: a number for one half-space, or (m,).
+        ceiling: C > 0.
+    """
 
     normal: Tensor
-    offset: float
+    offset: Tensor | float
     ceiling: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "normal", _require.finite("HingeCost", "normal", self.normal))
-        _require.positive("HingeCost", "ceiling", self.ceiling)
+        normals = torch.atleast_2d(_require.finite("HingeCost", "normal", self.normal))
+        offsets = torch.atleast_1d(_require.finite("HingeCost", "offset", self.offset))
+        normals, offsets = _check_halfspaces("HingeCost", normals, offsets)
+        object.__setattr__(self, "normal", normals)
+        object.__setattr__(self, "offset", offsets)
+        object.__setattr__(self, "ceiling", float(_require.positive("HingeCost", "ceiling", self.ceiling)))
+
+    def _clip(self, reach: Tensor) -> Tensor:
+        assert isinstance(self.offset, Tensor)
+        return (reach - self.offset.to(reach.device)).amax(-1).clamp(0.0, self.ceiling)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Clipped distance beyond the half-space."""
-        return (x @ self.normal - self.offset).clamp(0.0, self.ceiling)
+        """Clipped distance beyond the worst half-space, in units of normal·x."""
+        return torch.nan_to_num(self._clip(x @ self.normal.T.to(x.device)), nan=self.ceiling)
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Exact sup over boxes."""
-        return (_support(self.normal, lower, upper)[1] - self.offset).clamp(0.0, self.ceiling)
+        """Sup over boxes (exact up to outward rounding)."""
+        return torch.nan_to_num(self._clip(_supports(self.normal, lower, upper)[1]), nan=self.ceiling)
 
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Exact inf over boxes."""
-        return (_support(self.normal, lower, upper)[0] - self.offset).clamp(0.0, self.ceiling)
+        """max_i of the infima over boxes: the infimum for m = 1, an under-approximation for m > 1."""
+        return torch.nan_to_num(self._clip(_supports(self.normal, lower, upper)[0]), nan=0.0)
 
 
 @runtime_checkable
@@ -169,7 +204,11 @@ class System(Protocol):
 
 @runtime_checkable
 class KnownPart(Protocol):
-    """A smooth known mean p(x, u) with a bound on its second derivatives, so that its range over a cell is rigorous."""
+    """A known mean p(x, u), C¹ with Lipschitz derivative, whose second derivatives are bounded everywhere.
+
+    So p(z) is within ½ Σ_jk H_ijk |δ_j δ_k| of its linearisation at z + δ, and ranges over cells are
+    rigorous.
+    """
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """p(x, u), → (*b, nx)."""
@@ -177,7 +216,7 @@ class KnownPart(Protocol):
 
     @property
     def hessian_bound(self) -> Tensor:
-        """H (nx, nz, nz), z = (x, u): |∂²p_i/∂z_j∂z_k| ≤ H_ijk everywhere."""
+        """H (nx, nz, nz), z = (x, u): |∂²p_i/∂z_j∂z_k| ≤ H_ijk almost everywhere."""
         ...
 
 
@@ -192,3 +231,49 @@ def sample_noise(noise_std: Tensor, shape: tuple[int, ...], generator: torch.Gen
         *shape, noise_std.numel(), dtype=torch.float64, generator=generator, device=generator.device
     )
     return draw * noise_std.to(draw.device)
+
+
+def check_fields(where: str, system: System) -> None:
+    """Refuses a plant whose declared sizes, noise, start, horizon, budget and boxes do not fit together."""
+    _require.shape(
+        where, "noise_std", _require.nonnegative(where, "noise_std", system.noise_std), (system.nx,)
+    )
+    _require.shape(
+        where, "initial_state", _require.finite(where, "initial_state", system.initial_state), (system.nx,)
+    )
+    _require.count(where, "horizon", system.horizon)
+    _require.nonnegative(where, "budget", system.budget)
+    boxes = (system.state_box.dim, system.input_box.dim)
+    if boxes != (system.nx, system.nu):
+        raise _require.fail(where, f"boxes of dimensions ({system.nx}, {system.nu})", boxes)
+    if not bool(system.state_box.contains(system.initial_state)):
+        raise _require.fail(where, "initial_state inside state_box", system.initial_state.tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CallableSystem:
+    """A plant from two functions: `dynamics` (x, u) → x⁺, `reward_fn` (x, u) → r; the rest as in `System`."""
+
+    name: str
+    nx: int
+    nu: int
+    state_box: Box
+    input_box: Box
+    noise_std: Tensor
+    initial_state: Tensor
+    horizon: int
+    cost: Cost
+    budget: float
+    dynamics: Callable[[Tensor, Tensor], Tensor]
+    reward_fn: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        check_fields("CallableSystem", self)
+
+    def mean(self, x: Tensor, u: Tensor) -> Tensor:
+        """f*(x, u)."""
+        return self.dynamics(x, u)
+
+    def reward(self, x: Tensor, u: Tensor) -> Tensor:
+        """r(x, u)."""
+        return self.reward_fn(x, u)

@@ -1,4 +1,4 @@
-"""Known parts p(x, u) of a plant with second derivatives bounded everywhere, so that ranges over cells are rigorous."""
+"""Known parts p(x, u) of a plant: second derivatives bounded everywhere, so that ranges over cells are rigorous."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class SineKnown:
 def pendulum_known(
     *, gravity: float, gain: float, damping: float, dt: float, hanging_at_zero: bool, semi_implicit: bool
 ) -> SineKnown:
-    """Euler step of θ̈ = ∓gravity sin θ + gain·u − damping·θ̇ without speed clip, as a known part on z = (θ, θ̇, u).
+    """Euler step of θ̈ = ∓gravity sin θ + gain·u − damping·θ̇ on z = (θ, θ̇, u), without speed clip.
 
     Args:
         gravity: g/l times the inertia factor, 1/s².

@@ -1,4 +1,4 @@
-"""Two reference plants on which the whole theory can be run: x⁺ in the RKHS exactly, every quantity computable.
+"""Two reference plants on which the whole theory can be run: exactly in the RKHS, every quantity computable.
 
 Both are RKHS twins with a known mean whose error they learn. The pendulum here hangs at θ = 0 (the plants of
 `gpsafe.systems.pendulum` have θ = 0 upright).
@@ -6,16 +6,13 @@ Both are RKHS twins with a known mean whose error they learn. The pendulum here 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.sets import Box
-from gpsafe.systems.base import Cost, IndicatorCost
+from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown, pendulum_known
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 
@@ -24,53 +21,11 @@ def _vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CallableSystem:
-    """A plant from two functions: `dynamics` (x, u) → x⁺ and `reward_fn` (x, u) → r. Fields as in `System`."""
-
-    name: str
-    nx: int
-    nu: int
-    state_box: Box
-    input_box: Box
-    noise_std: Tensor
-    initial_state: Tensor
-    horizon: int
-    cost: Cost
-    budget: float
-    dynamics: Callable[[Tensor, Tensor], Tensor]
-    reward_fn: Callable[[Tensor, Tensor], Tensor]
-
-    def __post_init__(self) -> None:
-        where = "CallableSystem"
-        for name, value, size in (
-            ("noise_std", self.noise_std, self.nx),
-            ("initial_state", self.initial_state, self.nx),
-        ):
-            object.__setattr__(
-                self, name, _require.shape(where, name, _require.finite(where, name, value), (size,))
-            )
-        _require.nonnegative(where, "noise_std", self.noise_std)
-        _require.count(where, "horizon", self.horizon)
-        _require.nonnegative(where, "budget", self.budget)
-        if (self.state_box.dim, self.input_box.dim) != (self.nx, self.nu):
-            got = (self.state_box.dim, self.input_box.dim)
-            raise _require.fail(where, f"boxes of dimensions ({self.nx}, {self.nu})", got)
-
-    def mean(self, x: Tensor, u: Tensor) -> Tensor:
-        """f*(x, u)."""
-        return self.dynamics(x, u)
-
-    def reward(self, x: Tensor, u: Tensor) -> Tensor:
-        """r(x, u)."""
-        return self.reward_fn(x, u)
-
-
 def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
-    """x⁺ = x + 0.25u + f(x, u) + w, f the RKHS twin of 0.06 sin 2.5x + 0.03 u cos x; the state must stay below 1.
+    """x⁺ = x + 0.25u + f(x, u) + w, f the RKHS twin of 0.06 sin 2.5x + 0.03 u cos x; safe is x ≤ 1.
 
-    RBF kernel, ℓ = (0.9, 3), variance 0.1², 14 × 5 centres on [−2.5, 2.5] × [−1, 1]: B = 4.47. T = 20, cost 1{x > 1},
-    d = 0.2, x₀ = −0.5, noise 0.01. Reward x: the best policy is the highest safe set-point.
+    RBF kernel, ℓ = (0.9, 3), variance 0.1², 14 × 5 centres on [−2.5, 2.5] × [−1, 1]: B = 4.47. T = 20, cost
+    1{x > 1}, d = 0.2, x₀ = −0.5, noise 0.01. Reward x: the best policy is the highest safe set-point.
     """
 
     def dynamics(x: Tensor, u: Tensor) -> Tensor:
@@ -98,7 +53,7 @@ def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
 
 
 def reference_1d_policies() -> tuple[AffinePolicies, Tensor]:
-    """u = clip(3(g − x), ±1) for 81 set-points g ∈ [−0.5, 1.5], and the indices of S_0 = {g ≤ −0.4} (5 policies)."""
+    """u = clip(3(g − x), ±1) for 81 set-points g ∈ [−0.5, 1.5], and indices of S_0 = {g ≤ −0.4} (5 of them)."""
     targets = torch.linspace(-0.5, 1.5, 81, dtype=torch.float64)
     box = Box(_vector(-1.0), _vector(1.0))
     policies = set_point_policies(
@@ -110,10 +65,10 @@ def reference_1d_policies() -> tuple[AffinePolicies, Tensor]:
 def reference_pendulum(noise_std: tuple[float, float] = (0.004, 0.01)) -> RKHSTwin:
     """A damped pendulum that hangs at θ = 0 (rad) and must stay below θ = 1.2; x = (θ, ω), |u| ≤ 1.
 
-    Explicit Euler, dt = 0.05: θ⁺ = θ + dt·ω (known), ω⁺ = ω + dt(−9.81 sin θ + 15u − 0.2ω). The known part believes in
-    a length of 1.1 (so 9.81/1.1 and the gain 15/1.1²) and damping 0.25; its error in ω⁺ is the twin (RBF,
-    ℓ = (1.5, 16, 3), variance 0.06², 9 × 4 × 4 centres on ±2.5 × ±8 × ±1: B = 21.5, 3e-4 from the physics).
-    T = 30, cost 1{θ > 1.2}, d = 0.2, x₀ = 0. Reward θ.
+    Explicit Euler, dt = 0.05: θ⁺ = θ + dt·ω (known), ω⁺ = ω + dt(−9.81 sin θ + 15u − 0.2ω). The known part
+    believes in a length of 1.1 (so 9.81/1.1 and the gain 15/1.1²) and damping 0.25; its error in ω⁺ is the
+    twin (RBF, ℓ = (1.5, 16, 3), variance 0.06², 9 × 4 × 4 centres on ±2.5 × ±8 × ±1: B = 21.5, 3e-4 from the
+    physics). T = 30, cost 1{θ > 1.2}, d = 0.2, x₀ = 0. Reward θ.
     """
     truth = pendulum_known(
         gravity=9.81, gain=15.0, damping=0.2, dt=0.05, hanging_at_zero=True, semi_implicit=False
@@ -147,9 +102,9 @@ def reference_pendulum(noise_std: tuple[float, float] = (0.004, 0.01)) -> RKHSTw
 
 
 def reference_pendulum_policies() -> tuple[AffinePolicies, Tensor]:
-    """u = clip((9.81/1.1·sin g + 40(g − θ) − 11ω)/15, ±1) for 45 set-points g ∈ [−0.6, 1.6]; S_0 = {g ≤ −0.35} (6).
+    """u = clip((9.81/1.1·sin g + 40(g − θ) − 11ω)/15, ±1) for 45 set-points g ∈ [−0.6, 1.6].
 
-    θ = 0 hangs. x = (θ, ω).
+    θ = 0 hangs, x = (θ, ω). Also the indices of S_0 = {g ≤ −0.35} (6 of them).
     """
     angles = torch.linspace(-0.6, 1.6, 45, dtype=torch.float64)
     targets = torch.stack([angles, torch.zeros_like(angles)], dim=-1)

@@ -18,7 +18,7 @@ from gpsafe.systems.base import Cost, KnownPart, System
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TwinError:
-    """Distance of a twin to its physics at `points` test points of the box: sampled, so the maximum is a lower estimate.
+    """Distance of a twin to its physics at test points of the box: sampled, so the maximum is a lower estimate.
 
     Attributes:
         max: largest |twin − physics| per learned output, (p,), in units of the state.
@@ -33,10 +33,10 @@ class TwinError:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RKHSTwin:
-    """A plant that lies exactly in the hypothesis class: x⁺_j = known_j + residual_j for j in outputs, else known_j.
+    """A plant exactly in the hypothesis class: x⁺_j = known_j + residual_j for j in outputs, else known_j.
 
-    The plant `physics` gives everything but the dynamics (cost, reward, boxes, noise, horizon). States that are not in
-    `outputs` follow the known part alone.
+    The plant `physics` gives everything but the dynamics (cost, reward, boxes, noise, horizon). States that
+    are not in `outputs` follow the known part alone.
 
     Attributes:
         physics: the system that was interpolated.
@@ -128,20 +128,22 @@ class RKHSTwin:
 def norm_upper(f: RKHSFunction) -> float:
     """√(αᵀKα + e) ≥ ‖f‖_k with e the rounding error of the sum.
 
-    Each kernel value is off by at most (4 + 2r)·ε of its size, r the largest squared scaled norm of a centre (the
-    exponent of an RBF is formed as ‖a‖² + ‖b‖² − 2ab), and the double sum over m terms by (2m)·ε:
-    e = ε(2m + 4 + 2r)·|α|ᵀ|K||α| bounds both to first order; doubled for the rest.
+    With ε = 2⁻⁵³·2, d inputs and r the largest squared scaled norm of a centre: the exponent of an RBF is
+    formed as ‖a‖² + ‖b‖² − 2ab and is off by at most (2d + 8)rε, the kernel value by that and a few roundings
+    more; the double sum over m terms adds 2mε. To first order e = ε(2m + 8 + (2d + 8)r)·|α|ᵀ|K||α|; doubled
+    for the rest.
     """
     gram = kernels.cross(f.kernel, f.centers, f.centers)
     size = f.weights.abs() @ gram.abs() @ f.weights.abs()
     form = kernels.stationary(f.kernel)
     reach = float(form.scaled(f.centers).square().sum(-1).max()) if form is not None else 0.0
-    rounding = 2 * torch.finfo(torch.float64).eps * (2 * len(f.weights) + 4 + 2 * reach) * float(size)
+    factor = 2 * len(f.weights) + 8 + (2 * f.centers.shape[-1] + 8) * reach
+    rounding = 2 * torch.finfo(torch.float64).eps * factor * float(size)
     return math.sqrt(f.norm**2 + rounding)
 
 
 def centers(box: Box, counts: Sequence[int]) -> Tensor:
-    """Regular grid including the faces, (Π counts, d); a count of 1 puts its axis at the middle of the box."""
+    """Regular grid including the faces, (Π counts, d); a count of 1 takes the middle of its axis."""
     if len(counts) != box.dim:
         raise _require.fail("centers", f"{box.dim} counts", tuple(counts))
     axes = []
@@ -157,6 +159,65 @@ def centers(box: Box, counts: Sequence[int]) -> Tensor:
 
 def _split(z: Tensor, nx: int) -> tuple[Tensor, Tensor]:
     return z[..., :nx], z[..., nx:]
+
+
+def _learned(outputs: Sequence[int], nx: int) -> tuple[int, ...]:
+    learned = tuple(outputs)
+    if not learned or len(set(learned)) != len(learned) or not all(0 <= j < nx for j in learned):
+        raise _require.fail("twin", f"distinct output indices in 0..{nx - 1}", learned)
+    return learned
+
+
+def _product(system: System) -> Box:
+    both = (system.state_box, system.input_box)
+    return Box(torch.cat([b.lower for b in both]), torch.cat([b.upper for b in both]))
+
+
+def _probe(region: Box, count: int) -> Tensor:
+    """Uniform points of the box with fixed seed, a quarter of them moved to a random face."""
+    generator = torch.Generator().manual_seed(0)
+    points = region.sample(count, generator)
+    face = torch.rand(count, generator=generator) < 0.25
+    axis = torch.randint(region.dim, (count,), generator=generator)
+    high = torch.rand(count, generator=generator) < 0.5
+    end = torch.where(high, region.upper[axis], region.lower[axis]).unsqueeze(-1)
+    moved = face.unsqueeze(-1) & (torch.arange(region.dim) == axis.unsqueeze(-1))
+    return torch.where(moved, end, points)
+
+
+def exact_twin(
+    system: System,
+    known: KnownPart,
+    *,
+    residual: Sequence[RKHSFunction],
+    outputs: Sequence[int],
+    region: Box | None = None,
+    test_points: int = 20_000,
+    name: str | None = None,
+) -> RKHSTwin:
+    """A twin from given functions, with its distance to the system's mean measured.
+
+    Args:
+        system: the physics.
+        known: known part.
+        residual: one function of z = (x, u) per learned output.
+        outputs: learned state indices.
+        region: box of z (default: state box × input box).
+        test_points: random points (fixed seed, a quarter of them on faces) at which the distance is measured.
+        name: default: system.name + "-twin".
+    """
+    learned = _learned(outputs, system.nx)
+    if len(residual) != len(learned):
+        raise _require.fail("twin", f"{len(learned)} residual functions", len(residual))
+    region = region or _product(system)
+    z = _probe(region, _require.count("twin", "test_points", test_points))
+    physics = (system.mean(*_split(z, system.nx)) - known(*_split(z, system.nx)))[:, list(learned)]
+    gap = torch.stack([f(z) for f in residual], dim=-1) - physics
+    error = TwinError(gap.abs().amax(0), gap.square().mean(0).sqrt(), test_points)
+    norms = torch.tensor([norm_upper(f) for f in residual], dtype=torch.float64)
+    return RKHSTwin(
+        system, known, tuple(residual), learned, norms, error, region, name or f"{system.name}-twin"
+    )
 
 
 def twin(
@@ -181,45 +242,27 @@ def twin(
         counts: grid points per axis of z; 1 for an axis the kernel ignores.
         region: box of z (default: state box × input box).
         ridge: of the interpolation, relative to the kernel's variance; part of the definition.
-        test_points: random points (fixed seed, plus the faces of a refined grid) at which the distance is reported.
-        name: default: system.name + "-twin".
+        test_points, name: see :func:`exact_twin`.
 
     Raises:
         ValueError: bad shapes, or a state outside `outputs` that the known part does not reproduce to 1e-9.
     """
-    learned = tuple(outputs)
-    if not learned or len(set(learned)) != len(learned) or not all(0 <= j < system.nx for j in learned):
-        raise _require.fail("twin", f"distinct output indices in 0..{system.nx - 1}", learned)
+    learned = _learned(outputs, system.nx)
     given = (kernels,) * len(learned) if isinstance(kernels, Kernel) else tuple(kernels)
     if len(given) != len(learned):
         raise _require.fail("twin", f"{len(learned)} kernels", len(given))
-    if region is None:
-        both = (system.state_box, system.input_box)
-        region = Box(torch.cat([b.lower for b in both]), torch.cat([b.upper for b in both]))
+    region = region or _product(system)
     points = centers(region, counts)
     target = system.mean(*_split(points, system.nx)) - known(*_split(points, system.nx))
     others = [j for j in range(system.nx) if j not in learned]
-    if others and float(target[:, others].abs().max()) > 1e-9:
-        worst = float(target[:, others].abs().max())
+    worst = float(target[:, others].abs().max()) if others else 0.0
+    if worst > 1e-9:
         raise _require.fail(
             "twin", f"states {others} equal to the known part", f"a difference of {worst:.3g}"
         )
-    parts = tuple(
+    residual = [
         interpolate(k, points, target[:, j], ridge=ridge) for k, j in zip(given, learned, strict=True)
+    ]
+    return exact_twin(
+        system, known, residual=residual, outputs=learned, region=region, test_points=test_points, name=name
     )
-    norms = torch.tensor([norm_upper(f) for f in parts], dtype=torch.float64)
-
-    generator = torch.Generator().manual_seed(0)
-    probe = region.sample(test_points, generator)
-    face = torch.rand(test_points, generator=generator) < 0.25  # a quarter of the points on a face of the box
-    axis = torch.randint(region.dim, (test_points,), generator=generator)
-    end = torch.where(
-        torch.rand(test_points, generator=generator) < 0.5, region.lower[axis], region.upper[axis]
-    )
-    probe = torch.where(
-        face.unsqueeze(-1) & (torch.arange(region.dim) == axis.unsqueeze(-1)), end.unsqueeze(-1), probe
-    )
-    physics = (system.mean(*_split(probe, system.nx)) - known(*_split(probe, system.nx)))[:, list(learned)]
-    gap = torch.stack([f(probe) for f in parts], dim=-1) - physics
-    error = TwinError(gap.abs().amax(0), gap.square().mean(0).sqrt(), test_points)
-    return RKHSTwin(system, known, parts, learned, norms, error, region, name or f"{system.name}-twin")
