@@ -12,7 +12,11 @@ from gpsafe import _require
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transitions:
-    """Observed (x, u, x⁺): shapes (n, nx), (n, nu), (n, nx). ``a + b`` concatenates. Refuses NaN, infinite, empty data."""
+    """Observed (x, u, x⁺): shapes (n, nx), (n, nu), (n, nx). ``a + b`` concatenates.
+
+    Kept as float64 copies without gradients, so that nobody's later in-place change alters what was recorded.
+    Refuses NaN, infinite and empty data.
+    """
 
     x: Tensor
     u: Tensor
@@ -20,10 +24,16 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for name in ("x", "u", "x_next"):
-            value = _require.finite("Transitions", name, getattr(self, name))
+            value = getattr(self, name)
+            if name == "u" and isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 0:
+                value = value.to(
+                    torch.float64
+                )  # an autonomous system has no input: (n, 0) is right, not empty
+            else:
+                value = _require.finite("Transitions", name, value)
             if value.ndim != 2:
                 raise _require.fail("Transitions", f"{name} of shape (n, d)", f"shape {tuple(value.shape)}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value.detach().clone())
         _require.shape("Transitions", "x_next", self.x_next, tuple(self.x.shape))
         if self.u.shape[0] != self.x.shape[0]:
             raise _require.fail("Transitions", f"{self.x.shape[0]} inputs u", self.u.shape[0])
@@ -32,6 +42,11 @@ class Transitions:
         return self.x.shape[0]
 
     def __add__(self, other: Transitions) -> Transitions:
+        if not isinstance(other, Transitions):
+            return NotImplemented
+        for name, a, b in (("nx", self.x, other.x), ("nu", self.u, other.u)):
+            if a.shape[1] != b.shape[1]:
+                raise _require.fail("Transitions", f"the same {name} in both terms", (a.shape[1], b.shape[1]))
         return Transitions(
             torch.cat([self.x, other.x]), torch.cat([self.u, other.u]), torch.cat([self.x_next, other.x_next])
         )

@@ -7,6 +7,15 @@ from torch import Tensor
 
 from gpsafe import _require
 
+UNIT = torch.finfo(torch.float64).eps / 2  # unit roundoff u of float64
+
+
+def gamma(n: int) -> float:
+    """γ_n = n u/(1 − n u): an inner product of length n computed in any order errs by at most γ_n
+    Σ|x_i||y_i|.
+    """
+    return n * UNIT / (1 - n * UNIT)
+
 
 def cholesky(matrix: Tensor, where: str = "cholesky") -> Tensor:
     """Lower factor L with L Lᵀ = matrix, shape (*b, n, n).
@@ -43,5 +52,30 @@ def triangular_square_norms(lower: Tensor, rhs: Tensor, blocks: int = 8) -> Tens
     for start in range(0, n, step):
         stop = min(start + step, n)
         part = lower[start:stop, :stop] @ rhs[:stop]
-        total = total + torch.linalg.vecdot(part, part, dim=0)
+        total = total + part.square().sum(0)
     return total
+
+
+def reverse_cholesky(matrix: Tensor, where: str = "reverse_cholesky") -> Tensor:
+    """Lower factor C with Cᵀ C = matrix, shape (*b, n, n): the Cholesky factor of the matrix read
+    backwards.
+    """
+    flipped = torch.flip(matrix, dims=(-2, -1))
+    return torch.flip(cholesky(flipped, where), dims=(-2, -1)).mT
+
+
+def psd_root(matrix: Tensor) -> Tensor:
+    """A square root S with S Sᵀ = matrix for a symmetric positive semi-definite matrix, shape (*b, n, n).
+
+    From the eigendecomposition; eigenvalues that rounding made negative count as 0. Needs no positive
+    definiteness.
+    """
+    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+    return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a tensor is inside a ``torch.func`` transform (vmap, jacrev, …), where its storage is not
+    accessible.
+    """
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)

@@ -2,24 +2,29 @@
 
 Each learned output j of the residual x⁺ − prior(x, u) has its own frozen kernel k_j and regulariser λ_j:
 
-    μ(z) = k_n(z)ᵀ (K_n + λI)⁻¹ y,      σ²(z) = k(z, z) − k_n(z)ᵀ (K_n + λI)⁻¹ k_n(z)   (latent, without noise).
+    μ(z) = k_n(z)ᵀ (K_n + λI)⁻¹ y,      σ²(z) = k(z, z) − k_n(z)ᵀ (K_n + λI)⁻¹ k_n(z)   (latent, without
+    noise).
 
 Certified numbers come from our own Cholesky factor: no jitter, no variance floor, no iterative solver.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels, linalg
 from gpsafe.data import Transitions
+from gpsafe.models import _fast, _gradient
+from gpsafe.models._factor import Factor
 from gpsafe.models.base import Prediction
 
 Prior = Callable[[Tensor, Tensor], Tensor]
@@ -33,78 +38,6 @@ def zero_prior(x: Tensor, u: Tensor) -> Tensor:
 def identity_prior(x: Tensor, u: Tensor) -> Tensor:
     """Known mean x: the model learns state differences."""
     return x
-
-
-class _Store:
-    """Rows of L and L⁻¹ in a growable buffer that successive posteriors share.
-
-    Appending data only adds rows, so an older posterior's view [:n, :n] never changes. A posterior may append in
-    place only if it is the newest one on its buffer; otherwise it works on a copy.
-    """
-
-    __slots__ = ("inverse", "inverse_rows", "lower", "rows")
-
-    def __init__(self, capacity: int, like: Tensor) -> None:
-        self.lower = torch.zeros(capacity, capacity, dtype=torch.float64, device=like.device)
-        self.inverse: Tensor | None = None
-        self.rows = 0
-        self.inverse_rows = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Factor:
-    """Cholesky factor of K_n + λI for one kernel, appended block by block."""
-
-    kernel: Kernel
-    regularizer: float
-    store: _Store
-    n: int
-
-    @property
-    def lower(self) -> Tensor:
-        return self.store.lower[: self.n, : self.n]
-
-    @property
-    def inverse(self) -> Tensor:
-        """L⁻¹, computed at first use and from then on appended to."""
-        store = self.store
-        if store.inverse is None:
-            store.inverse = torch.zeros_like(store.lower)
-            store.inverse_rows = 0
-        if store.inverse_rows < self.n:
-            store.inverse[: self.n, : self.n] = linalg.inverse_lower(self.lower)
-            store.inverse_rows = self.n
-        return store.inverse[: self.n, : self.n]
-
-    def append(self, old: Tensor, new: Tensor) -> _Factor:
-        """Factor for inputs [old; new]: L' = [[L, 0], [Bᵀ, C]] with B = L⁻¹K₁₂ and CCᵀ = K₂₂ + λI − BᵀB."""
-        n, m = self.n, new.shape[0]
-        store = self.store
-        if n + m > store.lower.shape[0] or store.rows != n:
-            store = _Store(max(64, 2 * (n + m)), new)
-            store.lower[:n, :n] = self.lower
-            store.rows = n
-            if self.store.inverse is not None and self.store.inverse_rows >= n:
-                store.inverse = torch.zeros_like(store.lower)
-                store.inverse[:n, :n] = self.store.inverse[:n, :n]
-                store.inverse_rows = n
-        corner = kernels.cross(self.kernel, new, new)
-        corner = corner + self.regularizer * torch.eye(m, dtype=corner.dtype, device=corner.device)
-        if n:
-            block = linalg.solve_lower(store.lower[:n, :n], kernels.cross(self.kernel, old, new))
-            corner = corner - block.T @ block
-            store.lower[n : n + m, :n] = block.T
-        small = linalg.cholesky(corner, "GP.condition")
-        store.lower[n : n + m, n : n + m] = small
-        if store.inverse is not None and store.inverse_rows >= n:
-            small_inverse = linalg.inverse_lower(small)
-            if n:
-                rows = store.lower[n : n + m, :n] @ store.inverse[:n, :n]
-                store.inverse[n : n + m, :n] = -small_inverse @ rows
-            store.inverse[n : n + m, n : n + m] = small_inverse
-            store.inverse_rows = n + m
-        store.rows = n + m
-        return _Factor(self.kernel, self.regularizer, store, n + m)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +67,7 @@ class GP:
     mode: Literal["theory", "practical"]
     inputs: Tensor | None = None
     targets: Tensor | None = None
-    _factors: tuple[_Factor, ...] = ()
+    _factors: tuple[Factor, ...] = ()
     _index: tuple[int, ...] = ()
     _cache: dict[str, Any] | None = None
 
@@ -160,6 +93,9 @@ class GP:
             outputs: learned state indices (default: all).
             prior: known mean.
             mode: see the class.
+
+        Raises:
+            ValueError: on arguments outside these ranges, or a kernel that does not take nx + nu inputs.
         """
         _require.count("GP", "nx", nx)
         _require.count("GP", "nu", nu, minimum=0)
@@ -170,9 +106,9 @@ class GP:
         given = [kernel] * len(learned) if isinstance(kernel, Kernel) else list(kernel)
         if len(given) != len(learned):
             raise _require.fail("GP", f"{len(learned)} kernels", len(given))
-        lam = _require.positive("GP", "regularizer", regularizer).expand(len(learned)).clone()
-        noise = _require.nonnegative("GP", "noise_std", noise_std).expand(nx).clone()
-        factors: list[_Factor] = []
+        lam = _per_output("regularizer", _require.positive("GP", "regularizer", regularizer), len(learned))
+        noise = _per_output("noise_std", _require.nonnegative("GP", "noise_std", noise_std), nx)
+        factors: list[Factor] = []
         index: list[int] = []
         seen: dict[tuple[int, float], int] = {}
         frozen: list[Kernel] = []
@@ -180,11 +116,24 @@ class GP:
             key = (id(source), value)
             if key not in seen:
                 seen[key] = len(factors)
-                factors.append(_Factor(kernels.freeze(source), value, _Store(64, lam), 0))
+                _check_kernel(source, nx + nu)
+                factors.append(Factor.empty(kernels.freeze(source), value, lam.device))
             index.append(seen[key])
             frozen.append(factors[seen[key]].kernel)
         return GP(
-            tuple(frozen), lam, noise, nx, nu, learned, prior, mode, None, None, tuple(factors), tuple(index), {}
+            tuple(frozen),
+            lam,
+            noise,
+            nx,
+            nu,
+            learned,
+            prior,
+            mode,
+            None,
+            None,
+            tuple(factors),
+            tuple(index),
+            {},
         )
 
     # ------------------------------------------------------------------ data
@@ -207,41 +156,115 @@ class GP:
         return self.condition_on(data.z, residual)
 
     def condition_on(self, z: Tensor, y: Tensor) -> GP:
-        """Posterior after residual observations y (m, p) at z (m, nx + nu)."""
+        """Posterior after residual observations y (m, p) at z (m, nx + nu). This model is unchanged."""
         z = _require.last_dim("GP.condition", "z", _require.finite("GP.condition", "z", z), self.nx + self.nu)
         y = _require.finite("GP.condition", "y", y)
         if z.ndim != 2:
             raise _require.fail("GP.condition", "z of shape (m, d)", f"shape {tuple(z.shape)}")
         _require.shape("GP.condition", "y", y, (z.shape[0], self.num_outputs))
+        z, y = z.detach().clone(), y.detach().clone()
+        if self.inputs is None and self.regularizer.device != z.device:
+            return self.to(z.device).condition_on(z, y)
         old = z[:0] if self.inputs is None else self.inputs
-        factors = tuple(factor.append(old, z) for factor in self._factors)
+        if old.device != z.device or y.device != z.device:
+            raise _require.fail("GP.condition", f"data on {old.device}", (str(z.device), str(y.device)))
+        with torch.no_grad():
+            factors = tuple(factor.append(old, z) for factor in self._factors)
         inputs = torch.cat([old, z])
         targets = y if self.targets is None else torch.cat([self.targets, y])
         return replace(self, inputs=inputs, targets=targets, _factors=factors, _cache={})
 
+    def to(self, device: torch.device | str) -> GP:
+        """The same posterior on another device. Conditioning an empty model on data moves it to the data's
+        device.
+        """
+        target = torch.device(device)
+        factors = tuple(f.to(target, copy.deepcopy(f.kernel).to(target)) for f in self._factors)
+        return replace(
+            self,
+            kernels=tuple(factors[i].kernel for i in self._index),
+            regularizer=self.regularizer.to(target),
+            noise_std=self.noise_std.to(target),
+            inputs=None if self.inputs is None else self.inputs.to(target),
+            targets=None if self.targets is None else self.targets.to(target),
+            _factors=factors,
+            _cache={},
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling: everything but what can be recomputed."""
+        return {name: {} if name == "_cache" else getattr(self, name) for name in self.__slots__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
     # ------------------------------------------------------------- posterior
+    def _query(self, where: str, z: Tensor) -> Tensor:
+        _require.last_dim(where, "z", z, self.nx + self.nu)
+        if not z.is_floating_point():
+            raise _require.fail(where, "real floating-point z", z.dtype)
+        return z.to(torch.float64)
+
     def _weights(self) -> Tensor:
         """α_j = (K_j + λ_j I)⁻¹ y_j, shape (n, p)."""
-        assert self._cache is not None and self.targets is not None
+        assert self._cache is not None
+        assert self.targets is not None
         if "weights" not in self._cache:
-            columns = [
-                torch.cholesky_solve(self.targets[:, j : j + 1], self._factors[i].lower)
-                for j, i in enumerate(self._index)
-            ]
-            self._cache["weights"] = torch.cat(columns, dim=-1)
+            with torch.no_grad():
+                columns = [
+                    torch.cholesky_solve(self.targets[:, j : j + 1], self._factors[i].lower)
+                    for j, i in enumerate(self._index)
+                ]
+                self._cache["weights"] = torch.cat(columns, dim=-1)
         return self._cache["weights"]
 
-    def posterior(self, z: Tensor, *, chunk: int = 512) -> tuple[Tensor, Tensor]:
+    def _outputs_of(self, i: int) -> list[int]:
+        """The outputs that share factor i."""
+        return [j for j, k in enumerate(self._index) if k == i]
+
+    def _evaluators(self) -> list[_fast.Evaluator]:
+        assert self._cache is not None
+        assert self.inputs is not None
+        if "evaluators" not in self._cache:
+            with torch.no_grad():
+                self._cache["evaluators"] = [
+                    _fast.Evaluator.build(factor, self.inputs, self._weights()[:, self._outputs_of(i)])
+                    for i, factor in enumerate(self._factors)
+                ]
+        return self._cache["evaluators"]
+
+    def posterior(self, z: Tensor, *, chunk: int = 256) -> tuple[Tensor, Tensor]:
         """Residual mean and latent std at z (*b, d), both (*b, p). Differentiable in z.
 
-        Chunks of points keep the working set in cache; the variance uses the row-blocked triangular product with L⁻¹.
+        Chunks of points keep the working set in cache; the variance comes from a triangular product with L⁻¹,
+        never from K⁻¹. A NaN in z gives NaN. Rounding: see :attr:`gpsafe.confidence.bounds.MARGIN`.
         """
-        _require.last_dim("GP.posterior", "z", z, self.nx + self.nu)
+        z = self._query("GP.posterior", z)
         flat = z.reshape(-1, z.shape[-1])
-        parts = [self._posterior(part) for part in flat.split(chunk)] or [self._posterior(flat)]
-        mean = torch.cat([part[0] for part in parts]).reshape(*z.shape[:-1], self.num_outputs)
-        std = torch.cat([part[1] for part in parts]).reshape(*z.shape[:-1], self.num_outputs)
-        return mean, std
+        shape = (*z.shape[:-1], self.num_outputs)
+        if self.inputs is not None and _fast.usable(flat):
+            mean, std = self._posterior_fast(flat, chunk)
+            return mean.reshape(shape), std.reshape(shape)
+        parts = [self._posterior(part) for part in flat.split(chunk)]
+        mean = torch.cat([part[0] for part in parts])
+        return mean.reshape(shape), torch.cat([part[1] for part in parts]).reshape(shape)
+
+    def _posterior_fast(self, flat: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        flat = flat.detach()
+        mean = torch.empty(flat.shape[0], self.num_outputs, dtype=torch.float64)
+        explained = torch.empty(len(self._factors), flat.shape[0], dtype=torch.float64)
+        means, norms = mean.numpy(), explained.numpy()
+        buffer = np.empty((min(chunk, flat.shape[0]), self.num_data))
+        with torch.no_grad():
+            for i, evaluate in enumerate(self._evaluators()):
+                outputs = self._outputs_of(i)
+                for start in range(0, flat.shape[0], chunk):
+                    stop = min(start + chunk, flat.shape[0])
+                    means[start:stop, outputs], norms[i, start:stop] = evaluate(flat[start:stop], buffer)
+            prior = torch.stack([factor.diagonal(flat) for factor in self._factors])
+            std = (prior - explained).clamp_min(0.0).sqrt()
+        return mean, std[list(self._index)].mT
 
     def _posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         means: list[Tensor] = []
@@ -250,9 +273,9 @@ class GP:
         for j, i in enumerate(self._index):
             factor = self._factors[i]
             if i not in variances:
-                variances[i] = kernels.diagonal(factor.kernel, z)
+                variances[i] = factor.diagonal(z)
                 if self.inputs is not None:
-                    grams[i] = kernels.cross(factor.kernel, self.inputs, z)
+                    grams[i] = factor.cross(self.inputs, z)
                     explained = linalg.triangular_square_norms(factor.inverse, grams[i])
                     variances[i] = (variances[i] - explained).clamp_min(0.0)
             means.append(self._weights()[:, j] @ grams[i] if i in grams else torch.zeros_like(variances[i]))
@@ -261,18 +284,23 @@ class GP:
 
     def prior_variance(self, z: Tensor) -> Tensor:
         """k_j(z, z), (*b, d) → (*b, p)."""
-        return torch.stack([kernels.diagonal(kernel, z) for kernel in self.kernels], dim=-1)
+        return torch.stack([self._factors[i].diagonal(z) for i in self._index], dim=-1)
 
-    def residual_mean(self, z: Tensor) -> Tensor:
+    def mean_error(self, z: Tensor) -> Tensor:
+        """Bound on |mean − exact posterior mean|, (*b, d) → (*b, p): 0, for this model is exact."""
+        return torch.zeros(*z.shape[:-1], self.num_outputs, dtype=torch.float64, device=z.device)
+
+    def residual_mean(self, z: Tensor, *, chunk: int = 1024) -> Tensor:
         """Residual mean only, (*b, d) → (*b, p): O(n) a point."""
-        flat = _require.last_dim("GP.residual_mean", "z", z, self.nx + self.nu).reshape(-1, z.shape[-1])
+        z = self._query("GP.residual_mean", z)
+        flat = z.reshape(-1, z.shape[-1])
         if self.inputs is None:
             return torch.zeros(*z.shape[:-1], self.num_outputs, dtype=z.dtype, device=z.device)
-        columns = [
-            kernels.cross(self._factors[i].kernel, flat, self.inputs) @ self._weights()[:, j]
-            for j, i in enumerate(self._index)
-        ]
-        return torch.stack(columns, dim=-1).reshape(*z.shape[:-1], self.num_outputs)
+        weights, parts = self._weights(), []
+        for part in flat.split(chunk):
+            grams = [factor.cross(part, self.inputs) for factor in self._factors]
+            parts.append(torch.stack([grams[i] @ weights[:, j] for j, i in enumerate(self._index)], dim=-1))
+        return torch.cat(parts).reshape(*z.shape[:-1], self.num_outputs)
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior(x, u) + residual, shapes (*b, nx), (*b, nu); std is 0 for outputs that are known."""
@@ -290,32 +318,53 @@ class GP:
         return full
 
     def covariance(self, z: Tensor) -> Tensor:
-        """Joint latent posterior covariance at z (m, d), shape (p, m, m)."""
+        """Joint latent posterior covariance at z (*b, m, d), shape (*b, p, m, m). Differentiable in z."""
+        z = self._query("GP.covariance", z)
+        if z.ndim < 2:
+            raise _require.fail("GP.covariance", "z of shape (*b, m, d)", f"shape {tuple(z.shape)}")
+        flat = z.reshape(-1, z.shape[-1])
         result = []
-        for i in self._index:
-            factor = self._factors[i]
-            prior = kernels.cross(factor.kernel, z, z)
+        for factor in self._factors:
+            joint = factor.cross(z, z)
             if self.inputs is not None:
-                block = linalg.solve_lower(factor.lower, kernels.cross(factor.kernel, self.inputs, z))
-                prior = prior - block.T @ block
-            result.append(prior)
-        return torch.stack(result)
+                half = (factor.cross(flat, self.inputs) @ factor.inverse.mT).reshape(
+                    *z.shape[:-1], self.num_data
+                )
+                joint = joint - half @ half.mT
+            result.append(joint)
+        return torch.stack([result[i] for i in self._index], dim=-3)
 
-    def gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, z: Tensor, *, chunk: int = 256) -> tuple[Tensor, Tensor]:
         """Gradients of the residual mean and of the latent std at z (m, d): both (m, p, d).
 
-        The std is not differentiable where it vanishes; its gradient is reported as 0 there.
+        Closed forms for RBF, Matérn 3/2 and 5/2, automatic differentiation otherwise. The std is not
+        differentiable where it vanishes; its gradient is reported as 0 there.
         """
-        leaf = z.detach().clone().requires_grad_(True)
-        with torch.enable_grad():
-            mean, std = self.posterior(leaf)
-            rows = [
-                torch.autograd.grad(values[:, j].sum(), leaf, retain_graph=True)[0]
-                for values in (mean, std)
-                for j in range(self.num_outputs)
-            ]
-        p = self.num_outputs
-        return torch.stack(rows[:p], dim=1), torch.stack(rows[p:], dim=1)
+        z = self._query("GP.gradient", z).detach()
+        if z.ndim != 2:
+            raise _require.fail("GP.gradient", "z of shape (m, d)", f"shape {tuple(z.shape)}")
+        means = torch.zeros(z.shape[0], self.num_outputs, z.shape[1], dtype=z.dtype, device=z.device)
+        stds = torch.zeros_like(means)
+        for i, factor in enumerate(self._factors):
+            outputs, form = self._outputs_of(i), _gradient.closed(factor)
+            if form is not None and self.inputs is not None:
+                weights = self._weights()[:, outputs]
+                for start in range(0, z.shape[0], chunk):
+                    rows = slice(start, start + chunk)
+                    mean, std = _gradient.stationary_gradient(factor, form, self.inputs, weights, z[rows])
+                    means[rows, outputs], stds[rows, outputs] = mean, std.unsqueeze(1)
+            elif form is None:
+                leaf = z.clone().requires_grad_(True)
+                with torch.enable_grad():
+                    mean, std = self.posterior(leaf)
+                    for j in outputs:
+                        for values, store in ((mean, means), (std, stds)):
+                            if values.requires_grad:
+                                (slope,) = torch.autograd.grad(
+                                    values[:, j].sum(), leaf, retain_graph=True, allow_unused=True
+                                )
+                                store[:, j] = 0.0 if slope is None else slope
+        return means, stds
 
     # -------------------------------------------------------- scalar quantities
     def info_gain(self) -> Tensor:
@@ -335,15 +384,47 @@ class GP:
         return -0.5 * fit - logdet - 0.5 * self.num_data * math.log(2 * math.pi)
 
     def posterior_norm(self) -> Tensor:
-        """‖μ_n‖_k = √(αᵀKα) per learned output, (p,): αᵀKα = αᵀy − λ‖α‖²."""
-        if self.targets is None:
+        """An upper bound, tight up to rounding, of ‖μ_n‖_k = √(αᵀKα) per learned output, (p,).
+
+        αᵀKα = αᵀ((K + λI)α − λα) = αᵀy − λ‖α‖² + αᵀr, where the Cholesky solve leaves a residual
+        |r_i| ≤ γ_{3n+1}(|L||Lᵀ||α|)_i ≤ γ_{3n+1} max_j (k_jj + λ)‖α‖₁, and the two inner products round by
+        γ_{n+2}.
+        """
+        if self.targets is None or self.inputs is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
-        weights = self._weights()
+        weights, n = self._weights(), self.num_data
+        total = weights.abs().sum(0)
         square = (weights * self.targets).sum(0) - self.regularizer * weights.square().sum(0)
-        return square.clamp_min(0.0).sqrt()
+        largest = self.prior_variance(self.inputs).amax(0) + self.regularizer
+        products = (weights * self.targets).abs().sum(0) + self.regularizer * weights.square().sum(0)
+        error = linalg.gamma(3 * n + 1) * largest * total.square() + linalg.gamma(n + 2) * products
+        return (square.clamp_min(0.0) + error).sqrt()
+
+
+def _per_output(name: str, value: Tensor, size: int) -> Tensor:
+    if value.ndim > 1 or value.numel() not in (1, size):
+        raise _require.fail("GP", f"{name} scalar or of length {size}", f"shape {tuple(value.shape)}")
+    return value.detach().expand(size).clone()
+
+
+def _check_kernel(kernel: Kernel, dim: int) -> None:
+    """Refuses a kernel that does not map two points of R^dim to one number ≥ 0 on the diagonal."""
+    probe = torch.zeros(2, dim, dtype=torch.float64)
+    device = next((p.device for p in kernel.parameters()), probe.device)
+    try:
+        gram = kernels.cross(kernels.freeze(kernel), probe.to(device), probe.to(device))
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120]
+        raise _require.fail(
+            "GP", f"a kernel on {dim} inputs (nx + nu)", f"one that fails: {reason}"
+        ) from error
+    if tuple(gram.shape) != (2, 2) or not bool(torch.isfinite(gram).all()):
+        raise _require.fail(
+            "GP", f"a kernel on {dim} inputs with one output", f"a Gram matrix {gram.tolist()}"
+        )
 
 
 def _safe_sqrt(value: Tensor) -> Tensor:
-    """√value with gradient 0 (not inf) at 0."""
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, torch.ones_like(value)).sqrt(), torch.zeros_like(value))
+    """√value with gradient 0 (not inf) at 0; NaN stays NaN."""
+    zero = value <= 0
+    return torch.where(zero, torch.zeros_like(value), torch.where(zero, torch.ones_like(value), value).sqrt())
