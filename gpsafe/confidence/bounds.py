@@ -116,10 +116,13 @@ class ConfidenceBound(ABC):
         return torch.where(std == 0, std, width)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
-        """[μ − βσ, μ + βσ] of the residual at z (*b, d), both (*b, p), rounded outwards (and widened by `slack`)."""
+        """[μ − βσ, μ + βσ] of the residual at z (*b, d), both (*b, p), rounded outwards (and widened by `slack`).
+
+        A model that gives an approximate mean states its error (`mean_error`), which widens the interval too.
+        """
         beta = self.beta(model).to(z.device)
         mean, std = model.posterior(z)
-        half = self.half_width(model, beta, std, model.prior_variance(z))
+        half = self.half_width(model, beta, std, model.prior_variance(z)) + model.mean_error(z)
         return mean - half, mean + half
 
     def half_width(self, model: GP, beta: Tensor, std: Tensor, prior_variance: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from gpsafe.models.gp import GP
 
 
 def is_prefix(old: GP, new: GP) -> bool:
-    """Whether `new` is `old` with more data appended: same kernels, λ, and first rows."""
+    """Whether `new` is `old` with more data appended: same kernels, λ, and first rows (both exact posteriors)."""
+    if not isinstance(old, GP) or not isinstance(new, GP):
+        return False
     if old is new:
         return True
     n = old.num_data

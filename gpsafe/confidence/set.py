@@ -81,7 +81,7 @@ class ConfidenceSet:
         """
         plain = type(self.bound).interval is ConfidenceBound.interval
         newest = generations[-1] if generations else None
-        if newest is None or not plain or z.requires_grad or len(generations) == 1:
+        if not isinstance(newest, GP) or not plain or z.requires_grad or len(generations) == 1:
             yield from (self.bound.interval(generation, z) for generation in generations)
             return
         shared = [g for g in generations if is_prefix(g, newest)]
