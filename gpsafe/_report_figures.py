@@ -10,6 +10,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from gpsafe.verify import CheckResult
@@ -24,7 +25,7 @@ def number(value: Any, digits: int = 4) -> str:
     if value is None:
         return "–"
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}".replace("-", "−")
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return f"{value:.{digits}g}".replace("-", "−")
@@ -38,12 +39,12 @@ def figure_uri(result: CheckResult) -> tuple[str | None, str]:
     claim, control = result.claim.evidence, result.control.evidence
     if result.check.plot is None or claim is None or control is None:
         return None, ""
-    style = {
+    style: dict[Any, Any] = {
         "svg.hashsalt": "gpsafe",
         "svg.fonttype": "path",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": matplotlib.cycler(color=OKABE_ITO),
+        "axes.prop_cycle": cycler(color=OKABE_ITO),
         "font.size": 9.5,
     }
     try:
@@ -75,7 +76,7 @@ def interval_svg(record: Mapping[str, Any]) -> str:
     Ends off the axis (infinite ones, or of a control very far away) are drawn as arrows.
     """
     rows = [
-        _Bar(label, *(record[prefix + key] for key in KEYS), record[outcome])
+        _Bar(label, **{key: record[prefix + key] for key in KEYS}, outcome=record[outcome])
         for label, prefix, outcome in (("claim", "", "outcome"), ("control", "control_", "control_verdict"))
         if record[prefix + "lower"] is not None
     ]
@@ -127,10 +128,11 @@ def interval_svg(record: Mapping[str, Any]) -> str:
 
 def _axis(rows: list[_Bar]) -> tuple[float, float]:
     """Ends of the axis: all of the claim, and the control unless it would squeeze the claim to nothing."""
-    finite = [[v for v in row[1:5] if math.isfinite(v)] or [0.0] for row in rows]
+    finite = [[v for v in row[1:5] if abs(v) < 1e150] or [0.0] for row in rows]
     low, high = min(finite[0]), max(finite[0])
     reach = 12 * ((high - low) or abs(high) or 1.0)
     near = [value for row in finite[1:] for value in row if low - reach <= value <= high + reach]
     low, high = min([low, *near]), max([high, *near])
     pad = 0.05 * ((high - low) or abs(high) or 1.0)
-    return (0.0 if 0 <= low <= pad else low - pad), high + pad
+    low, high = 0.0 if 0 <= low <= pad else low - pad, high + pad
+    return low, (high if high > low else low + 1.0)

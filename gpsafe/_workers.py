@@ -19,8 +19,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from gpsafe import _require
-
 THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -73,7 +71,11 @@ def _serve(connection: Connection, start: Callable[..., Callable[[Any], Any]], a
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    work = start(*args)
+    try:
+        work = start(*args)
+    except Exception as error:
+        connection.send(" ".join(str(error).split()) or type(error).__name__)
+        return
     connection.send(None)
     with contextlib.suppress(EOFError, OSError):  # the parent has gone
         while True:
@@ -119,7 +121,7 @@ def run(
         on_done: called here for each finished task; returns further tasks, which go first.
 
     Raises:
-        RuntimeError: if workers die while starting.
+        RuntimeError: if `start` raises, or if workers die before it has returned.
     """
     queue: deque[tuple[Any, int]] = deque((task, 1) for task in tasks)
     crew: list[_Worker] = []
@@ -147,6 +149,8 @@ def run(
                     if not worker.ready:
                         failed_starts += 1
                         if failed_starts >= 3:
+                            from gpsafe import _require  # loads torch
+
                             error = _require.fail(
                                 "workers", f"a worker that starts (see {log})", f"one that {how}"
                             )
@@ -159,6 +163,8 @@ def run(
                             queue.extendleft((t, 1) for t in reversed(on_done(Done(task, death=how))))
                     continue
                 if not worker.ready:
+                    if value is not None:
+                        raise RuntimeError(value)
                     worker.ready, failed_starts = True, 0
                     continue
                 assert worker.task is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import math
 import os
 import shlex
@@ -219,23 +220,27 @@ def _width() -> int | None:
 
 
 def results_table(results: Sequence[CheckResult], width: int) -> Table:
-    """The verdicts. Under 130 columns the source stands below the name, the interval below the estimate."""
+    """The verdicts. Under 130 columns the source stands below the name, the interval below the estimate.
+
+    Under 98 columns n and the seconds are left out.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from gpsafe.report import duration, record
 
-    wide = width >= 130
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=False, expand=False)
-    table.add_column("claim" if wide else "claim, source", overflow="fold", min_width=24, ratio=None)
+    wide, tight = width >= 130, width < 98
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("claim" if wide else "claim, source", overflow="fold", min_width=10 if tight else 24)
     if wide:
         table.add_column("source", overflow="fold")
-    for title in ("n", "estimate [interval]", "threshold"):
+    for title in ("estimate [interval]", "threshold") if tight else ("n", "estimate [interval]", "threshold"):
         table.add_column(title, justify="right", no_wrap=wide)
     table.add_column("verdict", no_wrap=True)
     table.add_column("control", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
+    if not tight:
+        table.add_column("seconds", justify="right", no_wrap=True)
     for item in map(record, results):
         name = Text(item["name"])
         first = [name, Text(item["source"])] if wide else [name.append("\n" + item["source"], style="dim")]
@@ -246,12 +251,12 @@ def results_table(results: Sequence[CheckResult], width: int) -> Table:
         control = item["control_verdict"]
         table.add_row(
             *first,
-            Text("-" if item["n"] is None else str(item["n"])),
+            *([] if tight else [Text("-" if item["n"] is None else str(item["n"]))]),
             Text(estimate),
             Text(_number(item["threshold"])),
             Text(item["verdict"], style=_COLOURS[item["verdict"]]),
             Text(control) if control == "VIOLATED" else Text(f"! {control}", style="bold reverse"),
-            Text(duration(item["seconds"])),
+            *([] if tight else [Text(duration(item["seconds"]))]),
         )
     return table
 
@@ -301,13 +306,10 @@ def _parse(name: str, words: Sequence[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-    lines: list[str] = []
-    for line in complaint.getvalue().splitlines():
-        text = line.strip("│ |").strip()
-        if lines and (not text or set(text) <= set("─-+ ")):
-            break
-        if text and text[0] not in "╭╰+─":
-            lines.append(text)
+    # A frame: a title (above a rule, on plain terminals), the complaint, a rule or an empty line, more.
+    framed = [line.strip("│ ") for line in complaint.getvalue().splitlines()]
+    body = framed[1:] if framed[:1] and framed[0].startswith("╭") else framed[2:]
+    lines = list(itertools.takewhile(lambda line: set(line) - set("─-"), body))
     raise UsageError(f"{' '.join(lines) or 'the options are wrong'} See gpsafe {name} --help")
 
 
@@ -345,7 +347,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     handler = signal.getsignal(signal.SIGINT)
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -242,6 +242,7 @@ def _section(result: CheckResult, item: Mapping[str, Any]) -> str:
     return (
         f'<section class="check" id="check-{name}">'
         f"<header><h3>{name}</h3>{_badge(item['verdict'])}</header>"
-        f'<p class="claim">{escape(item["claim"])}</p>{alarm}{interval_svg(item)}<dl class="facts">{listed}</dl>'
+        f'<p class="claim">{escape(item["claim"])}</p>{alarm}{interval_svg(item)}'
+        f'<dl class="facts">{listed}</dl>'
         f"{picture}</section>"
     )

@@ -193,14 +193,9 @@ def _start(package: str, expected: str, budget: Budget, folder: Path) -> Callabl
 
     torch.set_num_threads(1)
     checks = discover(package)
-    changed = fingerprint(package) != expected  # pieces of other sources must not be kept under this name
-
-    def work(task: Task) -> tuple[str, str] | None:
-        if changed:
-            return "the sources changed while the checks ran: run them again", ""
-        return execute(task, checks, budget, folder)
-
-    return work
+    if fingerprint(package) != expected:  # pieces of other sources must not be kept under this name
+        raise RuntimeError("the sources changed while the checks were starting: run them again")
+    return lambda task: execute(task, checks, budget, folder)
 
 
 def _evidence(piece: Mapping[str, Any]) -> Evidence:
@@ -269,7 +264,8 @@ class _Run:
     def __init__(
         self, checks: Mapping[str, Check], budget: Budget, folder: Path, report: Callable[[Progress], None]
     ) -> None:
-        self.checks, self.budget, self.folder, self.report = checks, budget, folder, report
+        self.checks, self.folder, self.report = checks, folder, report
+        self.budget: Budget = budget
         self.jobs: dict[tuple[str, bool], _Job] = {}
         self.finished: dict[str, CheckResult] = {}
         self.timings: dict[str, float] = {}
