@@ -22,7 +22,7 @@ def _vector(*values: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DoubleIntegrator:
-    """x = (p, v): p⁺ = p + dt·v + ½dt²·a, v⁺ = v + dt·a, with a = (force/mass)·u held over a step, u ∈ [−1, 1].
+    """x = (p, v): p⁺ = p + dt·v + ½dt²·a, v⁺ = v + dt·a, a = (force/mass)·u held over a step, u ∈ [−1, 1].
 
     Cost 1{p > position_limit}; reward −(p − target)² − 0.1v² − 0.01u².
 

@@ -1,4 +1,4 @@
-"""Known parts p(x, u) of a plant: second derivatives bounded everywhere, so that ranges over cells are rigorous."""
+"""Known parts p(x, u) with second derivatives bounded everywhere, so that ranges over cells are rigorous."""
 
 from __future__ import annotations
 

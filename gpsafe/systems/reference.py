@@ -53,7 +53,7 @@ def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
 
 
 def reference_1d_policies() -> tuple[AffinePolicies, Tensor]:
-    """u = clip(3(g − x), ±1) for 81 set-points g ∈ [−0.5, 1.5], and indices of S_0 = {g ≤ −0.4} (5 of them)."""
+    """u = clip(3(g − x), ±1) for 81 set-points g ∈ [−0.5, 1.5], and S_0 = {g ≤ −0.4} (5 indices)."""
     targets = torch.linspace(-0.5, 1.5, 81, dtype=torch.float64)
     box = Box(_vector(-1.0), _vector(1.0))
     policies = set_point_policies(

@@ -18,7 +18,7 @@ from gpsafe.systems.base import Cost, KnownPart, System
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TwinError:
-    """Distance of a twin to its physics at test points of the box: sampled, so the maximum is a lower estimate.
+    """Distance of a twin to its physics at test points of the box: sampled, so `max` is a lower estimate.
 
     Attributes:
         max: largest |twin − physics| per learned output, (p,), in units of the state.
@@ -106,6 +106,11 @@ class RKHSTwin:
     def budget(self) -> float:
         """As the physics."""
         return self.physics.budget
+
+    @property
+    def angles(self) -> tuple[int, ...]:
+        """State indices that are angles, as the physics says."""
+        return getattr(self.physics, "angles", ())
 
     def residual_fn(self, z: Tensor) -> Tensor:
         """Residual of the learned outputs, (*b, nx + nu) → (*b, p)."""

@@ -40,3 +40,11 @@ class Drawable(Protocol):
     def scene(self, x: Tensor) -> Scene:
         """Geometry of the state x (nx,)."""
         ...
+
+
+def scene_of(system: object, x: Tensor) -> Scene | None:
+    """The system's own scene, or that of the physics behind a twin; None if neither has one."""
+    if isinstance(system, Drawable):
+        return system.scene(x)
+    physics = getattr(system, "physics", None)
+    return None if physics is None else scene_of(physics, x)
