@@ -1,0 +1,154 @@
+"""A false assumption shows: the confidence set comes out empty, while under true assumptions it rarely does (theory §2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.confidence import Mixture
+from gpsafe.confidence.convex_program import Program, Spectrum
+from gpsafe.verdict import clopper_pearson
+from proofs_checks._regression import (
+    CONFIDENCE,
+    DELTAS,
+    MODES,
+    Run,
+    Setting,
+    draw_band,
+    draw_rates,
+    generator,
+    picture,
+    rate_verdict,
+    simulate,
+)
+
+TRIALS = 125
+BELIEVED = Setting(lengthscale=0.2, noise_std=0.1, regularizer=0.01)
+BROKEN: dict[str, Setting] = {
+    "norm": replace(BELIEVED, norm=4.0),
+    "lengthscale": replace(BELIEVED, true_lengthscale=0.02),
+    "noise": replace(BELIEVED, noise="student"),
+}
+GENERATIONS = (2, 5, 10, 20, 40, 60)
+
+
+def intersection_empty(run: Run, delta: float) -> Tensor:
+    """Whether the running intersection of the mixture intervals, clipped to ±B√k, is empty somewhere, (F,)."""
+    bound = Mixture(rkhs_norm=BELIEVED.norm, subgaussian=BELIEVED.noise_std, delta=delta)
+    half = run.half_width(run.beta(bound, delta))
+    low = (run.mean - half).amax(1).clamp_min(-BELIEVED.norm)
+    high = (run.mean + half).amin(1).clamp_max(BELIEVED.norm)
+    return (low > high + 1e-9).any(-1)
+
+
+def program_empty(run: Run, delta: float) -> Tensor:
+    """Whether {‖f(X) − y‖² ≤ R_n², ‖f‖ ≤ B} is empty at one of a few n, (F,)."""
+    found = torch.zeros(len(run.f), dtype=torch.bool)
+    norm = torch.full((len(run.f),), BELIEVED.norm, dtype=torch.float64)
+    noise = torch.full_like(norm, BELIEVED.noise_std)
+    for count in GENERATIONS:
+        gram, y, cross = run.data(count)
+        spectrum = Spectrum.of(gram, y)
+        radius = spectrum.radius_sq(noise.square() / BELIEVED.regularizer, noise, math.log(1 / delta))
+        prior = torch.ones(len(y), 1, dtype=torch.float64)
+        found = found | Program(spectrum, cross[..., :1], prior, radius, norm).empty()
+    return found
+
+
+def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
+    """Alarms of one shard for each mode and δ; broken: the assumption `kind` is false."""
+    setting = BROKEN[kind] if broken else BELIEVED
+    cells, band = [], None
+    for m, mode in enumerate(MODES):
+        run = simulate(setting, TRIALS, mode, generator(6, list(BROKEN).index(kind), shard, int(broken), m))
+        for delta in DELTAS:
+            bound = Mixture(rkhs_norm=BELIEVED.norm, subgaussian=BELIEVED.noise_std, delta=delta)
+            half = run.half_width(run.beta(bound, delta))
+            crossed, empty = intersection_empty(run, delta), program_empty(run, delta)
+            cells.append(
+                {
+                    "mode": mode,
+                    "delta": delta,
+                    "trials": TRIALS,
+                    "alarms": int((crossed | empty).sum()),
+                    "intersection": int(crossed.sum()),
+                    "program": int(empty.sum()),
+                    "uncovered": int((run.ratio(half) > 1).sum()),
+                }
+            )
+            if shard == 0 and band is None:
+                band = picture(run, half, 20)
+    return {"cells": cells, "band": band}
+
+
+def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
+    """Pools the shards; the alarm is raised by either detector."""
+    cells = []
+    for i, first in enumerate(samples[0]["cells"]):
+        total = {key: sum(s["cells"][i][key] for s in samples) for key in first if key not in ("mode", "delta")}
+        low, high = clopper_pearson(total["alarms"], total["trials"], 1 - (1 - CONFIDENCE) / len(samples[0]["cells"]))
+        name = f"{first['mode']}, δ={first['delta']:g}"
+        rates = {f"{key}_rate": total[key] / total["trials"] for key in ("intersection", "program", "uncovered")}
+        cells.append(
+            {
+                "name": name,
+                "delta": first["delta"],
+                **total,
+                "rate": total["alarms"] / total["trials"],
+                "lower": low,
+                "upper": high,
+                **rates,
+            }
+        )
+    worst = max(cells, key=lambda cell: cell["lower"] / cell["delta"])
+    witness = f"{worst['alarms']} alarms in {worst['trials']} runs ({worst['name']})"
+    estimate, verdict = rate_verdict(
+        [c["alarms"] for c in cells], [c["trials"] for c in cells], [c["delta"] for c in cells], witness
+    )
+    total = sum(cell["trials"] for cell in cells) // len(DELTAS)
+    return Evidence(total, estimate, verdict, {"cells": cells, "band": samples[0]["band"]})
+
+
+def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    """Left: a band under the false assumption. Right: alarm rates."""
+    left, right = figure.subplots(1, 2)
+    draw_band(left, control["band"], "false assumption, 20 observations")
+    draw_rates(right, claim["cells"], -0.12, "tab:blue", "assumptions true")
+    draw_rates(right, control["cells"], 0.12, "tab:red", "assumption false")
+    right.set_yscale("symlog", linthresh=0.01)
+    right.set_ylabel("rate of runs with an empty set")
+    right.legend(fontsize=7)
+    figure.tight_layout()
+
+
+_CONTROLS = {
+    "norm": "‖f*‖ is 4 times the assumed B",
+    "lengthscale": "f* has a tenth of the assumed length-scale",
+    "noise": "Student-t noise with 2 degrees of freedom in place of R-sub-Gaussian noise",
+}
+
+CHECKS = tuple(
+    Check(
+        name=f"falsification-{kind}",
+        claim="under true assumptions the confidence set (running mixture intersection, or convex-program set) is found "
+        "empty at some n ≤ 60 with probability ≤ δ; a false " + kind + " raises the alarm",
+        source="theory §2 (running intersection)",
+        assumptions=("‖f*‖_k ≤ B (exact by construction)", "R-sub-Gaussian noise", "kernel and λ fixed before data"),
+        statistic="largest (alarm rate)/δ over random and adaptive designs and δ ∈ {0.1, 0.01}; threshold 1",
+        control=text,
+        shards={"quick": 8, "full": 40},
+        control_shards={"quick": 2, "full": 8},
+        sample=partial(sample, kind),
+        judge=judge,
+        plot=plot,
+    )
+    for kind, text in _CONTROLS.items()
+)

@@ -1,0 +1,144 @@
+"""Width ordering of the bounds on the same data: convex ≤ mixture ≤ Abbasi-Yadkori ≤ Fiedler (theory §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gpsafe import kernels
+from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConvexProgram, Fiedler, Mixture
+from gpsafe.models.gp import GP
+from gpsafe.rkhs import random_function
+from gpsafe.verdict import Verdict
+from proofs_checks._regression import generator
+
+TOLERANCE = 1e-9  # relative, for rounding
+NOISE = 0.2
+ORDER = ("convex-program", "mixture", "abbasi-yadkori", "fiedler")
+REGULARIZERS = (0.04, 0.3, 1.0, 1 + 2 / 60, 3.0)
+COUNTS = (5, 20, 60)
+
+
+def half_widths(model: GP, z: Tensor, delta: float) -> dict[str, Tensor]:
+    """Half-widths at z (m, 1) of the bounds on one model."""
+    assumed = {"rkhs_norm": 1.0, "subgaussian": NOISE, "delta": delta}
+    bounds = [Mixture(**assumed), AbbasiYadkori(**assumed), Fiedler(**assumed), ConvexProgram(**assumed)]
+    if bool((model.regularizer <= 1).all()):
+        published = Fiedler(**assumed, convention="published")
+        pairs = [("fiedler R/λ", published)]
+    else:
+        pairs = []
+    if abs(float(model.regularizer[0]) - (1 + 2 / 60)) < 1e-12:
+        pairs.append(("chowdhury-gopalan", ChowdhuryGopalan(**assumed, max_data=60)))
+    pairs += [(bound.name, bound) for bound in bounds]
+    found = {}
+    for name, bound in pairs:
+        lower, upper = bound.interval(model, z)
+        found[name] = 0.5 * (upper - lower)
+    return found
+
+
+def excess(narrow: Tensor, wide: Tensor) -> float:
+    """max (narrow − wide)/wide."""
+    return float(((narrow - wide) / wide).max())
+
+
+def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
+    """Largest excess on one random data set per λ and n, with the mean widths relative to the mixture's."""
+    source = generator(2, shard)
+    kernel = kernels.rbf(0.15) if shard % 2 == 0 else kernels.matern(2.5, 0.3)
+    f = random_function(kernel, torch.zeros(1), torch.ones(1), norm=1.0, generator=source)
+    z = torch.linspace(-0.1, 1.1, 61, dtype=torch.float64).unsqueeze(-1)
+    worst, where, ratios = -float("inf"), "", []
+    for lam in REGULARIZERS:
+        for count in COUNTS:
+            x = torch.rand(count, 1, dtype=torch.float64, generator=source)
+            y = f(x) + NOISE * torch.randn(count, dtype=torch.float64, generator=source)
+            model = GP.create(kernel, lam, nx=1, nu=0, noise_std=NOISE).condition_on(x, y.unsqueeze(-1))
+            for delta in (0.1, 0.01):
+                widths = half_widths(model, z, delta)
+                if kind == "order":
+                    chain = tuple(reversed(ORDER)) if broken else ORDER
+                    pairs = list(zip(chain, chain[1:], strict=False))
+                    if "chowdhury-gopalan" in widths and not broken:
+                        pairs.append(("abbasi-yadkori", "chowdhury-gopalan"))
+                elif lam > 1:
+                    continue
+                else:
+                    other = "fiedler R/λ" if broken else "fiedler"
+                    pairs = [(other, "abbasi-yadkori"), ("abbasi-yadkori", other)]
+                for narrow, wide in pairs:
+                    value = excess(widths[narrow], widths[wide])
+                    if value > worst:
+                        worst, where = value, f"{narrow} against {wide}, λ = {lam:.3g}, n = {count}, δ = {delta}"
+                relative = {name: float((width / widths["mixture"]).mean()) for name, width in widths.items()}
+                ratios.append({"lambda": lam, "n": count, "delta": delta, **relative})
+    return {"excess": worst, "where": where, "ratios": ratios}
+
+
+def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
+    """The largest excess over all data sets, known up to rounding."""
+    worst = max(samples, key=lambda s: s["excess"])
+    rows: dict[tuple[float, int, float], list[dict[str, float]]] = {}
+    for s in samples:
+        for row in s["ratios"]:
+            rows.setdefault((row["lambda"], row["n"], row["delta"]), []).append(row)
+    table = [
+        {name: sum(r[name] for r in group) / len(group) for name in group[0]} for group in rows.values()
+    ]
+    verdict = Verdict(worst["excess"], worst["excess"], TOLERANCE, witness=worst["where"])
+    return Evidence(len(samples) * len(table), worst["excess"], verdict, {"relative_widths": table})
+
+
+def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    """Mean widths relative to the mixture's, against λ, at n = 60 and δ = 0.1."""
+    axes = figure.subplots()
+    rows = [row for row in claim["relative_widths"] if row["n"] == 60 and row["delta"] == 0.1]
+    for name in (*ORDER, "chowdhury-gopalan", "fiedler R/λ"):
+        points = [(row["lambda"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("λ")
+    axes.set_ylabel("mean width / mixture width (n = 60, δ = 0.1)")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+
+
+_ASSUMED = ("kernel and λ fixed before data",)
+CHECKS = (
+    Check(
+        name="width-order",
+        claim="on the same data and at every point, convex ≤ mixture ≤ Abbasi-Yadkori ≤ Fiedler (and Abbasi-Yadkori ≤ "
+        "Chowdhury–Gopalan at λ = 1 + 2/N)",
+        source="theory §2",
+        assumptions=_ASSUMED,
+        statistic="largest relative excess of a width over the next in order; threshold 1e-9 for rounding",
+        control="the order reversed",
+        shards={"quick": 4, "full": 40},
+        control_shards={"quick": 1, "full": 2},
+        sample=partial(sample, "order"),
+        judge=judge,
+        plot=plot,
+    ),
+    Check(
+        name="width-fiedler-below-one",
+        claim="for λ ≤ 1 the Fiedler width with R/√λ equals the Abbasi-Yadkori width (λ̄ = 1)",
+        source="theory §2; Fiedler, Scherer & Trimpe 2021",
+        assumptions=_ASSUMED,
+        statistic="largest relative difference of the two widths; threshold 1e-9 for rounding",
+        control="the published convention R/λ",
+        shards={"quick": 2, "full": 10},
+        control_shards={"quick": 1, "full": 2},
+        sample=partial(sample, "equal"),
+        judge=judge,
+        plot=plot,
+    ),
+)
