@@ -19,7 +19,7 @@ STYLE = """
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe
 UI",Roboto,
 "Helvetica Neue","Liberation Sans",Arial,sans-serif;font-variant-numeric:tabular-nums}
-main{max-width:68rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+main{max-width:74rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .6rem;letter-spacing:-.01em}
 h2{font-size:1.3rem;margin:2.6rem 0 .7rem}
 h3{font-size:1.12rem;margin:0;font-family:ui-monospace,SFMono-Regular,Menlo,"Liberation Mono",monospace}
@@ -72,6 +72,7 @@ figure{margin:.8rem 0 0} figure img{display:block;width:100%;max-width:56rem;hei
 border:1px solid var(--line);border-radius:.3rem;padding:.5rem}
 figcaption{font-size:.86rem;color:var(--soft);margin-top:.3rem}
 pre{overflow-x:auto;background:var(--card);padding:.6rem .8rem;font-size:.8rem}
+@media (max-width:50rem){.source{display:none}}
 @media (max-width:40rem){dl.facts{grid-template-columns:1fr} dl.facts dd{margin-bottom:.35rem}}
 @media print{:root{color-scheme:light;--page:#fff;--ink:#000;--soft:#444;--line:#bbb;--card:#f4f4f4;
 --tint:#e3eef6;
@@ -80,6 +81,8 @@ pre{overflow-x:auto;background:var(--card);padding:.6rem .8rem;font-size:.8rem}
 body{font-size:10pt} main{max-width:none;padding:0} section.check
 header,figure,svg.interval,tr{break-inside:avoid}
 h2,section.check header{break-after:avoid} .scroll{overflow:visible} table{font-size:7.8pt}
+.badge{font-size:6.8pt}
+dl.facts{break-inside:avoid}
 th,td{padding:.25rem .35rem}}
 """
 
@@ -100,7 +103,8 @@ PAGE = Template("""<!doctype html>
 <dl class="environment">$environment</dl>
 <h2 id="verdicts">Verdicts</h2>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="verdicts"><table>
-<thead><tr><th scope="col">Claim</th><th scope="col">Source</th><th scope="col" class="number">n</th>
+<thead><tr><th scope="col">Claim</th><th scope="col" class="source">Source</th>
+<th scope="col" class="number">n</th>
 <th scope="col" class="number">Estimate, interval</th><th scope="col" class="number">Threshold</th>
 <th scope="col">Verdict</th><th scope="col">Control</th><th scope="col" class="number">Seconds</th></tr>
 </thead>

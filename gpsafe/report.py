@@ -190,7 +190,8 @@ def _row(item: Mapping[str, Any]) -> str:
     name = escape(item["name"])
     between = "" if item["lower"] is None else f'<span class="range">{_range(item)}</span>'
     return (
-        f'<tr><th scope="row"><a href="#check-{name}">{name}</a></th><td>{escape(item["source"])}</td>'
+        f'<tr><th scope="row"><a href="#check-{name}">{name}</a></th>'
+        f'<td class="source">{escape(item["source"])}</td>'
         f'<td class="number">{number(item["n"])}</td>'
         f'<td class="number">{number(item["estimate"])} {between}</td>'
         f'<td class="number">{number(item["threshold"])}</td><td>{_badge(item["verdict"])}</td>'

@@ -70,7 +70,7 @@ TOY = textwrap.dedent(
         return {"hits": 399 * broken, "n": 400}
 
     def slow(shard, budget, broken):
-        time.sleep(0.4)
+        time.sleep(0.3)
         return {"hits": 399 * broken, "n": 400}
 
     def unbounded(samples, broken):
@@ -90,7 +90,7 @@ MAKERS = {
     "raises": 'make("raises", 0, 0, raises)',
     "dies-once": 'make("dies-once", 0, 0, dies_once)',
     "dies-always": 'make("dies-always", 0, 0, dies_always)',
-    "slow": 'make("slow", 0, 0, slow, shards=6)',
+    "slow": 'make("slow", 0, 0, slow, shards=4)',
     "unbounded": 'make("unbounded", 0, 1, judge=unbounded, shards=1, control_shards={"quick": 2, "full": 2})',
     "not-json": 'make("not-json", 0, 0, lambda s, b, k: {"x": object()}, shards=1)',
     "no-evidence": 'make("no-evidence", 0, 1, judge=lambda samples, broken: 3, shards=1)',
