@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from html import escape
 from typing import Any, NamedTuple
@@ -48,7 +49,8 @@ def figure_uri(result: CheckResult) -> tuple[str | None, str]:
         "font.size": 9.5,
     }
     try:
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about layouts and missing glyphs: the picture shows them
             figure = Figure(figsize=(8.4, 4.2), layout="constrained", facecolor="white")
             result.check.plot(figure, claim.data, control.data)
             buffer, kind = io.BytesIO(), "svg+xml"
