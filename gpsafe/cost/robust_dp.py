@@ -121,10 +121,11 @@ def _blocks(inner: Tensor, strip: Tensor, device: torch.device, rows: int = 64) 
     return blocks
 
 
-class _Averager:
+class Averager:
     """sup over sub-cells' positions of E V(m + w), for batched V, padded by the value outside."""
 
     def __init__(self, grid: Grid, noise_std: Tensor, device: torch.device) -> None:
+        self.grid = grid
         self.axes = []
         for i in range(grid.box.dim):
             low, width = float(grid.box.lower[i]), float(grid.size[i])
@@ -211,13 +212,12 @@ def _double(source: Tensor, target: Tensor, shift: int, dim: int) -> None:
 
 
 def sweep(
-    grid: Grid, noise_std: Tensor, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float
+    average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float
 ) -> Tensor:
     """Backward sweep V_t = stage + max_{m ∈ [low, high]} E V_{t+1}(m + w), rounded up, for t = horizon−1 … 0.
 
     Args:
-        grid: N cells.
-        noise_std: (nx,).
+        average: Gaussian average over a grid of N cells.
         low, high: mean boxes over each cell, (P, N, nx).
         stage: supremum of the stage value over each cell, (P or 1, N).
         horizon: number of stages summed.
@@ -227,9 +227,9 @@ def sweep(
         V_0 per cell, (P, N).
     """
     policies = low.shape[0]
+    grid = average.grid
     if horizon == 0:
         return torch.zeros(policies, grid.num, dtype=torch.float64, device=low.device)
-    average = _Averager(grid, noise_std, low.device)
     lookup = _RangeMax.build(grid, low, high)
     value = stage.expand(policies, grid.num)
     for t in range(1, horizon):
@@ -263,6 +263,7 @@ class RobustDP:
     chunk: int = 1_200_000
     name: str = field(default="robust-dp", init=False)
     sound: bool = field(default=True, init=False)
+    _average: Averager | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _require.shape("RobustDP", "initial_state", self.initial_state, (self.grid.box.dim,))
@@ -270,6 +271,8 @@ class RobustDP:
         _require.count("RobustDP", "horizon", self.horizon)
         if not bool(self.grid.box.contains(self.initial_state)):
             raise _require.fail("RobustDP", "initial_state inside the grid", self.initial_state.tolist())
+        average = Averager(self.grid, self.noise_std, self.initial_state.device)
+        object.__setattr__(self, "_average", average)
 
     def enclosure(self, confidence: ConfidenceSet, policies: PolicyClass) -> Enclosure:
         """Mean boxes of all policies over all cells, and (last column) over the exact initial state.
@@ -314,14 +317,15 @@ class RobustDP:
     def _chunk(self, low: Tensor, high: Tensor, stage: Tensor, outside_rate: float) -> Tensor:
         """The sweep on the cells for t ≥ 1, then one exact step from x₀."""
         n = self.grid.num
+        average = self._average
+        assert average is not None
         value = sweep(
-            self.grid, self.noise_std, low[:, :n], high[:, :n], stage[:, :n],
-            horizon=self.horizon - 1, outside_rate=outside_rate,
-        )  # fmt: skip
+            average, low[:, :n], high[:, :n], stage[:, :n], horizon=self.horizon - 1, outside_rate=outside_rate
+        )
         if self.horizon == 1:
             return stage[:, n]
         outside = (self.horizon - 1) * outside_rate
-        table = _Averager(self.grid, self.noise_std, low.device)(value.reshape(-1, *self.grid.cells), outside)
+        table = average(value.reshape(-1, *self.grid.cells), outside)
         first = _RangeMax.build(self.grid, low[:, n:], high[:, n:])(table, outside)
         return stage[:, n] + first[:, 0]
 

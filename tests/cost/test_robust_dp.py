@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import enclose
-from gpsafe.cost.robust_dp import Grid, RobustDP, _Averager, sweep
+from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, sweep
 from gpsafe.models import GP
 from gpsafe.rollout import closed_loop
 from gpsafe.sets import Box
@@ -49,7 +49,7 @@ def test_average_dominates_every_mean_in_its_sub_cell(seed, split, std):
     grid = Grid(Box(torch.tensor([0.0]), torch.tensor([1.0])), (9,), (split,))
     value = uniform(seed, 1, 9)
     outside = 1.5
-    table = _Averager(grid, torch.tensor([std], dtype=torch.float64), value.device)(value, outside)[0]
+    table = Averager(grid, torch.tensor([std], dtype=torch.float64), value.device)(value, outside)[0]
     position = uniform(seed + 1, 9 * split)
     for j in range(9 * split):
         mean = (j + float(position[j])) / (9 * split)
@@ -65,7 +65,7 @@ def test_average_dominates_every_mean_in_its_sub_cell(seed, split, std):
 def test_two_dimensional_average_dominates_the_exact_one(seed):
     grid = Grid(Box(torch.zeros(2), torch.ones(2)), (5, 4))
     value, outside, std = uniform(seed, 1, 5, 4), 1.2, torch.tensor([0.1, 0.2], dtype=torch.float64)
-    table = _Averager(grid, std, value.device)(value, outside)[0]
+    table = Averager(grid, std, value.device)(value, outside)[0]
     where = uniform(seed + 1, 5, 4, 2)
     for i in range(5):
         for j in range(4):
@@ -108,7 +108,7 @@ def test_sweep_equals_scalar_loops(seed, horizon):
     grid = Grid(Box(torch.zeros(1), torch.tensor([2.1], dtype=torch.float64)), (cells,))
     a, b = uniform(seed, 1, cells, 1) * 2.4 - 0.1, uniform(seed + 1, 1, cells, 1) * 0.5
     stage = uniform(seed + 2, 1, cells)
-    got = sweep(grid, torch.tensor([std]).double(), a, a + b, stage, horizon=horizon, outside_rate=1.0)
+    got = sweep(Averager(grid, torch.tensor([std]).double(), a.device), a, a + b, stage, horizon=horizon, outside_rate=1.0)
     naive = naive_sweep(
         cells, width, std, a[0, :, 0].tolist(), (a + b)[0, :, 0].tolist(), stage[0].tolist(), horizon, 1.0
     )
@@ -123,9 +123,10 @@ def test_sweep_is_monotone_in_boxes_and_stage(seed, dim):
     low = uniform(seed, 2, grid.num, dim)
     high = low + 0.3 * uniform(seed + 1, 2, grid.num, dim)
     stage = uniform(seed + 2, 2, grid.num)
-    small = sweep(grid, std, low, high, stage, horizon=4, outside_rate=1.0)
-    wide = sweep(grid, std, low - 0.1, high + 0.05, stage, horizon=4, outside_rate=1.0)
-    more = sweep(grid, std, low, high, (stage + 0.1).clamp_max(1.0), horizon=4, outside_rate=1.0)
+    average = Averager(grid, std, low.device)
+    small = sweep(average, low, high, stage, horizon=4, outside_rate=1.0)
+    wide = sweep(average, low - 0.1, high + 0.05, stage, horizon=4, outside_rate=1.0)
+    more = sweep(average, low, high, (stage + 0.1).clamp_max(1.0), horizon=4, outside_rate=1.0)
     assert bool((wide >= small - 1e-12).all()) and bool((more >= small - 1e-12).all())
     assert bool((wide <= 4.0 + 1e-12).all())
 

@@ -1,0 +1,353 @@
+"""Theory §4 (i), (ii), (vi): ActSafe with an explicit safe-policy set, run whole, on plants whose truth is computable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gpsafe import kernels, rkhs
+from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
+from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies, set_point_policies
+from gpsafe.rkhs import RKHSFunction
+from gpsafe.safe_set import policy_distance, reachable
+from gpsafe.sets import Box
+from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.reference import reference_1d, reference_1d_policies
+from gpsafe.verdict import Verdict, clopper_pearson
+
+DELTA = 0.1
+CONFIDENCE = 0.95
+RUNS = {"quick": 40, "full": 200}
+CONTROL_RUNS = {"quick": 12, "full": 40}
+
+
+def _vector(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A plant, its learner's ingredients, and the truth."""
+
+    algorithm: ActSafe
+    truth_upper: Tensor  # rigorous upper end of J_c(π, f*), (P,)
+    truth_lower: Tensor
+
+
+def _task(algorithm: ActSafe, residual: RKHSFunction, fine: RobustDP) -> Task:
+    confidence = ConfidenceSet(algorithm.bound).update(algorithm.model)
+    enclosure = fine.enclosure(confidence, algorithm.policies)
+    exact = enclosure.with_residual(residual(enclosure.z).unsqueeze(-1))
+    return Task(algorithm, fine.upper(exact), fine.lower(exact))
+
+
+@lru_cache(maxsize=1)
+def _expanding_task() -> Task:
+    """The first reference system (81 set-points, S_0 of 5)."""
+    system = reference_1d()
+    policies, initial = reference_1d_policies()
+    norm = tuple(system.rkhs_norm.tolist())
+    model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
+    bound = Mixture(rkhs_norm=norm, subgaussian=0.01, delta=DELTA)
+    task = (system.initial_state, system.horizon, system.cost, system.noise_std)
+    coarse = RobustDP(Grid(Box(_vector(-1.0), _vector(1.5)), (500,)), *task)
+    fine = RobustDP(Grid(Box(_vector(-1.0), _vector(1.5)), (2000,)), *task)
+    algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=12)
+    return _task(algorithm, system.residual[0], fine)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ShortPlant:
+    """x⁺ = x + 0.25u + f(x, u) + w, four steps, so noisy that the policy distance D is informative."""
+
+    residual: RKHSFunction
+    known: AffineKnown
+    name: str = "short-horizon-1d"
+    nx: int = 1
+    nu: int = 1
+    horizon: int = 4
+    budget: float = 0.6
+    state_box: Box = Box(_vector(0.0), _vector(1.6))
+    input_box: Box = Box(_vector(-1.0), _vector(1.0))
+    noise_std: Tensor = _vector(0.05)
+    initial_state: Tensor = _vector(0.5)
+    cost: IndicatorCost = IndicatorCost(_vector(1.0).reshape(1, 1), _vector(1.0))
+
+    def mean(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.known(x, u) + self.residual(torch.cat([x, u], dim=-1)).unsqueeze(-1)
+
+    def reward(self, x: Tensor, u: Tensor) -> Tensor:
+        return x[..., 0]
+
+
+def _short_policies(count: int = 150) -> AffinePolicies:
+    targets = torch.linspace(0.75, 1.05, count, dtype=torch.float64)
+    box = Box(_vector(-1.0), _vector(1.0))
+    return set_point_policies(targets[:, None], _vector(3.0).reshape(1, 1), torch.zeros(count, 1).double(), box)
+
+
+def _reaching_task(seed: int) -> Task:
+    """A random residual of norm exactly 1 (the first of its seed's sequence for which S_0 is safe), 150 set-points."""
+    kernel = kernels.rbf([1.0, 2.0], variance=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    policies = _short_policies()
+    initial = range(10)
+    while True:
+        residual = rkhs.random_function(kernel, _vector(-0.5, -1.0), _vector(1.5, 1.0), norm=1.0, generator=generator)
+        known = AffineKnown(_vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), _vector(0.0))
+        plant = _ShortPlant(residual, known)
+        model = GP.create(kernel, 0.05**2, nx=1, nu=1, noise_std=0.05, prior=known)
+        bound = Mixture(rkhs_norm=1.0 + 1e-9, subgaussian=0.05, delta=DELTA)
+        dp = RobustDP(Grid(plant.state_box, (320,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
+        distance = policy_distance(
+            policies, known, (kernel,), rkhs_norm=bound.norms(1), outputs=(0,), noise_std=plant.noise_std,
+            horizon=plant.horizon, ceiling=1.0,
+        )  # fmt: skip
+        algorithm = ActSafe(plant, policies, initial, model, bound, dp, distance=distance, episodes=30)
+        task = _task(algorithm, residual, dp)
+        if float(task.truth_upper[: len(initial)].max()) <= plant.budget:
+            return task
+
+
+def _run(task: Task, seed: int, **changes: Any) -> ActSafeRun:
+    return task.algorithm.with_(**changes).run(torch.Generator().manual_seed(seed))
+
+
+def _f_star_inside(task: Task, run: ActSafeRun, residual: RKHSFunction, seed: int) -> bool:
+    z = task.algorithm.system.state_box.sample(300, torch.Generator().manual_seed(seed))
+    u = 2 * torch.rand(300, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1)) - 1
+    points = torch.cat([z, u], dim=-1)
+    verdict = run.confidence.contains(lambda v: residual(v).unsqueeze(-1), points)
+    return verdict.outcome == "HOLDS"
+
+
+# ------------------------------------------------------------------ (i) every executed policy is safe
+def _sample_safety(shard: int, budget: Budget, broken: bool) -> Sample:
+    task = _expanding_task()
+    norm = task.algorithm.bound.rkhs_norm
+    bound: ConfidenceBound = task.algorithm.bound
+    threshold = 0.1  # expansion for about nine episodes, then exploitation
+    if broken:  # the prior mean taken for the truth, and exploited at once
+        bound = Constant(rkhs_norm=norm, subgaussian=0.01, delta=DELTA, value=1e-6)
+        threshold = 100.0
+    run = _run(task, 1000 + shard, bound=bound, threshold=threshold)
+    unsafe = task.truth_lower > task.algorithm.system.budget
+    safe = task.truth_upper <= task.algorithm.system.budget
+    executed = [e.policy for e in run.episodes]
+    record: Sample = {
+        "unsafe_executed": int(unsafe[executed].sum()),
+        "undecided_executed": int((~unsafe & ~safe)[executed].sum()),
+        "unsafe_members": int(unsafe[run.safe_set.members].sum()),
+        "sizes": [len(s) for s in run.safe_sets],
+        "executed": executed,
+        "episodes": len(executed),
+        "f_star_inside": _f_star_inside(task, run, task.algorithm.system.residual[0], shard),  # type: ignore[attr-defined]
+        "true_safe": int(safe.sum()),
+        "initial": len(run.safe_sets[0]),
+        "exploiting": sum(e.phase == "exploit" for e in run.episodes),
+        "policies": run.safe_set.num,
+        "realised_cost": [e.cost for e in run.episodes],
+    }
+    if shard == 0:
+        record["paths"] = [e.states[:, 0].tolist() for e in run.episodes]
+        record["entered"] = [run.safe_set.witnesses[i].episode if i in run.safe_set else -1 for i in range(81)]
+        record["truth"] = task.truth_upper.tolist()
+    return record
+
+
+def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
+    runs = len(samples)
+    failures = sum(s["unsafe_executed"] + s["undecided_executed"] > 0 for s in samples)
+    if broken:  # one-sided the other way: only what is certainly unsafe counts against the control
+        failures = sum(s["unsafe_executed"] > 0 for s in samples)
+    lower, upper = clopper_pearson(failures, runs, CONFIDENCE)
+    first = samples[0]
+    witness = (
+        f"{failures} of {runs} runs executed a policy not shown safe; mean |S_n| {first['initial']} → "
+        f"{np.mean([s['sizes'][-1] for s in samples]):.1f} of {first['true_safe']} truly safe; f* in F_n in "
+        f"{sum(s['f_star_inside'] for s in samples)} of {runs}"
+    )
+    data = {
+        "sizes": [s["sizes"] for s in samples],
+        "executed": [s["executed"] for s in samples],
+        "unsafe_members": [s["unsafe_members"] for s in samples],
+        "realised_cost_max": max(max(s["realised_cost"]) for s in samples),
+        "true_safe": first["true_safe"],
+        "policies": first["policies"],
+        **{key: first[key] for key in ("paths", "entered", "truth")},
+    }
+    return Evidence(runs, failures / runs, Verdict(lower, upper, DELTA, witness=witness), data)
+
+
+def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    growth, space, phase = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
+    sizes = [np.asarray(s) for s in claim["sizes"]]
+    length = max(len(s) for s in sizes)
+    table = np.array([np.pad(s, (0, length - len(s)), mode="edge") for s in sizes])
+    growth.fill_between(range(length), table.min(0), table.max(0), color="#0072B2", alpha=0.25, label="range over runs")
+    growth.plot(np.median(table, 0), color="#0072B2", label="median |S_n|")
+    growth.axhline(claim["true_safe"], color="black", linestyle="--", label="|S*|")
+    growth.set(xlabel="episode n", ylabel="policies", title="growth of S_n inside S*")
+    growth.legend(fontsize="small")
+
+    entered, truth = np.asarray(claim["entered"]), np.asarray(claim["truth"])
+    goals = np.linspace(-0.5, 1.5, len(entered))
+    space.plot(goals, truth, color="black", linewidth=1)
+    inside = entered >= 0
+    marks = space.scatter(goals[inside], truth[inside], c=entered[inside], cmap="viridis", s=18, zorder=3)
+    space.axhline(0.2, color="#D55E00", linestyle="--", label="budget d")
+    space.set(xlabel="set-point g (policy)", ylabel="J_c(π, f*)", title="policy space: episode of entry", yscale="symlog")
+    figure.colorbar(marks, ax=space, label="episode")
+    space.legend(fontsize="small")
+
+    paths = [np.asarray(p) for p in claim["paths"]]
+    for number, path in enumerate(paths):
+        phase.plot(path[:-1], path[1:], marker=".", markersize=3, linewidth=0.6, color=_viridis(number / len(paths)))
+    line = np.linspace(-0.6, 1.1, 2)
+    phase.plot(line, line, color="grey", linewidth=0.6)
+    phase.axvline(1.0, color="#D55E00", linestyle="--", label="x = 1")
+    phase.axhline(1.0, color="#D55E00", linestyle="--")
+    phase.set(xlabel="x_t", ylabel="x_{t+1}", title="closed-loop phase portrait, run 0")
+    phase.legend(fontsize="small")
+
+
+def _viridis(fraction: float) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](fraction)
+
+
+# ------------------------------------------------------------------ (ii) S_n is monotone
+def _sample_monotone(shard: int, budget: Budget, broken: bool) -> Sample:
+    if broken:  # no union with S_{n-1}, no running intersection: {π : UCB ≤ d} from the newest posterior alone
+        task = _expanding_task()
+        run = _run(task, 5000 + shard, episodes=4)
+        sets = [set(run.safe_sets[0].witnesses)]
+        for generation in run.confidence.generations[:-1]:
+            alone = ConfidenceSet(task.algorithm.bound).update(generation)
+            upper = task.algorithm.cost_bound.evaluate(alone, task.algorithm.policies).upper
+            sets.append(set(torch.nonzero(upper <= task.algorithm.system.budget).flatten().tolist()))
+    else:
+        run = _run(_reaching_task(shard), 5000 + shard, episodes=6)
+        sets = [set(s.witnesses) for s in run.safe_sets]
+    lost = [len(before - after) for before, after in zip(sets, sets[1:], strict=False)]
+    return {"lost": sum(lost), "steps": len(lost), "sizes": [len(s) for s in sets]}
+
+
+def _judge_monotone(samples: Sequence[Sample], broken: bool) -> Evidence:
+    lost = sum(s["lost"] for s in samples)
+    steps = sum(s["steps"] for s in samples)
+    grown = sum(s["sizes"][-1] > s["sizes"][0] for s in samples)
+    witness = f"{lost} members lost in {steps} updates; S_n grew in {grown} of {len(samples)} runs"
+    return Evidence(steps, float(lost), Verdict(lost, lost, 0.0, witness=witness), {"sizes": [s["sizes"] for s in samples]})
+
+
+# ------------------------------------------------------------------ (vi) R_ε^H(S_0) ⊆ S_n
+EPSILON = 0.45
+
+
+def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
+    task = _reaching_task(shard)
+    algorithm = task.algorithm
+    assert algorithm.distance is not None
+    run = _run(task, 3000 + shard, episodes=1 if broken else algorithm.episodes)
+    initial = list(algorithm.initial_safe)
+    target = reachable(  # the larger reachable set: true costs from below
+        initial, task.truth_lower, algorithm.distance, budget=algorithm.system.budget, epsilon=EPSILON
+    )
+    reached = set(run.safe_set.witnesses)
+    covered = [len(target & set(s.witnesses)) / len(target) for s in run.safe_sets]
+    unsafe = task.truth_lower > algorithm.system.budget
+    sets = [set(s.witnesses) for s in run.safe_sets]
+    return {
+        "missing": len(target - reached),
+        "target": len(target),
+        "initial": len(initial),
+        "sizes": [len(s) for s in run.safe_sets],
+        "covered": covered,
+        "true_safe": int((task.truth_upper <= algorithm.system.budget).sum()),
+        "unsafe_members": int(unsafe[run.safe_set.members].sum()),
+        "lost": sum(len(a - b) for a, b in zip(sets, sets[1:], strict=False)),
+    }
+
+
+def _judge_reach(samples: Sequence[Sample], broken: bool) -> Evidence:
+    runs = len(samples)
+    failures = sum(s["missing"] > 0 for s in samples)
+    lower, upper = clopper_pearson(failures, runs, CONFIDENCE)
+    witness = (
+        f"R of mean size {np.mean([s['target'] for s in samples]):.0f} (S_0: {samples[0]['initial']}, "
+        f"S*: {np.mean([s['true_safe'] for s in samples]):.0f}, S_n: {np.mean([s['sizes'][-1] for s in samples]):.0f}) "
+        f"missed in {failures} of {runs} runs"
+    )
+    data = {"covered": [s["covered"] for s in samples], "sizes": [s["sizes"] for s in samples],
+            "target": [s["target"] for s in samples], "true_safe": [s["true_safe"] for s in samples],
+            "unsafe_members": [s["unsafe_members"] for s in samples]}  # fmt: skip
+    return Evidence(runs, failures / runs, Verdict(lower, upper, DELTA, witness=witness), data)
+
+
+def _plot_reach(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    left, right = figure.subplots(1, 2)
+    for row in claim["covered"]:
+        left.plot(row, color="#0072B2", alpha=0.35, linewidth=0.8)
+    left.set(xlabel="episode n", ylabel="|R ∩ S_n| / |R|", title=f"R_ε^H(S_0) inside S_n, ε = {EPSILON}", ylim=(0, 1.03))
+    right.scatter(claim["target"], [s[-1] for s in claim["sizes"]], color="#0072B2", s=18, label="|S_n| at the end")
+    right.scatter(claim["target"], claim["true_safe"], color="black", marker="_", label="|S*|")
+    limit = max(*claim["true_safe"], *claim["target"])
+    right.plot([0, limit], [0, limit], color="grey", linewidth=0.6)
+    right.set(xlabel="|R_ε^H(S_0)|", ylabel="policies", title="per random plant")
+    right.legend(fontsize="small")
+
+
+CHECKS = (
+    Check(
+        name="actsafe-executed-safe",
+        claim="With probability ≥ 1 − δ every policy that ActSafe executes is safe: J_c(π_n, f*) ≤ d for all n.",
+        source="ActSafe, Theorem 4.6; theory §4 (i)",
+        assumptions=("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "S_0 safe"),
+        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*)",
+        control="the confidence width is set to zero and the model is exploited at once",
+        shards=RUNS,
+        control_shards=CONTROL_RUNS,
+        sample=_sample_safety,
+        judge=_judge_safety,
+        plot=_plot_safety,
+    ),
+    Check(
+        name="actsafe-monotone",
+        claim="S_n ⊆ S_{n+1} in every update of every run.",
+        source="ActSafe, Definition of S_n; theory §4 (ii)",
+        assumptions=(),
+        statistic="policies lost from S_n, over all updates of whole runs on random exact-norm plants",
+        control="S_n rebuilt from the newest posterior alone, without the union with S_{n-1}",
+        shards={"quick": 16, "full": 100},
+        control_shards={"quick": 2, "full": 8},
+        sample=_sample_monotone,
+        judge=_judge_monotone,
+    ),
+    Check(
+        name="actsafe-reaches",
+        claim=f"With probability ≥ 1 − δ, R_ε^H(S_0) ⊆ S_n at the end of 30 episodes (ε = {EPSILON}, H to the fixed point).",
+        source="ActSafe, Theorem 4.6; theory §4 (vi)",
+        assumptions=("rkhs_norm<=B (exact)", "gaussian noise of known variance", "S_0 safe"),
+        statistic="share of runs on random exact-norm plants in which S_n misses a policy of R_ε^H(S_0)",
+        control="stop after the first episode, before anything is learned",
+        shards=RUNS,
+        control_shards=CONTROL_RUNS,
+        sample=_sample_reach,
+        judge=_judge_reach,
+        plot=_plot_reach,
+    ),
+)

@@ -1,0 +1,98 @@
+"""ActSafe keeps its promises on the first reference system, and says so when an assumption is false."""
+
+import pytest
+import torch
+
+from gpsafe.algorithms.actsafe import ActSafe
+from gpsafe.confidence import ConfidenceSet, Constant, Mixture
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.explore import sufficient_episodes
+from gpsafe.kernels import cross
+from gpsafe.models import GP
+from gpsafe.rkhs import grid as regular_grid
+from gpsafe.sets import Box
+from gpsafe.systems.reference import reference_1d, reference_1d_policies
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    system = reference_1d()
+    policies, initial = reference_1d_policies()
+    model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
+    bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    dp = RobustDP(
+        Grid(Box(vector(-1.0), vector(1.5)), (400,)), system.initial_state, system.horizon, system.cost, system.noise_std
+    )
+    return ActSafe(system, policies, initial.tolist(), model, bound, dp, episodes=8, threshold=0.3)
+
+
+@pytest.fixture(scope="module")
+def run(algorithm):
+    return algorithm.run(torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def truth(algorithm):
+    dp = algorithm.cost_bound
+    enclosure = dp.enclosure(ConfidenceSet(algorithm.bound).update(algorithm.model), algorithm.policies)
+    return dp.lower(enclosure.with_residual(algorithm.system.residual_fn(enclosure.z)))
+
+
+def test_safe_set_expands_far_beyond_the_initial_one_and_stays_safe(run, truth, algorithm):
+    sizes = [len(s) for s in run.safe_sets]
+    assert sizes[0] == 5 and sizes[-1] >= 45
+    assert all(set(a.witnesses) <= set(b.witnesses) for a, b in zip(run.safe_sets, run.safe_sets[1:], strict=False))
+    assert bool((truth[run.safe_set.members] <= algorithm.system.budget).all())
+    assert run.falsified is None and all(e.cost == 0.0 for e in run.episodes)
+
+
+def test_expansion_is_followed_by_exploitation(run):
+    phases = [e.phase for e in run.episodes]
+    assert phases == sorted(phases, key=["expand", "exploit"].index) and "exploit" in phases
+    last = run.episodes[-1]
+    assert last.policy == int(run.safe_sets[-1].members.max())  # the reward is x: the highest certified set-point
+
+
+def test_every_executed_policy_was_a_member_when_it_ran(run):
+    assert all(e.policy in s for e, s in zip(run.episodes, run.safe_sets[1:], strict=True))
+
+
+def test_same_seed_same_run(algorithm, run):
+    again = algorithm.with_(episodes=3).run(torch.Generator().manual_seed(0))
+    assert all(torch.equal(a.states, b.states) for a, b in zip(again.episodes, run.episodes, strict=False))
+
+
+def test_norm_bound_far_too_small_is_falsified_and_stops_the_run(algorithm):
+    wrong = Mixture(rkhs_norm=0.05, subgaussian=0.001, delta=0.1)
+    run = algorithm.with_(bound=wrong).run(torch.Generator().manual_seed(0))
+    assert run.falsified is not None and run.falsified.lower > run.falsified.upper
+    assert "assumption" in str(run.falsified) and len(run.episodes) < algorithm.episodes
+
+
+def test_zero_width_certifies_an_unsafe_policy(algorithm, truth):
+    """Control: without the confidence width S_n is not safe."""
+    heuristic = Constant(rkhs_norm=4.47, subgaussian=0.01, delta=0.1, value=1e-6)
+    run = algorithm.with_(bound=heuristic, episodes=1).run(torch.Generator().manual_seed(0))
+    assert bool((truth[run.safe_set.members] > algorithm.system.budget).any())
+    assert not run.confidence.sound
+
+
+def test_unsound_cost_bounds_are_refused(algorithm):
+    class Guess:
+        name, sound = "guess", False
+
+    with pytest.raises(ValueError, match="sound cost bound"):
+        algorithm.with_(cost_bound=Guess())
+
+
+def test_sufficient_episodes_is_finite_huge_and_monotone(algorithm):
+    points = regular_grid(vector(-1.0, -1.0), vector(1.5, 1.0), (12, 6))
+    eigenvalues = torch.linalg.eigvalsh(cross(algorithm.model.kernels[0], points, points)).clamp_min(0)
+    common = {"beta_of": 8.0, "horizon": 20, "ceiling": 1.0, "noise_std": vector(0.01), "prior_std": vector(0.1),
+              "regularizer": 1e-4, "domain_eigenvalues": eigenvalues, "outputs": 1}  # fmt: skip
+    loose, tight = (sufficient_episodes(epsilon=e, **common) for e in (1.0, 0.1))
+    assert 1e6 < loose < tight < float("inf")
