@@ -39,20 +39,15 @@ class RKHSFunction:
         _require.last_dim("RKHSFunction", "z", z, self.centers.shape[-1])
         flat = z.reshape(-1, z.shape[-1])
         chunk = max(1, 4_000_000 // self.centers.shape[0])
-        parts = [kernels.cross(self.kernel, part, self.centers) @ self.weights for part in flat.split(chunk)]
+        centers, weights = self.centers.to(z.device), self.weights.to(z.device)
+        parts = [kernels.cross(self.kernel, part, centers) @ weights for part in flat.split(chunk)]
         return torch.cat(parts).reshape(z.shape[:-1])
 
     def _square(self) -> tuple[float, float]:
         """αᵀKα as computed, and a bound on its error (see :attr:`norm_upper`)."""
         gram = kernels.cross(self.kernel, self.centers, self.centers)
-        m, d = self.centers.shape
-        form = kernels.closed_form(self.kernel)
-        spread = 0.0
-        for part in form.parts if form is not None else ():
-            if isinstance(part, kernels.Stationary):
-                scaled = part.scaled(self.centers)
-                spread = max(spread, float((scaled - scaled.mean(0)).square().sum(-1).max()))
-        entry = 8 * linalg.UNIT * (d + 4) * (1 + spread) + 2 * linalg.gamma(m + 4)
+        m = self.centers.shape[0]
+        entry = kernels.entry_error(kernels.closed_form(self.kernel), self.centers) + 2 * linalg.gamma(m + 4)
         largest = float(gram.diagonal().max())
         return float(self.weights @ gram @ self.weights), entry * largest * float(
             self.weights.abs().sum()
@@ -69,9 +64,7 @@ class RKHSFunction:
     def norm_upper(self) -> float:
         """A number ≥ ‖f‖_k in exact arithmetic: √(αᵀKα + e), e = ε·max_i k(z_i, z_i)·‖α‖₁².
 
-        ε = 8u(d + 4)(1 + S) + 2γ_{m+4} bounds the relative error of a kernel value (S: largest squared scaled
-        distance of a centre from their mean) and of the double sum. For kernels without closed form,
-        gpytorch's own values are taken to be that accurate.
+        ε is the relative error of a kernel value (`kernels.entry_error`) plus 2γ_{m+4} for the double sum.
         """
         value, error = self._square()
         return (max(value, 0.0) + error) ** 0.5 * (1 + 4 * linalg.UNIT)
