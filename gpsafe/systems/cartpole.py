@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from gpytorch.kernels import Kernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
@@ -259,19 +258,12 @@ class CartPole:
         """
         step = self.action_repeat * self.dt
 
-        def kernel(std: float) -> Kernel:
-            base = RBFKernel(ard_num_dims=3, active_dims=(1, 3, 4)).double()
-            base.lengthscale = _vector(0.8, 6.0, 3.0)
-            scaled = ScaleKernel(base).double()
-            scaled.outputscale = std**2
-            return kernels.freeze(scaled)
-
         stds = {0: 0.05 * step, 1: 0.2 * step, 2: 0.05, 3: 0.2}
         outputs = (2, 3) if self.action_repeat == 1 else (0, 1, 2, 3)
         return twin(
             self,
             self.prior(cart_error=cart_error, pole_error=pole_error, length_error=length_error),
-            kernels=[kernel(stds[j]) for j in outputs],
+            kernels=[kernels.rbf([0.8, 6.0, 3.0], variance=stds[j] ** 2, dims=(1, 3, 4)) for j in outputs],
             outputs=outputs,
             counts=(1, counts[0], 1, counts[1], counts[2]),
             ridge=ridge,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.rkhs import RKHSFunction, interpolate
 from gpsafe.sets import Box
 from gpsafe.systems.base import Cost, KnownPart, System
@@ -130,23 +129,6 @@ class RKHSTwin:
         return self.physics.reward(x, u)
 
 
-def norm_upper(f: RKHSFunction) -> float:
-    """√(αᵀKα + e) ≥ ‖f‖_k with e the rounding error of the sum.
-
-    With ε = 2⁻⁵³·2, d inputs and r the largest squared scaled norm of a centre: the exponent of an RBF is
-    formed as ‖a‖² + ‖b‖² − 2ab and is off by at most (2d + 8)rε, the kernel value by that and a few roundings
-    more; the double sum over m terms adds 2mε. To first order e = ε(2m + 8 + (2d + 8)r)·|α|ᵀ|K||α|; doubled
-    for the rest.
-    """
-    gram = kernels.cross(f.kernel, f.centers, f.centers)
-    size = f.weights.abs() @ gram.abs() @ f.weights.abs()
-    form = kernels.stationary(f.kernel)
-    reach = float(form.scaled(f.centers).square().sum(-1).max()) if form is not None else 0.0
-    factor = 2 * len(f.weights) + 8 + (2 * f.centers.shape[-1] + 8) * reach
-    rounding = 2 * torch.finfo(torch.float64).eps * factor * float(size)
-    return math.sqrt(f.norm**2 + rounding)
-
-
 def centers(box: Box, counts: Sequence[int]) -> Tensor:
     """Regular grid including the faces, (Π counts, d); a count of 1 takes the middle of its axis."""
     if len(counts) != box.dim:
@@ -219,7 +201,7 @@ def exact_twin(
     physics = (system.mean(*_split(z, system.nx)) - known(*_split(z, system.nx)))[:, list(learned)]
     gap = torch.stack([f(z) for f in residual], dim=-1) - physics
     error = TwinError(gap.abs().amax(0), gap.square().mean(0).sqrt(), test_points)
-    norms = torch.tensor([norm_upper(f) for f in residual], dtype=torch.float64)
+    norms = torch.tensor([f.norm_upper for f in residual], dtype=torch.float64)
     return RKHSTwin(
         system, known, tuple(residual), learned, norms, error, region, name or f"{system.name}-twin"
     )
