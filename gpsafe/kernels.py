@@ -18,9 +18,10 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 
 _EPS = torch.finfo(torch.float64).eps
+MAX_SPREAD = 1e4  # squared scaled radius up to which distances may come from a matrix product
 # Σ_{k≥0} r^k/(k+2)!, highest power first: enough terms for full precision on 0 ≤ r ≤ 1.
 _SERIES = tuple(1.0 / math.factorial(k + 2) for k in range(19, -1, -1))
 
@@ -305,6 +306,9 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     center = a.detach().mean(-2, keepdim=True)
     a, b = a - center, b - center
     rows, columns = a.square().sum(-1).unsqueeze(-1), b.square().sum(-1).unsqueeze(-2)
+    readable = rows.numel() and columns.numel() and not linalg.is_transformed(a, b)
+    if readable and float(rows.detach().max() + columns.detach().max()) > MAX_SPREAD:
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
     return (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
 
 
@@ -353,3 +357,20 @@ def metric_over_box(kernel: Kernel, radius: Tensor) -> Tensor | None:
     if form is None:
         return None
     return form.metric_sq(radius).sqrt() * (1 + 64 * _EPS)
+
+
+def entry_error(form: ClosedForm | None, points: Tensor) -> float:
+    """ε such that a computed k(x, z), x in `points` (m, d), errs by at most ε √(k(x, x) k(z, z)).
+
+    Stationary parts: r² from centred inputs errs by (d + 4)u(‖a‖² + ‖b‖²), its exponential (or Matérn
+    profile, Lipschitz in r² with constant ½) by as much plus a few u; for far z the decay outweighs ‖b‖².
+    With S = max ‖a‖² this is 8u(d + 4)(1 + S), S cut at MAX_SPREAD. Linear parts: γ_{d+2}. Other kernels:
+    gpytorch's values are *taken* to be that accurate.
+    """
+    spread = 0.0
+    for part in form.parts if form is not None else ():
+        if isinstance(part, Stationary):
+            scaled = part.scaled(points)
+            spread = max(spread, float((scaled - scaled.mean(0)).square().sum(-1).max()))
+    spread = min(spread, MAX_SPREAD)
+    return 4 * _EPS * (points.shape[-1] + 4) * (1 + spread)

@@ -32,12 +32,19 @@ def usable(z: Tensor) -> bool:
     return not (torch.is_grad_enabled() and z.requires_grad)
 
 
+def _wide(part: kernels.Stationary, points: Tensor) -> bool:
+    scaled = part.scaled(points)
+    return float((scaled - scaled.mean(0)).square().sum(-1).max()) > kernels.MAX_SPREAD
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Gram:
     """κ(z_i, x_j) for fixed points x_j (n of them) and unit amplitude; `amplitude` is the factor to be
     applied after.
 
-    RBF, Matérn 3/2 and 5/2 are evaluated here; other kernels through `Factor.cross` (amplitude 1).
+    RBF, Matérn 3/2 and 5/2 are evaluated here; other kernels through `Factor.cross` (amplitude 1). With
+    inputs centred and scaled, `columns` are [xᵀ; 1; −½‖x‖²] for the RBF, so that rows [z, −½‖z‖², 1] give
+    −½r², and [−2xᵀ; 1; ‖x‖²] for Matérn, so that rows [z, ‖z‖², 1] give r².
     """
 
     factor: Factor
@@ -45,15 +52,13 @@ class Gram:
     form: kernels.Stationary | None
     center: Array
     scale: Array
-    columns: (
-        Array  # RBF: [xᵀ; 1; −½‖x‖²] so that rows [z, −½‖z‖², 1] give −½r²; Matérn: [−2xᵀ; 1; ‖x‖²] for r²
-    )
+    columns: Array
 
     @staticmethod
     def build(factor: Factor, points: Tensor) -> Gram:
         """For the n rows of `points` (n, d)."""
         part = factor.form.parts[0] if factor.form is not None and len(factor.form.parts) == 1 else None
-        if not isinstance(part, kernels.Stationary) or part.nu == 0.5:
+        if not isinstance(part, kernels.Stationary) or part.nu == 0.5 or _wide(part, points):
             empty = np.empty(0)
             return Gram(factor, points, None, empty, empty, empty)
         active = points if part.dims is None else points[:, part.dims]
@@ -63,9 +68,7 @@ class Gram:
         scaled = ((active - center) * scale).numpy()
         square = np.einsum("ij,ij->i", scaled, scaled)
         factors = (1.0, -0.5) if math.isinf(part.nu) else (-2.0, 1.0)
-        columns = np.concatenate(
-            [factors[0] * scaled.T, np.ones((1, len(square))), factors[1] * square[None]]
-        )
+        columns = np.concatenate([factors[0] * scaled.T, np.ones((1, len(square))), factors[1] * square[None]])
         return Gram(factor, points, part, center.numpy(), scale.numpy(), np.ascontiguousarray(columns))
 
     @property
@@ -76,7 +79,7 @@ class Gram:
     def fill(self, z: Tensor, out: Array) -> None:
         """Writes κ(z_i, x_j) into out (m, n)."""
         if self.form is None:
-            out[...] = self.factor.cross(z, self.points).numpy()
+            out[...] = self.factor.cross(self.points, z).mT.numpy()
             return
         rows = z.numpy()
         if self.form.dims is not None:
@@ -90,9 +93,7 @@ class Gram:
         if math.isinf(self.form.nu):
             np.multiply(square, -0.5, out=augmented[:, -2])
             np.matmul(augmented, self.columns, out=out)
-            np.exp(
-                out, out=out
-            )  # an exponent may round to a few ε above 0: κ ≤ 1 + a few ε, within stated margins
+            np.exp(out, out=out)  # an exponent may round to a few ε above 0: κ ≤ 1 + a few ε, within stated margins
             return
         augmented[:, -2] = square
         np.matmul(augmented, self.columns, out=out)
@@ -113,7 +114,7 @@ class Gram:
 class Evaluator:
     """Mean and explained variance of one factor with several weight columns.
 
-    `root` is (amplitude · L⁻¹)ᵀ as a Fortran-ordered upper-triangular matrix, `weights` amplitude · α of
+    `root` is (L⁻¹)ᵀ as a Fortran-ordered upper-triangular matrix, `weights` amplitude · α of
     shape (n, k).
     """
 
@@ -125,7 +126,7 @@ class Evaluator:
     def build(factor: Factor, inputs: Tensor, weights: Tensor) -> Evaluator:
         """For the posterior with data `inputs` (n, d) and weights α (n, k)."""
         gram = Gram.build(factor, inputs)
-        root = np.ascontiguousarray(factor.inverse.numpy() * gram.amplitude).T
+        root = np.ascontiguousarray(factor.inverse.numpy()).T
         return Evaluator(gram, root, np.ascontiguousarray((weights * gram.amplitude).numpy()))
 
     def __call__(self, z: Tensor, buffer: Array) -> tuple[Array, Array]:
@@ -133,12 +134,12 @@ class Evaluator:
         block = buffer[: z.shape[0]]
         self.gram.fill(z, block)
         mean = block @ self.weights
-        block = triangular_product(self.root, block)
+        block = triangular_product(self.root, block, scale=self.gram.amplitude)
         return mean, np.einsum("ij,ij->i", block, block)
 
 
-def triangular_product(root: Array, rows: Array) -> Array:
-    """rows ← rows @ root (in place where BLAS allows), rows (m, n) C-ordered, root (n, n) upper triangular,
+def triangular_product(root: Array, rows: Array, *, scale: float = 1.0) -> Array:
+    """scale · rows @ root in the memory of rows: rows (m, n) C-ordered, root (n, n) upper triangular,
     F-ordered.
     """
-    return dtrmm(1.0, root, rows.T, side=0, lower=0, trans_a=1, overwrite_b=1).T
+    return dtrmm(scale, root, rows.T, side=0, lower=0, trans_a=1, overwrite_b=1).T

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from gpsafe import kernels
 from gpsafe.models._factor import Factor
+
+if TYPE_CHECKING:
+    from gpsafe.models.gp import GP
 
 
 def closed(factor: Factor) -> kernels.Stationary | None:
@@ -29,14 +34,12 @@ def stationary_gradient(
     center = inputs.mean(0)
     active = slice(None) if form.dims is None else form.dims.to(z.device)
     x, points = (inputs - center)[:, active], (z - center)[:, active]
-    squares = kernels.squared_distances(form.scaled(z), form.scaled(inputs))
+    squares = kernels.squared_distances(form.scaled(inputs), form.scaled(z)).mT
     slope = form.variance * form.slope(squares)
     gram = form.variance * form.profile(squares)
     half = gram @ factor.inverse.mT
     variance = form.variance - half.square().sum(-1)
-    columns = torch.cat(
-        [(slope.unsqueeze(1) * weights.mT), (slope * (half @ factor.inverse)).unsqueeze(1)], dim=1
-    )
+    columns = torch.cat([(slope.unsqueeze(1) * weights.mT), (slope * (half @ factor.inverse)).unsqueeze(1)], dim=1)
     moved = columns.sum(-1, keepdim=True) * points.unsqueeze(1) - columns @ x  # Σ_i c_i (z − x_i)
     moved = moved / form.lengthscale.to(z.device).square()
     std = variance.clamp_min(0.0).sqrt()
@@ -44,3 +47,28 @@ def stationary_gradient(
     full = torch.zeros(*moved.shape[:-1], z.shape[-1], dtype=z.dtype, device=z.device)
     full[..., active] = moved
     return -full[:, :-1], full[:, -1] * inverse.unsqueeze(-1)
+
+
+def posterior_gradient(model: GP, z: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """∇mean and ∇std of the posterior at z (m, d), both (m, p, d): see `GP.gradient`."""
+    means = torch.zeros(z.shape[0], model.num_outputs, z.shape[1], dtype=z.dtype, device=z.device)
+    stds = torch.zeros_like(means)
+    automatic = [j for j, i in enumerate(model._index) if closed(model._factors[i]) is None]
+    for i, factor in enumerate(model._factors):
+        outputs, form = model._outputs_of(i), closed(factor)
+        if form is None or model.inputs is None:
+            continue
+        weights = model.weights[:, outputs]
+        for start in range(0, z.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            mean, std = stationary_gradient(factor, form, model.inputs, weights, z[rows])
+            means[rows, outputs], stds[rows, outputs] = mean, std.unsqueeze(1)
+    if automatic:
+        leaf = z.clone().requires_grad_(True)
+        with torch.enable_grad():
+            for values, store in zip(model.posterior(leaf), (means, stds), strict=True):
+                for j in automatic:
+                    if values.requires_grad:
+                        (slope,) = torch.autograd.grad(values[:, j].sum(), leaf, retain_graph=True, allow_unused=True)
+                        store[:, j] = 0.0 if slope is None else slope
+    return means, stds

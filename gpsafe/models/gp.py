@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpsafe import _require, kernels, linalg
 from gpsafe.data import Transitions
-from gpsafe.models import _fast, _gradient
+from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
 from gpsafe.models.base import Prediction
 
@@ -106,8 +106,8 @@ class GP:
         given = [kernel] * len(learned) if isinstance(kernel, Kernel) else list(kernel)
         if len(given) != len(learned):
             raise _require.fail("GP", f"{len(learned)} kernels", len(given))
-        lam = _per_output("regularizer", _require.positive("GP", "regularizer", regularizer), len(learned))
-        noise = _per_output("noise_std", _require.nonnegative("GP", "noise_std", noise_std), nx)
+        lam = _gp_checks.per_output("regularizer", _require.positive("GP", "regularizer", regularizer), len(learned))
+        noise = _gp_checks.per_output("noise_std", _require.nonnegative("GP", "noise_std", noise_std), nx)
         factors: list[Factor] = []
         index: list[int] = []
         seen: dict[tuple[int, float], int] = {}
@@ -116,7 +116,7 @@ class GP:
             key = (id(source), value)
             if key not in seen:
                 seen[key] = len(factors)
-                _check_kernel(source, nx + nu)
+                _gp_checks.check_kernel(source, nx + nu)
                 factors.append(Factor.empty(kernels.freeze(source), value, lam.device))
             index.append(seen[key])
             frozen.append(factors[seen[key]].kernel)
@@ -206,7 +206,8 @@ class GP:
             raise _require.fail(where, "real floating-point z", z.dtype)
         return z.to(torch.float64)
 
-    def _weights(self) -> Tensor:
+    @property
+    def weights(self) -> Tensor:
         """α_j = (K_j + λ_j I)⁻¹ y_j, shape (n, p)."""
         assert self._cache is not None
         assert self.targets is not None
@@ -229,7 +230,7 @@ class GP:
         if "evaluators" not in self._cache:
             with torch.no_grad():
                 self._cache["evaluators"] = [
-                    _fast.Evaluator.build(factor, self.inputs, self._weights()[:, self._outputs_of(i)])
+                    _fast.Evaluator.build(factor, self.inputs, self.weights[:, self._outputs_of(i)])
                     for i, factor in enumerate(self._factors)
                 ]
         return self._cache["evaluators"]
@@ -278,7 +279,7 @@ class GP:
                     grams[i] = factor.cross(self.inputs, z)
                     explained = linalg.triangular_square_norms(factor.inverse, grams[i])
                     variances[i] = (variances[i] - explained).clamp_min(0.0)
-            means.append(self._weights()[:, j] @ grams[i] if i in grams else torch.zeros_like(variances[i]))
+            means.append(self.weights[:, j] @ grams[i] if i in grams else torch.zeros_like(variances[i]))
         stds = [_safe_sqrt(variances[i]) for i in self._index]
         return torch.stack(means, dim=-1), torch.stack(stds, dim=-1)
 
@@ -296,10 +297,10 @@ class GP:
         flat = z.reshape(-1, z.shape[-1])
         if self.inputs is None:
             return torch.zeros(*z.shape[:-1], self.num_outputs, dtype=z.dtype, device=z.device)
-        weights, parts = self._weights(), []
+        weights, parts = self.weights, []
         for part in flat.split(chunk):
-            grams = [factor.cross(part, self.inputs) for factor in self._factors]
-            parts.append(torch.stack([grams[i] @ weights[:, j] for j, i in enumerate(self._index)], dim=-1))
+            grams = [factor.cross(self.inputs, part) for factor in self._factors]
+            parts.append(torch.stack([weights[:, j] @ grams[i] for j, i in enumerate(self._index)], dim=-1))
         return torch.cat(parts).reshape(*z.shape[:-1], self.num_outputs)
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
@@ -327,9 +328,7 @@ class GP:
         for factor in self._factors:
             joint = factor.cross(z, z)
             if self.inputs is not None:
-                half = (factor.cross(flat, self.inputs) @ factor.inverse.mT).reshape(
-                    *z.shape[:-1], self.num_data
-                )
+                half = (factor.cross(self.inputs, flat).mT @ factor.inverse.mT).reshape(*z.shape[:-1], self.num_data)
                 joint = joint - half @ half.mT
             result.append(joint)
         return torch.stack([result[i] for i in self._index], dim=-3)
@@ -343,28 +342,7 @@ class GP:
         z = self._query("GP.gradient", z).detach()
         if z.ndim != 2:
             raise _require.fail("GP.gradient", "z of shape (m, d)", f"shape {tuple(z.shape)}")
-        means = torch.zeros(z.shape[0], self.num_outputs, z.shape[1], dtype=z.dtype, device=z.device)
-        stds = torch.zeros_like(means)
-        for i, factor in enumerate(self._factors):
-            outputs, form = self._outputs_of(i), _gradient.closed(factor)
-            if form is not None and self.inputs is not None:
-                weights = self._weights()[:, outputs]
-                for start in range(0, z.shape[0], chunk):
-                    rows = slice(start, start + chunk)
-                    mean, std = _gradient.stationary_gradient(factor, form, self.inputs, weights, z[rows])
-                    means[rows, outputs], stds[rows, outputs] = mean, std.unsqueeze(1)
-            elif form is None:
-                leaf = z.clone().requires_grad_(True)
-                with torch.enable_grad():
-                    mean, std = self.posterior(leaf)
-                    for j in outputs:
-                        for values, store in ((mean, means), (std, stds)):
-                            if values.requires_grad:
-                                (slope,) = torch.autograd.grad(
-                                    values[:, j].sum(), leaf, retain_graph=True, allow_unused=True
-                                )
-                                store[:, j] = 0.0 if slope is None else slope
-        return means, stds
+        return _gradient.posterior_gradient(self, z, chunk)
 
     # -------------------------------------------------------- scalar quantities
     def info_gain(self) -> Tensor:
@@ -379,7 +357,7 @@ class GP:
         """log N(y; 0, K + λI) per learned output, (p,) (λ read as noise variance)."""
         if self.inputs is None or self.targets is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
-        fit = (self.targets * self._weights()).sum(0)
+        fit = (self.targets * self.weights).sum(0)
         logdet = torch.stack([self._factors[i].lower.diagonal().log().sum() for i in self._index])
         return -0.5 * fit - logdet - 0.5 * self.num_data * math.log(2 * math.pi)
 
@@ -392,36 +370,13 @@ class GP:
         """
         if self.targets is None or self.inputs is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
-        weights, n = self._weights(), self.num_data
+        weights, n = self.weights, self.num_data
         total = weights.abs().sum(0)
         square = (weights * self.targets).sum(0) - self.regularizer * weights.square().sum(0)
         largest = self.prior_variance(self.inputs).amax(0) + self.regularizer
         products = (weights * self.targets).abs().sum(0) + self.regularizer * weights.square().sum(0)
         error = linalg.gamma(3 * n + 1) * largest * total.square() + linalg.gamma(n + 2) * products
         return (square.clamp_min(0.0) + error).sqrt()
-
-
-def _per_output(name: str, value: Tensor, size: int) -> Tensor:
-    if value.ndim > 1 or value.numel() not in (1, size):
-        raise _require.fail("GP", f"{name} scalar or of length {size}", f"shape {tuple(value.shape)}")
-    return value.detach().expand(size).clone()
-
-
-def _check_kernel(kernel: Kernel, dim: int) -> None:
-    """Refuses a kernel that does not map two points of R^dim to one number ≥ 0 on the diagonal."""
-    probe = torch.zeros(2, dim, dtype=torch.float64)
-    device = next((p.device for p in kernel.parameters()), probe.device)
-    try:
-        gram = kernels.cross(kernels.freeze(kernel), probe.to(device), probe.to(device))
-    except Exception as error:
-        reason = str(error).splitlines()[0][:120]
-        raise _require.fail(
-            "GP", f"a kernel on {dim} inputs (nx + nu)", f"one that fails: {reason}"
-        ) from error
-    if tuple(gram.shape) != (2, 2) or not bool(torch.isfinite(gram).all()):
-        raise _require.fail(
-            "GP", f"a kernel on {dim} inputs with one output", f"a Gram matrix {gram.tolist()}"
-        )
 
 
 def _safe_sqrt(value: Tensor) -> Tensor:
