@@ -1,8 +1,10 @@
-"""Batches of sequential regression experiments with functions of exactly known norm, all trials in one tensor computation.
+"""Batches of sequential regression experiments with functions of exactly known norm, all trials in one tensor
+computation.
 
-A trial draws f and noise, then for n = 1..N picks a point of a fixed candidate grid (at random, or adaptively from the
-observations so far), observes y = f + ε there and updates the posterior at all candidates. With rows V_n and whitened
-residuals w_n of the Cholesky factor of K_n + λI the posterior is μ_n = Σ w_r V_r, σ_n² = k − Σ V_r².
+A trial draws f and noise, then for n = 1..N picks a point of a fixed candidate grid (at random, or adaptively
+from the observations so far), observes y = f + ε there and updates the posterior at all candidates. With rows
+V_n and whitened residuals w_n of the Cholesky factor of K_n + λI the posterior is μ_n = Σ w_r V_r, σ_n² = k −
+Σ V_r².
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ CONFIDENCE = 0.99
 class Setting:
     """Kernel, noise and posterior of a family of trials on [0, 1] (unit output variance).
 
-    `nu`, `lengthscale`: the kernel of the posterior; `true_lengthscale`: of f, where it differs. `norm`: exact ‖f‖.
-    `prior`: "rkhs" for random functions of that norm, "gp" for sample paths of the prior.
+    `nu`, `lengthscale`: the kernel of the posterior; `true_lengthscale`: of f, where it differs. `norm`:
+    exact ‖f‖. `prior`: "rkhs" for random functions of that norm, "gp" for sample paths of the prior.
     """
 
     nu: float | None = None
@@ -56,7 +58,9 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """F trials: values of f (F, m), picks (F, N), observations (F, N), mean and std (F, N + 1, m), g_n (F, N + 1)."""
+    """F trials: values of f (F, m), picks (F, N), observations (F, N), mean and std (F, N + 1, m), g_n (F, N
+    + 1).
+    """
 
     setting: Setting
     f: Tensor
@@ -95,7 +99,9 @@ class Run:
 
 
 def functions(setting: Setting, trials: int, generator: torch.Generator) -> Tensor:
-    """Values on the candidates, (F, m): Σ α_i k(c_i, ·) of norm exactly `norm` with 1 to 20 centres, or GP paths."""
+    """Values on the candidates, (F, m): Σ α_i k(c_i, ·) of norm exactly `norm` with 1 to 20 centres, or GP
+    paths.
+    """
     kernel, grid = setting.kernel(setting.true_lengthscale), setting.candidates()
     if setting.prior == "gp":
         values, vectors = torch.linalg.eigh(kernels.cross(kernel, grid, grid))
@@ -131,8 +137,8 @@ def noise(setting: Setting, shape: tuple[int, ...], generator: torch.Generator) 
 def simulate(setting: Setting, trials: int, mode: Mode, generator: torch.Generator) -> Run:
     """F independent trials.
 
-    "random": points drawn uniformly beforehand. "adaptive": odd steps take the point of largest variance, even steps the
-    largest μ + 2σ, which depends on the observations.
+    "random": points drawn uniformly beforehand. "adaptive": odd steps take the point of largest variance,
+    even steps the largest μ + 2σ, which depends on the observations.
     """
     grid = setting.candidates()
     gram = kernels.cross(setting.kernel(), grid, grid)
@@ -186,7 +192,8 @@ def generator(*parts: int) -> torch.Generator:
 def rate_verdict(
     failures: Sequence[int], trials: Sequence[int], deltas: Sequence[float], witness: str = ""
 ) -> tuple[float, Verdict]:
-    """Estimate and verdict of "failure rate ≤ δ in every cell": the value is the largest rate/δ, the threshold 1.
+    """Estimate and verdict of "failure rate ≤ δ in every cell": the value is the largest rate/δ, the
+    threshold 1.
 
     Clopper–Pearson intervals hold jointly with `CONFIDENCE` (union over the cells).
     """
@@ -228,4 +235,3 @@ def draw_band(axes: Axes, band: dict[str, Any], title: str) -> None:
     axes.plot(band["x"], band["y"], "k.", ms=3)
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=7)
-

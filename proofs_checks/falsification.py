@@ -1,4 +1,6 @@
-"""A false assumption shows: the confidence set comes out empty, while under true assumptions it rarely does (theory §2)."""
+"""A false assumption shows: the confidence set comes out empty, while under true assumptions it rarely does
+(theory §2).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ GENERATIONS = (2, 5, 10, 20, 40, 60)
 
 
 def intersection_empty(run: Run, delta: float) -> Tensor:
-    """Whether the running intersection of the mixture intervals, clipped to ±B√k, is empty somewhere, (F,)."""
+    """Whether the running intersection of the mixture intervals, clipped to ±B√k, is empty somewhere,
+    (F,).
+    """
     bound = Mixture(rkhs_norm=BELIEVED.norm, subgaussian=BELIEVED.noise_std, delta=delta)
     half = run.half_width(run.beta(bound, delta))
     low = (run.mean - half).amax(1).clamp_min(-BELIEVED.norm)
@@ -138,8 +142,8 @@ _CONTROLS = {
 CHECKS = tuple(
     Check(
         name=f"falsification-{kind}",
-        claim="under true assumptions the confidence set (running mixture intersection, or convex-program set) is found "
-        "empty at some n ≤ 60 with probability ≤ δ; a false " + kind + " raises the alarm",
+        claim="under true assumptions the confidence set (running mixture intersection, or convex-program set) is "
+        "found empty at some n ≤ 60 with probability ≤ δ; a false " + kind + " raises the alarm",
         source="theory §2 (running intersection)",
         assumptions=("‖f*‖_k ≤ B (exact by construction)", "R-sub-Gaussian noise", "kernel and λ fixed before data"),
         statistic="largest (alarm rate)/δ over random and adaptive designs and δ ∈ {0.1, 0.01}; threshold 1",

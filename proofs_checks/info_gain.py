@@ -25,7 +25,7 @@ from gpsafe.verdict import Verdict
 from proofs_checks._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
-SHARDS = {"quick": 4, "full": 40}
+SHARDS: dict[Budget, int] = {"quick": 4, "full": 40}
 
 
 def brute_force(gram: Tensor, count: int, regularizer: float) -> float:
@@ -62,7 +62,9 @@ def finite_domain(shard: int, budget: Budget, broken: bool) -> Sample:
 
 
 def gram(shard: int, budget: Budget, broken: bool) -> Sample:
-    """The bound for every D against g of random designs of up to 60 points; broken: without the tail's trace."""
+    """The bound for every D against g of random designs of up to 60 points; broken: without the tail's
+    trace.
+    """
     rows = []
     for index in range(40):
         source = generator(4, shard, index)
@@ -83,7 +85,9 @@ def gram(shard: int, budget: Budget, broken: bool) -> Sample:
 
 
 def linear(shard: int, budget: Budget, broken: bool) -> Sample:
-    """(d/2)ln(1 + kT/(dλ)) against the best design of tiny domains (unit vectors); broken: d = 1 in the formula."""
+    """(d/2)ln(1 + kT/(dλ)) against the best design of tiny domains (unit vectors); broken: d = 1 in the
+    formula.
+    """
     rows = []
     for index in range(30):
         source = generator(5, shard, index)

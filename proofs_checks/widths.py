@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gpsafe import kernels
 from gpsafe.checks import Budget, Check, Evidence, Sample
-from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConvexProgram, Fiedler, Mixture
+from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceBound, ConvexProgram, Fiedler, Mixture
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import random_function
 from gpsafe.verdict import Verdict
@@ -20,20 +21,18 @@ from proofs_checks._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
 NOISE = 0.2
-ORDER = ("convex-program", "mixture", "abbasi-yadkori", "fiedler")
+ORDER: tuple[str, ...] = ("convex-program", "mixture", "abbasi-yadkori", "fiedler")
 REGULARIZERS = (0.04, 0.3, 1.0, 1 + 2 / 60, 3.0)
 COUNTS = (5, 20, 60)
 
 
 def half_widths(model: GP, z: Tensor, delta: float) -> dict[str, Tensor]:
     """Half-widths at z (m, 1) of the bounds on one model."""
-    assumed = {"rkhs_norm": 1.0, "subgaussian": NOISE, "delta": delta}
+    assumed: dict[str, Any] = {"rkhs_norm": 1.0, "subgaussian": NOISE, "delta": delta}
     bounds = [Mixture(**assumed), AbbasiYadkori(**assumed), Fiedler(**assumed), ConvexProgram(**assumed)]
+    pairs: list[tuple[str, ConfidenceBound]] = []
     if bool((model.regularizer <= 1).all()):
-        published = Fiedler(**assumed, convention="published")
-        pairs = [("fiedler R/λ", published)]
-    else:
-        pairs = []
+        pairs.append(("fiedler R/λ", Fiedler(**assumed, convention="published")))
     if abs(float(model.regularizer[0]) - (1 + 2 / 60)) < 1e-12:
         pairs.append(("chowdhury-gopalan", ChowdhuryGopalan(**assumed, max_data=60)))
     pairs += [(bound.name, bound) for bound in bounds]
@@ -65,7 +64,7 @@ def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
                 widths = half_widths(model, z, delta)
                 if kind == "order":
                     chain = tuple(reversed(ORDER)) if broken else ORDER
-                    pairs = list(zip(chain, chain[1:], strict=False))
+                    pairs = list(itertools.pairwise(chain))
                     if "chowdhury-gopalan" in widths and not broken:
                         pairs.append(("abbasi-yadkori", "chowdhury-gopalan"))
                 elif lam > 1:
@@ -89,9 +88,7 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     for s in samples:
         for row in s["ratios"]:
             rows.setdefault((row["lambda"], row["n"], row["delta"]), []).append(row)
-    table = [
-        {name: sum(r[name] for r in group) / len(group) for name in group[0]} for group in rows.values()
-    ]
+    table = [{name: sum(r[name] for r in group) / len(group) for name in group[0]} for group in rows.values()]
     verdict = Verdict(worst["excess"], worst["excess"], TOLERANCE, witness=worst["where"])
     return Evidence(len(samples) * len(table), worst["excess"], verdict, {"relative_widths": table})
 

@@ -1,8 +1,8 @@
 """Confidence bounds |f* − μ_n| ≤ β_n σ_n, one frozen class per theorem (theory §2).
 
 Symbols: B = rkhs_norm, R = subgaussian, δ = delta (split as δ/p over p outputs), λ = the model's regulariser,
-g_n = ½ log det(I + K_n/λ) = `GP.info_gain()`. A bound reads λ from the model and refuses one it does not cover, unless
-told ``unchecked=True``, which marks everything computed from it as not sound.
+g_n = ½ log det(I + K_n/λ) = `GP.info_gain()`. A bound reads λ from the model and refuses one it does not
+cover, unless told ``unchecked=True``, which marks everything computed from it as not sound.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class ConfidenceBound(ABC):
         return torch.where(std == 0, std, width)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
-        """[μ − βσ, μ + βσ] of the residual at z (*b, d), both (*b, p), rounded outwards (and widened by `slack`).
+        """[μ − βσ, μ + βσ] of the residual at z (*b, d), both (*b, p), rounded outwards (and widened by
+        `slack`).
 
         A model that gives an approximate mean states its error (`mean_error`), which widens the interval too.
         """
@@ -138,7 +139,14 @@ class ClosedForm(ConfidenceBound):
 
     @abstractmethod
     def formula(
-        self, info_gain: Tensor, count: Tensor, regularizer: Tensor, *, norm: Tensor, noise: Tensor, log_inv_delta: float
+        self,
+        info_gain: Tensor,
+        count: Tensor,
+        regularizer: Tensor,
+        *,
+        norm: Tensor,
+        noise: Tensor,
+        log_inv_delta: float,
     ) -> Tensor:
         """β, shape (*b,) by broadcasting.
 
@@ -152,14 +160,12 @@ class ClosedForm(ConfidenceBound):
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
         count = torch.full_like(model.regularizer, model.num_data)
         gain = model.info_gain()
-        return self.formula(
-            gain, count, model.regularizer, norm=norm, noise=noise, log_inv_delta=log_inv_delta
-        ).expand(gain.shape)
+        return self.formula(gain, count, model.regularizer, norm=norm, noise=noise, log_inv_delta=log_inv_delta).expand(
+            gain.shape
+        )
 
 
-def _mixture(
-    info_gain: Tensor, regularizer: Tensor, norm: Tensor, noise: Tensor, log_inv_delta: float
-) -> Tensor:
+def _mixture(info_gain: Tensor, regularizer: Tensor, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
     """β of the mixture bound."""
     return (norm.square() + noise.square() / regularizer * 2 * (info_gain + log_inv_delta)).sqrt()
 
@@ -188,12 +194,13 @@ class AbbasiYadkori(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class Fiedler(ClosedForm):
-    """β = B + s √(log det((λ̄/λ)K + λ̄I) + 2 ln(1/δ)), λ̄ = max(1, λ); log det((λ̄/λ)K + λ̄I) = 2g_n + n ln λ̄.
+    """β = B + s √(log det((λ̄/λ)K + λ̄I) + 2 ln(1/δ)), λ̄ = max(1, λ); log det((λ̄/λ)K + λ̄I) = 2g_n + n ln
+    λ̄.
 
     Args:
-        convention: "lambda-sqrt" has s = R/√λ: never below `AbbasiYadkori`, equal to it for λ ≤ 1, hence valid for every
-            fixed λ. "published" has s = R/λ, as in the published table: for λ ≤ 1 it is at least the other and so a
-            theorem; for λ > 1 it is refused.
+        convention: "lambda-sqrt" has s = R/√λ: never below `AbbasiYadkori`, equal to it for λ ≤ 1, hence
+            valid for every fixed λ. "published" has s = R/λ, as in the published table: for λ ≤ 1 it is at
+            least the other and so a theorem; for λ > 1 it is refused.
     """
 
     convention: Literal["lambda-sqrt", "published"] = "lambda-sqrt"
@@ -224,7 +231,9 @@ def _chowdhury_gopalan(info_gain: Tensor, norm: Tensor, noise: Tensor, log_inv_d
 
 
 def _fixed_horizon_refusal(model: GP, max_data: int | None) -> str | None:
-    """λ = 1 + 2/N and n ≤ N: then ½ log det((1+η)I + K) = g_n + (n/2) ln(1+η) ≤ g_n + nη/2 ≤ g_n + 1, η = 2/N."""
+    """λ = 1 + 2/N and n ≤ N: then ½ log det((1+η)I + K) = g_n + (n/2) ln(1+η) ≤ g_n + nη/2 ≤ g_n + 1, η =
+    2/N.
+    """
     if max_data is None:
         return "max_data (the theorem holds for the posterior with lambda = 1 + 2/max_data)"
     target = 1 + 2 / max_data
@@ -237,7 +246,8 @@ def _fixed_horizon_refusal(model: GP, max_data: int | None) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ChowdhuryGopalan(ClosedForm):
-    """β = B + R√(2(g_n + 1 + ln(1/δ))) on the posterior with λ = 1 + 2/N, n ≤ N = max_data; other models are refused.
+    """β = B + R√(2(g_n + 1 + ln(1/δ))) on the posterior with λ = 1 + 2/N, n ≤ N = max_data; other models are
+    refused.
 
     The proof bounds ‖ε‖² in the norm ((K+ηI)⁻¹ + I)⁻¹, η = 2/N, by 2R² ln(√det((1+η)I + K)/δ), and
     ½ log det((1+η)I + K) = g_n + (n/2) ln(1+η) ≤ g_n + 1, so the data's own g_n may stand for γ.
@@ -264,9 +274,11 @@ class ChowdhuryGopalan(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class ActSafeForm(ClosedForm):
-    """β = B + σ√(2(g_n + 1 + ln(nx/δ))), as ActSafe and HAMBO print it: a theorem only where `ChowdhuryGopalan` is.
+    """β = B + σ√(2(g_n + 1 + ln(nx/δ))), as ActSafe and HAMBO print it: a theorem only where
+    `ChowdhuryGopalan` is.
 
-    On the usual posterior with λ = σ² it lacks the factor 1/σ and fails (theory §2): refused unless ``unchecked=True``.
+    On the usual posterior with λ = σ² it lacks the factor 1/σ and fails (theory §2): refused unless
+    ``unchecked=True``.
     """
 
     max_data: int | None = None
@@ -292,9 +304,10 @@ class ActSafeForm(ClosedForm):
 class Srinivas(ClosedForm):
     """β² = 2B² + 300 γ ln³((n+1)/δ) on the posterior with λ = R², noise with zero mean and |ε| ≤ R.
 
-    The paper has γ = γ_{n+1}, the maximum over all designs: give it as ``max_info_gain(n + 1)``. Without it the data's
-    g_n stands in; the paper's proof does not cover that, but bounded noise is R-sub-Gaussian, so any value that is at
-    least the mixture β is a theorem: a model where it is not (very small g_n) is refused. At n = 0, |f*| ≤ B√k suffices.
+    The paper has γ = γ_{n+1}, the maximum over all designs: give it as ``max_info_gain(n + 1)``. Without it
+    the data's g_n stands in; the paper's proof does not cover that, but bounded noise is R-sub-Gaussian, so
+    any value that is at least the mixture β is a theorem: a model where it is not (very small g_n) is
+    refused. At n = 0, |f*| ≤ B√k suffices.
 
     Args:
         max_info_gain: n ↦ an upper bound of γ_n, or None.

@@ -4,15 +4,17 @@ With probability ≥ 1 − δ, for all n at once, f* lies in C_n = {f : ‖f(X) 
 
     R_n² = yᵀ(I + cK/R²)⁻¹y + R² log det(I + cK/R²) + 2R² ln(1/δ)
 
-(mixture of the martingale exp((‖y − f*(X)‖² − ‖y − g‖²)/2R²) over g ~ N(0, cK), c fixed before the data; Ville).
-For f ∈ C_n and every η > 0, adding η times the second constraint to the first and completing the square gives
+(mixture of the martingale exp((‖y − f*(X)‖² − ‖y − g‖²)/2R²) over g ~ N(0, cK), c fixed before the data;
+Ville). For f ∈ C_n and every η > 0, adding η times the second constraint to the first and completing the
+square gives
 
     |f(z) − μ_η(z)| ≤ σ_η(z)/√η · √s(η),   s(η) = R_n² + ηB² − η yᵀ(K + ηI)⁻¹y,
 
-with μ_η, σ_η the posterior with regulariser η; η → ∞ gives |f(z)| ≤ B√k(z, z). Each η is a valid bound, so how well
-η is chosen cannot touch soundness; by strong duality the best η gives max and min of f(z) over C_n exactly. s is convex
-in η, and s(η) < 0 for some η means that C_n is empty. The best value along a ray b = ηa of multipliers is the infimum
-of a jointly convex function over a ray, so the bound is quasi-convex in η: a bracket and golden sections find the optimum.
+with μ_η, σ_η the posterior with regulariser η; η → ∞ gives |f(z)| ≤ B√k(z, z). Each η is a valid bound, so
+how well η is chosen cannot touch soundness; by strong duality the best η gives max and min of f(z) over C_n
+exactly. s is convex in η, and s(η) < 0 for some η means that C_n is empty. The best value along a ray b = ηa
+of multipliers is the infimum of a jointly convex function over a ray, so the bound is quasi-convex in η: a
+bracket and golden sections find the optimum.
 """
 
 from __future__ import annotations
@@ -90,8 +92,9 @@ class Program:
     def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
 
-        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of a backward error
-        2ε‖K‖ in the eigen-decomposition on mean and variance). Where s(η) is negative by rounding only, 0 is used.
+        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of a
+        backward error 2ε‖K‖ in the eigen-decomposition on mean and variance). Where s(η) is negative by
+        rounding only, 0 is used.
         """
         shifted = self.spectrum.values.unsqueeze(-1) + eta.unsqueeze(-2)
         weights = self.spectrum.targets.unsqueeze(-1) / shifted
@@ -101,7 +104,9 @@ class Program:
         return mean + half, mean - half
 
     def dual_table(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """`dual` at every point for every one of h shared multipliers: η (*b, h) → (*b, h, m), by matrix products."""
+        """`dual` at every point for every one of h shared multipliers: η (*b, h) → (*b, h, m), by matrix
+        products.
+        """
         shifted = self.spectrum.values.unsqueeze(-2) + eta.unsqueeze(-1)  # (*b, h, n)
         weights = self.spectrum.targets.unsqueeze(-2) / shifted
         mean = weights @ self.cross
@@ -162,9 +167,7 @@ class Program:
             multipliers.append(best_at)
         return ends[0], ends[1], multipliers[0], multipliers[1]
 
-    def _golden(
-        self, left: Tensor, right: Tensor, side: int, sign: float, sections: int
-    ) -> tuple[Tensor, Tensor]:
+    def _golden(self, left: Tensor, right: Tensor, side: int, sign: float, sections: int) -> tuple[Tensor, Tensor]:
         """Golden-section search in log η on per-point brackets (*b, m): best value found and its η."""
         ratio = (math.sqrt(5) - 1) / 2
         inner = [right - ratio * (right - left), left + ratio * (right - left)]
@@ -190,16 +193,18 @@ def _better(value: Tensor, at: Tensor, other: Tensor, other_at: Tensor) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class ConvexProgram(ConfidenceBound):
-    """max and min of f(z) over {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B} at each query point, any fixed λ (see the module).
+    """max and min of f(z) over {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B} at each query point, any fixed λ (see the
+    module).
 
-    With c = R²/λ the choice η = λ is exactly `Mixture`, which is always among the candidates: never wider than it.
-    If the set is empty, an assumption is false: the interval comes out inverted, [B√k, −B√k], which
+    With c = R²/λ the choice η = λ is exactly `Mixture`, which is always among the candidates: never wider
+    than it. If the set is empty, an assumption is false: the interval comes out inverted, [B√k, −B√k], which
     `ConfidenceSet.falsified` reports. `beta` is the valid β at η = λ (NaN if the set is empty there).
 
     Args:
         scale: c > 0, scalar, fixed before the data; None: R²/λ.
-        method: "dual" minimises over η by a batched search. "cvxpy" lets a conic solver propose the multipliers and
-            returns the dual bound at them (and at its neighbours, λ and ∞): the solver is not trusted.
+        method: "dual" minimises over η by a batched search. "cvxpy" lets a conic solver propose the
+            multipliers and returns the dual bound at them (and at its neighbours, λ and ∞): the solver is not
+            trusted.
     """
 
     scale: float | None = None
@@ -213,6 +218,12 @@ class ConvexProgram(ConfidenceBound):
         _require.one_of("ConvexProgram", "method", self.method, ("dual", "cvxpy"))
         if self.scale is not None:
             _require.positive("ConvexProgram", "scale", self.scale)
+
+    def refusal(self, model: GP) -> str | None:
+        """Needs the data themselves."""
+        if not isinstance(model, GP):
+            return "an exact GP"
+        return super().refusal(model)
 
     def _scale(self, model: GP, noise: Tensor) -> Tensor:
         if self.scale is None:
@@ -244,7 +255,9 @@ class ConvexProgram(ConfidenceBound):
         return Program(spectrum, cross, kernels.diagonal(kernel, z), spectrum.radius_sq(scale, noise, log), norm)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
-        """[min f(z), max f(z)] over the set at z (*b, d), both (*b, p), rounded outwards; inverted if it is empty."""
+        """[min f(z), max f(z)] over the set at z (*b, d), both (*b, p), rounded outwards; inverted if it is
+        empty.
+        """
         self.check(model)
         width = self.prior_width(model, z)
         if model.num_data == 0:
@@ -288,7 +301,8 @@ class ConvexProgram(ConfidenceBound):
 def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: float) -> tuple[Tensor, Tensor]:
     """Dual bounds (m,) from proposed η (upper side, lower side), each (m,), whatever they are.
 
-    Tries the proposals, their neighbours within ±1 %, λ, and ∞; NaN, zero, negative or infinite proposals count as ∞.
+    Tries the proposals, their neighbours within ±1 %, λ, and ∞; NaN, zero, negative or infinite proposals
+    count as ∞.
     """
     smallest, largest = program.range()
     ceiling = program.norm * program.prior.sqrt()

@@ -1,14 +1,16 @@
 """Proposes multipliers for the convex-program bound with a conic solver. Nothing here is trusted.
 
-In the orthonormal basis of span{k(x_i, ·), k(z, ·)} given by the eigenvectors of K and the part of k(z, ·) orthogonal to
-the data, f has coordinates (a, b): f(X) = U diag(√s) a, ‖f‖² = ‖a‖² + b², f(z) = pᵀa + qb, with p_i = (Uᵀk(X, z))_i/√s_i
-and q² = k(z, z) − ‖p‖². Only p and q depend on z, so one problem, compiled once, serves all query points.
+In the orthonormal basis of span{k(x_i, ·), k(z, ·)} given by the eigenvectors of K and the part of k(z, ·)
+orthogonal to the data, f has coordinates (a, b): f(X) = U diag(√s) a, ‖f‖² = ‖a‖² + b², f(z) = pᵀa + qb, with
+p_i = (Uᵀk(X, z))_i/√s_i and q² = k(z, z) − ‖p‖². Only p and q depend on z, so one problem, compiled once,
+serves all query points.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cvxpy as cp
 import numpy as np
@@ -22,7 +24,9 @@ RANK = 1e-13  # eigenvalues below RANK times the largest carry no direction of t
 
 
 class Proposer:
-    """The compiled problem: max pᵀa + qb s.t. ‖diag(√s)a − Uᵀy‖ ≤ R_n, ‖(a, b)‖ ≤ B, with p, q as parameters."""
+    """The compiled problem: max pᵀa + qb s.t. ‖diag(√s)a − Uᵀy‖ ≤ R_n, ‖(a, b)‖ ≤ B, with p, q as
+    parameters.
+    """
 
     def __init__(self, program: Program) -> None:
         """Compiles for the data of `program` (no batch dims)."""
@@ -41,7 +45,8 @@ class Proposer:
         self.problem = cp.Problem(objective, [self._fit, self._size])
 
     def optimum(self, program: Program, index: int, sign: float) -> tuple[float, float]:
-        """The solver's claims at point `index`: sign·max sign·f(z), and η = (ρ_norm R_n)/(ρ_fit B). NaN if it failed.
+        """The solver's claims at point `index`: sign·max sign·f(z), and η = (ρ_norm R_n)/(ρ_fit B). NaN if it
+        failed.
 
         The multipliers ρ belong to norms; those of the squared constraints are ρ/(2R_n) and ρ/(2B).
         """
@@ -54,12 +59,11 @@ class Proposer:
                 warnings.simplefilter("ignore")  # "may be inaccurate": it is not trusted anyway
                 self.problem.solve(solver=cp.CLARABEL)
         except cp.SolverError:
-            return float("nan"), float("nan")
-        if self.problem.value is None or self._fit.dual_value is None or self._size.dual_value is None:
-            return float("nan"), float("nan")
-        fit, size = float(self._fit.dual_value), float(self._size.dual_value)
-        eta = size * self._radius / (fit * self._norm) if fit > 0 else float("inf")
-        return sign * float(self.problem.value), eta
+            return math.nan, math.nan
+        claims = [_number(v) for v in (self.problem.value, self._fit.dual_value, self._size.dual_value)]
+        value, fit, size = claims
+        eta = size * self._radius / (fit * self._norm) if fit > 0 else math.inf
+        return sign * value, math.nan if math.isnan(fit) else eta
 
     def multipliers(self, program: Program) -> tuple[Tensor, Tensor]:
         """Proposed η of the upper and of the lower bound at every point, (m,) each."""
@@ -70,3 +74,8 @@ class Proposer:
             torch.tensor(found[0], dtype=torch.float64, device=device),
             torch.tensor(found[1], dtype=torch.float64, device=device),
         )
+
+
+def _number(value: Any) -> float:
+    """A solver's number as a float; NaN if it gave none."""
+    return math.nan if value is None else float(np.asarray(value).reshape(-1)[0])

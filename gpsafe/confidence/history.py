@@ -12,7 +12,9 @@ from gpsafe.models.gp import GP
 
 
 def is_prefix(old: GP, new: GP) -> bool:
-    """Whether `new` is `old` with more data appended: same kernels, λ, and first rows (both exact posteriors)."""
+    """Whether `new` is `old` with more data appended: same kernels, λ, and first rows (both exact
+    posteriors).
+    """
     if not isinstance(old, GP) or not isinstance(new, GP):
         return False
     if old is new:
@@ -27,10 +29,11 @@ def is_prefix(old: GP, new: GP) -> bool:
 
 
 def posterior_history(model: GP, counts: Sequence[int], z: Tensor, *, chunk: int = 512) -> tuple[Tensor, Tensor]:
-    """Mean and std of the posteriors on the first `counts` observations, z (*b, d) → (len(counts), *b, p) each.
+    """Mean and std of the posteriors on the first `counts` observations, z (*b, d) → (len(counts), *b, p)
+    each.
 
-    With L the factor of the whole data, V = L⁻¹k(X, z) and w = L⁻¹y: rows of L⁻¹ depend on earlier data only, so
-    μ_n = Σ_{r ≤ n} w_r V_r and σ_n² = k(z, z) − Σ_{r ≤ n} V_r². One O(N²) product a point serves every n.
+    With L the factor of the whole data, V = L⁻¹k(X, z) and w = L⁻¹y: rows of L⁻¹ depend on earlier data only,
+    so μ_n = Σ_{r ≤ n} w_r V_r and σ_n² = k(z, z) − Σ_{r ≤ n} V_r². One O(N²) product a point serves every n.
 
     Args:
         counts: increasing, each ≤ the model's number of data.

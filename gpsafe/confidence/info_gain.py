@@ -1,7 +1,8 @@
-"""Information gain g = ½ log det(I + K/λ) and bounds of its maximum γ_T over all designs of T points (theory §2).
+"""Information gain g = ½ log det(I + K/λ) and bounds of its maximum γ_T over all designs of T points (theory
+§2).
 
-Everything returned by a function named `..._bound` is an upper bound of γ_T, or of g for the given Gram matrix.
-`asymptotic_order` is not a bound and says so.
+Everything returned by a function named `..._bound` is an upper bound of γ_T, or of g for the given Gram
+matrix. `asymptotic_order` is not a bound and says so.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def linear_bound(dim: int, count: int, max_variance: float, regularizer: float) 
 
 
 def gram_bound(gram: Tensor, regularizer: float) -> Tensor:
-    """The bound of g for every D = 0..n: (D/2) ln(1 + tr K_D/(Dλ)) + tr(K − K_D)/(2λ), K (*b, n, n) → (*b, n + 1).
+    """The bound of g for every D = 0..n: (D/2) ln(1 + tr K_D/(Dλ)) + tr(K − K_D)/(2λ), K (*b, n, n) → (*b, n
+    + 1).
 
     K_D keeps the D largest eigenvalues: those by concavity as in `linear_bound`, the others by ln(1 + t) ≤ t.
     """
@@ -77,7 +79,8 @@ class Greedy:
 def greedy(gram: Tensor, count: int, regularizer: float) -> Greedy:
     """T greedy picks (each the point of largest posterior variance), K (*b, m, m) of the domain.
 
-    Pivoting: after each pick the variances of all points are updated by one rank-one step, O(mt); K is never factored.
+    Pivoting: after each pick the variances of all points are updated by one rank-one step, O(mt); K is never
+    factored.
     """
     gram = _square("greedy", gram)
     _require.count("greedy", "count", count)
@@ -104,7 +107,8 @@ def greedy(gram: Tensor, count: int, regularizer: float) -> Greedy:
 def greedy_bound(gram: Tensor, count: int, regularizer: float) -> Tensor:
     """γ_T ≤ greedy/(1 − 1/e) on the finite domain with Gram matrix K (*b, m, m) → (*b,).
 
-    g is monotone and submodular over designs with repetition (Nemhauser, Wolsey & Fisher 1978; Krause et al. 2008).
+    g is monotone and submodular over designs with repetition (Nemhauser, Wolsey & Fisher 1978; Krause et al.
+    2008).
     """
     return greedy(gram, count, regularizer).gains[..., -1] / (1 - math.exp(-1))
 
@@ -112,8 +116,8 @@ def greedy_bound(gram: Tensor, count: int, regularizer: float) -> Tensor:
 def online_bound(gram: Tensor, count: int, regularizer: float) -> Tensor:
     """γ_T ≤ min_t G_t + (T/2) ln(1 + max σ_t²/λ), usually far below `greedy_bound`; K (*b, m, m) → (*b,).
 
-    By submodularity any T points add at most T times the largest marginal gain to any design, the greedy one included
-    (Minoux 1978; Leskovec et al. 2007).
+    By submodularity any T points add at most T times the largest marginal gain to any design, the greedy one
+    included (Minoux 1978; Leskovec et al. 2007).
     """
     run = greedy(gram, count, regularizer)
     return (run.gains + 0.5 * count * torch.log1p(run.largest_variance / regularizer)).min(-1).values

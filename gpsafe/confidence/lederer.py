@@ -16,11 +16,12 @@ from gpsafe.sets.box import Box
 
 
 def sample_path_lipschitz(kernel: Kernel, box: Box, delta: float) -> float:
-    """L with P(a sample path of GP(0, k) is L-Lipschitz on the box, Euclidean) ≥ 1 − δ, for a (scaled, ARD) RBF kernel.
+    """L with P(a sample path of GP(0, k) is L-Lipschitz on the box, Euclidean) ≥ 1 − δ, for a (scaled, ARD)
+    RBF kernel.
 
-    L = ‖(√(2 ln(2d/δ)) s_i + 12√(6d) max(s_i, √(r L_i)))_i‖ with s_i² = v/ℓ_i² the variance of ∂_i f, r the diameter
-    of the box and L_i a Lipschitz constant of k^{∂i}(a) = (v/ℓ_i²)(1 − a_i²)e^{−‖a‖²/2}, a scaled by ℓ: coordinatewise,
-    |a_i(3 − a_i²)|e^{−a_i²/2} ≤ 1.3802 and |a_j|e^{−a_j²/2} ≤ 0.6066.
+    L = ‖(√(2 ln(2d/δ)) s_i + 12√(6d) max(s_i, √(r L_i)))_i‖ with s_i² = v/ℓ_i² the variance of ∂_i f, r the
+    diameter of the box and L_i a Lipschitz constant of k^{∂i}(a) = (v/ℓ_i²)(1 − a_i²)e^{−‖a‖²/2}, a scaled by
+    ℓ: coordinatewise, |a_i(3 − a_i²)|e^{−a_i²/2} ≤ 1.3802 and |a_j|e^{−a_j²/2} ≤ 0.6066.
 
     Raises:
         ValueError: for another kernel (the theorem needs four derivatives).
@@ -42,25 +43,30 @@ def sample_path_lipschitz(kernel: Kernel, box: Box, delta: float) -> float:
 
 
 def covering_number(box: Box, radius: float) -> int:
-    """Number of Euclidean balls of the given radius that cover the box: Π ⌈√d·edge_i/(2·radius)⌉ (cubes inscribed in balls)."""
+    """Number of Euclidean balls of the given radius that cover the box: Π ⌈√d·edge_i/(2·radius)⌉ (cubes
+    inscribed in balls).
+    """
     edges = (box.upper - box.lower).tolist()
     return math.prod(max(1, math.ceil(math.sqrt(box.dim) * edge / (2 * radius))) for edge in edges)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lederer(ConfidenceBound):
-    """|f − μ_n| ≤ √b_n σ_n + γ_n on a box, for f ~ GP(0, k) and noise N(0, λ): another assumption than a bounded norm.
+    """|f − μ_n| ≤ √b_n σ_n + γ_n on a box, for f ~ GP(0, k) and noise N(0, λ): another assumption than a
+    bounded norm.
 
-    b_n = 2 ln(M(τ)/δ_n), δ_n = 6δ/(π²(n+1)²) for validity at all n at once, M(τ) the covering number of the box, and
-    γ_n = L_f τ + ‖μ_n‖_k D(τ) + √b_n D(τ), where D(τ) = sup{d_k(z, z′) : ‖z − z′‖ ≤ τ}. On the grid the posterior
-    given any (adaptively chosen) data is N(μ_n, σ_n²), and P(|Z| > c) ≤ e^{−c²/2}; between grid points μ_n moves by at
-    most ‖μ_n‖_k D(τ) and σ_n by D(τ) (kernel metric; sharper than the paper's √-modulus). Sample paths lie outside the
-    RKHS: `rkhs_norm` and `subgaussian` play no role. `interval` includes γ_n; `beta` alone does not suffice.
+    b_n = 2 ln(M(τ)/δ_n), δ_n = 6δ/(π²(n+1)²) for validity at all n at once, M(τ) the covering number of the
+    box, and γ_n = L_f τ + ‖μ_n‖_k D(τ) + √b_n D(τ), where D(τ) = sup{d_k(z, z′) : ‖z − z′‖ ≤ τ}. On the grid
+    the posterior given any (adaptively chosen) data is N(μ_n, σ_n²), and P(|Z| > c) ≤ e^{−c²/2}; between grid
+    points μ_n moves by at most ‖μ_n‖_k D(τ) and σ_n by D(τ) (kernel metric; sharper than the paper's
+    √-modulus). Sample paths lie outside the RKHS: `rkhs_norm` and `subgaussian` play no role. `interval`
+    includes γ_n; `beta` alone does not suffice.
 
     Args:
         lower, upper: the box; other points are refused.
         grid_radius: τ > 0; by default 1e-6 times the longest edge.
-        lipschitz: L_f, an assumption by that name; None: half of δ pays for `sample_path_lipschitz` (RBF only).
+        lipschitz: L_f, an assumption by that name; None: half of δ pays for `sample_path_lipschitz` (RBF
+            only).
     """
 
     rkhs_norm: float | tuple[float, ...] = math.inf

@@ -36,8 +36,9 @@ class ConfidenceSet:
     """F_n from all posteriors so far: l_n = max_i (μ_i − w_i), h_n = min_i (μ_i + w_i), clipped to ±B√k(z, z)
     (unless the bound assumes no norm).
 
-    `generations` holds the posteriors that were intersected; `bounds(z, since=i)` uses only those from i on (plus the
-    clip), so that a caller that keeps l and h at fixed points can intersect new generations as they come.
+    `generations` holds the posteriors that were intersected; `bounds(z, since=i)` uses only those from i on
+    (plus the clip), so that a caller that keeps l and h at fixed points can intersect new generations as they
+    come.
     """
 
     bound: ConfidenceBound
@@ -66,7 +67,9 @@ class ConfidenceSet:
         return self.bound.assumptions(self.model)
 
     def bounds(self, z: Tensor, *, since: int = 0) -> tuple[Tensor, Tensor]:
-        """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see `falsified`."""
+        """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see
+        `falsified`.
+        """
         high = self.bound.prior_width(self.model, z)
         low = -high
         for lower, upper in self._intervals(self.generations[since:], z):
@@ -76,8 +79,8 @@ class ConfidenceSet:
     def _intervals(self, generations: tuple[GP, ...], z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The interval of every generation at z (*b, d).
 
-        Generations of one growing data set share their factor, so a bound of the form μ ± βσ takes all of them from one
-        pass (`posterior_history`).
+        Generations of one growing data set share their factor, so a bound of the form μ ± βσ takes all of
+        them from one pass (`posterior_history`).
         """
         plain = type(self.bound).interval is ConfidenceBound.interval
         newest = generations[-1] if generations else None
@@ -108,7 +111,8 @@ class ConfidenceSet:
         return Falsification(tuple(point.tolist()), output, float(low[row, output]), float(high[row, output]))
 
     def contains(self, f: Callable[[Tensor], Tensor], z: Tensor, *, tol: float = 1e-9) -> Verdict:
-        """Whether l_n ≤ f ≤ h_n at z (*b, d), f: (*b, d) → (*b, p). The value is the largest excess outside F_n.
+        """Whether l_n ≤ f ≤ h_n at z (*b, d), f: (*b, d) → (*b, p). The value is the largest excess outside
+        F_n.
 
         VIOLATED refutes f ∈ F_n. HOLDS speaks of the given points only.
         """

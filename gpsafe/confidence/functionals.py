@@ -1,0 +1,135 @@
+"""What a confidence bound says about gradients of f*, and about f* between points (theory §2, §5).
+
+**Every bounded linear functional.** The self-normalised theorems bound a norm: with V = ΦᵀΦ + λI,
+‖V^{1/2}(f* − μ_n)‖ ≤ √λ β_n. So for every bounded linear functional ℓ with representer φ_ℓ, at once and on the
+same event, |ℓ f* − ℓ μ_n| ≤ β_n √λ‖V^{-1/2}φ_ℓ‖ = β_n · sd_post[ℓ f], by Cauchy–Schwarz; values are the special
+case φ_ℓ = k(z, ·). For kernels that are differentiable in mean square, ℓ may be a directional derivative.
+
+**Between points.** With e = k(z, ·) − k(c, ·) − ∂_{z−c}k(c, ·), |f(z) − f(c) − ∂_{z−c}f(c)| ≤ ‖f‖_k ‖e‖_k, and
+for a stationary kernel with variance v, profile κ(r) and r = ‖(z − c)/ℓ‖
+
+    ‖e‖² = v·(2(1 − κ(r)) + 2rκ′(r) − r²κ″(0)),
+
+which grows with r (its derivative is 2rv(κ″(r) − κ″(0)) ≥ 0 because −κ″ is a covariance, largest at 0), and is at
+most v·κ⁗(0)·r⁴/4 where κ⁗(0) exists: √v·(√3/2)r² for RBF, √v·(5/2)r² for Matérn 5/2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import kernels
+from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
+from gpsafe.confidence.convex_program import ConvexProgram
+from gpsafe.models.gp import GP
+
+GRADIENT_MARGIN = 1e-10  # outward rounding of gradient variances, relative to their prior value
+
+
+def functional_beta(bound: ConfidenceBound, model: GP) -> Tensor | None:
+    """β (p,) with |ℓ f* − ℓ μ_n| ≤ β sd_post[ℓ f] for all bounded linear ℓ, on the event of the bound; None if the
+    bound's theorem gives no such β.
+
+    Closed forms that are never below the mixture β hold on the mixture event, where the statement is true with the
+    mixture β and hence with theirs. The convex program's set lies in the ellipsoid of its multiplier λ, whose β it
+    reports. A constant by hand, and Bayesian pointwise bounds, say nothing about gradients.
+    """
+    if type(model) is not GP:
+        return None
+    if isinstance(bound, ConvexProgram):
+        beta = bound.beta(model)
+        return beta if bool(torch.isfinite(beta).all()) else None
+    if not isinstance(bound, ClosedForm) or not bound.frequentist:
+        return None
+    beta = bound.beta(model)
+    reference = Mixture(rkhs_norm=bound.rkhs_norm, subgaussian=bound.subgaussian, delta=bound.delta).beta(model)
+    return beta if bound.unchecked or bool((beta >= reference * (1 - 1e-12)).all()) else None
+
+
+def differentiable(model: GP) -> bool:
+    """Whether every kernel is one stationary part with closed-form gradients (RBF, Matérn 3/2, 5/2)."""
+    forms = [kernels.stationary(kernel) for kernel in model.kernels]
+    return all(form is not None and form.nu > 0.5 for form in forms)
+
+
+def taylor_modulus(form: kernels.Stationary, r: Tensor) -> Tensor:
+    """‖k(z, ·) − k(c, ·) − ∂_{z−c}k(c, ·)‖_k for ‖(z − c)/ℓ‖ = r, rounded up; grows with r.
+
+    |f(z) − f(c) − ∂_{z−c}f(c)| ≤ ‖f‖_k times this. r (*b,) → (*b,).
+    """
+    square = r.square()
+    zero = torch.zeros((), dtype=r.dtype, device=r.device)
+    curvature = form.slope(zero)  # −κ″(0)
+    value = 2 * form.gap(square) + square * curvature - 2 * square * form.slope(square)
+    value = value.clamp_min(0.0) + 32 * torch.finfo(torch.float64).eps * (square * curvature + square.clamp_max(1.0))
+    if math.isinf(form.nu) or form.nu == 2.5:
+        fourth = 3.0 if math.isinf(form.nu) else 25.0
+        value = torch.minimum(value, 0.25 * fourth * square.square())
+    return (form.variance * value).sqrt() * (1 + 1e-14)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradientBand:
+    """Posterior of ∇f at points: |∂_v f* − v·mean| ≤ β √(vᵀ cov v) for all v, on the event of `functional_beta`.
+
+    Attributes:
+        mean: ∇μ_n, (*b, p, d).
+        cov: posterior covariance of the gradient plus an outward margin, (*b, p, d, d); zero for inactive dims.
+    """
+
+    mean: Tensor
+    cov: Tensor
+
+
+def gradient_band(model: GP, z: Tensor, *, chunk: int = 2048) -> GradientBand:
+    """Posterior mean and covariance of the residual's gradient at z (*b, d). Needs `differentiable` kernels.
+
+    cov = v·(−κ″(0))·diag(ℓ⁻²) − DᵀD with D = L⁻¹∂k_n(z), (n, d).
+    """
+    flat = z.reshape(-1, z.shape[-1])
+    means, covs = zip(*(_gradient_band(model, part) for part in flat.split(chunk)), strict=True)
+    d, p = z.shape[-1], model.num_outputs
+    return GradientBand(torch.cat(means).reshape(*z.shape[:-1], p, d), torch.cat(covs).reshape(*z.shape[:-1], p, d, d))
+
+
+def _gradient_band(model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
+    m, d = z.shape
+    per_factor: dict[int, tuple[Tensor | None, Tensor]] = {}
+    means = torch.zeros(m, model.num_outputs, d, dtype=z.dtype, device=z.device)
+    covs = torch.zeros(m, model.num_outputs, d, d, dtype=z.dtype, device=z.device)
+    weights = model._weights() if model.inputs is not None else None
+    for j, i in enumerate(model._index):
+        form = kernels.stationary(model.kernels[j])
+        assert form is not None
+        if i not in per_factor:
+            per_factor[i] = _derivatives(model, i, form, z)
+        slopes, cov = per_factor[i]
+        if slopes is not None and weights is not None:
+            means[:, j] = torch.einsum("nmd,n->md", slopes, weights[:, j])
+        covs[:, j] = cov
+    return means, covs
+
+
+def _derivatives(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[Tensor | None, Tensor]:
+    """∂k(z_q, x_r)/∂z as (n, m, d), and the posterior gradient covariance (m, d, d)."""
+    m, d = z.shape
+    active = torch.arange(d, device=z.device) if form.dims is None else form.dims.to(z.device)
+    inverse_sq = form.lengthscale.to(z.device).square().reciprocal().expand(active.numel())
+    zero = torch.zeros((), dtype=z.dtype, device=z.device)
+    prior = torch.zeros(d, dtype=z.dtype, device=z.device)
+    prior[active] = form.variance * form.slope(zero) * inverse_sq
+    cov = torch.diag(prior * (1 + GRADIENT_MARGIN)).expand(m, d, d)
+    if model.inputs is None:
+        return None, cov.clone()
+    squares = kernels.squared_distances(form.scaled(model.inputs), form.scaled(z))  # (n, m)
+    slope = -form.variance * form.slope(squares)
+    full = torch.zeros(model.num_data, m, d, dtype=z.dtype, device=z.device)
+    difference = z[:, active] - model.inputs[:, active].unsqueeze(1)
+    full[..., active] = slope.unsqueeze(-1) * difference * inverse_sq
+    half = (model._factors[i].inverse @ full.reshape(model.num_data, m * d)).reshape(model.num_data, m, d)
+    half = half.permute(1, 0, 2)
+    return full, cov - half.mT @ half
