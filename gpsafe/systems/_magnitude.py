@@ -26,7 +26,7 @@ class Magnitude:
 
     def __mul__(self, other: Magnitude) -> Magnitude:
         cross = torch.outer(self.grad, other.grad)
-        hess = self.value * other.hess + other.value * self.hess + cross + cross.T
+        hess = self.value * other.hess + other.value * self.hess + (cross + cross.T)
         return Magnitude(self.value * other.value, self.value * other.grad + other.value * self.grad, hess)
 
     def scale(self, factor: float) -> Magnitude:
@@ -36,9 +36,7 @@ class Magnitude:
 
     def compose(self, value: float, first: float, second: float) -> Magnitude:
         """φ(f) with |φ| ≤ value, |φ′| ≤ first, |φ″| ≤ second on the range of f."""
-        return Magnitude(
-            value, first * self.grad, first * self.hess + second * torch.outer(self.grad, self.grad)
-        )
+        return Magnitude(value, first * self.grad, first * self.hess + second * torch.outer(self.grad, self.grad))
 
 
 def leaf(index: int, n: int, value: float, first: float = 1.0, second: float = 0.0) -> Magnitude:

@@ -227,20 +227,18 @@ def step(system: System, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
 
 def sample_noise(noise_std: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """w ~ N(0, diag(noise_std²)), shape (*shape, nx), on the generator's device."""
-    draw = torch.randn(
-        *shape, noise_std.numel(), dtype=torch.float64, generator=generator, device=generator.device
-    )
+    draw = torch.randn(*shape, noise_std.numel(), dtype=torch.float64, generator=generator, device=generator.device)
     return draw * noise_std.to(draw.device)
 
 
 def check_fields(where: str, system: System) -> None:
-    """Refuses a plant whose declared sizes, noise, start, horizon, budget and boxes do not fit together."""
-    _require.shape(
-        where, "noise_std", _require.nonnegative(where, "noise_std", system.noise_std), (system.nx,)
-    )
-    _require.shape(
-        where, "initial_state", _require.finite(where, "initial_state", system.initial_state), (system.nx,)
-    )
+    """For a frozen plant's __post_init__: makes noise_std and initial_state float64 tensors of the right shape.
+
+    Refuses a plant whose declared sizes, noise, start, horizon, budget and boxes do not fit together.
+    """
+    for name, check in (("noise_std", _require.nonnegative), ("initial_state", _require.finite)):
+        value = check(where, name, getattr(system, name))
+        object.__setattr__(system, name, _require.shape(where, name, value, (system.nx,)))
     _require.count(where, "horizon", system.horizon)
     _require.nonnegative(where, "budget", system.budget)
     boxes = (system.state_box.dim, system.input_box.dim)

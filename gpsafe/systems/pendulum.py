@@ -168,9 +168,7 @@ class Pendulum:
         step = self.action_repeat * self.dt
         kernel = [kernels.rbf([1.5, 16.0, 3.0], variance=(scale * factor) ** 2) for factor in (step, 1.0)]
         known = self.prior(length_error=length_error, mass_error=mass_error)
-        return twin(
-            self, known, kernels=kernel, outputs=(0, 1), counts=(25, 4, 4), region=region, ridge=ridge
-        )
+        return twin(self, known, kernels=kernel, outputs=(0, 1), counts=(25, 4, 4), region=region, ridge=ridge)
 
     def scene(self, x: Tensor) -> draw.Scene:
         """The rod, drawn with θ = 0 up and θ growing clockwise."""

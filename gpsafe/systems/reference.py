@@ -47,18 +47,14 @@ def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
     )
     known = AffineKnown(_vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), _vector(0.0))
     kernel = kernels.rbf([0.9, 3.0], variance=0.1**2)
-    return twin(
-        physics, known, kernels=kernel, outputs=(0,), counts=(14, 5), ridge=1e-10, name="reference-1d"
-    )
+    return twin(physics, known, kernels=kernel, outputs=(0,), counts=(14, 5), ridge=1e-10, name="reference-1d")
 
 
 def reference_1d_policies() -> tuple[AffinePolicies, Tensor]:
     """u = clip(3(g − x), ±1) for 81 set-points g ∈ [−0.5, 1.5], and S_0 = {g ≤ −0.4} (5 indices)."""
     targets = torch.linspace(-0.5, 1.5, 81, dtype=torch.float64)
     box = Box(_vector(-1.0), _vector(1.0))
-    policies = set_point_policies(
-        targets[:, None], _vector(3.0).reshape(1, 1), torch.zeros(81, 1).double(), box
-    )
+    policies = set_point_policies(targets[:, None], _vector(3.0).reshape(1, 1), torch.zeros(81, 1).double(), box)
     return policies, (targets <= -0.4 + 1e-9).nonzero().squeeze(-1)
 
 
@@ -70,9 +66,7 @@ def reference_pendulum(noise_std: tuple[float, float] = (0.004, 0.01)) -> RKHSTw
     twin (RBF, ℓ = (1.5, 16, 3), variance 0.06², 9 × 4 × 4 centres on ±2.5 × ±8 × ±1: B = 21.5, 3e-4 from the
     physics). T = 30, cost 1{θ > 1.2}, d = 0.2, x₀ = 0. Reward θ.
     """
-    truth = pendulum_known(
-        gravity=9.81, gain=15.0, damping=0.2, dt=0.05, hanging_at_zero=True, semi_implicit=False
-    )
+    truth = pendulum_known(gravity=9.81, gain=15.0, damping=0.2, dt=0.05, hanging_at_zero=True, semi_implicit=False)
     known = pendulum_known(
         gravity=9.81 / 1.1,
         gain=15.0 / 1.1**2,
@@ -96,9 +90,7 @@ def reference_pendulum(noise_std: tuple[float, float] = (0.004, 0.01)) -> RKHSTw
         reward_fn=lambda x, u: x[..., 0],
     )
     kernel = kernels.rbf([1.5, 16.0, 3.0], variance=0.06**2)
-    return twin(
-        physics, known, kernels=kernel, outputs=(1,), counts=(9, 4, 4), ridge=1e-9, name="reference-pendulum"
-    )
+    return twin(physics, known, kernels=kernel, outputs=(1,), counts=(9, 4, 4), ridge=1e-9, name="reference-pendulum")
 
 
 def reference_pendulum_policies() -> tuple[AffinePolicies, Tensor]:

@@ -202,9 +202,7 @@ def exact_twin(
     gap = torch.stack([f(z) for f in residual], dim=-1) - physics
     error = TwinError(gap.abs().amax(0), gap.square().mean(0).sqrt(), test_points)
     norms = torch.tensor([f.norm_upper for f in residual], dtype=torch.float64)
-    return RKHSTwin(
-        system, known, tuple(residual), learned, norms, error, region, name or f"{system.name}-twin"
-    )
+    return RKHSTwin(system, known, tuple(residual), learned, norms, error, region, name or f"{system.name}-twin")
 
 
 def twin(
@@ -244,12 +242,8 @@ def twin(
     others = [j for j in range(system.nx) if j not in learned]
     worst = float(target[:, others].abs().max()) if others else 0.0
     if worst > 1e-9:
-        raise _require.fail(
-            "twin", f"states {others} equal to the known part", f"a difference of {worst:.3g}"
-        )
-    residual = [
-        interpolate(k, points, target[:, j], ridge=ridge) for k, j in zip(given, learned, strict=True)
-    ]
+        raise _require.fail("twin", f"states {others} equal to the known part", f"a difference of {worst:.3g}")
+    residual = [interpolate(k, points, target[:, j], ridge=ridge) for k, j in zip(given, learned, strict=True)]
     return exact_twin(
         system, known, residual=residual, outputs=learned, region=region, test_points=test_points, name=name
     )
