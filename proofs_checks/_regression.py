@@ -9,7 +9,7 @@ V_n and whitened residuals w_n of the Cholesky factor of K_n + λI the posterior
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -205,13 +205,25 @@ def rate_verdict(
     return estimate, Verdict(lower, upper, 1.0, witness=witness)
 
 
-def draw_rates(axes: Axes, cells: Sequence[dict[str, Any]], offset: float, color: str, label: str) -> None:
-    """Failure rates with intervals, one bar a cell {name, rate, lower, upper, delta}; a dash at each δ."""
-    for i, cell in enumerate(cells):
-        axes.plot([i + offset] * 2, [cell["lower"], cell["upper"]], color=color, lw=3, label=label if i == 0 else None)
-        axes.plot(i + offset, cell["rate"], "o", color=color, ms=4)
-        axes.plot([i - 0.35, i + 0.35], [cell["delta"]] * 2, color="black", lw=1)
-    axes.set_xticks(range(len(cells)), [cell["name"] for cell in cells], rotation=20, fontsize=7)
+def draw_rates(axes: Axes, groups: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]], ylabel: str) -> None:
+    """Failure rates with intervals; `groups` maps a label to cells {name, rate, lower, upper, delta} and a colour.
+
+    The cells of all groups stand side by side under their name, with a dash at each δ.
+    """
+    names = list(dict.fromkeys(cell["name"] for cells, _ in groups.values() for cell in cells))
+    for g, (label, (cells, color)) in enumerate(groups.items()):
+        shift = 0.3 * ((g + 0.5) / len(groups) - 0.5)
+        for i, cell in enumerate(cells):
+            x = names.index(cell["name"])
+            axes.plot([x + shift] * 2, [cell["lower"], cell["upper"]], color=color, lw=3)
+            axes.plot(x + shift, cell["rate"], "o", color=color, ms=4, label=label if i == 0 else None)
+            axes.plot([x - 0.35, x + 0.35], [cell["delta"]] * 2, color="black", lw=1)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    axes.set_ylim(-0.001, 1.3)
+    axes.set_ylabel(ylabel)
+    axes.legend(fontsize=7)
 
 
 def picture(run: Run, half: Tensor, count: int, trial: int = 0) -> dict[str, Any]:

@@ -203,6 +203,19 @@ def _band(name: str, run: Run, broken: bool) -> dict[str, Any]:
     return {**picture(run, half, MIDDLE), "label": bound.name}
 
 
+def _others(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Failure rates of the heuristics, pooled."""
+    pooled: dict[str, list[int]] = {}
+    for label, mode, failures, trials in (row for s in samples for row in s["others"]):
+        known = pooled.setdefault(f"{label}, {mode}", [0, 0])
+        known[0], known[1] = known[0] + failures, known[1] + trials
+    cells = []
+    for name, (failures, trials) in pooled.items():
+        low, high = clopper_pearson(failures, trials, CONFIDENCE)
+        cells.append({"name": name, "delta": DELTAS[0], "rate": failures / trials, "lower": low, "upper": high})
+    return cells
+
+
 def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     """Pools the shards."""
     cells = []
@@ -232,13 +245,7 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
         [c["failures"] for c in cells], [c["trials"] for c in cells], [c["delta"] for c in cells], witness
     )
     total = sum(cell["trials"] for cell in cells) // len(DELTAS)
-    data: dict[str, Any] = {"cells": cells, "band": samples[0]["band"]}
-    rates: dict[str, list[int]] = {}
-    for label, mode, failures, trials in (row for s in samples for row in s["others"]):
-        known = rates.setdefault(f"{label}, {mode}", [0, 0])
-        known[0], known[1] = known[0] + failures, known[1] + trials
-    if rates:
-        data["other_failure_rates"] = {label: k / n for label, (k, n) in rates.items()}
+    data = {"cells": cells, "others": _others(samples), "band": samples[0]["band"]}
     return Evidence(total, estimate, verdict, data)
 
 
@@ -246,11 +253,10 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     """Left: one band. Right: failure rates with their intervals, claim against control, a dash at δ."""
     left, right = figure.subplots(1, 2)
     draw_band(left, claim["band"], f"{claim['band']['label']}, {MIDDLE} observations")
-    draw_rates(right, claim["cells"], -0.12, "tab:blue", "claim")
-    draw_rates(right, control["cells"], 0.12, "tab:red", "control")
-    right.set_yscale("symlog", linthresh=0.01)
-    right.set_ylabel("rate of runs with a failure anywhere")
-    right.legend(fontsize=7)
+    groups = {"claim": (claim["cells"], "tab:blue"), "control": (control["cells"], "tab:red")}
+    if claim["others"]:
+        groups["heuristics and misuse"] = (claim["others"], "tab:gray")
+    draw_rates(right, groups, "rate of runs with a failure anywhere")
     figure.tight_layout()
 
 

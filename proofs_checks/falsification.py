@@ -125,11 +125,11 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     """Left: a band under the false assumption. Right: alarm rates."""
     left, right = figure.subplots(1, 2)
     draw_band(left, control["band"], "false assumption, 20 observations")
-    draw_rates(right, claim["cells"], -0.12, "tab:blue", "assumptions true")
-    draw_rates(right, control["cells"], 0.12, "tab:red", "assumption false")
-    right.set_yscale("symlog", linthresh=0.01)
-    right.set_ylabel("rate of runs with an empty set")
-    right.legend(fontsize=7)
+    groups = {
+        "assumptions true": (claim["cells"], "tab:blue"),
+        "assumption false": (control["cells"], "tab:red"),
+    }
+    draw_rates(right, groups, "rate of runs with an empty set")
     figure.tight_layout()
 
 

@@ -158,11 +158,11 @@ class ClosedForm(ConfidenceBound):
         """
 
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        count = torch.full_like(model.regularizer, model.num_data)
         gain = model.info_gain()
-        return self.formula(gain, count, model.regularizer, norm=norm, noise=noise, log_inv_delta=log_inv_delta).expand(
-            gain.shape
-        )
+        regularizer, norm, noise = (value.to(gain.device) for value in (model.regularizer, norm, noise))
+        count = torch.full_like(gain, model.num_data)
+        beta = self.formula(gain, count, regularizer, norm=norm, noise=noise, log_inv_delta=log_inv_delta)
+        return beta.expand(gain.shape)
 
 
 def _mixture(info_gain: Tensor, regularizer: Tensor, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
@@ -237,7 +237,7 @@ def _fixed_horizon_refusal(model: GP, max_data: int | None) -> str | None:
     if max_data is None:
         return "max_data (the theorem holds for the posterior with lambda = 1 + 2/max_data)"
     target = 1 + 2 / max_data
-    if bool(((model.regularizer - target).abs() > MATCH * target).any()):
+    if bool(((model.regularizer.cpu() - target).abs() > MATCH * target).any()):
         return f"lambda = 1 + 2/max_data = {target:.12g} (normalise units)"
     if model.num_data > max_data:
         return f"n <= max_data = {max_data}"
@@ -323,11 +323,11 @@ class Srinivas(ClosedForm):
         p = model.num_outputs
         norm, noise, log = self.norms(p), self.noise(p), math.log(p / self.delta)
         target = noise.square()
-        if bool(((model.regularizer - target).abs() > MATCH * target).any()):
+        if bool(((model.regularizer.cpu() - target).abs() > MATCH * target).any()):
             return f"lambda = subgaussian^2 = {target.tolist()}"
         if model.num_data > 0:
-            own = self._beta(model, norm, noise, log)
-            if bool((own < _mixture(model.info_gain(), model.regularizer, norm, noise, log)).any()):
+            own = self._beta(model, norm, noise, log).cpu()
+            if bool((own < _mixture(model.info_gain().cpu(), model.regularizer.cpu(), norm, noise, log)).any()):
                 return "information gain large enough for the theorem (or max_info_gain)"
         return super().refusal(model)
 

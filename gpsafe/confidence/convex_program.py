@@ -227,19 +227,19 @@ class ConvexProgram(ConfidenceBound):
 
     def _scale(self, model: GP, noise: Tensor) -> Tensor:
         if self.scale is None:
-            return noise.square() / model.regularizer
+            return noise.square() / model.regularizer.cpu()
         return torch.full_like(noise, self.scale)
 
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        if self.scale is None or model.num_data == 0:
-            gain = model.info_gain() + log_inv_delta
-            return (norm.square() + noise.square() / model.regularizer * 2 * gain).sqrt()
-        values = []
+        if self.scale is None or model.inputs is None:
+            outer = Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta)
+            return outer._beta(model, norm, noise, log_inv_delta)
+        regularizer, values = model.regularizer.to(model.inputs.device), []
         for j in range(model.num_outputs):
             program = self.program(model, j, model.inputs[:1])
-            gap, size = program.gap(model.regularizer[j : j + 1])
+            gap, size = program.gap(regularizer[j : j + 1])
             values.append(torch.where(gap < -EMPTY * size, math.nan, gap.clamp_min(0.0))[0])
-        return (torch.stack(values) / model.regularizer).sqrt()
+        return (torch.stack(values) / regularizer).sqrt()
 
     def program(self, model: GP, output: int, z: Tensor) -> Program:
         """The program of one learned output at z (m, d). The model must have data."""

@@ -124,7 +124,7 @@ class Lederer(ConfidenceBound):
         return 2 * (math.log(covering_number(self.box, self.radius)) + own + anytime)
 
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        return self.grid_log(torch.full_like(model.regularizer, model.num_data), log_inv_delta).sqrt()
+        return self.grid_log(torch.full_like(model.regularizer.cpu(), model.num_data), log_inv_delta).sqrt()
 
     def moduli(self, kernel: Kernel, outputs: int) -> tuple[float, float]:
         """L_f τ and D(τ) for one of `outputs` outputs."""
@@ -142,10 +142,10 @@ class Lederer(ConfidenceBound):
         pairs = [self.moduli(kernel, model.num_outputs) for kernel in model.kernels]
         drift = torch.tensor([pair[0] for pair in pairs], dtype=torch.float64)
         modulus = torch.tensor([pair[1] for pair in pairs], dtype=torch.float64)
-        return drift + (model.posterior_norm() + self.beta(model)) * modulus
+        return drift + (model.posterior_norm().cpu() + self.beta(model).cpu()) * modulus
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
         """[μ − √b σ − γ, μ + √b σ + γ] at z (*b, d) in the box."""
-        if not bool(self.box.contains(z).all()):
+        if not bool(self.box.contains(z.detach().cpu()).all()):
             raise _require.fail("Lederer", f"points in the box {self.lower}..{self.upper}", "a point outside")
         return super().interval(model, z)

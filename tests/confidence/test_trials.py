@@ -8,13 +8,14 @@ from functools import partial
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, ConvexProgram, Lederer, Mixture
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import RKHSFunction
 from gpsafe.verdict import Outcome
-from proofs_checks import coverage
+from proofs_checks import coverage, falsification, info_gain, widths
 from proofs_checks._regression import MODES, Run, Setting, functions, generator, rate_verdict, simulate
 
 SETTINGS = (
@@ -119,9 +120,18 @@ def test_coverage_control_fails_and_claim_does_not_on_one_shard():
     assert broken.verdict.witness
     claim = check.judge([check.sample(0, "quick", False)], False)
     assert claim.verdict.outcome is not Outcome.VIOLATED
-    assert set(claim.data["other_failure_rates"]) == {
-        f"{label}, {mode}" for label in coverage.HEURISTICS for mode in MODES
-    }
+    names = {f"{label}, {mode}" for label in coverage.HEURISTICS for mode in MODES}
+    assert {cell["name"] for cell in claim.data["others"]} == names
+
+
+@pytest.mark.parametrize("module", [coverage, falsification, info_gain, widths])
+def test_every_check_draws_its_figure(module):
+    check = module.CHECKS[0]
+    data = [check.judge([check.sample(0, "quick", broken)], broken).data for broken in (False, True)]
+    figure = Figure(figsize=(8, 4))
+    check.plot(figure, *(json.loads(json.dumps(d)) for d in data))
+    assert figure.axes
+    assert all(axes.lines for axes in figure.axes)
 
 
 def test_samples_are_deterministic_and_json():
