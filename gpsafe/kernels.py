@@ -65,9 +65,7 @@ def linear(variance: Tensor | Sequence[float] | float = 1.0, *, dims: Sequence[i
     """k(z, z′) = Σ_i variance_i z_i z′_i, frozen: one variance for all input dimensions, or one for each."""
     amounts = torch.atleast_1d(_require.positive("linear", "variance", variance))
     size = amounts.numel() if amounts.numel() > 1 else None
-    kernel = gpytorch.kernels.LinearKernel(
-        ard_num_dims=size, active_dims=_dims("linear", dims, amounts)
-    ).double()
+    kernel = gpytorch.kernels.LinearKernel(ard_num_dims=size, active_dims=_dims("linear", dims, amounts)).double()
     kernel.variance = amounts.reshape(1, -1)
     return freeze(kernel)
 
@@ -185,10 +183,33 @@ class Stationary:
         in k by no more than a few ε·(‖a‖² + ‖b‖²); Matérn ½ has a square root at zero and gets true
         differences.
         """
-        a, b = self.scaled(x), self.scaled(z)
         if self.nu == 0.5:
+            a, b = self.centered(x, z)
             return self.variance * torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"))
-        return self.variance * self.profile(squared_distances(a, b))
+        return self.variance * self.profile(self.squared_distances(x, z))
+
+    def centered(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Active inputs of x and z less the mean of x, then divided by the length-scales: precise far from
+        the origin.
+        """
+        x, z = _select(x, self.dims), _select(z, self.dims)
+        center = x.detach().mean(-2, keepdim=True)
+        lengthscale = self.lengthscale.to(z.device)
+        return (x - center) / lengthscale, (z - center) / lengthscale
+
+    def squared_distances(self, x: Tensor, z: Tensor) -> Tensor:
+        """r² ≥ 0 of all pairs by one matrix product, (*b, n, d), (*b, m, d) → (*b, n, m).
+
+        The absolute error is a few ε·(‖a‖² + ‖b‖²) for centred scaled inputs a, b: harmless for functions
+        that are smooth in r². Points spread so widely that it would matter are compared by true differences
+        instead.
+        """
+        a, b = self.centered(x, z)
+        rows, columns = a.square().sum(-1).unsqueeze(-1), b.square().sum(-1).unsqueeze(-2)
+        readable = rows.numel() and columns.numel() and not linalg.is_transformed(a, b)
+        if readable and float(rows.detach().max() + columns.detach().max()) > MAX_SPREAD:
+            return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
 
     def diagonal(self, z: Tensor) -> Tensor:
         """k(z, z), (*b, d) → (*b,)."""
@@ -272,11 +293,7 @@ def _parts(kernel: Kernel, factor: float, outer: Tensor | None) -> tuple[Station
         kernel = kernel.base_kernel
     if type(kernel) is gpytorch.kernels.AdditiveKernel:
         found = [_parts(term, factor, dims) for term in kernel.kernels]
-        return (
-            None
-            if any(terms is None for terms in found)
-            else tuple(part for terms in found for part in terms or ())
-        )
+        return None if any(terms is None for terms in found) else tuple(part for terms in found for part in terms or ())
     if type(kernel) is gpytorch.kernels.LinearKernel:
         return (Linear(factor * kernel.variance.detach().reshape(-1).double(), dims),)
     if type(kernel) is gpytorch.kernels.RBFKernel:
@@ -297,21 +314,6 @@ def stationary(kernel: Kernel) -> Stationary | None:
 
 
 # --------------------------------------------------------------- evaluation
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """‖a_i − b_j‖² ≥ 0 by one matrix product of centred inputs, (*b, n, d), (*b, m, d) → (*b, n, m).
-
-    Absolute error a few ε·(‖a_i‖² + ‖b_j‖²) after centring: harmless for functions that are smooth in the
-    square.
-    """
-    center = a.detach().mean(-2, keepdim=True)
-    a, b = a - center, b - center
-    rows, columns = a.square().sum(-1).unsqueeze(-1), b.square().sum(-1).unsqueeze(-2)
-    readable = rows.numel() and columns.numel() and not linalg.is_transformed(a, b)
-    if readable and float(rows.detach().max() + columns.detach().max()) > MAX_SPREAD:
-        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
-    return (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
-
-
 def cross(kernel: Kernel | Stationary | ClosedForm, x: Tensor, z: Tensor) -> Tensor:
     """Gram matrix k(x_i, z_j), shapes (*b, n, d), (*b, m, d) → (*b, n, m); differentiable."""
     form = kernel if isinstance(kernel, (Stationary, ClosedForm)) else closed_form(kernel)

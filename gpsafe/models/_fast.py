@@ -81,16 +81,20 @@ class Gram:
         if self.form is None:
             out[...] = self.factor.cross(self.points, z).mT.numpy()
             return
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN or infinite in, NaN out
+            self._fill(self.form, z, out)
+
+    def _fill(self, form: kernels.Stationary, z: Tensor, out: Array) -> None:
         rows = z.numpy()
-        if self.form.dims is not None:
-            rows = rows[:, self.form.dims.numpy()]
+        if form.dims is not None:
+            rows = rows[:, form.dims.numpy()]
         augmented = np.empty((rows.shape[0], rows.shape[1] + 2))
         scaled = augmented[:, :-2]
         np.subtract(rows, self.center, out=scaled)
         scaled *= self.scale
         square = np.einsum("ij,ij->i", scaled, scaled)
         augmented[:, -1] = 1.0
-        if math.isinf(self.form.nu):
+        if math.isinf(form.nu):
             np.multiply(square, -0.5, out=augmented[:, -2])
             np.matmul(augmented, self.columns, out=out)
             np.exp(out, out=out)  # an exponent may round to a few ε above 0: κ ≤ 1 + a few ε, within stated margins
@@ -100,7 +104,7 @@ class Gram:
         np.maximum(out, 0.0, out=out)
         np.sqrt(out, out=out)
         decay = np.exp(-out)
-        if self.form.nu == 1.5:
+        if form.nu == 1.5:
             out += 1.0
         else:  # 1 + r + r²/3 = 1 + r(1 + r/3)
             decay_scale = out / 3.0
@@ -133,7 +137,8 @@ class Evaluator:
         """μ (m, k) and ‖L⁻¹k_n(z)‖² (m,) for z (m, d); overwrites the leading m rows of buffer (≥ m, n)."""
         block = buffer[: z.shape[0]]
         self.gram.fill(z, block)
-        mean = block @ self.weights
+        with np.errstate(invalid="ignore"):
+            mean = block @ self.weights
         block = triangular_product(self.root, block, scale=self.gram.amplitude)
         return mean, np.einsum("ij,ij->i", block, block)
 

@@ -34,7 +34,7 @@ def stationary_gradient(
     center = inputs.mean(0)
     active = slice(None) if form.dims is None else form.dims.to(z.device)
     x, points = (inputs - center)[:, active], (z - center)[:, active]
-    squares = kernels.squared_distances(form.scaled(inputs), form.scaled(z)).mT
+    squares = form.squared_distances(inputs, z).mT
     slope = form.variance * form.slope(squares)
     gram = form.variance * form.profile(squares)
     half = gram @ factor.inverse.mT

@@ -157,8 +157,9 @@ class Projection:
         block = np.empty((z.shape[0], self.centers.shape[0]))
         self.gram.fill(z.detach(), block)
         block = _fast.triangular_product(self.root.numpy(), block, scale=self.gram.amplitude)
-        mean, square = block @ self.weights.numpy(), np.einsum("ij,ij->i", block, block)
-        spread = np.abs(block) @ self.spread.numpy()
+        with np.errstate(invalid="ignore"):
+            mean, square = block @ self.weights.numpy(), np.einsum("ij,ij->i", block, block)
+            spread = np.abs(block) @ self.spread.numpy()
         block = _fast.triangular_product(self.quadratic.numpy().T, block)
         inner = np.einsum("ij,ij->i", block, block)
         return (

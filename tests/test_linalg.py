@@ -1,0 +1,78 @@
+"""Small linear algebra: factors reproduce their matrices, failures are raised."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+
+from gpsafe import linalg
+
+EXACT = 1e-12
+
+
+def spd(seed: int, n: int) -> torch.Tensor:
+    root = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return root @ root.mT + torch.eye(n, dtype=torch.float64)
+
+
+@given(seeds(), st.integers(1, 12))
+def test_factors_reproduce_the_matrix(seed, n):
+    matrix = spd(seed, n)
+    lower, reverse, root = linalg.cholesky(matrix), linalg.reverse_cholesky(matrix), linalg.psd_root(matrix)
+    scale = float(matrix.abs().max())
+    torch.testing.assert_close(lower @ lower.mT, matrix, rtol=0, atol=EXACT * scale * n)
+    torch.testing.assert_close(reverse.mT @ reverse, matrix, rtol=0, atol=EXACT * scale * n)
+    torch.testing.assert_close(root @ root.mT, matrix, rtol=0, atol=EXACT * scale * n)
+    assert float(reverse.triu(1).abs().max() if n > 1 else 0.0) == 0.0
+
+
+@given(seeds(), st.integers(1, 200), st.integers(1, 9))
+def test_triangular_square_norms_are_the_column_norms(seed, n, blocks):
+    generator = torch.Generator().manual_seed(seed)
+    lower = torch.randn(n, n, dtype=torch.float64, generator=generator).tril()
+    columns = torch.randn(n, 3, dtype=torch.float64, generator=generator)
+    expected = (lower @ columns).square().sum(0)
+    torch.testing.assert_close(linalg.triangular_square_norms(lower, columns, blocks), expected, rtol=EXACT, atol=EXACT)
+
+
+def test_inverse_and_solve_agree():
+    lower = linalg.cholesky(spd(0, 9))
+    eye = torch.eye(9, dtype=torch.float64)
+    torch.testing.assert_close(linalg.inverse_lower(lower) @ lower, eye, rtol=0, atol=EXACT)
+    torch.testing.assert_close(linalg.solve_lower(lower, eye), linalg.inverse_lower(lower), rtol=0, atol=EXACT)
+
+
+def test_an_indefinite_matrix_is_refused_with_its_eigenvalue():
+    with pytest.raises(ValueError, match="smallest eigenvalue -1"):
+        linalg.cholesky(torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)))
+
+
+def test_root_of_a_singular_matrix_needs_no_jitter():
+    vector = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    root = linalg.psd_root(vector @ vector.mT)
+    torch.testing.assert_close(root @ root.mT, vector @ vector.mT, rtol=0, atol=EXACT * 10)
+
+
+def test_gamma_bounds_the_rounding_of_a_sum():
+    values = torch.full((1000,), 0.1, dtype=torch.float64)
+    total = 0.0
+    for value in values.tolist():
+        total += value
+    from fractions import Fraction
+
+    exact = 1000 * Fraction(0.1)
+    assert abs(Fraction(total) - exact) <= Fraction(linalg.gamma(1000)) * exact
+
+
+def test_transformed_tensors_are_recognised():
+    seen = []
+
+    def probe(x):
+        seen.append(linalg.is_transformed(x))
+        return x.sum()
+
+    probe(torch.ones(2))
+    torch.func.grad(probe)(torch.ones(2))
+    torch.vmap(probe)(torch.ones(2, 2))
+    assert seen == [False, True, True]
