@@ -79,7 +79,7 @@ def test_interval_contains_every_function_of_the_set(seed, scale, count):
     kernel = model.kernels[0]
     gram = kernels.cross(kernel, model.inputs, model.inputs)
     cross = kernels.cross(kernel, GRID, model.inputs)
-    for eta in (1e-3, 0.04, 0.5, 3.0, 50.0):
+    for eta in (1e-3, 0.04, 0.5, 3.0):
         weights = torch.linalg.solve(gram + eta * torch.eye(count, dtype=torch.float64), model.targets[:, 0])
         candidates.append((cross @ weights, gram @ weights, float((weights @ gram @ weights).sqrt())))
     members = 0
@@ -189,9 +189,9 @@ def test_batched_programs_equal_single_ones(seed, count):
         torch.stack([p.radius_sq for p in programs]),
         torch.stack([p.norm for p in programs]),
     )
-    upper, lower, _, _ = batch.solve()
+    upper, lower, _, _ = batch.solve(grid=8, sections=4)
     for i, program in enumerate(programs):
-        one_upper, one_lower, _, _ = program.solve()
+        one_upper, one_lower, _, _ = program.solve(grid=8, sections=4)
         assert float((upper[i] - one_upper).abs().max()) <= SOLVE
         assert float((lower[i] - one_lower).abs().max()) <= SOLVE
         assert bool(batch.empty()[i]) == bool(program.empty())

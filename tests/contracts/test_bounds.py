@@ -100,7 +100,7 @@ def test_beta_grows_with_norm_and_noise(name):
 @given(seed=seeds(), count=st.integers(0, 30))
 def test_interval_is_ordered_and_contains_the_mean(name, seed, count):
     model = model_for(name, seed, count=count)
-    z = points(model, seed)
+    z = points(model, seed, (6,))
     low, high = build(name).interval(model, z)
     mean, _ = model.posterior(z)
     assert bool((low <= high).all())
