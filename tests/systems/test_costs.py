@@ -64,14 +64,17 @@ def test_box_that_ends_on_the_boundary_of_an_axis_aligned_constraint_costs_nothi
 
 def test_rounding_of_a_slanted_constraint_goes_outward() -> None:
     generator = torch.Generator().manual_seed(0)
-    normals = torch.randn(1, 3, dtype=torch.float64, generator=generator)
-    x = torch.randn(20_000, 3, dtype=torch.float64, generator=generator)
-    for row in x[:200]:  # the constraint passes exactly through what one evaluation order gives
-        value = float(row @ normals[0])
-        below = torch.tensor([value]).double().nextafter(torch.tensor([-1e9]).double())
-        cost = IndicatorCost(normals, below)
-        point = row.reshape(1, 3)
-        assert float(cost.upper(point, point)) >= float(cost(point)) >= float(cost.lower(point, point))
+    normals = torch.randn(1, 7, dtype=torch.float64, generator=generator)
+    disagreements = 0
+    for _ in range(300):  # the constraint passes within one rounding of the point
+        point = torch.randn(1, 7, dtype=torch.float64, generator=generator)
+        value = (point @ normals.T)[0]
+        split = (point @ normals.clamp_min(0.0).T + point @ normals.clamp_max(0.0).T)[0]
+        disagreements += int(not torch.equal(split, value))
+        for offset in (value, value.nextafter(value - 1)):
+            cost = IndicatorCost(normals, offset)
+            assert float(cost.upper(point, point)) >= float(cost(point)) >= float(cost.lower(point, point))
+    assert disagreements > 30, "the two orders of summation must really differ for this test to say anything"
 
 
 @dataclass(frozen=True)
