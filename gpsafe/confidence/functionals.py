@@ -101,7 +101,7 @@ def _gradient_band(model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
     per_factor: dict[int, tuple[Tensor | None, Tensor]] = {}
     means = torch.zeros(m, model.num_outputs, d, dtype=z.dtype, device=z.device)
     covs = torch.zeros(m, model.num_outputs, d, d, dtype=z.dtype, device=z.device)
-    weights = model._weights() if model.inputs is not None else None
+    weights = model.weights if model.inputs is not None else None
     for j, i in enumerate(model._index):
         form = kernels.stationary(model.kernels[j])
         assert form is not None
@@ -125,7 +125,7 @@ def _derivatives(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tupl
     cov = torch.diag(prior * (1 + GRADIENT_MARGIN)).expand(m, d, d)
     if model.inputs is None:
         return None, cov.clone()
-    squares = kernels.squared_distances(form.scaled(model.inputs), form.scaled(z))  # (n, m)
+    squares = form.squared_distances(model.inputs, z)  # (n, m)
     slope = -form.variance * form.slope(squares)
     full = torch.zeros(model.num_data, m, d, dtype=z.dtype, device=z.device)
     difference = z[:, active] - model.inputs[:, active].unsqueeze(1)
