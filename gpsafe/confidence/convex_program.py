@@ -269,16 +269,18 @@ class ConvexProgram(ConfidenceBound):
             low, high = torch.maximum(low, mixture_low), torch.minimum(high, mixture_high)
         flat = z.reshape(-1, z.shape[-1])
         chunk = max(16, 100_000 // model.num_data)
-        uppers, lowers = [], []
+        uppers, lowers, empties = [], [], []
         for j in range(model.num_outputs):
             solve = self._solver(model, j)
-            parts = [solve(self.program(model, j, part)) for part in flat.split(chunk)]
+            programs = (self.program(model, j, part) for part in flat.split(chunk))
+            parts = [solve(program) for program in programs]
             uppers.append(torch.cat([part[0] for part in parts]))
             lowers.append(torch.cat([part[1] for part in parts]))
+            empties.append(self.program(model, j, flat[:1]).empty())
         upper = torch.stack(uppers, dim=-1).reshape(high.shape)
         lower = torch.stack(lowers, dim=-1).reshape(low.shape)
         low, high = torch.maximum(low, lower), torch.minimum(high, upper)
-        empty = torch.stack([self.program(model, j, flat[:1]).empty() for j in range(model.num_outputs)])
+        empty = torch.stack(empties)
         return torch.where(empty, width, low), torch.where(empty, -width, high)
 
     def _solver(self, model: GP, output: int) -> Callable[[Program], tuple[Tensor, Tensor]]:

@@ -1,5 +1,6 @@
 """The convex-program bound: exact by its dual, sound whatever proposes the multipliers."""
 
+import functools
 import math
 
 import pytest
@@ -20,14 +21,21 @@ ASSUMED = {"rkhs_norm": 1.0, "subgaussian": 0.2, "delta": 0.1}
 GRID = torch.linspace(-0.2, 1.2, 29, dtype=torch.float64).unsqueeze(-1)
 
 
-def posterior(seed: int, *, lam: float = 0.04, count: int = 20, kernel=None, norm: float = 1.0, noise: float = 0.2):
+KERNEL = kernels.rbf(0.25)
+
+
+@functools.cache
+def prior(lam: float) -> GP:
+    return GP.create(KERNEL, lam, nx=1, nu=0, noise_std=0.2)
+
+
+def posterior(seed: int, *, lam: float = 0.04, count: int = 20, norm: float = 1.0, noise: float = 0.2):
     """A posterior on noisy values of a function of exactly the given norm, and the function."""
     generator = torch.Generator().manual_seed(seed)
-    kernel = kernels.rbf(0.25) if kernel is None else kernel
-    f = random_function(kernel, torch.zeros(1), torch.ones(1), norm=norm, generator=generator)
+    f = random_function(KERNEL, torch.zeros(1), torch.ones(1), norm=norm, generator=generator)
     z = torch.rand(count, 1, dtype=torch.float64, generator=generator)
     y = f(z) + noise * torch.randn(count, dtype=torch.float64, generator=generator)
-    return GP.create(kernel, lam, nx=1, nu=0, noise_std=noise).condition_on(z, y.unsqueeze(-1)), f
+    return prior(lam).condition_on(z, y.unsqueeze(-1)), f
 
 
 @pytest.mark.parametrize(("lam", "count"), [(0.04, 1), (0.04, 15), (2.0, 15), (0.04, 60)])

@@ -21,12 +21,15 @@ ASSUMED = {"rkhs_norm": 1.0, "subgaussian": 0.1, "delta": 0.1}
 bounds = st.sampled_from([Mixture(**ASSUMED), AbbasiYadkori(**ASSUMED), ConvexProgram(**ASSUMED)])
 
 
+KERNEL = kernels.matern(2.5, 0.3)
+PRIOR = GP.create(KERNEL, 0.01, nx=1, nu=0, noise_std=0.1)
+
+
 def episodes(seed: int, count: int = 3, size: int = 5, *, norm: float = 1.0):
     """f of exactly known norm, and the posteriors after each of `count` episodes of `size` observations."""
     generator = torch.Generator().manual_seed(seed)
-    kernel = kernels.matern(2.5, 0.3)
-    f = random_function(kernel, torch.zeros(1), torch.ones(1), norm=norm, generator=generator)
-    model, models = GP.create(kernel, 0.01, nx=1, nu=0, noise_std=0.1), []
+    f = random_function(KERNEL, torch.zeros(1), torch.ones(1), norm=norm, generator=generator)
+    model, models = PRIOR, []
     for _ in range(count):
         z = torch.rand(size, 1, dtype=torch.float64, generator=generator)
         noise = 0.1 * torch.randn(size, 1, dtype=torch.float64, generator=generator)
@@ -94,7 +97,7 @@ def test_one_pass_history_equals_every_posterior(seed, counts):
     ordered = sorted(counts)
     means, stds = posterior_history(newest, ordered, GRID)
     for i, count in enumerate(ordered):
-        model = GP.create(newest.kernels[0], 0.01, nx=1, nu=0, noise_std=0.1)
+        model = PRIOR
         if count:
             model = model.condition_on(newest.inputs[:count], newest.targets[:count])
         mean, std = model.posterior(GRID)

@@ -1,5 +1,6 @@
 """Contract of every confidence bound in the registry."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -40,13 +41,17 @@ def build(name: str, delta: float = 0.1, **changes) -> ConfidenceBound:
     return make_bound(name, delta=delta, **options)
 
 
+@functools.cache
+def prior_for(outputs: int, regularizer: float, mode: str) -> GP:
+    family = [kernels.rbf([0.3] * outputs), kernels.matern(1.5, [0.5] * outputs)][:outputs]
+    return GP.create(family, regularizer, nx=outputs, nu=0, noise_std=NOISE, mode=mode)
+
+
 def model_for(
     name: str, seed: int = 0, *, count: int = 12, outputs: int = 1, lam: float | None = None, mode: str = "theory"
 ) -> GP:
     generator = torch.Generator().manual_seed(seed)
-    family = [kernels.rbf([0.3] * outputs), kernels.matern(1.5, [0.5] * outputs)][:outputs]
-    regularizer = CASES[name][1] if lam is None else lam
-    model = GP.create(family, regularizer, nx=outputs, nu=0, noise_std=NOISE, mode=mode)
+    model = prior_for(outputs, CASES[name][1] if lam is None else lam, mode)
     if count == 0:
         return model
     z = torch.rand(count, outputs, dtype=torch.float64, generator=generator)
