@@ -75,13 +75,36 @@ class AffinePolicies:
         return self.input_box.clip(self._raw(x))
 
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :class:`PolicyClass`: slope 1 where no point of the box saturates, 0 where all do, [0, 1] between."""
-        middle, reach = self._raw(0.5 * (lower + upper)), 0.5 * (upper - lower) @ self.gain.abs().transpose(-1, -2)
-        low, high = middle - reach, middle + reach
-        free = (low >= self.input_box.lower) & (high <= self.input_box.upper)
-        stuck = (low >= self.input_box.upper) | (high <= self.input_box.lower)
-        one = torch.ones_like(middle)
-        return self.gain, one * free, one * ~stuck
+        """See :class:`PolicyClass`: 1 where no point of the box saturates, 0 where all do, between them see `secants`."""
+        reach = 0.5 * (upper - lower) @ self.gain.abs().transpose(-1, -2)
+        return (self.gain, *self.secants(0.5 * (lower + upper), reach))
+
+    def secants(self, x: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of the secant slopes s = (clip(v′) − clip(v))/(v′ − v), v = offset + gain x, over |v′ − v| ≤ reach.
+
+        From a free v the smallest secant goes to an end of the range; from a v beyond a limit the largest goes to the
+        free end or to the other limit, whichever is nearer, and 0 is always attained. Rounded outwards.
+
+        Args:
+            x: (P or 1, N, nx).
+            reach: (P, N, nu).
+
+        Returns:
+            low, high: (P, N, nu), between 0 and 1.
+        """
+        v, least, most = self._raw(x), self.input_box.lower, self.input_box.upper
+        tiny = torch.finfo(torch.float64).tiny
+        margin = 1e-12 * (1.0 + v.abs() + reach)  # of rounding in v and reach
+        reach = reach + margin
+        above, below = v >= most, v <= least  # at or beyond a limit: clip is flat on one side
+        room = torch.minimum(most - v, v - least)
+        low = (room / reach.clamp_min(tiny) - 1e-12).clamp(0.0, 1.0)
+        low = torch.where(room >= reach, torch.ones_like(v), torch.where(above | below, torch.zeros_like(v), low))
+        excess = torch.where(above, v - most, least - v)
+        travel = torch.minimum(reach, excess + (most - least))
+        high = (travel - excess).clamp_min(0.0) / travel.clamp_min(tiny)
+        high = torch.where(above | below, high, torch.ones_like(v))
+        return low, torch.where(high > 0, high + 1e-12, high).clamp(0.0, 1.0)
 
 
 def set_point_policies(targets: Tensor, gain: Tensor, feedforward: Tensor, input_box: Box) -> AffinePolicies:

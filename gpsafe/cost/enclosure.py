@@ -41,7 +41,7 @@ def closed_loop_range(
     u = policies(centers.unsqueeze(0))
     x = centers.expand(u.shape[0], *centers.shape)
     middle = known(x, u)
-    a, b = _jacobians(known, x, u)
+    a, b = jacobians(known, x, u)
     mid, half = 0.5 * (low + high), 0.5 * (high - low)
     row = a + torch.einsum("pniu,pnu,pux->pnix", b, mid, gain)
     reach = torch.einsum("pnix,nx->pni", row.abs(), radius)
@@ -58,7 +58,7 @@ def closed_loop_range(
     return middle, grow(reach, 1e-12), u_reach
 
 
-def _jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """∂p/∂x (P, N, nx, nx) and ∂p/∂u (P, N, nx, nu) by forward-mode differentiation along each input axis."""
 
     x, u = x.contiguous(), u.contiguous()

@@ -82,6 +82,15 @@ class IndicatorCost:
         """C = 1."""
         return 1.0
 
+    @property
+    def directions(self) -> Tensor:
+        """(m, nx): `of_reach` takes suprema along these."""
+        return self.normals
+
+    def of_reach(self, reach: Tensor) -> Tensor:
+        """Upper bound of c over a set whose supports along `directions` are at most `reach`, (*b, m) → (*b,)."""
+        return (~(reach <= self.offsets.to(reach.device))).any(-1).to(reach.dtype)
+
     def __call__(self, x: Tensor) -> Tensor:
         """1 outside the polytope, 0 inside."""
         inside = x @ self.normals.T.to(x.device) <= self.offsets.to(x.device)
@@ -89,8 +98,7 @@ class IndicatorCost:
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
         """1 if the box meets the unsafe set (exact: each half-space is tested by its support function)."""
-        reach = _supports(self.normals, lower, upper)[1]
-        return (~(reach <= self.offsets.to(lower.device))).any(-1).to(lower.dtype)
+        return self.of_reach(_supports(self.normals, lower, upper)[1])
 
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
         """1 if one half-space alone shows that the whole box is unsafe (under-approximates for m > 1)."""
@@ -126,13 +134,22 @@ class HingeCost:
         assert isinstance(self.offset, Tensor)
         return (reach - self.offset.to(reach.device)).amax(-1).clamp(0.0, self.ceiling)
 
+    @property
+    def directions(self) -> Tensor:
+        """(m, nx): `of_reach` takes suprema along these."""
+        return self.normal
+
+    def of_reach(self, reach: Tensor) -> Tensor:
+        """Upper bound of c over a set whose supports along `directions` are at most `reach`, (*b, m) → (*b,)."""
+        return torch.nan_to_num(self._clip(reach), nan=self.ceiling)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Clipped distance beyond the worst half-space, in units of normal·x."""
-        return torch.nan_to_num(self._clip(x @ self.normal.T.to(x.device)), nan=self.ceiling)
+        return self.of_reach(x @ self.normal.T.to(x.device))
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Sup over boxes (exact up to outward rounding)."""
-        return torch.nan_to_num(self._clip(_supports(self.normal, lower, upper)[1]), nan=self.ceiling)
+        return self.of_reach(_supports(self.normal, lower, upper)[1])
 
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
         """max_i of the infima over boxes: the infimum for m = 1, an under-approximation for m > 1."""
