@@ -1,0 +1,289 @@
+"""Scenario tubes: a sound upper bound of sup_{f ∈ F_n} J_c(π, f) for any state dimension (theory §3.5).
+
+For each of N sampled noise paths (w_t), a tube of zonotopes with X_0 = {x₀} and
+
+    X_{t+1} ⊇ {f(x, π(x)) + w_t : x ∈ X_t, f ∈ F_n, ‖f‖_k ≤ B}.
+
+Then for every such f the trajectory under that path is inside, so Y = Σ_{t<T} sup_{X_t} c ≥ Σ c(x_t), and
+E Y ≥ sup_f E Σ c: an upper confidence limit of E Y from N i.i.d. copies is a bound. (The supremum is inside the
+expectation, so f may even depend on the noise path: that is what is given away.)
+
+One step, with x = c + Gξ: u = π(c) + s∘K(x − c), s ∈ [low, high]; the known part is linearised at (c, π(c)) with its
+*closed-loop* Jacobian (A + B s̄ K)G, so that plant and feedback cancel, plus |B|·½(high − low)·|K(x − c)| and the
+Hessian remainder; the residual by an affine enclosure around the nearest of `anchors` points (`LocalAffine`). Paths of
+one policy stay together, so a few dozen anchors serve thousands of paths: the posterior is evaluated P·anchors·T times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost import monte_carlo
+from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost.base import CostInterval
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.policies import AffinePolicies, PolicyClass
+from gpsafe.sets.zonotope import Zonotope
+from gpsafe.systems.base import Cost, KnownPart
+
+SLACK = 1e-9  # outward rounding of every reach before it is compared: tubes accumulate errors of some 1e-14
+_NOISE = 4
+
+
+def charge_upper(cost: Cost, tube: Zonotope) -> Tensor:
+    """≥ sup of c over each set, (*b,): by support functions for half-space costs, else over the interval hull."""
+    if hasattr(cost, "directions") and hasattr(cost, "of_reach"):
+        reach = tube.support(cost.directions.to(tube.center.device))
+        return cost.of_reach(reach + SLACK * (1.0 + reach.abs()))
+    radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
+    return cost.upper(tube.center - radius, tube.center + radius)
+
+
+def farthest_points(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Anchors by farthest-first traversal: indices (P, K) into the N points z (P, N, d), and nearest anchor (P, N)."""
+    policies, points, _ = z.shape
+    count = min(count, points)
+    chosen = torch.zeros(policies, count, dtype=torch.long, device=z.device)
+    nearest = torch.zeros(policies, points, dtype=torch.long, device=z.device)
+    center = z.mean(1, keepdim=True)
+    distance = torch.full((policies, points), torch.inf, dtype=z.dtype, device=z.device)
+    candidate = (z - center).square().sum(-1).argmin(-1)
+    rows = torch.arange(policies, device=z.device)
+    for k in range(count):
+        chosen[:, k] = candidate
+        away = (z - z[rows, candidate].unsqueeze(1)).square().sum(-1)
+        closer = away < distance
+        distance = torch.where(closer, away, distance)
+        nearest[closer] = k
+        candidate = distance.argmax(-1)
+    return chosen, nearest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tubes:
+    """X_0 … X_{T−1} for P policies and N paths.
+
+    Attributes:
+        sets: one batch (P, N) of zonotopes for each t.
+        lost: (P, N) step at which a tube was given up (it grew beyond `limit` or met an empty F_n); T if never.
+    """
+
+    sets: tuple[Zonotope, ...]
+    lost: Tensor
+
+    def contains_hull(self, states: Tensor, *, tol: float = SLACK) -> Tensor:
+        """Whether trajectories (P, N, T or T + 1, nx) stay in the interval hulls (necessary for containment), (P, N)."""
+        inside = torch.ones_like(self.lost, dtype=torch.bool)
+        for t, part in enumerate(self.sets):
+            gap = (states[..., t, :] - part.center).abs() - part.radius
+            inside &= (gap <= tol).all(-1) | (self.lost <= t)
+        return inside
+
+    def widths(self) -> Tensor:
+        """Half-widths of the interval hulls, (P, N, T, nx); inf where lost."""
+        radius = torch.stack([part.radius for part in self.sets], dim=-2)
+        steps = torch.arange(radius.shape[-2], device=radius.device)
+        return radius.masked_fill((steps >= self.lost.unsqueeze(-1)).unsqueeze(-1), torch.inf)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScenarioTube(MonteCarloTask):
+    """E Y ≥ sup_{f ∈ F_n} J_c(π, f) with the Monte-Carlo limit of `monte_carlo.mean_upper`; see the module.
+
+    Sound with probability ≥ 1 − delta over a run (`monte_carlo` has the accounting), on the event f* ∈ F_n.
+
+    Args:
+        anchors: points per policy and step at which F_n is evaluated; None: at every tube's own centre.
+        order: number of generators a tube keeps.
+        limit: a tube whose interval hull gets wider than this (in any state) is given up and charged T·C's share.
+        give_up: a cost at which a policy no longer matters, such as the budget: policies that clearly exceed it are not
+            followed further (upper = T·C).
+        pilot: number of paths that decide which policies clearly exceed `give_up`.
+        gradients: use gradients of the posterior (False: kernel metric only).
+        chunk: number of policy-paths worked on at a time (memory).
+    """
+
+    samples: int = 2000
+    anchors: int | None = 48
+    order: int = 12
+    limit: float = 1e3
+    give_up: float = math.inf
+    pilot: int = 64
+    gradients: bool = True
+    chunk: int = 100_000
+    name: str = field(default="scenario-tube", init=False)
+    sound: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchors is not None:
+            _require.count("ScenarioTube", "anchors", self.anchors)
+        _require.count("ScenarioTube", "order", self.order)
+        _require.count("ScenarioTube", "pilot", self.pilot, minimum=2)
+        _require.positive("ScenarioTube", "limit", self.limit)
+
+    def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
+        """[0, upper] for every policy; upper ≥ sup_{f ∈ F_n} J_c for all of them but with probability delta_n."""
+        share = self.stage_delta(confidence) / policies.num
+        noise = self.noise(confidence, _NOISE)
+        ceiling = self.total_ceiling
+        upper = torch.full((policies.num,), ceiling, dtype=torch.float64, device=noise.device)
+        plausible = self._plausible(confidence, policies, noise)
+        for part in plausible.split(max(1, self.chunk // self.samples)):
+            if part.numel() == 0:
+                break
+            charges = self.charges(confidence, policies.select(part), noise)
+            upper[part] = monte_carlo.mean_upper(charges, ceiling, share)
+        return CostInterval(
+            torch.zeros_like(upper),
+            upper,
+            sound_upper=confidence.sound,
+            method=self.name,
+            delta=self.stage_delta(confidence),
+            assumptions=(*confidence.assumptions, "Monte-Carlo seed independent of the plant's noise"),
+            vacuous=upper >= ceiling * (1 - 1e-9),
+        )
+
+    def _plausible(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tensor:
+        """Policies worth all N paths: those that the first `pilot` paths do not show to cost more than `give_up`.
+
+        Dropping a policy sets its bound to T·C, which is true; the others' bound uses all N paths. So screening by
+        the same paths costs no δ.
+        """
+        everything = torch.arange(policies.num, device=noise.device)
+        if math.isinf(self.give_up) or self.pilot >= self.samples:
+            return everything
+        kept = []
+        for part in everything.split(max(1, self.chunk // self.pilot)):
+            charges = self.charges(confidence, policies.select(part), noise[:, :, : self.pilot])
+            kept.append(part[monte_carlo.mean_lower(charges, self.total_ceiling, 0.05) <= self.give_up])
+        return torch.cat(kept)
+
+    def charges(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tensor:
+        """Y = Σ_t sup_{X_t} c per policy and path, (P, N); T·C for policies that were given up."""
+        self.check_model(confidence)
+        paths = noise.shape[2]
+        total = torch.full((policies.num, paths), self.total_ceiling, dtype=torch.float64, device=noise.device)
+        alive = torch.arange(policies.num, device=noise.device)
+        walk = _Walk.start(self, policies, paths)
+        running = walk.charge(self.cost)
+        for t in range(1, self.horizon):
+            keep = running.mean(-1) <= self.give_up
+            if not bool(keep.any()):
+                return total
+            if not bool(keep.all()):
+                alive, running, walk = alive[keep], running[keep], walk.select(keep)
+            walk = walk.step(self, confidence, noise[t - 1])
+            running = running + walk.charge(self.cost)
+        total[alive] = running
+        return total
+
+    def tubes(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tubes:
+        """The sets themselves for noise paths (T, 1, N, nx)."""
+        self.check_model(confidence)
+        walk = _Walk.start(self, policies, noise.shape[2])
+        sets, lost = [walk.tube], torch.full(walk.lost.shape, self.horizon, dtype=torch.long)
+        for t in range(1, self.horizon):
+            walk = walk.step(self, confidence, noise[t - 1])
+            lost = torch.where(walk.lost & (lost == self.horizon), torch.full_like(lost, t), lost)
+            sets.append(walk.tube)
+        return Tubes(tuple(sets), lost)
+
+    def with_(self, **changes: object) -> ScenarioTube:
+        """A copy with some arguments replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walk:
+    """X_t for P policies and N paths, and which tubes are lost."""
+
+    policies: PolicyClass
+    tube: Zonotope
+    lost: Tensor
+
+    @staticmethod
+    def start(task: ScenarioTube, policies: PolicyClass, paths: int) -> _Walk:
+        x0 = task.initial_state.expand(policies.num, paths, -1)
+        return _Walk(policies, Zonotope.point(x0), torch.zeros(policies.num, paths, dtype=torch.bool, device=x0.device))
+
+    def select(self, keep: Tensor) -> _Walk:
+        part = Zonotope(self.tube.center[keep], self.tube.generators[keep])
+        return _Walk(self.policies.select(torch.nonzero(keep).flatten()), part, self.lost[keep])
+
+    def charge(self, cost: Cost) -> Tensor:
+        """sup of c over X_t, C where lost, (P, N)."""
+        return torch.where(self.lost, torch.full_like(self.tube.center[..., 0], cost.ceiling), charge_upper(cost, self.tube))
+
+    def step(self, task: ScenarioTube, confidence: ConfidenceSet, noise: Tensor) -> _Walk:
+        """X_{t+1}; noise (1, N, nx)."""
+        known = confidence.model.prior
+        if not isinstance(known, KnownPart):
+            raise _require.fail("ScenarioTube", "a known part with hessian_bound", type(known).__name__)
+        policies, x = self.policies, self.tube.center
+        generators, radius = self.tube.generators, self.tube.radius
+        gain, low, high = policies.slopes(x - radius, x + radius)
+        feed = torch.einsum("pux,pnxm->pnum", gain, generators)
+        spread = feed.abs().sum(-1)  # sup |K(x − c)|, (P, N, nu)
+        if isinstance(policies, AffinePolicies):
+            low, high = policies.secants(x, spread)  # sharper: along K, not over the box
+        kink = 0.5 * (high - low) * spread
+        u = policies(x)
+        feed = (0.5 * (low + high)).unsqueeze(-1) * feed
+        a, b = jacobians(known, x, u)
+        center = known(x, u) + noise
+        linear = a @ generators + b @ feed
+        error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
+        hessian = known.hessian_bound.to(x.device)
+        if bool((hessian != 0).any()):
+            dz = torch.cat([radius, high * spread], dim=-1)
+            error = error + 0.5 * torch.einsum("ijk,pnj,pnk->pni", hessian, dz, dz)
+
+        z = torch.cat([x, u], dim=-1)
+        local, offset = _anchored(task, confidence, z)
+        kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
+        found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
+        columns = list(confidence.model.outputs)
+        center[..., columns] += found.value
+        linear[..., columns, :] += found.linear
+        error[..., columns] += found.error
+        following = Zonotope(center, linear).plus_box(error * (1 + 1e-12)).reduce_outer(task.order)
+        size = following.radius
+        wide = ~(size <= task.limit).all(-1) | ~torch.isfinite(following.center).all(-1) | found.empty
+        lost = self.lost | wide
+        if bool(lost.any()):  # a lost tube is parked at x₀: it is charged C whatever it holds
+            center = torch.where(lost.unsqueeze(-1), task.initial_state, following.center)
+            rays = torch.where(lost[..., None, None], torch.zeros_like(following.generators), following.generators)
+            following = Zonotope(center, rays)
+        return _Walk(policies, following, lost)
+
+
+def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor) -> tuple[LocalAffine, Tensor]:
+    """F_n around each z (P, N, d), and z minus its anchor."""
+    if task.anchors is None or task.anchors >= z.shape[1]:
+        return LocalAffine.at(confidence, z, gradients=task.gradients), torch.zeros_like(z)
+    index, nearest = farthest_points(z / _scales(confidence, z), task.anchors)
+    anchors = torch.gather(z, 1, index.unsqueeze(-1).expand(*index.shape, z.shape[-1]))
+    local = LocalAffine.at(confidence, anchors, gradients=task.gradients).gather(nearest)
+    own = torch.gather(anchors, 1, nearest.unsqueeze(-1).expand(*nearest.shape, z.shape[-1]))
+    return local, z - own
+
+
+def _scales(confidence: ConfidenceSet, z: Tensor) -> Tensor:
+    """Smallest length-scale per input dimension (1 for inactive ones), (d,): only chooses anchors."""
+    from gpsafe import kernels
+
+    scales = torch.full((z.shape[-1],), torch.inf, dtype=z.dtype, device=z.device)
+    for kernel in confidence.model.kernels:
+        form = kernels.stationary(kernel)
+        if form is not None:
+            active = slice(None) if form.dims is None else form.dims.to(z.device)
+            scales[active] = torch.minimum(scales[active], form.lengthscale.to(z.device).expand_as(scales[active]))
+    return torch.where(torch.isfinite(scales), scales, torch.ones_like(scales))

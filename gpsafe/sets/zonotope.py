@@ -1,0 +1,81 @@
+"""Zonotopes, batched; every approximating operation names its direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Zonotope:
+    """{c + Gξ : ξ ∈ [−1, 1]^m}, a batch of them.
+
+    Args:
+        center: c, (*b, d).
+        generators: G, (*b, d, m); m may be 0.
+    """
+
+    center: Tensor
+    generators: Tensor
+
+    def __post_init__(self) -> None:
+        if self.generators.shape[:-1] != self.center.shape:
+            got = f"{tuple(self.center.shape)} and {tuple(self.generators.shape)}"
+            raise _require.fail("Zonotope", "center (*b, d) and generators (*b, d, m)", got)
+
+    @staticmethod
+    def point(center: Tensor) -> Zonotope:
+        """{c}."""
+        return Zonotope(center, center.new_zeros(*center.shape, 0))
+
+    @property
+    def order(self) -> int:
+        """m, the number of generators."""
+        return self.generators.shape[-1]
+
+    @property
+    def radius(self) -> Tensor:
+        """Half-widths of the interval hull, (*b, d)."""
+        return self.generators.abs().sum(-1)
+
+    def support(self, directions: Tensor) -> Tensor:
+        """max of n·x over the set for directions n (k, d), (*b, k)."""
+        along = torch.einsum("kd,...dm->...km", directions, self.generators).abs().sum(-1)
+        return torch.einsum("kd,...d->...k", directions, self.center) + along
+
+    def affine(self, matrix: Tensor, offset: Tensor) -> Zonotope:
+        """{Mx + o}, M (*b, e, d), o (*b, e): exact."""
+        return Zonotope((matrix @ self.center.unsqueeze(-1)).squeeze(-1) + offset, matrix @ self.generators)
+
+    def plus_box(self, radius: Tensor) -> Zonotope:
+        """Minkowski sum with the box of half-widths `radius` (*b, d): exact. Axes with no width anywhere add
+        nothing.
+        """
+        rows = torch.nonzero(radius.reshape(-1, radius.shape[-1]).amax(0) > 0).flatten()
+        columns = torch.diag_embed(radius)[..., rows]
+        return Zonotope(self.center, torch.cat([self.generators, columns], dim=-1))
+
+    def reduce_outer(self, order: int) -> Zonotope:
+        """A zonotope of at most max(order, d) generators that contains this one.
+
+        The first generators (in a tube the oldest, which have contracted most) are replaced by the box around them.
+        """
+        d = self.center.shape[-1]
+        excess = self.order - max(order, d)
+        if excess <= 0:
+            return self
+        old, new = self.generators.split([excess + d, self.order - excess - d], dim=-1)
+        return Zonotope(self.center, torch.cat([torch.diag_embed(old.abs().sum(-1)), new], dim=-1))
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Points of the set (ξ uniform, a third of them at vertices of the cube), (count, *b, d)."""
+        shape = (count, *self.center.shape[:-1], self.order)
+        xi = 2 * torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device) - 1
+        signs = torch.where(xi >= 0, torch.ones_like(xi), -torch.ones_like(xi))
+        xi[: count // 3] = signs[: count // 3]
+        xi = xi.to(self.center.device)
+        return self.center + torch.einsum("...dm,n...m->n...d", self.generators, xi)
