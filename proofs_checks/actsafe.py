@@ -192,6 +192,7 @@ def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 
 def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    figure.set_size_inches(12, 3.8)
     growth, space, phase = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
     sizes = [np.asarray(s) for s in claim["sizes"]]
     length = max(len(s) for s in sizes)
@@ -219,7 +220,7 @@ def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str,
     phase.plot(line, line, color="grey", linewidth=0.6)
     phase.axvline(1.0, color="#D55E00", linestyle="--", label="x = 1")
     phase.axhline(1.0, color="#D55E00", linestyle="--")
-    phase.set(xlabel="x_t", ylabel="x_{t+1}", title="closed-loop phase portrait, run 0")
+    phase.set(xlabel="x_t", ylabel="x_{t+1}", title="closed-loop phase portrait")
     phase.legend(fontsize="small")
 
 
@@ -299,6 +300,7 @@ def _judge_reach(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 
 def _plot_reach(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    figure.set_size_inches(9, 3.6)
     left, right = figure.subplots(1, 2)
     for row in claim["covered"]:
         left.plot(row, color="#0072B2", alpha=0.35, linewidth=0.8)
