@@ -27,7 +27,7 @@ from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.models.gp import GP
 
-GRADIENT_MARGIN = 1e-10  # outward rounding of gradient variances, relative to their prior value
+JET_MARGIN = 1e-10  # outward rounding of posterior variances, relative to their prior value
 
 
 def functional_beta(bound: ConfidenceBound, model: GP) -> Tensor | None:
@@ -73,63 +73,66 @@ def taylor_modulus(form: kernels.Stationary, r: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GradientBand:
-    """Posterior of ∇f at points: |∂_v f* − v·mean| ≤ β √(vᵀ cov v) for all v, on the event of `functional_beta`.
+class Jet:
+    """Joint posterior of (f(z), ∇f(z)): |f*(z) + ∂_v f*(z) − (1, v)·mean| ≤ β √((1, v)ᵀ cov (1, v)) for every v, on the
+    event of `functional_beta`.
 
     Attributes:
-        mean: ∇μ_n, (*b, p, d).
-        cov: posterior covariance of the gradient plus an outward margin, (*b, p, d, d); zero for inactive dims.
+        mean: (μ_n, ∇μ_n), (*b, p, 1 + d).
+        cov: posterior covariance with an outward margin on its diagonal, (*b, p, 1 + d, 1 + d); zero for inactive dims.
     """
 
     mean: Tensor
     cov: Tensor
 
 
-def gradient_band(model: GP, z: Tensor, *, chunk: int = 2048) -> GradientBand:
-    """Posterior mean and covariance of the residual's gradient at z (*b, d). Needs `differentiable` kernels.
+def jet(model: GP, z: Tensor, *, chunk: int = 2048) -> Jet:
+    """Posterior of value and gradient of the residual at z (*b, d). Needs `differentiable` kernels.
 
-    cov = v·(−κ″(0))·diag(ℓ⁻²) − DᵀD with D = L⁻¹∂k_n(z), (n, d).
+    cov = diag(v, v·(−κ″(0))·ℓ⁻²) − DᵀD with D = L⁻¹(k_n(z), ∂k_n(z)), (n, 1 + d): a stationary prior has value and
+    gradient at one point uncorrelated.
     """
     flat = z.reshape(-1, z.shape[-1])
-    means, covs = zip(*(_gradient_band(model, part) for part in flat.split(chunk)), strict=True)
-    d, p = z.shape[-1], model.num_outputs
-    return GradientBand(torch.cat(means).reshape(*z.shape[:-1], p, d), torch.cat(covs).reshape(*z.shape[:-1], p, d, d))
+    means, covs = zip(*(_jet(model, part) for part in flat.split(chunk)), strict=True)
+    size, p = z.shape[-1] + 1, model.num_outputs
+    return Jet(
+        torch.cat(means).reshape(*z.shape[:-1], p, size), torch.cat(covs).reshape(*z.shape[:-1], p, size, size)
+    )
 
 
-def _gradient_band(model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
-    m, d = z.shape
+def _jet(model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
+    m, size = z.shape[0], z.shape[1] + 1
     per_factor: dict[int, tuple[Tensor | None, Tensor]] = {}
-    means = torch.zeros(m, model.num_outputs, d, dtype=z.dtype, device=z.device)
-    covs = torch.zeros(m, model.num_outputs, d, d, dtype=z.dtype, device=z.device)
-    weights = model.weights if model.inputs is not None else None
+    means = torch.zeros(m, model.num_outputs, size, dtype=z.dtype, device=z.device)
+    covs = torch.zeros(m, model.num_outputs, size, size, dtype=z.dtype, device=z.device)
     for j, i in enumerate(model._index):
         form = kernels.stationary(model.kernels[j])
         assert form is not None
         if i not in per_factor:
-            per_factor[i] = _derivatives(model, i, form, z)
-        slopes, cov = per_factor[i]
-        if slopes is not None and weights is not None:
-            means[:, j] = torch.einsum("nmd,n->md", slopes, weights[:, j])
-        covs[:, j] = cov
+            per_factor[i] = _sections(model, i, form, z)
+        sections, covs[:, j] = per_factor[i]
+        if sections is not None:
+            means[:, j] = torch.einsum("nmd,n->md", sections, model.weights[:, j])
     return means, covs
 
 
-def _derivatives(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[Tensor | None, Tensor]:
-    """∂k(z_q, x_r)/∂z as (n, m, d), and the posterior gradient covariance (m, d, d)."""
-    m, d = z.shape
-    active = torch.arange(d, device=z.device) if form.dims is None else form.dims.to(z.device)
+def _sections(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[Tensor | None, Tensor]:
+    """(k(z_q, x_r), ∂k(z_q, x_r)/∂z) as (n, m, 1 + d), and the posterior covariance (m, 1 + d, 1 + d)."""
+    m, size = z.shape[0], z.shape[1] + 1
+    active = torch.arange(size - 1, device=z.device) if form.dims is None else form.dims.to(z.device)
     inverse_sq = form.lengthscale.to(z.device).square().reciprocal().expand(active.numel())
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
-    prior = torch.zeros(d, dtype=z.dtype, device=z.device)
-    prior[active] = form.variance * form.slope(zero) * inverse_sq
-    cov = torch.diag(prior * (1 + GRADIENT_MARGIN)).expand(m, d, d)
+    prior = torch.zeros(size, dtype=z.dtype, device=z.device)
+    prior[0] = form.variance
+    prior[1 + active] = form.variance * form.slope(zero) * inverse_sq
+    cov = torch.diag(prior * (1 + JET_MARGIN)).expand(m, size, size)
     if model.inputs is None:
         return None, cov.clone()
     squares = form.squared_distances(model.inputs, z)  # (n, m)
-    slope = -form.variance * form.slope(squares)
-    full = torch.zeros(model.num_data, m, d, dtype=z.dtype, device=z.device)
+    full = torch.zeros(model.num_data, m, size, dtype=z.dtype, device=z.device)
+    full[..., 0] = form.variance * form.profile(squares)
     difference = z[:, active] - model.inputs[:, active].unsqueeze(1)
-    full[..., active] = slope.unsqueeze(-1) * difference * inverse_sq
-    half = (model._factors[i].inverse @ full.reshape(model.num_data, m * d)).reshape(model.num_data, m, d)
+    full[..., 1 + active] = (-form.variance * form.slope(squares)).unsqueeze(-1) * difference * inverse_sq
+    half = (model._factors[i].inverse @ full.reshape(model.num_data, m * size)).reshape(model.num_data, m, size)
     half = half.permute(1, 0, 2)
     return full, cov - half.mT @ half

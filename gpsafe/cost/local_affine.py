@@ -1,13 +1,17 @@
 """Affine enclosures of the residual around anchor points: what a tube's step needs of F_n (theory §3.5, §5).
 
-At an anchor a, for every f ∈ F_n with ‖f_j‖_k ≤ B_j and every z:
+At an anchor a, for every f ∈ F_n with ‖f_j‖_k ≤ B_j and every z, with v = z − a:
 
-    f(z) = f(a) + ∂_{z−a}f(a) + rest,   f(a) ∈ [l_n(a), h_n(a)],   |∂_v f(a) − ∂_v μ_n(a)| ≤ β √(vᵀSv),
-    |rest| ≤ B·‖k(z,·) − k(a,·) − ∂_{z−a}k(a,·)‖_k                        (gpsafe.confidence.functionals)
+    f(z) = f(a) + ∂_v f(a) + rest,   |rest| ≤ B·‖k(z,·) − k(a,·) − ∂_v k(a,·)‖_k     (gpsafe.confidence.functionals)
 
-or, without gradients, |f(z) − f(a)| ≤ B d_k(z, a); and |f(z)| ≤ B√k everywhere. The gradient form keeps ∇μ_n as a
-linear map (it cancels against the feedback), so that a contracting loop stays contracting; the metric form is the
-better one far from data.
+and the value and slope at a lie in
+
+    separate:  f(a) ∈ [l_n(a), h_n(a)],  |∂_v f(a) − ∂_v μ_n(a)| ≤ β sd_post[∂_v f(a)],
+    joint:     |f(a) + ∂_v f(a) − μ_n(a) − ∂_v μ_n(a)| ≤ β sd_post[f(a) + ∂_v f(a)],
+
+or, without gradients, |f(z) − f(a)| ≤ B d_k(z, a); and |f(z)| ≤ B√k everywhere. The narrowest is taken. The first two
+keep ∇μ_n as a linear map (it cancels against the feedback), so that a contracting loop stays contracting; the metric
+form is the better one far from data.
 """
 
 from __future__ import annotations
@@ -15,16 +19,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.confidence.functionals import (
     differentiable,
     functional_beta,
-    gradient_band,
+    jet,
     taylor_modulus,
 )
 from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.models.low_rank import LowRankGP
 
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
@@ -58,14 +64,18 @@ class Displacements:
         ).unsqueeze(-3)
         return (columns * (gram @ columns)).sum(-2).clamp_min(0.0).sqrt().sum(-1)
 
+    def support(self, normal: Tensor) -> Tensor:
+        """sup |normal · v| over the set about its offset: sup |n·(v − offset)|, normal (*b, p, d) → (*b, p)."""
+        along = (normal @ self.generators).abs().sum(-1)
+        return along + torch.einsum("...pd,...d->...p", normal.abs(), self.error)
+
     def scaled_norm(self, inverse_scale: Tensor) -> Tensor:
         """An upper bound of sup ‖(z − a)∘inverse_scale‖ over the set, (*b,): the smaller of the norm of the interval
         hull and the triangle inequality.
         """
-        hull = torch.linalg.vector_norm(self.radius * inverse_scale, dim=-1)
-        scale = inverse_scale.unsqueeze(-1)
-        parts = torch.linalg.vector_norm(self.generators * scale, dim=-2).sum(-1)
-        parts = parts + torch.linalg.vector_norm(self.offset * inverse_scale, dim=-1)
+        hull = (self.radius * inverse_scale).square().sum(-1).sqrt()
+        parts = (self.generators * inverse_scale.unsqueeze(-1)).square().sum(-2).sqrt().sum(-1)
+        parts = parts + (self.offset * inverse_scale).square().sum(-1).sqrt()
         return torch.minimum(hull, parts + (self.error * inverse_scale).sum(-1))
 
 
@@ -88,19 +98,19 @@ class LocalAffine:
 
     Attributes:
         middle, half: (l_n + h_n)/2 and (h_n − l_n)/2 at the anchors, (*b, p).
-        slope: ∇μ_n, (*b, p, d); None if gradients are unknown.
-        spread: β² · posterior covariance of the gradient, (*b, p, d, d).
+        mean: (μ_n, ∇μ_n), (*b, p, 1 + d); None if gradients are unknown.
+        cov: β² · posterior covariance of value and gradient, (*b, p, 1 + d, 1 + d).
         norm, cap: B and B√k, (p,).
         kernels: of the residuals.
     """
 
     middle: Tensor
     half: Tensor
-    slope: Tensor | None
-    spread: Tensor | None
+    mean: Tensor | None
+    cov: Tensor | None
     norm: Tensor
     cap: Tensor
-    kernels: tuple[kernels.Kernel, ...]
+    kernels: tuple[Kernel, ...]
 
     @staticmethod
     def at(confidence: ConfidenceSet, anchors: Tensor, *, gradients: bool = True) -> LocalAffine:
@@ -113,62 +123,69 @@ class LocalAffine:
         norm = bound.norms(model.num_outputs).to(anchors.device)
         forms = [kernels.stationary(kernel) for kernel in model.kernels]
         if any(form is None for form in forms):
-            raise _require.fail("LocalAffine", "stationary kernels (RBF or Matérn)", [type(k).__name__ for k in model.kernels])
+            got = [type(kernel).__name__ for kernel in model.kernels]
+            raise _require.fail("LocalAffine", "stationary kernels (RBF or Matérn)", got)
         if not bool(torch.isfinite(norm).all()):
             raise _require.fail("LocalAffine", "a bound with a finite RKHS norm", bound.name)
-        variance = torch.tensor([form.variance for form in forms if form], dtype=torch.float64, device=anchors.device)
+        variance = torch.tensor([form.variance for form in forms if form], dtype=torch.float64)
         low, high = confidence.bounds(anchors)
-        beta = functional_beta(bound, model) if gradients and differentiable(model) else None
-        slope = spread = None
+        mean = cov = None
+        exact = model.exact if isinstance(model, LowRankGP) else model
+        beta = functional_beta(bound, exact) if gradients and differentiable(exact) else None
         if beta is not None:
-            band = gradient_band(model, anchors)
-            slope, spread = band.mean, band.cov * beta.to(anchors.device).square()[:, None, None]
-        return LocalAffine(
-            0.5 * (low + high), 0.5 * (high - low), slope, spread, norm, norm * variance.sqrt(), model.kernels
-        )
+            found = jet(exact, anchors)
+            mean, cov = found.mean, found.cov * beta.to(anchors.device).square()[:, None, None]
+        cap = norm * variance.to(anchors.device).sqrt()
+        return LocalAffine(0.5 * (low + high), 0.5 * (high - low), mean, cov, norm, cap, model.kernels)
 
     def gather(self, index: Tensor) -> LocalAffine:
         """Anchors (P, K) → one anchor for each of N points: index (P, N) into K."""
 
-        def pick(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
+        def pick(value: Tensor) -> Tensor:
             flat = value.reshape(*value.shape[:2], -1)
             rows = torch.gather(flat, 1, index.unsqueeze(-1).expand(*index.shape, flat.shape[-1]))
             return rows.reshape(*index.shape, *value.shape[2:])
 
-        middle, half = pick(self.middle), pick(self.half)
-        assert middle is not None and half is not None
-        return LocalAffine(middle, half, pick(self.slope), pick(self.spread), self.norm, self.cap, self.kernels)
+        mean = None if self.mean is None else pick(self.mean)
+        cov = None if self.cov is None else pick(self.cov)
+        return LocalAffine(pick(self.middle), pick(self.half), mean, cov, self.norm, self.cap, self.kernels)
 
     def range_outer(self, cross: Displacements) -> AffineRange:
-        """The residual over cross-sections around the anchors: the narrowest of the three forms, per output."""
-        norm, cap = self.norm, self.cap
+        """The residual over cross-sections around the anchors: the narrowest of the forms, per output."""
         radius = cross.radius
-        metric = torch.stack([kernels.metric_over_box(k, radius) for k in self.kernels], dim=-1)  # type: ignore[arg-type]
-        value = self.middle
-        error = self.half + norm * metric
-        linear = torch.zeros(
-            *value.shape, cross.generators.shape[-1], dtype=value.dtype, device=value.device
-        )
-        if self.slope is not None and self.spread is not None:
-            rests = []
-            for k in self.kernels:
-                form = kernels.stationary(k)
-                assert form is not None
-                scale = torch.zeros_like(radius[..., 0, :].reshape(-1, radius.shape[-1])[0])
-                active = slice(None) if form.dims is None else form.dims.to(scale.device)
-                scale[active] = 1.0 / form.lengthscale.to(scale.device)
-                rests.append(taylor_modulus(form, cross.scaled_norm(scale)))
-            kinks = torch.einsum("...pd,...d->...p", self.slope.abs(), cross.error)
-            sharp = self.half + cross.seminorm(self.spread) + norm * torch.stack(rests, dim=-1) + kinks
-            better = sharp < error
-            error = torch.where(better, sharp, error)
-            moved = value + torch.einsum("...pd,...d->...p", self.slope, cross.offset)
-            value = torch.where(better, moved, value)
-            linear = torch.where(better.unsqueeze(-1), self.slope @ cross.generators, linear)
-        lost = ~(error < cap)  # also where it is NaN
+        metric = torch.stack([_metric(kernel, radius) for kernel in self.kernels], dim=-1)
+        value, error = self.middle, self.half + self.norm * metric
+        linear = torch.zeros(*value.shape, cross.generators.shape[-1], dtype=value.dtype, device=value.device)
+        if self.mean is not None and self.cov is not None:
+            rest = torch.stack([_rest(kernel, cross) for kernel in self.kernels], dim=-1)
+            slope, spread = self.mean[..., 1:], cross.seminorm(self.cov[..., 1:, 1:])
+            ahead = torch.einsum("...pd,...d->...p", slope, cross.offset)
+            variance, mixed = self.cov[..., 0, 0], self.cov[..., 0, 1:]
+            tilt = torch.einsum("...pd,...d->...p", mixed, cross.offset) + cross.support(mixed)
+            joint = (variance + 2 * tilt + spread.square()).clamp_min(0.0).sqrt()
+            extra = self.norm * rest + torch.einsum("...pd,...d->...p", slope.abs(), cross.error)
+            for middle, half in ((self.middle, self.half + spread), (self.mean[..., 0], joint)):
+                better = half + extra < error
+                error = torch.where(better, half + extra, error)
+                value = torch.where(better, middle + ahead, value)
+                linear = torch.where(better.unsqueeze(-1), slope @ cross.generators, linear)
+        lost = ~(error < self.cap)  # also where it is NaN
         value = torch.where(lost, torch.zeros_like(value), value)
         linear = torch.where(lost.unsqueeze(-1), torch.zeros_like(linear), linear)
-        error = torch.where(lost, cap.expand_as(error), error.clamp_min(0.0))
+        error = torch.where(lost, self.cap.expand_as(error), error.clamp_min(0.0))
         return AffineRange(value, linear, error * (1 + 1e-12), (self.half < -EMPTY).any(-1))
+
+
+def _metric(kernel: Kernel, radius: Tensor) -> Tensor:
+    found = kernels.metric_over_box(kernel, radius)
+    assert found is not None  # stationary kernels only, see LocalAffine.at
+    return found
+
+
+def _rest(kernel: Kernel, cross: Displacements) -> Tensor:
+    form = kernels.stationary(kernel)
+    assert form is not None
+    scale = torch.zeros(cross.offset.shape[-1], dtype=torch.float64, device=cross.offset.device)
+    active = slice(None) if form.dims is None else form.dims.to(scale.device)
+    scale[active] = 1.0 / form.lengthscale.to(scale.device)
+    return taylor_modulus(form, cross.scaled_norm(scale))

@@ -101,7 +101,7 @@ class ScenarioTube(MonteCarloTask):
 
     Args:
         anchors: points per policy and step at which F_n is evaluated; None: at every tube's own centre.
-        order: number of generators a tube keeps.
+        order: number of generators at which a tube is reduced.
         limit: a tube whose interval hull gets wider than this (in any state) is given up and charged T·C's share.
         give_up: a cost at which a policy no longer matters, such as the budget: policies that clearly exceed it are not
             followed further (upper = T·C).
@@ -111,8 +111,8 @@ class ScenarioTube(MonteCarloTask):
     """
 
     samples: int = 2000
-    anchors: int | None = 48
-    order: int = 12
+    anchors: int | None = 16
+    order: int = 24
     limit: float = 1e3
     give_up: float = math.inf
     pilot: int = 64

@@ -60,16 +60,21 @@ class Zonotope:
         return Zonotope(self.center, torch.cat([self.generators, columns], dim=-1))
 
     def reduce_outer(self, order: int) -> Zonotope:
-        """A zonotope of at most max(order, d) generators that contains this one.
+        """A zonotope of at most max(order, 2d) generators that contains this one; halves the number when it must reduce.
 
-        The first generators (in a tube the oldest, which have contracted most) are replaced by the box around them.
+        The first generators (in a tube the oldest) are replaced by the box around them in the frame of their principal
+        axes, an orthogonal V: {Oξ} ⊆ {V diag(Σ|VᵀO|) ζ}.
         """
         d = self.center.shape[-1]
-        excess = self.order - max(order, d)
-        if excess <= 0:
+        limit = max(order, 2 * d)
+        if self.order <= limit:
             return self
-        old, new = self.generators.split([excess + d, self.order - excess - d], dim=-1)
-        return Zonotope(self.center, torch.cat([torch.diag_embed(old.abs().sum(-1)), new], dim=-1))
+        kept = limit // 2
+        old, new = self.generators.split([self.order - kept, kept], dim=-1)
+        scale = old.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        _, frame = torch.linalg.eigh((old / scale) @ (old / scale).mT)
+        width = (frame.mT @ old).abs().sum(-1) * (1 + 1e-13 * d)  # frame is orthogonal up to rounding
+        return Zonotope(self.center, torch.cat([frame * width.unsqueeze(-2), new], dim=-1))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Points of the set (ξ uniform, a third of them at vertices of the cube), (count, *b, d)."""
