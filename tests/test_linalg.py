@@ -36,6 +36,21 @@ def test_triangular_square_norms_are_the_column_norms(seed, n, blocks):
     torch.testing.assert_close(linalg.triangular_square_norms(lower, columns, blocks), expected, rtol=EXACT, atol=EXACT)
 
 
+@given(seeds(), st.integers(1, 60), st.integers(1, 3), st.sampled_from([1, 7, 128]))
+def test_blocked_substitution_and_product_are_the_plain_ones(seed, n, m, block):
+    lower = torch.zeros(n + 3, n + 3, dtype=torch.float64)
+    lower[:n, :n] = linalg.cholesky(spd(seed, n))
+    view = lower[:n, :n]  # a strided view, as growing factors are
+    rhs = torch.randn(n, m, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    scale = float(rhs.abs().max()) * n
+    forward = linalg.substitute(view, rhs, block=block)
+    backward = linalg.substitute(view, rhs, adjoint=True, block=block)
+    torch.testing.assert_close(view @ forward, rhs, rtol=0, atol=EXACT * scale)
+    torch.testing.assert_close(view.mT @ backward, rhs, rtol=0, atol=EXACT * scale)
+    product = linalg.product_lower(rhs.mT, view, block=block)
+    torch.testing.assert_close(product, rhs.mT @ view, rtol=0, atol=EXACT * scale * n)
+
+
 def test_inverse_and_solve_agree():
     lower = linalg.cholesky(spd(0, 9))
     eye = torch.eye(9, dtype=torch.float64)

@@ -117,7 +117,7 @@ class Factor:
         k, n = store.inverse_rows, self.n
         if k < n:
             corner = linalg.inverse_lower(store.lower[k:n, k:n])
-            left = -corner @ (store.lower[k:n, :k] @ store.inverse[:k, :k])
+            left = -corner @ linalg.product_lower(store.lower[k:n, :k], store.inverse[:k, :k])
             _write(store.inverse, k, n, torch.cat([left, corner], dim=-1))
             store.inverse_rows = n
         return store.inverse[:n, :n]
@@ -132,7 +132,7 @@ class Factor:
         rows = self.cross(new, new)
         rows = rows + self.regularizer * torch.eye(m, dtype=rows.dtype, device=rows.device)
         if n:
-            block = linalg.solve_lower(self.lower, self.cross(old, new))
+            block = linalg.substitute(self.lower, self.cross(old, new))
             small = linalg.cholesky(rows - block.mT @ block, "GP.condition")
             rows = torch.cat([block.mT, small], dim=-1)
         else:

@@ -9,6 +9,7 @@ this is the same L⁻¹ form as the differentiable path, in another summation or
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpsafe import kernels, linalg
 from gpsafe.models._factor import Factor
 
 Array = NDArray[np.float64]
+SCRATCH = 2**19  # numbers
 
 
 def usable(z: Tensor) -> bool:
@@ -35,6 +37,24 @@ def usable(z: Tensor) -> bool:
 def _wide(part: kernels.Stationary, points: Tensor) -> bool:
     scaled = part.scaled(points)
     return float((scaled - scaled.mean(0)).square().sum(-1).max()) > kernels.MAX_SPREAD
+
+
+_memory = threading.local()
+
+
+def scratch(rows: int, columns: int) -> Array:
+    """An uninitialised (rows, columns) array in memory that this thread keeps (fresh pages cost as much as the kernel)."""
+    size = rows * columns
+    if size > SCRATCH:
+        return np.empty((rows, columns))
+    if not hasattr(_memory, "array"):
+        _memory.array = np.empty(SCRATCH)
+    return _memory.array[:size].reshape(rows, columns)
+
+
+def chunk_for(columns: int) -> int:
+    """Number of points at a time whose (chunk, columns) buffer is about 4 MB: large products, yet in the shared cache."""
+    return max(64, min(1024, SCRATCH // max(columns, 1)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +161,12 @@ class Evaluator:
             mean = block @ self.weights
         block = triangular_product(self.root, block, scale=self.gram.amplitude)
         return mean, np.einsum("ij,ij->i", block, block)
+
+    def std(self, z: Tensor, explained: Array) -> Array:
+        """√(k(z, z) − explained), at least 0; NaN stays NaN."""
+        form = self.gram.form
+        prior = form.variance if form is not None else self.gram.factor.diagonal(z).numpy()
+        return np.sqrt(np.maximum(prior - explained, 0.0))
 
 
 def triangular_product(root: Array, rows: Array, *, scale: float = 1.0) -> Array:

@@ -154,7 +154,7 @@ class Projection:
             features = self.factor.cross(self.centers, z).mT @ self.root
             inner = (features @ self.quadratic.mT).square().sum(-1)
             return features @ self.weights, inner, features.square().sum(-1), features.abs() @ self.spread
-        block = np.empty((z.shape[0], self.centers.shape[0]))
+        block = _fast.scratch(z.shape[0], self.centers.shape[0])
         self.gram.fill(z.detach(), block)
         block = _fast.triangular_product(self.root.numpy(), block, scale=self.gram.amplitude)
         with np.errstate(invalid="ignore"):

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
@@ -212,12 +211,13 @@ class GP:
         assert self._cache is not None
         assert self.targets is not None
         if "weights" not in self._cache:
+            weights = torch.empty_like(self.targets)
             with torch.no_grad():
-                columns = [
-                    torch.cholesky_solve(self.targets[:, j : j + 1], self._factors[i].lower)
-                    for j, i in enumerate(self._index)
-                ]
-                self._cache["weights"] = torch.cat(columns, dim=-1)
+                for i, factor in enumerate(self._factors):
+                    outputs = self._outputs_of(i)
+                    half = linalg.substitute(factor.lower, self.targets[:, outputs])
+                    weights[:, outputs] = linalg.substitute(factor.lower, half, adjoint=True)
+            self._cache["weights"] = weights
         return self._cache["weights"]
 
     def _outputs_of(self, i: int) -> list[int]:
@@ -235,7 +235,7 @@ class GP:
                 ]
         return self._cache["evaluators"]
 
-    def posterior(self, z: Tensor, *, chunk: int = 256) -> tuple[Tensor, Tensor]:
+    def posterior(self, z: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """Residual mean and latent std at z (*b, d), both (*b, p). Differentiable in z.
 
         Chunks of points keep the working set in cache; the variance comes from a triangular product with L⁻¹,
@@ -243,6 +243,7 @@ class GP:
         """
         z = self._query("GP.posterior", z)
         flat = z.reshape(-1, z.shape[-1])
+        chunk = _fast.chunk_for(self.num_data) if chunk is None else _require.count("GP.posterior", "chunk", chunk)
         shape = (*z.shape[:-1], self.num_outputs)
         if self.inputs is not None and _fast.usable(flat):
             mean, std = self._posterior_fast(flat, chunk)
@@ -254,18 +255,19 @@ class GP:
     def _posterior_fast(self, flat: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         flat = flat.detach()
         mean = torch.empty(flat.shape[0], self.num_outputs, dtype=torch.float64)
-        explained = torch.empty(len(self._factors), flat.shape[0], dtype=torch.float64)
-        means, norms = mean.numpy(), explained.numpy()
-        buffer = np.empty((min(chunk, flat.shape[0]), self.num_data))
+        std = torch.empty_like(mean)
+        means, stds = mean.numpy(), std.numpy()
+        buffer = _fast.scratch(min(chunk, flat.shape[0]), self.num_data)
         with torch.no_grad():
             for i, evaluate in enumerate(self._evaluators()):
                 outputs = self._outputs_of(i)
                 for start in range(0, flat.shape[0], chunk):
-                    stop = min(start + chunk, flat.shape[0])
-                    means[start:stop, outputs], norms[i, start:stop] = evaluate(flat[start:stop], buffer)
-            prior = torch.stack([factor.diagonal(flat) for factor in self._factors])
-            std = (prior - explained).clamp_min(0.0).sqrt()
-        return mean, std[list(self._index)].mT
+                    part, rows = flat[start : start + chunk], slice(start, start + chunk)
+                    values, explained = evaluate(part, buffer)
+                    deviation = evaluate.std(part, explained)
+                    for k, j in enumerate(outputs):
+                        means[rows, j], stds[rows, j] = values[:, k], deviation
+        return mean, std
 
     def _posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         means: list[Tensor] = []

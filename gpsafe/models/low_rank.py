@@ -55,7 +55,7 @@ class LowRankGP:
     @staticmethod
     def create(
         exact: GP,
-        rank: int = 200,
+        rank: int = 160,
         *,
         tolerance: float = 1e-7,
         mean: Literal["projected", "exact"] = "projected",
@@ -189,16 +189,16 @@ class LowRankGP:
         exact = self.exact.condition_on(z, y)
         return LowRankGP.create(exact, self.rank, tolerance=self.tolerance, mean=self.mean)
 
-    def posterior(self, z: Tensor, *, chunk: int = 512) -> tuple[Tensor, Tensor]:
+    def posterior(self, z: Tensor, *, chunk: int = 1024) -> tuple[Tensor, Tensor]:
         """Approximate residual mean and an upper bound of the latent std at z (*b, d), both (*b, p)."""
         mean, std, _ = self.evaluate(z, chunk=chunk)
         return mean, std
 
-    def mean_error(self, z: Tensor, *, chunk: int = 512) -> Tensor:
+    def mean_error(self, z: Tensor, *, chunk: int = 1024) -> Tensor:
         """Bound on |mean − exact posterior mean| at z (*b, d), (*b, p)."""
         return self.evaluate(z, chunk=chunk)[2]
 
-    def evaluate(self, z: Tensor, *, chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, z: Tensor, *, chunk: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, std and mean_error at z (*b, d) together, each (*b, p). Differentiable in z."""
         z = _require.last_dim("LowRankGP", "z", z, self.nx + self.nu).to(torch.float64)
         flat = z.reshape(-1, z.shape[-1])
