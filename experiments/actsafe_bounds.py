@@ -23,7 +23,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 @dataclass(frozen=True)

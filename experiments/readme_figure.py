@@ -13,7 +13,7 @@ from gpsafe import store
 from gpsafe.checks import discover
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def shape(where: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> T
     return tensor
 
 
-def positive(where: str, name: str, value: Tensor | float) -> Tensor:
+def positive(where: str, name: str, value: Tensor | Sequence[float] | float) -> Tensor:
     """Finite and strictly positive, as a float64 tensor."""
     tensor = finite(where, name, value)
     if not bool((tensor > 0).all()):
@@ -51,7 +51,7 @@ def positive(where: str, name: str, value: Tensor | float) -> Tensor:
     return tensor
 
 
-def nonnegative(where: str, name: str, value: Tensor | float) -> Tensor:
+def nonnegative(where: str, name: str, value: Tensor | Sequence[float] | float) -> Tensor:
     """Finite and ≥ 0, as a float64 tensor."""
     tensor = finite(where, name, value)
     if not bool((tensor >= 0).all()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,15 @@ from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.rkhs import RKHSFunction
 from gpsafe.safe_set import policy_distance, reachable
 from gpsafe.sets import Box
-from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.verdict import Verdict, clopper_pearson
 
 DELTA = 0.1
 CONFIDENCE = 0.95
-RUNS = {"quick": 40, "full": 200}
-CONTROL_RUNS = {"quick": 12, "full": 40}
+RUNS: Mapping[Budget, int] = {"quick": 40, "full": 200}
+CONTROL_RUNS: Mapping[Budget, int] = {"quick": 12, "full": 40}
 
 
 def _vector(*values: float) -> Tensor:
@@ -68,28 +69,26 @@ def _expanding_task() -> Task:
     return _task(algorithm, system.residual[0], fine)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _ShortPlant:
+def _short_plant(residual: RKHSFunction, known: AffineKnown) -> CallableSystem:
     """x⁺ = x + 0.25u + f(x, u) + w, four steps, so noisy that the policy distance D is informative."""
 
-    residual: RKHSFunction
-    known: AffineKnown
-    name: str = "short-horizon-1d"
-    nx: int = 1
-    nu: int = 1
-    horizon: int = 4
-    budget: float = 0.6
-    state_box: Box = Box(_vector(0.0), _vector(1.6))
-    input_box: Box = Box(_vector(-1.0), _vector(1.0))
-    noise_std: Tensor = _vector(0.05)
-    initial_state: Tensor = _vector(0.5)
-    cost: IndicatorCost = IndicatorCost(_vector(1.0).reshape(1, 1), _vector(1.0))
+    def dynamics(x: Tensor, u: Tensor) -> Tensor:
+        return known(x, u) + residual(torch.cat([x, u], dim=-1)).unsqueeze(-1)
 
-    def mean(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.known(x, u) + self.residual(torch.cat([x, u], dim=-1)).unsqueeze(-1)
-
-    def reward(self, x: Tensor, u: Tensor) -> Tensor:
-        return x[..., 0]
+    return CallableSystem(
+        name="short-horizon-1d",
+        nx=1,
+        nu=1,
+        state_box=Box(_vector(0.0), _vector(1.6)),
+        input_box=Box(_vector(-1.0), _vector(1.0)),
+        noise_std=_vector(0.05),
+        initial_state=_vector(0.5),
+        horizon=4,
+        cost=IndicatorCost(_vector(1.0).reshape(1, 1), _vector(1.0)),
+        budget=0.6,
+        dynamics=dynamics,
+        reward_fn=lambda x, u: x[..., 0],
+    )
 
 
 def _short_policies(count: int = 150) -> AffinePolicies:
@@ -107,7 +106,7 @@ def _reaching_task(seed: int) -> Task:
     while True:
         residual = rkhs.random_function(kernel, _vector(-0.5, -1.0), _vector(1.5, 1.0), norm=1.0, generator=generator)
         known = AffineKnown(_vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), _vector(0.0))
-        plant = _ShortPlant(residual, known)
+        plant = _short_plant(residual, known)
         model = GP.create(kernel, 0.05**2, nx=1, nu=1, noise_std=0.05, prior=known)
         bound = Mixture(rkhs_norm=1.0 + 1e-9, subgaussian=0.05, delta=DELTA)
         dp = RobustDP(Grid(plant.state_box, (320,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
@@ -243,7 +242,7 @@ def _sample_monotone(shard: int, budget: Budget, broken: bool) -> Sample:
     else:
         run = _run(_reaching_task(shard), 5000 + shard, episodes=6)
         sets = [set(s.witnesses) for s in run.safe_sets]
-    lost = [len(before - after) for before, after in zip(sets, sets[1:], strict=False)]
+    lost = [len(before - after) for before, after in pairwise(sets)]
     return {"lost": sum(lost), "steps": len(lost), "sizes": [len(s) for s in sets]}
 
 
@@ -280,7 +279,7 @@ def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
         "covered": covered,
         "true_safe": int((task.truth_upper <= algorithm.system.budget).sum()),
         "unsafe_members": int(unsafe[run.safe_set.members].sum()),
-        "lost": sum(len(a - b) for a, b in zip(sets, sets[1:], strict=False)),
+        "lost": sum(len(a - b) for a, b in pairwise(sets)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -103,16 +104,16 @@ class ActSafe:
             upper[candidates] = session.upper(candidates)
             safe = safe.expand(upper, episode=number, bound=self.cost_bound.name, distance=self.distance)
             safe_sets.append(safe)
-            value = float("nan")
+            value = math.nan
+            scores = torch.zeros(0)
             if exploring:
-                values = session.exploration(safe.members)
-                value = float(values.max())
-                chosen = int(safe.members[values.argmax()])
+                scores = session.exploration(safe.members)
+                value = float(scores.max())
                 exploring = value >= self.threshold
             if not exploring:
                 members = self.policies.select(safe.members)
-                returns = expected_return(self.system, model, members, generator=generator)
-                chosen = int(safe.members[returns.argmax()])
+                scores = expected_return(self.system, model, members, generator=generator)
+            chosen = int(safe.members[scores.argmax()])
             states, inputs = self._execute(chosen, generator)
             phase = "expand" if exploring else "exploit"
             cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()

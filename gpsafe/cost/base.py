@@ -14,10 +14,15 @@ from gpsafe.policies import PolicyClass
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CostInterval:
-    """What one method says about v_i = sup_{f ∈ F_n} J_c(π_i, f) for P policies.
+    """What one method says about the robust cost v_i of P policies.
+
+    v_i is the supremum of E Σ c over plants that pick f_t with l_n ≤ f_t ≤ h_n at every step (and may change with time),
+    so v_i ≥ sup_{f ∈ F_n} J_c(π_i, f) ≥ J_c(π_i, f*). Upper ends that also use ‖f‖_k ≤ B between points dominate
+    sup_{f ∈ F_n} J_c, which is what safety needs, and v_i up to the second order in the size of their cells or tubes.
 
     Args:
-        lower, upper: (P,), v ∈ [lower, upper] (lower may be 0, upper may be T·C: then it says nothing on that side).
+        lower, upper: (P,), lower ≤ v and sup_{f ∈ F_n} J_c ≤ upper (lower may be 0, upper may be T·C: then it says
+            nothing on that side).
         sound_upper: whether v ≤ upper is a theorem under `assumptions` (False for sampled and hallucinated bounds).
         delta: probability with which a Monte-Carlo part may fail (0 for deterministic bounds), for all P together.
         method: name of the bound.
@@ -38,8 +43,13 @@ class CostInterval:
 class CostBound(Protocol):
     """A way to bound sup_{f ∈ F_n} J_c(π, f). Implementations hold the task (x₀, T, cost, noise)."""
 
-    name: str
-    sound: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sound(self) -> bool:
+        """Whether its upper ends are theorems (given the confidence set's assumptions)."""
+        ...
 
     def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
         """Interval for every policy of the class."""

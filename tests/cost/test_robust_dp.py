@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import seeds
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import enclose
@@ -20,7 +21,6 @@ from gpsafe.systems.reference import (
     reference_pendulum,
     reference_pendulum_policies,
 )
-from strategies import seeds
 
 SOLVE = 1e-8
 
@@ -194,14 +194,14 @@ def test_uninformed_bound_dominates_the_true_cost_and_control_is_caught(one_d):
 
 
 def test_evaluation_in_chunks_of_policies_changes_nothing(one_d):
-    system, policies, dp, confidence = one_d
+    _, policies, dp, confidence = one_d
     small = RobustDP(dp.grid, dp.initial_state, dp.horizon, dp.cost, dp.noise_std, chunk=801)
     whole, parts = dp.evaluate(confidence, policies).upper, small.evaluate(confidence, policies).upper
     assert torch.allclose(whole, parts, atol=SOLVE, rtol=0)
 
 
 def test_horizon_one_is_the_cost_of_the_initial_state(one_d):
-    system, policies, dp, confidence = one_d
+    _, policies, dp, confidence = one_d
     single = RobustDP(dp.grid, torch.tensor([1.2], dtype=torch.float64), 1, dp.cost, dp.noise_std)
     assert torch.allclose(single.evaluate(confidence, policies).upper, torch.ones(policies.num).double(), atol=1e-6)
 
