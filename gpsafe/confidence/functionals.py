@@ -95,9 +95,7 @@ def jet(model: GP, z: Tensor, *, chunk: int = 2048) -> Jet:
     flat = z.reshape(-1, z.shape[-1])
     means, covs = zip(*(_jet(model, part) for part in flat.split(chunk)), strict=True)
     size, p = z.shape[-1] + 1, model.num_outputs
-    return Jet(
-        torch.cat(means).reshape(*z.shape[:-1], p, size), torch.cat(covs).reshape(*z.shape[:-1], p, size, size)
-    )
+    return Jet(torch.cat(means).reshape(*z.shape[:-1], p, size), torch.cat(covs).reshape(*z.shape[:-1], p, size, size))
 
 
 def _jet(model: GP, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, kernels
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloTask
@@ -31,7 +31,7 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import Cost, KnownPart
+from gpsafe.systems.base import Cost, HalfspaceCost, KnownPart
 
 SLACK = 1e-9  # outward rounding of every reach before it is compared: tubes accumulate errors of some 1e-14
 _NOISE = 4
@@ -39,7 +39,7 @@ _NOISE = 4
 
 def charge_upper(cost: Cost, tube: Zonotope) -> Tensor:
     """≥ sup of c over each set, (*b,): by support functions for half-space costs, else over the interval hull."""
-    if hasattr(cost, "directions") and hasattr(cost, "of_reach"):
+    if isinstance(cost, HalfspaceCost):
         reach = tube.support(cost.directions.to(tube.center.device))
         return cost.of_reach(reach + SLACK * (1.0 + reach.abs()))
     radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
@@ -117,7 +117,7 @@ class ScenarioTube(MonteCarloTask):
     give_up: float = math.inf
     pilot: int = 64
     gradients: bool = True
-    chunk: int = 100_000
+    chunk: int = 40_000
     name: str = field(default="scenario-tube", init=False)
     sound: bool = field(default=True, init=False)
 
@@ -220,7 +220,9 @@ class _Walk:
 
     def charge(self, cost: Cost) -> Tensor:
         """sup of c over X_t, C where lost, (P, N)."""
-        return torch.where(self.lost, torch.full_like(self.tube.center[..., 0], cost.ceiling), charge_upper(cost, self.tube))
+        return torch.where(
+            self.lost, torch.full_like(self.tube.center[..., 0], cost.ceiling), charge_upper(cost, self.tube)
+        )
 
     def step(self, task: ScenarioTube, confidence: ConfidenceSet, noise: Tensor) -> _Walk:
         """X_{t+1}; noise (1, N, nx)."""
@@ -278,8 +280,6 @@ def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor) -> tuple
 
 def _scales(confidence: ConfidenceSet, z: Tensor) -> Tensor:
     """Smallest length-scale per input dimension (1 for inactive ones), (d,): only chooses anchors."""
-    from gpsafe import kernels
-
     scales = torch.full((z.shape[-1],), torch.inf, dtype=z.dtype, device=z.device)
     for kernel in confidence.model.kernels:
         form = kernels.stationary(kernel)

@@ -36,6 +36,24 @@ class Cost(Protocol):
         ...
 
 
+@runtime_checkable
+class HalfspaceCost(Cost, Protocol):
+    """A cost that depends on the state through finitely many linear functions, and grows with each of them."""
+
+    @property
+    def directions(self) -> Tensor:
+        """Normals of the half-spaces, (m, nx)."""
+        ...
+
+    def excess(self, x: Tensor) -> Tensor:
+        """normal_i·x − offset_i, (*b, nx) → (*b, m): positive beyond the half-space."""
+        ...
+
+    def of_reach(self, reach: Tensor) -> Tensor:
+        """Upper bound of c over a set whose supports along `directions` are at most `reach`, (*b, m) → (*b,)."""
+        ...
+
+
 def _supports(normals: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """min and max of normals x over boxes, (*b, nx) ×2 → (*b, m) ×2, rounded outward.
 
@@ -84,11 +102,15 @@ class IndicatorCost:
 
     @property
     def directions(self) -> Tensor:
-        """(m, nx): `of_reach` takes suprema along these."""
+        """(m, nx)."""
         return self.normals
 
+    def excess(self, x: Tensor) -> Tensor:
+        """normals x − offsets, (*b, m)."""
+        return x @ self.normals.T.to(x.device) - self.offsets.to(x.device)
+
     def of_reach(self, reach: Tensor) -> Tensor:
-        """Upper bound of c over a set whose supports along `directions` are at most `reach`, (*b, m) → (*b,)."""
+        """1 if one support exceeds its offset (or is NaN), (*b, m) → (*b,)."""
         return (~(reach <= self.offsets.to(reach.device))).any(-1).to(reach.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -136,11 +158,16 @@ class HingeCost:
 
     @property
     def directions(self) -> Tensor:
-        """(m, nx): `of_reach` takes suprema along these."""
+        """(m, nx)."""
         return self.normal
 
+    def excess(self, x: Tensor) -> Tensor:
+        """normal x − offset, (*b, m)."""
+        assert isinstance(self.offset, Tensor)
+        return x @ self.normal.T.to(x.device) - self.offset.to(x.device)
+
     def of_reach(self, reach: Tensor) -> Tensor:
-        """Upper bound of c over a set whose supports along `directions` are at most `reach`, (*b, m) → (*b,)."""
+        """Clipped largest excess of the supports, (*b, m) → (*b,)."""
         return torch.nan_to_num(self._clip(reach), nan=self.ceiling)
 
     def __call__(self, x: Tensor) -> Tensor:
