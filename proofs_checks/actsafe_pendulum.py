@@ -57,7 +57,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     box = Box(torch.tensor([-1.0, -4.5], dtype=torch.float64), torch.tensor([1.6, 4.5], dtype=torch.float64))
     cells = (156, 108) if budget == "quick" else (260, 180)
     task = (system.initial_state, system.horizon, system.cost, system.noise_std)
-    dp = RobustDP(Grid(box, cells), *task, chunk=300_000)
+    dp = RobustDP(Grid(box, cells), *task)
     episodes = 1 if broken else {"quick": 3, "full": 8}[budget]
     algorithm = ActSafe(system, policies, initial.tolist(), model, bound, dp, episodes=episodes)
     run = algorithm.run(torch.Generator().manual_seed(70 + shard))

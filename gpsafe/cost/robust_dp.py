@@ -252,7 +252,7 @@ class RobustDP:
         horizon: T.
         cost: c with its supremum over boxes.
         noise_std: σ_w, (nx,).
-        chunk: number of policy-cells worked on at a time (memory).
+        chunk: number of policy-cells worked on at a time; small enough that the tables of a chunk stay in cache.
     """
 
     grid: Grid
@@ -260,7 +260,7 @@ class RobustDP:
     horizon: int
     cost: Cost
     noise_std: Tensor
-    chunk: int = 1_200_000
+    chunk: int = 150_000
     name: str = field(default="robust-dp", init=False)
     sound: bool = field(default=True, init=False)
     _average: Averager | None = field(default=None, init=False, repr=False)
