@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import gpytorch
 import torch
@@ -90,7 +91,7 @@ def _dims(where: str, dims: Sequence[int] | None, per_dim: Tensor) -> tuple[int,
 
 def _scaled(
     family: type[Kernel],
-    options: dict[str, float],
+    options: dict[str, Any],
     lengthscale: Tensor | Sequence[float] | float,
     variance: float,
     dims: Sequence[int] | None,
@@ -284,7 +285,9 @@ def closed_form(kernel: Kernel) -> ClosedForm | None:
 def _parts(kernel: Kernel, factor: float, outer: Tensor | None) -> tuple[Stationary | Linear, ...] | None:
     if kernel.batch_shape.numel() != 1:
         return None
-    dims = kernel.active_dims  # of a ScaleKernel: gpytorch copies its base's and does not apply them twice
+    dims = cast(
+        Tensor | None, kernel.active_dims
+    )  # of a ScaleKernel: gpytorch copies its base's and does not apply them twice
     if dims is not None and outer is not None:
         dims = outer[dims]
     dims = outer if dims is None else dims
@@ -292,7 +295,7 @@ def _parts(kernel: Kernel, factor: float, outer: Tensor | None) -> tuple[Station
         factor *= float(kernel.outputscale.detach())
         kernel = kernel.base_kernel
     if type(kernel) is gpytorch.kernels.AdditiveKernel:
-        found = [_parts(term, factor, dims) for term in kernel.kernels]
+        found = [_parts(cast(Kernel, term), factor, dims) for term in kernel.kernels]
         return None if any(terms is None for terms in found) else tuple(part for terms in found for part in terms or ())
     if type(kernel) is gpytorch.kernels.LinearKernel:
         return (Linear(factor * kernel.variance.detach().reshape(-1).double(), dims),)
@@ -320,7 +323,7 @@ def cross(kernel: Kernel | Stationary | ClosedForm, x: Tensor, z: Tensor) -> Ten
     if form is not None:
         return form.gram(x, z)
     assert isinstance(kernel, Kernel)
-    return kernel(x, z).to_dense()
+    return cast(Tensor, kernel(x, z).to_dense())
 
 
 def diagonal(kernel: Kernel | Stationary | ClosedForm, z: Tensor) -> Tensor:
@@ -329,7 +332,7 @@ def diagonal(kernel: Kernel | Stationary | ClosedForm, z: Tensor) -> Tensor:
     if form is not None:
         return form.diagonal(z)
     assert isinstance(kernel, Kernel)
-    return kernel(z.reshape(-1, z.shape[-1]), diag=True).reshape(z.shape[:-1])
+    return cast(Tensor, kernel(z.reshape(-1, z.shape[-1]), diag=True)).reshape(z.shape[:-1])
 
 
 def metric(kernel: Kernel, x: Tensor, z: Tensor) -> Tensor:

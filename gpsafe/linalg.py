@@ -78,7 +78,8 @@ def is_transformed(*tensors: Tensor) -> bool:
     """Whether a tensor is inside a ``torch.func`` transform (vmap, jacrev, …), where its storage is not
     accessible.
     """
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # type: ignore[attr-defined]
+    return any(wrapped(tensor) for tensor in tensors)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg.blas import dtrmm
+from scipy.linalg.blas import dtrmm  # type: ignore[attr-defined]
 from torch import Tensor
 
 from gpsafe import kernels, linalg
@@ -81,10 +81,10 @@ class Gram:
         if not isinstance(part, kernels.Stationary) or part.nu == 0.5 or _wide(part, points):
             empty = np.empty(0)
             return Gram(factor, points, None, empty, empty, empty)
-        active = points if part.dims is None else points[:, part.dims]
+        active = points if part.dims is None else points[:, part.dims.cpu()]
         center = active.mean(0)
         gain = 1.0 if math.isinf(part.nu) else math.sqrt(2 * part.nu)
-        scale = gain / part.lengthscale
+        scale = gain / part.lengthscale.cpu()
         scaled = ((active - center) * scale).numpy()
         square = np.einsum("ij,ij->i", scaled, scaled)
         factors = (1.0, -0.5) if math.isinf(part.nu) else (-2.0, 1.0)
@@ -107,7 +107,7 @@ class Gram:
     def _fill(self, form: kernels.Stationary, z: Tensor, out: Array) -> None:
         rows = z.numpy()
         if form.dims is not None:
-            rows = rows[:, form.dims.numpy()]
+            rows = rows[:, form.dims.cpu().numpy()]
         augmented = np.empty((rows.shape[0], rows.shape[1] + 2))
         scaled = augmented[:, :-2]
         np.subtract(rows, self.center, out=scaled)

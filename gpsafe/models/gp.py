@@ -366,18 +366,18 @@ class GP:
     def posterior_norm(self) -> Tensor:
         """An upper bound, tight up to rounding, of ‖μ_n‖_k = √(αᵀKα) per learned output, (p,).
 
-        αᵀKα = αᵀ((K + λI)α − λα) = αᵀy − λ‖α‖² + αᵀr, where the Cholesky solve leaves a residual
-        |r_i| ≤ γ_{3n+1}(|L||Lᵀ||α|)_i ≤ γ_{3n+1} max_j (k_jj + λ)‖α‖₁, and the two inner products round by
-        γ_{n+2}.
+        αᵀKα = αᵀ((K + λI)α − λα) = αᵀy − λ‖α‖² + αᵀr, where the Cholesky solve leaves a residual |r_i| ≤ ρ‖α‖₁,
+        ρ = (γ_{3n+1} + ε) max_j (k_jj + λ), with ε the error of a Gram entry, and the two inner products round by γ_{n+2}.
         """
         if self.targets is None or self.inputs is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
         weights, n = self.weights, self.num_data
-        total = weights.abs().sum(0)
+        entries = [kernels.entry_error(factor.form, self.inputs) for factor in self._factors]
+        relative = weights.new_tensor([entries[i] for i in self._index]) + linalg.gamma(3 * n + 1)
         square = (weights * self.targets).sum(0) - self.regularizer * weights.square().sum(0)
         largest = self.prior_variance(self.inputs).amax(0) + self.regularizer
         products = (weights * self.targets).abs().sum(0) + self.regularizer * weights.square().sum(0)
-        error = linalg.gamma(3 * n + 1) * largest * total.square() + linalg.gamma(n + 2) * products
+        error = relative * largest * weights.abs().sum(0).square() + linalg.gamma(n + 2) * products
         return (square.clamp_min(0.0) + error).sqrt()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gpytorch
 import torch
@@ -95,7 +95,7 @@ class BotorchView(Model, FantasizeMixin):
         covariance = covariance[..., q:, q:] - half.mT @ half
         return mean, covariance.expand(*mean.shape[:-2], *covariance.shape[-3:])
 
-    def posterior(
+    def posterior(  # type: ignore[override]
         self,
         X: Tensor,
         output_indices: list[int] | None = None,
@@ -147,7 +147,7 @@ def as_botorch(model: GP, *, residual: bool = False) -> BotorchView:
     return BotorchView(model, residual=residual, indices=tuple(range(model.num_outputs)))
 
 
-class GPyTorchView(gpytorch.models.ExactGP, GPyTorchModel):
+class GPyTorchView(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
     """Zero mean, our kernel, noise variance λ. Make it with :func:`as_gpytorch`."""
 
     _num_outputs = 1
@@ -155,14 +155,14 @@ class GPyTorchView(gpytorch.models.ExactGP, GPyTorchModel):
     def __init__(self, inputs: Tensor | None, targets: Tensor | None, kernel: gpytorch.kernels.Kernel, noise: float):
         constraint = gpytorch.constraints.Positive()
         likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=constraint).double()
-        likelihood.noise = noise
+        likelihood.noise = torch.tensor(noise, dtype=torch.float64)
         super().__init__(inputs, targets, likelihood)
         self.mean_module = gpytorch.means.ZeroMean()
         self.covar_module = kernel
 
     def forward(self, z: Tensor) -> MultivariateNormal:
         """Prior at z."""
-        return MultivariateNormal(self.mean_module(z), self.covar_module(z))
+        return MultivariateNormal(cast(Tensor, self.mean_module(z)), self.covar_module(z))
 
 
 def as_gpytorch(model: GP, output: int = 0) -> GPyTorchView:
@@ -215,20 +215,21 @@ def fit_hyperparameters(
     noise_std = model.noise_std.clone()
     for j in chosen:
         view = as_gpytorch(model, j).train()
+        noisy = cast(gpytorch.likelihoods.GaussianLikelihood, view.likelihood)
         for parameter in view.covar_module.parameters():
             parameter.requires_grad_(True)
         if fit_noise:
             floor = float(_require.positive(where, "minimum_noise", minimum_noise))
             floor = max(floor * float(model.targets[:, j].var(correction=0)), 1e-14)
             constraint = gpytorch.constraints.GreaterThan(floor)
-            view.likelihood.noise_covar.register_constraint("raw_noise", constraint)
-            view.likelihood.noise = max(float(noise[j]), 2 * floor)
-        view.likelihood.raw_noise.requires_grad_(fit_noise)
-        likelihood = gpytorch.mlls.ExactMarginalLogLikelihood(view.likelihood, view)
+            noisy.noise_covar.register_constraint("raw_noise", constraint)
+            noisy.noise = noise[j].clamp_min(2 * floor)
+        noisy.raw_noise.requires_grad_(fit_noise)
+        likelihood = gpytorch.mlls.ExactMarginalLogLikelihood(noisy, view)
         fit_gpytorch_mll(likelihood, **({} if optimizer is None else {"optimizer": optimizer}), **options)
         kernels[j] = view.covar_module
         if fit_noise:
-            noise[j] = view.likelihood.noise.detach().squeeze()
+            noise[j] = cast(Tensor, noisy.noise).detach().squeeze()
             noise_std[model.outputs[j]] = noise[j].sqrt()
     empty = GP.create(
         kernels,
