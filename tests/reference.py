@@ -28,3 +28,39 @@ def posterior(kernel, regularizer: float, x: Tensor, y: Tensor, z: Tensor) -> tu
     inverse = torch.linalg.inv(gram(kernel, x, x) + regularizer * torch.eye(len(x), dtype=x.dtype))
     cross = gram(kernel, z, x)
     return cross @ inverse @ y, gram(kernel, z, z) - cross @ inverse @ cross.mT
+
+
+# ------------------------------------------------------------------------------- robust costs, 1-D
+def robust_cost_1d(
+    interval, policy, cost, *, start: float, horizon: int, noise_std: float, low: float, high: float, cells: int = 401
+) -> float:
+    """sup over f_t with l ≤ f_t ≤ h at every step of E Σ_{t<T} c(x_t), by a dense grid and naive loops.
+
+    `interval(x, u)` gives the range of the next mean, `policy(x)` the input, `cost(x)` c. V is kept at grid points; the
+    expectation uses the probability of each cell, the supremum every grid point of the range and its ends. Approximate
+    (O(cell width)), for tests with slack only; beyond the grid the value is that of its ends.
+    """
+    import math
+
+    width = (high - low) / (cells - 1)
+    grid = [low + i * width for i in range(cells)]
+    means = torch.linspace(low, high, 2 * cells - 1, dtype=torch.float64)
+    edges = torch.tensor([g - 0.5 * width for g in grid] + [grid[-1] + 0.5 * width], dtype=torch.float64)
+    weights = torch.special.ndtr((edges[1:] - means[:, None]) / noise_std) - torch.special.ndtr(
+        (edges[:-1] - means[:, None]) / noise_std
+    )
+
+    def choose(x: float, averaged: Tensor) -> float:
+        first, last = interval(x, policy(x))
+        a = min(max(math.floor((first - low) / (0.5 * width)), 0), len(means) - 1)
+        b = min(max(math.ceil((last - low) / (0.5 * width)), 0), len(means) - 1)
+        return float(averaged[min(a, b) : max(a, b) + 1].max())
+
+    value = torch.zeros(cells, dtype=torch.float64)
+    for t in range(horizon - 1, -1, -1):
+        outside_low = torch.special.ndtr((edges[0] - means) / noise_std)
+        outside_high = 1.0 - torch.special.ndtr((edges[-1] - means) / noise_std)
+        averaged = weights @ value + outside_low * value[0] + outside_high * value[-1]
+        points = [start] if t == 0 else grid
+        value = torch.tensor([cost(x) + choose(x, averaged) for x in points], dtype=torch.float64)
+    return float(value[0])

@@ -79,8 +79,8 @@ def mean_upper(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     count = _require.count("mean_upper", "number of samples", samples.shape[-1], minimum=2)
     _require.probability("mean_upper", "delta", delta)
     scaled = samples / ceiling
-    if bool((scaled < 0).any()) or bool((scaled > 1 + 1e-12).any()):
-        raise _require.fail("mean_upper", f"samples in [0, {ceiling}]", "values outside")
+    if not bool(((scaled >= 0) & (scaled <= 1 + 1e-12)).all()):
+        raise _require.fail("mean_upper", f"samples in [0, {ceiling}]", "values outside, or NaN")
     mean, log = scaled.mean(-1).clamp(0.0, 1.0), math.log(2 / (0.1 * delta))
     spread = (2 * scaled.var(-1) * log / count).sqrt()
     bernstein = mean + spread + 7 * log / (3 * (count - 1))

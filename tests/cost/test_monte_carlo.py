@@ -1,0 +1,90 @@
+"""Monte-Carlo limits hold with their stated probability, and the shares of δ sum to δ."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from gpsafe.cost.monte_carlo import kl_upper, mean_lower, mean_upper, stage_delta, stream
+
+EXACT = 1e-12
+
+
+def failure_probability(limit, trials: int, p: float) -> float:
+    """P(limit(K/n) < p) for K ~ Binomial(n, p), summed exactly."""
+    counts = torch.arange(trials + 1, dtype=torch.float64)
+    below = limit(counts / trials) < p
+    return float(stats.binom.pmf(counts.numpy(), trials, p)[below.numpy()].sum())
+
+
+@given(st.integers(2, 60), st.floats(0.001, 0.999), st.sampled_from([0.3, 0.05, 0.001]))
+def test_kl_limit_fails_with_probability_at_most_delta_for_every_bernoulli(trials, p, delta):
+    assert failure_probability(lambda mean: kl_upper(mean, trials, delta), trials, p) <= delta
+
+
+def test_control_the_mean_without_a_term_fails_half_of_the_time():
+    assert failure_probability(lambda mean: mean, 50, 0.3) > 0.3
+
+
+@given(st.integers(2, 2000), st.sampled_from([0.2, 0.01, 1e-6]))
+def test_kl_limit_of_no_events_is_the_clopper_pearson_limit(trials, delta):
+    limit = float(kl_upper(torch.zeros(1, dtype=torch.float64), trials, delta))
+    assert limit == pytest.approx(1 - delta ** (1 / trials), rel=1e-9)
+    assert limit >= (1 - delta ** (1 / trials)) * (1 - EXACT)
+
+
+@pytest.mark.parametrize("shape", [(0.2, 3.0), (8.0, 8.0), (0.02, 2.0)])
+def test_limits_of_means_of_bounded_variables_fail_rarely_on_both_sides(shape):
+    generator = torch.Generator().manual_seed(3)
+    runs, count, delta = 2000, 40, 0.1
+    uniform = torch.rand(runs, count, dtype=torch.float64, generator=generator).numpy()
+    samples = 5.0 * torch.from_numpy(stats.beta.ppf(uniform, *shape))
+    truth = 5.0 * shape[0] / sum(shape)
+    high, low = mean_upper(samples, 5.0, delta), mean_lower(samples, 5.0, delta)
+    assert bool((low <= samples.mean(-1) + EXACT).all())
+    assert bool((high >= samples.mean(-1) - EXACT).all())
+    assert float((high < truth).double().mean()) <= delta
+    assert float((low > truth).double().mean()) <= delta
+
+
+def test_small_variance_is_used():
+    samples = 0.5 + 1e-3 * torch.rand(1, 4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert float(mean_upper(samples, 1.0, 0.01)) < 0.5 + 0.02
+    assert float(kl_upper(samples.mean(-1), 4000, 0.009)) > 0.5 + 0.02
+
+
+@given(st.integers(1, 5), st.floats(1e-6, 0.5))
+def test_shares_of_all_stages_and_calls_sum_to_delta(calls, delta):
+    spent = sum(calls * stage_delta(delta, stage, calls=calls) for stage in range(1, 2000))
+    assert spent <= delta
+    assert spent == pytest.approx(delta * (1 - 1 / 2000), rel=1e-9)
+
+
+def test_streams_repeat_and_differ_between_seeds_stages_and_purposes():
+    def draw(*key):
+        return torch.rand(4, generator=stream(*key)).tolist()
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    keys = [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (2, 1, 3), (3, 2, 1)]
+    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: mean_upper(torch.ones(3, 1), 1.0, 0.1),
+        lambda: mean_upper(torch.ones(3, 5) * 2, 1.0, 0.1),
+        lambda: mean_upper(-torch.ones(3, 5), 1.0, 0.1),
+        lambda: mean_upper(torch.full((3, 5), math.nan), 1.0, 0.1),
+        lambda: mean_upper(torch.ones(3, 5), 1.0, 0.0),
+        lambda: stage_delta(0.1, 0),
+        lambda: stage_delta(1.0, 1),
+        lambda: stream(-1, 1, 1),
+    ],
+)
+def test_bad_arguments_are_refused(call):
+    with pytest.raises(ValueError, match="expected"):
+        call()

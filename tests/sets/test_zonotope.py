@@ -1,0 +1,87 @@
+"""Zonotopes: exact operations are exact, outer ones contain."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpsafe.sets.zonotope import Zonotope
+from strategies import seeds
+
+SLACK = 1e-11
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(seed: int, dim: int, order: int, batch: tuple[int, ...] = (2, 3)) -> Zonotope:
+    g = generator(seed)
+    shape = 10.0 ** torch.randint(-6, 4, (*batch, 1, order), generator=g).double()
+    rays = torch.randn(*batch, dim, order, dtype=torch.float64, generator=g) * shape
+    return Zonotope(torch.randn(*batch, dim, dtype=torch.float64, generator=g), rays)
+
+
+def directions(seed: int, dim: int) -> torch.Tensor:
+    return torch.randn(7, dim, dtype=torch.float64, generator=generator(seed))
+
+
+def inside(points: torch.Tensor, body: Zonotope, normals: torch.Tensor) -> torch.Tensor:
+    """Necessary condition of containment: every normal's support is respected."""
+    reach = body.support(normals)
+    slack = SLACK * (1 + body.radius.sum(-1, keepdim=True) + body.center.abs().sum(-1, keepdim=True))
+    return (torch.einsum("kd,...d->...k", normals, points) <= reach + slack).all()
+
+
+@given(seeds(), st.integers(1, 4), st.integers(0, 9))
+def test_support_is_the_maximum_over_vertices(seed, dim, order):
+    body, normals = draw(seed, dim, order), directions(seed, dim)
+    corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=order)), dtype=torch.float64).reshape(
+        2**order, order
+    )
+    points = body.center + torch.einsum("...dm,nm->n...d", body.generators, corners)
+    best = torch.einsum("kd,n...d->n...k", normals, points).amax(0)
+    assert torch.allclose(body.support(normals), best, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(body.radius, (points - body.center).abs().amax(0), rtol=1e-12, atol=1e-12)
+
+
+@given(seeds(), st.integers(1, 4), st.integers(0, 30), st.integers(1, 12))
+def test_reduction_contains_the_set_and_obeys_the_order(seed, dim, order, limit):
+    body = draw(seed, dim, order)
+    reduced = body.reduce_outer(limit)
+    assert reduced.order <= max(limit, 2 * dim)
+    assert inside(body.sample(60, generator(seed)), reduced, directions(seed, dim))
+    wider = reduced.support(directions(seed, dim)) - body.support(directions(seed, dim))
+    assert bool((wider >= -SLACK * (1 + body.radius.sum(-1, keepdim=True))).all())
+
+
+def test_control_dropping_generators_is_caught():
+    body = draw(1, 2, 20)
+    small = Zonotope(body.center, body.generators[..., :4])
+    assert not inside(body.sample(200, generator(1)), small, directions(1, 2))
+
+
+@given(seeds(), st.integers(1, 4), st.integers(0, 6))
+def test_affine_images_and_box_sums_are_exact(seed, dim, order):
+    body, g = draw(seed, dim, order), generator(seed)
+    matrix = torch.randn(2, 3, dim, dim, dtype=torch.float64, generator=g)
+    radius = torch.rand(2, 3, dim, dtype=torch.float64, generator=g)
+    normals = directions(seed, dim)
+    moved = body.affine(matrix, radius)
+    pulled = torch.einsum("kd,...de->...ke", normals, matrix)
+    along = torch.einsum("...ke,...em->...km", pulled, body.generators).abs().sum(-1)
+    center = torch.einsum("...ke,...e->...k", pulled, body.center) + torch.einsum("kd,...d->...k", normals, radius)
+    assert torch.allclose(moved.support(normals), center + along, rtol=1e-9, atol=1e-9)
+    summed = body.plus_box(radius).support(normals)
+    extra = torch.einsum("kd,...d->...k", normals.abs(), radius)
+    assert torch.allclose(summed, body.support(normals) + extra, rtol=1e-12, atol=1e-12)
+
+
+def test_points_have_no_width_and_shapes_are_checked():
+    point = Zonotope.point(torch.ones(3, 2).double())
+    assert point.order == 0
+    assert bool((point.radius == 0).all())
+    with pytest.raises(ValueError, match="Zonotope"):
+        Zonotope(torch.ones(3, 2), torch.ones(2, 4))
