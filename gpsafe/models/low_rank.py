@@ -11,7 +11,8 @@ mean is ⟨μ, φ(z)⟩ = ⟨Pμ, φ(z)⟩ + ⟨(I − P)μ, (I − P)φ(z)⟩, 
 
     |μ(z) − (Mᵀα)ᵀa(z)| ≤ ‖(I − P)μ‖_k res(z),      ‖(I − P)μ‖²_k = αᵀKα − ‖Mᵀα‖².
 
-2r² flops a point and output instead of n². Rounding is added outwards, see `gpsafe.models._projection`.
+2r² flops a point and output instead of n². Rounding is added outwards, see `gpsafe.models._projection`; below about
+λ = 1e-6·k(z, z) these worst-case terms, not the projection, set the width (use the exact model there).
 """
 
 from __future__ import annotations
