@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence import ConfidenceSet, Mixture, members
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import RKHSFunction
@@ -77,37 +77,15 @@ def make_case(name: str, runs: tuple[int, ...], seed: int = 0, *, norm_factor: f
     return Case(system, policies, confidence)
 
 
-def extremal_member(case: Case, z: Tensor, sign: float, *, norm: float | None = None) -> RKHSFunction:
-    """f = μ_n ± s k_n(z, ·) with the largest s ≤ β/σ_n(z) that keeps ‖f‖_k ≤ B: a member of the set at its edge near z.
+def extremal_member(case: Case, z: Tensor, sign: float) -> RKHSFunction:
+    """A member at the edge of the newest posterior's set, see `gpsafe.confidence.members`."""
+    return members.extremal_member(case.confidence.bound, case.confidence.model, z, sign)
 
-    ‖V^{1/2}k_n(z, ·)‖ = √λ σ_n(z), so |ℓf − ℓμ_n| ≤ β sd_post[ℓ] for every functional ℓ; k_n(z, ·) = k(z, ·) −
-    Σ q_i k(x_i, ·) with q = (K + λI)⁻¹k_n(z).
-    """
-    model = case.confidence.model
-    beta = float(case.confidence.bound.beta(model)[0])
-    limit = float(case.system.rkhs_norm[0]) if norm is None else norm
-    kernel, z = model.kernels[0], z.reshape(1, -1)
-    if model.inputs is None:
-        unit = RKHSFunction(kernel, z, torch.tensor([sign], dtype=torch.float64))
-        return unit.scaled_to(limit)
-    gram = kernel(model.inputs, model.inputs).to_dense()
-    gram = gram + float(model.regularizer[0]) * torch.eye(len(gram), dtype=torch.float64)
-    section = torch.linalg.solve(gram, kernel(model.inputs, z).to_dense())[:, 0]
-    centers = torch.cat([model.inputs, z])
-    one = torch.ones(1, dtype=torch.float64)
 
-    def member(scale: float) -> RKHSFunction:
-        weights = torch.cat([model.weights[:, 0] - scale * section, scale * one])
-        return RKHSFunction(kernel, centers, weights)
-
-    full = sign * beta / float(model.posterior(z)[1].clamp_min(1e-9))
-    low, high = 0.0, 1.0
-    if member(full).norm_upper <= limit:
-        return member(full)
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if member(middle * full).norm_upper <= limit else (low, middle)
-    return member(low * full)
+def alone(case: Case) -> Case:
+    """The same with the newest posterior only, so that its extremal members are members."""
+    confidence = ConfidenceSet(case.confidence.bound).update(case.confidence.model)
+    return Case(case.system, case.policies, confidence)
 
 
 def trajectories(case: Case, f, policies: AffinePolicies, noise: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import seeds
 
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.sets import Box
-from strategies import seeds
 
 
 def draw(seed: int, nx: int, nu: int) -> tuple[AffinePolicies, torch.Tensor, torch.Tensor, torch.Generator]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import seeds
 
 from gpsafe import kernels
 from gpsafe.confidence import (
@@ -20,7 +21,6 @@ from gpsafe.confidence import (
 from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
 from gpsafe.models import GP
 from gpsafe.rkhs import random_function
-from strategies import seeds
 
 KERNELS = {
     "rbf": lambda: kernels.rbf([0.7, 1.4], 0.5),
@@ -70,7 +70,7 @@ def test_jet_is_the_joint_posterior_of_value_and_gradient(seed, name, count):
     if name in ("rbf", "matern-5/2", "rbf-restricted"):
         step = 1e-4
         moves = torch.cat([torch.zeros(1, 2), step * torch.eye(2), -step * torch.eye(2)]).double()
-        cloud = model.covariance((z.unsqueeze(1) + moves))[:, 0]
+        cloud = model.covariance(z.unsqueeze(1) + moves)[:, 0]
         to_jet = torch.zeros(3, 5, dtype=torch.float64)
         to_jet[0, 0] = 1.0
         for i in range(2):

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from cost_cases import alone, extremal_member, generator, make_case, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import seeds
 
 from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
@@ -14,8 +16,6 @@ from gpsafe.models import GP, LowRankGP
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HingeCost, IndicatorCost, sample_noise
-from cost_cases import extremal_member, generator, make_case, trajectories
-from strategies import seeds
 
 CASES = {
     "1d-prior": lambda: make_case("1d", ()),
@@ -31,7 +31,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def pendulum():
-    return CASES["pendulum"]()
+    return alone(CASES["pendulum"]())
 
 
 def tube_of(case, **options) -> ScenarioTube:
@@ -60,13 +60,18 @@ def policies_of(case):
 
 @given(seeds(), st.sampled_from([None, 3]), st.sampled_from([4, 24]), st.sampled_from([1.0, -1.0]))
 def test_trajectories_of_members_stay_inside(case, seed, anchors, order, sign):
+    case = alone(case)
     policies, horizon = policies_of(case), 12
     noise = sample_noise(case.system.noise_std, (horizon, 1, 8), generator(seed))
     middle = trajectories(case, lambda z: case.confidence.model.posterior(z)[0][..., 0], policies, noise)
     at = middle[seed % policies.num, 0, 1 + seed % (horizon - 1)]
     z = torch.cat([at, policies(at.expand(1, 1, -1))[seed % policies.num, 0]])
     f = extremal_member(case, z, sign)
-    assert f.norm <= float(case.system.rkhs_norm[0]) * (1 + 1e-9)
+    assert f.norm_upper <= float(case.system.rkhs_norm[0])
+    assert (
+        case.confidence.contains(lambda v: f(v).unsqueeze(-1), case.system.region.sample(100, generator(1))).outcome
+        == "HOLDS"
+    )
     tube = tube_of(case, anchors=anchors, order=order).with_(horizon=horizon)
     assert not bool(escapes(case, f, policies, noise, tube).any())
 
@@ -105,7 +110,7 @@ def test_control_a_shrunk_tube_is_left(pendulum, monkeypatch):
 
 def test_control_a_norm_bound_that_is_too_small_is_caught(pendulum):
     """Members of the set for B leave the tube computed for B/4."""
-    wrong = make_case("pendulum", (5, 14, 22, 28), norm_factor=0.25)
+    wrong = alone(make_case("pendulum", (5, 14, 22, 28), norm_factor=0.25))
     policies, noise = pendulum.choose(18), sample_noise(pendulum.system.noise_std, (30, 1, 12), generator(5))
     assert any(
         bool(escapes(wrong, f, policies, noise, tube_of(wrong)).any()) for f in extremal_set(pendulum, policies, noise)
@@ -139,7 +144,7 @@ def test_affine_ranges_contain_members_over_cross_sections(seed, name, exponent)
     assert bool(((moved * inverse).norm(dim=-1) <= cross.scaled_norm(inverse) * (1 + 1e-9)).all())
 
 
-AFFINE = {name: CASES[name]() for name in ("1d", "pendulum")}
+AFFINE = {name: alone(CASES[name]()) for name in ("1d", "pendulum")}
 
 
 def test_gradients_make_tubes_narrower_than_the_kernel_metric_alone(pendulum):
@@ -255,8 +260,8 @@ def test_what_has_no_theorem_is_refused(pendulum):
     )
     with pytest.raises(ValueError, match="stationary"):
         tube_of(pendulum).evaluate(ConfidenceSet(bound).update(linear), pendulum.choose(0))
+    free = ConfidenceSet(Constant(value=3.0)).update(pendulum.confidence.model)
     with pytest.raises(ValueError, match="finite RKHS norm"):
-        free = ConfidenceSet(Constant(value=3.0)).update(pendulum.confidence.model)
         tube_of(pendulum).evaluate(free, pendulum.choose(0))
     with pytest.raises(ValueError, match="ScenarioTube"):
         tube_of(make_case("1d", ())).evaluate(pendulum.confidence, pendulum.choose(0))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
+from strategies import seeds
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.monte_carlo import mean_lower
@@ -17,7 +18,6 @@ from gpsafe.models import GP
 from gpsafe.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
-from strategies import seeds
 
 SOLVE = 1e-8
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import seeds
 
 from gpsafe.sets.zonotope import Zonotope
-from strategies import seeds
 
 SLACK = 1e-11
 
