@@ -101,12 +101,10 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
             if t > 0 and share.numel():
                 worst = max(worst, float(share.max()))
                 used.append(float(share.max()))
-        if shard < 2 and which < 3:
-            picture[str(which)] = states[chosen, 0, :, 0].tolist()
-    if shard < 2:
-        center = torch.stack([part.center[chosen, 0, 0] for part in tubes.sets])
-        picture["low"] = (center - torch.nan_to_num(tubes.widths()[chosen, 0, :, 0], posinf=10.0)).tolist()
-        picture["high"] = (center + torch.nan_to_num(tubes.widths()[chosen, 0, :, 0], posinf=10.0)).tolist()
+        picture[str(which)] = states[chosen, 0, :, 0].tolist()
+    center = torch.stack([part.center[chosen, 0, 0] for part in tubes.sets])
+    half = torch.nan_to_num(tubes.widths()[chosen, 0, :, 0], posinf=10.0)
+    picture |= {"low": (center - half).tolist(), "high": (center + half).tolist()}
     last = torch.nan_to_num(tubes.widths()[..., -1, 0], posinf=1e3).median()
     return {
         "system": name, "data": model.num_data, "worst": worst, "used": float(np.mean(used)), "width": float(last),
@@ -126,7 +124,7 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
         "data": [s["data"] for s in samples],
         "system": [s["system"] for s in samples],
         "width": [s["width"] for s in samples],
-        "pictures": [s["picture"] for s in samples if s["picture"]],
+        "picture": max((s for s in samples if s["system"] == "pendulum"), key=lambda s: s["data"])["picture"],
     }
     return Evidence(trajectories, worst, Verdict(worst, worst, 1.0, tol=1e-7, witness=witness), data)
 
@@ -135,7 +133,7 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     figure.set_size_inches(9, 3.6)
     left, right = figure.subplots(1, 2)
     for axes, data, title in ((left, claim, "tubes"), (right, control, "control: a quarter of the width")):
-        picture = data["pictures"][-1]
+        picture = data["picture"]
         steps = range(len(picture["low"]))
         axes.fill_between(steps, picture["low"], picture["high"], color="#0072B2", alpha=0.25, label="tube")
         for which, label, color in (
