@@ -1,6 +1,6 @@
 """How many episodes each confidence bound needs before ActSafe's safe set covers S* (first reference system).
 
-    python -m experiments.actsafe_bounds [--seeds 3] [--episodes 30] [--out results/actsafe_bounds]
+python -m experiments.actsafe_bounds [--seeds 3] [--episodes 30] [--out results/actsafe_bounds]
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def growth(name: str, seed: int, arguments: Arguments) -> dict:
     model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
     bound = make_bound(name, rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=arguments.delta)
     box = Box(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.5], dtype=torch.float64))
-    dp = RobustDP(
-        Grid(box, (arguments.cells,)), system.initial_state, system.horizon, system.cost, system.noise_std
-    )
+    dp = RobustDP(Grid(box, (arguments.cells,)), system.initial_state, system.horizon, system.cost, system.noise_std)
     enclosure = dp.enclosure(ConfidenceSet(bound).update(model), policies)
     truth = dp.lower(enclosure.with_residual(system.residual_fn(enclosure.z)))
     algorithm = ActSafe(system, policies, initial.tolist(), model, bound, dp, episodes=arguments.episodes)
@@ -73,7 +71,9 @@ def main(arguments: Arguments) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     records = {}
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    rows = ["| bound | β at the end | n for 50 % of S* | n for 90 % | final size of S_n (of S*) | unsafe members | s/run |"]
+    rows = [
+        "| bound | β at the end | n for 50 % of S* | n for 90 % | final size of S_n (of S*) | unsafe members | s/run |"
+    ]
     rows.append("|---|---|---|---|---|---|---|")
     for name in arguments.bounds:
         runs = [growth(name, seed, arguments) for seed in range(arguments.seeds)]

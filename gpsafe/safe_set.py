@@ -152,7 +152,9 @@ def policy_distance(
     """
     nx, nu = policies.gain.shape[-1], policies.gain.shape[-2]
     if bool((known.hessian_bound[:, :, nx:] != 0).any()):
-        raise _require.fail("policy_distance", "a known part affine in u with a constant input matrix", "curvature in u")
+        raise _require.fail(
+            "policy_distance", "a known part affine in u with a constant input matrix", "curvature in u"
+        )
     if not bool((noise_std > 0).all()):
         raise _require.fail("policy_distance", "noise_std > 0 in every state", noise_std.tolist())
     zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
@@ -174,7 +176,13 @@ def policy_distance(
 
 
 def reachable(
-    initial: Sequence[int], true_cost: Tensor, distance: Tensor, *, budget: float, epsilon: float, rounds: int | None = None
+    initial: Sequence[int],
+    true_cost: Tensor,
+    distance: Tensor,
+    *,
+    budget: float,
+    epsilon: float,
+    rounds: int | None = None,
 ) -> set[int]:
     """R_ε^H(S_0): H rounds of S ∪ {π : ∃π′ ∈ S, J_c(π′, f*) + D(π, π′) ≤ d − ε} (until it stops growing if None).
 

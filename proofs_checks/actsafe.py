@@ -208,7 +208,9 @@ def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str,
     inside = entered >= 0
     marks = space.scatter(goals[inside], truth[inside], c=entered[inside], cmap="viridis", s=18, zorder=3)
     space.axhline(0.2, color="#D55E00", linestyle="--", label="budget d")
-    space.set(xlabel="set-point g (policy)", ylabel="J_c(π, f*)", title="policy space: episode of entry", yscale="symlog")
+    space.set(
+        xlabel="set-point g (policy)", ylabel="J_c(π, f*)", title="policy space: episode of entry", yscale="symlog"
+    )
     figure.colorbar(marks, ax=space, label="episode")
     space.legend(fontsize="small")
 
@@ -251,7 +253,9 @@ def _judge_monotone(samples: Sequence[Sample], broken: bool) -> Evidence:
     steps = sum(s["steps"] for s in samples)
     grown = sum(s["sizes"][-1] > s["sizes"][0] for s in samples)
     witness = f"{lost} members lost in {steps} updates; S_n grew in {grown} of {len(samples)} runs"
-    return Evidence(steps, float(lost), Verdict(lost, lost, 0.0, witness=witness), {"sizes": [s["sizes"] for s in samples]})
+    return Evidence(
+        steps, float(lost), Verdict(lost, lost, 0.0, witness=witness), {"sizes": [s["sizes"] for s in samples]}
+    )
 
 
 # ------------------------------------------------------------------ (vi) R_ε^H(S_0) ⊆ S_n
@@ -303,7 +307,9 @@ def _plot_reach(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, 
     left, right = figure.subplots(1, 2)
     for row in claim["covered"]:
         left.plot(row, color="#0072B2", alpha=0.35, linewidth=0.8)
-    left.set(xlabel="episode n", ylabel="|R ∩ S_n| / |R|", title=f"R_ε^H(S_0) inside S_n, ε = {EPSILON}", ylim=(0, 1.03))
+    left.set(
+        xlabel="episode n", ylabel="|R ∩ S_n| / |R|", title=f"R_ε^H(S_0) inside S_n, ε = {EPSILON}", ylim=(0, 1.03)
+    )
     right.scatter(claim["target"], [s[-1] for s in claim["sizes"]], color="#0072B2", s=18, label="|S_n| at the end")
     right.scatter(claim["target"], claim["true_safe"], color="black", marker="_", label="|S*|")
     limit = max(*claim["true_safe"], *claim["target"])

@@ -83,7 +83,9 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     witness = f"|S_n| by episode: {sizes[0]}; realised cost while learning {realised:g}"
     data = {"sizes": sizes, "paths": samples[0]["paths"], "entered": samples[0]["entered"]}
     n = PATHS * sum(s["sizes"][-1] for s in samples)
-    return Evidence(n, max(s["estimate"] for s in samples), Verdict(lower, max(lower, upper), 0.2, witness=witness), data)
+    return Evidence(
+        n, max(s["estimate"] for s in samples), Verdict(lower, max(lower, upper), 0.2, witness=witness), data
+    )
 
 
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:

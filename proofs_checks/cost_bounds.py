@@ -65,15 +65,16 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     enclosure = fine.enclosure(confidence, policies)
     exact = enclosure.with_residual(system.residual_fn(enclosure.z))
     record: Sample = {"truth_low": fine.lower(exact).tolist(), "truth_high": fine.upper(exact).tolist()}
-    sampled = Sampled(**monte_carlo, samples=512).evaluate(confidence, policies)
+    sampled = Sampled(**monte_carlo, samples=160).evaluate(confidence, policies)
     if broken:
         return {**record, "bounds": {"sampled": sampled.lower.tolist()}}
+    tube: dict[str, Any] = {**monte_carlo, "samples": 800}
     bounds: dict[str, Tensor] = {
         "robust-dp": RobustDP(Grid(box, (750,)), *task).evaluate(confidence, policies).upper,
         "total-variation": TotalVariation(**monte_carlo).evaluate(confidence, policies).upper,
-        "scenario-tube": ScenarioTube(**monte_carlo | {"samples": 800}).evaluate(confidence, policies).upper,
+        "scenario-tube": ScenarioTube(**tube).evaluate(confidence, policies).upper,
         "sampled": sampled.lower,
-        "hallucinated": Hallucinated(**monte_carlo, samples=512).evaluate(confidence, policies).lower,
+        "hallucinated": Hallucinated(**monte_carlo, samples=160).evaluate(confidence, policies).lower,
     }
     return {**record, "bounds": {name: value.tolist() for name, value in bounds.items()}}
 
@@ -144,7 +145,11 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
 
 
 _COMMON: dict[str, Any] = {
-    "assumptions": ("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "Monte-Carlo parts within their δ"),
+    "assumptions": (
+        "rkhs_norm<=B (exact twin)",
+        "gaussian noise of known variance",
+        "Monte-Carlo parts within their δ",
+    ),
     "shards": {"quick": 6, "full": 60},
     "control_shards": {"quick": 3, "full": 12},
     "plot": _plot,

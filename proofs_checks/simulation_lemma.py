@@ -77,7 +77,9 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     gaps = np.concatenate([s["gap"] for s in samples])
     bounds = np.concatenate([s["bound"] for s in samples])
     used = float(np.median(gaps / np.maximum(bounds, 1e-12)))
-    witness = f"{len(gaps)} pairs and policies; gap/bound: median {used:.2f}, largest {float((gaps / bounds).max()):.2f}"
+    witness = (
+        f"{len(gaps)} pairs and policies; gap/bound: median {used:.2f}, largest {float((gaps / bounds).max()):.2f}"
+    )
     data = {"gap": gaps.tolist(), "bound": bounds.tolist()}
     return Evidence(len(gaps), high, Verdict(low, high, 0.0, witness=witness), data)
 

@@ -118,9 +118,7 @@ class ActSafe:
             phase = "expand" if exploring else "exploit"
             cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
             beta = tuple(self.bound.beta(confidence.model).tolist())
-            episodes.append(
-                Episode(number, phase, chosen, len(safe), value, beta, float(cost), float(reward), states)
-            )
+            episodes.append(Episode(number, phase, chosen, len(safe), value, beta, float(cost), float(reward), states))
             model = model.condition(transitions(states, inputs))
             confidence = confidence.update(self.view(model))
             session = session.update(confidence)

@@ -211,9 +211,7 @@ def _double(source: Tensor, target: Tensor, shift: int, dim: int) -> None:
     target.narrow(dim, size - shift, shift).copy_(source.narrow(dim, size - shift, shift))
 
 
-def sweep(
-    average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float
-) -> Tensor:
+def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float) -> Tensor:
     """Backward sweep V_t = stage + max_{m ∈ [low, high]} E V_{t+1}(m + w), rounded up, for t = horizon−1 … 0.
 
     Args:

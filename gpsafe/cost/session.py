@@ -93,9 +93,7 @@ class EvaluationSession:
         model = self.confidence.model
         noise = sample_noise(self.system.noise_std, (self.system.horizon, 1, self.paths), self.generator)
         policies = self.policies.select(index)
-        states, inputs = closed_loop(
-            lambda x, u: model.predict(x, u).mean, policies, self.system.initial_state, noise
-        )
+        states, inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, self.system.initial_state, noise)
         _, std = model.posterior(torch.cat([states[..., :-1, :], inputs], dim=-1))
         return std.norm(dim=-1).sum(-1).mean(-1)
 

@@ -25,7 +25,11 @@ def algorithm():
     model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
     bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
     dp = RobustDP(
-        Grid(Box(vector(-1.0), vector(1.5)), (400,)), system.initial_state, system.horizon, system.cost, system.noise_std
+        Grid(Box(vector(-1.0), vector(1.5)), (400,)),
+        system.initial_state,
+        system.horizon,
+        system.cost,
+        system.noise_std,
     )
     return ActSafe(system, policies, initial.tolist(), model, bound, dp, episodes=8, threshold=0.3)
 

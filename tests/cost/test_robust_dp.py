@@ -94,9 +94,7 @@ def naive_sweep(cells, width, std, low, high, stage, horizon, rate):
             if low[j] < 0 or high[j] > cells * width:
                 new.append(outside + stage[j])
                 continue
-            touched = [
-                i for i in range(cells) if (i + 1) * width >= low[j] - 1e-12 and i * width <= high[j] + 1e-12
-            ]
+            touched = [i for i in range(cells) if (i + 1) * width >= low[j] - 1e-12 and i * width <= high[j] + 1e-12]
             new.append(max(table[i] for i in touched) + stage[j])
         value = new
     return value
@@ -108,7 +106,9 @@ def test_sweep_equals_scalar_loops(seed, horizon):
     grid = Grid(Box(torch.zeros(1), torch.tensor([2.1], dtype=torch.float64)), (cells,))
     a, b = uniform(seed, 1, cells, 1) * 2.4 - 0.1, uniform(seed + 1, 1, cells, 1) * 0.5
     stage = uniform(seed + 2, 1, cells)
-    got = sweep(Averager(grid, torch.tensor([std]).double(), a.device), a, a + b, stage, horizon=horizon, outside_rate=1.0)
+    got = sweep(
+        Averager(grid, torch.tensor([std]).double(), a.device), a, a + b, stage, horizon=horizon, outside_rate=1.0
+    )
     naive = naive_sweep(
         cells, width, std, a[0, :, 0].tolist(), (a + b)[0, :, 0].tolist(), stage[0].tolist(), horizon, 1.0
     )
