@@ -102,7 +102,8 @@ class ScenarioTube(MonteCarloTask):
     Args:
         anchors: points per policy and step at which F_n is evaluated; None: at every tube's own centre.
         order: number of generators at which a tube is reduced.
-        limit: a tube whose interval hull gets wider than this (in any state) is given up and charged T·C's share.
+        limit: a tube whose interval hull gets wider than this (in any state) is given up: charged C at every
+            later step.
         give_up: a cost at which a policy no longer matters, such as the budget: policies that clearly exceed it are not
             followed further (upper = T·C).
         pilot: number of paths that decide which policies clearly exceed `give_up`.
@@ -189,7 +190,7 @@ class ScenarioTube(MonteCarloTask):
         """The sets themselves for noise paths (T, 1, N, nx)."""
         self.check_model(confidence)
         walk = _Walk.start(self, policies, noise.shape[2])
-        sets, lost = [walk.tube], torch.full(walk.lost.shape, self.horizon, dtype=torch.long)
+        sets, lost = [walk.tube], torch.full_like(walk.lost, self.horizon, dtype=torch.long)
         for t in range(1, self.horizon):
             walk = walk.step(self, confidence, noise[t - 1])
             lost = torch.where(walk.lost & (lost == self.horizon), torch.full_like(lost, t), lost)
