@@ -70,17 +70,34 @@ def kl_upper(mean: Tensor, trials: int, delta: float) -> Tensor:
     return (high * (1 + 1e-12)).clamp_max(1.0)
 
 
+def _scaled(samples: Tensor, ceiling: float, delta: float) -> Tensor:
+    """samples/ceiling, checked to lie in [0, 1]."""
+    _require.count("mean_upper", "number of samples", samples.shape[-1], minimum=2)
+    _require.probability("mean_upper", "delta", delta)
+    scaled = samples / ceiling
+    if not bool(((scaled >= 0) & (scaled <= 1 + 1e-12)).all()):
+        raise _require.fail("mean_upper", f"samples in [0, {ceiling}]", "values outside, or NaN")
+    return scaled
+
+
+def dominating_mean_upper(samples: Tensor, ceiling: float, delta: float) -> Tensor:
+    """A number ≥ E X except with probability δ, from *any* Y_i ≥ X_i with i.i.d. X ∈ [0, ceiling], (*b, N) → (*b,).
+
+    The Y_i may depend on each other. The Chernoff–Hoeffding limit grows with every sample, so the limit of Y is at least
+    that of X. (The empirical-Bernstein limit does not: raising one small sample may lower it.)
+    """
+    scaled = _scaled(samples, ceiling, delta)
+    limit = kl_upper(scaled.mean(-1).clamp(0.0, 1.0), samples.shape[-1], delta)
+    return (ceiling * limit * (1 + 1e-12)).clamp_max(ceiling)
+
+
 def mean_upper(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """A number ≥ E X except with probability δ, from i.i.d. samples X ∈ [0, ceiling], (*b, N) → (*b,).
 
     The smaller of the Chernoff–Hoeffding limit at 0.9 δ and the empirical-Bernstein limit of Maurer & Pontil
     (2009, Thm 4) at 0.1 δ: the first is sharp for rare costs, the second for small variance.
     """
-    count = _require.count("mean_upper", "number of samples", samples.shape[-1], minimum=2)
-    _require.probability("mean_upper", "delta", delta)
-    scaled = samples / ceiling
-    if not bool(((scaled >= 0) & (scaled <= 1 + 1e-12)).all()):
-        raise _require.fail("mean_upper", f"samples in [0, {ceiling}]", "values outside, or NaN")
+    scaled, count = _scaled(samples, ceiling, delta), samples.shape[-1]
     mean, log = scaled.mean(-1).clamp(0.0, 1.0), math.log(2 / (0.1 * delta))
     spread = (2 * scaled.var(-1) * log / count).sqrt()
     bernstein = mean + spread + 7 * log / (3 * (count - 1))

@@ -4,9 +4,11 @@ For each of N sampled noise paths (w_t), a tube of zonotopes with X_0 = {x₀} a
 
     X_{t+1} ⊇ {f(x, π(x)) + w_t : x ∈ X_t, f ∈ F_n, ‖f‖_k ≤ B}.
 
-Then for every such f the trajectory under that path is inside, so Y = Σ_{t<T} sup_{X_t} c ≥ Σ c(x_t), and
-E Y ≥ sup_f E Σ c: an upper confidence limit of E Y from N i.i.d. copies is a bound. (The supremum is inside the
-expectation, so f may even depend on the noise path: that is what is given away.)
+Then for every such f the trajectory under that path is inside, so Y = Σ_{t<T} sup_{X_t} c ≥ Z(f) = Σ c(x_t) on every
+path. For a fixed f (f*, or one that attains sup_f J_c) the Z are i.i.d. with mean J_c(π, f); the Y are not independent
+(the anchors below are chosen from all paths together), so the Monte-Carlo limit must be one that grows with every sample:
+`monte_carlo.dominating_mean_upper`. Then limit(Y) ≥ limit(Z) ≥ J_c but with probability δ. (f may even depend on the
+noise path: that is what is given away.)
 
 One step, with x = c + Gξ: u = π(c) + s∘K(x − c), s ∈ [low, high]; the known part is linearised at (c, π(c)) with its
 *closed-loop* Jacobian (A + B s̄ K)G, so that plant and feedback cancel, plus |B|·½(high − low)·|K(x − c)| and the
@@ -95,7 +97,7 @@ class Tubes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScenarioTube(MonteCarloTask):
-    """E Y ≥ sup_{f ∈ F_n} J_c(π, f) with the Monte-Carlo limit of `monte_carlo.mean_upper`; see the module.
+    """E Y ≥ sup_{f ∈ F_n} J_c(π, f) with the Monte-Carlo limit of `monte_carlo.dominating_mean_upper`; see the module.
 
     Sound with probability ≥ 1 − delta over a run (`monte_carlo` has the accounting), on the event f* ∈ F_n.
 
@@ -141,7 +143,7 @@ class ScenarioTube(MonteCarloTask):
             if part.numel() == 0:
                 break
             charges = self.charges(confidence, policies.select(part), noise)
-            upper[part] = monte_carlo.mean_upper(charges, ceiling, share)
+            upper[part] = monte_carlo.dominating_mean_upper(charges, ceiling, share)
         return CostInterval(
             torch.zeros_like(upper),
             upper,
@@ -155,8 +157,8 @@ class ScenarioTube(MonteCarloTask):
     def _plausible(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tensor:
         """Policies worth all N paths: those that the first `pilot` paths do not show to cost more than `give_up`.
 
-        Dropping a policy sets its bound to T·C, which is true; the others' bound uses all N paths. So screening by
-        the same paths costs no δ.
+        Dropping a policy sets its bound to T·C, which is true and no smaller; the others' bound uses all N paths. So
+        screening by the same paths costs no δ.
         """
         everything = torch.arange(policies.num, device=noise.device)
         if math.isinf(self.give_up) or self.pilot >= self.samples:

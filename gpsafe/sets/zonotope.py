@@ -73,7 +73,8 @@ class Zonotope:
         old, new = self.generators.split([self.order - kept, kept], dim=-1)
         scale = old.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         _, frame = torch.linalg.eigh((old / scale) @ (old / scale).mT)
-        width = (frame.mT @ old).abs().sum(-1) * (1 + 1e-13 * d)  # frame is orthogonal up to rounding
+        width = (frame.mT @ old).abs().sum(-1)
+        width = width + 1e-13 * d * (width.sum(-1, keepdim=True) + scale[..., 0])  # frame is orthogonal up to rounding
         return Zonotope(self.center, torch.cat([frame * width.unsqueeze(-2), new], dim=-1))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from strategies import seeds
 
-from gpsafe.cost.monte_carlo import kl_upper, mean_lower, mean_upper, stage_delta, stream
+from gpsafe.cost.monte_carlo import dominating_mean_upper, kl_upper, mean_lower, mean_upper, stage_delta, stream
 
 EXACT = 1e-12
 
@@ -48,6 +49,23 @@ def test_limits_of_means_of_bounded_variables_fail_rarely_on_both_sides(shape):
     assert bool((high >= samples.mean(-1) - EXACT).all())
     assert float((high < truth).double().mean()) <= delta
     assert float((low > truth).double().mean()) <= delta
+
+
+@given(seeds(), st.sampled_from([0.2, 1e-3]), st.integers(2, 300))
+def test_limit_for_dominating_samples_grows_with_every_sample(seed, delta, count):
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.rand(1, count, dtype=torch.float64, generator=generator).pow(6)
+    raised = samples + (1 - samples) * torch.rand(1, count, dtype=torch.float64, generator=generator).pow(9)
+    assert float(dominating_mean_upper(raised, 1.0, delta)) >= float(dominating_mean_upper(samples, 1.0, delta)) - EXACT
+    assert float(dominating_mean_upper(samples, 1.0, delta)) >= float(samples.mean())
+
+
+def test_control_the_sharper_limit_may_fall_when_a_sample_is_raised():
+    samples = torch.full((1, 20_000), 0.5, dtype=torch.float64)
+    raised = samples.clone()
+    samples[0, 0] = 0.0
+    assert float(mean_upper(raised, 1.0, 0.01)) < float(mean_upper(samples, 1.0, 0.01))
+    assert float(dominating_mean_upper(raised, 1.0, 0.01)) > float(dominating_mean_upper(samples, 1.0, 0.01))
 
 
 def test_small_variance_is_used():

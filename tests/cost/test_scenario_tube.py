@@ -193,6 +193,19 @@ def test_screening_and_chunks_change_nothing_but_hopeless_policies(pendulum):
     assert bool(nothing.vacuous.all())
 
 
+def test_charges_of_a_path_may_depend_on_the_others_and_the_limit_allows_it(pendulum):
+    """Anchors are chosen from all paths: the same path is charged differently in different company, never too little."""
+    cost = HingeCost(torch.tensor([1.0, 0.0]), 0.2, 2.0)
+    task = {**pendulum.task, "cost": cost}
+    noise = sample_noise(pendulum.system.noise_std, (30, 1, 30), generator(2))
+    tube, policies = ScenarioTube(**task, samples=30, anchors=4), pendulum.choose(18)
+    few, many = (tube.charges(pendulum.confidence, policies, noise[:, :, :n])[:, :10] for n in (10, 30))
+    assert not torch.equal(few, many)
+    states = trajectories(pendulum, lambda z: pendulum.system.residual_fn(z)[..., 0], policies, noise[:, :, :10])
+    true = cost(states[..., :-1, :]).sum(-1)
+    assert bool((true <= torch.minimum(few, many)).all())
+
+
 def test_lost_tubes_are_charged_in_full(pendulum):
     noise = sample_noise(pendulum.system.noise_std, (30, 1, 6), generator(2))
     tiny = tube_of(pendulum, limit=1e-3)
