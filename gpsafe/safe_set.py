@@ -12,6 +12,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.cost.total_variation import parting_rate, simulation_gap
 from gpsafe.policies import AffinePolicies
 from gpsafe.systems.base import KnownPart
 
@@ -112,22 +113,6 @@ class SafePolicySet:
         return SafePolicySet(record["num"], record["budget"], witnesses)
 
 
-def decoupling_cost(rate: Tensor, horizon: int, ceiling: float) -> Tensor:
-    """C · max{Σ_t d_t (T−1−t) : 0 ≤ d_t ≤ rate, Σ d_t ≤ 1}, elementwise in `rate` ∈ [0, 1].
-
-    Two chains that move apart with probability at most `rate` a step, if still together, differ in expected cost by at
-    most this: parting at t (probability d_t, the d_t sum to ≤ 1) costs at most C for each of the T−1−t later states.
-    The greedy solution parts as early as it may.
-    """
-    used = torch.zeros_like(rate)
-    total = torch.zeros_like(rate)
-    for t in range(horizon):
-        part = torch.minimum(rate, 1.0 - used)
-        total = total + part * (horizon - 1 - t)
-        used = used + part
-    return ceiling * total
-
-
 def policy_distance(
     policies: AffinePolicies,
     known: KnownPart,
@@ -171,8 +156,8 @@ def policy_distance(
         if sup is None:
             raise _require.fail("policy_distance", "stationary kernels", type(kernel[j]).__name__)
         shift[..., output] += rkhs_norm[j] * sup
-    rate = 2 * torch.special.ndtr((shift / noise_std).norm(dim=-1) / 2) - 1
-    return decoupling_cost(rate, horizon, ceiling).clamp_max(horizon * ceiling)
+    rates = parting_rate(shift, noise_std).unsqueeze(-1).expand(*shift.shape[:-1], horizon)
+    return simulation_gap(rates, ceiling).clamp_max(horizon * ceiling)
 
 
 def reachable(

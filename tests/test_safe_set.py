@@ -11,7 +11,7 @@ from strategies import seeds
 from gpsafe import kernels, rkhs
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.rollout import closed_loop
-from gpsafe.safe_set import SafePolicySet, decoupling_cost, policy_distance, reachable
+from gpsafe.safe_set import SafePolicySet, policy_distance, reachable
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.known import AffineKnown
@@ -67,17 +67,6 @@ def test_empty_or_foreign_initial_sets_are_refused(members):
 def test_nan_bounds_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         SafePolicySet.initial(2, [0], budget=1.0).expand(torch.tensor([0.0, torch.nan]), episode=1, bound="b")
-
-
-@given(st.floats(0, 1), st.integers(1, 12))
-def test_decoupling_cost_is_the_greedy_maximum(rate, horizon):
-    got = float(decoupling_cost(torch.tensor([rate], dtype=torch.float64), horizon, 2.0))
-    used = total = 0.0
-    for t in range(horizon):
-        part = min(rate, 1 - used)
-        used, total = used + part, total + part * (horizon - 1 - t)
-    assert got == pytest.approx(2.0 * total, abs=1e-12)
-    assert got <= 2.0 * (horizon - 1) + 1e-9
 
 
 KNOWN = AffineKnown(torch.eye(1).double(), torch.tensor([[0.25]]).double(), torch.zeros(1).double())
