@@ -17,6 +17,11 @@ def gamma(n: int) -> float:
     return n * UNIT / (1 - n * UNIT)
 
 
+def vector(*values: float) -> Tensor:
+    """The numbers as a float64 vector, (len(values),)."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def cholesky(matrix: Tensor, where: str = "cholesky") -> Tensor:
     """Lower factor L with L Lᵀ = matrix, shape (*b, n, n).
 

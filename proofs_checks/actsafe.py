@@ -18,6 +18,7 @@ from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.rkhs import RKHSFunction
@@ -32,10 +33,6 @@ DELTA = 0.1
 CONFIDENCE = 0.95
 RUNS: Mapping[Budget, int] = {"quick": 40, "full": 200}
 CONTROL_RUNS: Mapping[Budget, int] = {"quick": 12, "full": 40}
-
-
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,8 +60,8 @@ def _expanding_task() -> Task:
     model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
     bound = Mixture(rkhs_norm=norm, subgaussian=0.01, delta=DELTA)
     task = (system.initial_state, system.horizon, system.cost, system.noise_std)
-    coarse = RobustDP(Grid(Box(_vector(-1.0), _vector(1.5)), (500,)), *task)
-    fine = RobustDP(Grid(Box(_vector(-1.0), _vector(1.5)), (2000,)), *task)
+    coarse = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (500,)), *task)
+    fine = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (2000,)), *task)
     algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=12)
     return _task(algorithm, system.residual[0], fine)
 
@@ -79,12 +76,12 @@ def _short_plant(residual: RKHSFunction, known: AffineKnown) -> CallableSystem:
         name="short-horizon-1d",
         nx=1,
         nu=1,
-        state_box=Box(_vector(0.0), _vector(1.6)),
-        input_box=Box(_vector(-1.0), _vector(1.0)),
-        noise_std=_vector(0.05),
-        initial_state=_vector(0.5),
+        state_box=Box(vector(0.0), vector(1.6)),
+        input_box=Box(vector(-1.0), vector(1.0)),
+        noise_std=vector(0.05),
+        initial_state=vector(0.5),
         horizon=4,
-        cost=IndicatorCost(_vector(1.0).reshape(1, 1), _vector(1.0)),
+        cost=IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0)),
         budget=0.6,
         dynamics=dynamics,
         reward_fn=lambda x, u: x[..., 0],
@@ -93,8 +90,8 @@ def _short_plant(residual: RKHSFunction, known: AffineKnown) -> CallableSystem:
 
 def _short_policies(count: int = 150) -> AffinePolicies:
     targets = torch.linspace(0.75, 1.05, count, dtype=torch.float64)
-    box = Box(_vector(-1.0), _vector(1.0))
-    return set_point_policies(targets[:, None], _vector(3.0).reshape(1, 1), torch.zeros(count, 1).double(), box)
+    box = Box(vector(-1.0), vector(1.0))
+    return set_point_policies(targets[:, None], vector(3.0).reshape(1, 1), torch.zeros(count, 1).double(), box)
 
 
 def _reaching_task(seed: int) -> Task:
@@ -104,8 +101,8 @@ def _reaching_task(seed: int) -> Task:
     policies = _short_policies()
     initial = range(10)
     while True:
-        residual = rkhs.random_function(kernel, _vector(-0.5, -1.0), _vector(1.5, 1.0), norm=1.0, generator=generator)
-        known = AffineKnown(_vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), _vector(0.0))
+        residual = rkhs.random_function(kernel, vector(-0.5, -1.0), vector(1.5, 1.0), norm=1.0, generator=generator)
+        known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.25).reshape(1, 1), vector(0.0))
         plant = _short_plant(residual, known)
         model = GP.create(kernel, 0.05**2, nx=1, nu=1, noise_std=0.05, prior=known)
         bound = Mixture(rkhs_norm=1.0 + 1e-9, subgaussian=0.05, delta=DELTA)

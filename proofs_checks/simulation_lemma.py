@@ -15,6 +15,7 @@ from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
+from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import set_point_policies
 from gpsafe.rollout import closed_loop
@@ -28,23 +29,19 @@ PATHS = 4_000
 FAILURE = 1e-3
 
 
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     """One pair f, f′ of random functions of norm 1 and eight set-points: both sides with their intervals."""
     generator = torch.Generator().manual_seed(400 + shard)
     kernel = kernels.rbf([1.0, 2.0], variance=0.01)
-    box = (_vector(-0.5, -1.0), _vector(1.6, 1.0))
+    box = (vector(-0.5, -1.0), vector(1.6, 1.0))
     pair = [rkhs.random_function(kernel, *box, norm=1.0, generator=generator) for _ in range(2)]
-    known = AffineKnown(_vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), _vector(0.0))
+    known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.25).reshape(1, 1), vector(0.0))
     targets = torch.linspace(0.8, 1.1, 8, dtype=torch.float64)[:, None]
-    gain = _vector(3.0).reshape(1, 1)
-    policies = set_point_policies(targets, gain, torch.zeros(8, 1).double(), Box(_vector(-1.0), _vector(1.0)))
-    noise_std, start = _vector(0.05), _vector(0.5)
-    cost = IndicatorCost(_vector(1.0).reshape(1, 1), _vector(1.0))
-    dp = RobustDP(Grid(Box(_vector(-0.2), _vector(1.8)), (1600,)), start, HORIZON, cost, noise_std)
+    gain = vector(3.0).reshape(1, 1)
+    policies = set_point_policies(targets, gain, torch.zeros(8, 1).double(), Box(vector(-1.0), vector(1.0)))
+    noise_std, start = vector(0.05), vector(0.5)
+    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0))
+    dp = RobustDP(Grid(Box(vector(-0.2), vector(1.8)), (1600,)), start, HORIZON, cost, noise_std)
     model = GP.create(kernel, 0.0025, nx=1, nu=1, noise_std=noise_std, prior=known)
     bound = Mixture(rkhs_norm=1.0 + 1e-9, subgaussian=0.05, delta=0.1)
     enclosure = dp.enclosure(ConfidenceSet(bound).update(model), policies)
@@ -127,7 +124,7 @@ def _sample_capped(shard: int, budget: Budget, broken: bool) -> Sample:
             cost = (x > 0.01).double()
         else:
             kernel = kernels.rbf(0.3 + draw[2], variance=0.3)
-            span = (_vector(-2.0), _vector(2.0))
+            span = (vector(-2.0), vector(2.0))
             first, second = (
                 rkhs.random_function(kernel, *span, norm=1.0 + 3 * draw[3], generator=generator)(x.unsqueeze(-1))
                 for _ in range(2)
@@ -135,7 +132,7 @@ def _sample_capped(shard: int, budget: Budget, broken: bool) -> Sample:
             second = first + draw[2] * (second - first)
             cost = (x > draw[3]).double()
         chains = [_binned(mean, std, edges) for mean in (first, second)]
-        rate = parting_rate((first - second).abs().unsqueeze(-1), _vector(std))
+        rate = parting_rate((first - second).abs().unsqueeze(-1), vector(std))
         masses = [torch.zeros_like(x).index_fill_(0, torch.tensor(start), 1.0) for _ in chains]
         totals, rates = [0.0, 0.0], []
         for _ in range(horizon):

@@ -42,13 +42,13 @@ def closed_loop_range(
     x = centers.expand(u.shape[0], *centers.shape)
     middle = known(x, u)
     a, b = jacobians(known, x, u)
-    mid, half = 0.5 * (low + high), 0.5 * (high - low)
-    row = a + torch.einsum("pniu,pnu,pux->pnix", b, mid, gain)
-    reach = torch.einsum("pnix,nx->pni", row.abs(), radius)
     if u.shape[-1] == 1:
         ends = [a + torch.einsum("pniu,pnu,pux->pnix", b, s, gain) for s in (low, high)]
         reach = torch.maximum(*[torch.einsum("pnix,nx->pni", end.abs(), radius) for end in ends])
     else:
+        mid, half = 0.5 * (low + high), 0.5 * (high - low)
+        row = a + torch.einsum("pniu,pnu,pux->pnix", b, mid, gain)
+        reach = torch.einsum("pnix,nx->pni", row.abs(), radius)
         reach = reach + torch.einsum("pniu,pnu,pux,nx->pni", b.abs(), half, gain.abs(), radius)
     u_reach = high * torch.einsum("pux,nx->pnu", gain.abs(), radius)
     dz = torch.cat([radius.expand(u_reach.shape[0], *radius.shape), u_reach], dim=-1)

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems._magnitude import leaf
 from gpsafe.systems.base import Cost, HingeCost, IndicatorCost, check_fields
 from gpsafe.systems.pendulum import wrap_angle
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
-
-
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def accelerations(
@@ -146,8 +143,8 @@ class CartPole:
     speed_limit: float = 8.0
     action_repeat: int = 1
     cost_kind: Literal["indicator", "hinge"] = "indicator"
-    noise_std: Tensor = field(default_factory=lambda: _vector(0.001, 0.001, 0.001, 0.001))
-    initial_state: Tensor = field(default_factory=lambda: _vector(0.0, 0.0, 0.0, 0.0))
+    noise_std: Tensor = field(default_factory=lambda: vector(0.001, 0.001, 0.001, 0.001))
+    initial_state: Tensor = field(default_factory=lambda: vector(0.0, 0.0, 0.0, 0.0))
     horizon: int = 100
     budget: float = 1.0
     name: str = "cartpole"
@@ -177,19 +174,19 @@ class CartPole:
     @property
     def state_box(self) -> Box:
         """|position| ≤ 2·track, |θ| ≤ 3π/2, |v| ≤ 5, |ω| ≤ speed_limit."""
-        half = _vector(2 * self.track, 1.5 * math.pi, 5.0, self.speed_limit)
+        half = vector(2 * self.track, 1.5 * math.pi, 5.0, self.speed_limit)
         return Box(-half, half)
 
     @property
     def input_box(self) -> Box:
         """[−1, 1]."""
-        return Box(_vector(-1.0), _vector(1.0))
+        return Box(vector(-1.0), vector(1.0))
 
     @property
     def cost(self) -> Cost:
         """1{|position| > track}, or min((|position| − track)₊, 1)."""
-        normals = _vector(1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0).reshape(2, 4)
-        offsets = _vector(self.track, self.track)
+        normals = vector(1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0).reshape(2, 4)
+        offsets = vector(self.track, self.track)
         if self.cost_kind == "hinge":
             return HingeCost(normals, offsets)
         return IndicatorCost(normals, offsets)

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.linalg import vector
 from gpsafe.rkhs import RKHSFunction
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems.base import Cost, IndicatorCost, check_fields
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, exact_twin
-
-
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +39,9 @@ class DoubleIntegrator:
     dt: float = 0.1
     position_limit: float = 1.0
     target: float = 0.9
-    noise_std: Tensor = field(default_factory=lambda: _vector(0.002, 0.005))
-    initial_state: Tensor = field(default_factory=lambda: _vector(-0.5, 0.0))
-    state_box: Box = field(default_factory=lambda: Box(_vector(-2.0, -2.0), _vector(2.0, 2.0)))
+    noise_std: Tensor = field(default_factory=lambda: vector(0.002, 0.005))
+    initial_state: Tensor = field(default_factory=lambda: vector(-0.5, 0.0))
+    state_box: Box = field(default_factory=lambda: Box(vector(-2.0, -2.0), vector(2.0, 2.0)))
     horizon: int = 50
     budget: float = 0.2
     name: str = "double-integrator"
@@ -67,18 +64,18 @@ class DoubleIntegrator:
     @property
     def input_box(self) -> Box:
         """[−1, 1]."""
-        return Box(_vector(-1.0), _vector(1.0))
+        return Box(vector(-1.0), vector(1.0))
 
     @property
     def cost(self) -> Cost:
         """1{p > position_limit}."""
-        return IndicatorCost(_vector(1.0, 0.0).reshape(1, 2), _vector(self.position_limit))
+        return IndicatorCost(vector(1.0, 0.0).reshape(1, 2), vector(self.position_limit))
 
     def prior(self, *, mass_error: float = 0.2) -> AffineKnown:
         """The same plant with a mass (1 + mass_error) times the true one; 0 gives the truth."""
         gain = self.force / (self.mass * (1.0 + mass_error))
-        A = _vector(1.0, self.dt, 0.0, 1.0).reshape(2, 2)
-        B = _vector(0.5 * self.dt**2 * gain, self.dt * gain).reshape(2, 1)
+        A = vector(1.0, self.dt, 0.0, 1.0).reshape(2, 2)
+        B = vector(0.5 * self.dt**2 * gain, self.dt * gain).reshape(2, 1)
         return AffineKnown(A, B, torch.zeros(2, dtype=torch.float64))
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
@@ -100,7 +97,7 @@ class DoubleIntegrator:
         known, truth = self.prior(mass_error=mass_error), self.prior(mass_error=0.0)
         kernel = kernels.linear(variance)
         rows = torch.cat([truth.A - known.A, truth.B - known.B], dim=-1)
-        residual = tuple(RKHSFunction(kernel, row.reshape(1, 3) / variance, _vector(1.0)) for row in rows)
+        residual = tuple(RKHSFunction(kernel, row.reshape(1, 3) / variance, vector(1.0)) for row in rows)
         return exact_twin(self, known, residual=residual, outputs=(0, 1))
 
     def scene(self, x: Tensor) -> draw.Scene:

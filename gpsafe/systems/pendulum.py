@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems.base import Cost, HingeCost, IndicatorCost, check_fields
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
-
-
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
@@ -62,8 +59,8 @@ class Pendulum:
     safe_speed: float = 6.0
     action_repeat: int = 1
     cost_kind: Literal["indicator", "hinge"] = "indicator"
-    noise_std: Tensor = field(default_factory=lambda: _vector(0.001, 0.001))
-    initial_state: Tensor = field(default_factory=lambda: _vector(math.pi, 0.0))
+    noise_std: Tensor = field(default_factory=lambda: vector(0.001, 0.001))
+    initial_state: Tensor = field(default_factory=lambda: vector(math.pi, 0.0))
     horizon: int = 100
     budget: float = 0.2
     name: str = "pendulum"
@@ -93,19 +90,19 @@ class Pendulum:
     @property
     def state_box(self) -> Box:
         """One turn to either side of the hanging position, |ω| ≤ speed_limit."""
-        return Box(_vector(-math.pi, -self.speed_limit), _vector(3 * math.pi, self.speed_limit))
+        return Box(vector(-math.pi, -self.speed_limit), vector(3 * math.pi, self.speed_limit))
 
     @property
     def input_box(self) -> Box:
         """[−1, 1]."""
-        return Box(_vector(-1.0), _vector(1.0))
+        return Box(vector(-1.0), vector(1.0))
 
     @property
     def cost(self) -> Cost:
         """1{|ω| > safe_speed}, or min((|ω| − safe_speed)₊, 1)."""
         normals, offsets = (
-            _vector(0.0, 1.0, 0.0, -1.0).reshape(2, 2),
-            _vector(self.safe_speed, self.safe_speed),
+            vector(0.0, 1.0, 0.0, -1.0).reshape(2, 2),
+            vector(self.safe_speed, self.safe_speed),
         )
         if self.cost_kind == "hinge":
             return HingeCost(normals, offsets)
@@ -152,9 +149,9 @@ class Pendulum:
         k = torch.arange(n, dtype=torch.float64)
         amplitudes = dt * pull * torch.stack([dt * (n - k), torch.ones_like(k)], dim=-1)
         frequencies = torch.stack([torch.ones_like(k), dt * k, 0.5 * dt**2 * push * k * (k + 1)], dim=-1)
-        A = _vector(1.0, n * dt, 0.0, 1.0).reshape(2, 2)
-        B = _vector(0.5 * n * (n + 1) * dt**2 * push, n * dt * push).reshape(2, 1)
-        return SineKnown(A, B, _vector(0.0, 0.0), amplitudes, frequencies, torch.zeros_like(k))
+        A = vector(1.0, n * dt, 0.0, 1.0).reshape(2, 2)
+        B = vector(0.5 * n * (n + 1) * dt**2 * push, n * dt * push).reshape(2, 1)
+        return SineKnown(A, B, vector(0.0, 0.0), amplitudes, frequencies, torch.zeros_like(k))
 
     def twin(self, *, length_error: float = 0.1, mass_error: float = 0.1, ridge: float = 1e-9) -> RKHSTwin:
         """The RKHS twin over θ ∈ [−π, 3π], |ω| ≤ free_speed, |u| ≤ 1; both states are learned.
@@ -163,7 +160,7 @@ class Pendulum:
         """
         speed = self.free_speed
         box = self.state_box
-        region = Box(_vector(float(box.lower[0]), -speed, -1.0), _vector(float(box.upper[0]), speed, 1.0))
+        region = Box(vector(float(box.lower[0]), -speed, -1.0), vector(float(box.upper[0]), speed, 1.0))
         scale = 0.1
         step = self.action_repeat * self.dt
         kernel = [kernels.rbf([1.5, 16.0, 3.0], variance=(scale * factor) ** 2) for factor in (step, 1.0)]

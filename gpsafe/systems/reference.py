@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown, pendulum_known
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
-
-
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
@@ -35,17 +32,17 @@ def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
         name="reference-1d",
         nx=1,
         nu=1,
-        state_box=Box(_vector(-2.5), _vector(2.5)),
-        input_box=Box(_vector(-1.0), _vector(1.0)),
-        noise_std=_vector(float(_require.positive("reference_1d", "noise_std", noise_std))),
-        initial_state=_vector(-0.5),
+        state_box=Box(vector(-2.5), vector(2.5)),
+        input_box=Box(vector(-1.0), vector(1.0)),
+        noise_std=vector(float(_require.positive("reference_1d", "noise_std", noise_std))),
+        initial_state=vector(-0.5),
         horizon=20,
-        cost=IndicatorCost(_vector(1.0).reshape(1, 1), _vector(1.0)),
+        cost=IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0)),
         budget=0.2,
         dynamics=dynamics,
         reward_fn=lambda x, u: x[..., 0],
     )
-    known = AffineKnown(_vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), _vector(0.0))
+    known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.25).reshape(1, 1), vector(0.0))
     kernel = kernels.rbf([0.9, 3.0], variance=0.1**2)
     return twin(physics, known, kernels=kernel, outputs=(0,), counts=(14, 5), ridge=1e-10, name="reference-1d")
 
@@ -53,8 +50,8 @@ def reference_1d(noise_std: float = 0.01) -> RKHSTwin:
 def reference_1d_policies() -> tuple[AffinePolicies, Tensor]:
     """u = clip(3(g − x), ±1) for 81 set-points g ∈ [−0.5, 1.5], and S_0 = {g ≤ −0.4} (5 indices)."""
     targets = torch.linspace(-0.5, 1.5, 81, dtype=torch.float64)
-    box = Box(_vector(-1.0), _vector(1.0))
-    policies = set_point_policies(targets[:, None], _vector(3.0).reshape(1, 1), torch.zeros(81, 1).double(), box)
+    box = Box(vector(-1.0), vector(1.0))
+    policies = set_point_policies(targets[:, None], vector(3.0).reshape(1, 1), torch.zeros(81, 1).double(), box)
     return policies, (targets <= -0.4 + 1e-9).nonzero().squeeze(-1)
 
 
@@ -79,12 +76,12 @@ def reference_pendulum(noise_std: tuple[float, float] = (0.004, 0.01)) -> RKHSTw
         name="reference-pendulum",
         nx=2,
         nu=1,
-        state_box=Box(_vector(-2.5, -8.0), _vector(2.5, 8.0)),
-        input_box=Box(_vector(-1.0), _vector(1.0)),
-        noise_std=_require.positive("reference_pendulum", "noise_std", _vector(*noise_std)),
-        initial_state=_vector(0.0, 0.0),
+        state_box=Box(vector(-2.5, -8.0), vector(2.5, 8.0)),
+        input_box=Box(vector(-1.0), vector(1.0)),
+        noise_std=_require.positive("reference_pendulum", "noise_std", vector(*noise_std)),
+        initial_state=vector(0.0, 0.0),
         horizon=30,
-        cost=IndicatorCost(_vector(1.0, 0.0).reshape(1, 2), _vector(1.2)),
+        cost=IndicatorCost(vector(1.0, 0.0).reshape(1, 2), vector(1.2)),
         budget=0.2,
         dynamics=truth,
         reward_fn=lambda x, u: x[..., 0],
@@ -101,6 +98,6 @@ def reference_pendulum_policies() -> tuple[AffinePolicies, Tensor]:
     angles = torch.linspace(-0.6, 1.6, 45, dtype=torch.float64)
     targets = torch.stack([angles, torch.zeros_like(angles)], dim=-1)
     feedforward = (9.81 / 1.1) * angles.sin()[:, None] / 15.0
-    box = Box(_vector(-1.0), _vector(1.0))
-    policies = set_point_policies(targets, _vector(40.0, 11.0).reshape(1, 2) / 15.0, feedforward, box)
+    box = Box(vector(-1.0), vector(1.0))
+    policies = set_point_policies(targets, vector(40.0, 11.0).reshape(1, 2) / 15.0, feedforward, box)
     return policies, (angles <= -0.35 + 1e-9).nonzero().squeeze(-1)

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.linalg import vector
 from gpsafe.rkhs import random_function
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, exact_twin
-
-
-def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def _build(
@@ -33,7 +30,7 @@ def _build(
     budget: float,
 ) -> RKHSTwin:
     nx, nu = B.shape
-    limits = _vector(*half)
+    limits = vector(*half)
     region = Box(-limits, limits)
     known = AffineKnown(A, B, torch.zeros(nx, dtype=torch.float64))
     residual = tuple(
@@ -61,7 +58,7 @@ def _build(
         noise_std=_require.positive(name, "noise_std", noise_std).expand(nx).clone(),
         initial_state=start,
         horizon=horizon,
-        cost=IndicatorCost(normal, _vector(1.0)),
+        cost=IndicatorCost(normal, vector(1.0)),
         budget=budget,
         dynamics=dynamics,
         reward_fn=lambda x, u: x[..., 0] - 0.01 * u.square().sum(-1),
@@ -89,8 +86,8 @@ def rkhs_1d(
         budget: d.
     """
     return _build(
-        "rkhs-1d", _vector(1.0).reshape(1, 1), _vector(0.25).reshape(1, 1), [0.9, 3.0], [0.1], [2.5, 1.0],
-        _vector(-0.5), rkhs_norm=rkhs_norm, noise_std=noise_std, generator=generator, horizon=horizon,
+        "rkhs-1d", vector(1.0).reshape(1, 1), vector(0.25).reshape(1, 1), [0.9, 3.0], [0.1], [2.5, 1.0],
+        vector(-0.5), rkhs_norm=rkhs_norm, noise_std=noise_std, generator=generator, horizon=horizon,
         budget=budget,
     )  # fmt: skip
 
@@ -109,7 +106,7 @@ def rkhs_2d(
     reward x₁ − 0.01u². Arguments as in :func:`rkhs_1d`.
     """
     return _build(
-        "rkhs-2d", _vector(1.0, 0.2, 0.0, 0.9).reshape(2, 2), _vector(0.0, 0.25).reshape(2, 1), [0.9, 1.5,
-        3.0], [0.02, 0.1], [2.5, 2.5, 1.0], _vector(-0.5, 0.0),
+        "rkhs-2d", vector(1.0, 0.2, 0.0, 0.9).reshape(2, 2), vector(0.0, 0.25).reshape(2, 1), [0.9, 1.5,
+        3.0], [0.02, 0.1], [2.5, 2.5, 1.0], vector(-0.5, 0.0),
         rkhs_norm=rkhs_norm, noise_std=noise_std, generator=generator, horizon=horizon, budget=budget,
     )  # fmt: skip
