@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.base import CostBound
 from gpsafe.cost.hallucinated import Hallucinated
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
 from gpsafe.rollout import closed_loop, transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
@@ -52,31 +53,46 @@ def _confidence(seed: int, episodes: int) -> ConfidenceSet:
     return confidence
 
 
+def _setting(shard: int) -> tuple[AffinePolicies, ConfidenceSet, dict[str, Any]]:
+    """Policies, F_n and the task of one shard."""
+    system = _system()
+    task = {name: getattr(system, name) for name in ("initial_state", "horizon", "cost", "noise_std")}
+    return reference_1d_policies()[0].select(torch.tensor(CHOSEN)), _confidence(shard, 1 + 2 * (shard % 3)), task
+
+
+def _program(cells: int, task: Mapping[str, Any]) -> RobustDP:
+    box = Box(torch.tensor([-1.2], dtype=torch.float64), torch.tensor([1.8], dtype=torch.float64))
+    return RobustDP(Grid(box, (cells,)), **task)
+
+
+def _lower_estimates(
+    shard: int, policies: AffinePolicies, confidence: ConfidenceSet, task: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    options: dict[str, Any] = {**task, "seed": 10_000 + shard, "samples": 160}
+    return {
+        "sampled": Sampled(**options).evaluate(confidence, policies).lower.tolist(),
+        "hallucinated": Hallucinated(**options).evaluate(confidence, policies).lower.tolist(),
+    }
+
+
 def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     """All bounds and the truth for eight policies; the control presents the sampled estimate as a sound bound."""
-    system = _system()
-    policies = reference_1d_policies()[0].select(torch.tensor(CHOSEN))
-    confidence = _confidence(shard, 1 + 2 * (shard % 3))
-    task = (system.initial_state, system.horizon, system.cost, system.noise_std)
-    names = ("initial_state", "horizon", "cost", "noise_std")
-    monte_carlo: dict[str, Any] = {**dict(zip(names, task, strict=True)), "seed": 10_000 + shard}
-    box = Box(torch.tensor([-1.2], dtype=torch.float64), torch.tensor([1.8], dtype=torch.float64))
-    fine = RobustDP(Grid(box, (3000,)), *task)
+    policies, confidence, task = _setting(shard)
+    fine = _program(3000, task)
     enclosure = fine.enclosure(confidence, policies)
-    exact = enclosure.with_residual(system.residual_fn(enclosure.z))
+    exact = enclosure.with_residual(_system().residual_fn(enclosure.z))
     record: Sample = {"truth_low": fine.lower(exact).tolist(), "truth_high": fine.upper(exact).tolist()}
-    sampled = Sampled(**monte_carlo, samples=160).evaluate(confidence, policies)
+    options: dict[str, Any] = {**task, "seed": 10_000 + shard}
     if broken:
+        sampled = Sampled(**options, samples=160).evaluate(confidence, policies)
         return {**record, "bounds": {"sampled": sampled.lower.tolist()}}
-    tube: dict[str, Any] = {**monte_carlo, "samples": 800}
-    bounds: dict[str, Tensor] = {
-        "robust-dp": RobustDP(Grid(box, (750,)), *task).evaluate(confidence, policies).upper,
-        "total-variation": TotalVariation(**monte_carlo).evaluate(confidence, policies).upper,
-        "scenario-tube": ScenarioTube(**tube).evaluate(confidence, policies).upper,
-        "sampled": sampled.lower,
-        "hallucinated": Hallucinated(**monte_carlo, samples=160).evaluate(confidence, policies).lower,
-    }
-    return {**record, "bounds": {name: value.tolist() for name, value in bounds.items()}}
+    sound: tuple[CostBound, ...] = (
+        _program(750, task),
+        TotalVariation(**options),
+        ScenarioTube(**options, samples=800),
+    )
+    bounds = {bound.name: bound.evaluate(confidence, policies).upper.tolist() for bound in sound}
+    return {**record, "bounds": {**bounds, **_lower_estimates(shard, policies, confidence, task)}}
 
 
 def _worst(samples: Sequence[Sample], names: Sequence[str], truth: str) -> tuple[float, str]:
@@ -102,16 +118,14 @@ def _judge_sound(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 
 def _sample_order(shard: int, budget: Budget, broken: bool) -> Sample:
-    record = dict(_sample(shard, budget, False))
-    if broken:  # the rounding and the confidence width are left out: the program of the posterior mean
-        system, confidence = _system(), _confidence(shard, 1 + 2 * (shard % 3))
-        policies = reference_1d_policies()[0].select(torch.tensor(CHOSEN))
-        box = Box(torch.tensor([-1.2], dtype=torch.float64), torch.tensor([1.8], dtype=torch.float64))
-        dp = RobustDP(Grid(box, (750,)), system.initial_state, system.horizon, system.cost, system.noise_std)
-        enclosure = dp.enclosure(confidence, policies)
-        upper = dp.upper(enclosure.with_residual(confidence.model.residual_mean(enclosure.z)))
-        record["bounds"] = {**record["bounds"], "robust-dp": upper.tolist()}
-    return record
+    policies, confidence, task = _setting(shard)
+    program = _program(750, task)
+    if broken:  # the confidence width is left out: the program of the posterior mean
+        enclosure = program.enclosure(confidence, policies)
+        upper = program.upper(enclosure.with_residual(confidence.model.residual_mean(enclosure.z)))
+    else:
+        upper = program.evaluate(confidence, policies).upper
+    return {"bounds": {"robust-dp": upper.tolist(), **_lower_estimates(shard, policies, confidence, task)}}
 
 
 def _judge_order(samples: Sequence[Sample], broken: bool) -> Evidence:
@@ -152,7 +166,6 @@ _COMMON: dict[str, Any] = {
     ),
     "shards": {"quick": 6, "full": 60},
     "control_shards": {"quick": 3, "full": 12},
-    "plot": _plot,
 }
 CHECKS = (
     Check(
@@ -163,6 +176,7 @@ CHECKS = (
         control="the sampled estimate, a lower estimate of the supremum, is presented as a bound",
         sample=_sample,
         judge=_judge_sound,
+        plot=_plot,
         **_COMMON,
     ),
     Check(
