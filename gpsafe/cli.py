@@ -1,7 +1,7 @@
 """The command line. Exit codes: 0 all claims hold and can fail, 1 not so, 2 wrong usage, 130 after Ctrl-C.
 
-A command is a frozen dataclass (its options, read by tyro) and a function from it to an exit code; `COMMANDS`
-names them. Heavy libraries are loaded inside the functions, so that ``--help`` and mistakes answer quickly.
+`COMMANDS` names the commands. The options of one are a frozen dataclass, read by tyro. Heavy libraries are loaded
+inside the functions, so that ``--help`` and mistakes answer quickly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import itertools
 import math
 import os
 import shlex
@@ -24,16 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from gpsafe._cli_common import PLAIN, UsageError, parse, see_current_folder, width
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from gpsafe.checks import Check
     from gpsafe.verify import CheckResult, Progress
-
-
-class UsageError(Exception):
-    """One line for the user; exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def _verify(options: Verify, command: str) -> int:
         raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
     from gpsafe import report, store, verify
 
-    console = Console(width=_width())
+    console = Console(width=width())
     chosen, known = _chosen(options)
     if options.list:
         console.print(_list_table(chosen, options.budget))
@@ -117,10 +114,10 @@ def _verify(options: Verify, command: str) -> int:
         store.write_text(options.html, report.html(results, env))
     for result in results:
         if not result.passed:
-            console.print(f"{result.status} {result.check.name}: {result.reason}", **_PLAIN, soft_wrap=True)
-    console.print(report.summary(results), **_PLAIN, soft_wrap=True)
+            console.print(f"{result.status} {result.check.name}: {result.reason}", **PLAIN, soft_wrap=True)
+    console.print(report.summary(results), **PLAIN, soft_wrap=True)
     for path in outputs:
-        console.print(f"wrote {path}", **_PLAIN, soft_wrap=True)
+        console.print(f"wrote {path}", **PLAIN, soft_wrap=True)
     return 0 if all(result.passed for result in results) else 1
 
 
@@ -128,8 +125,7 @@ def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check]]:
     from gpsafe.checks import discover
     from gpsafe.verify import select
 
-    if str(Path.cwd()) not in sys.path:  # a console script has its own folder there instead
-        sys.path.insert(0, str(Path.cwd()))
+    see_current_folder()
     try:
         known = discover(options.package)
     except Exception as error:  # a module of checks may raise anything
@@ -168,10 +164,8 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
     def on_progress(progress: Progress) -> None:
         nonlocal state, checks
         if state is None:
-            kept = (
-                f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
-            )
-            console.print(f"{progress.total} pieces on {workers} workers{kept}", **_PLAIN, soft_wrap=True)
+            kept = f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
+            console.print(f"{progress.total} pieces on {workers} workers{kept}", **PLAIN, soft_wrap=True)
         state = progress
         if progress.finished is not None:
             checks += 1
@@ -180,7 +174,7 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
                 finished = progress.finished
                 console.print(
                     f"[{progress.done}/{progress.total}] {finished.status} {finished.check.name}",
-                    **_PLAIN,
+                    **PLAIN,
                     soft_wrap=True,
                 )
         bar.update(work, total=progress.total, completed=progress.done)
@@ -190,19 +184,14 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
             yield on_progress
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this line
-        kept = (
-            "nothing was finished yet" if state is None else f"{state.done} of {state.total} pieces are kept"
-        )
+        kept = "nothing was finished yet" if state is None else f"{state.done} of {state.total} pieces are kept"
         sys.stdout.flush()
-        sys.stderr.write(
-            f"gpsafe verify: stopped; {kept} in {cache}; the same command (without --fresh) goes on\n"
-        )
+        sys.stderr.write(f"gpsafe verify: stopped; {kept} in {cache}; the same command (without --fresh) goes on\n")
         raise
     finally:
         console.file.flush()
 
 
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}
 _COLOURS = {
     "HOLDS": "bold blue",
     "VIOLATED": "bold red",
@@ -210,13 +199,6 @@ _COLOURS = {
     "UNPROVEN": "bold magenta",
     "ERROR": "bold reverse",
 }
-
-
-def _width() -> int | None:
-    """Width for a pipe or a file: wide enough for every column. None on a terminal, which knows its own."""
-    if os.environ.get("COLUMNS", "").isdigit():
-        return max(60, int(os.environ["COLUMNS"]))
-    return None if sys.stdout.isatty() else 160
 
 
 def results_table(results: Sequence[CheckResult], width: int) -> Table:
@@ -285,32 +267,33 @@ def _list_table(checks: dict[str, Check], budget: Literal["quick", "full"]) -> T
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand: its options as a dataclass type, what runs it, and one line of help."""
+    """A subcommand: what runs it, given the words after its name and the whole command, and one line of help."""
 
-    options: type
-    run: Callable[[Any, str], int]
+    run: Callable[[Sequence[str], str], int]
     help: str
 
 
+def _verify_words(words: Sequence[str], command: str) -> int:
+    return _verify(parse(Verify, words, prog="gpsafe verify"), command)
+
+
+def _run_words(words: Sequence[str], command: str) -> int:
+    from gpsafe import _cli_experiments
+
+    return _cli_experiments.run(words, command)
+
+
+def _report_words(words: Sequence[str], command: str) -> int:
+    from gpsafe import _cli_experiments
+
+    return _cli_experiments.report(words, command)
+
+
 COMMANDS: dict[str, Command] = {
-    "verify": Command(Verify, _verify, "run the checks with their controls and report the verdicts"),
+    "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
+    "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
+    "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
 }
-
-
-def _parse(name: str, words: Sequence[str]) -> Any:
-    """The options of a command; tyro's framed complaint becomes one line."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(COMMANDS[name].options, prog=f"gpsafe {name}", args=list(words))
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    # A frame: a title (above a rule, on plain terminals), the complaint, a rule or an empty line, more.
-    framed = [line.strip("│ ") for line in complaint.getvalue().splitlines()]
-    body = framed[1:] if framed[:1] and framed[0].startswith("╭") else framed[2:]
-    lines = list(itertools.takewhile(lambda line: set(line) - set("─-"), body))
-    raise UsageError(f"{' '.join(lines) or 'the options are wrong'} See gpsafe {name} --help")
 
 
 def _usage() -> str:
@@ -336,7 +319,7 @@ def _dispatch(words: Sequence[str]) -> int:
             + (f"; did you mean {near[0]}?" if near else "")
         )
     command = COMMANDS[words[0]]
-    return command.run(_parse(words[0], words[1:]), shlex.join(["gpsafe", *words]))
+    return command.run(words[1:], shlex.join(["gpsafe", *words]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -362,9 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     finally:
-        with contextlib.suppress(
-            ValueError, TypeError
-        ):  # not the main thread, or a handler set outside Python
+        with contextlib.suppress(ValueError, TypeError):  # not the main thread, or a handler set outside Python
             signal.signal(signal.SIGINT, handler)
 
 

@@ -14,7 +14,8 @@ LAYERS: list[set[str]] = [
     {"confidence", "rollout"},
     {"cost"},
     {"safe_set", "explore"},
-    {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"},
+    {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"}
+    | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"},
 ]
 SIDEWAYS_FORBIDDEN = [("models", "systems"), ("systems", "models")]
 
