@@ -79,6 +79,12 @@ def psd_root(matrix: Tensor) -> Tensor:
     return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
 
 
+def safe_sqrt(value: Tensor) -> Tensor:
+    """√value with gradient 0 (not inf) at 0; NaN stays NaN."""
+    zero = value <= 0
+    return torch.where(zero, torch.zeros_like(value), torch.where(zero, torch.ones_like(value), value).sqrt())
+
+
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether a tensor is inside a ``torch.func`` transform (vmap, jacrev, …), where its storage is not
     accessible.

@@ -1,6 +1,9 @@
 """Dynamics models."""
 
+from gpsafe.models._normalizer import Normalizer
+from gpsafe.models._training import Fit, Training
 from gpsafe.models.base import DynamicsModel, Prediction
+from gpsafe.models.ensemble import Ensemble, Linearization
 from gpsafe.models.gp import GP, identity_prior, zero_prior
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.models.samples import FunctionSamples, sample_at, sample_functions
@@ -8,9 +11,14 @@ from gpsafe.models.samples import FunctionSamples, sample_at, sample_functions
 __all__ = [
     "GP",
     "DynamicsModel",
+    "Ensemble",
+    "Fit",
     "FunctionSamples",
+    "Linearization",
     "LowRankGP",
+    "Normalizer",
     "Prediction",
+    "Training",
     "identity_prior",
     "sample_at",
     "sample_functions",

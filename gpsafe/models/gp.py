@@ -282,7 +282,7 @@ class GP:
                     explained = linalg.triangular_square_norms(factor.inverse, grams[i])
                     variances[i] = (variances[i] - explained).clamp_min(0.0)
             means.append(self.weights[:, j] @ grams[i] if i in grams else torch.zeros_like(variances[i]))
-        stds = [_safe_sqrt(variances[i]) for i in self._index]
+        stds = [linalg.safe_sqrt(variances[i]) for i in self._index]
         return torch.stack(means, dim=-1), torch.stack(stds, dim=-1)
 
     def prior_variance(self, z: Tensor) -> Tensor:
@@ -379,9 +379,3 @@ class GP:
         products = (weights * self.targets).abs().sum(0) + self.regularizer * weights.square().sum(0)
         error = relative * largest * weights.abs().sum(0).square() + linalg.gamma(n + 2) * products
         return (square.clamp_min(0.0) + error).sqrt()
-
-
-def _safe_sqrt(value: Tensor) -> Tensor:
-    """√value with gradient 0 (not inf) at 0; NaN stays NaN."""
-    zero = value <= 0
-    return torch.where(zero, torch.zeros_like(value), torch.where(zero, torch.ones_like(value), value).sqrt())

@@ -1,5 +1,6 @@
 """Contract of every dynamics model: batched, pure, honest about what it does not know."""
 
+import functools
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
 from gpsafe.data import Transitions
-from gpsafe.models import GP, DynamicsModel, LowRankGP, Prediction, identity_prior
+from gpsafe.models import GP, DynamicsModel, Ensemble, LowRankGP, Prediction, Training, identity_prior, zero_prior
 
 NX, NU = 2, 1
 
@@ -28,12 +29,22 @@ def gp(*names: str, **options) -> GP:
     return GP.create(chosen, 0.05, nx=NX, nu=NU, noise_std=[0.01, 0.02], prior=identity_prior, **options)
 
 
+@functools.cache  # learns once
+def ensemble(**options) -> Ensemble:
+    settings = Training(epochs=20, steps=200, batch=8)
+    return Ensemble.create(NX, NU, generator=torch.Generator().manual_seed(3), training=settings, **options).condition(
+        data(0)
+    )
+
+
 # Every model with some data. Another model joins by one line.
 MODELS = {
     "gp": lambda: gp("rbf", "matern-3/2").condition(data(0)),
     "gp-one-output": lambda: gp("matern-5/2", outputs=[1]).condition(data(0)),
     "gp-generic-kernel": lambda: gp("rational-quadratic", "additive").condition(data(0)),
     "gp-practical": lambda: gp("rbf", "linear", mode="practical").condition(data(0)),
+    "ensemble": ensemble,
+    "ensemble-absolute": lambda: ensemble(prior=zero_prior, hidden=(8,), members=3),
     "low-rank": lambda: LowRankGP.create(gp("rbf", "matern-3/2").condition(data(0)), 8),
     "low-rank-exact-mean": lambda: LowRankGP.create(gp("rbf", "additive").condition(data(0)), 8, mean="exact"),
 }
@@ -98,7 +109,10 @@ def test_conditioning_returns_a_new_model_and_leaves_the_old_one(model):
     assert float((later.predict(x, u).mean - before.mean).abs().max()) > 1e-6
 
 
-def test_data_make_it_more_certain_where_they_are(model):
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("ensemble")])
+def test_data_make_it_more_certain_where_they_are(name):
+    """A theorem for Gaussian processes only: the spread of an ensemble may grow with data."""
+    model = MODELS[name]()
     more = data(7, 30)
     assert float(model.condition(more).predict(more.x, more.u).std.sum()) < float(
         model.predict(more.x, more.u).std.sum()
