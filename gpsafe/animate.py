@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gpsafe import _require, store
@@ -24,6 +25,7 @@ from gpsafe.systems.scene import ACCENT, DARK, GREY, RED
 
 MAX_BYTES = 1_500_000
 FRAME_MS = 60
+HEADER = 18  # pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +64,7 @@ def save_gif(
         path: of the file.
         system: plant.
         states: (E, T + 1, nx).
-        title: stored as the GIF's comment.
+        title: one line above the picture, before the episode and the step.
         size: side of one panel (pixels).
         max_frames: more states than that are thinned.
 
@@ -87,8 +89,6 @@ def save_gif(
 
 
 def _encode(movie: Animation, size: int, max_frames: int) -> bytes:
-    from PIL import Image
-
     episodes, steps, nx = movie.states.shape
     total = episodes * steps
     shown = np.unique(np.linspace(0, total - 1, min(total, max_frames)).round().astype(int))
@@ -101,7 +101,8 @@ def _encode(movie: Animation, size: int, max_frames: int) -> bytes:
             plane.visit(movie.states.reshape(total, nx)[painted : number + 1])
             panels.append(plane.frame(movie.states[episode, : step + 1]))
         painted = int(number) + 1
-        frames.append(Image.fromarray(np.concatenate(panels, axis=1)))
+        words = f"{movie.title}  episode {episode + 1}/{episodes}, step {step}".strip()
+        frames.append(_with_header(np.concatenate(panels, axis=1), words))
     sample = Image.fromarray(np.concatenate([np.asarray(f) for f in frames[:: max(1, len(frames) // 8)]]))
     palette = sample.quantize(48, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -116,6 +117,14 @@ def _encode(movie: Animation, size: int, max_frames: int) -> bytes:
         comment=movie.title.encode() or b"gpsafe",
     )
     return buffer.getvalue()
+
+
+def _with_header(panels: NDArray[np.uint8], words: str) -> Image.Image:
+    """The panels under a strip with one line of text."""
+    image = Image.new("RGB", (panels.shape[1], panels.shape[0] + HEADER), "white")
+    image.paste(Image.fromarray(panels), (0, HEADER))
+    ImageDraw.Draw(image).text((4, 3), words, fill=tuple(int(255 * part) for part in DARK))
+    return image
 
 
 class _Plane:

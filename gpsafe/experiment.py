@@ -238,7 +238,7 @@ def run_seed(
     home.require_same(experiment.name, arguments, seed)
     config = {"experiment": experiment.name, "budget": budget, "seed": seed, "arguments": as_plain(arguments)}
     store.write_json(home.path / "config.json", config)
-    about, begun = dict(about or session()), time.perf_counter()
+    about, begun = dict(session() if about is None else about), time.perf_counter()
     earlier = (home.read("provenance.json") or {}).get("sessions", [])
     store.write_json(home.path / "provenance.json", {"sessions": [*earlier, about]})
     record = Record(home.path, revision=_revision(about), on_progress=on_progress)
