@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1] / "gpsafe"
 
 LAYERS: list[set[str]] = [
     {"verdict", "_require", "linalg", "store"},
-    {"sets", "kernels", "rkhs", "data", "checks", "policies"},
+    {"sets", "kernels", "rkhs", "data", "checks", "policies", "parametric"},
     {"models", "systems", "envs", "_drawing"},
     {"confidence", "rollout"},
     {"cost"},
-    {"safe_set", "explore"},
+    {"safe_set", "explore", "safe_parameters", "search", "planning"},
     {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"}
     | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"},
 ]
