@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
+from gpsafe.parametric import input_gap
 from gpsafe.policies import AffinePolicies
 from gpsafe.systems.base import KnownPart
 
@@ -123,17 +124,17 @@ def policy_distance(
     noise_std: Tensor,
     horizon: int,
     ceiling: float,
+    others: AffinePolicies | None = None,
 ) -> Tensor:
     """D(π, π′) ≥ sup_f |J_c(π, f) − J_c(π′, f)| for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
 
     τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
     the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum
-    over all states is taken exactly: clipping is 1-Lipschitz, so policies with equal gains differ by at most |Δoffset|;
-    otherwise by at most the width of the input box. The kernel is stationary, and p must be affine in u with a constant
-    input matrix (Hessian bound zero in every entry that involves u).
+    over all states is that of `parametric.input_gap`. The kernel is stationary, and p must be affine in u with a
+    constant input matrix (Hessian bound zero in every entry that involves u).
 
     Returns:
-        (P, P), symmetric, zero diagonal, capped at T·C.
+        (P, P), symmetric, zero diagonal, capped at T·C; with `others` (Q policies): (P, Q).
     """
     nx, nu = policies.gain.shape[-1], policies.gain.shape[-2]
     if bool((known.hessian_bound[:, :, nx:] != 0).any()):
@@ -145,10 +146,7 @@ def policy_distance(
     zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
     basis = torch.eye(nu, dtype=torch.float64)
     matrix = (known(zero_x.expand(nu, nx), basis) - known(zero_x, zero_u)).abs().T  # |∂p/∂u|, (nx, nu)
-    width = policies.input_box.upper - policies.input_box.lower
-    change = (policies.offset.unsqueeze(1) - policies.offset.unsqueeze(0)).abs()
-    same = (policies.gain.unsqueeze(1) == policies.gain.unsqueeze(0)).all(-1).all(-1, keepdim=True)
-    change = torch.minimum(torch.where(same, change, width), width)  # (P, P, nu)
+    change = input_gap(policies, policies if others is None else others)  # (P, Q, nu)
     shift = change @ matrix.T
     step = torch.cat([torch.zeros(*change.shape[:-1], nx, dtype=torch.float64), change], dim=-1)
     for j, output in enumerate(outputs):

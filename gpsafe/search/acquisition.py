@@ -1,0 +1,93 @@
+"""The rollout value as a BoTorch acquisition function, and its optimisation by `optimize_acqf` with the constraint."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from botorch.acquisition import AcquisitionFunction
+from botorch.exceptions.warnings import OptimizationWarning
+from botorch.models.deterministic import GenericDeterministicModel
+from botorch.optim import optimize_acqf
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.search.problem import Problem, Proposals, check_starts, value_and_gradients
+
+
+class RolloutAcquisition(AcquisitionFunction):
+    """X (b, 1, d) in the unit cube ↦ objective (b,); `slack` is −constraint.
+
+    SLSQP asks for the objective, the constraint and both gradients at one point in separate calls: they come from one
+    differentiated rollout, remembered for the last point.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(GenericDeterministicModel(lambda x: x[..., :1]))  # BoTorch asks for a model; it is not used
+        self.problem = problem
+        self.evaluations = 0
+        self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def _expand(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Objective and constraint at x (b, d), with their values and first derivatives."""
+        point = x.detach()
+        if self._last is None or not torch.equal(self._last[0], point):
+            self._last = (point.clone(), value_and_gradients(self.problem, point))
+            self.evaluations += len(point)
+        objective, constraint, up, out = self._last[1]
+        step = x - point  # zero, but it carries the gradient
+        return objective + (up * step).sum(-1), constraint + (out * step).sum(-1)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Objective at X (b, 1, d)."""
+        return self._expand(X.squeeze(-2))[0]
+
+    def slack(self, x: Tensor) -> Tensor:
+        """−constraint at one point (d,); ≥ 0 is feasible."""
+        return -self._expand(x.unsqueeze(0))[1].squeeze(0)
+
+
+@dataclass(frozen=True, slots=True)
+class BotorchSearch:
+    """`optimize_acqf`, multi-start from the given points, SLSQP with the nonlinear constraint.
+
+    BoTorch refuses infeasible starts: those are returned unchanged. Its starts run one after another, not as a batch.
+
+    Args:
+        iterations: of SLSQP per start.
+    """
+
+    iterations: int = 12
+
+    def __post_init__(self) -> None:
+        _require.count("BotorchSearch", "iterations", self.iterations)
+
+    def __call__(self, problem: Problem, starts: Tensor, generator: torch.Generator) -> Proposals:
+        """See :class:`Search`. Deterministic: the generator is not used."""
+        starts = check_starts("BotorchSearch", starts)
+        with torch.no_grad():
+            value, constraint = problem(starts)
+        usable = torch.nonzero(constraint <= 0).flatten()
+        acquisition = RolloutAcquisition(problem)
+        points = starts.clone()
+        if len(usable):
+            dim = starts.shape[-1]
+            cube = torch.stack([torch.zeros(dim), torch.ones(dim)]).double()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", OptimizationWarning)  # an unfinished search still proposes
+                found, _ = optimize_acqf(
+                    acquisition,
+                    cube,
+                    q=1,
+                    num_restarts=len(usable),
+                    batch_initial_conditions=starts[usable].unsqueeze(-2),
+                    nonlinear_inequality_constraints=[(acquisition.slack, True)],
+                    options={"maxiter": self.iterations, "batch_limit": 1},
+                    return_best_only=False,
+                    retry_on_optimization_warning=False,
+                )
+            points[usable] = found.squeeze(-2).detach().clamp(0.0, 1.0)
+            with torch.no_grad():
+                value, constraint = problem(points)
+        return Proposals(points, value, constraint, acquisition.evaluations + 2 * len(starts))

@@ -1,0 +1,95 @@
+"""ActSafe on continuous parameters: members are truly safe, S_n grows, only members run, fooled searches change nothing."""
+
+import pytest
+import torch
+
+from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe
+from gpsafe.confidence import ConfidenceSet, Constant, Mixture
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.models import GP
+from gpsafe.parametric import set_point_family
+from gpsafe.search import FiniteGrid, LogBarrier, RandomSearch
+from gpsafe.sets import Box
+from gpsafe.systems.reference import reference_1d
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    plant = reference_1d()
+    family = set_point_family((-0.6, 1.4), (1.0, 6.0), input_box=plant.input_box)
+    model = GP.create(plant.kernels, 1e-4, nx=1, nu=1, noise_std=plant.noise_std, prior=plant.known)
+    bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    dp = RobustDP(
+        Grid(Box(vector(-2.0), vector(1.5)), (500,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std
+    )
+    initial = torch.tensor([[-0.5, 3.0], [-0.4, 3.0]]).double()
+    return ContinuousActSafe(
+        plant, family, initial, model, bound, dp, LogBarrier(steps=6), episodes=3, exploit=1, starts=4, rounds=4,
+        pessimism="sampled", rollouts={"paths": 2, "draws": 3, "features": 64},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(algorithm):
+    return algorithm.run(torch.Generator().manual_seed(0))
+
+
+def true_cost(algorithm, theta: torch.Tensor) -> torch.Tensor:
+    dp = algorithm.cost_bound
+    confidence = ConfidenceSet(algorithm.bound).update(algorithm.model)
+    enclosure = dp.enclosure(confidence, algorithm.family(theta))
+    return dp.lower(enclosure.with_residual(algorithm.system.residual_fn(enclosure.z)))
+
+
+def test_members_and_executed_policies_are_truly_safe(algorithm, run):
+    assert bool((true_cost(algorithm, run.safe.theta) <= algorithm.system.budget).all())
+    executed = torch.stack([e.theta for e in run.episodes])
+    assert bool((torch.cdist(executed, run.safe.theta).amin(-1) == 0).all())
+    assert run.falsified is None and all(e.cost == 0.0 for e in run.episodes)
+
+
+def test_the_safe_set_grows_and_every_member_has_its_witness(algorithm, run):
+    sizes = [e.size for e in run.episodes]
+    assert sizes == sorted(sizes) and sizes[-1] > 4 and len(run.safe) == sizes[-1]
+    for witness in run.safe.witnesses[2:]:
+        assert witness.rule == "bound" and witness.value <= algorithm.system.budget
+    assert [e.goal for e in run.episodes] == ["exploration"] * 3 + ["reward"]
+    assert float(run.safe.theta[:, 0].max()) > -0.3  # beyond S_0
+
+
+def test_refused_proposals_are_recorded(run):
+    for episode in run.episodes:
+        rows = len(episode.proposals.points)
+        assert len(episode.decisions.rule) == rows == len(episode.decisions.upper)
+    assert any(not bool(e.decisions.accepted.all()) for e in run.episodes)
+
+
+def test_same_seed_same_run(algorithm, run):
+    again = algorithm.with_(episodes=2, exploit=0).run(torch.Generator().manual_seed(0))
+    assert all(torch.equal(a.states, b.states) for a, b in zip(again.episodes, run.episodes, strict=False))
+
+
+def test_a_search_that_proposes_only_unsafe_policies_changes_nothing_but_by_backing_off(algorithm):
+    unsafe = FiniteGrid(torch.tensor([[0.95, 0.5], [1.0, 0.9], [0.9, 0.2]]).double())  # set-points beyond x = 1
+    stubborn = algorithm.with_(search=unsafe, episodes=2, exploit=1, rounds=0)
+    run = stubborn.run(torch.Generator().manual_seed(0))
+    assert len(run.safe) == 2 and not any(bool(e.decisions.accepted.any()) for e in run.episodes)
+    backing = stubborn.with_(rounds=5).run(torch.Generator().manual_seed(0))
+    assert len(backing.safe) > 2
+    assert bool((true_cost(algorithm, backing.safe.theta) <= algorithm.system.budget).all())
+
+
+def test_heuristic_confidence_is_refused(algorithm):
+    wrong = Constant(rkhs_norm=4.47, subgaussian=0.01, delta=0.1, value=2.0)
+    with pytest.raises(ValueError, match="sound"):
+        algorithm.with_(bound=wrong, search=RandomSearch(4)).run(torch.Generator().manual_seed(0))
+
+
+def test_a_false_norm_is_reported(algorithm):
+    wrong = Mixture(rkhs_norm=0.02, subgaussian=0.001, delta=0.1)
+    run = algorithm.with_(bound=wrong, search=RandomSearch(4)).run(torch.Generator().manual_seed(0))
+    assert run.falsified is not None and len(run.episodes) < 4
