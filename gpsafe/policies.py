@@ -36,6 +36,41 @@ class PolicyClass(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Feedback:
+    """Closed-loop changes over boxes: π_i(x) − π_i(c) = s ∘ (gain (x − c) + e), s ∈ [low, high], |e| ≤ remainder.
+
+    c is the middle of the box and x any point of it.
+
+    Attributes:
+        gain: (P, N or 1, nu, nx).
+        low, high: (P, N, nu), between 0 and 1.
+        remainder: (P, N or 1, nu), not negative; 0 for affine policies.
+    """
+
+    gain: Tensor
+    low: Tensor
+    high: Tensor
+    remainder: Tensor
+
+
+@runtime_checkable
+class CurvedPolicyClass(PolicyClass, Protocol):
+    """A policy class whose gain changes with the state."""
+
+    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
+        """See :class:`Feedback`; lower, upper: (P or 1, N, nx)."""
+        ...
+
+
+def feedback(policies: PolicyClass, lower: Tensor, upper: Tensor) -> Feedback:
+    """Closed-loop changes of any policy class over boxes (P or 1, N, nx): its own, or `slopes` with remainder 0."""
+    if isinstance(policies, CurvedPolicyClass):
+        return policies.feedback(lower, upper)
+    gain, low, high = policies.slopes(lower, upper)
+    return Feedback(gain.unsqueeze(1), low, high, torch.zeros_like(low[:, :1]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AffinePolicies:
     """π_i(x) = clip(offset_i + gain_i x, input box): set-point and linear-feedback families.
 
@@ -92,19 +127,24 @@ class AffinePolicies:
         Returns:
             low, high: (P, N, nu), between 0 and 1.
         """
-        v, least, most = self._raw(x), self.input_box.lower, self.input_box.upper
-        tiny = torch.finfo(torch.float64).tiny
-        margin = 1e-12 * (1.0 + v.abs() + reach)  # of rounding in v and reach
-        reach = reach + margin
-        above, below = v >= most, v <= least  # at or beyond a limit: clip is flat on one side
-        room = torch.minimum(most - v, v - least)
-        low = (room / reach.clamp_min(tiny) - 1e-12).clamp(0.0, 1.0)
-        low = torch.where(room >= reach, torch.ones_like(v), torch.where(above | below, torch.zeros_like(v), low))
-        excess = torch.where(above, v - most, least - v)
-        travel = torch.minimum(reach, excess + (most - least))
-        high = (travel - excess).clamp_min(0.0) / travel.clamp_min(tiny)
-        high = torch.where(above | below, high, torch.ones_like(v))
-        return low, torch.where(high > 0, high + 1e-12, high).clamp(0.0, 1.0)
+        return secants(self._raw(x), reach, self.input_box)
+
+
+def secants(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Range of (clip(v′) − clip(v))/(v′ − v) over |v′ − v| ≤ reach, see :meth:`AffinePolicies.secants`; all (*b, nu)."""
+    least, most = box.lower, box.upper
+    tiny = torch.finfo(torch.float64).tiny
+    margin = 1e-12 * (1.0 + v.abs() + reach)  # of rounding in v and reach
+    reach = reach + margin
+    above, below = v >= most, v <= least  # at or beyond a limit: clip is flat on one side
+    room = torch.minimum(most - v, v - least)
+    low = (room / reach.clamp_min(tiny) - 1e-12).clamp(0.0, 1.0)
+    low = torch.where(room >= reach, torch.ones_like(v), torch.where(above | below, torch.zeros_like(v), low))
+    excess = torch.where(above, v - most, least - v)
+    travel = torch.minimum(reach, excess + (most - least))
+    high = (travel - excess).clamp_min(0.0) / travel.clamp_min(tiny)
+    high = torch.where(above | below, high, torch.ones_like(v))
+    return low, torch.where(high > 0, high + 1e-12, high).clamp(0.0, 1.0)
 
 
 def set_point_policies(targets: Tensor, gain: Tensor, feedforward: Tensor, input_box: Box) -> AffinePolicies:

@@ -67,6 +67,8 @@ class ActSafe:
         distance: D(π, π′), or None to leave the Lipschitz rule out.
         episodes: number of episodes.
         threshold: expansion ends when max_{S_n} of the exploration value falls below it.
+        start: makes the session that answers for the class (e.g. a `PrunedSession` for thousands of policies); by default
+            one that evaluates every policy asked for with `cost_bound`.
         view: what F_n is evaluated with, e.g. a low-rank posterior with a rigorous error term; identity by default.
     """
 
@@ -80,6 +82,7 @@ class ActSafe:
     episodes: int = 30
     threshold: float = 0.0
     view: Callable[[GP], GP] = field(default=lambda model: model)
+    start: Callable[[ConfidenceSet], Session] | None = None
 
     def __post_init__(self) -> None:
         _require.count("ActSafe", "episodes", self.episodes)
@@ -91,11 +94,7 @@ class ActSafe:
     def run(self, generator: torch.Generator) -> ActSafeRun:
         """Runs all episodes; stops early if F_n comes out empty (a falsified assumption)."""
         model, confidence = self.model, ConfidenceSet(self.bound).update(self.view(self.model))
-        session: Session = (
-            DPSession.start(self.cost_bound, confidence, self.policies)
-            if isinstance(self.cost_bound, RobustDP)
-            else EvaluationSession(self.cost_bound, confidence, self.policies, self.system, generator)
-        )
+        session = self._session(confidence, generator)
         safe = SafePolicySet.initial(self.policies.num, list(self.initial_safe), budget=self.system.budget)
         safe_sets, episodes, exploring = [safe], [], True
         for number in range(1, self.episodes + 1):
@@ -126,6 +125,13 @@ class ActSafe:
             if falsified is not None:
                 return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence, falsified)
         return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence)
+
+    def _session(self, confidence: ConfidenceSet, generator: torch.Generator) -> Session:
+        if self.start is not None:
+            return self.start(confidence)
+        if isinstance(self.cost_bound, RobustDP):
+            return DPSession.start(self.cost_bound, confidence, self.policies)
+        return EvaluationSession(self.cost_bound, confidence, self.policies, self.system, generator)
 
     def _execute(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         system = self.system

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, feedback
 from gpsafe.systems.base import KnownPart
 
 
@@ -23,13 +23,14 @@ def closed_loop_range(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Range of x ↦ p(x, π_i(x)) over boxes, keeping cancellations between plant and feedback.
 
-    With A, B the Jacobians of p at (c, π(c)), s ∈ [low, high] the policy's slope over the box and d = x − c:
-    p = p(c, π(c)) + (A + B diag(s) G) d + ½ dzᵀ H dz. The row norm Σ_j |A + B s G|_ij r_j is convex in s: for one input
-    its maximum is at an end; for several inputs the ends are combined by the triangle inequality.
+    With A, B the Jacobians of p at (c, π(c)), s ∈ [low, high] the policy's slope over the box, d = x − c and e what the
+    policy's gain G leaves out (`Feedback.remainder`): p = p(c, π(c)) + (A + B diag(s) G) d + B diag(s) e + ½ dzᵀ H dz.
+    The row norm Σ_j |A + B s G|_ij r_j is convex in s: for one input its maximum is at an end; for several inputs the
+    ends are combined by the triangle inequality.
 
     Args:
         known: p with `hessian_bound`.
-        policies: P policies with `slopes`.
+        policies: P policies with `slopes` or `feedback`.
         centers, radius: (N, nx).
 
     Returns:
@@ -37,20 +38,24 @@ def closed_loop_range(
     """
     if not isinstance(known, KnownPart):
         raise _require.fail("closed_loop_range", "a known part with hessian_bound", type(known).__name__)
-    gain, low, high = policies.slopes((centers - radius).unsqueeze(0), (centers + radius).unsqueeze(0))
+    slope = feedback(policies, (centers - radius).unsqueeze(0), (centers + radius).unsqueeze(0))
+    low, high = slope.low, slope.high
     u = policies(centers.unsqueeze(0))
     x = centers.expand(u.shape[0], *centers.shape)
+    gain = slope.gain.expand(*u.shape, centers.shape[-1])
     middle = known(x, u)
     a, b = jacobians(known, x, u)
     if u.shape[-1] == 1:
-        ends = [a + torch.einsum("pniu,pnu,pux->pnix", b, s, gain) for s in (low, high)]
+        ends = [a + b * (s.unsqueeze(-1) * gain) for s in (low, high)]
         reach = torch.maximum(*[torch.einsum("pnix,nx->pni", end.abs(), radius) for end in ends])
     else:
         mid, half = 0.5 * (low + high), 0.5 * (high - low)
-        row = a + torch.einsum("pniu,pnu,pux->pnix", b, mid, gain)
+        row = a + torch.einsum("pniu,pnu,pnux->pnix", b, mid, gain)
         reach = torch.einsum("pnix,nx->pni", row.abs(), radius)
-        reach = reach + torch.einsum("pniu,pnu,pux,nx->pni", b.abs(), half, gain.abs(), radius)
-    u_reach = high * torch.einsum("pux,nx->pnu", gain.abs(), radius)
+        reach = reach + torch.einsum("pniu,pnu,pnux,nx->pni", b.abs(), half, gain.abs(), radius)
+    bent = high * slope.remainder
+    reach = reach + torch.einsum("pniu,pnu->pni", b.abs(), bent)
+    u_reach = high * torch.einsum("pnux,nx->pnu", gain.abs(), radius) + bent
     dz = torch.cat([radius.expand(u_reach.shape[0], *radius.shape), u_reach], dim=-1)
     hessian = known.hessian_bound.to(dz.device)
     if bool((hessian != 0).any()):
@@ -59,8 +64,12 @@ def closed_loop_range(
 
 
 def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """∂p/∂x (P, N, nx, nx) and ∂p/∂u (P, N, nx, nu) by forward-mode differentiation along each input axis."""
-
+    """∂p/∂x (*b, nx, nx) and ∂p/∂u (*b, nx, nu): the known part's own `jacobian`, if it has one, else forward-mode
+    differentiation along each input axis.
+    """
+    closed = getattr(known, "jacobian", None)
+    if closed is not None:
+        return closed(x, u)
     x, u = x.contiguous(), u.contiguous()
 
     def column(index: int, of: Tensor, size: int) -> Tensor:

@@ -11,6 +11,7 @@ the horizon. Policies are a batch dimension; time is the only Python loop.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,6 +62,16 @@ class Grid:
     def num(self) -> int:
         """N = Π cells."""
         return math.prod(self.cells)
+
+    def window(self, first: Sequence[int], last: Sequence[int]) -> Grid:
+        """The same cells `first` … `last` (inclusive) of each axis only: a program on them charges what leaves them."""
+        limits = zip(first, last, self.cells, strict=True)
+        if not all(0 <= a <= b < n for a, b, n in limits):
+            raise _require.fail("Grid.window", f"first ≤ last within {self.cells}", (tuple(first), tuple(last)))
+        a = torch.tensor(first, dtype=torch.float64)
+        b = torch.tensor(last, dtype=torch.float64) + 1.0
+        box = Box(self.box.lower + a * self.size, self.box.lower + b * self.size)
+        return Grid(box, tuple(j - i + 1 for i, j in zip(first, last, strict=True)), self.split)
 
     def index(self, x: Tensor) -> Tensor:
         """Row-major index of the cell of x (*b, nx), −1 outside."""

@@ -31,7 +31,7 @@ from gpsafe.cost._task import MonteCarloTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, KnownPart
 
@@ -234,12 +234,13 @@ class _Walk:
             raise _require.fail("ScenarioTube", "a known part with hessian_bound", type(known).__name__)
         policies, x = self.policies, self.tube.center
         generators, radius = self.tube.generators, self.tube.radius
-        gain, low, high = policies.slopes(x - radius, x + radius)
-        feed = torch.einsum("pux,pnxm->pnum", gain, generators)
-        spread = feed.abs().sum(-1)  # sup |K(x − c)|, (P, N, nu)
+        slope = feedback(policies, x - radius, x + radius)
+        low, high = slope.low, slope.high
+        feed = slope.gain @ generators
+        spread = feed.abs().sum(-1) + slope.remainder  # sup |K(x − c) + e|, (P, N, nu)
         if isinstance(policies, AffinePolicies):
             low, high = policies.secants(x, spread)  # sharper: along K, not over the box
-        kink = 0.5 * (high - low) * spread
+        kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * slope.remainder
         u = policies(x)
         feed = (0.5 * (low + high)).unsqueeze(-1) * feed
         a, b = jacobians(known, x, u)

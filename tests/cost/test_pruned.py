@@ -1,0 +1,178 @@
+"""Pruned sessions hand out bounds of the robust program: windows, screens and old values never make them smaller."""
+
+import dataclasses
+
+import pytest
+import torch
+from cost_cases import generator, make_case
+from hypothesis import given
+from strategies import seeds
+
+from gpsafe.algorithms.actsafe import ActSafe
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import pruned
+from gpsafe.cost.pruned import PrunedSession, probe, windowed
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.models import GP
+from gpsafe.sets import Box
+from gpsafe.systems.reference import reference_1d, reference_1d_policies
+
+BUDGET = 0.2
+
+
+def uniform(g: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=g)
+
+
+def program(system, cells: int = 397) -> RobustDP:
+    """No cell edge on the boundary x = 1, where rounding would decide whether the cell costs 1."""
+    grid = Grid(system.state_box, (cells,))
+    return RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+
+
+def session(case, **changes) -> PrunedSession:
+    every = case.policies.select(torch.arange(0, 81, 4))
+    return PrunedSession(program(case.system), case.confidence, every, BUDGET, generator(1), **changes)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_case("1d", (0, 10, 20))
+
+
+def test_window_keeps_the_cells():
+    grid = Grid(Box(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])), (8, 6), (1, 2))
+    part = grid.window((2, 1), (5, 4))
+    assert part.cells == (4, 4) and part.split == (1, 2)
+    inside = grid.centers.reshape(8, 6, 2)[2:6, 1:5].reshape(-1, 2)
+    assert torch.allclose(part.centers, inside, atol=1e-15, rtol=0)
+    with pytest.raises(ValueError, match="window"):
+        grid.window((2, 1), (8, 4))
+
+
+@given(seeds())
+def test_windows_contain_their_boxes_and_partition_the_policies(seed):
+    g = generator(seed)
+    dp = program(reference_1d())
+    low = 4 * uniform(g, 12, 1) - 2.4
+    high = low + uniform(g, 12, 1) * (2.5 - low)
+    groups = windowed(dp, low, high)
+    assert sorted(torch.cat([index for _, index in groups]).tolist()) == list(range(12))
+    for program_on_window, index in groups:
+        box = program_on_window.grid.box
+        assert bool((box.lower <= low[index] + 1e-12).all() and (box.upper >= high[index] - 1e-12).all())
+        assert bool(box.contains(dp.initial_state))
+
+
+@given(seeds())
+def test_a_program_on_a_window_dominates_that_on_the_grid(case, seed):
+    dp = program(case.system)
+    policies = case.choose(0, 20, 40, 60)
+    whole = dp.upper(dp.enclosure(case.confidence, policies).refine(case.confidence))
+    g = generator(seed)
+    low, high = -0.6 - 1.5 * uniform(g, 4, 1), -0.4 + 2 * uniform(g, 4, 1)
+    for part, index in windowed(dp, low, high, margin=0, pad=0.0):
+        chosen = policies.select(index)
+        value = part.upper(part.enclosure(case.confidence, chosen).refine(case.confidence))
+        assert bool((value >= whole[index] - 1e-9).all())
+
+
+def test_pruned_bounds_are_those_of_the_program_or_larger(case):
+    pruned_session = session(case)
+    index = torch.arange(pruned_session.policies.num)
+    upper = pruned_session.upper(index)
+    dp = pruned_session.dp
+    whole = dp.upper(dp.enclosure(case.confidence, pruned_session.policies).refine(case.confidence))
+    assert bool((upper >= whole - 1e-9).all())
+    certified = upper <= BUDGET
+    assert 0 < int(certified.sum()) == int((whole <= BUDGET).sum())  # windows and screen lose nothing here
+    log = pruned_session.log[-1]
+    assert log["screened"] + log["kept"] + log["evaluated"] == len(index) and log["screened"] > 0
+
+
+def test_bounds_only_shrink_and_certified_policies_are_not_evaluated_again(case):
+    early = dataclasses.replace(
+        session(case), confidence=ConfidenceSet(case.confidence.bound, case.confidence.generations[:2])
+    )
+    index = torch.arange(early.policies.num)
+    first = early.upper(index).clone()
+    late = early.update(case.confidence)
+    second = late.upper(index)
+    assert bool((second <= first).all()) and bool((second < first).any())
+    assert late.log[-1]["evaluated"] + int((first <= BUDGET).sum()) <= len(index)
+    assert bool((second[first <= BUDGET] == first[first <= BUDGET]).all())
+
+
+def test_a_screen_that_lets_everything_pass_certifies_nothing_unsafe(case, monkeypatch):
+    def blind(*args, **kwargs):
+        found = probe(*args, **kwargs)
+        return dataclasses.replace(found, cost=torch.zeros_like(found.cost))
+
+    monkeypatch.setattr(pruned, "probe", blind)
+    every = session(case)
+    upper = every.upper(torch.arange(every.policies.num))
+    assert every.log[-1]["evaluated"] == every.policies.num
+    exact = every.dp.enclosure(case.confidence, every.policies)
+    truth = every.dp.lower(exact.with_residual(case.system.residual_fn(exact.z)))
+    assert bool((truth > BUDGET).any()) and bool((upper[truth > BUDGET] > BUDGET).all())
+
+
+def test_control_a_screen_without_width_lets_policies_pass_that_the_program_refuses(case):
+    """The screen is a guess: alone it would certify more than the program does."""
+    every = session(case, slack=0.0)
+    passed = every.probe().cost <= BUDGET
+    early = ConfidenceSet(case.confidence.bound, case.confidence.generations[:1])
+    refused = every.dp.upper(every.dp.enclosure(early, every.policies).refine(early)) > BUDGET
+    assert bool((passed & refused).any())
+
+
+def test_lazy_maximum_is_the_maximum(case):
+    lazy = session(case, batch=2)
+    members = torch.arange(0, 12)
+    first = lazy.exploration(members)
+    eager = session(case)
+    assert float(first.max()) == pytest.approx(float(eager.exploration(members).max()), rel=1e-9)
+    again = lazy.exploration(members)  # same F_n: only the top is refreshed
+    assert int(again.argmax()) == int(first.argmax()) and lazy.log[-1]["refreshed"] <= 12 + 2
+
+
+def test_lazy_maximum_after_new_data_equals_a_full_refresh(case):
+    early = dataclasses.replace(
+        session(case, batch=1), confidence=ConfidenceSet(case.confidence.bound, case.confidence.generations[:2])
+    )
+    members = torch.arange(0, 10)
+    early.exploration(members)
+    late = early.update(case.confidence)
+    lazy = late.exploration(members)
+    full = session(case).exploration(members)
+    assert float(lazy.max()) <= float(full.max()) * (1 + 1e-6)
+    assert late.log[-1]["refreshed"] < len(members)
+    assert bool((lazy >= full * (1 - 0.2)).all())  # stale values are older, larger bounds
+
+
+def test_candidates_limit_the_first_evaluations(case):
+    few = session(case, candidates=3)
+    values = few.exploration(torch.arange(0, 9))
+    assert int(torch.isfinite(values).sum()) == 3 and few.log[-1]["refreshed"] == 3
+
+
+def test_actsafe_with_a_pruned_session_expands_like_the_plain_one():
+    system, (policies, initial) = reference_1d(), reference_1d_policies()
+    dp = program(system, 300)
+    model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
+    bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    algorithm = ActSafe(system, policies, initial.tolist(), model, bound, dp, episodes=4)
+    plain = algorithm.run(generator(0))
+
+    def start(confidence):
+        return PrunedSession(dp, confidence, policies, system.budget, generator(9))
+
+    fast = algorithm.with_(start=start).run(generator(0))
+    assert sum(e.cost for e in fast.episodes) == 0
+    assert len(fast.safe_set) >= 0.8 * len(plain.safe_set) > len(initial)
+
+
+@pytest.mark.parametrize("change", [{"budget": -1.0}, {"shrink": 0.0}, {"batch": 0}])
+def test_bad_sessions_are_refused(case, change):
+    with pytest.raises(ValueError, match="PrunedSession"):
+        dataclasses.replace(session(case), **change)
