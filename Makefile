@@ -21,11 +21,11 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly bench notebooks lab lint format lock clean distclean
+.PHONY: help setup verify test test-all nightly bench experiments notebooks lab lint format lock clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## set up .venv
 	@test -n "$(PYTHON)" || { echo "error: no Python found: install Python 3.11 or newer, or say make PYTHON=/path/to/python" >&2; exit 1; }
@@ -52,6 +52,12 @@ bench: setup ## run the benchmarks, write bench/results.json
 	@echo "bench: the benchmarks -> bench/results.json"
 	@mkdir -p bench
 	@$(ONE_THREAD) $(BIN)/python -m experiments.bench --json bench/results.json $(ARGS)
+
+experiments: setup ## run every experiment at the quick budget, write results/*/report
+	@echo "experiments: all at the quick budget -> results/NAME/report/index.md (a stopped run goes on)"
+	@for name in $$($(BIN)/python -c 'from gpsafe.experiment import discover; print(*discover()[0])'); do \
+		$(BIN)/gpsafe run $$name --budget quick $(ARGS) && $(BIN)/gpsafe report $$name || exit 1; \
+	done
 
 notebooks: setup ## run the notebooks from top to bottom
 	@echo "notebooks: every cell of notebooks/"
