@@ -1,4 +1,4 @@
-"""The rollout value as a BoTorch acquisition function, and its optimisation by `optimize_acqf` with the constraint."""
+"""The rollout value as a BoTorch acquisition function, and its constrained optimisation by BoTorch's own multi-start step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.exceptions.warnings import OptimizationWarning
+from botorch.generation import gen_candidates_scipy
 from botorch.models.deterministic import GenericDeterministicModel
-from botorch.optim import optimize_acqf
 from torch import Tensor
 
 from gpsafe import _require
@@ -50,9 +50,11 @@ class RolloutAcquisition(AcquisitionFunction):
 
 @dataclass(frozen=True, slots=True)
 class BotorchSearch:
-    """`optimize_acqf`, multi-start from the given points, SLSQP with the nonlinear constraint.
+    """BoTorch's `gen_candidates_scipy` from every start: SLSQP with the nonlinear constraint on the unit cube.
 
-    BoTorch refuses infeasible starts: those are returned unchanged. Its starts run one after another, not as a batch.
+    This is what `optimize_acqf` runs inside. `optimize_acqf` itself raises as soon as one end point is infeasible beyond a
+    tolerance, which an SLSQP stopped early often is; here an infeasible end point is a proposal like any other (and its
+    estimate says so). Infeasible starts are returned unchanged. SLSQP takes starts one after another, not as a batch.
 
     Args:
         iterations: of SLSQP per start.
@@ -67,27 +69,20 @@ class BotorchSearch:
         """See :class:`Search`. Deterministic: the generator is not used."""
         starts = check_starts("BotorchSearch", starts)
         with torch.no_grad():
-            value, constraint = problem(starts)
-        usable = torch.nonzero(constraint <= 0).flatten()
-        acquisition = RolloutAcquisition(problem)
-        points = starts.clone()
-        if len(usable):
-            dim = starts.shape[-1]
-            cube = torch.stack([torch.zeros(dim), torch.ones(dim)]).double()
+            _, constraint = problem(starts)
+        acquisition, points = RolloutAcquisition(problem), starts.clone()
+        for i in torch.nonzero(constraint <= 0).flatten().tolist():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", OptimizationWarning)  # an unfinished search still proposes
-                found, _ = optimize_acqf(
+                found, _ = gen_candidates_scipy(
+                    starts[i].reshape(1, 1, -1),
                     acquisition,
-                    cube,
-                    q=1,
-                    num_restarts=len(usable),
-                    batch_initial_conditions=starts[usable].unsqueeze(-2),
+                    lower_bounds=0.0,
+                    upper_bounds=1.0,
                     nonlinear_inequality_constraints=[(acquisition.slack, True)],
-                    options={"maxiter": self.iterations, "batch_limit": 1},
-                    return_best_only=False,
-                    retry_on_optimization_warning=False,
+                    options={"maxiter": self.iterations},
                 )
-            points[usable] = found.squeeze(-2).detach().clamp(0.0, 1.0)
-            with torch.no_grad():
-                value, constraint = problem(points)
+            points[i] = found.detach().reshape(-1).clamp(0.0, 1.0)
+        with torch.no_grad():
+            value, constraint = problem(points)
         return Proposals(points, value, constraint, acquisition.evaluations + 2 * len(starts))
