@@ -43,6 +43,20 @@ class Box:
         """Half-widths, (d,)."""
         return 0.5 * (self.upper - self.lower)
 
+    def support(self, directions: Tensor) -> Tensor:
+        """max of n·x over the box for n (k, d): (k,). Exact."""
+        return directions @ self.center + directions.abs() @ self.radius
+
+    def vertices(self) -> Tensor:
+        """All 2^d corners, (2^d, d)."""
+        pairs = torch.stack([self.lower, self.upper])
+        picks = torch.cartesian_prod(*[torch.arange(2)] * self.dim).reshape(-1, self.dim)
+        return pairs[picks, torch.arange(self.dim)]
+
+    def intersect(self, other: Box) -> Box:
+        """The common part; an error if there is none."""
+        return Box(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
+
     def contains(self, x: Tensor) -> Tensor:
         """Boolean (*b,) for x (*b, d)."""
         return ((x >= self.lower) & (x <= self.upper)).all(-1)

@@ -42,6 +42,10 @@ class Zonotope:
         """Half-widths of the interval hull, (*b, d)."""
         return self.generators.abs().sum(-1)
 
+    def select(self, index: Tensor) -> Zonotope:
+        """The sets of the given indices or mask along the first batch dimension."""
+        return Zonotope(self.center[index], self.generators[index])
+
     def support(self, directions: Tensor) -> Tensor:
         """max of n·x over the set for directions n (k, d), (*b, k)."""
         along = torch.einsum("kd,...dm->...km", directions, self.generators).abs().sum(-1)
