@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from gpsafe.verdict import clopper_pearson
 
+T = TypeVar("T")
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "black")
 
@@ -83,3 +86,26 @@ def grouped(rows: Iterable[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, ..
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups
+
+
+def peak_memory(work: Callable[[], T]) -> tuple[T, float, float]:
+    """Result, seconds, and MiB by which the resident memory grew at its peak (nan where Linux does not tell).
+
+    The allocator may serve the work from memory that was freed before, so this is a lower estimate.
+    """
+    before = _resident(reset=True)
+    begun = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - begun
+    return result, seconds, max(_resident(peak=True) - before, 0.0)
+
+
+def _resident(*, reset: bool = False, peak: bool = False) -> float:
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    key = "VmHWM:" if peak else "VmRSS:"
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))

@@ -209,8 +209,8 @@ def _reliability(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
         yscale="symlog", title="reliability of the claimed level",
     )  # fmt: skip
     axes.set_yscale("symlog", linthresh=0.002)
-    axes.set_ylim(-0.0005, 1.3)
-    axes.legend(fontsize="x-small", loc="center right")
+    axes.set_ylim(-0.0005, 100.0)
+    axes.legend(fontsize="x-small", loc="upper left")
 
 
 EXPERIMENT = Experiment(

@@ -10,6 +10,7 @@ from torch import Tensor
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, Cost, KnownPart, System, sample_noise
 from gpsafe.systems.cartpole import CartPole
+from gpsafe.systems.chain import chain
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d, reference_pendulum
@@ -32,6 +33,8 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "cartpole-hinge": lambda: CartPole(cost_kind="hinge"),
     "rkhs-1d": lambda: rkhs_1d(generator=_generator()),
     "rkhs-2d": lambda: rkhs_2d(generator=_generator()),
+    "rkhs-chain-1-1": lambda: chain(1, 1, generator=_generator()),
+    "rkhs-chain-3-2": lambda: chain(3, 2, generator=_generator()),
     "reference-1d": reference_1d,
     "reference-pendulum": reference_pendulum,
     "double-integrator-twin": lambda: DoubleIntegrator().twin(),
