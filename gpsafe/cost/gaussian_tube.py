@@ -44,7 +44,7 @@ from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart
 
@@ -197,12 +197,13 @@ class GaussianTube:
         count = stage.sure.order
         generators = torch.cat([stage.sure.generators, self.width * stage.factor], dim=-1).unsqueeze(1)
         radius = generators.abs().sum(-1)
-        gain, low, high = policies.slopes(x - radius, x + radius)
-        feed = torch.einsum("pux,pnxm->pnum", gain, generators)
-        spread = feed.abs().sum(-1)  # sup |K(x − c)|, (P, 1, nu)
+        slope = feedback(policies, x - radius, x + radius)
+        low, high = slope.low, slope.high
+        feed = slope.gain @ generators
+        spread = feed.abs().sum(-1) + slope.remainder  # sup |K(x − c) + e|, (P, 1, nu)
         if isinstance(policies, AffinePolicies):
             low, high = policies.secants(x, spread)  # sharper: along K, not over the box
-        kink = 0.5 * (high - low) * spread
+        kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * slope.remainder
         u = policies(x)
         feed = (0.5 * (low + high)).unsqueeze(-1) * feed
         a, b = jacobians(known, x, u)

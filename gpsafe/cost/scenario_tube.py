@@ -29,6 +29,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloTask
 from gpsafe.cost.base import CostInterval
+from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
@@ -247,12 +248,9 @@ class _Walk:
         center = known(x, u) + noise
         linear = a @ generators + b @ feed
         error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
-        hessian = known.hessian_bound.to(x.device)
-        if bool((hessian != 0).any()):
-            dz = torch.cat([radius, high * spread], dim=-1)
-            error = error + 0.5 * torch.einsum("ijk,pnj,pnk->pni", hessian, dz, dz)
-
         z = torch.cat([x, u], dim=-1)
+        error = error + remainder_outer(known, z, torch.cat([radius, high * spread], dim=-1))
+
         local, offset = _anchored(task, confidence, z)
         kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
         found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
