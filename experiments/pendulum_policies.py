@@ -47,11 +47,11 @@ class Arguments:
     """Episodes of exploration."""
     delta: float = 0.1
     """Failure probability of the confidence set."""
-    candidates: int = 64
+    candidates: int = 48
     """New members whose exploration value is computed per episode; 0 for all of them (the theorem's maximum)."""
-    shrink: float = 0.8
+    shrink: float = 0.75
     """A policy is evaluated again when its probed width fell below this share of what it was."""
-    control_every: int = 4
+    control_every: int = 6
     """The controls run on every so many-th policy."""
     push: float = 0.3
     """Disturbance of the second control's plant, rad/s per step."""

@@ -183,17 +183,21 @@ class FeaturePolicies:
         """Refused: the gain changes with the state; see `feedback`."""
         raise _require.fail("FeaturePolicies.slopes", "a caller of `gpsafe.policies.feedback`", "affine slopes")
 
-    def input_change(self) -> Tensor:
-        """Upper bound of sup_x |π_i(x) − π_j(x)| over all states, (P, P, nu): Σ_k |θ_ik − θ_jk| sup|φ_k|, at most the box.
+    def input_change(self, others: FeaturePolicies | None = None) -> Tensor:
+        """Upper bound of sup_x |π_i(x) − π′_j(x)| over all states, (P, Q, nu): Σ_k |θ_ik − θ′_jk| sup|φ_k|, at most the box.
 
         A difference in an unbounded feature (a power) gives the width of the box: there the Lipschitz rule is vacuous.
+
+        Args:
+            others: Q policies on the same features; the class itself by default.
         """
-        width = self.input_box.upper - self.input_box.lower
-        total = torch.zeros(self.num, self.num, self.input_box.dim, dtype=torch.float64)
-        for k, feature in enumerate(self.features):
-            gap = (self.coefficients[:, None, :, k] - self.coefficients[None, :, :, k]).abs()
-            total += torch.where(gap > 0, gap * feature.everywhere, torch.zeros_like(gap))
-        return torch.minimum(total * (1 + 1e-12), width)
+        others = self if others is None else others
+        if others.features != self.features:
+            raise _require.fail("FeaturePolicies.input_change", "policies on the same features", others.features)
+        gap = (self.coefficients.unsqueeze(1) - others.coefficients.unsqueeze(0)).abs()  # (P, Q, nu, m)
+        reach = torch.tensor([feature.everywhere for feature in self.features], dtype=torch.float64)
+        total = torch.where(gap > 0, gap * reach, torch.zeros_like(gap)).sum(-1)
+        return torch.minimum(total * (1 + 1e-12), self.input_box.upper - self.input_box.lower)
 
 
 def pendulum_features() -> tuple[Feature, ...]:
@@ -204,17 +208,17 @@ def pendulum_features() -> tuple[Feature, ...]:
 
 def pendulum_coefficients(
     *,
-    push: Sequence[float] | Tensor,
-    spring: Sequence[float] | Tensor,
-    damping: Sequence[float] | Tensor,
-    gravity: Sequence[float] | Tensor,
-    pump: Sequence[float] | Tensor,
-    level: Sequence[float] | Tensor,
+    push: Sequence[float] | Tensor | float,
+    spring: Sequence[float] | Tensor | float,
+    damping: Sequence[float] | Tensor | float,
+    gravity: Sequence[float] | Tensor | float,
+    pump: Sequence[float] | Tensor | float,
+    level: Sequence[float] | Tensor | float,
     frequency_sq: float,
 ) -> Tensor:
     """θ of u = push − spring·θ − damping·ω + gravity·sin θ + pump·(E* − E)·ω in `pendulum_features`, (P, 1, 6).
 
-    E = ½ω² + w²(1 − cos θ) with w² = `frequency_sq` (1/s²), θ = 0 hanging. All arguments (P,).
+    E = ½ω² + w²(1 − cos θ) with w² = `frequency_sq` (1/s²), θ = 0 hanging. Arguments broadcast to (P,).
     """
     a, k, d, s, p, e = (torch.as_tensor(v, dtype=torch.float64) for v in (push, spring, damping, gravity, pump, level))
     columns = torch.broadcast_tensors(a, -k, p * (e - frequency_sq) - d, s, -0.5 * p, p * frequency_sq)

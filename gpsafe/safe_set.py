@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
+from gpsafe.feature_policies import FeaturePolicies
 from gpsafe.parametric import input_gap
 from gpsafe.policies import AffinePolicies
 from gpsafe.systems.base import KnownPart
@@ -115,7 +116,7 @@ class SafePolicySet:
 
 
 def policy_distance(
-    policies: AffinePolicies,
+    policies: AffinePolicies | FeaturePolicies,
     known: KnownPart,
     kernel: Sequence[Kernel],
     *,
@@ -124,19 +125,19 @@ def policy_distance(
     noise_std: Tensor,
     horizon: int,
     ceiling: float,
-    others: AffinePolicies | None = None,
+    others: AffinePolicies | FeaturePolicies | None = None,
 ) -> Tensor:
     """D(π, π′) ≥ sup_f |J_c(π, f) − J_c(π′, f)| for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
 
     τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
-    the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum
-    over all states is that of `parametric.input_gap`. The kernel is stationary, and p must be affine in u with a
-    constant input matrix (Hessian bound zero in every entry that involves u).
+    the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum over
+    all states is that of `parametric.input_gap` or of `FeaturePolicies.input_change`. The kernel is stationary, and p
+    must be affine in u with a constant input matrix (Hessian bound zero in every entry that involves u).
 
     Returns:
         (P, P), symmetric, zero diagonal, capped at T·C; with `others` (Q policies): (P, Q).
     """
-    nx, nu = policies.gain.shape[-1], policies.gain.shape[-2]
+    nx, nu = noise_std.numel(), policies.input_box.dim
     if bool((known.hessian_bound[:, :, nx:] != 0).any()):
         raise _require.fail(
             "policy_distance", "a known part affine in u with a constant input matrix", "curvature in u"
@@ -146,7 +147,7 @@ def policy_distance(
     zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
     basis = torch.eye(nu, dtype=torch.float64)
     matrix = (known(zero_x.expand(nu, nx), basis) - known(zero_x, zero_u)).abs().T  # |∂p/∂u|, (nx, nu)
-    change = input_gap(policies, policies if others is None else others)  # (P, Q, nu)
+    change = _input_change(policies, policies if others is None else others)  # (P, Q, nu)
     shift = change @ matrix.T
     step = torch.cat([torch.zeros(*change.shape[:-1], nx, dtype=torch.float64), change], dim=-1)
     for j, output in enumerate(outputs):
@@ -156,6 +157,14 @@ def policy_distance(
         shift[..., output] += rkhs_norm[j] * sup
     rates = parting_rate(shift, noise_std).unsqueeze(-1).expand(*shift.shape[:-1], horizon)
     return simulation_gap(rates, ceiling).clamp_max(horizon * ceiling)
+
+
+def _input_change(policies: AffinePolicies | FeaturePolicies, others: AffinePolicies | FeaturePolicies) -> Tensor:
+    if isinstance(policies, AffinePolicies) and isinstance(others, AffinePolicies):
+        return input_gap(policies, others)
+    if isinstance(policies, FeaturePolicies) and isinstance(others, FeaturePolicies):
+        return policies.input_change(others)
+    raise _require.fail("policy_distance", "two classes of one kind", f"{type(policies)} and {type(others)}")
 
 
 def reachable(

@@ -2,17 +2,23 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
+from cost_cases import make_case
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
 from gpsafe.cost.enclosure import closed_loop_range
+from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.feature_policies import Feature, FeaturePolicies, pendulum_coefficients, pendulum_features
 from gpsafe.policies import AffinePolicies, feedback
+from gpsafe.rollout import closed_loop
+from gpsafe.safe_set import policy_distance
 from gpsafe.sets import Box
+from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 
 KINDS = ("1", "x", "x^2", "x^3", "sin", "cos", "tanh")
@@ -167,6 +173,23 @@ def test_input_change_dominates_differences_everywhere(seed):
     assert bool((gap <= change + 1e-12).all()) and float(change.diagonal(dim1=0, dim2=1).abs().max()) == 0.0
 
 
+def test_lipschitz_rule_of_features_equals_that_of_affine_policies():
+    """Bounded features: a difference of offsets gives the same D; of gains, the vacuous one."""
+    system = reference_pendulum()
+    options: dict[str, Any] = {"rkhs_norm": system.rkhs_norm, "outputs": system.outputs, "noise_std": system.noise_std}
+    options |= {"horizon": 30, "ceiling": 1.0}
+    offset = torch.tensor([[0.0], [1e-6], [1e-5], [1e-3]], dtype=torch.float64)
+    gain = torch.tensor([-2.0, -0.5], dtype=torch.float64).expand(4, 1, 2)
+    affine = AffinePolicies(offset, gain, system.input_box)
+    columns = torch.cat([offset.unsqueeze(-1), gain], -1)
+    same = FeaturePolicies(columns, tuple(map(Feature, (("1", "1"), ("x", "1"), ("1", "x")))), system.input_box)
+    a, b = (policy_distance(p, system.known, system.kernels, **options) for p in (affine, same))
+    assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert 0 < float(b[0, 1]) < float(b[0, 2]) < 1 < float(b[0, 3])
+    other = FeaturePolicies(columns + torch.tensor([0.0, 1e-9, 0.0]), same.features, system.input_box)
+    assert float(policy_distance(same, system.known, system.kernels, others=other, **options).min()) == 29.0
+
+
 def test_a_difference_in_a_power_has_no_better_bound_than_the_input_box():
     theta = torch.tensor([[[0.1, 0.2]], [[0.1, 0.2 + 1e-9]]], dtype=torch.float64)
     policies = FeaturePolicies(theta, (Feature(("1", "1")), Feature(("1", "x"))), Box(-torch.ones(1), torch.ones(1)))
@@ -198,3 +221,18 @@ def test_affine_classes_still_answer_feedback():
     slope = feedback(policies.select(torch.arange(2)), torch.zeros(1, 3, 2).double(), torch.ones(1, 3, 2).double())
     assert isinstance(policies, AffinePolicies)
     assert slope.gain.shape == (2, 1, 1, 2) and float(slope.remainder.abs().max()) == 0.0
+
+
+def test_scenario_tubes_contain_the_true_paths_of_feature_policies():
+    """Tubes take `feedback`, so any policy class will do."""
+    case = make_case("pendulum", (0, 8))
+    theta = pendulum_coefficients(
+        push=torch.tensor([0.2, 0.1]), spring=0.3, damping=0.2, gravity=0.4, pump=0.2, level=3.0, frequency_sq=8.9
+    )
+    policies = FeaturePolicies(theta, pendulum_features(), case.system.input_box)
+    options: dict[str, Any] = case.task | {"horizon": 8, "samples": 8}
+    task = ScenarioTube(**options)
+    noise = sample_noise(case.system.noise_std, (8, 1, 8), generator(3))
+    states, _ = closed_loop(case.system.mean, policies, case.system.initial_state, noise)
+    tubes = task.tubes(case.confidence, policies, noise)
+    assert int(tubes.lost.min()) == 8 and bool(tubes.contains_hull(states).all())
