@@ -181,6 +181,7 @@ class _RangeMax:
             first = ((low[..., i] - grid.box.lower[i]) / width - 1e-9).floor().clamp(0, size - 1).long()
             last = ((high[..., i] - grid.box.lower[i]) / width + 1e-9).floor().clamp(0, size - 1).long()
             last = torch.maximum(first, last)
+            last = torch.where(outside, first, last)  # not looked up: needs no wide windows
             level = torch.zeros_like(first)
             for power in range(1, size.bit_length()):
                 level += (last - first + 1) >= (1 << power)
