@@ -139,7 +139,7 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
         marks = axes.scatter(*members.T, c=entered, cmap="viridis", s=7, zorder=3)
         executed = piece.tensors["executed"].numpy()
         axes.plot(*executed.T, "o", mfc="none", mec="black", markersize=6, zorder=4)
-        axes.set(title=name, xlim=(family.box.lower[0], family.box.upper[0]), ylim=(0.9, 6.1))
+        axes.set(title=name, xlim=(float(family.box.lower[0]), float(family.box.upper[0])), ylim=(0.9, 6.1))
         figure.colorbar(marks, ax=axes, label="episode of entry")
     for axes in panels:
         axes.set(xlabel="set-point g", ylabel="gain k")
