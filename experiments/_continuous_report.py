@@ -124,6 +124,7 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
     panels = figure.subplots(2, 4, sharex=True, sharey=True).flatten()
     grid = truth.tensors["theta"].reshape(*shape, 2).numpy()
     cost = truth.tensors["upper"].reshape(*shape).numpy()
+    marks, last = None, max(row["episode"] for pieces in arms.values() for row in pieces[0].rows)
     for axes, (name, pieces) in zip(panels, arms.items(), strict=False):
         piece = pieces[0]
         inside = np.ma.masked_where(cost > budget, cost)
@@ -136,13 +137,14 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
         refused = (piece.tensors["proposed_feasible"] & ~piece.tensors["proposed_accepted"]).numpy()
         axes.plot(*proposed[refused].T, "x", color=RED, markersize=3, alpha=0.6)
         members, entered = piece.tensors["theta"].numpy(), piece.tensors["entered"].numpy()
-        marks = axes.scatter(*members.T, c=entered, cmap="viridis", s=7, zorder=3)
+        marks = axes.scatter(*members.T, c=entered, cmap="viridis", s=7, zorder=3, vmin=0, vmax=last)
         executed = piece.tensors["executed"].numpy()
         axes.plot(*executed.T, "o", mfc="none", mec="black", markersize=6, zorder=4)
         axes.set(title=name, xlim=(float(family.box.lower[0]), float(family.box.upper[0])), ylim=(0.9, 6.1))
-        figure.colorbar(marks, ax=axes, label="episode of entry")
     for axes in panels:
         axes.set(xlabel="set-point g", ylabel="gain k")
+    if marks is not None:
+        figure.colorbar(marks, ax=panels[-1], location="bottom", label="episode of entry")
     panels[3].tick_params(labelbottom=True)
     panels[-1].axis("off")
     panels[-1].legend(
