@@ -11,6 +11,9 @@ from strategies import make_kernel, seeds
 
 from gpsafe.data import Transitions
 from gpsafe.models import GP, DynamicsModel, Ensemble, LowRankGP, Prediction, Training, identity_prior, zero_prior
+from gpsafe.models.dropout import Dropout
+from gpsafe.models.laplace import LastLayerLaplace
+from gpsafe.models.sparse_gp import SparseGP
 
 NX, NU = 2, 1
 
@@ -37,6 +40,17 @@ def ensemble(**options) -> Ensemble:
     )
 
 
+@functools.cache
+def network(make, **options) -> Dropout | LastLayerLaplace:
+    generator = torch.Generator().manual_seed(3)
+    empty = make.create(NX, NU, noise_std=[0.01, 0.02], generator=generator, hidden=(8, 8), steps=100, **options)
+    return empty.condition(data(0))
+
+
+def sparse(**options) -> SparseGP:
+    return SparseGP.create(make_kernel("rbf", NX + NU), NX, NU, noise_std=[0.01, 0.02], size=8, **options)
+
+
 # Every model with some data. Another model joins by one line.
 MODELS = {
     "gp": lambda: gp("rbf", "matern-3/2").condition(data(0)),
@@ -45,6 +59,10 @@ MODELS = {
     "gp-practical": lambda: gp("rbf", "linear", mode="practical").condition(data(0)),
     "ensemble": ensemble,
     "ensemble-absolute": lambda: ensemble(prior=zero_prior, hidden=(8,), members=3),
+    "sparse": lambda: sparse().condition(data(0)),
+    "sparse-one-output": lambda: sparse(outputs=[1], prior=identity_prior).condition(data(0)),
+    "dropout": lambda: network(Dropout),
+    "laplace": lambda: network(LastLayerLaplace, prior=identity_prior),
     "low-rank": lambda: LowRankGP.create(gp("rbf", "matern-3/2").condition(data(0)), 8),
     "low-rank-exact-mean": lambda: LowRankGP.create(gp("rbf", "additive").condition(data(0)), 8, mean="exact"),
 }
@@ -109,9 +127,9 @@ def test_conditioning_returns_a_new_model_and_leaves_the_old_one(model):
     assert float((later.predict(x, u).mean - before.mean).abs().max()) > 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("ensemble")])
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith(("ensemble", "dropout", "laplace"))])
 def test_data_make_it_more_certain_where_they_are(name):
-    """A theorem for Gaussian processes only: the spread of an ensemble may grow with data."""
+    """A theorem for Gaussian processes only: the spread of networks may grow with data."""
     model = MODELS[name]()
     more = data(7, 30)
     assert float(model.condition(more).predict(more.x, more.u).std.sum()) < float(
