@@ -3,5 +3,5 @@
 from gpsafe.experiment import Report
 
 
-def report(runs):
+def report(runs, system):
     return Report()

@@ -11,6 +11,9 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.explorers import Planner
+from gpsafe.planning.icem import Plan
+from gpsafe.sets import Box
+from gpsafe.shield import Shield
 from gpsafe.systems.base import System
 
 
@@ -24,7 +27,7 @@ class Trajectory:
         sources: who chose each input: "plan", "stored" or "fallback"; without a verifier always "plan".
         values: score of the plan found at each step, (T,).
         planning_s, verifying_s: seconds.
-        unsettled: steps at which the measured state contradicted the verifier's assumptions.
+        falsified: the first measurement that refutes the verifier's assumptions, in words; None if there was none.
     """
 
     states: Tensor
@@ -33,6 +36,7 @@ class Trajectory:
     values: Tensor
     planning_s: float
     verifying_s: float
+    falsified: str | None = None
 
 
 def unverified_episode(
@@ -61,3 +65,77 @@ def unverified_episode(
     seconds = time.perf_counter() - start
     sources = ("plan",) * len(inputs)
     return Trajectory(torch.stack(states), torch.stack(inputs), sources, torch.stack(values), seconds, 0.0)
+
+
+def proposals(plan: Plan, box: Box, *, prefixes: tuple[int, ...] = (1, 5), levels: int = 7) -> tuple[Tensor, Tensor]:
+    """Candidates for a verifier, best first: prefixes of the plan, then single inputs of a grid, nearest to its first one.
+
+    A prefix of one input is the easiest to admit, and enough: the planner is asked again after it. The grid is for
+    where no prefix is admitted: the verifier then picks the nearest input that can still be braked.
+
+    Args:
+        plan: found by the planner.
+        box: input box.
+        prefixes: lengths of the plan that are tried.
+        levels: grid points per input, ends included; 0 for none.
+
+    Returns:
+        candidates (K, H, nu) and how many inputs of each are meant (K,).
+    """
+    horizon = plan.actions.shape[0]
+    lengths = torch.tensor([min(n, horizon) for n in prefixes], device=plan.actions.device)
+    candidates = plan.actions.expand(len(prefixes), *plan.actions.shape)
+    if levels:
+        axes = [
+            torch.linspace(lo, hi, levels, dtype=torch.float64) for lo, hi in zip(box.lower, box.upper, strict=True)
+        ]
+        grid = torch.cartesian_prod(*axes).reshape(-1, box.dim).to(plan.actions.device)
+        grid = grid[(grid - plan.actions[0]).square().sum(-1).argsort()]
+        single = grid.unsqueeze(1).expand(-1, horizon, -1)
+        candidates = torch.cat([candidates, single])
+        lengths = torch.cat([lengths, lengths.new_ones(len(grid))])
+    return candidates, lengths
+
+
+def verified_episode(
+    system: System,
+    planner: Planner,
+    model: DynamicsModel,
+    shield: Shield,
+    *,
+    noise: Tensor,
+    generator: torch.Generator,
+    prefixes: tuple[int, ...] = (1, 5),
+    levels: int = 7,
+) -> Trajectory:
+    """T steps in which every input passes `shield`: what holds for it holds for the episode, whatever the planner does.
+
+    Args:
+        system: the plant, started in its initial state, for which `shield` was started.
+        planner: proposes; untrusted.
+        model: what it plans with.
+        shield: at t = 0, with a horizon of at least T.
+        noise: w, (T, nx).
+        generator: of the planner's randomness.
+        prefixes, levels: see :func:`proposals`.
+    """
+    _require.last_dim("episode", "noise", noise, system.nx)
+    x, plan, falsified = system.initial_state, None, None
+    states, inputs, values, sources = [x], [], [], []
+    planning = verifying = 0.0
+    for w in noise:
+        start = time.perf_counter()
+        plan = planner.propose(model, x, generator=generator, warm_start=plan)
+        candidates, lengths = proposals(plan, system.input_box, prefixes=prefixes, levels=levels)
+        between = time.perf_counter()
+        decision, shield = shield.decide(x, candidates, lengths)
+        planning, verifying = planning + between - start, verifying + time.perf_counter() - between
+        falsified = falsified or decision.falsified
+        x = system.mean(x, decision.u) + w
+        states.append(x)
+        inputs.append(decision.u)
+        values.append(plan.value)
+        sources.append(decision.source)
+    return Trajectory(
+        torch.stack(states), torch.stack(inputs), tuple(sources), torch.stack(values), planning, verifying, falsified
+    )

@@ -1,0 +1,263 @@
+"""The pendulum of the ActSafe paper with pessimism that is a bound: no input is applied that a verifier has not admitted.
+
+The task of ``pendulum_paper.py`` in theory mode. The plant is an RKHS twin of the pendulum (its clip cannot act before
+|ω| ≤ 6 is violated), the known part believes in a length and a mass that are 10 % off, kernel and λ are frozen, B is that of
+the twin. iCEM proposes, `gpsafe.shield` decides. ``actsafe-sampled`` and ``opax`` run on the same plant and model without it.
+
+S_0: inputs |u| ≤ 0.2 from hanging, safe for every pendulum whose length and mass are within 10 % (docs of `excitation`).
+The first episode, and every one for which no fallback can be certified from x_0, is spent on S_0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments import _pendulum as common
+from experiments import _pendulum_report as reporting
+from experiments import pendulum_paper as paper
+from gpsafe import kernels
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.anchor_grid import AnchorGrid
+from gpsafe.cost.plan_tube import PlanTube
+from gpsafe.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.linalg import vector
+from gpsafe.models import GP
+from gpsafe.models.gp import identity_prior
+from gpsafe.planning import ICEM, Table, Trajectory, unverified_episode, verified_episode
+from gpsafe.policies import AffinePolicies
+from gpsafe.rollout import transitions
+from gpsafe.sets import Box
+from gpsafe.shield import NotCertified, Shield, noise_radius
+from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.pendulum import Pendulum
+from gpsafe.systems.rkhs_twin import RKHSTwin, twin
+from gpsafe.tracking import Tracking
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Published planning settings; a plant and a verifier for which every assumption is true."""
+
+    explorers: tuple[str, ...] = ("actsafe-sound", "actsafe-sampled", "opax")
+    """Explorers to run on the same plant, model and noise."""
+    episodes: int = 15
+    """Episodes, the one spent on S_0 included."""
+    steps: int = 50
+    """Steps of an episode."""
+    samples: int = 500
+    """Sequences per iCEM iteration."""
+    elites: int = 50
+    """Elites of iCEM."""
+    iterations: int = 5
+    """Iterations of iCEM."""
+    horizon: int = 20
+    """Planning horizon, steps."""
+    particles: int = 10
+    """Particles of sampled pessimism."""
+    beta: float = 1.0
+    """Factor on the epistemic std of a particle."""
+    penalty: float = 1e6
+    """Price of the constraint."""
+    table: tuple[int, int, int] = (180, 33, 7)
+    """Nodes over (theta, omega, u) at which the posterior is tabulated for planning, once per episode."""
+    noise: float = 1e-4
+    """Standard deviation of the process noise, in rad and rad/s."""
+    lengthscale: tuple[float, float, float] = (2.0, 40.0, 10.0)
+    """Of the kernel, over (theta, omega, u)."""
+    kappa: float = 0.3
+    """Standard deviation of the kernel for omega; a tenth of it for theta."""
+    delta: float = 0.1
+    """Probability that f* is outside some F_n."""
+    delta_noise: float = 0.01
+    """Probability that the noise leaves its box in any step of any episode of a seed."""
+    excitation: float = 0.2
+    """S_0: inputs of at most this size."""
+
+    @property
+    def optimiser(self) -> ICEM:
+        """Of planning."""
+        return ICEM(self.samples, self.elites, self.iterations, self.horizon)
+
+
+def plant(arguments: Arguments) -> RKHSTwin:
+    """The twin over one turn to either side of hanging and |ω| ≤ 7.9 (from where the clip at 10 cannot be reached)."""
+    noise = vector(arguments.noise, arguments.noise)
+    physics = Pendulum(action_repeat=2, speed_limit=10.0, horizon=arguments.steps, noise_std=noise)
+    speed = physics.free_speed
+    region = Box(vector(-math.pi, -speed, -1.0), vector(3 * math.pi, speed, 1.0))
+    chosen = [kernels.rbf(list(arguments.lengthscale), (arguments.kappa * s) ** 2) for s in (0.1, 1.0)]
+    return twin(physics, physics.prior(), kernels=chosen, outputs=(0, 1), counts=(25, 5, 5), region=region, ridge=1e-9)
+
+
+def excitation(arguments: Arguments, system: RKHSTwin, seed: int, episode: int) -> Trajectory:
+    """One episode of S_0: inputs uniform in ±`excitation`, whatever the state."""
+    generator = common.generator(seed, paper.PLANNER, episode)
+    inputs = arguments.excitation * (2 * torch.rand(arguments.steps, 1, dtype=torch.float64, generator=generator) - 1)
+    noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, paper.PLANT, episode))
+    x, states = system.initial_state, [system.initial_state]
+    for u, w in zip(inputs, noise, strict=True):
+        x = system.mean(x, u) + w
+        states.append(x)
+    return Trajectory(torch.stack(states), inputs, ("initial",) * len(inputs), torch.zeros(len(inputs)), 0.0, 0.0)
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What one explorer has learned; `judge` is filled only where a verifier asks for it."""
+
+    arguments: Arguments
+    system: RKHSTwin
+    model: GP
+    confidence: ConfidenceSet
+    judge: PlanTube
+    tracking: Tracking
+
+    @staticmethod
+    def prior(arguments: Arguments, system: RKHSTwin) -> Knowledge:
+        """Before any data."""
+        noise = system.noise_std
+        regularizer = noise.square().tolist()
+        model = GP.create(system.kernels, regularizer, nx=2, nu=1, noise_std=noise, prior=system.known)
+        bound = Mixture(
+            rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=tuple(noise.tolist()), delta=arguments.delta
+        )
+        cost = system.cost
+        assert isinstance(cost, IndicatorCost)
+        hang = AffinePolicies(vector(1.5 * math.pi)[:, None], vector(-1.5, -1.0).reshape(1, 1, 2), system.input_box)
+        landing = tuple(
+            Box(vector(math.pi - s * 0.25, -s * 0.8), vector(math.pi + s * 0.25, s * 0.8)) for s in (1.0, 0.6, 0.3)
+        )
+        total = arguments.steps * (arguments.episodes + len(paper.TASKS))
+        judge = PlanTube(
+            fallbacks=hang,
+            constraint=cost,
+            noise_radius=noise_radius(noise, steps=total, delta=arguments.delta_noise),
+            input_box=system.input_box,
+            anchors=AnchorGrid.create(system.region, vector(0.15, 1.5, 0.25)),
+            landing=landing,
+        )
+        brakes = AffinePolicies(
+            vector(0.0, 0.6, -0.6)[:, None], vector(0.0, -1.0).expand(3, 1, 2).clone(), system.input_box
+        )
+        tracking = Tracking(brakes=brakes, authority=0.75, state_weight=vector(10.0, 1.0), input_weight=vector(1.0))
+        return Knowledge(arguments, system, model, ConfidenceSet(bound).update(model), judge, tracking)
+
+    def learn(self, states: Tensor, inputs: Tensor) -> None:
+        """F_{n+1}."""
+        self.model = self.model.condition(transitions(states, inputs))
+        self.confidence = self.confidence.update(self.model)
+
+    def table(self) -> Table:
+        """For planning: over the whole turn to either side."""
+        speed = float(self.system.region.upper[1])
+        box = Box(vector(-math.pi, -speed, -1.0), vector(3 * math.pi, speed, 1.0))
+        return Table.build(self.model, identity_prior, box, counts=self.arguments.table)
+
+    def shield(self) -> Shield | NotCertified:
+        """Started at x_0; keeps the refined grid."""
+        found = Shield.start(
+            self.judge, self.confidence, self.system.initial_state, tracking=self.tracking, horizon=self.arguments.steps
+        )
+        if isinstance(found, Shield):
+            self.judge = found.judge
+        return found
+
+
+def piece_of(knowledge: Knowledge, found: Trajectory, seed: int, episode: int) -> Piece:
+    """One episode, and whether the true residual was inside F_n at 2000 points before it."""
+    system = knowledge.system
+    row, tensors = paper.episode_record(found, system)
+    points = system.region.sample(2000, common.generator(seed, paper.MODEL, episode))
+    inside = knowledge.confidence.contains(system.residual_fn, points).outcome == "HOLDS"
+    beta = knowledge.confidence.bound.beta(knowledge.model)
+    row |= {
+        "episode": episode,
+        "from_initial": found.sources.count("initial"),
+        "falsified": found.falsified or "",
+        "inside": bool(inside),
+        "beta": float(beta.max()),
+        "max_angle": float((found.states[:, 0] - math.pi).abs().max()),
+    }
+    return Piece(rows=[row], tensors=tensors)
+
+
+def explore(arguments: Arguments, explorer: str, seed: int, record: Record, advance: Callable[[str], None]) -> None:
+    """S_0 first, then exploration, then the tasks."""
+    system = plant(arguments)
+    knowledge = Knowledge.prior(arguments, system)
+    settings = paper.planner(arguments, system, explorer)
+    verified = settings.explorer.pessimism == "sound"
+    for episode in range(arguments.episodes):
+
+        def compute(episode: int = episode) -> Piece:
+            noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, paper.PLANT, episode))
+            generator = common.generator(seed, paper.PLANNER, episode)
+            shield = knowledge.shield() if verified and episode else None
+            if episode == 0 or isinstance(shield, NotCertified):
+                found = excitation(arguments, system, seed, episode)
+            elif shield is None:
+                found = unverified_episode(system, settings, knowledge.table(), noise=noise, generator=generator)
+            else:
+                found = verified_episode(system, settings, knowledge.table(), shield, noise=noise, generator=generator)
+            return piece_of(knowledge, found, seed, episode)
+
+        piece = record.piece(f"{explorer}/episode-{episode:02d}", compute)
+        knowledge.learn(piece.tensors["states"], piece.tensors["inputs"])
+        advance(f"{explorer}, episode {episode}")
+
+    def tasks() -> Piece:
+        shield = knowledge.shield() if verified else None
+        if isinstance(shield, NotCertified):
+            return Piece()
+        return paper.task_piece(arguments, system, explorer, knowledge.table(), seed, shield)
+
+    record.piece(f"{explorer}/tasks", tasks)
+
+
+def run(arguments: Arguments, seed: int, record: Record) -> None:
+    """All explorers of one seed."""
+    torch.set_num_threads(1)
+    done = 0
+
+    def advance(text: str) -> None:
+        nonlocal done
+        done += 1
+        record.progress(done, arguments.episodes * len(arguments.explorers), text)
+
+    for explorer in arguments.explorers:
+        explore(arguments, explorer, seed, record, advance)
+
+
+def report(runs: Sequence[Run]) -> Report:
+    """Table and figures over seeds, beside the published numbers."""
+    return reporting.report(runs, plant(runs[0].arguments))
+
+
+EXPERIMENT = Experiment(
+    name="pendulum-sound",
+    title="The published pendulum task with a verifier between plan and plant: zero violations, and what it costs",
+    arguments=Arguments,
+    budgets={
+        "smoke": Arguments(
+            explorers=("actsafe-sound", "actsafe-sampled"),
+            episodes=2,
+            steps=3,
+            samples=20,
+            elites=4,
+            iterations=2,
+            horizon=4,
+            particles=2,
+            table=(12, 5, 3),
+        ),
+        "quick": Arguments(explorers=("actsafe-sound",), episodes=8),
+        "full": Arguments(),
+    },
+    seeds={"smoke": 1, "quick": 2, "full": 10},
+    run=run,
+    report=report,
+)
