@@ -135,9 +135,14 @@ def test_affine_features_give_the_affine_enclosure():
         assert torch.allclose(a, b, atol=1e-11, rtol=0)
 
 
-@given(seeds())
-def test_closed_loop_range_contains_every_next_mean(seed):
-    system, g = reference_pendulum(), generator(seed)
+@pytest.fixture(scope="module")
+def system():
+    return reference_pendulum()
+
+
+@given(seed=seeds())
+def test_closed_loop_range_contains_every_next_mean(system, seed):
+    g = generator(seed)
     policies = FeaturePolicies(normal(g, 4, 1, 6), pendulum_features(), system.input_box)
     centers, radius = 1.5 * normal(g, 40, 2), 0.1 * uniform(g, 40, 2)
     middle, reach, u_reach = closed_loop_range(system.known, policies, centers, radius)
