@@ -194,7 +194,7 @@ def _trials(arguments: Arguments, family: str, seed: int, number: int) -> Iterat
     residual = FAMILIES[family](torch.Generator().manual_seed(start))
     system = line.plant(residual)
     policies = line.set_points(torch.linspace(0.0, 1.15, 24))
-    truth = line.truth(system, policies)
+    truth = line.truth(system, policies, cells=4 * arguments.cells)
     beliefs = [("B", factor, 1.0) for factor in arguments.norms]
     beliefs += [("length-scale", 1.0, factor) for factor in arguments.lengthscales]
     box = torch.tensor([1.3, 1.0], dtype=torch.float64)

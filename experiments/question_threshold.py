@@ -111,7 +111,7 @@ def _plant(arguments: Arguments, family: str, seed: int, number: int) -> Iterato
     residual = FAMILIES[family](torch.Generator().manual_seed(start))
     system = line.plant(residual)
     policies = line.set_points(torch.linspace(0.0, 1.15, 24))
-    truth = line.truth(system, policies)
+    truth = line.truth(system, policies, cells=4 * arguments.cells)
     norm = tuple(system.rkhs_norm.tolist())
     for setting in SETTINGS:
         bound = setting.bound(norm, line.NOISE)
@@ -224,7 +224,7 @@ EXPERIMENT = Experiment(
     title="Q2: uncertainty threshold against the probability of a violation",
     arguments=Arguments,
     budgets={
-        "smoke": Arguments(plants=1, episodes=2, cells=80),
+        "smoke": Arguments(plants=1, episodes=1, cells=40),
         "quick": Arguments(),
         "full": Arguments(plants=100, episodes=12, cells=520),
     },
