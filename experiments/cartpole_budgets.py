@@ -293,8 +293,8 @@ def report(runs: Sequence[Run]) -> Report:
         f"{facts['twin_error_0']:.1e}, {facts['twin_error_1']:.1e} of the physics at test points. d = 0 is read as "
         f"{arguments.zero:g}: no policy has J_c = 0 under Gaussian noise. J_c is the mean of {arguments.paths} simulations.",
         "Noise, gains and the range of set-points were chosen after pilots on seed 0 so that budgets bite and tubes "
-        "contract: with five times the noise in the velocities and without damping of the swing, |S_n| grew from 15 to 51 of 115 in 8 "
-        "episodes at d = 5 and no certified policy had J_c > 0.",
+        "contract: with five times the noise in the velocities and without damping of the swing, |S_n| grew from 15 to 51 "
+        "of 115 in 8 episodes at d = 5 and no certified policy had J_c > 0.",
         "Published (authors' code, cart-pole launcher): the 'varying budgets' are margins ε of |x| ≤ 1.5, not budgets on "
         "J_c; RKHS norms estimated [14.8, 13.8, 13.8, 16.4, 17.5] for the full step on normalised data with x in the "
         "kernel; 30 particles instead of a bound; no policy class, no |S_n|. Here: prior model 10 % off, exact norms of "
