@@ -20,7 +20,7 @@ import tyro
 from experiments._benchmarks import BENCHMARKS, Settings
 from gpsafe import _provenance
 
-MODULES = ("experiments._bench_gp", "experiments._bench_dp")
+MODULES = ("experiments._bench_gp", "experiments._bench_dp", "experiments._bench_planning")
 
 
 @dataclass(frozen=True)
