@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     {"models", "systems", "envs", "_drawing"},
     {"confidence", "rollout"},
     {"cost"},
-    {"safe_set", "explore", "safe_parameters", "search", "planning"},
+    {"safe_set", "explore", "safe_parameters", "search", "planning", "tracking", "shield"},
     {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"}
     | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"},
 ]

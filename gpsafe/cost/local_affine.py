@@ -16,10 +16,9 @@ form is the better one far from data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
@@ -67,7 +66,7 @@ class Displacements:
     def support(self, normal: Tensor) -> Tensor:
         """sup |normal · v| over the set about its offset: sup |n·(v − offset)|, normal (*b, p, d) → (*b, p)."""
         along = (normal @ self.generators).abs().sum(-1)
-        return along + torch.einsum("...pd,...d->...p", normal.abs(), self.error)
+        return along + (normal.abs() @ self.error.unsqueeze(-1)).squeeze(-1)
 
     def scaled_norm(self, inverse_scale: Tensor) -> Tensor:
         """An upper bound of sup ‖(z − a)∘inverse_scale‖ over the set, (*b,): the smaller of the norm of the interval
@@ -93,6 +92,55 @@ class AffineRange:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Moduli:
+    """Kernel metric and Taylor modulus of p stationary kernels; kernels that differ in variance only are evaluated once.
+
+    Attributes:
+        shapes: the different kernels, with unit variance.
+        inverse_scales: 1/ℓ of each, 0 for inactive dimensions, (d,).
+        which: for each output, its shape.
+        std: √k, (p,).
+    """
+
+    shapes: tuple[kernels.Stationary, ...]
+    inverse_scales: tuple[Tensor, ...]
+    which: tuple[int, ...]
+    std: Tensor
+
+    @staticmethod
+    def of(forms: list[kernels.Stationary], anchors: Tensor) -> Moduli:
+        """For inputs shaped and placed as the anchors (*b, d)."""
+        keys, shapes, scales, which = [], [], [], []
+        for form in forms:
+            dims = None if form.dims is None else tuple(form.dims.tolist())
+            key = (form.nu, tuple(form.lengthscale.tolist()), dims)
+            if key not in keys:
+                scale = torch.zeros(anchors.shape[-1], dtype=torch.float64, device=anchors.device)
+                active = slice(None) if form.dims is None else form.dims.to(anchors.device)
+                scale[active] = 1.0 / form.lengthscale.to(anchors.device)
+                keys.append(key)
+                shapes.append(replace(form, lengthscale=form.lengthscale.to(anchors.device), variance=1.0))
+                scales.append(scale)
+            which.append(keys.index(key))
+        variance = torch.tensor([form.variance for form in forms], dtype=torch.float64, device=anchors.device)
+        return Moduli(tuple(shapes), tuple(scales), tuple(which), variance.sqrt())
+
+    def _spread(self, values: list[Tensor]) -> Tensor:
+        if len(values) == 1:
+            return values[0].unsqueeze(-1) * self.std
+        return torch.stack([values[i] for i in self.which], dim=-1) * self.std
+
+    def metric(self, radius: Tensor) -> Tensor:
+        """sup of d_k(a, z) over |z_i − a_i| ≤ radius_i, (*b, d) → (*b, p), rounded outwards."""
+        return self._spread([shape.metric_sq(radius).sqrt() * (1 + 1e-13) for shape in self.shapes])
+
+    def rest(self, cross: Displacements) -> Tensor:
+        """sup of ‖k(z, ·) − k(a, ·) − ∂_{z−a}k(a, ·)‖ over the set, (*b, p), rounded outwards."""
+        pairs = zip(self.shapes, self.inverse_scales, strict=True)
+        return self._spread([taylor_modulus(shape, cross.scaled_norm(scale)) * (1 + 1e-13) for shape, scale in pairs])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LocalAffine:
     """F_n seen from anchors: intervals of values and gradients there. All tensors have batch shape *b.
 
@@ -101,7 +149,7 @@ class LocalAffine:
         mean: (μ_n, ∇μ_n), (*b, p, 1 + d); None if gradients are unknown.
         cov: β² · posterior covariance of value and gradient, (*b, p, 1 + d, 1 + d).
         norm, cap: B and B√k, (p,).
-        kernels: of the residuals.
+        moduli: of the residuals' kernels.
     """
 
     middle: Tensor
@@ -110,7 +158,7 @@ class LocalAffine:
     cov: Tensor | None
     norm: Tensor
     cap: Tensor
-    kernels: tuple[Kernel, ...]
+    moduli: Moduli
 
     @staticmethod
     def at(confidence: ConfidenceSet, anchors: Tensor, *, gradients: bool = True) -> LocalAffine:
@@ -122,12 +170,13 @@ class LocalAffine:
         model, bound = confidence.model, confidence.bound
         norm = bound.norms(model.num_outputs).to(anchors.device)
         forms = [kernels.stationary(kernel) for kernel in model.kernels]
-        if any(form is None for form in forms):
+        known = [form for form in forms if form is not None]
+        if len(known) < len(forms):
             got = [type(kernel).__name__ for kernel in model.kernels]
             raise _require.fail("LocalAffine", "stationary kernels (RBF or Matérn)", got)
         if not bool(torch.isfinite(norm).all()):
             raise _require.fail("LocalAffine", "a bound with a finite RKHS norm", bound.name)
-        variance = torch.tensor([form.variance for form in forms if form], dtype=torch.float64)
+        moduli = Moduli.of(known, anchors)
         low, high = confidence.bounds(anchors)
         mean = cov = None
         exact = model.exact if isinstance(model, LowRankGP) else model
@@ -135,8 +184,8 @@ class LocalAffine:
         if beta is not None:
             found = jet(exact, anchors)
             mean, cov = found.mean, found.cov * beta.to(anchors.device).square()[:, None, None]
-        cap = norm * variance.to(anchors.device).sqrt()
-        return LocalAffine(0.5 * (low + high), 0.5 * (high - low), mean, cov, norm, cap, model.kernels)
+        cap = norm * moduli.std
+        return LocalAffine(0.5 * (low + high), 0.5 * (high - low), mean, cov, norm, cap, moduli)
 
     def gather(self, index: Tensor) -> LocalAffine:
         """Anchors (P, K) → one anchor for each of N points: index (P, N) into K."""
@@ -148,22 +197,21 @@ class LocalAffine:
 
         mean = None if self.mean is None else pick(self.mean)
         cov = None if self.cov is None else pick(self.cov)
-        return LocalAffine(pick(self.middle), pick(self.half), mean, cov, self.norm, self.cap, self.kernels)
+        return LocalAffine(pick(self.middle), pick(self.half), mean, cov, self.norm, self.cap, self.moduli)
 
     def range_outer(self, cross: Displacements) -> AffineRange:
         """The residual over cross-sections around the anchors: the narrowest of the forms, per output."""
         radius = cross.radius
-        metric = torch.stack([_metric(kernel, radius) for kernel in self.kernels], dim=-1)
-        value, error = self.middle, self.half + self.norm * metric
+        value, error = self.middle, self.half + self.norm * self.moduli.metric(radius)
         linear = torch.zeros(*value.shape, cross.generators.shape[-1], dtype=value.dtype, device=value.device)
         if self.mean is not None and self.cov is not None:
-            rest = torch.stack([_rest(kernel, cross) for kernel in self.kernels], dim=-1)
+            rest = self.moduli.rest(cross)
             slope, spread = self.mean[..., 1:], cross.seminorm(self.cov[..., 1:, 1:])
-            ahead = torch.einsum("...pd,...d->...p", slope, cross.offset)
+            ahead = (slope @ cross.offset.unsqueeze(-1)).squeeze(-1)
             variance, mixed = self.cov[..., 0, 0], self.cov[..., 0, 1:]
-            tilt = torch.einsum("...pd,...d->...p", mixed, cross.offset) + cross.support(mixed)
+            tilt = (mixed @ cross.offset.unsqueeze(-1)).squeeze(-1) + cross.support(mixed)
             joint = (variance + 2 * tilt + spread.square()).clamp_min(0.0).sqrt()
-            extra = self.norm * rest + torch.einsum("...pd,...d->...p", slope.abs(), cross.error)
+            extra = self.norm * rest + (slope.abs() @ cross.error.unsqueeze(-1)).squeeze(-1)
             for middle, half in ((self.middle, self.half + spread), (self.mean[..., 0], joint)):
                 better = half + extra < error
                 error = torch.where(better, half + extra, error)
@@ -174,18 +222,3 @@ class LocalAffine:
         linear = torch.where(lost.unsqueeze(-1), torch.zeros_like(linear), linear)
         error = torch.where(lost, self.cap.expand_as(error), error.clamp_min(0.0))
         return AffineRange(value, linear, error * (1 + 1e-12), (self.half < -EMPTY).any(-1))
-
-
-def _metric(kernel: Kernel, radius: Tensor) -> Tensor:
-    found = kernels.metric_over_box(kernel, radius)
-    assert found is not None  # stationary kernels only, see LocalAffine.at
-    return found
-
-
-def _rest(kernel: Kernel, cross: Displacements) -> Tensor:
-    form = kernels.stationary(kernel)
-    assert form is not None
-    scale = torch.zeros(cross.offset.shape[-1], dtype=torch.float64, device=cross.offset.device)
-    active = slice(None) if form.dims is None else form.dims.to(scale.device)
-    scale[active] = 1.0 / form.lengthscale.to(scale.device)
-    return taylor_modulus(form, cross.scaled_norm(scale))

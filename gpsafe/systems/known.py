@@ -46,6 +46,11 @@ class AffineKnown:
         """p(x, u), (*b, nx), (*b, nu) → (*b, nx)."""
         return _affine(x, u, self.A, self.B, self.c)
 
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """∂p/∂x = A (*b, nx, nx) and ∂p/∂u = B (*b, nx, nu)."""
+        A, B = self.A.to(x.device), self.B.to(x.device)
+        return A.expand(*x.shape[:-1], *A.shape), B.expand(*x.shape[:-1], *B.shape)
+
     @property
     def hessian_bound(self) -> Tensor:
         """0, (nx, nz, nz)."""
@@ -94,6 +99,14 @@ class SineKnown:
         z = torch.cat([x, u], dim=-1)
         waves = torch.sin(z @ self.frequencies.T.to(z.device) + self.phases.to(z.device))
         return _affine(x, u, self.A, self.B, self.c) + waves @ self.amplitudes.to(z.device)
+
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """∂p/∂x (*b, nx, nx) and ∂p/∂u (*b, nx, nu), in closed form."""
+        z = torch.cat([x, u], dim=-1)
+        frequencies, amplitudes = self.frequencies.to(z.device), self.amplitudes.to(z.device)
+        slope = torch.cos(z @ frequencies.T + self.phases.to(z.device))
+        through = (slope.unsqueeze(-2) * amplitudes.T) @ frequencies
+        return through[..., : x.shape[-1]] + self.A.to(z.device), through[..., x.shape[-1] :] + self.B.to(z.device)
 
     @property
     def hessian_bound(self) -> Tensor:

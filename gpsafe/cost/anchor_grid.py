@@ -1,0 +1,96 @@
+"""F_n tabulated at a grid of anchors: one pass over the posterior per episode, none while plans are verified.
+
+An affine enclosure of the residual around an anchor a (`LocalAffine`) is valid at every z, whatever z − a: it only widens, by
+‖f‖_k times the Taylor modulus at that distance. So the enclosures at a fixed grid may serve every set that a verifier asks
+about; a set takes the nearest anchor. What is stored grows by intersection alone (F_n is nested at fixed points), so a
+new posterior costs one evaluation at the anchors and the old ones cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost.local_affine import EMPTY, LocalAffine
+from gpsafe.sets import Box
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorGrid:
+    """Enclosures of F_n at the points of a regular grid in z = (x, u). Make it with :meth:`create`, fill it with `refine`.
+
+    Attributes:
+        box: of z, (d,); sets outside it are served by the nearest anchor, soundly and loosely.
+        counts: points per axis; 1 (the middle of the axis) for an axis the kernels ignore.
+        local: batch (M,) of enclosures, M = Π counts; None before the first `refine`.
+        generations: posteriors already intersected.
+    """
+
+    box: Box
+    counts: tuple[int, ...]
+    local: LocalAffine | None = None
+    generations: int = 0
+
+    @staticmethod
+    def create(box: Box, spacing: Tensor) -> AnchorGrid:
+        """The grid with at most `spacing` (d,) between neighbours; an infinite spacing is for an ignored axis."""
+        width = box.upper - box.lower
+        if spacing.shape != width.shape or not bool((spacing > 0).all()):
+            raise _require.fail("AnchorGrid", f"a positive spacing of shape ({box.dim},)", spacing.tolist())
+        counts = torch.where(torch.isfinite(spacing), (width / spacing).ceil() + 1, torch.ones_like(width))
+        return AnchorGrid(box, tuple(int(count) for count in counts))
+
+    @property
+    def anchors(self) -> Tensor:
+        """(M, d), the last axis fastest."""
+        axes = [
+            torch.linspace(low, high, count, dtype=torch.float64)
+            if count > 1
+            else torch.tensor([0.5 * (low + high)], dtype=torch.float64)
+            for low, high, count in zip(self.box.lower.tolist(), self.box.upper.tolist(), self.counts, strict=True)
+        ]
+        return torch.cartesian_prod(*axes).reshape(-1, self.box.dim).to(self.box.lower.device)
+
+    def refine(self, confidence: ConfidenceSet) -> AnchorGrid:
+        """Intersects the posteriors that are new since the last call; value and gradient come from the newest."""
+        if self.local is not None and len(confidence.generations) <= self.generations:
+            return self
+        anchors = self.anchors
+        low, high = confidence.bounds(anchors, since=self.generations)
+        if self.local is not None:
+            low = torch.maximum(low, self.local.middle - self.local.half)
+            high = torch.minimum(high, self.local.middle + self.local.half)
+        newest = ConfidenceSet(confidence.bound, (confidence.model,))
+        local = replace(LocalAffine.at(newest, anchors), middle=0.5 * (low + high), half=0.5 * (high - low))
+        return replace(self, local=local, generations=len(confidence.generations))
+
+    @property
+    def empty(self) -> Tensor:
+        """Anchors (k, d) at which F_n came out empty: a falsified assumption."""
+        local = self._filled()
+        return self.anchors[(local.half < -EMPTY).any(-1)]
+
+    def around(self, z: Tensor) -> tuple[LocalAffine, Tensor]:
+        """The enclosures at the anchors nearest to z (*b, d), and z − anchor."""
+        local = self._filled()
+        counts = torch.tensor(self.counts, dtype=torch.float64, device=z.device)
+        step = (self.box.upper - self.box.lower) / (counts - 1).clamp_min(1.0)
+        start = torch.where(counts > 1, self.box.lower, self.box.center)
+        cell = torch.where(step > 0, (z - start) / step.clamp_min(1e-300), torch.zeros_like(z)).round()
+        cell = torch.minimum(cell.nan_to_num(0.0).clamp_min(0.0), counts - 1)
+        index = torch.zeros(z.shape[:-1], dtype=torch.long, device=z.device)
+        for axis, count in enumerate(self.counts):
+            index = index * count + cell[..., axis].long()
+        mean = None if local.mean is None else local.mean[index]
+        cov = None if local.cov is None else local.cov[index]
+        chosen = LocalAffine(local.middle[index], local.half[index], mean, cov, local.norm, local.cap, local.moduli)
+        return chosen, torch.where(counts > 1, z - start - cell * step, z - start)
+
+    def _filled(self) -> LocalAffine:
+        if self.local is None:
+            raise _require.fail("AnchorGrid", "refine before use", "an empty grid")
+        return self.local

@@ -1,0 +1,276 @@
+"""Tubes of plans: does a sequence of feedback laws keep a hard constraint for every f ∈ F_n? (theory §6)
+
+A plan is u_t(x) = clip(offset_t + gain_t x) for t < h (gain 0: an open-loop input), then a fallback policy. With noise in a
+box, |w| ≤ w̄ (componentwise), from a measured state or a set X_0,
+
+    X_{t+1} ⊇ {f(x, u_t(x)) + w : x ∈ X_t, f ∈ F_n with ‖f‖_k ≤ B, |w| ≤ w̄}.
+
+f may differ from step to step, which is what is given away. A plan is admitted when every X_t lies in the polytope
+{x : normals x ≤ offsets} up to the last step, or up to a step at which X_t lies in a *landing set*: a box from which the
+fallback was certified for at least as many steps as remain. The plan then ends there, and the fallback takes over.
+
+One step is that of the scenario tubes: the known part by its closed-loop Jacobian (plant and feedback cancel) and a bound of
+its Hessian, the residual by an affine enclosure around an anchor (`LocalAffine`), tabulated on a grid (`AnchorGrid`)
+or computed at the tube's own centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost.anchor_grid import AnchorGrid
+from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.sets import Box
+from gpsafe.sets.zonotope import Zonotope
+from gpsafe.systems.base import IndicatorCost, KnownPart
+
+SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plans:
+    """P plans: u_t(x) = clip(offset_t + gain_t x) for t < lengths, then a fallback until the end.
+
+    Attributes:
+        offset: (P, H, nu); H may be 0.
+        gain: (P, H, nu, nx).
+        lengths: (P,), integers in 0..H.
+        fallback: (P,), indices into the fallback policies.
+        commit: (P,), steps before which the plan may not end in a landing set (a proposer wants its inputs used).
+    """
+
+    offset: Tensor
+    gain: Tensor
+    lengths: Tensor
+    fallback: Tensor
+    commit: Tensor
+
+    @staticmethod
+    def of_fallbacks(fallback: Tensor, nx: int, nu: int) -> Plans:
+        """Fallbacks (P,) from the first step on."""
+        empty = torch.zeros(len(fallback), 0, nu, nx, dtype=torch.float64, device=fallback.device)
+        none = torch.zeros_like(fallback)
+        return Plans(empty[..., 0], empty, none, fallback, none)
+
+    @staticmethod
+    def open_loop(inputs: Tensor, lengths: Tensor, fallback: Tensor, nx: int) -> Plans:
+        """The first `lengths` of the inputs (P, H, nu), without feedback."""
+        return Plans(inputs, inputs.new_zeros(*inputs.shape, nx), lengths, fallback, lengths)
+
+    @property
+    def num(self) -> int:
+        """P."""
+        return self.lengths.shape[0]
+
+    def select(self, index: Tensor) -> Plans:
+        """The plans of the given indices or mask."""
+        fields = (self.offset, self.gain, self.lengths, self.fallback, self.commit)
+        return Plans(*(field[index] for field in fields))
+
+    def shifted(self) -> Plans:
+        """What remains after one step."""
+        lengths, commit = ((steps - 1).clamp_min(0) for steps in (self.lengths, self.commit))
+        return Plans(self.offset[:, 1:], self.gain[:, 1:], lengths, self.fallback, commit)
+
+    def law(self, time: int, fallbacks: PolicyClass, input_box: Box) -> list[tuple[Tensor, PolicyClass]]:
+        """The policies in force at step `time`: pairs of a mask (P,) and policies for those plans."""
+        planned = self.lengths > time
+        parts: list[tuple[Tensor, PolicyClass]] = []
+        if bool(planned.any()):
+            laws = AffinePolicies(self.offset[planned, time], self.gain[planned, time], input_box)
+            parts.append((planned, laws))
+        if not bool(planned.all()):
+            parts.append((~planned, fallbacks.select(self.fallback[~planned])))
+        return parts
+
+    def act(self, x: Tensor, fallbacks: PolicyClass, input_box: Box) -> Tensor:
+        """u_0(x) of every plan at its own state x (P, nx), (P, nu)."""
+        u = x.new_zeros(self.num, input_box.dim)
+        for mask, policies in self.law(0, fallbacks, input_box):
+            u[mask] = policies(x[mask].unsqueeze(1)).squeeze(1)
+        return u
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification:
+    """What the tubes of P plans showed.
+
+    Attributes:
+        admitted: (P,), the constraint holds at every step for every member of F_n and every noise in the box.
+        margin: (P,), min over the steps followed and half-spaces of offset − support of X_t; −inf for a tube that was given up.
+        steps: (P,), number of steps followed: until refused, landed or finished.
+        landed: (P,), whether the tube was followed into a landing set; an admitted plan then ends at `steps`.
+    """
+
+    admitted: Tensor
+    margin: Tensor
+    steps: Tensor
+    landed: Tensor
+
+    def trimmed(self, plans: Plans) -> Plans:
+        """The plans that were verified: those that landed switch to their fallback there."""
+        ends = torch.where(self.landed, torch.minimum(self.steps, plans.lengths), plans.lengths)
+        return replace(plans, lengths=ends)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlanTube:
+    """The judge of plans, for one confidence set. It trusts no proposer: it re-propagates what it is given.
+
+    Args:
+        fallbacks: F policies a plan may end in.
+        constraint: the polytope; states outside it cost.
+        noise_radius: w̄, (nx,) ≥ 0.
+        input_box: to which the laws of a plan are clipped.
+        anchors: grid at which F_n is tabulated; None: evaluated at every tube's own centre (slower, sharper).
+        landing: boxes proposed as landing sets.
+        order: number of generators at which a tube is reduced.
+        limit: a tube whose interval hull gets wider than this in any state is given up (refused).
+    """
+
+    fallbacks: PolicyClass
+    constraint: IndicatorCost
+    noise_radius: Tensor
+    input_box: Box
+    anchors: AnchorGrid | None = None
+    landing: tuple[Box, ...] = ()
+    order: int = 16
+    limit: float = 1e2
+    confidence: ConfidenceSet | None = field(default=None)
+    certified: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius)
+        nx = self.constraint.normals.shape[-1]
+        object.__setattr__(self, "noise_radius", _require.shape("PlanTube", "noise_radius", noise, (nx,)))
+        _require.count("PlanTube", "order", self.order)
+        _require.positive("PlanTube", "limit", self.limit)
+        for box in self.landing:
+            if box.dim != nx:
+                raise _require.fail("PlanTube", f"landing boxes of dimension {nx}", box.dim)
+
+    def refine(self, confidence: ConfidenceSet, horizon: int) -> PlanTube:
+        """The judge for a new F_n: refills the grid and certifies the landing sets for `horizon` steps."""
+        if not isinstance(confidence.model.prior, KnownPart):
+            got = type(confidence.model.prior).__name__
+            raise _require.fail("PlanTube", "a known part with hessian_bound", got)
+        if confidence.model.nx != self.noise_radius.numel():
+            raise _require.fail("PlanTube", f"a model with nx = {self.noise_radius.numel()}", confidence.model.nx)
+        anchors = None if self.anchors is None else self.anchors.refine(confidence)
+        bare = replace(self, anchors=anchors, confidence=confidence, certified=None)
+        if not self.landing:
+            return bare
+        count, boxes = self.fallbacks.num, len(self.landing)
+        centers = torch.stack([box.center for box in self.landing]).repeat(count, 1)
+        radii = torch.stack([box.radius for box in self.landing]).repeat(count, 1)
+        which = torch.arange(count, device=centers.device).repeat_interleave(boxes)
+        plans = Plans.of_fallbacks(which, centers.shape[-1], self.input_box.dim)
+        found = bare.verify(Zonotope(centers, torch.diag_embed(radii)), plans, horizon)
+        steps = torch.where(found.admitted, torch.full_like(found.steps, horizon), torch.full_like(found.steps, -1))
+        return replace(bare, certified=steps.reshape(count, boxes))
+
+    # ------------------------------------------------------------------ one step
+    def reach(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Zonotope, Tensor]:
+        """X_{t+1} of P plans from X_t (P,) at step `time` of the plans, and where F_n came out empty (P,)."""
+        confidence = self._confidence()
+        known = confidence.model.prior
+        assert isinstance(known, KnownPart)  # checked by refine
+        x, generators, radius = tube.center, tube.generators, tube.radius
+        u, feed, kink, spread = self._inputs(tube, plans, time)
+        a, b = jacobians(known, x, u)
+        center = known(x, u)
+        linear = a @ generators + b @ feed
+        error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + self.noise_radius
+        z = torch.cat([x, u], dim=-1)
+        error = error + remainder_outer(known, z, torch.cat([radius, spread], dim=-1))
+        if self.anchors is None:
+            local, offset = LocalAffine.at(confidence, z), torch.zeros_like(z)
+        else:
+            local, offset = self.anchors.around(z)
+        kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
+        found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
+        columns = list(confidence.model.outputs)
+        center[..., columns] += found.value
+        linear[..., columns, :] += found.linear
+        error[..., columns] += found.error
+        return Zonotope(center, linear).plus_box(error * (1 + 1e-12)).reduce_outer(self.order), found.empty
+
+    def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u = c + Fξ + e over X_t, |e| ≤ kink: c (P, nu), F (P, nu, m), kink, and sup |u − c|, both (P, nu)."""
+        parts = plans.law(time, self.fallbacks, self.input_box)
+        if len(parts) == 1:
+            return self._feedback(tube, parts[0][1])
+        shape, order = (plans.num, self.input_box.dim), tube.order
+        u, kink, spread = (tube.center.new_zeros(shape) for _ in range(3))
+        feed = tube.center.new_zeros(*shape, order)
+        for mask, policies in parts:
+            u[mask], feed[mask], kink[mask], spread[mask] = self._feedback(tube.select(mask), policies)
+        return u, feed, kink, spread
+
+    def _feedback(self, tube: Zonotope, policies: PolicyClass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, radius = tube.center.unsqueeze(1), tube.radius.unsqueeze(1)
+        slope = feedback(policies, x - radius, x + radius)
+        low, high = slope.low, slope.high
+        remainder = slope.remainder.expand_as(low).squeeze(1)
+        feed = slope.gain.squeeze(1) @ tube.generators
+        spread = feed.abs().sum(-1) + remainder  # sup |K(x − c) + e|, (P, nu)
+        if isinstance(policies, AffinePolicies):
+            low, high = policies.secants(x, spread.unsqueeze(1))  # sharper: along K, not over the box
+        low, high = low.squeeze(1), high.squeeze(1)
+        kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * remainder
+        feed = (0.5 * (low + high)).unsqueeze(-1) * feed
+        return policies(x).squeeze(1), feed, kink, high * spread
+
+    # -------------------------------------------------------------- whole plans
+    def verify(self, start: Zonotope, plans: Plans, steps: int) -> Verification:
+        """Follows P plans from the sets `start` (P,) for `steps` steps; X_0 itself must satisfy the constraint."""
+        margin, device = self.slack(start), start.center.device
+        followed = torch.zeros(plans.num, dtype=torch.long, device=device)
+        landed = self._inside_landing(start, plans, 0, steps) & (margin >= 0)
+        alive = torch.nonzero((margin >= 0) & ~landed).flatten()
+        tube, part = start.select(alive), plans.select(alive)
+        for t in range(steps):
+            if not alive.numel():
+                break
+            tube, empty = self.reach(tube, part, t)
+            sound = (tube.radius <= self.limit).all(-1) & torch.isfinite(tube.center).all(-1) & ~empty
+            room = torch.where(sound, self.slack(tube), torch.full_like(margin[alive], -torch.inf))
+            margin[alive] = torch.minimum(margin[alive], room)
+            followed[alive] = t + 1
+            down = (room >= 0) & self._inside_landing(tube, part, t + 1, steps)
+            landed[alive] = down
+            keep = (room >= 0) & ~down
+            if not bool(keep.all()):
+                tube, part, alive = tube.select(keep), part.select(keep), alive[keep]
+        return Verification(margin >= 0, margin, followed, landed)
+
+    def slack(self, tube: Zonotope) -> Tensor:
+        """min_i offset_i − sup_{X} normal_i x, rounded down, (P,); −inf for NaN."""
+        normals, offsets = (v.to(tube.center.device) for v in (self.constraint.normals, self.constraint.offsets))
+        support = tube.support(normals)
+        room = offsets - support - SLACK * (1.0 + support.abs())
+        return room.nan_to_num(nan=-torch.inf).amin(-1)
+
+    def _inside_landing(self, tube: Zonotope, plans: Plans, time: int, steps: int) -> Tensor:
+        """Tubes at step `time` that lie in a landing set certified for what remains under the plan's fallback, (P,)."""
+        done = torch.zeros(plans.num, dtype=torch.bool, device=tube.center.device)
+        if self.certified is None or not plans.num:
+            return done
+        radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
+        for j, box in enumerate(self.landing):
+            inside = ((tube.center - radius >= box.lower) & (tube.center + radius <= box.upper)).all(-1)
+            done |= inside & (self.certified[plans.fallback, j] >= steps - time)
+        return done & (plans.commit <= time)
+
+    def _confidence(self) -> ConfidenceSet:
+        if self.confidence is None:
+            raise _require.fail("PlanTube", "refine with a confidence set before use", "none")
+        return self.confidence
