@@ -39,6 +39,8 @@ def sufficient_episodes(
     The smallest N (up to a factor 2) with (2Cβ(T−1)/(σ√2π)) κ √(A Γ_{NT}/N) ≤ ε, where
     κ = 1 + 2β(T−1)√p s_max/(σ√2π), A = 2T s²_max (1 + T s²_max/λ)/ln(1 + s²_max/λ), and Γ_M ≤ (p/2) Σ ln(1 + M e_i/λ)
     with e_i the eigenvalues of the Gram matrix of the domain (a design of M points on it has weights ≤ M).
+    For the robust program: (iii) with its expectation under f* does not hold for the total-variation bound
+    (`proofs_checks.actsafe_theory`).
 
     Args:
         beta_of: β taken constant (its own growth would only enlarge n*).
