@@ -1,0 +1,82 @@
+"""Verified episodes: the verifier has the last word at every step, and gets the candidates it was promised."""
+
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+
+from gpsafe.models import Prediction
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, Plan, Planner, proposals, verified_episode
+from gpsafe.sets import Box
+from gpsafe.systems.pendulum import Pendulum
+
+PLANT = Pendulum(action_repeat=2, horizon=5)
+PLANNER = Planner(
+    EXPLORERS["actsafe-sound"], ICEM(20, 4, 2, 6), PLANT.input_box, PLANT.reward, Constraint(PLANT.cost), particles=2
+)
+
+
+class Model:
+    nx, nu = 2, 1
+
+    def predict(self, x, u):
+        return Prediction(PLANT.mean(x, u), 0.1 * torch.ones_like(x), PLANT.noise_std)
+
+    def condition(self, data):
+        return self
+
+
+@dataclass
+class Answer:
+    u: torch.Tensor
+    source: str
+    falsified: str | None = None
+
+
+@dataclass
+class Stub:
+    """Takes the last candidate at even steps and zero at odd ones; refutes itself at step 3."""
+
+    time: int = 0
+    seen: list = field(default_factory=list)
+
+    def decide(self, x, candidates, lengths):
+        self.seen.append((x, candidates, lengths))
+        plan = self.time % 2 == 0
+        answer = Answer(
+            candidates[-1, 0] if plan else torch.zeros(1).double(),
+            "plan" if plan else "stored",
+            "refuted" if self.time == 3 else None,
+        )
+        return answer, Stub(self.time + 1, self.seen)
+
+
+def test_only_what_the_verifier_answers_is_applied():
+    stub = Stub()
+    noise = 1e-3 * torch.ones(5, 2).double()
+    found = verified_episode(PLANT, PLANNER, Model(), stub, noise=noise, generator=torch.Generator().manual_seed(0))
+    assert found.sources == ("plan", "stored", "plan", "stored", "plan")
+    assert found.falsified == "refuted"
+    assert bool((found.inputs[1::2] == 0).all())
+    for t, (x, candidates, lengths) in enumerate(stub.seen):
+        assert torch.equal(x, found.states[t])
+        assert candidates.shape[0] == lengths.shape[0]
+        assert t % 2 or torch.equal(candidates[-1, 0], found.inputs[t])
+        assert torch.equal(found.states[t + 1], PLANT.mean(x, found.inputs[t]) + noise[t])
+
+
+@given(seeds(), st.integers(1, 2), st.sampled_from([0, 3, 5]))
+def test_proposals_begin_with_the_plan_and_go_on_by_distance(seed, nu, levels):
+    generator = torch.Generator().manual_seed(seed)
+    box = Box(-torch.ones(nu).double(), 2 * torch.ones(nu).double())
+    actions = box.sample(4, generator)
+    plan = Plan(actions, torch.zeros(()), actions[None], torch.zeros(1), actions, torch.zeros(1))
+    candidates, lengths = proposals(plan, box, prefixes=(1, 3, 9), levels=levels)
+    assert candidates.shape == (3 + levels**nu * (levels > 0), 4, nu)
+    assert lengths.tolist() == [1, 3, 4] + [1] * (levels**nu * (levels > 0))
+    assert bool((candidates[:3] == actions).all())
+    assert bool(box.contains(candidates).all())
+    away = (candidates[3:, 0] - actions[0]).norm(dim=-1)
+    assert bool((away.diff() >= 0).all())
