@@ -1,4 +1,4 @@
-"""The policy class of `pendulum_policies.py`: 2004 members that are linear in features of the pendulum's state."""
+"""The policy class of `pendulum_policies.py`: 2032 members that are linear in features of the pendulum's state."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Family:
         return -reach, reach
 
 
-def family(*, targets: int = 31, gains: int = 4) -> Family:
+def family(*, targets: int = 36, gains: int = 4) -> Family:
     """Four sub-families on u ∈ [−1, 1], θ = 0 hanging; w² and b are the believed frequency² and gain.
 
     - set point: u = (w² sin g + k(g − θ) − dω)/b,
@@ -65,7 +65,7 @@ def family(*, targets: int = 31, gains: int = 4) -> Family:
     - pumped: the compensated one with soft feedback plus p(E* − E)ω, E* the potential energy of g,
     - energy level: u = push + p(E* − E)ω: swings up to the level and holds it.
 
-    The defaults give 31·16·2 + 31·12 + 20·32 = 2004 members. Smaller numbers are for tests.
+    The defaults give 36·16·2 + 36·12 + 14·32 = 2032 members. Smaller numbers are for tests.
     """
     angles = torch.linspace(-0.6, 1.6, targets, dtype=torch.float64).tolist()
     stiff, damp = [40.0, 20.0, 30.0, 60.0][:gains], [11.0, 7.0, 9.0, 14.0][:gains]
@@ -74,7 +74,7 @@ def family(*, targets: int = 31, gains: int = 4) -> Family:
         rows += [(0, g, k, d, 0.0, 0.0), (1, g, k, d, 0.0, 0.0)]
     for g, k, d, p in itertools.product(angles, stiff[:2], (4.0, 7.0), (0.05, 0.1, 0.2)[:gains]):
         rows.append((2, g, k, d, p, 0.0))
-    levels = torch.linspace(0.2, 1.7, max(2, 2 * targets // 3), dtype=torch.float64).tolist()
+    levels = torch.linspace(0.2, 1.7, max(2, 2 * targets // 5), dtype=torch.float64).tolist()
     for g, p, b in itertools.product(levels, (0.2, 0.1, 0.05, 0.4)[:gains], PUSHES):
         rows.append((3, g, 0.0, 0.0, p, b))
     kind, g, k, d, p, b = torch.tensor(rows, dtype=torch.float64).unbind(-1)

@@ -11,8 +11,8 @@ from gpsafe.systems.reference import reference_pendulum_policies
 
 def test_class_has_two_thousand_members_and_four_given_ones():
     members = family()
-    assert members.policies.num == 2004 and len(members.initial) == 4
-    assert torch.bincount(members.kind, minlength=len(NAMES)).tolist() == [496, 496, 372, 640]
+    assert members.policies.num == 2032 and len(members.initial) == 4
+    assert torch.bincount(members.kind, minlength=len(NAMES)).tolist() == [576, 576, 432, 448]
     assert int((members.policies.coefficients.flatten(1).unsqueeze(1).expand(-1, 1, -1)).unique(dim=0).shape[0]) >= 2000
 
 
