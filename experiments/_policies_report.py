@@ -201,6 +201,8 @@ def _controls(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         for name, text in (("control/width", "zero width"), ("control/push", "zero width, pushed plant")):
+            if name not in run.pieces:
+                continue
             row = run.pieces[name].rows[0]
             rows.append(
                 (

@@ -150,7 +150,7 @@ def sound(arguments: Arguments, seed: int) -> Piece:
 
 
 def control(arguments: Arguments, seed: int, push: float) -> Piece:
-    """The prior mean taken for the truth (zero width), on every few policies and for one episode; truth by Monte Carlo."""
+    """The prior mean taken for the truth (zero width) before any data, on every few policies; truth by Monte Carlo."""
     system, whole = plant(push), family(targets=arguments.targets, gains=arguments.gains)
     kept = torch.arange(whole.policies.num) % arguments.control_every == 0
     kept[whole.initial] = True
@@ -173,16 +173,16 @@ def control(arguments: Arguments, seed: int, push: float) -> Piece:
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:
-    """The truth (seed 0 only: the plant is the same for all), the run, the controls."""
-    record.progress(0, 3, "truth")
-    if seed == 0:
-        record.piece("truth", lambda: truth(arguments))
-    record.progress(1, 3, "exploration")
+    """The run; with seed 0 also the truth (the plant is the same for all) and the controls (they use no data)."""
+    record.progress(0, 4, "exploration")
     record.piece("sound", lambda: sound(arguments, seed))
-    record.progress(2, 3, "controls")
-    for name, push in (("control/width", 0.0), ("control/push", arguments.push)):
-        record.piece(name, partial(control, arguments, seed, push))
-    record.progress(3, 3, "done")
+    if seed == 0:
+        record.progress(1, 4, "truth")
+        record.piece("truth", lambda: truth(arguments))
+        for done, name, push in ((2, "control/width", 0.0), (3, "control/push", arguments.push)):
+            record.progress(done, 4, name)
+            record.piece(name, partial(control, arguments, seed, push))
+    record.progress(4, 4, "done")
 
 
 EXPERIMENT = Experiment(
