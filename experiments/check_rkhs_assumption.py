@@ -244,7 +244,8 @@ def report(runs: Sequence[Run]) -> Report:
             height = [_largest(norms, step.name, name, ridge)[top] for ridge in ridges]
             axes.plot(ridges, height, color=color, linestyle=style, label=f"{step.name}: {name}")
     axes.set(xlabel="ρ (jitter)", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log", title=f"n = {top}")
-    axes.legend(fontsize="xx-small", ncols=2)
+    axes.set_ylim(top=1e3 * axes.get_ylim()[1])
+    axes.legend(fontsize="xx-small", ncols=2, loc="upper right")
     for axes, belief in zip(panels[1, 1:], ("B", "length-scale"), strict=True):
         _misspecified(axes, trials, belief)
     return Report(
@@ -319,6 +320,9 @@ def _misspecified(axes: Any, rows: list[Any], belief: str) -> None:
             draw_shares(axes, factors, shares, label=f"{label}, {family}", color=color, line=style)
     axes.set(xlabel=f"believed {belief} / true {belief}", ylabel="share of runs", xscale="log", ylim=(-0.03, 1.03),
              title=f"plants on a line, wrong {belief}")  # fmt: skip
+    factors = sorted({r["factor"] for r in rows if r["belief"] == belief})
+    axes.set_xticks(factors, [f"{v:g}" for v in factors])
+    axes.minorticks_off()
     axes.legend(fontsize="x-small")
 
 

@@ -1,0 +1,81 @@
+"""What the experiments on open questions compute with: norm bounds, adversarial plants, shares, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+
+from experiments import _line as line
+from experiments._statistics import Share, peak_memory
+from experiments.check_rkhs_assumption import kernel, lower_norms
+from gpsafe import rkhs
+
+BOX = torch.ones(3, dtype=torch.float64)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def curve(seed: int, name: str, ridge: float, norm: float = 2.0) -> torch.Tensor:
+    """Lower bounds from nested points of a function whose norm is exactly `norm`."""
+    f = rkhs.random_function(kernel(name, 3), -BOX, BOX, norm=norm, generator=generator(seed), num_centers=8)
+    points = 2 * torch.rand(40, 3, dtype=torch.float64, generator=generator(seed + 1)) - 1
+    return lower_norms(kernel(name, 3), points, f(points).unsqueeze(-1), ridge)[:, 0]
+
+
+@given(seed=seeds(), name=st.sampled_from(["rbf 1", "matern-5/2 1", "matern-3/2 1"]), power=st.integers(-9, -1))
+def test_lower_norms_stay_below_the_exact_norm_and_grow_with_points(seed: int, name: str, power: int) -> None:
+    bounds = curve(seed, name, 10.0**power)
+    assert float(bounds[-1]) <= 2.0 * (1 + 1e-6)
+    assert bool((bounds.diff() >= 0).all())
+
+
+@given(seed=seeds())
+def test_lower_norms_grow_as_the_ridge_falls_and_scale_with_the_function(seed: int) -> None:
+    assert bool((curve(seed, "matern-5/2 1", 1e-6) >= curve(seed, "matern-5/2 1", 1e-3) - 1e-12).all())
+    assert torch.allclose(curve(seed, "rbf 1", 1e-4, 4.0), 2 * curve(seed, "rbf 1", 1e-4, 2.0))
+
+
+def test_lower_norm_at_the_centres_is_the_norm() -> None:
+    own = kernel("matern-3/2 1", 3)
+    f = rkhs.random_function(own, -BOX, BOX, norm=2.0, generator=generator(0), num_centers=8)
+    assert float(lower_norms(own, f.centers, f(f.centers).unsqueeze(-1), 1e-12)[-1, 0]) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_control_a_function_outside_the_space_exceeds_every_norm() -> None:
+    step = (torch.linspace(-1, 1, 200, dtype=torch.float64) > 0).double().unsqueeze(-1)
+    points = torch.linspace(-1, 1, 200, dtype=torch.float64).unsqueeze(-1)
+    bounds = lower_norms(kernel("matern-5/2 1", 1), points, step, 1e-12)[:, 0]
+    assert float(bounds[-1]) > 1e3
+
+
+@given(seed=seeds())
+def test_dormant_plants_have_the_norm_are_quiet_where_it_is_safe_and_push_outwards(seed: int) -> None:
+    f = line.dormant(generator(seed))
+    assert f.norm == pytest.approx(line.NORM, rel=1e-6)
+    quiet = rkhs.grid(torch.tensor([-0.4, -1.0]).double(), torch.tensor([0.15, 1.0]).double(), (12, 5))
+    assert float(f(quiet).abs().max()) < 1e-3
+    assert float(f(f.centers[-1:])) > 0.01
+
+
+def test_truth_of_a_plant_without_residual_is_that_of_its_set_points() -> None:
+    zero = rkhs.RKHSFunction(line.KERNEL, torch.zeros(1, 2).double(), torch.tensor([1e-9]).double())
+    truth = line.truth(line.plant(zero), line.set_points([0.2, 1.3]), cells=260)
+    assert truth.safe(line.BUDGET).tolist() == [True, False]
+    assert truth.unsafe(line.BUDGET).tolist() == [False, True]
+
+
+def test_share_is_exact_and_covers() -> None:
+    share = Share.of([True, False, False, True])
+    assert (share.count, share.total, share.value) == (2, 4, 0.5)
+    assert share.interval[0] < 0.5 < share.interval[1]
+
+
+def test_peak_memory_sees_an_allocation() -> None:
+    result, seconds, grown = peak_memory(lambda: torch.ones(64 * 2**17, dtype=torch.float64).sum())
+    assert float(result) == 64 * 2**17 and seconds > 0
+    assert grown > 40 or grown != grown  # MiB; nan where the system does not tell
