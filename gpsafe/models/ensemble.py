@@ -236,7 +236,7 @@ class Ensemble:
     def linearize(self, x: Tensor, u: Tensor, *, paired: bool = False) -> Linearization:
         """Means, log-variances and their exact Jacobians in one forward sweep; arguments as in :meth:`evaluate`.
 
-        The known part, if it is neither the identity nor zero, is differentiated in forward mode.
+        The known part's own `jacobian` is used if it has one; else it is differentiated in forward mode.
         """
         x, u, rows, batch = self._rows(x, u, paired)
         out, jacobian = self.network.linearize(rows)
@@ -261,6 +261,9 @@ class Ensemble:
         if self.prior is zero_prior or self.prior is identity_prior:
             eye = torch.eye(self.nx, self.nx + self.nu, dtype=x.dtype, device=x.device)
             return eye if self.prior is identity_prior else torch.zeros_like(eye)
+        closed = getattr(self.prior, "jacobian", None)
+        if closed is not None:
+            return torch.cat(closed(x, u), dim=-1)
         z = torch.cat([x, u], dim=-1)
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
 

@@ -18,6 +18,7 @@ from gpsafe.systems.known import AffineKnown, pendulum_known
 NX, NU = 2, 1
 PENDULUM = pendulum_known(gravity=10.0, gain=3.0, damping=0.3, dt=0.1, hanging_at_zero=False, semi_implicit=True)
 PRIORS = {"identity": identity_prior, "zero": zero_prior, "pendulum": PENDULUM}
+PLAIN = {**PRIORS, "plain": lambda x, u: torch.sin(x) * u}  # states neither Jacobian nor curvature
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -39,7 +40,7 @@ def random_ensemble(
         inputs=Normalizer(draw(seed + 3, NX + NU), scale[0]),
         targets=Normalizer(draw(seed + 4, NX), scale[1]),
         log_var_limits=torch.tensor([[-4.0, -3.0], [1.0, 2.0]], dtype=torch.float64),
-        prior=PRIORS[prior],
+        prior=PLAIN[prior],
         clamp=clamp,
     )
 
@@ -100,7 +101,7 @@ def test_paired_evaluation_gives_each_member_its_own_points(seed):
 
 
 @given(
-    seeds(), st.sampled_from(sorted(PRIORS)), st.sampled_from(["soft", "hard"]), st.sampled_from([(), (6,), (7, 5, 4)])
+    seeds(), st.sampled_from(sorted(PLAIN)), st.sampled_from(["soft", "hard"]), st.sampled_from([(), (6,), (7, 5, 4)])
 )
 def test_jacobians_are_those_of_automatic_differentiation(seed, prior, clamp, hidden):
     model = random_ensemble(seed, hidden=hidden, prior=prior, clamp=clamp)
