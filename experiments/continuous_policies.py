@@ -87,7 +87,7 @@ def arms(a: Arguments) -> dict[str, Arm]:
         "log-barrier, sampled": Arm(barrier, "sampled", a.rounds),
         "lagrangian, hallucinated": Arm(lagrangian, "hallucinated", a.rounds),
         "lagrangian, sampled": Arm(lagrangian, "sampled", a.rounds),
-        "BoTorch SLSQP, sampled": Arm(BotorchSearch(iterations=max(1, a.steps // 2)), "sampled", a.rounds),
+        "BoTorch SLSQP, sampled": Arm(BotorchSearch(iterations=a.steps), "sampled", a.rounds),
         "random, sampled": Arm(RandomSearch(samples=a.steps + 1), "sampled", a.rounds),
         "finite grid": Arm(grid, "mean", 0),
     }

@@ -17,15 +17,16 @@ from gpsafe.search.problem import Problem, Proposals, check_starts, value_and_gr
 
 
 class RolloutAcquisition(AcquisitionFunction):
-    """X (b, 1, d) in the unit cube ↦ objective (b,); `slack` is −constraint.
+    """X (b, 1, d) in the unit cube ↦ objective (b,); `slack` is −constraint − margin.
 
     SLSQP asks for the objective, the constraint and both gradients at one point in separate calls: they come from one
     differentiated rollout, remembered for the last point.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, margin: float = 0.0) -> None:
         super().__init__(GenericDeterministicModel(lambda x: x[..., :1]))  # BoTorch asks for a model; it is not used
         self.problem = problem
+        self.margin = margin
         self.evaluations = 0
         self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
@@ -44,8 +45,8 @@ class RolloutAcquisition(AcquisitionFunction):
         return self._expand(X.squeeze(-2))[0]
 
     def slack(self, x: Tensor) -> Tensor:
-        """−constraint at one point (d,); ≥ 0 is feasible."""
-        return -self._expand(x.unsqueeze(0))[1].squeeze(0)
+        """−constraint − margin at one point (d,); ≥ 0 is feasible."""
+        return -self._expand(x.unsqueeze(0))[1].squeeze(0) - self.margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +58,23 @@ class BotorchSearch:
     estimate says so). Infeasible starts are returned unchanged. SLSQP takes starts one after another, not as a batch.
 
     Args:
-        iterations: of SLSQP per start.
+        iterations: of SLSQP per start. It leaves the feasible set on its way: stopped early it may end outside.
+        margin: constraint ≤ −margin is asked for, more than the 1e-7 by which a converged SLSQP oversteps.
     """
 
     iterations: int = 12
+    margin: float = 1e-3
 
     def __post_init__(self) -> None:
         _require.count("BotorchSearch", "iterations", self.iterations)
+        _require.nonnegative("BotorchSearch", "margin", self.margin)
 
     def __call__(self, problem: Problem, starts: Tensor, generator: torch.Generator) -> Proposals:
         """See :class:`Search`. Deterministic: the generator is not used."""
         starts = check_starts("BotorchSearch", starts)
         with torch.no_grad():
             _, constraint = problem(starts)
-        acquisition, points = RolloutAcquisition(problem), starts.clone()
+        acquisition, points = RolloutAcquisition(problem, self.margin), starts.clone()
         for i in torch.nonzero(constraint <= 0).flatten().tolist():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", OptimizationWarning)  # an unfinished search still proposes
