@@ -8,7 +8,7 @@ new posterior costs one evaluation at the anchors and the old ones cost nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ class AnchorGrid:
     counts: tuple[int, ...]
     local: LocalAffine | None = None
     generations: int = 0
+    _axes: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False, repr=False)  # start, step, last index, stride
+
+    def __post_init__(self) -> None:
+        counts = torch.tensor(self.counts, dtype=torch.float64, device=self.box.lower.device)
+        step = (self.box.upper - self.box.lower) / (counts - 1).clamp_min(1.0)
+        start = torch.where(counts > 1, self.box.lower, self.box.center)
+        stride = counts.flip(0).cumprod(0).roll(1)
+        stride[0] = 1.0
+        object.__setattr__(self, "_axes", (start, torch.where(counts > 1, step, 1.0), counts - 1, stride.flip(0)))
 
     @staticmethod
     def create(box: Box, spacing: Tensor) -> AnchorGrid:
@@ -77,18 +86,13 @@ class AnchorGrid:
     def around(self, z: Tensor) -> tuple[LocalAffine, Tensor]:
         """The enclosures at the anchors nearest to z (*b, d), and z − anchor."""
         local = self._filled()
-        counts = torch.tensor(self.counts, dtype=torch.float64, device=z.device)
-        step = (self.box.upper - self.box.lower) / (counts - 1).clamp_min(1.0)
-        start = torch.where(counts > 1, self.box.lower, self.box.center)
-        cell = torch.where(step > 0, (z - start) / step.clamp_min(1e-300), torch.zeros_like(z)).round()
-        cell = torch.minimum(cell.nan_to_num(0.0).clamp_min(0.0), counts - 1)
-        index = torch.zeros(z.shape[:-1], dtype=torch.long, device=z.device)
-        for axis, count in enumerate(self.counts):
-            index = index * count + cell[..., axis].long()
+        start, step, last, stride = self._axes
+        cell = torch.minimum(((z - start) / step).nan_to_num(0.0).round().clamp_min(0.0), last)
+        index = (cell * stride).sum(-1).long()
         mean = None if local.mean is None else local.mean[index]
         cov = None if local.cov is None else local.cov[index]
         chosen = LocalAffine(local.middle[index], local.half[index], mean, cov, local.norm, local.cap, local.moduli)
-        return chosen, torch.where(counts > 1, z - start - cell * step, z - start)
+        return chosen, z - (start + cell * step)
 
     def _filled(self) -> LocalAffine:
         if self.local is None:

@@ -17,6 +17,7 @@ or computed at the tube's own centre.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -181,8 +182,7 @@ class PlanTube:
     def reach(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Zonotope, Tensor]:
         """X_{t+1} of P plans from X_t (P,) at step `time` of the plans, and where F_n came out empty (P,)."""
         confidence = self._confidence()
-        known = confidence.model.prior
-        assert isinstance(known, KnownPart)  # checked by refine
+        known = cast(KnownPart, confidence.model.prior)  # checked by refine
         x, generators, radius = tube.center, tube.generators, tube.radius
         u, feed, kink, spread = self._inputs(tube, plans, time)
         a, b = jacobians(known, x, u)
@@ -216,18 +216,21 @@ class PlanTube:
         return u, feed, kink, spread
 
     def _feedback(self, tube: Zonotope, policies: PolicyClass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, radius = tube.center.unsqueeze(1), tube.radius.unsqueeze(1)
-        slope = feedback(policies, x - radius, x + radius)
-        low, high = slope.low, slope.high
-        remainder = slope.remainder.expand_as(low).squeeze(1)
-        feed = slope.gain.squeeze(1) @ tube.generators
-        spread = feed.abs().sum(-1) + remainder  # sup |K(x − c) + e|, (P, nu)
-        if isinstance(policies, AffinePolicies):
-            low, high = policies.secants(x, spread.unsqueeze(1))  # sharper: along K, not over the box
-        low, high = low.squeeze(1), high.squeeze(1)
-        kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * remainder
-        feed = (0.5 * (low + high)).unsqueeze(-1) * feed
-        return policies(x).squeeze(1), feed, kink, high * spread
+        x = tube.center.unsqueeze(1)
+        if isinstance(policies, AffinePolicies):  # secants along K, sharper than slopes over the box
+            feed = policies.gain @ tube.generators
+            spread = feed.abs().sum(-1)  # sup |K(x − c)|, (P, nu)
+            low, high = (s.squeeze(1) for s in policies.secants(x, spread.unsqueeze(1)))
+            kink = 0.5 * (high - low) * spread
+        else:
+            radius = tube.radius.unsqueeze(1)
+            slope = feedback(policies, x - radius, x + radius)
+            low, high = slope.low.squeeze(1), slope.high.squeeze(1)
+            remainder = slope.remainder.expand_as(slope.low).squeeze(1)
+            feed = slope.gain.squeeze(1) @ tube.generators
+            spread = feed.abs().sum(-1) + remainder
+            kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * remainder
+        return policies(x).squeeze(1), (0.5 * (low + high)).unsqueeze(-1) * feed, kink, high * spread
 
     # -------------------------------------------------------------- whole plans
     def verify(self, start: Zonotope, plans: Plans, steps: int) -> Verification:
