@@ -5,7 +5,8 @@ The task of ``pendulum_paper.py`` in theory mode. The plant is an RKHS twin of t
 the twin. iCEM proposes, `gpsafe.shield` decides. ``actsafe-sampled`` and ``opax`` run on the same plant and model without it.
 
 S_0: inputs |u| ≤ 0.2 from hanging, assumed safe: the most resonant of them, u = 0.2 sign ω, reaches |ω| = 4.5 rad/s in 50 steps
-with length and mass both 10 % below the nominal, 2.7 with both above, 3.4 at the nominal ones. The first episode, and every one for which no fallback can be certified from x_0, is spent on S_0.
+with length and mass both 10 % below the nominal, 2.7 with both above, 3.4 at the nominal ones.
+The first episode, and every one for which no fallback can be certified from x_0, is spent on S_0.
 """
 
 from __future__ import annotations
@@ -245,12 +246,13 @@ def report(runs: Sequence[Run]) -> Report:
     radius = float(noise_radius(system.noise_std, steps=steps, delta=arguments.delta_noise)[0]) / arguments.noise
     notes = [
         f"**What is guaranteed** (actsafe-sound): with probability ≥ {1 - arguments.delta - arguments.delta_noise:.2f} over "
-        f"the data of one seed, no state of any episode from the second on leaves |ω| ≤ 6, whatever the planner proposes. Assumed: "
-        f"‖f*‖_k ≤ B = ({norms}) (the plant is built so), Gaussian noise of std {arguments.noise:g}, of which no step of "
-        f"{steps} leaves ± {radius:.2f} std (probability ≥ {1 - arguments.delta_noise:g}), the clip absent, exact measurement. "
+        f"the data of one seed, no state of any episode from the second on leaves |ω| ≤ 6, whatever the planner proposes. "
+        f"Assumed: ‖f*‖_k ≤ B = ({norms}) (the plant is built so), Gaussian noise of std {arguments.noise:g}, of which no "
+        f"step of {steps} leaves ± {radius:.2f} std (probability ≥ {1 - arguments.delta_noise:g}), no clip, exact "
+        "measurement. "
         f"The first episode is S_0: inputs |u| ≤ {arguments.excitation:g}, assumed safe (see the module) and no part "
-        "of the certificate. Nothing is claimed between steps, nor for the physical pendulum, from which the twin differs by at most "
-        f"({gap}) in (θ⁺, ω⁺) at {system.twin_error.points} points of its region.",
+        "of the certificate. Nothing is claimed between steps, nor for the physical pendulum, from which the twin differs "
+        f"by at most ({gap}) in (θ⁺, ω⁺) at {system.twin_error.points} points of its region.",
         f"The true residual was inside F_n at 2000 random points in {inside} of {len(checks)} checks (one an episode); the "
         f"verifier's assumptions were refuted by a measurement in {refuted} episodes.",
         "**What differs from the published run**: the plant is the twin without clip, its noise is Gaussian; the GP has a "
