@@ -19,7 +19,7 @@ from gpsafe.systems.cartpole_local import CartPoleLocal
 from gpsafe.systems.cartpole_policies import CartPolePolicies, hanging_lqr
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 
-NOISE = (0.003, 5e-5, 2e-4, 5e-4)  # per step, times the noise factor: m, rad, m/s, rad/s
+NOISE = (0.003, 1e-4, 4e-4, 1e-3)  # per step, times the noise factor: m, rad, m/s, rad/s
 GAINS = ((1.0, 0.1), (1.0, 10.0), (4.0, 10.0), (2.0, 40.0), (8.0, 40.0))  # LQR weights of position and swing
 SHARE = 0.1  # δ of the confidence set
 

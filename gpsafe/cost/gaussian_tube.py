@@ -99,7 +99,7 @@ class GaussianTube:
         noise_std: (nx,), ≥ 0.
         width: κ, deviations for which the linearisation error is enclosed (about 5).
         give_up: a cost, such as the budget, beyond which a policy is not followed further (upper = T·C).
-        order: number of generators at which Z_t is reduced.
+        order: number of generators at which Z_t is reduced; every reduction wraps, so let it hold those of all steps.
         limit: a tube whose Z_t gets wider than this (in any state) is given up: charged C from then on.
         gradients: use gradients of the posterior (False: kernel metric only).
     """
@@ -110,7 +110,7 @@ class GaussianTube:
     noise_std: Tensor
     width: float = 5.0
     give_up: float = math.inf
-    order: int = 32
+    order: int = 128
     limit: float = 1e2
     gradients: bool = True
     name: str = field(default="gaussian-tube", init=False)
