@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,12 +59,14 @@ class Arguments:
     horizon: int = 20
     """Planning horizon, steps."""
     particles: int = 10
-    """Particles of sampled pessimism."""
+    """Particles of sampled pessimism, as published."""
+    sound_particles: int = 3
+    """Particles with which proposals for the verifier are priced."""
     beta: float = 1.0
     """Factor on the epistemic std of a particle."""
     penalty: float = 1e6
     """Price of the constraint."""
-    table: tuple[int, int, int] = (180, 33, 7)
+    table: tuple[int, int, int] = (120, 17, 7)
     """Nodes over (theta, omega, u) at which the posterior is tabulated for planning, once per episode."""
     noise: float = 1e-4
     """Standard deviation of the process noise, in rad and rad/s."""
@@ -193,6 +195,8 @@ def explore(arguments: Arguments, explorer: str, seed: int, record: Record, adva
     knowledge = Knowledge.prior(arguments, system)
     settings = paper.planner(arguments, system, explorer)
     verified = settings.explorer.pessimism == "sound"
+    if verified:
+        settings = replace(settings, particles=arguments.sound_particles)
     for episode in range(arguments.episodes):
 
         def compute(episode: int = episode) -> Piece:
