@@ -120,7 +120,7 @@ def _refusals(arms: Arms) -> Table:
 
 
 def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricPolicies, budget: float) -> Figure:
-    figure = Figure(figsize=(14, 7), layout="constrained")
+    figure = Figure(figsize=(14, 7.4), layout="constrained")
     panels = figure.subplots(2, 4, sharex=True, sharey=True).flatten()
     grid = truth.tensors["theta"].reshape(*shape, 2).numpy()
     cost = truth.tensors["upper"].reshape(*shape).numpy()
@@ -141,13 +141,13 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
         executed = piece.tensors["executed"].numpy()
         axes.plot(*executed.T, "o", mfc="none", mec="black", markersize=6, zorder=4)
         axes.set(title=name, xlim=(float(family.box.lower[0]), float(family.box.upper[0])), ylim=(0.9, 6.1))
-    for axes in panels:
-        axes.set(xlabel="set-point g", ylabel="gain k")
+    for axes in panels[::4]:
+        axes.set(ylabel="gain k")
+    for axes in panels[4:]:
+        axes.set(xlabel="set-point g")
     if marks is not None:
-        figure.colorbar(marks, ax=panels[-1], location="bottom", label="episode of entry")
-    panels[3].tick_params(labelbottom=True)
-    panels[-1].axis("off")
-    panels[-1].legend(
+        figure.colorbar(marks, ax=panels, label="episode of entry", shrink=0.6)
+    figure.legend(
         handles=[
             Patch(color="#dddddd", label="truly safe (J_c ≤ 0.2)"),
             Line2D([], [], color=BLUE, label="certified by the last F_n"),
@@ -156,7 +156,8 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
             Line2D([], [], marker="o", linestyle="", mfc="none", mec="black", label="executed"),
             Line2D([], [], marker="x", linestyle="", color=RED, markersize=4, label="feasible by surrogate, refused"),
         ],
-        loc="center",
+        loc="outside lower center",
+        ncols=6,
     )
     return figure
 
@@ -194,10 +195,10 @@ def _comparison(arms: Arms, safe: np.ndarray, best: float) -> Figure:
     panels[0, 1].set(ylabel="share of the truly safe region", title="certified parameter space at the end")
     for axes in panels[0]:
         axes.set_xticks(place, [n.replace(", ", "\n") for n in names], fontsize="small")
-        axes.set_ylim(0, 1.05)
-        axes.legend(fontsize="small")
+        axes.set_ylim(0, 1.2)
+        axes.legend(fontsize="small", loc="upper left", ncols=2)
     for (name, pieces), color, style in zip(
-        arms.items(), COLORS, ("-", "--", "-", "--", "--", ":", "-."), strict=False
+        arms.items(), ("grey", *COLORS), ("-", "-", "--", "-", "--", "--", ":", "-."), strict=False
     ):
         calls = np.mean([np.cumsum([r["calls"] for r in p.rows]) for p in pieces], axis=0)
         reward = np.mean([np.maximum.accumulate([r["true_reward"] for r in p.rows]) for p in pieces], axis=0)

@@ -83,6 +83,7 @@ def arms(a: Arguments) -> dict[str, Arm]:
     lagrangian = AugmentedLagrangian(outer=max(1, a.steps // 4), inner=min(4, a.steps))
     grid = FiniteGrid(FAMILY.to_unit(FAMILY.grid((a.grid_goals, a.grid_gains))))
     return {
+        "log-barrier, mean": Arm(barrier, "mean", a.rounds),
         "log-barrier, hallucinated": Arm(barrier, "hallucinated", a.rounds),
         "log-barrier, sampled": Arm(barrier, "sampled", a.rounds),
         "lagrangian, hallucinated": Arm(lagrangian, "hallucinated", a.rounds),
