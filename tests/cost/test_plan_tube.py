@@ -14,6 +14,7 @@ from strategies import seeds
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.cost.plan_tube import Plans
+from gpsafe.feature_policies import FeaturePolicies, pendulum_features
 from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
@@ -86,6 +87,28 @@ def test_every_plan_that_can_be_seen_to_fail_is_refused(seed, feedback):
         states = rollout(case, judge, lambda z: case.system.residual_fn(z)[..., 0], plans, noise.double(), HORIZON)
         bad = case.system.cost(states).amax(-1) > 0
         assert not bool((bad & found.admitted).any())
+
+
+@given(seed=seeds())
+def test_curved_fallbacks_are_enclosed_from_whole_sets(seed):
+    """A policy whose gain changes with the state, from a box of initial states, mixed with plans that still push."""
+    case = case_of()
+    g = generator(seed)
+    features = pendulum_features()
+    weights = 0.4 * torch.randn(2, 1, len(features), dtype=torch.float64, generator=g)
+    curved = FeaturePolicies(weights, features, case.system.input_box)
+    judge = replace(judged(), fallbacks=curved, landing=(), certified=None)
+    start = Zonotope(vector(0.1, -0.2).expand(4, 2), torch.diag_embed(vector(0.05, 0.2).expand(4, 2)))
+    inputs, lengths = pushes(seed, 4), torch.tensor([0, 1, 2, 3])
+    plans = Plans.open_loop(inputs, lengths, torch.tensor([0, 1, 0, 1]), 2)
+    noise, tubes, states = corners(judge.noise_radius, 6, seed), [start], [start.sample(1, g)[0]]
+    for t in range(6):
+        tubes.append(judge.reach(tubes[-1], plans, t)[0])
+        u = Plans(inputs[:, t:], plans.gain[:, t:], (lengths - t).clamp_min(0), plans.fallback, lengths).act(
+            states[-1], curved, judge.input_box
+        )
+        states.append(case.system.mean(states[-1], u) + noise[t])
+    assert float(excess(tubes, torch.stack(states, dim=1)).max()) <= 1e-8
 
 
 def test_planted_plans_are_judged_as_they_deserve():
