@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from strategies import seeds
@@ -51,6 +51,7 @@ def test_a_hull_contains_its_points_exactly_and_no_more(seed, dim, rank, count):
     assert float(nearest.max()) < 1e-6 * (1 + float(points.abs().max()))
 
 
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3))
 def test_samples_are_inside_and_average_to_the_centre_of_mass(seed, dim):
     polytope = body(seed, dim)
@@ -82,6 +83,7 @@ def test_empty_unbounded_and_flat_ones_are_told_apart():
     torch.testing.assert_close(corners[corners[:, 0].argsort()], tensor([[0.0, 1.0], [2.0, -1.0]]))
 
 
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3))
 def test_vertices_box_and_centre_agree(seed, dim):
     polytope = body(seed, dim)
@@ -104,6 +106,7 @@ def test_one_dimension_is_an_interval():
 
 
 # ------------------------------------------------------------------------------------------ containment
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3), st.floats(0.3, 2.0))
 def test_containment_of_polytopes_agrees_with_the_vertices_and_the_witness(seed, dim, scale):
     outer = body(seed, dim)
@@ -147,6 +150,7 @@ def test_control_tightening_by_the_centre_only_is_caught():
     assert not bool(UNIT.contains_ellipsoid(Ellipsoid(x, error.factor)))
 
 
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3))
 def test_reduction_removes_implied_rows_only(seed, dim):
     polytope = body(seed, dim)
@@ -159,6 +163,7 @@ def test_reduction_removes_implied_rows_only(seed, dim):
     torch.testing.assert_close(small.support(directions), polytope.support(directions), rtol=0, atol=1e-6)
 
 
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3), st.integers(1, 3))
 def test_images_and_preimages(seed, dim, out):
     polytope, matrix, offset = body(seed, dim), normal(seed + 1, out, dim), normal(seed + 2, out)
@@ -177,6 +182,7 @@ def test_images_and_preimages(seed, dim, out):
 
 
 # ----------------------------------------------------------------------------------- extremal ellipsoids
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3))
 def test_inscribed_ellipsoid_is_inside_and_larger_than_the_ball(seed, dim):
     polytope = body(seed, dim)
@@ -186,6 +192,7 @@ def test_inscribed_ellipsoid_is_inside_and_larger_than_the_ball(seed, dim):
     assert volume >= polytope.chebyshev()[1] ** dim * (1 - 1e-6)
 
 
+@settings(max_examples=10)  # many linear programs
 @given(seeds(), st.integers(1, 3))
 def test_enclosing_ellipsoid_holds_all_points_and_touches_enough(seed, dim):
     points = normal(seed, 4 * dim + 3, dim) * 10.0 ** normal(seed + 1, dim)
