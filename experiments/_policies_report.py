@@ -68,7 +68,7 @@ def _policy_space(run: Run, members: Family, truth: Piece | None) -> Figure:
     last = len(run.pieces["sound"].rows)
     figure = Figure(figsize=(13, 5), layout="constrained")
     panels = figure.subplots(1, 4)
-    shown = None
+    shown, handles = None, ([], [])
     for k, axes in enumerate(panels):
         own = members.kind.numpy() == k
         other = np.stack([v.numpy() for v in (members.stiffness, members.damping, members.pump, members.push)], -1)[own]
@@ -95,8 +95,8 @@ def _policy_space(run: Run, members: Family, truth: Piece | None) -> Figure:
         axes.axvline(LIMIT, color="black", linestyle="--", linewidth=0.7)
         axes.set(title=NAMES[k], xlabel="target $g$ (rad)" if k < 3 else "level $E^*$, as an angle (rad)")
         axes.set_yticks(range(len(levels)), [_label(k, level) for level in levels], fontsize=6)
-        axes.set_ylim(-0.7, len(levels) + 3.5)
-        axes.legend(loc="upper left", fontsize=6)
+        handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
     if shown is not None:
         figure.colorbar(shown, ax=panels, label="episode at which the policy entered $S_n$", shrink=0.8)
     return figure
@@ -160,7 +160,7 @@ def _episodes(runs: Sequence[Run]) -> Table:
 def _safety(runs: Sequence[Run], members: Family, truth: Piece | None) -> Table:
     columns = ("seed", "sub-family", "members", "S*, at least", "S*, at most", "S_0", "S_n", "certified, proved unsafe",
                "certified, estimate above d", "cells reached",
-               "cells reached by S*", "best J_r in S_n", "best J_r in S*")  # fmt: skip
+               "cells reached by those proved safe", "best J_r in S_n", "best J_r, proved safe")  # fmt: skip
     if truth is None:
         return Table(columns, [])
     safe, unsafe = _sides(truth)

@@ -122,7 +122,7 @@ def true_costs(
         visits[index] = visited(states)
         low = torch.minimum(states.amin((1, 2)), region[0][index])
         high = torch.maximum(states.amax((1, 2)), region[1][index])
-        for program, group in windowed(dp, low, high):
+        for program, group in windowed(dp, low, high, margin=12):
             for part in index[group].split(max(1, dp.chunk // program.grid.num)):
                 enclosure = program.enclosure(confidence, policies.select(part))
                 value = residual(enclosure.centers, enclosure.z[..., enclosure.centers.shape[-1] :])
