@@ -153,6 +153,8 @@ def test_grids_are_refined_by_intersection_from_episode_to_episode():
     assert torch.allclose(new.middle, once.middle, atol=1e-12) and torch.allclose(new.half, once.half, atol=1e-12)
     assert bool((new.half <= old.half + 1e-12).all()) and step.anchors.generations == 3
     assert step.anchors.refine(case.confidence) is step.anchors
+    with pytest.raises(ValueError, match="another history"):
+        step.refine(case_of().confidence, HORIZON)
 
 
 @given(seed=seeds())

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, kernels
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.local_affine import EMPTY, LocalAffine
+from gpsafe.models.gp import GP
 from gpsafe.sets import Box
 
 
@@ -28,12 +29,14 @@ class AnchorGrid:
         counts: points per axis; 1 (the middle of the axis) for an axis the kernels ignore.
         local: batch (M,) of enclosures, M = Π counts; None before the first `refine`.
         generations: posteriors already intersected.
+        source: the confidence set they came from; one with another history or bound is refused.
     """
 
     box: Box
     counts: tuple[int, ...]
     local: LocalAffine | None = None
     generations: int = 0
+    source: ConfidenceSet | None = None
     _axes: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False, repr=False)  # start, step, last index, stride
 
     def __post_init__(self) -> None:
@@ -66,7 +69,9 @@ class AnchorGrid:
 
     def refine(self, confidence: ConfidenceSet) -> AnchorGrid:
         """Intersects the posteriors that are new since the last call; value and gradient come from the newest."""
-        if self.local is not None and len(confidence.generations) <= self.generations:
+        if self.source is not None and not self._continues(self.source, confidence):
+            raise _require.fail("AnchorGrid.refine", "a confidence set that continues the last one", "another history")
+        if self.local is not None and len(confidence.generations) == self.generations:
             return self
         anchors = self.anchors
         low, high = confidence.bounds(anchors, since=self.generations)
@@ -75,7 +80,12 @@ class AnchorGrid:
             high = torch.minimum(high, self.local.middle + self.local.half)
         newest = ConfidenceSet(confidence.bound, (confidence.model,))
         local = replace(LocalAffine.at(newest, anchors), middle=0.5 * (low + high), half=0.5 * (high - low))
-        return replace(self, local=local, generations=len(confidence.generations))
+        return replace(self, local=local, generations=len(confidence.generations), source=confidence)
+
+    def _continues(self, old: ConfidenceSet, new: ConfidenceSet) -> bool:
+        if len(new.generations) < self.generations or old.bound != new.bound:
+            return False
+        return _same(old.model, new.generations[self.generations - 1])
 
     @property
     def empty(self) -> Tensor:
@@ -98,3 +108,16 @@ class AnchorGrid:
         if self.local is None:
             raise _require.fail("AnchorGrid", "refine before use", "an empty grid")
         return self.local
+
+
+def _same(one: GP, other: GP) -> bool:
+    """Whether two posteriors have equal kernels, λ and data (objects may differ, as after a restart)."""
+    if one is other:
+        return True
+    forms = [[kernels.stationary(kernel) for kernel in model.kernels] for model in (one, other)]
+    keys = [[f and (f.nu, f.lengthscale.tolist(), f.variance) for f in found] for found in forms]
+    if keys[0] != keys[1] or one.num_data != other.num_data or not torch.equal(one.regularizer, other.regularizer):
+        return False
+    if one.inputs is None or other.inputs is None or one.targets is None or other.targets is None:
+        return one.num_data == 0
+    return torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
