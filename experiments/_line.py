@@ -160,10 +160,12 @@ def outcome(algorithm: ActSafe, known: Truth, run: ActSafeRun, residual: RKHSFun
     executed = [episode.policy for episode in run.episodes]
     members = run.safe_set.members
     constant, ratio = escape(run, residual, episode=algorithm.system.horizon)
+    z, first = probe(), run.confidence.model
+    beyond = bool((residual(z).abs() > algorithm.bound.prior_width(first, z)[..., 0] * (1 + 1e-9)).any())
     return {
         "needed_beta": constant,
         "needed_scale": ratio,
-        "escaped": ratio > 1.0,
+        "escaped": ratio > 1.0 or beyond,  # beyond: |f*| exceeds B√k, which F_n never does
         "unsafe_members": int(unsafe[members].sum()),
         "unsafe_executed": int(unsafe[executed].sum()),
         "episodes": len(executed),
