@@ -43,7 +43,7 @@ TOY = textwrap.dedent(
                         fault.unlink()
                         os.kill(os.getpid(), signal.SIGKILL)
                     if fault.name == "raises":
-                        raise ArithmeticError("no\\\\n growth")
+                        raise ArithmeticError("no\\n growth")
                     (HERE / "waiting").touch()
                     while fault.exists():
                         time.sleep(0.01)
