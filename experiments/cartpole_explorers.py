@@ -92,7 +92,7 @@ def _features(x: Tensor) -> Tensor:
     return torch.stack([theta.cos(), theta.sin(), v, omega], dim=-1)
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def generator_of(*numbers: int) -> torch.Generator:
     """A generator of its own for a tuple of small numbers."""
     state = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
@@ -136,7 +136,7 @@ def _tabulated(arguments: Arguments, model: FeatureGP) -> Table:
 def _offline(arguments: Arguments, system: CartPole, seed: int) -> Transitions | None:
     if arguments.offline == 0:
         return None
-    g = _generator(seed, MODEL)
+    g = generator_of(seed, MODEL)
     half = vector(1.0, math.pi, 5.0, 5.0, 1.0)
     z = Box(-half, half).sample(arguments.offline, g)
     x, u = z[:, :4], z[:, 4:]
@@ -146,8 +146,8 @@ def _offline(arguments: Arguments, system: CartPole, seed: int) -> Transitions |
 def _episode(
     arguments: Arguments, system: CartPole, planner: Planner, model: Table, *, seed: int, number: int
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    noise = sample_noise(system.noise_std, (arguments.steps,), _generator(seed, PLANT, number))
-    found = unverified_episode(system, planner, model, noise=noise, generator=_generator(seed, PLANNER, number))
+    noise = sample_noise(system.noise_std, (arguments.steps,), generator_of(seed, PLANT, number))
+    found = unverified_episode(system, planner, model, noise=noise, generator=generator_of(seed, PLANNER, number))
     row = {
         "cost": float(system.cost(found.states[1:]).sum()),
         "reward": float(system.reward(found.states[:-1], found.inputs).sum()),
@@ -160,7 +160,7 @@ def _episode(
 def _explore(arguments: Arguments, variant: tuple[str, str, float], seed: int, record: Record) -> None:
     key, name, margin = variant
     system = CartPole(horizon=arguments.steps)
-    start = untrained(_features, nx=4, nu=1, noise_std=system.noise_std, generator=_generator(seed, MODEL, 1))
+    start = untrained(_features, nx=4, nu=1, noise_std=system.noise_std, generator=generator_of(seed, MODEL, 1))
     data, lengthscale = _offline(arguments, system, seed), start.log_lengthscale
 
     def model() -> FeatureGP:

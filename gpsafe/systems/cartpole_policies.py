@@ -23,7 +23,7 @@ def hanging_lqr(known: KnownPart, *, position: float, speed: float, swing: float
     Stage cost position·x² + swing·θ² + speed·(v² + ω²) + effort·u², in m², rad², … : only a way to choose K.
     """
     x, u = torch.zeros(4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    a, b = (m.numpy() for m in torch.func.jacrev(known, argnums=(0, 1))(x, u))
+    a, b = (m.numpy() for m in torch.autograd.functional.jacobian(known, (x, u)))
     weights = np.diag([position, swing, speed, speed])
     p = scipy.linalg.solve_discrete_are(a, b, weights, np.array([[effort]]))
     gain = np.linalg.solve(effort + b.T @ p @ b, b.T @ p @ a)
