@@ -144,10 +144,10 @@ class Knowledge:
             anchors=AnchorGrid.create(system.region, vector(0.15, 1.5, 0.25)),
             landing=landing,
         )
-        brakes = AffinePolicies(
-            vector(0.0, 0.6, -0.6)[:, None], vector(0.0, -1.0).expand(3, 1, 2).clone(), system.input_box
+        brakes = AffinePolicies(torch.zeros(2, 1).double(), vector(0.0, -1.0).expand(2, 1, 2).clone(), system.input_box)
+        tracking = Tracking(
+            brakes=brakes, authority=vector(0.75, 0.9), state_weight=vector(10.0, 1.0), input_weight=vector(1.0)
         )
-        tracking = Tracking(brakes=brakes, authority=0.75, state_weight=vector(10.0, 1.0), input_weight=vector(1.0))
         return Knowledge(arguments, system, model, ConfidenceSet(bound).update(model), judge, tracking)
 
     def learn(self, states: Tensor, inputs: Tensor) -> None:
