@@ -89,9 +89,25 @@ def with_budget(given: Task, budget: float) -> Task:
     return replace(given, plant=replace(system, physics=replace(physics, budget=budget)))
 
 
+def travel(states: Tensor) -> Tensor:
+    """Σ x_t over the steps of a trajectory (*b, T, 4), m: what going near the limit earns, and going beyond it too."""
+    return states[..., 0].sum(-1)
+
+
 def truth(system: RKHSTwin, family: CartPolePolicies, *, paths: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Σ c of every policy and path (P, N), and mean Σ r (P,), on the true plant."""
+    """Σ c of every policy and path (P, N), and means of Σ r and of `travel` (P, 2), on the true plant."""
     generator = torch.Generator().manual_seed(seed)
     noise = sample_noise(system.noise_std, (system.horizon, 1, paths), generator)
     states, inputs = closed_loop(system.mean, family.policies, system.initial_state, noise)
-    return system.cost(states[..., :-1, :]).sum(-1), system.reward(states[..., :-1, :], inputs).sum(-1).mean(-1)
+    before = states[..., :-1, :]
+    gains = torch.stack([system.reward(before, inputs).sum(-1).mean(-1), travel(before).mean(-1)], dim=-1)
+    return system.cost(before).sum(-1), gains
+
+
+def centre_returns(model: GP, system: RKHSTwin, family: CartPolePolicies, index: Tensor) -> Tensor:
+    """Σ r and `travel` of the policies `index` along the posterior mean without noise, (m, 2): to choose, not to certify."""
+    still = torch.zeros(system.horizon, 1, 1, 4, dtype=torch.float64)
+    policies = family.policies.select(index)
+    states, inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, system.initial_state, still)
+    before = states[:, 0, :-1, :]
+    return torch.stack([system.reward(before, inputs[:, 0]).sum(-1), travel(before)], dim=-1)
