@@ -5,6 +5,7 @@ import torch
 from cost_cases import make_case
 
 from gpsafe.cost.base import CostBound
+from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.hallucinated import Hallucinated
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.sampled import Sampled
@@ -25,8 +26,12 @@ def robust(task) -> RobustDP:
     return RobustDP(grid, task["initial_state"], task["horizon"], task["cost"], task["noise_std"])
 
 
-BOUNDS = {**MONTE_CARLO, "robust-dp": robust}
-SOUND = {"total-variation", "scenario-tube", "robust-dp"}
+def gaussian(task) -> GaussianTube:
+    return GaussianTube(**{key: value for key, value in task.items() if key != "seed"})
+
+
+BOUNDS = {**MONTE_CARLO, "robust-dp": robust, "gaussian-tube": gaussian}
+SOUND = {"total-variation", "scenario-tube", "robust-dp", "gaussian-tube"}
 
 
 @pytest.fixture(scope="module")
