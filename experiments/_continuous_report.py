@@ -194,7 +194,7 @@ def _comparison(arms: Arms, safe: np.ndarray, best: float) -> Figure:
     )  # fmt: skip
     panels[0, 1].set(ylabel="share of the truly safe region", title="certified parameter space at the end")
     for axes in panels[0]:
-        axes.set_xticks(place, [n.replace(", ", "\n") for n in names], fontsize="small")
+        axes.set_xticks(place, [n.replace(", ", "\n").replace(" ", "\n") for n in names], fontsize="small")
         axes.set_ylim(0, 1.2)
         axes.legend(fontsize="small", loc="upper left", ncols=2)
     for (name, pieces), color, style in zip(
