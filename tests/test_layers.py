@@ -12,8 +12,9 @@ LAYERS: list[set[str]] = [
     {"sets", "kernels", "rkhs", "data", "checks", "policies", "feature_policies", "parametric"},
     {"models", "systems", "envs", "_drawing"},
     {"confidence", "rollout"},
-    {"cost"},
-    {"safe_set", "explore", "safe_parameters", "search", "planning", "tracking", "shield"},
+    {"cost", "tube", "certify"},
+    {"safe_set", "explore", "safe_parameters", "search", "planning", "tracking", "shield"}
+    | {"mpc", "terminal_set", "safety_filter"},
     {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"}
     | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"},
 ]

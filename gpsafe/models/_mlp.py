@@ -92,16 +92,18 @@ class MLP:
         return value, jacobian
 
     def ranges(self, lower: Tensor, upper: Tensor) -> Ranges:
-        """Rigorous ranges of outputs, Jacobians and Hessians over the boxes [lower, upper], (n, d_in) each."""
+        """Rigorous ranges of outputs, Jacobians and Hessians over the boxes [lower, upper], (n, d_in) each, or (M, n, d_in):
+        member m sees block m.
+        """
         center, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
-        shape = (self.members, *center.shape)
+        shape = (self.members, *center.shape[-2:])
         value = _Interval(center, radius * (1 + 1e-15) + 1e-15 * center.abs()).map(lambda t: t.expand(shape))
         first = second = None
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             turned = w.mT.unsqueeze(1)
             value = value.affine(turned, b.unsqueeze(1))
             if first is None or second is None:
-                full = turned.expand(-1, center.shape[0], -1, -1)
+                full = turned.expand(-1, shape[1], -1, -1)
                 first = _Interval(full, torch.zeros_like(full))
                 zero = full.new_zeros(*full.shape, full.shape[-1])
                 second = _Interval(zero, zero)

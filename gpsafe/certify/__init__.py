@@ -1,0 +1,14 @@
+"""Certification of plans: the problem, and the judge."""
+
+from gpsafe.certify.judge import Certificate, Tightest, judge
+from gpsafe.certify.problem import CertificationProblem, Margins, Proposal, Proposer
+
+__all__ = [
+    "Certificate",
+    "CertificationProblem",
+    "Margins",
+    "Proposal",
+    "Proposer",
+    "Tightest",
+    "judge",
+]

@@ -1,0 +1,189 @@
+"""The judge of plans: re-propagates the tube, checks every row itself, believes no solver. It never sees a proposer's code."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.certify.problem import CertificationProblem, Margins, Proposal
+from gpsafe.tube.core import Tube
+from gpsafe.verdict import Outcome, Verdict
+
+ROUNDING = 1e-12  # share of the sizes in a row by which its margin is reduced: more than the rounding of its evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Tightest:
+    """The row with the least margin. `kind` is state, input or terminal; stage counts from 0 (terminal: T)."""
+
+    kind: str
+    stage: int
+    member: int
+    row: int
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certificate:
+    """What the judge found. Only `verdict` says whether the plan is certified.
+
+    Attributes:
+        verdict: of "every constraint row exceeds its offset by at most the tolerance", with the interval of the largest excess.
+        reason: why not, in words; empty if it holds.
+        margins: of all rows after the judge's rounding margin; None if the tube could not be made.
+        tightest: the row that decides; None likewise.
+        tube: re-propagated by the judge; None likewise.
+        inputs: ū, (T, nu), as proposed.
+        gain: K, (T, nu, nx) or as in the problem if there is no tube.
+        action: ū_0, (nu,).
+        distance: (u_L − ū_0)ᵀ weight (u_L − ū_0); that it is minimal is not claimed. NaN for a NaN u_L.
+        proposal: as handed in; its status is information.
+        seconds: the judge's own time.
+        assumptions: what containment of the plant rests on.
+    """
+
+    verdict: Verdict
+    reason: str
+    margins: Margins | None
+    tightest: Tightest | None
+    tube: Tube | None
+    inputs: Tensor
+    gain: Tensor
+    action: Tensor
+    distance: float
+    proposal: Proposal
+    seconds: float
+    assumptions: tuple[str, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """HOLDS, VIOLATED or INCONCLUSIVE."""
+        return self.verdict.outcome
+
+    @property
+    def certified(self) -> bool:
+        """Whether the verdict HOLDS."""
+        return self.outcome is Outcome.HOLDS
+
+    def law(self, stage: int, x: Tensor) -> Tensor:
+        """The affine law at that stage of the plan, ū_k + K_k (x − c_k), (*b, nx) → (*b, nu).
+
+        Raises:
+            ValueError: for a stage outside 0 … T−1, or without a tube.
+        """
+        if self.tube is None or not 0 <= stage < self.tube.steps:
+            steps = 0 if self.tube is None else self.tube.steps
+            raise _require.fail("Certificate.law", f"a stage in 0..{steps - 1}", stage)
+        return self.inputs[stage] + (x - self.tube.reference[stage]) @ self.tube.gain[stage].mT
+
+
+def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal) -> Certificate:
+    """Whether the proposed inputs satisfy every constraint of the problem from x_0, for all members.
+
+    The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
+    thousandfold; it is a margin, not interval arithmetic. Proposers aim about 1e-8 inside, or the problem states a tolerance.
+
+    NaN or infinite states, plans and tubes, plans of a wrong shape and an x_0 outside the states are INCONCLUSIVE, with
+    the reason.
+
+    Raises:
+        ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
+    """
+    start = time.perf_counter()
+    _require.shape("judge", "x0", x0, (problem.nx,))
+    _require.shape("judge", "learned", learned, (problem.nu,))
+    inputs = proposal.inputs
+
+    def answer(verdict: Verdict, reason: str, *found: object) -> Certificate:
+        margins, tightest, tube = found or (None, None, None)
+        assert margins is None or isinstance(margins, Margins)
+        assert tightest is None or isinstance(tightest, Tightest)
+        assert tube is None or isinstance(tube, Tube)
+        usable = isinstance(inputs, Tensor) and inputs.shape == (problem.steps, problem.nu)
+        plan = inputs.detach() if usable else torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64)
+        return Certificate(
+            verdict,
+            reason,
+            margins,
+            tightest,
+            tube,
+            plan,
+            problem.gain if tube is None else tube.gain,
+            plan[0],
+            float(problem.distance(learned.to(plan), plan[0])),
+            proposal,
+            time.perf_counter() - start,
+            tuple(dict.fromkeys((*problem.model.assumptions, "state measured exactly", *problem.assumptions))),
+        )
+
+    def unclear(reason: str) -> Certificate:
+        return answer(Verdict(-math.inf, math.inf, problem.tolerance, witness=reason), reason)
+
+    if not bool(torch.isfinite(x0).all()):
+        return unclear("the initial state has NaN or infinite entries")
+    if not isinstance(inputs, Tensor) or inputs.shape != (problem.steps, problem.nu):
+        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        return unclear(f"the proposal has no plan of shape {(problem.steps, problem.nu)}: {got}")
+    if not bool(torch.isfinite(inputs).all()):
+        return unclear("the proposed plan has NaN or infinite entries")
+    outside = problem.states.H @ x0.to(torch.float64) - problem.states.h
+    if float(outside.max()) > problem.tolerance:
+        row = int(outside.argmax())
+        return unclear(f"infeasible initial state: row {row} of the states is exceeded by {float(outside[row]):.3g}")
+    with torch.no_grad():
+        tube = problem.tube(x0, inputs)
+        bad = ~(torch.isfinite(tube.center).all(-1) & torch.isfinite(tube.factor).all(-1).all(-1))
+        if bool(bad.any()):
+            stage = int(bad.any(0).nonzero()[0])
+            member = int(bad[:, stage].nonzero()[0])
+            return unclear(f"the tube of member {member} is not finite at stage {stage}")
+        computed, rounding = problem.margins(tube), _rounding(problem, tube)
+    margins = Margins(
+        computed.state - rounding.state, computed.input - rounding.input, computed.terminal - rounding.terminal
+    )
+    tightest = _tightest(margins, problem.steps)
+    upper = -tightest.margin
+    lower = -min(
+        float((m + 2 * r).min()) for m, r in zip(_groups(margins), _groups(rounding), strict=True) if m.numel()
+    )
+    where = f"{tightest.kind} row {tightest.row} of member {tightest.member} at stage {tightest.stage}"
+    verdict = Verdict(min(lower, upper), upper, problem.tolerance, witness=f"{where}: margin {tightest.margin:.3e}")
+    reason = "" if verdict.outcome is Outcome.HOLDS else f"{where} has margin {tightest.margin:.3e}"
+    return answer(verdict, reason, margins, tightest, tube)
+
+
+def _groups(margins: Margins) -> Sequence[Tensor]:
+    return (margins.state, margins.input, margins.terminal)
+
+
+def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
+    """`ROUNDING` of the sum of the absolute terms of every row."""
+
+    def of(H: Tensor, h: Tensor, center: Tensor, factor: Tensor) -> Tensor:
+        return ROUNDING * (center.abs() @ H.abs().mT + (H.abs() @ factor.abs()).sum(-1) + h.abs())
+
+    X, U, F = problem.states, problem.inputs, problem.terminal
+    moved = tube.gain.abs() @ tube.factor[..., :-1, :, :].abs()
+    return Margins(
+        of(X.H, X.h, tube.center[..., 1:, :], tube.factor[..., 1:, :, :]),
+        of(U.H, U.h, tube.inputs, moved),
+        of(F.H, F.h, tube.center[..., -1, :], tube.factor[..., -1, :, :]),
+    )
+
+
+def _tightest(margins: Margins, steps: int) -> Tightest:
+    """Of unbatched margins: (M, T, k), (M, T, k), (M, k)."""
+    found = []
+    for kind, table, first in (("state", margins.state, 1), ("input", margins.input, 0)):
+        member, stage, row = (int(i) for i in torch.unravel_index(table.argmin(), table.shape))
+        found.append(Tightest(kind, first + stage, member, row, float(table.min())))
+    if margins.terminal.numel():
+        member, row = (int(i) for i in torch.unravel_index(margins.terminal.argmin(), margins.terminal.shape))
+        found.append(Tightest("terminal", steps, member, row, float(margins.terminal.min())))
+    return min(found, key=lambda t: t.margin)

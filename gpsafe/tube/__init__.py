@@ -1,0 +1,19 @@
+"""Tubes: where a plan with feedback can take the plant."""
+
+from gpsafe.tube.core import Linearisation, Mode, Tube, TubeModel, propagate
+from gpsafe.tube.ensemble import EnsembleTube, chi_square_radius
+from gpsafe.tube.gains import constant_gain, lqr_gain
+from gpsafe.tube.linear import LinearTube
+
+__all__ = [
+    "EnsembleTube",
+    "LinearTube",
+    "Linearisation",
+    "Mode",
+    "Tube",
+    "TubeModel",
+    "chi_square_radius",
+    "constant_gain",
+    "lqr_gain",
+    "propagate",
+]

@@ -1,0 +1,215 @@
+"""Ellipsoidal tubes of a plan with feedback, for all members of a model at once (theory §6, xmpsc.md §1.3).
+
+The plant is x⁺ = f(x, u) + w. A plan is T inputs ū_0 … ū_{T−1} and gains K_k. Member m has a nominal path x̄ and error
+ellipsoids E(0, Q_k), Q_k = L_k L_kᵀ, with F = A + B K the closed loop linearised on the nominal path:
+
+    x̄_{k+1} = μ_m(x̄_k, v_k),        Q_{k+1} ⊇ F_k Q_k F_kᵀ ⊕ W_m(x̄_k, v_k) ⊕ R_k,
+
+⊕ the trace-minimal outer Minkowski sum of all summands: (Σ s_j) Σ Q_j/s_j with s_j = √tr Q_j.
+
+*paper*: Q_0 = 1e-12 I, W = diag(predicted variance), no R, every member gets v_k = ū_k: the published tube. Not a bound.
+
+*sound*: Q_0 = 0; W and R are chosen by the model so that, under the assumptions it lists,
+
+    f(z) + w ∈ μ_m(z̄) + A e + B K e + E(0, diag W) + {|r_i| ≤ R_i}     for z = z̄ + (e, Ke), e ∈ E(0, Q_k),          (1)
+
+and the input is the affine law u = ū_k + K_k (x − c_k) around ONE reference path, c_k = mean over members of x̄_k, since a robot
+can follow only one: seen from member m this is v_k + K_k e with v_k = ū_k + K_k (x̄_k − c_k), which is its nominal input.
+
+Theorem. Let (1) hold at every step for one member (which one need not be known). Then under the affine law from x_0 the plant is
+in x̄_k + E(0, Q_k) of that member for k = 0 … T, and its inputs in v_k + E(0, K_k Q_k K_kᵀ).
+Proof. Induction. x_0 = x̄_0 = c_0. If x_k = x̄_k + e with e ∈ E(0, Q_k), then u_k = v_k + K_k e, and by (1) x_{k+1} − x̄_{k+1} is a
+sum of points of F E(0, Q_k), E(0, diag W) and of the box R, that is of nx segments of half-length R_i; the outer sum contains it. □
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.sets.ellipsoid import Ellipsoid
+
+Mode = Literal["paper", "sound"]
+MODES: tuple[Mode, ...] = ("paper", "sound")
+START = 1e-6  # half-axis of the first ellipsoid in paper mode, as published: Q_0 = 1e-12 I
+ROUNDING = 1e-12  # sound tubes widen by this share of all sizes in every step: more than the rounding of one step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linearisation:
+    """All members at one point each.
+
+    Attributes:
+        mean: μ_m(x, u), (*b, M, nx).
+        A, B: its Jacobians, (*b, M, nx, nx) and (*b, M, nx, nu).
+        variance: squared half-axes of the disturbance ellipsoid W, scaled as the mode asks, (*b, M, nx).
+    """
+
+    mean: Tensor
+    A: Tensor
+    B: Tensor
+    variance: Tensor
+
+
+class TubeModel(Protocol):
+    """What a tube needs of a model with M members (a Gaussian process has one)."""
+
+    @property
+    def nx(self) -> int: ...
+    @property
+    def nu(self) -> int: ...
+    @property
+    def num_members(self) -> int: ...
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What containment rests on."""
+        ...
+
+    def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
+        """At x (*b, M, nx) and u (*b, M or 1, nu): member m at its own point."""
+        ...
+
+    def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
+        """R of (1), (*b, M, nx) ≥ 0, for e ∈ E(0, LLᵀ), L = factor (*b, M, nx, m), and K = gain (nu, nx). Zero in paper mode.
+
+        +inf or NaN where the model can claim nothing: no certificate is given there.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tube:
+    """A plan's tube. T steps, M members.
+
+    Attributes:
+        center: x̄, (*b, M, T+1, nx).
+        factor: L with Q = LLᵀ, (*b, M, T+1, nx, nx).
+        inputs: nominal input v of every member, (*b, M, T, nu); equal among members in paper mode.
+        reference: c, the centre of the affine law u = ū_k + K_k(x − c_k), (*b, T+1, nx).
+        gain: K, (T, nu, nx).
+        mode: how it was made.
+    """
+
+    center: Tensor
+    factor: Tensor
+    inputs: Tensor
+    reference: Tensor
+    gain: Tensor
+    mode: Mode
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.inputs.shape[-2]
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.center.shape[-3]
+
+    @property
+    def shape(self) -> Tensor:
+        """Q, (*b, M, T+1, nx, nx)."""
+        return self.factor @ self.factor.mT
+
+    @property
+    def ellipsoids(self) -> Ellipsoid:
+        """All cross-sections as one batch (*b, M, T+1). Refuses a tube that is not finite."""
+        return Ellipsoid(self.center, self.factor)
+
+    def state_support(self, H: Tensor) -> Tensor:
+        """max of H_i x over every cross-section, H_i x̄ + √(H_i Q H_iᵀ), (*b, M, T+1, k) for H (k, nx)."""
+        return self.center @ H.mT + (H @ self.factor).norm(dim=-1)
+
+    def input_support(self, H: Tensor) -> Tensor:
+        """max of H_i u over the inputs of the affine law, H_i v + √(H_i K Q Kᵀ H_iᵀ), (*b, M, T, k) for H (k, nu)."""
+        return self.inputs @ H.mT + (H @ self.gain @ self.factor[..., :-1, :, :]).norm(dim=-1)
+
+
+def gains(gain: Tensor, steps: int, nx: int, nu: int) -> Tensor:
+    """K for every step, (T, nu, nx), from (nu, nx) or (T, nu, nx)."""
+    gain = _require.finite("propagate", "gain", gain)
+    if tuple(gain.shape) not in ((nu, nx), (steps, nu, nx)):
+        raise _require.fail("propagate", f"gain of shape {(nu, nx)} or {(steps, nu, nx)}", f"shape {tuple(gain.shape)}")
+    return gain.expand(steps, nu, nx)
+
+
+def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
+    """A square factor of the trace-minimal outer Minkowski sum of E(0, L_jL_jᵀ) and of the box |r_i| ≤ box_i.
+
+    The box is the sum of its nx segments. Differentiable where the sum has full rank. (*b, d, m_j), (*b, d) → (*b, d, d).
+    """
+    sizes = [factor.square().sum((-2, -1)) for factor in factors]
+    present = [size > 0 for size in sizes]
+    sizes = [torch.where(p, s, torch.ones_like(s)).sqrt() for p, s in zip(present, sizes, strict=True)]
+    total = sum((torch.where(p, s, 0.0) for p, s in zip(present, sizes, strict=True)), start=torch.zeros_like(sizes[0]))
+    if box is not None:
+        total = total + box.sum(-1)
+    columns = [
+        (torch.where(p, total / s, torch.ones_like(s)).sqrt() * p)[..., None, None] * factor
+        for p, s, factor in zip(present, sizes, factors, strict=True)
+    ]
+    if box is not None:
+        columns.append(torch.diag_embed((total.unsqueeze(-1) * box).sqrt()))
+    return torch.linalg.qr(torch.cat(columns, dim=-1).mT)[1].mT
+
+
+def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tube:
+    """The tube of a plan, see the module.
+
+    NaN and overflow stay in the result as NaN or inf: a diverging plan is a value, judged by whoever reads the tube.
+
+    Args:
+        model: gives the mode.
+        x0: measured state, (nx,) or (*b, nx).
+        inputs: ū, (*b, T, nu); differentiable in paper mode with an ensemble.
+        gain: K, (nu, nx) or (T, nu, nx).
+
+    Raises:
+        ValueError: on wrong shapes.
+    """
+    _require.last_dim("propagate", "x0", x0, model.nx)
+    _require.last_dim("propagate", "inputs", inputs, model.nu)
+    if inputs.ndim < 2 or inputs.shape[-2] == 0:
+        raise _require.fail("propagate", f"inputs of shape (*b, T, {model.nu})", f"shape {tuple(inputs.shape)}")
+    steps, members, nx = inputs.shape[-2], model.num_members, model.nx
+    gain = gains(gain, steps, nx, model.nu)
+    batch = torch.broadcast_shapes(x0.shape[:-1], inputs.shape[:-2])
+    x = x0.to(torch.float64).unsqueeze(-2).expand(*batch, members, nx)
+    plan = inputs.to(torch.float64).expand(*batch, steps, model.nu)
+    sound = model.mode == "sound"
+    eye = torch.eye(nx, dtype=torch.float64, device=x.device).expand(*batch, members, nx, nx)
+    factor = (0.0 if sound else START) * eye
+    centers, factors, nominal, references = [x], [factor], [], [x0.to(torch.float64).expand(*batch, nx)]
+    for k in range(steps):
+        u = plan[..., k, :].unsqueeze(-2).expand(*batch, members, model.nu)
+        if sound and members > 1 and k > 0:
+            u = u + (x - references[-1].unsqueeze(-2)) @ gain[k].mT
+        local = model.linearise(x, u)
+        carried = (local.A + local.B @ gain[k]) @ factor
+        noise = torch.diag_embed(local.variance.sqrt())
+        if sound:
+            rest = model.remainder(x, u, factor, gain[k])
+            size = 1.0 + local.mean.abs() + carried.abs().sum(-1) + rest
+            factor = outer_sum([carried, noise], rest + ROUNDING * size) * (1 + ROUNDING)
+        else:
+            factor = outer_sum([carried, noise])
+        x = local.mean
+        centers.append(x)
+        factors.append(factor)
+        nominal.append(u)
+        references.append(x.mean(-2))
+    return Tube(
+        torch.stack(centers, dim=-2),
+        torch.stack(factors, dim=-3),
+        torch.stack(nominal, dim=-2),
+        torch.stack(references, dim=-2),
+        gain,
+        model.mode,
+    )

@@ -1,0 +1,172 @@
+"""Tubes of network ensembles: the published one, and one that is sound if the ensemble is calibrated (theory §6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.cost.curvature import remainder_outer
+from gpsafe.data import Transitions
+from gpsafe.models.ensemble import Ensemble
+from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.systems.base import KnownPart
+from gpsafe.tube.core import MODES, Linearisation, Mode
+
+
+def chi_square_radius(dim: int, delta: float, steps: int) -> float:
+    """ρ with P(‖ξ_k‖ > ρ for some of `steps` k) ≤ δ for standard normal ξ_k in `dim` dimensions: √χ²_{dim, 1−δ/steps}.
+
+    Union bound over steps; any dependence between them is allowed.
+    """
+    _require.probability("chi_square_radius", "delta", delta)
+    _require.count("chi_square_radius", "steps", steps)
+    return math.sqrt(float(stats.chi2.isf(delta / steps, dim))) if dim > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EnsembleTube:
+    """An ensemble as tube model: W_m = radius² · diag σ_m²(x̄, v). Build with `paper`, `sound` or `calibrated`.
+
+    In sound mode R adds, for z over the cross-section z̄ ± ρ, ρ_j = ‖(I; K)_j L‖: the second-order remainder
+    ½ sup |vᵀ∂²μ_i v| ≤ ½ min(ρᵀHρ, λ_max(|M|ᵀH|M|)), M = (I; K)L and H the interval bound of the networks' second derivatives
+    on that box, and radius · (sup σ_m − σ_m(z̄)), since the spread is that of z, not of z̄: both are theorems about the given
+    networks. What is believed is (1) with E(0, radius²·diag σ_m²(z)) at z itself: the assumption `calibrated`.
+
+    Attributes:
+        ensemble: its `clamp` decides the spread that is used: "hard" is the published planner's.
+        mode: paper or sound.
+        radius: in units of σ_m; 1 in paper mode.
+        assumptions: what the radius rests on.
+    """
+
+    ensemble: Ensemble
+    mode: Mode = "paper"
+    radius: float = 1.0
+    assumptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require.one_of("EnsembleTube", "mode", self.mode, MODES)
+        _require.positive("EnsembleTube", "radius", self.radius)
+
+    @staticmethod
+    def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
+        """The published tube: one standard deviation, no remainder.
+
+        Args:
+            ensemble: any.
+            variance: "clip": exp of the raw output, clipped to the ensemble's limits (published NLP); "trained": the soft clamp
+                with which it was trained.
+        """
+        _require.one_of("EnsembleTube.paper", "variance", variance, ("clip", "trained"))
+        told = "one-sigma tube without linearisation error: containment is an assumption, and measured to be false"
+        return EnsembleTube(replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0, (told,))
+
+    @staticmethod
+    def sound(
+        ensemble: Ensemble, *, steps: int, delta: float, aleatoric: float = 1.0, epistemic: float = 0.0
+    ) -> EnsembleTube:
+        """radius = aleatoric · √χ²_{nx, 1−δ/steps} + epistemic, jointly over all steps of a plan.
+
+        Right with probability 1 − δ if, at every z that the plan visits and for one member m, w is Gaussian with standard
+        deviations ≤ aleatoric·σ_m(z), and ‖(f(z) − μ_m(z))/σ_m(z)‖ ≤ epistemic: ‖w/σ‖ + ‖(f − μ)/σ‖ ≤ radius.
+        """
+        _require.nonnegative("EnsembleTube.sound", "epistemic", epistemic)
+        _require.positive("EnsembleTube.sound", "aleatoric", aleatoric)
+        radius = aleatoric * chi_square_radius(ensemble.nx, delta, steps) + epistemic
+        told = (
+            f"calibrated: for one member m, noise N(0, ≤ ({aleatoric:g} σ_m)²) and |f − μ_m| ≤ {epistemic:g} σ_m on the tube",
+            f"noise events: probability ≥ {1 - delta:g} jointly over {steps} steps",
+        )
+        return EnsembleTube(ensemble, "sound", radius, told)
+
+    @staticmethod
+    def calibrated(ensemble: Ensemble, held_out: Transitions, *, steps: int, delta: float) -> EnsembleTube:
+        """Radius by split conformal prediction: the ⌈(n+1)(1 − δ/steps)⌉-th smallest of the n scores max_m ‖(x⁺ − μ_m)/σ_m‖.
+
+        If the steps of a plan are exchangeable with the n held-out rows, all members hold at all steps with probability 1 − δ.
+        Closed loops shift the distribution, so this is the assumption `calibrated`, not a theorem about the tube. That the rows
+        were never trained on is not checked.
+
+        Raises:
+            ValueError: if n < steps/δ − 1, too few for the quantile.
+        """
+        _require.probability("EnsembleTube.calibrated", "delta", delta)
+        _require.count("EnsembleTube.calibrated", "steps", steps)
+        mean, std = ensemble.evaluate(held_out.x, held_out.u)
+        score = ((held_out.x_next - mean) / std).norm(dim=-1).amax(0).sort().values
+        n = score.numel()
+        rank = math.ceil((n + 1) * (1 - delta / steps))
+        if rank > n:
+            least = math.ceil(steps / delta) - 1
+            raise _require.fail("EnsembleTube.calibrated", f"at least {least} held-out rows", n)
+        told = (
+            f"calibrated: plan steps exchangeable with {n} held-out rows (conformal radius, all members)",
+            f"probability ≥ {1 - delta:g} jointly over {steps} steps",
+        )
+        return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told)
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        return self.ensemble.nx
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        return self.ensemble.nu
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.ensemble.members
+
+    def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
+        """See `TubeModel`; exact Jacobians, differentiable."""
+        u = u.expand(*x.shape[:-1], self.nu)
+        found = self.ensemble.linearize(x.movedim(-2, 0), u.movedim(-2, 0), paired=True)
+        jacobian = found.jacobian.movedim(0, -3)
+        variance = self.radius**2 * torch.exp(found.log_var).movedim(0, -2)
+        return Linearisation(found.mean.movedim(0, -2), jacobian[..., : self.nx], jacobian[..., self.nx :], variance)
+
+    def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
+        """See the class. Rigorous up to the last inclusion in the assumption."""
+        if self.mode == "paper":
+            return torch.zeros_like(x)
+        z = torch.cat([x, u.expand(*x.shape[:-1], self.nu)], dim=-1)
+        spread = torch.cat([factor, gain @ factor], dim=-2)  # M, (*b, M, nz, m)
+        reach = spread.norm(dim=-1) * (1 + 1e-14)
+        curvature, std_upper = self._over(z, reach)
+        outer = spread.abs().mT.unsqueeze(-3) @ curvature @ spread.abs().unsqueeze(-3)
+        top = torch.linalg.eigvalsh(torch.nan_to_num(outer, posinf=1e200))[..., -1]
+        boxed = torch.einsum("...ijk,...j,...k->...i", curvature, reach, reach)
+        bent = 0.5 * torch.minimum(boxed, top) * (1 + 1e-12)
+        prior = self.ensemble.prior
+        if prior is not zero_prior and prior is not identity_prior:
+            if not isinstance(prior, KnownPart):
+                raise _require.fail("EnsembleTube", "a prior that has a hessian_bound", type(prior).__name__)
+            bent = bent + remainder_outer(prior, z, reach)
+        std = self.linearise(x, u).variance.sqrt() / self.radius
+        return bent + self.radius * (std_upper * (1 + 1e-12) - std).clamp_min(0.0)
+
+    def _over(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Networks over z ± reach (*b, M, nz): |∂²μ| ≤ (*b, M, nx, nz, nz) without the known part, and sup σ (*b, M, nx)."""
+        model, batch = self.ensemble, z.shape[:-2]
+        scale = model.inputs.scale
+        slack = 1e-15 * (z.abs() + reach + model.inputs.offset.abs()) / scale
+        low, high = (
+            (model.inputs(z + sign * reach) + sign * slack).movedim(-2, 0).reshape(self.num_members, -1, z.shape[-1])
+            for sign in (-1, 1)
+        )
+        found = model.network.ranges(low, high)
+        hessian = found.hessian[:, :, : self.nx] / (scale.unsqueeze(-1) * scale)
+        hessian = model.targets.scale.reshape(-1, 1, 1) * hessian * (1 + 1e-12)
+        raw = (found.value + found.value_radius)[..., self.nx :]
+        std = torch.exp(0.5 * model._log_var(raw))
+        hessian = hessian.reshape(self.num_members, *batch, *hessian.shape[2:]).movedim(0, -4)
+        return hessian, std.reshape(self.num_members, *batch, self.nx).movedim(0, -2)

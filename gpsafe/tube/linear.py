@@ -1,0 +1,61 @@
+"""Linear plants with a bounded disturbance: where everything about tubes is provable without any learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.systems.known import AffineKnown
+from gpsafe.tube.core import MODES, Linearisation, Mode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearTube:
+    """x⁺ = Ax + Bu + c + w with w ∈ E(0, diag half_axes²), which is the only assumption.
+
+    Args:
+        plant: A, B, c.
+        half_axes: (nx,), ≥ 0.
+        mode: "sound" by default.
+    """
+
+    plant: AffineKnown
+    half_axes: Tensor
+    mode: Mode = "sound"
+
+    def __post_init__(self) -> None:
+        _require.one_of("LinearTube", "mode", self.mode, MODES)
+        half_axes = _require.nonnegative("LinearTube", "half_axes", self.half_axes)
+        object.__setattr__(self, "half_axes", _require.shape("LinearTube", "half_axes", half_axes, (self.nx,)))
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        return self.plant.A.shape[0]
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        return self.plant.B.shape[1]
+
+    @property
+    def num_members(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """The bound on w."""
+        return (f"disturbance in the ellipsoid with half-axes {self.half_axes.tolist()}",)
+
+    def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
+        """Exact."""
+        A, B = self.plant.jacobian(x, u)
+        return Linearisation(self.plant(x, u), A, B, self.half_axes.square().to(x.device).expand(x.shape))
+
+    def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(x)

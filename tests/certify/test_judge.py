@@ -1,0 +1,165 @@
+"""The judge: margins against a naive loop, planted liars, reasons for everything that is not certified."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from xmpsc_cases import double_integrator, ensemble_pendulum, plan, propose
+
+from gpsafe.certify import judge
+from gpsafe.models import Ensemble
+from gpsafe.sets import Box, Polytope
+from gpsafe.tube import EnsembleTube
+from gpsafe.verdict import Outcome
+
+START = torch.tensor([0.2, 0.1], dtype=torch.float64)
+HANGING = torch.tensor([math.pi, 0.3], dtype=torch.float64)
+LEARNED = torch.tensor([0.3], dtype=torch.float64)
+REST = plan(*[0.0] * 8)
+
+
+def test_margins_are_those_of_a_loop_over_members_stages_and_rows():
+    problem = ensemble_pendulum()
+    inputs = plan(0.1, 0.2, -0.1, 0.3)
+    found = judge(problem, HANGING, LEARNED, propose(inputs))
+    assert found.margins is not None
+    tube, Q = problem.tube(HANGING, inputs), problem.tube(HANGING, inputs).shape
+    margins = []
+    for m in range(problem.num_members):
+        for k in range(5):
+            x = tube.center[m, k]
+            for i, (row, offset) in enumerate(zip(problem.states.H, problem.states.h, strict=True)):
+                if k > 0:
+                    value = offset - row @ x - (row @ Q[m, k] @ row).sqrt()
+                    assert float(found.margins.state[m, k - 1, i]) == pytest.approx(float(value), abs=1e-9)
+                    margins.append(float(value))
+            for i, (row, offset) in enumerate(zip(problem.inputs.H, problem.inputs.h, strict=True)):
+                if k < 4:
+                    pulled = row @ problem.gain
+                    value = offset - row @ inputs[k] - (pulled @ Q[m, k] @ pulled).sqrt()
+                    assert float(found.margins.input[m, k, i]) == pytest.approx(float(value), abs=1e-9)
+                    margins.append(float(value))
+        for i, (row, offset) in enumerate(zip(problem.terminal.H, problem.terminal.h, strict=True)):
+            value = offset - row @ tube.center[m, 4] - (row @ Q[m, 4] @ row).sqrt()
+            assert float(found.margins.terminal[m, i]) == pytest.approx(float(value), abs=1e-9)
+            margins.append(float(value))
+    assert found.tightest is not None
+    assert found.tightest.margin == pytest.approx(min(margins), abs=1e-9)
+    assert found.distance == pytest.approx(0.2**2)
+
+
+def test_a_liar_is_caught():
+    """A solver that says "optimal" with slack −1 of a plan that leaves the set; and its honest twin."""
+    problem = double_integrator()
+    liar = judge(problem, START, LEARNED, propose(plan(*[0.9] * 8), status="Solve_Succeeded", slack=-1.0))
+    assert liar.outcome is Outcome.VIOLATED
+    assert not liar.certified
+    assert "margin" in liar.reason
+    assert liar.proposal.status == "Solve_Succeeded"
+    pessimist = judge(problem, START, LEARNED, propose(REST, status="Infeasible_Problem_Detected", slack=9.0))
+    assert pessimist.certified
+
+
+def test_a_plan_on_the_edge_is_inconclusive_and_a_tolerance_is_stated():
+    problem = double_integrator()
+    base = judge(problem, START, LEARNED, propose(REST))
+    assert base.tightest is not None
+    tube = problem.tube(START, REST)
+    support = (
+        tube.center[..., -1, :] @ problem.terminal.H.mT + (problem.terminal.H @ tube.factor[0, -1]).norm(dim=-1)
+    )[0]
+    edge = replace(problem, terminal=Polytope(problem.terminal.H, support))
+    assert judge(edge, START, LEARNED, propose(REST)).outcome is Outcome.INCONCLUSIVE
+    loose = judge(replace(edge, tolerance=1e-6), START, LEARNED, propose(REST))
+    assert loose.certified
+    assert loose.verdict.threshold == 1e-6
+    beyond = replace(problem, terminal=Polytope(problem.terminal.H, support - 1e-7))
+    assert judge(beyond, START, LEARNED, propose(REST)).outcome is Outcome.VIOLATED
+
+
+@pytest.mark.parametrize(
+    ("x0", "inputs", "reason"),
+    [
+        (torch.tensor([math.nan, 0.0]), REST, "initial state has NaN"),
+        (torch.tensor([2.0, 0.0]), REST, "infeasible initial state: row 0"),
+        (START, plan(math.nan, *[0.0] * 7), "plan has NaN"),
+        (START, plan(0.0, 0.0), r"no plan of shape \(8, 1\)"),
+        (START, None, "no plan of shape"),
+        (START, plan(*[1e308] * 8), "not finite at stage"),
+    ],
+)
+def test_what_cannot_be_judged_is_inconclusive_with_the_reason(x0, inputs, reason):
+    found = judge(double_integrator(), x0.double(), LEARNED, propose(inputs))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert not found.certified
+    assert re.search(reason, found.reason)
+    assert found.margins is None
+
+
+def test_a_diverged_member_is_named():
+    problem = ensemble_pendulum()
+    assert isinstance(problem.model, EnsembleTube)
+    model = problem.model.ensemble
+    weights = [w.clone() for w in model.network.weights]
+    weights[-1][1] = 1e308
+    sick = Ensemble.from_weights(weights, model.network.biases, nx=2, nu=1, inputs=model.inputs, targets=model.targets)
+    found = judge(replace(problem, model=EnsembleTube.paper(sick)), HANGING, LEARNED, propose(plan(0, 0, 0, 0)))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.reason == "the tube of member 1 is not finite at stage 1"
+
+
+def test_the_affine_law_uses_the_stage_asked_for():
+    problem = double_integrator()
+    inputs = plan(*[0.01 * k for k in range(8)])
+    found = judge(problem, START, LEARNED, propose(inputs))
+    assert found.tube is not None
+    torch.testing.assert_close(found.law(3, found.tube.reference[3]), inputs[3])
+    x = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    torch.testing.assert_close(found.law(2, x), inputs[2] + problem.gain @ (x - found.tube.reference[2]))
+    with pytest.raises(ValueError, match=r"a stage in 0\.\.7, got 8"):
+        found.law(8, x)
+
+
+def test_callers_errors_are_refused():
+    problem = double_integrator()
+    with pytest.raises(ValueError, match=r"judge: expected x0 of shape \(2,\)"):
+        judge(problem, torch.zeros(3).double(), LEARNED, propose(REST))
+    with pytest.raises(ValueError, match=r"judge: expected learned of shape \(1,\)"):
+        judge(problem, START, torch.zeros(2).double(), propose(REST))
+
+
+def half_space(*row: float) -> Polytope:
+    return Polytope(torch.tensor([row], dtype=torch.float64), torch.ones(1).double())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"states": half_space(1.0, 0.0)}, "a bounded polytope of states"),
+        ({"inputs": half_space(1.0)}, "a bounded polytope of inputs"),
+        (
+            {"inputs": Polytope(torch.tensor([[1.0], [-1.0]]), torch.tensor([-1.0, -1.0]))},
+            "a non-empty polytope of inputs",
+        ),
+        ({"terminal": Polytope.of_box(Box(torch.full((2,), 2.0), torch.full((2,), 3.0)))}, "that meets the states"),
+    ],
+)
+def test_unbounded_empty_and_disjoint_sets_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(double_integrator(), **change).check()
+    double_integrator().check()
+    replace(double_integrator(), terminal=half_space(1.0, 0.0)).check()  # a terminal set may leave dimensions free
+
+
+def test_wrong_shapes_are_refused():
+    problem = double_integrator()
+    for change, message in (
+        ({"states": half_space(1.0)}, "states.H of shape"),
+        ({"gain": torch.zeros(2, 1).double()}, "gain of shape"),
+        ({"steps": 0}, "integer steps >= 1"),
+        ({"weight": -torch.eye(1).double()}, "positive definite weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(problem, **change)
