@@ -158,9 +158,8 @@ class GaussianTube:
     def upper(self, confidence: ConfidenceSet, policies: PolicyClass) -> Tensor:
         """The bound, T·C for policies that came to cost more than `give_up`, (P,)."""
         ceiling = self.horizon * self.cost.ceiling
-        alive = torch.arange(policies.num)
-        upper = torch.full((policies.num,), ceiling, dtype=torch.float64)
-        total = torch.zeros(policies.num, dtype=torch.float64)
+        upper = torch.full((policies.num,), ceiling, dtype=torch.float64, device=self.initial_state.device)
+        alive, total = torch.arange(policies.num, device=upper.device), torch.zeros_like(upper)
         stage = next(iter(self.stages(confidence, policies)))
         for t in range(self.horizon):
             stage = self.step(confidence, stage) if t > 0 else stage
@@ -241,7 +240,7 @@ class TubeSession:
     """Gaussian tubes from episode to episode.
 
     UCBs of earlier stages stay valid (F_n is nested on the event f* ∈ F_n for all n), so the smallest so far is kept.
-    Exploration values are Σ_t ‖σ_n‖ along the tubes' centres, stopped where a tube is lost: a heuristic for choosing
+    `best` is filled as policies are asked for. Exploration values are Σ_t ‖σ_n‖ along the tubes' centres, stopped where a tube is lost: a heuristic for choosing
     only.
     """
 
@@ -276,7 +275,7 @@ class TubeSession:
 
     def update(self, confidence: ConfidenceSet) -> Self:
         """New F_n."""
-        return replace(self, confidence=confidence)
+        return replace(self, confidence=confidence, best=self.best.clone())
 
     def falsified(self) -> Falsification | None:
         """Looks at the data inputs."""
