@@ -239,9 +239,9 @@ class GaussianTube:
 class TubeSession:
     """Gaussian tubes from episode to episode.
 
-    UCBs of earlier stages stay valid (F_n is nested on the event f* ∈ F_n for all n), so the smallest so far is kept.
-    `best` is filled as policies are asked for. Exploration values are Σ_t ‖σ_n‖ along the tubes' centres, stopped where a tube is lost: a heuristic for choosing
-    only.
+    UCBs of earlier stages stay valid (F_n is nested on the event f* ∈ F_n for all n), so the smallest so far is kept in
+    `best`, which is filled as policies are asked for. Exploration values are Σ_t ‖σ_n‖ along the tubes' centres, stopped
+    where a tube is lost: a heuristic for choosing only.
     """
 
     bound: GaussianTube
