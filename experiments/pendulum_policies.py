@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.experiment import Experiment, Piece, Record
+from gpsafe.feature_policies import FeaturePolicies
 from gpsafe.models import GP
+from gpsafe.safe_set import policy_distance
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
@@ -172,6 +175,26 @@ def control(arguments: Arguments, seed: int, push: float) -> Piece:
     return Piece([row], {})
 
 
+def lipschitz(arguments: Arguments) -> Piece:
+    """How far D(π, π′) carries: by the change of a constant input, and over all pairs of the class."""
+    system, members = plant(), family(targets=arguments.targets, gains=arguments.gains).policies
+    options: dict[str, Any] = {"rkhs_norm": system.rkhs_norm, "outputs": system.outputs, "ceiling": system.cost.ceiling}
+    options |= {"noise_std": system.noise_std, "horizon": system.horizon}
+    rows = []
+    for change in (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3, 1e-2):
+        theta = torch.zeros(2, 1, len(members.features), dtype=torch.float64)
+        theta[1, 0, 0] = change  # of the constant feature
+        two = FeaturePolicies(theta, members.features, members.input_box)
+        distance = policy_distance(two, system.known, system.kernels, **options)
+        rows.append({"change": change, "distance": float(distance[0, 1])})
+    smallest = float("inf")
+    for part in torch.arange(members.num).split(64):
+        distance = policy_distance(members.select(part), system.known, system.kernels, others=members, **options)
+        distance[torch.arange(len(part)), part] = torch.inf
+        smallest = min(smallest, float(distance.min()))
+    return Piece([row | {"smallest": smallest} for row in rows], {})
+
+
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """The run; with seed 0 also the truth (the plant is the same for all) and the controls (they use no data)."""
     record.progress(0, 4, "exploration")
@@ -182,6 +205,7 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
         for done, name, push in ((2, "control/width", 0.0), (3, "control/push", arguments.push)):
             record.progress(done, 4, name)
             record.piece(name, partial(control, arguments, seed, push))
+        record.piece("lipschitz", lambda: lipschitz(arguments))
     record.progress(4, 4, "done")
 
 
