@@ -6,12 +6,16 @@ from functools import lru_cache
 import torch
 
 from gpsafe.certify import CertificationProblem, Proposal
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.enclosure import jacobians
 from gpsafe.data import Transitions
-from gpsafe.models import Ensemble, Training, identity_prior
+from gpsafe.models import GP, Ensemble, Training, identity_prior
 from gpsafe.sets import Box, Polytope, convex_hull
+from gpsafe.systems.base import sample_noise
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.known import pendulum_known
-from gpsafe.tube import EnsembleTube, LinearTube, constant_gain, lqr_gain
+from gpsafe.systems.reference import reference_pendulum
+from gpsafe.tube import EnsembleTube, GPTube, LinearTube, constant_gain, lqr_gain
 
 # The Simple Pendulum of the published X-MPSC experiments (step corrected: it returns the new state); θ = 0 upright.
 PENDULUM = pendulum_known(
@@ -88,5 +92,44 @@ def ensemble_pendulum(*, members: int = 3, width: int = 10, steps: int = 4) -> C
         Polytope.of_box(PENDULUM_INPUTS),
         pendulum_terminal(),
         constant_gain(0.5, 2, 1),
+        steps,
+    )
+
+
+@lru_cache(maxsize=2)
+def gp_confidence(count: int = 60, seed: int = 0) -> ConfidenceSet:
+    """F_n of the reference pendulum's RKHS twin after `count` random transitions (θ = 0 hangs)."""
+    system = reference_pendulum()
+    generator = torch.Generator().manual_seed(seed)
+    x = Box(torch.tensor([-1.2, -4.0]).double(), torch.tensor([1.2, 4.0]).double()).sample(count, generator)
+    u = PENDULUM_INPUTS.sample(count, generator)
+    data = Transitions(x, u, system.mean(x, u) + sample_noise(system.noise_std, (count,), generator))
+    noise_std = float(system.noise_std[1])
+    model = GP.create(
+        system.kernels,
+        noise_std**2,
+        nx=2,
+        nu=1,
+        noise_std=system.noise_std,
+        outputs=system.outputs,
+        prior=system.known,
+    )
+    bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=noise_std, delta=0.1)
+    return ConfidenceSet(bound).update(model.condition(data))
+
+
+def gp_pendulum(*, steps: int = 4, delta: float = 0.1, count: int = 60) -> CertificationProblem:
+    """|θ| ≤ 1.2, |ω| ≤ 6, |u| ≤ 1 on the RKHS pendulum, sound GP tubes, LQR about the hanging rest."""
+    system = reference_pendulum()
+    zero = torch.zeros(1, 3, dtype=torch.float64)
+    A, B = jacobians(system.known, zero[:, :2], zero[:, 2:])
+    box = Box(torch.tensor([-1.2, -6.0]).double(), torch.tensor([1.2, 6.0]).double())
+    inner = Box(torch.tensor([-0.6, -3.0]).double(), torch.tensor([0.6, 3.0]).double())
+    return CertificationProblem(
+        GPTube(gp_confidence(count), steps, delta),
+        Polytope.of_box(box),
+        Polytope.of_box(PENDULUM_INPUTS),
+        Polytope.of_box(inner),
+        lqr_gain(A[0], B[0], input_weight=torch.tensor([[10.0]]).double()),
         steps,
     )

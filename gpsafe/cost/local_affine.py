@@ -16,6 +16,7 @@ form is the better one far from data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,8 +137,12 @@ class Moduli:
 
     def rest(self, cross: Displacements) -> Tensor:
         """sup of ‖k(z, ·) − k(a, ·) − ∂_{z−a}k(a, ·)‖ over the set, (*b, p), rounded outwards."""
+        return self.rest_within(cross.scaled_norm)
+
+    def rest_within(self, scaled_norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same for any set of z − a with ‖(z − a)∘s‖ ≤ scaled_norm(s), (d,) → (*b,)."""
         pairs = zip(self.shapes, self.inverse_scales, strict=True)
-        return self._spread([taylor_modulus(shape, cross.scaled_norm(scale)) * (1 + 1e-13) for shape, scale in pairs])
+        return self._spread([taylor_modulus(shape, scaled_norm(scale)) * (1 + 1e-13) for shape, scale in pairs])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,10 +16,11 @@ ellipsoids E(0, Q_k), Q_k = L_k L_kᵀ, with F = A + B K the closed loop lineari
 and the input is the affine law u = ū_k + K_k (x − c_k) around ONE reference path, c_k = mean over members of x̄_k, since a robot
 can follow only one: seen from member m this is v_k + K_k e with v_k = ū_k + K_k (x̄_k − c_k), which is its nominal input.
 
-Theorem. Let (1) hold at every step for one member (which one need not be known). Then under the affine law from x_0 the plant is
-in x̄_k + E(0, Q_k) of that member for k = 0 … T, and its inputs in v_k + E(0, K_k Q_k K_kᵀ).
-Proof. Induction. x_0 = x̄_0 = c_0. If x_k = x̄_k + e with e ∈ E(0, Q_k), then u_k = v_k + K_k e, and by (1) x_{k+1} − x̄_{k+1} is a
-sum of points of F E(0, Q_k), E(0, diag W) and of the box R, that is of nx segments of half-length R_i; the outer sum contains it. □
+Theorem. Let (1) hold at every step for one member (which one need not be known). Then, under the affine law from x_0, the
+plant is in x̄_k + E(0, Q_k) of that member for k = 0 … T, and its inputs in v_k + E(0, K_k Q_k K_kᵀ).
+Proof. Induction. x_0 = x̄_0 = c_0. If x_k = x̄_k + e with e ∈ E(0, Q_k), then u_k = v_k + K_k e, and by (1) x_{k+1} − x̄_{k+1}
+is a sum of points of F E(0, Q_k), E(0, diag W) and of the box R, that is of nx segments of half-length R_i; the outer sum
+contains it. □
 """
 
 from __future__ import annotations

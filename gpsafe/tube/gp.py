@@ -1,0 +1,153 @@
+"""Tubes of a Gaussian process with a confidence set: containment is a theorem (theory §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require, linalg
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.cost.local_affine import EMPTY, LocalAffine
+from gpsafe.models.gp import GP
+from gpsafe.sets._containment import maximize_square
+from gpsafe.systems.base import KnownPart
+from gpsafe.tube.core import MODES, Linearisation, Mode
+from gpsafe.tube.ensemble import chi_square_radius
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GPTube:
+    """x⁺ = p(z) + f(z) + w, f ∈ F_n with ‖f_j‖_k ≤ B_j, w ~ N(0, diag noise_std²), as a tube model with M = 1.
+
+    The nominal path is that of μ = p + μ_n, with its exact Jacobian.
+
+    *paper*: W = posterior variance plus noise variance, no remainder.
+
+    *sound*: W = ρ² diag noise_std² with ρ² = χ²_{r, 1−δ/steps} (r noisy states), so that all noises of a plan are in their
+    ellipsoids with probability 1 − δ; and, for z = z̄ + v, v = Mξ, ‖ξ‖ ≤ 1, M = (I; K)L, e = k(z, ·) − k(z̄, ·) − ∂_v k(z̄, ·),
+
+        |f(z) − μ_n(z̄) − ∂_v μ_n(z̄)| ≤ |f(z̄) + ∂_v f(z̄) − μ_n(z̄) − ∂_v μ_n(z̄)| + |⟨f, e⟩|
+                                      ≤ sup_v β sd_post[f(z̄) + ∂_v f(z̄)] + B sup_v ‖e‖_k.                          (2)
+
+    Proof. ⟨f, e⟩ = f(z) − f(z̄) − ∂_v f(z̄) by the reproducing property of values and derivatives, then Cauchy–Schwarz. The first
+    term is the self-normalised bound for the functional f ↦ f(z̄) + ∂_v f(z̄), on the event f* ∈ F_n; ‖e‖_k comes from the
+    kernel's profile and grows with ‖v/ℓ‖ ≤ σ_max(diag(1/ℓ)M) (both: gpsafe.confidence.functionals). The supremum of the
+    first term is one of a convex quadratic over a ball, bounded from above by the S-procedure. □
+
+    Other forms are taken where they are narrower, output by output: value and slope apart, with the running intersection of
+    values; and |f(z) − f(z̄)| ≤ B d_k(z, z̄), without gradients. The known part adds its second-order remainder. That is (1) of
+    `gpsafe.tube.core`: containment holds with the probability of {f* ∈ F_n} and of the noise events. R is +inf where F_n is
+    empty: an assumption is then false and nothing is claimed.
+
+    Args:
+        confidence: F_n; its newest posterior is μ_n. Its kernels must be stationary (RBF or Matérn).
+        steps: of a plan, for the union over noises.
+        delta: probability that a noise of a plan leaves its ellipsoid.
+        mode: "sound" by default.
+    """
+
+    confidence: ConfidenceSet
+    steps: int
+    delta: float
+    mode: Mode = "sound"
+
+    def __post_init__(self) -> None:
+        _require.one_of("GPTube", "mode", self.mode, MODES)
+        chi_square_radius(1, self.delta, self.steps)
+        if self.mode == "sound" and not isinstance(self.model.prior, KnownPart):
+            got = getattr(self.model.prior, "__name__", type(self.model.prior).__name__)
+            raise _require.fail("GPTube", "a prior that has a hessian_bound", got)
+
+    @property
+    def model(self) -> GP:
+        """μ_n, σ_n."""
+        return self.confidence.model
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        return self.model.nx
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        return self.model.nu
+
+    @property
+    def num_members(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Those of the confidence set, and Gaussian noise."""
+        if self.mode == "paper":
+            return ("one-sigma tube without linearisation error: containment is an assumption",)
+        bound = self.confidence.bound
+        proved = () if self.confidence.sound else (f"the bound {bound.name} is not a theorem here",)
+        noise = f"Gaussian noise of known std, in its ellipsoids jointly over {self.steps} steps: ≥ {1 - self.delta:g}"
+        return (*self.confidence.assumptions, *proved, noise)
+
+    def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
+        """See `TubeModel`; values and Jacobians without a graph."""
+        model, u = self.model, u.expand(*x.shape[:-1], self.nu)
+        z = torch.cat([x, u], dim=-1).detach()
+        prediction = model.predict(x, u)
+        slope, _ = model.gradient(z.reshape(-1, z.shape[-1]))
+        slope = slope.reshape(*z.shape[:-1], *slope.shape[1:])
+        learned = torch.zeros(*x.shape, z.shape[-1], dtype=z.dtype, device=z.device)
+        learned[..., list(model.outputs), :] = slope
+        A, B = jacobians(cast(KnownPart, model.prior), x, u)  # only its values are used
+        noise_var = model.noise_std.to(x.device).square()
+        if self.mode == "paper":
+            variance = prediction.std.square() + noise_var
+        else:
+            radius = chi_square_radius(int((model.noise_std > 0).sum()), self.delta, self.steps)
+            variance = (radius**2 * noise_var).expand(x.shape)
+        return Linearisation(prediction.mean, A + learned[..., : self.nx], B + learned[..., self.nx :], variance)
+
+    def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
+        """R = (2) plus the known part's remainder, see the class."""
+        if self.mode == "paper":
+            return torch.zeros_like(x)
+        z = torch.cat([x, u.expand(*x.shape[:-1], self.nu)], dim=-1)
+        spread = torch.cat([factor, gain @ factor], dim=-2)  # M, (*b, 1, nz, m)
+        finite = torch.isfinite(z).all(-1) & torch.isfinite(spread).all(-1).all(-1)
+        if not bool(finite.all()):
+            return torch.full_like(x, torch.inf)
+        reach = spread.norm(dim=-1) * (1 + 1e-14)
+        known = self.model.prior
+        assert isinstance(known, KnownPart)
+        total = remainder_outer(known, z, reach)
+        learned = self._learned(z.reshape(-1, z.shape[-1]), spread.reshape(-1, *spread.shape[-2:]))
+        total[..., list(self.model.outputs)] += learned.reshape(*z.shape[:-1], -1)
+        return total
+
+    def _learned(self, z: Tensor, spread: Tensor) -> Tensor:
+        """The least of the bounds on |f(z̄ + v) − μ_n(z̄) − ∂_v μ_n(z̄)|, (n, p) for z̄ (n, nz), M (n, nz, m)."""
+        local = LocalAffine.at(self.confidence, z)
+        reach = spread.norm(dim=-1) * (1 + 1e-14)
+        if local.mean is None:
+            mean = self.model.residual_mean(z)
+            slope, _ = self.model.gradient(z)
+        else:
+            mean, slope = local.mean[..., 0], local.mean[..., 1:]
+        value = (local.middle - mean).abs() + local.half
+        tilt = (slope @ spread).norm(dim=-1)
+        bound = value + tilt + local.norm * local.moduli.metric(reach)
+        if local.cov is not None:
+            rest = local.norm * local.moduli.rest_within(
+                lambda scale: torch.linalg.matrix_norm(scale.unsqueeze(-1) * spread, ord=2) * (1 + 1e-12)
+            )
+            root = linalg.psd_root(local.cov).mT  # cov = rootᵀ root, (n, p, 1 + d, 1 + d)
+            moved = root[..., 1:] @ spread.unsqueeze(-3)
+            apart = torch.linalg.matrix_norm(moved, ord=2)
+            joint = maximize_square(root[..., 0], moved)[0].clamp_min(0.0).sqrt()
+            bound = torch.minimum(bound, torch.minimum(joint, value + apart) * (1 + 1e-10) + rest)
+        empty = (local.half < -EMPTY).any(-1, keepdim=True)
+        return torch.where(empty, torch.full_like(bound, torch.inf), bound * (1 + 1e-12))
