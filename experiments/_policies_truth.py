@@ -107,29 +107,37 @@ def true_costs(
         region: a box that each policy's window includes, (P, nx) twice.
     """
     dp = RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
-    residual = SeparableResidual(system.residual[0])
     upper = torch.full((policies.num,), system.horizon * system.cost.ceiling, dtype=torch.float64)
     lower, estimate, reward = torch.zeros_like(upper), torch.zeros_like(upper), torch.zeros_like(upper)
     visits = torch.zeros(policies.num, VISITED.num, dtype=torch.uint8)
     for index in torch.arange(policies.num).split(256):
         states = paths(system, policies.select(index), count=count, seed=seed)
         estimate[index] = system.cost(states).sum(-1).mean(-1)
-        reward[index] = (
-            system.reward(states, policies.select(index)(states.flatten(1, 2)).unflatten(1, (count, -1)))
-            .sum(-1)
-            .mean(-1)
-        )
+        inputs = policies.select(index)(states.flatten(1, 2)).unflatten(1, (count, -1))
+        reward[index] = system.reward(states, inputs).sum(-1).mean(-1)
         visits[index] = visited(states)
         low = torch.minimum(states.amin((1, 2)), region[0][index])
         high = torch.maximum(states.amax((1, 2)), region[1][index])
         for program, group in windowed(dp, low, high, margin=12):
-            for part in index[group].split(max(1, dp.chunk // program.grid.num)):
-                enclosure = program.enclosure(confidence, policies.select(part))
-                value = residual(enclosure.centers, enclosure.z[..., enclosure.centers.shape[-1] :])
-                exact = enclosure.with_residual(value.unsqueeze(-1))
-                below, above = estimate[part] < 4 * system.budget, estimate[part] > 0.25 * system.budget
-                if bool(below.any()):
-                    upper[part[below]] = program.upper(exact.select(below))
-                if bool(above.any()):
-                    lower[part[above]] = program.lower(exact.select(above))
-    return Truth(lower, upper * (1 + 1e-9) + 1e-9, estimate, reward, visits)
+            part = index[group]
+            lower[part], upper[part] = both_sides(system, program, confidence, policies.select(part), estimate[part])
+    return Truth(lower, upper, estimate, reward, visits)
+
+
+def both_sides(
+    system: RKHSTwin, program: RobustDP, confidence: ConfidenceSet, policies: PolicyClass, estimate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """J_c(π, f*) ∈ [lower, upper], (P,) each, on the program's grid; a side that the estimate makes hopeless is trivial."""
+    residual = SeparableResidual(system.residual[0])
+    upper = torch.full((policies.num,), system.horizon * system.cost.ceiling, dtype=torch.float64)
+    lower = torch.zeros_like(upper)
+    for part in torch.arange(policies.num).split(max(1, program.chunk // program.grid.num)):
+        enclosure = program.enclosure(confidence, policies.select(part))
+        value = residual(enclosure.centers, enclosure.z[..., enclosure.centers.shape[-1] :])
+        exact = enclosure.with_residual(value.unsqueeze(-1))
+        below, above = estimate[part] < 4 * system.budget, estimate[part] > 0.25 * system.budget
+        if bool(below.any()):
+            upper[part[below]] = program.upper(exact.select(below)) * (1 + 1e-9) + 1e-9
+        if bool(above.any()):
+            lower[part[above]] = program.lower(exact.select(above)) - 1e-9
+    return lower, upper

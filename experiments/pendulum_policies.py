@@ -18,7 +18,7 @@ from torch import Tensor
 
 from experiments._policies_family import Family, family
 from experiments._policies_report import report
-from experiments._policies_truth import BOX, paths, true_costs
+from experiments._policies_truth import BOX, both_sides, paths, true_costs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.pruned import PrunedSession
@@ -94,6 +94,19 @@ def truth(arguments: Arguments) -> Piece:
     found = true_costs(system, grid, confidence, members.policies, region=members.region, seed=0)
     tensors = {name: getattr(found, name) for name in ("lower", "upper", "estimate", "reward", "visits")}
     return Piece([], tensors)
+
+
+def undecided(arguments: Arguments, first: Piece) -> Piece:
+    """Both sides once more, on the whole grid, for the policies that the windows left open: they may leave their window."""
+    system, members = plant(), family(targets=arguments.targets, gains=arguments.gains)
+    model, bound = learner(arguments)
+    lower, upper = first.tensors["lower"], first.tensors["upper"]
+    index = torch.nonzero((upper > system.budget) & (lower <= system.budget)).flatten()
+    confidence = ConfidenceSet(bound).update(model)
+    dp, chosen = program(arguments, system), members.policies.select(index)
+    low, high = both_sides(system, dp, confidence, chosen, first.tensors["estimate"][index])
+    sides = {"lower": torch.maximum(lower[index], low), "upper": torch.minimum(upper[index], high)}
+    return Piece([], {"index": index, **sides})
 
 
 def explore(
@@ -201,7 +214,8 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
     record.piece("sound", lambda: sound(arguments, seed))
     if seed == 0:
         record.progress(1, 4, "truth")
-        record.piece("truth", lambda: truth(arguments))
+        first = record.piece("truth", lambda: truth(arguments))
+        record.piece("truth-undecided", lambda: undecided(arguments, first))
         for done, name, push in ((2, "control/width", 0.0), (3, "control/push", arguments.push)):
             record.progress(done, 4, name)
             record.piece(name, partial(control, arguments, seed, push))
