@@ -19,7 +19,7 @@ from gpsafe.systems.base import System
 from gpsafe.systems.pendulum import wrap_angle
 from gpsafe.verdict import clopper_pearson
 
-LIMIT = 6.0
+LIMIT, UPRIGHT = 6.0, 0.5
 SOURCES = ("plan", "stored", "fallback", "initial")
 
 
@@ -53,17 +53,20 @@ def returns(runs: Sequence[Run], explorer: str, task: str, column: str) -> list[
     return [float(row[column]) for row in found]
 
 
+def upright(runs: Sequence[Run], explorer: str) -> list[bool]:
+    """Whether |θ| < 0.5 rad in all of the last ten states of the swing-up, one value a seed."""
+    found = [run.pieces.get(f"{explorer}/tasks", Piece()).tensors.get("swing-up") for run in runs]
+    return [bool((wrap_angle(states[-10:, 0]).abs() < UPRIGHT).all()) for states in found if states is not None]
+
+
 def task_cells(runs: Sequence[Run], explorer: str) -> list[str]:
-    """Return of swing-up and keep-down, share of seeds that end upright, largest speed in the tasks."""
-    up, down, angle = (
-        returns(runs, explorer, *which)
-        for which in (("swing-up", "return"), ("keep-down", "return"), ("swing-up", "final_angle"))
-    )
+    """Return of swing-up and keep-down, share of seeds that stay upright, largest speed in the tasks."""
+    up, down = (returns(runs, explorer, task, "return") for task in ("swing-up", "keep-down"))
     speeds = [v for task in ("swing-up", "keep-down") for v in returns(runs, explorer, task, "max_speed")]
     if not up:
         return ["–"] * 4
-    solved = sum(a < 0.2 for a in angle)
-    return [interval(up, 1), f"{solved} of {len(angle)}", interval(down, 2), f"{max(speeds):.4g}"]
+    held = upright(runs, explorer)
+    return [interval(up, 1), f"{sum(held)} of {len(held)}", interval(down, 2), f"{max(speeds):.4g}"]
 
 
 def summary(runs: Sequence[Run]) -> Table:
@@ -118,7 +121,7 @@ def summary(runs: Sequence[Run]) -> Table:
         "max speed, rad/s",
         "cells visited of 320",
         "swing-up return",
-        "upright at the end",
+        "held upright",
         "keep-down return",
         "max speed in tasks, rad/s",
         "who chose the inputs",
@@ -129,7 +132,8 @@ def summary(runs: Sequence[Run]) -> Table:
         "± is the half-width of the 95 % Student t interval over seeds. Cells: 20 × 16 over θ ∈ [−π, π), ω ∈ [−8, 8] rad/s "
         "(18° × 1 rad/s); 240 lie in |ω| ≤ 6, and about 212 can be reached from hanging in 50 steps without ever leaving it "
         f"(value iteration on 400 × 481 nodes). Episodes: {len(one)} of {one[0].rows[0]['steps']} steps. The upper end treats "
-        "states as independent, which they are not. Upright: |θ| < 0.2 rad after the last step. Seconds on a shared machine."
+        "states as independent, which they are not. Held upright: |θ| < 0.5 rad in the last ten states (the first threshold, "
+        "0.2 rad after the last step, was dropped: planning with the true plant hovers there too). Seconds on a shared machine."
     )
     return Table(columns=columns, rows=rows, caption=caption)
 
@@ -158,7 +162,7 @@ def per_episode(runs: Sequence[Run]) -> Table:
 
 
 def curves(runs: Sequence[Run]) -> Figure:
-    """Largest speed per episode and coverage, mean and 95 % interval over seeds."""
+    """Largest speed per episode (mean and range over seeds) and coverage (mean and 95 % interval)."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, name in enumerate(explorers(runs)):
@@ -169,16 +173,17 @@ def curves(runs: Sequence[Run]) -> Figure:
         for axes, values in ((left, speeds), (right, counts)):
             array = np.array(values, dtype=float)
             mean, half = np.array([common.mean_and_half(column.tolist()) for column in array.T]).T
-            x = np.arange(1, len(mean) + 1)
+            x, half = np.arange(1, len(mean) + 1), np.nan_to_num(half)
+            ends = (mean - half, mean + half) if axes is right else (array.min(0), array.max(0))
             axes.plot(x, mean, style, color=color, label=f"{name} ({len(array)} seeds)", lw=1.6)
-            axes.fill_between(x, mean - np.nan_to_num(half), mean + np.nan_to_num(half), color=color, alpha=0.15, lw=0)
+            axes.fill_between(x, *ends, color=color, alpha=0.15, lw=0)
     published = common.PUBLISHED_MAX
     left.plot(range(1, len(published) + 1), published, "k:", marker="x", ms=4, lw=1, label="published safe run")
     left.axhline(LIMIT, color="black", lw=0.8)
-    left.set(xlabel="episode", ylabel="largest |ω| in the episode (rad/s)")
+    left.set(xlabel="episode", ylabel="largest |ω| in the episode (rad/s)", title="mean and range over seeds")
     right.axhline(common.PUBLISHED_SAFE_CELLS, color="black", ls=":", lw=1, label="published safe run, 15 episodes")
     right.axhline(common.PUBLISHED_FREE_CELLS, color="black", ls="-.", lw=1, label="published unsafe run")
-    right.set(xlabel="episode", ylabel="cells visited, of 320")
+    right.set(xlabel="episode", ylabel="cells visited, of 320", title="mean and 95 % interval over seeds")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     right.legend(fontsize=7, loc="lower right")
