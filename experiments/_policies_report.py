@@ -44,7 +44,10 @@ def report(runs: Sequence[Run]) -> Report:
 
 def _truth(run: Run) -> Piece:
     """The truth by windows, with the policies that were swept again on the whole grid put in."""
-    first, again = run.pieces["truth"], run.pieces["truth-undecided"].tensors
+    first = run.pieces["truth"]
+    if "truth-undecided" not in run.pieces:
+        return first
+    again = run.pieces["truth-undecided"].tensors
     lower, upper = first.tensors["lower"].clone(), first.tensors["upper"].clone()
     lower[again["index"]], upper[again["index"]] = again["lower"], again["upper"]
     return Piece([], {**first.tensors, "lower": lower, "upper": upper})
@@ -176,6 +179,7 @@ def _episodes(runs: Sequence[Run]) -> Table:
 
 def _safety(runs: Sequence[Run], members: Family, truth: Piece | None) -> Table:
     columns = ("seed", "sub-family", "members", "S*, at least", "S*, at most", "S_0", "S_n", "certified, proved unsafe",
+               "certified, left open",
                "certified, estimate above d", "cells reached",
                "cells reached by those proved safe", "best J_r in S_n", "best J_r, proved safe")  # fmt: skip
     if truth is None:
@@ -195,7 +199,8 @@ def _safety(runs: Sequence[Run], members: Family, truth: Piece | None) -> Table:
             rows.append(
                 (run.seed, "all" if k is None else NAMES[k], int(own.sum()), int((own & safe).sum()),
                  int((own & ~unsafe).sum()), int((own & (entered == 0)).sum()), int(inside.sum()),
-                 int((inside & unsafe).sum()), int((inside & (estimate > BUDGET)).sum()), *cells, *best)
+                 int((inside & unsafe).sum()), int((inside & ~safe & ~unsafe).sum()),
+                 int((inside & (estimate > BUDGET)).sum()), *cells, *best)
             )  # fmt: skip
     caption = (
         "S* by sweeps with the true f: policies with an upper side ≤ d are proved safe, those with a lower side > d "
