@@ -1,0 +1,135 @@
+"""Constraint rows of a plan and their Jacobian, compiled where the model allows it, through torch otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpsafe.certify.problem import CertificationProblem
+from gpsafe.models.ensemble import Ensemble
+from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.sets.polytope import Polytope
+from gpsafe.tube import core
+from gpsafe.tube.ensemble import EnsembleTube
+
+Array = NDArray[np.float64]
+Sweep = Callable[[Array], tuple[Array, Array]]
+"""ū (T, nu) ↦ rows (R,), ≤ 0 where satisfied, and their Jacobian (R, T·nu); NaN or inf where the plan diverges."""
+STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 in a Jacobian of order 1
+
+
+def sweep_of(problem: CertificationProblem, x0: Array) -> Sweep:
+    """The fastest sweep there is for the problem's model.
+
+    Compiled: paper-mode ensembles of tanh networks with identity or zero prior, and sound-mode ones never: their remainder
+    is an interval bound without a useful derivative.
+    """
+    model = problem.model
+    if (
+        isinstance(model, EnsembleTube)
+        and model.mode == "paper"
+        and model.ensemble.prior in (identity_prior, zero_prior)
+    ):
+        try:
+            return compiled(problem, model, x0)
+        except ImportError:
+            pass
+    return general(problem, x0)
+
+
+def parameters(ensemble: Ensemble) -> tuple[Array, NDArray[np.int64]]:
+    """θ (M, P) and layer sizes, the normalisations folded into the first and last layers.
+
+    In NumPy: it is done at every call, and a torch operation on twenty numbers costs five times as much.
+    """
+    weights = [_array(w) for w in ensemble.network.weights]
+    biases = [_array(b) for b in ensemble.network.biases]
+    spread = _array(ensemble.targets.scale)
+    weights[0] = weights[0] / _array(ensemble.inputs.scale)[:, None]
+    biases[0] = biases[0] - _array(ensemble.inputs.offset) @ weights[0]
+    factor = np.concatenate([spread, np.ones_like(spread)])
+    shift = np.concatenate([_array(ensemble.targets.offset), 2 * np.log(spread)])
+    weights[-1], biases[-1] = weights[-1] * factor, biases[-1] * factor + shift
+    members = ensemble.members
+    flat = [part.reshape(members, -1) for pair in zip(weights, biases, strict=True) for part in pair]
+    return np.concatenate(flat, axis=1), np.array(ensemble.network.sizes)
+
+
+def _array(value: Tensor) -> Array:
+    return np.ascontiguousarray(value.detach().cpu().numpy())
+
+
+def _half_spaces(polytope: Polytope) -> tuple[Array, Array]:
+    return _array(polytope.H), _array(polytope.h)
+
+
+def input_box(inputs: Polytope) -> tuple[Array, Array]:
+    """Centre and half-widths (nu,) of the inputs' bounding box, without linear programs if every bound is a row of its own.
+
+    They only scale the search: 0 and 1 if the set is empty or unbounded.
+    """
+    H, h = _half_spaces(inputs)
+    alone = (H != 0).sum(1) == 1
+    ratio = h[alone, None] / np.where(H[alone] != 0, H[alone], 1.0)
+    upper = np.where(H[alone] > 0, ratio, np.inf).min(0, initial=np.inf)
+    lower = np.where(H[alone] < 0, ratio, -np.inf).max(0, initial=-np.inf)
+    if not (np.isfinite(upper).all() and np.isfinite(lower).all()):
+        try:
+            box = inputs.bounding_box()
+        except ValueError:
+            return np.zeros(inputs.dim), np.ones(inputs.dim)
+        lower, upper = box.lower.cpu().numpy(), box.upper.cpu().numpy()
+    return 0.5 * (upper + lower), np.maximum(0.5 * (upper - lower), 1e-9)
+
+
+def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> Sweep:
+    """By `gpsafe.mpc._kernel`.
+
+    Raises:
+        ImportError: without numba.
+    """
+    from gpsafe.mpc import _kernel
+
+    ensemble, steps, nu = model.ensemble, problem.steps, problem.nu
+    theta, sizes = parameters(ensemble)
+    gain = _array(core.gains(problem.gain, steps, problem.nx, nu))
+    Hx, hx = _half_spaces(problem.states)
+    Hu, hu = _half_spaces(problem.inputs)
+    Ht, ht = _half_spaces(problem.terminal)
+    count = problem.num_members * (steps * (len(hx) + len(hu)) + len(ht))
+    fixed = (
+        theta,
+        sizes,
+        ensemble.prior is identity_prior,
+        _array(ensemble.log_var_limits),
+        ensemble.clamp == "hard",
+        np.full(problem.nx, model.radius**2),
+        x0,
+    )
+
+    def sweep(inputs: Array) -> tuple[Array, Array]:
+        rows, jacobian = np.empty(count), np.zeros((count, steps * nu))
+        _kernel.sweep(*fixed, inputs, gain, core.START**2, Hx, hx, Hu, hu, Ht, ht, rows, jacobian)
+        return rows, jacobian
+
+    return sweep
+
+
+def general(problem: CertificationProblem, x0: Array) -> Sweep:
+    """By the problem's own tubes, for any model: all 2·T·nu + 1 plans of central differences in one batch."""
+    start, size = torch.from_numpy(x0), problem.steps * problem.nu
+    moves = torch.cat([torch.zeros(1, size), STEP * torch.eye(size), -STEP * torch.eye(size)]).to(torch.float64)
+    moves = moves.reshape(-1, problem.steps, problem.nu)
+
+    @torch.no_grad()
+    def sweep(inputs: Array) -> tuple[Array, Array]:
+        margins = problem.margins(problem.tube(start, torch.from_numpy(inputs) + moves))
+        parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal)
+        values = -torch.cat(parts, dim=-1).flatten(1).numpy()
+        return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
+
+    return sweep

@@ -1,0 +1,302 @@
+"""Certification in milliseconds: a condensed sequential quadratic program over the inputs alone (xmpsc.md §10).
+
+The problem is min f(U) = (u_L − ū_0)ᵀ weight (u_L − ū_0) over rows c(U) ≤ tolerance − margin, with c and its exact Jacobian
+from one sweep (:mod:`gpsafe.mpc._sweeps`). A step d solves, by `daqp` (dense dual active set),
+
+    min f(U + d) + ½ dᵀBd + ρ s + ½ s²   s. t.   c + ∂c d ≤ tolerance − margin + s,  s ≥ 0,  |d| ≤ Δ,
+
+with one slack s, the largest violation, under an exact penalty: an infeasible problem ends at a least-violating plan. Rows
+that cannot become active within Δ are left out. f is quadratic and kept exactly; B is a damped BFGS matrix of the curvature of
+the rows, without which steps zigzag between curved rows (cart-pole, N = 7: 29 steps, with it 9). A poor step is corrected to
+second order (the same program with the rows' values at its end) before it is refused: without that, the penalty refuses good
+steps along curved rows (worst case 50 steps, with it 19). Both compared on 73 states that need a correction.
+
+Nothing here is a guarantee: local minima, and plans that miss the constraints, are possible, and the judge decides.
+
+Compiled against interpreted (five networks of width 20, N = 5, CPU time on one shared core): 50 µs for rows and Jacobian by
+numba (import 0.3 s, compilation 8 s once per machine and version, then 0.3 s to load from its disk cache), 4 ms by central
+differences through torch, which serves any other model. The quadratic program takes 10 to 20 µs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import daqp
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.certify.problem import CertificationProblem, Proposal
+from gpsafe.mpc._sweeps import Array, Sweep, input_box, sweep_of
+
+PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan
+PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
+CONVERGED = 1e-9  # predicted decrease of f + ρs
+HOPELESS = 1e-2  # stop if the linear model removes a smaller share of the violation within half an input range
+CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
+
+
+@dataclass(slots=True)
+class Work:
+    """What a search cost: calls and seconds (wall clock) of sweeps and of quadratic programs, corrections, all starts."""
+
+    sweeps: int = 0
+    programs: int = 0
+    corrections: int = 0
+    sweep_seconds: float = 0.0
+    program_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CondensedSQP:
+    """Proposer of plans, see the module. Stateless: weights, sets and gains are read at every call, nothing is rebuilt.
+
+    Starts, in this order: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the inputs held. Later
+    ones are used if the earlier ones failed, or always with `exhaustive`, which stops early only at cost 0.
+
+    Attributes:
+        iterations: of each start.
+        starts: how many of the starts, at most.
+        exhaustive: try all of them and keep the best.
+        margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
+        time_limit: seconds; then the best plan so far is returned.
+    """
+
+    iterations: int = 50
+    starts: int = 4
+    exhaustive: bool = False
+    margin: float = 1e-9
+    time_limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        _require.count("CondensedSQP", "iterations", self.iterations)
+        _require.count("CondensedSQP", "starts", self.starts)
+        _require.positive("CondensedSQP", "margin", self.margin)
+        if not self.time_limit > 0:
+            raise _require.fail("CondensedSQP", "time_limit > 0", self.time_limit)
+
+    def propose(
+        self, problem: CertificationProblem, x0: Tensor, learned: Tensor, *, warm: Tensor | None = None
+    ) -> Proposal:
+        """See `Proposer`; numeric failure is a status.
+
+        Status: "optimal" (to first order, local), "feasible" (stopped by a limit), "infeasible" (no start found a plan),
+        "diverged" (no finite tube or no finite question).
+
+        Raises:
+            ValueError: on wrong shapes of x0 (nx,), learned (nu,) or warm (T, nu).
+        """
+        return self.search(problem, x0, learned, warm=warm)[0]
+
+    def search(
+        self, problem: CertificationProblem, x0: Tensor, learned: Tensor, *, warm: Tensor | None = None
+    ) -> tuple[Proposal, Work]:
+        """`propose`, and what it cost."""
+        began, work = time.perf_counter(), Work()
+        state = _array("x0", x0, (problem.nx,))
+        target = _array("learned", learned, (problem.nu,))
+        first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
+        best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
+        status = "diverged"
+        if np.isfinite(state).all() and np.isfinite(target).all():
+            search = _Search(problem, state, target, self, work, began + self.time_limit)
+            for start in search.starts(first):
+                point, found, count = search.run(start)
+                iterations += count
+                if point.rank(search.enough) < best.rank(search.enough) or status == "diverged":
+                    best, status = point, found
+                if best.excess <= search.enough and (not self.exhaustive or best.cost <= CONVERGED):
+                    break
+                if time.perf_counter() > search.deadline:
+                    break
+        work.seconds = time.perf_counter() - began
+        slack = best.excess - self.margin
+        plan = torch.from_numpy(best.inputs).to(x0.device)
+        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack), work
+
+
+def shifted(inputs: Tensor) -> Tensor:
+    """A plan (T, nu) one step later, as a start: the first input dropped, the last one repeated."""
+    return torch.cat([inputs[1:], inputs[-1:]])
+
+
+def _array(name: str, value: Tensor, shape: tuple[int, ...]) -> Array:
+    found = _require.shape("CondensedSQP", name, value, shape).detach().to("cpu", torch.float64).numpy()
+    return np.ascontiguousarray(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A plan, its rows (less what they are allowed) and their Jacobian, f, and the largest row; +inf if not finite."""
+
+    inputs: Array
+    rows: Array
+    jacobian: Array
+    cost: float
+    excess: float
+
+    @staticmethod
+    def nowhere(steps: int, nu: int) -> _Point:
+        empty = np.zeros((0, steps * nu))
+        return _Point(np.zeros((steps, nu)), empty[:, 0], empty, math.inf, math.inf)
+
+    def rank(self, enough: float) -> tuple[float, float]:
+        """Feasible ones by cost, before the others by violation."""
+        return (self.excess if self.excess > enough else 0.0), self.cost
+
+
+class _Search:
+    """One problem from one state. Rows are c + margin − tolerance: ≤ 0 is sought, ≤ `enough` is feasible."""
+
+    def __init__(
+        self,
+        problem: CertificationProblem,
+        state: Array,
+        learned: Array,
+        options: CondensedSQP,
+        work: Work,
+        deadline: float,
+    ) -> None:
+        self.sweep: Sweep = sweep_of(problem, state)
+        self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
+        self.steps, self.nu = problem.steps, problem.nu
+        self.size = self.steps * self.nu
+        self.offset, self.enough = options.margin - problem.tolerance, 0.5 * options.margin
+        weight = problem.weight
+        self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
+        self.center, self.half = input_box(problem.inputs)
+        self.scale: Array = np.tile(self.half, self.steps)
+        curvature = np.zeros((self.size + 1, self.size + 1))
+        curvature[: self.nu, : self.nu] = 2 * self.weight
+        curvature[np.arange(self.size), np.arange(self.size)] += PROXIMAL
+        curvature[-1, -1] = 1.0
+        self.curvature: Array = curvature
+
+    def starts(self, warm: Array | None) -> Iterator[Array]:
+        shape = (self.steps, self.nu)
+        plain = np.clip(np.zeros(shape), self.center - self.half, self.center + self.half)
+        plain[0] = self.learned
+        ends = (np.broadcast_to(self.center + sign * self.half, shape) for sign in (1, -1))
+        for start in [*([] if warm is None else [warm]), plain, np.broadcast_to(self.learned, shape), *ends][
+            : self.options.starts + (warm is not None)
+        ]:
+            if np.isfinite(start).all():
+                yield np.array(start)
+
+    def evaluate(self, inputs: Array) -> _Point:
+        began = time.perf_counter()
+        rows, jacobian = self.sweep(inputs)
+        self.work.sweep_seconds += time.perf_counter() - began
+        self.work.sweeps += 1
+        rows += self.offset
+        gap = inputs[0] - self.learned
+        excess = float(rows.max())
+        if not (math.isfinite(excess) and np.isfinite(jacobian).all()):
+            excess = math.inf
+        return _Point(inputs, rows, jacobian, float(gap @ self.weight @ gap), excess)
+
+    def step(self, at: _Point, rows: Array, reach: Array, bend: Array, rho: float) -> tuple[Array, float, Array] | None:
+        """d, s and the multipliers of all rows; None if the quadratic program fails."""
+        began = time.perf_counter()
+        p = self.size
+        chosen = np.flatnonzero(rows + np.abs(at.jacobian) @ reach > 0)
+        matrix = np.empty((len(chosen), p + 1))
+        matrix[:, :p] = at.jacobian[chosen]
+        matrix[:, p] = -1.0
+        gradient = np.zeros(p + 1)
+        gradient[: self.nu] = 2 * self.weight @ (at.inputs[0] - self.learned)
+        gradient[p] = rho
+        hessian = self.curvature.copy()
+        hessian[:p, :p] += bend
+        upper = np.concatenate([reach, [1e30], -rows[chosen]])
+        lower = np.concatenate([-reach, [0.0], np.full(len(chosen), -1e30)])
+        found, _, flag, told = daqp.solve(
+            hessian, gradient, matrix, upper, lower, None, primal_tol=1e-11, eps_prox=0.0, iter_limit=1000
+        )
+        self.work.program_seconds += time.perf_counter() - began
+        self.work.programs += 1
+        if flag < 1 or not np.isfinite(found).all():
+            return None
+        multipliers = np.zeros(len(rows))
+        multipliers[chosen] = np.maximum(told["lam"][p + 1 :], 0.0)
+        return found[:p], max(float(found[p]), 0.0), multipliers
+
+    def run(self, start: Array) -> tuple[_Point, str, int]:
+        """The last accepted plan from one start, its status, and the number of steps tried."""
+        at = self.evaluate(start)
+        if math.isinf(at.excess):
+            return at, "diverged", 0
+        nothing = np.zeros((self.size, self.size))
+        bend, reach, level, blocked = nothing, 1.0, 0, None
+        count = 0
+        while count < self.options.iterations and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
+            count += 1
+            rho, region = PENALTIES[level], reach * self.scale
+            found = self.step(at, at.rows, region, bend, rho)
+            if found is None:
+                bend, reach = nothing, 0.25 * reach
+                continue
+            d, slack, multipliers = found
+            merit = _merit(at, rho)
+            trial = self.moved(at, d)
+            gap = trial[0] - self.learned
+            expected = merit - (
+                float(gap @ self.weight @ gap) + rho * slack + 0.5 * slack**2 + 0.5 * float(d @ bend @ d)
+            )
+            infeasible = at.excess > self.enough
+            hopeless = infeasible and at.excess - slack <= HOPELESS * at.excess * min(reach, 1.0)
+            if hopeless or expected <= CONVERGED:
+                if infeasible and level + 1 < len(PENALTIES):
+                    bend, level = nothing, level + 1
+                    continue
+                return at, "infeasible" if infeasible else "optimal", count
+            to = self.evaluate(trial)
+            ratio = (merit - _merit(to, rho)) / expected
+            if (slack > self.enough) != blocked:  # other multipliers by orders of magnitude: another curvature
+                bend, blocked = nothing, slack > self.enough
+            bend = _curvature(bend, d, (to.jacobian - at.jacobian).T @ multipliers)
+            if ratio < CORRECT and math.isfinite(to.excess):
+                second = self.step(at, to.rows - at.jacobian @ d, region, bend, rho)
+                if second is not None:
+                    self.work.corrections += 1
+                    corrected = self.evaluate(self.moved(at, second[0]))
+                    if _merit(corrected, rho) < _merit(to, rho):
+                        d, to = second[0], corrected
+                        ratio = (merit - _merit(to, rho)) / expected
+            length = float(np.abs(d / self.scale).max())
+            if ratio > 1e-4:
+                at = to
+            if ratio > 0.75 and length > 0.8 * reach:
+                reach = 3 * length
+            elif not ratio >= CORRECT:
+                reach = 0.3 * length
+        return at, "infeasible" if at.excess > self.enough else "feasible", count
+
+    def moved(self, at: _Point, d: Array) -> Array:
+        return at.inputs + d.reshape(self.steps, self.nu)
+
+
+def _merit(at: _Point, rho: float) -> float:
+    violation = max(at.excess, 0.0)
+    return at.cost + rho * violation + 0.5 * violation**2
+
+
+def _curvature(bend: Array, d: Array, change: Array) -> Array:
+    """Powell's damped BFGS update: positive semidefinite whatever the true curvature is."""
+    if not np.isfinite(change).all():
+        return bend
+    along = bend @ d + PROXIMAL * d
+    length, product = float(d @ along), float(d @ change)
+    if product < 0.2 * length:
+        mix = 0.8 * length / (length - product)
+        change = mix * change + (1 - mix) * along
+    product = float(d @ change)
+    if min(length, product) < 1e-30:
+        return bend
+    return bend - np.outer(along, along) / length + np.outer(change, change) / product
