@@ -68,10 +68,7 @@ def _half_spaces(polytope: Polytope) -> tuple[Array, Array]:
 
 
 def input_box(inputs: Polytope) -> tuple[Array, Array]:
-    """Centre and half-widths (nu,) of the inputs' bounding box, without linear programs if every bound is a row of its own.
-
-    They only scale the search: 0 and 1 if the set is empty or unbounded.
-    """
+    """Lower and upper bounds (nu,) of the inputs, without linear programs if every bound is a row of its own; ±inf if none."""
     H, h = _half_spaces(inputs)
     alone = (H != 0).sum(1) == 1
     ratio = h[alone, None] / np.where(H[alone] != 0, H[alone], 1.0)
@@ -80,10 +77,10 @@ def input_box(inputs: Polytope) -> tuple[Array, Array]:
     if not (np.isfinite(upper).all() and np.isfinite(lower).all()):
         try:
             box = inputs.bounding_box()
-        except ValueError:
-            return np.zeros(inputs.dim), np.ones(inputs.dim)
-        lower, upper = box.lower.cpu().numpy(), box.upper.cpu().numpy()
-    return 0.5 * (upper + lower), np.maximum(0.5 * (upper - lower), 1e-9)
+        except ValueError:  # unbounded: the rows alone decide
+            return np.full(inputs.dim, -np.inf), np.full(inputs.dim, np.inf)
+        lower, upper = _array(box.lower), _array(box.upper)
+    return np.minimum(lower, upper), upper
 
 
 def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> Sweep:

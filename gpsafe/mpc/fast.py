@@ -5,11 +5,12 @@ from one sweep (:mod:`gpsafe.mpc._sweeps`). A step d solves, by `daqp` (dense du
 
     min f(U + d) + ½ dᵀBd + ρ s + ½ s²   s. t.   c + ∂c d ≤ tolerance − margin + s,  s ≥ 0,  |d| ≤ Δ,
 
-with one slack s, the largest violation, under an exact penalty: an infeasible problem ends at a least-violating plan. Rows
-that cannot become active within Δ are left out. f is quadratic and kept exactly; B is a damped BFGS matrix of the curvature of
-the rows, without which steps zigzag between curved rows (cart-pole, N = 7: 29 steps, with it 9). A poor step is corrected to
-second order (the same program with the rows' values at its end) before it is refused: without that, the penalty refuses good
-steps along curved rows (worst case 50 steps, with it 19). Both compared on 73 states that need a correction.
+with one slack s, the largest violation, under an exact penalty: an infeasible problem ends at a least-violating plan. The
+plan keeps to the inputs' bounding box in any case. Rows that cannot become active within Δ are left out. f is quadratic and
+kept exactly; B is a damped BFGS matrix of the curvature of the rows, without which steps zigzag between curved rows (cart-pole,
+N = 7: 29 steps, with it 9). A poor step is corrected to second order (the same program with the rows' values at its end) before
+it is refused: without that, the penalty refuses good steps along curved rows (worst case 50 steps, with it 19). Both compared
+on 73 states that need a correction.
 
 Nothing here is a guarantee: local minima, and plans that miss the constraints, are possible, and the judge decides.
 
@@ -170,8 +171,9 @@ class _Search:
         self.offset, self.enough = options.margin - problem.tolerance, 0.5 * options.margin
         weight = problem.weight
         self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
-        self.center, self.half = input_box(problem.inputs)
-        self.scale: Array = np.tile(self.half, self.steps)
+        self.lower, self.upper = input_box(problem.inputs)
+        half = 0.5 * (self.upper - self.lower)
+        self.scale: Array = np.tile(np.where(np.isfinite(half), np.maximum(half, 1e-9), 1.0), self.steps)
         curvature = np.zeros((self.size + 1, self.size + 1))
         curvature[: self.nu, : self.nu] = 2 * self.weight
         curvature[np.arange(self.size), np.arange(self.size)] += PROXIMAL
@@ -180,14 +182,14 @@ class _Search:
 
     def starts(self, warm: Array | None) -> Iterator[Array]:
         shape = (self.steps, self.nu)
-        plain = np.clip(np.zeros(shape), self.center - self.half, self.center + self.half)
+        plain = np.zeros(shape)
         plain[0] = self.learned
-        ends = (np.broadcast_to(self.center + sign * self.half, shape) for sign in (1, -1))
-        for start in [*([] if warm is None else [warm]), plain, np.broadcast_to(self.learned, shape), *ends][
-            : self.options.starts + (warm is not None)
-        ]:
+        found = [] if warm is None else [warm]
+        found += [plain, np.broadcast_to(self.learned, shape)]
+        found += [np.broadcast_to(end, shape) for end in (self.upper, self.lower)]
+        for start in found[: self.options.starts + (warm is not None)]:
             if np.isfinite(start).all():
-                yield np.array(start)
+                yield np.clip(start, self.lower, self.upper)
 
     def evaluate(self, inputs: Array) -> _Point:
         began = time.perf_counter()
@@ -214,8 +216,10 @@ class _Search:
         gradient[p] = rho
         hessian = self.curvature.copy()
         hessian[:p, :p] += bend
-        upper = np.concatenate([reach, [1e30], -rows[chosen]])
-        lower = np.concatenate([-reach, [0.0], np.full(len(chosen), -1e30)])
+        up = np.minimum(reach, (self.upper - at.inputs).ravel())
+        low = np.maximum(-reach, (self.lower - at.inputs).ravel())
+        upper = np.concatenate([up, [1e30], -rows[chosen]])
+        lower = np.concatenate([low, [0.0], np.full(len(chosen), -1e30)])
         found, _, flag, told = daqp.solve(
             hessian, gradient, matrix, upper, lower, None, primal_tol=1e-11, eps_prox=0.0, iter_limit=1000
         )
@@ -279,7 +283,7 @@ class _Search:
         return at, "infeasible" if at.excess > self.enough else "feasible", count
 
     def moved(self, at: _Point, d: Array) -> Array:
-        return at.inputs + d.reshape(self.steps, self.nu)
+        return np.clip(at.inputs + d.reshape(self.steps, self.nu), self.lower, self.upper)
 
 
 def _merit(at: _Point, rho: float) -> float:

@@ -1,0 +1,216 @@
+"""The condensed SQP: its sweep against finite differences, autograd and the judge's tubes, its plans against a grid."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from strategies import seeds
+from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum
+
+from gpsafe.certify import CertificationProblem, judge
+from gpsafe.models import Ensemble
+from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.mpc import _sweeps
+from gpsafe.mpc.fast import CondensedSQP, shifted
+from gpsafe.sets import Box, Polytope
+from gpsafe.tube import EnsembleTube
+
+pytest.importorskip("numba")
+
+
+def vector(*entries: float) -> torch.Tensor:
+    return torch.tensor(entries, dtype=torch.float64)
+
+
+def drawn_problem(seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps: int, clamp: str, prior) -> tuple:
+    """Random networks with weights large enough to bend, random normalisation, sets without symmetry, gains per stage."""
+    g = torch.Generator().manual_seed(seed)
+    randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
+    made = Ensemble.create(nx, nu, generator=g, members=3, hidden=hidden, prior=prior)
+    network = replace(
+        made.network,
+        weights=tuple(1.5 * w for w in made.network.weights),
+        biases=tuple(0.3 * randn(*b.shape) for b in made.network.biases),
+    )
+    inputs = replace(made.inputs, offset=0.3 * randn(nx + nu), scale=0.5 + randn(nx + nu).abs())
+    targets = replace(made.targets, offset=0.1 * randn(nx), scale=0.3 + 0.5 * randn(nx).abs())
+    limits = torch.stack([torch.full((nx,), -8.0), torch.full((nx,), -1.0)]).double()
+    ensemble = replace(made, network=network, inputs=inputs, targets=targets, log_var_limits=limits)
+    problem = CertificationProblem(
+        EnsembleTube.paper(ensemble, variance="clip" if clamp == "hard" else "trained"),
+        Polytope(randn(4, nx), randn(4).abs() + 1.0),
+        Polytope(torch.cat([torch.eye(nu), -torch.eye(nu)]).double(), torch.ones(2 * nu).double()),
+        Polytope(randn(5, nx), randn(5).abs()),
+        0.3 * randn(steps, nu, nx),
+        steps,
+    )
+    return problem, randn(nx), 0.7 * randn(steps, nu)
+
+
+def autograd(
+    problem: CertificationProblem, x0: torch.Tensor, inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and Jacobian through torch, from the tubes the judge uses."""
+
+    def rows(plan: torch.Tensor) -> torch.Tensor:
+        margins = problem.margins(problem.tube(x0, plan))
+        return -torch.cat([margins.state.flatten(1), margins.input.flatten(1), margins.terminal], dim=1).flatten()
+
+    return rows(inputs), torch.autograd.functional.jacobian(rows, inputs).flatten(1)
+
+
+CASES = {
+    "pendulum": {"nx": 2, "nu": 1, "hidden": (8, 8), "steps": 4, "clamp": "hard", "prior": identity_prior},
+    "one layer": {"nx": 3, "nu": 1, "hidden": (6,), "steps": 3, "clamp": "soft", "prior": zero_prior},
+    "three layers, two inputs": {
+        "nx": 2,
+        "nu": 2,
+        "hidden": (5, 4, 6),
+        "steps": 3,
+        "clamp": "soft",
+        "prior": identity_prior,
+    },
+    "linear": {"nx": 2, "nu": 1, "hidden": (), "steps": 2, "clamp": "hard", "prior": zero_prior},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds())
+def test_compiled_sweep_is_the_tube_and_its_derivative(name, seed):
+    problem, x0, inputs = drawn_problem(seed, **CASES[name])
+    rows, jacobian = _sweeps.compiled(problem, problem.model, x0.numpy())(inputs.numpy())
+    expected, slopes = autograd(problem, x0, inputs)
+    scale = 1.0 + float(slopes.abs().max())
+    assert np.abs(rows - expected.numpy()).max() <= 1e-10 * (1.0 + float(expected.abs().max()))
+    assert np.abs(jacobian - slopes.numpy()).max() <= 1e-7 * scale
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds())
+def test_compiled_sweep_against_finite_differences(seed):
+    problem, x0, inputs = drawn_problem(seed, **(CASES["pendulum"] | {"clamp": "soft"}))
+    _, jacobian = _sweeps.compiled(problem, problem.model, x0.numpy())(inputs.numpy())
+    rows, differences = _sweeps.general(problem, x0.numpy())(inputs.numpy())
+    assert np.abs(jacobian - differences).max() <= 1e-6 * (1.0 + np.abs(jacobian).max())
+    assert np.isfinite(rows).all()
+
+
+def test_control_a_wrong_curvature_is_caught():
+    """The same comparison fails if the derivative of the closed loop is left out (weights changed between the two)."""
+    problem, x0, inputs = drawn_problem(3, **CASES["pendulum"])
+    other = drawn_problem(4, **CASES["pendulum"])[0]
+    _, jacobian = _sweeps.compiled(problem, other.model, x0.numpy())(inputs.numpy())
+    _, slopes = autograd(problem, x0, inputs)
+    assert np.abs(jacobian - slopes.numpy()).max() > 1e-3
+
+
+def test_known_priors_and_sound_tubes_take_the_general_sweep():
+    from xmpsc_cases import PENDULUM, pendulum_ensemble
+
+    problem = ensemble_pendulum()
+    known = replace(problem, model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=PENDULUM)))
+    sound = replace(problem, model=EnsembleTube.sound(pendulum_ensemble(), steps=4, delta=0.1))
+    x0 = np.array([math.pi, 0.0])
+    assert "compiled" in _sweeps.sweep_of(problem, x0).__qualname__
+    assert "general" in _sweeps.sweep_of(known, x0).__qualname__
+    assert "general" in _sweeps.sweep_of(sound, x0).__qualname__
+
+
+STATES = [(math.pi, 0.0, 0.3), (math.pi + 0.75, 0.3, 1.0), (math.pi - 0.7, -0.8, -1.0), (math.pi + 0.5, 1.1, 1.0)]
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_plans_are_certified_and_no_grid_plan_is_better(case):
+    """T = 2: every plan of a fine grid that the judge's margins allow costs at least as much, up to the grid."""
+    problem = ensemble_pendulum(steps=2)
+    x0, learned = vector(*case[:2]), vector(case[2])
+    proposal = CondensedSQP(exhaustive=True).propose(problem, x0, learned)
+    certificate = judge(problem, x0, learned, proposal)
+    axis = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis).unsqueeze(-1)
+    margins = problem.margins(problem.tube(x0, grid))
+    least = torch.stack([m.flatten(1).amin(1) for m in (margins.state, margins.input, margins.terminal)]).amin(0)
+    best = torch.where(least >= 0, problem.distance(learned, grid[:, 0]), torch.inf).amin()
+    assert certificate.certified == (proposal.slack <= 0)
+    assert certificate.certified or not bool(torch.isfinite(best))
+    assert certificate.distance <= float(best) + 1e-6 or not certificate.certified
+    if proposal.status == "infeasible":
+        assert proposal.slack <= float(-least.amax()) * 1.02  # a least-violating plan, to the early exit's share
+
+
+def test_all_kinds_of_outcome_occur():
+    problem = ensemble_pendulum()
+    generator = torch.Generator().manual_seed(0)
+    box = Box(vector(math.pi - 0.9, -2.0), vector(math.pi + 0.9, 2.0))
+    states, learned = box.sample(60, generator), 2 * torch.rand(60, 1, dtype=torch.float64, generator=generator) - 1
+    seen = set()
+    for x0, u in zip(states, learned, strict=True):
+        proposal = CondensedSQP().propose(problem, x0, u)
+        certificate = judge(problem, x0, u, proposal)
+        assert certificate.certified == (proposal.slack <= 0)
+        seen.add((proposal.status, certificate.distance > 1e-7))
+    assert {("optimal", False), ("optimal", True), ("infeasible", True)} <= seen
+
+
+def test_linear_and_gaussian_process_tubes_behind_the_same_interface():
+    problem = double_integrator()
+    proposal = CondensedSQP().propose(problem, vector(0.3, 0.4), vector(1.0))
+    assert judge(problem, vector(0.3, 0.4), vector(1.0), proposal).certified
+    problem = gp_pendulum(steps=2)
+    proposal = CondensedSQP().propose(problem, vector(0.1, 0.0), vector(0.2))
+    assert judge(problem, vector(0.1, 0.0), vector(0.2), proposal).certified == (proposal.slack <= 0)
+
+
+def test_warm_start_at_the_answer_needs_no_more_steps_than_a_cold_one():
+    problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
+    cold = CondensedSQP().propose(problem, x0, learned)
+    warm = CondensedSQP().propose(problem, x0, learned, warm=cold.inputs)
+    assert warm.iterations <= cold.iterations and judge(problem, x0, learned, cold).distance > 1.0
+    assert judge(problem, x0, learned, warm).distance == pytest.approx(
+        judge(problem, x0, learned, cold).distance, abs=1e-7
+    )
+    assert shifted(vector(1.0, 2.0, 3.0).unsqueeze(1)).flatten().tolist() == [2.0, 3.0, 3.0]
+
+
+def test_weight_decides_which_input_gives_way():
+    """Two inputs that move the same state: the cheaper one is changed."""
+    problem, x0, _ = drawn_problem(0, **CASES["three layers, two inputs"])
+    free = Polytope(torch.cat([torch.eye(2), -torch.eye(2)]).double(), torch.full((4,), 50.0).double())
+    halved = Polytope(vector(1.0, 1.0).unsqueeze(0), vector(0.0))
+    problem = replace(
+        problem, states=free, terminal=free, inputs=problem.inputs.intersect(halved), gain=0 * problem.gain
+    )
+    actions = []
+    for weight in (torch.diag(vector(1.0, 100.0)), torch.diag(vector(100.0, 1.0))):
+        plan = CondensedSQP().propose(replace(problem, weight=weight), 0 * x0, vector(0.5, 0.5)).inputs
+        actions.append(plan[0])
+    # min w₁(½ − a)² + w₂(½ − b)² over a + b = 0: the gaps ½ − a, ½ − b add to 1 in the ratio w₂ : w₁.
+    assert torch.allclose(actions[0], vector(0.5 - 100 / 101, 0.5 - 1 / 101), atol=1e-5)
+    assert torch.allclose(actions[1], vector(0.5 - 1 / 101, 0.5 - 100 / 101), atol=1e-5)
+
+
+@pytest.mark.parametrize(("x0", "learned"), [((math.nan, 0.0), 0.0), ((math.pi, 0.0), math.inf), ((1e200, 0.0), 0.0)])
+def test_numeric_failure_is_a_status(x0, learned):
+    problem = ensemble_pendulum()
+    proposal = CondensedSQP().propose(problem, vector(*x0), vector(learned))
+    assert proposal.status in ("diverged", "infeasible") and proposal.slack > 0
+    assert proposal.inputs.shape == (problem.steps, 1) and bool(torch.isfinite(proposal.inputs).all())
+
+
+def test_limits_and_bad_arguments():
+    problem, x0, learned = ensemble_pendulum(), vector(*STATES[1][:2]), vector(1.0)
+    assert CondensedSQP(iterations=1).propose(problem, x0, learned).iterations <= 4
+    hurried, work = CondensedSQP(time_limit=1e-9).search(problem, x0, learned)
+    assert hurried.inputs.shape == (4, 1) and work.sweeps <= 3
+    with pytest.raises(ValueError, match="x0"):
+        CondensedSQP().propose(problem, vector(1.0), learned)
+    with pytest.raises(ValueError, match="warm"):
+        CondensedSQP().propose(problem, x0, learned, warm=torch.zeros(3, 1).double())
+    with pytest.raises(ValueError, match="time_limit"):
+        CondensedSQP(time_limit=0.0)
+    with pytest.raises(ValueError, match="iterations"):
+        CondensedSQP(iterations=0)
