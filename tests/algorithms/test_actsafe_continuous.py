@@ -7,10 +7,10 @@ from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
-from gpsafe.parametric import set_point_family
+from gpsafe.parametric import feedback_family, set_point_family
 from gpsafe.search import FiniteGrid, LogBarrier, RandomSearch
 from gpsafe.sets import Box
-from gpsafe.systems.reference import reference_1d
+from gpsafe.systems.reference import reference_1d, reference_pendulum
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -93,3 +93,24 @@ def test_a_false_norm_is_reported(algorithm):
     wrong = Mixture(rkhs_norm=0.02, subgaussian=0.001, delta=0.1)
     run = algorithm.with_(bound=wrong, search=RandomSearch(4)).run(torch.Generator().manual_seed(0))
     assert run.falsified is not None and len(run.episodes) < 4
+
+
+@pytest.mark.slow
+def test_three_feedback_parameters_of_the_pendulum_expand_under_the_two_dimensional_certifier():
+    plant = reference_pendulum()
+    family = feedback_family(vector(-2.5, 2.0, 0.5), vector(4.0, 3.5, 1.0), input_box=plant.input_box, nx=2)
+    model = GP.create(
+        plant.kernels, 1e-4, nx=2, nu=1, noise_std=plant.noise_std, prior=plant.known, outputs=plant.outputs
+    )
+    bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    grid = Grid(Box(vector(-1.6, -5.0), vector(1.6, 5.0)), (160, 160))
+    dp = RobustDP(grid, plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
+    initial = torch.tensor([[-1.9, 2.667, 0.733], [-1.1, 2.667, 0.733]]).double()
+    algorithm = ContinuousActSafe(
+        plant, family, initial, model, bound, dp, LogBarrier(steps=6), episodes=3, exploit=0, starts=3, rounds=4,
+        pessimism="sampled", rollouts={"paths": 2, "draws": 3},
+    )  # fmt: skip
+    run = algorithm.run(torch.Generator().manual_seed(0))
+    assert len(run.safe) > 4 and float(run.safe.theta[:, 0].max()) > 0.0  # far beyond the offsets of S_0
+    assert bool((true_cost(algorithm, run.safe.theta) <= plant.budget).all())
+    assert all(float(e.states[:, 0].max()) < 1.2 for e in run.episodes)
