@@ -26,7 +26,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def curved_ensemble(seed: int, prior: str = "zero", gain: float = 2.5) -> Ensemble:
+def curved_ensemble(seed: int, prior: str = "zero", gain: float = 2.0) -> Ensemble:
     """Strongly curved random networks with uneven scales."""
     network = MLP.random(3, (3, 8, 6, 4), torch.Generator().manual_seed(seed))
     return Ensemble.from_weights(
@@ -36,7 +36,7 @@ def curved_ensemble(seed: int, prior: str = "zero", gain: float = 2.5) -> Ensemb
         nu=1,
         inputs=Normalizer(0.1 * draw(seed + 1, 3), torch.exp(0.3 * draw(seed + 2, 3))),
         targets=Normalizer(torch.zeros(2).double(), torch.exp(0.3 * draw(seed + 3, 2))),
-        log_var_limits=torch.tensor([[-9.0, -8.0], [-2.0, -3.0]], dtype=torch.float64),
+        log_var_limits=torch.tensor([[-10.0, -9.0], [-6.0, -7.0]], dtype=torch.float64),
         prior=PRIORS[prior],
     )
 
@@ -94,9 +94,9 @@ def test_sound_ensemble_tubes_contain_every_admitted_plant_of_every_member(seed,
     model = EnsembleTube.sound(curved_ensemble(seed, prior), steps=4, delta=0.1)
     inputs, gain = 0.5 * draw(seed + 1, 4, 1), 0.3 * draw(seed + 2, 1, 2)
     tube = propagate(model, 0.3 * draw(seed, 2), inputs, gain)
-    if bool(torch.isfinite(tube.factor).all()):
-        for m in range(3):
-            assert follow(tube, inputs, admitted_plant(model, m, seed), 100, m) <= 1 + 1e-9
+    for m in range(3):
+        assert follow(tube, inputs, admitted_plant(model, m, seed), 100, m) <= 1 + 1e-9
+    assert float(tube.factor.abs().max()) < 1e3  # small enough to say something
 
 
 def test_control_tubes_without_a_remainder_are_left():
