@@ -35,10 +35,11 @@ from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.mpc._sweeps import Array, Sweep, input_box, sweep_of
 
-PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan
+PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan, and until multipliers allow less
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
 CONVERGED = 1e-9  # predicted decrease of f + ρs
-HOPELESS = 1e-2  # stop if the linear model removes a smaller share of the violation within half an input range
+HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
+AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
 
@@ -59,7 +60,8 @@ class CondensedSQP:
     """Proposer of plans, see the module. Stateless: weights, sets and gains are read at every call, nothing is rebuilt.
 
     Starts, in this order: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the inputs held. Later
-    ones are used if the earlier ones failed, or always with `exhaustive`, which stops early only at cost 0.
+    ones are used if the earlier ones failed without agreeing on the least violation, or always with `exhaustive`, which stops
+    early only at cost 0.
 
     Attributes:
         iterations: of each start.
@@ -107,14 +109,18 @@ class CondensedSQP:
         status = "diverged"
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
+            ends: list[float] = []
             for start in search.starts(first):
                 point, found, count = search.run(start)
                 iterations += count
+                ends.append(point.excess)
                 if point.rank(search.enough) < best.rank(search.enough) or status == "diverged":
                     best, status = point, found
                 if best.excess <= search.enough and (not self.exhaustive or best.cost <= CONVERGED):
                     break
-                if time.perf_counter() > search.deadline:
+                low, high = min(ends), max(ends)
+                hopeless = len(ends) > 1 and search.enough < low and high <= (1 + AGREE) * low
+                if (hopeless and not self.exhaustive) or time.perf_counter() > search.deadline:
                     break
         work.seconds = time.perf_counter() - began
         slack = best.excess - self.margin
@@ -237,11 +243,11 @@ class _Search:
         if math.isinf(at.excess):
             return at, "diverged", 0
         nothing = np.zeros((self.size, self.size))
-        bend, reach, level, blocked = nothing, 1.0, 0, None
+        bend, reach, rho, blocked = nothing, 1.0, PENALTIES[0], None
         count = 0
         while count < self.options.iterations and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
             count += 1
-            rho, region = PENALTIES[level], reach * self.scale
+            region = reach * self.scale
             found = self.step(at, at.rows, region, bend, rho)
             if found is None:
                 bend, reach = nothing, 0.25 * reach
@@ -256,8 +262,8 @@ class _Search:
             infeasible = at.excess > self.enough
             hopeless = infeasible and at.excess - slack <= HOPELESS * at.excess * min(reach, 1.0)
             if hopeless or expected <= CONVERGED:
-                if infeasible and level + 1 < len(PENALTIES):
-                    bend, level = nothing, level + 1
+                if infeasible and rho < PENALTIES[1]:
+                    bend, rho = nothing, PENALTIES[1]
                     continue
                 return at, "infeasible" if infeasible else "optimal", count
             to = self.evaluate(trial)
@@ -273,6 +279,8 @@ class _Search:
                     if _merit(corrected, rho) < _merit(to, rho):
                         d, to = second[0], corrected
                         ratio = (merit - _merit(to, rho)) / expected
+            if slack <= self.enough:
+                rho = min(rho, max(PENALTIES[0], 3 * float(multipliers.sum())))
             length = float(np.abs(d / self.scale).max())
             if ratio > 1e-4:
                 at = to
