@@ -280,7 +280,7 @@ def report(runs: Sequence[Run]) -> Report:
     furthest.axvspan(0.5, a.initial + 0.5, color="grey", alpha=0.15, label="S_0")
     furthest.set(xlabel="episode", ylabel="largest |x| (m)", title="cart position")
     furthest.set_ylim(0.0, min(6.0, furthest.get_ylim()[1]))
-    furthest.legend(fontsize=7)
+    furthest.legend(fontsize=7, loc="upper left")
     gains.set(xlabel="episode", ylabel="information gain before it (nats)", title="information")
     gains.legend(fontsize=7)
     columns = (
