@@ -9,7 +9,7 @@ Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, �
 and nx backward passes give everything; third derivatives never occur because the steps are Gauss–Newton ones.
 
 Why numba: the sweep is thousands of operations on arrays of 2 to 20 numbers. Its bundled LLVM needs no C compiler, the machine
-code is cached on disk, and weights are arguments: nothing is rebuilt after a refit. Figures: docs of :mod:`gpsafe.mpc.fast`.
+code is cached on disk, and weights are arguments: nothing is rebuilt after a refit. Figures: :mod:`gpsafe.mpc.fast`.
 """
 
 from __future__ import annotations

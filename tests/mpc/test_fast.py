@@ -29,7 +29,7 @@ def drawn_problem(seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps
     """Random networks with weights large enough to bend, random normalisation, sets without symmetry, gains per stage."""
     g = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
-    made = Ensemble.create(nx, nu, generator=g, members=3, hidden=hidden, prior=prior)
+    made = Ensemble.create(nx, nu, generator=g, members=2, hidden=hidden, prior=prior)
     network = replace(
         made.network,
         weights=tuple(1.5 * w for w in made.network.weights),
@@ -78,7 +78,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=seeds())
 def test_compiled_sweep_is_the_tube_and_its_derivative(name, seed):
     problem, x0, inputs = drawn_problem(seed, **CASES[name])
@@ -89,7 +89,7 @@ def test_compiled_sweep_is_the_tube_and_its_derivative(name, seed):
     assert np.abs(jacobian - slopes.numpy()).max() <= 1e-7 * scale
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=seeds())
 def test_compiled_sweep_against_finite_differences(seed):
     problem, x0, inputs = drawn_problem(seed, **(CASES["pendulum"] | {"clamp": "soft"}))
