@@ -235,19 +235,18 @@ def _sample_coverage(shard: int, budget: Budget, broken: bool) -> Sample:
     )
     inputs = 1.6 * torch.rand(count, STEPS, 1, dtype=torch.float64, generator=generator) - 0.8
     tube = propagate(paper if broken else sound, x0, inputs, torch.full((1, 2), -0.5).double())
-    x, inside = x0, torch.ones(count, 3, dtype=torch.bool)
-    first = None
+    x, inside, within = x0, torch.ones(count, 3, dtype=torch.bool), []
     for k in range(STEPS):
         u = inputs[:, k] + (x - tube.reference[:, k]) @ tube.gain[k].mT
         x = truth(x, u) + 0.02 * _draw(generator, count, 2)
         gauge = Ellipsoid(tube.center[:, :, k + 1], tube.factor[:, :, k + 1]).gauge(x.unsqueeze(1))
         inside &= gauge <= 1
-        first = inside.double().mean().item() if first is None else first
+        within.append(float((gauge <= 1).double().mean()))
     size = Ellipsoid(tube.center[:, :, -1], tube.factor[:, :, -1]).radius.median(0).values.mean(0)
     return {
         "left": int((~inside.all(-1)).sum()),
         "trials": count,
-        "first": first,
+        "within": within,
         "last_radius": size.tolist(),
     }
 
@@ -255,13 +254,26 @@ def _sample_coverage(shard: int, budget: Budget, broken: bool) -> Sample:
 def _judge_coverage(samples: Sequence[Sample], broken: bool) -> Evidence:
     left, trials = sum(s["left"] for s in samples), sum(s["trials"] for s in samples)
     low, high = clopper_pearson(left, trials)
-    first = float(np.mean([s["first"] for s in samples]))
+    within = np.mean([s["within"] for s in samples], axis=0)
     radius = np.mean([s["last_radius"] for s in samples], axis=0)
     told = (
-        f"{left} of {trials} plans left some member's tube; after one step a member contains the plant in {first:.0%}; "
+        f"{left} of {trials} plans left some member's tube; after one step a member contains the plant in {within[0]:.0%}; "
         f"median half-widths of the last section ({radius[0]:.3f}, {radius[1]:.3f})"
     )
-    return Evidence(trials, left / trials, Verdict(low, high, DELTA, witness=told), {"left": left, "trials": trials})
+    return Evidence(
+        trials, left / trials, Verdict(low, high, DELTA, witness=told), {"within": within.tolist(), "trials": trials}
+    )
+
+
+def _plot_coverage(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    axes = figure.subplots()
+    steps = range(1, STEPS + 1)
+    for data, label, color in ((claim, "sound, conformal radius", "#0072B2"), (control, "published", "#D55E00")):
+        axes.plot(steps, data["within"], "o-", color=color, label=label)
+    axes.axhline(1 - np.exp(-0.5), color="black", linewidth=1, linestyle=":", label="one sigma in two dimensions")
+    axes.set(xlabel="step of the plan", ylabel="share of states in a member's section", ylim=(0, 1.02), xticks=steps)
+    axes.legend()
+    figure.tight_layout()
 
 
 def _containment(case: str, name: str, claim: str, assumptions: tuple[str, ...], control: str) -> Check:
@@ -323,5 +335,6 @@ CHECKS = (
         shards={"quick": 10, "full": 20},
         sample=_sample_coverage,
         judge=_judge_coverage,
+        plot=_plot_coverage,
     ),
 )

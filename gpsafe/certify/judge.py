@@ -106,7 +106,11 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
         assert tightest is None or isinstance(tightest, Tightest)
         assert tube is None or isinstance(tube, Tube)
         usable = isinstance(inputs, Tensor) and inputs.shape == (problem.steps, problem.nu)
-        plan = inputs.detach() if usable else torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64)
+        plan = (
+            inputs.detach().to(torch.float64)
+            if usable
+            else torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64)
+        )
         return Certificate(
             verdict,
             reason,
@@ -180,10 +184,14 @@ def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
 def _tightest(margins: Margins, steps: int) -> Tightest:
     """Of unbatched margins: (M, T, k), (M, T, k), (M, k)."""
     found = []
-    for kind, table, first in (("state", margins.state, 1), ("input", margins.input, 0)):
-        member, stage, row = (int(i) for i in torch.unravel_index(table.argmin(), table.shape))
-        found.append(Tightest(kind, first + stage, member, row, float(table.min())))
-    if margins.terminal.numel():
-        member, row = (int(i) for i in torch.unravel_index(margins.terminal.argmin(), margins.terminal.shape))
-        found.append(Tightest("terminal", steps, member, row, float(margins.terminal.min())))
+    for kind, table, first in (
+        ("state", margins.state, 1),
+        ("input", margins.input, 0),
+        ("terminal", margins.terminal.unsqueeze(1), steps),
+    ):
+        if table.numel():
+            place = int(table.argmin())
+            before, row = divmod(place, table.shape[-1])
+            member, stage = divmod(before, table.shape[-2])
+            found.append(Tightest(kind, first + stage, member, row, float(table.reshape(-1)[place])))
     return min(found, key=lambda t: t.margin)

@@ -146,16 +146,12 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
 
     The box is the sum of its nx segments. Differentiable where the sum has full rank. (*b, d, m_j), (*b, d) → (*b, d, d).
     """
-    sizes = [factor.square().sum((-2, -1)) for factor in factors]
-    present = [size > 0 for size in sizes]
-    sizes = [torch.where(p, s, torch.ones_like(s)).sqrt() for p, s in zip(present, sizes, strict=True)]
-    total = sum((torch.where(p, s, 0.0) for p, s in zip(present, sizes, strict=True)), start=torch.zeros_like(sizes[0]))
+    # A flat summand of size 0 gets the size 1e-150: its columns stay 0, and no 0/0 arises here or in derivatives.
+    sizes = [factor.square().sum((-2, -1)).clamp_min(1e-300).sqrt() for factor in factors]
+    total = sum(sizes[1:], start=sizes[0])
     if box is not None:
         total = total + box.sum(-1)
-    columns = [
-        (torch.where(p, total / s, torch.ones_like(s)).sqrt() * p)[..., None, None] * factor
-        for p, s, factor in zip(present, sizes, factors, strict=True)
-    ]
+    columns = [(total / size).sqrt()[..., None, None] * factor for size, factor in zip(sizes, factors, strict=True)]
     if box is not None:
         columns.append(torch.diag_embed((total.unsqueeze(-1) * box).sqrt()))
     return torch.linalg.qr(torch.cat(columns, dim=-1).mT)[1].mT

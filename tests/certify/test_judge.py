@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from xmpsc_cases import double_integrator, ensemble_pendulum, plan, propose
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, plan, propose
 
 from gpsafe.certify import judge
 from gpsafe.models import Ensemble
@@ -96,6 +99,30 @@ def test_what_cannot_be_judged_is_inconclusive_with_the_reason(x0, inputs, reaso
     assert not found.certified
     assert re.search(reason, found.reason)
     assert found.margins is None
+
+
+MODELS = {"linear": double_integrator, "ensemble": ensemble_pendulum, "gp": gp_pendulum}
+
+
+@given(seeds(), st.sampled_from(["linear", "ensemble", "sound", "gp"]), st.integers(-3, 308))
+def test_no_plan_makes_the_judge_raise(seed, name, exponent):
+    """Plans of any finite size: an answer each time, and never a certificate for one beyond the inputs."""
+    if name == "sound":
+        paper = ensemble_pendulum()
+        assert isinstance(paper.model, EnsembleTube)
+        model = EnsembleTube.sound(paper.model.ensemble, steps=paper.steps, delta=0.1)
+        problem, x0 = replace(paper, model=model), HANGING
+    else:
+        problem, x0 = MODELS[name](), HANGING if name == "ensemble" else START
+    generator = torch.Generator().manual_seed(seed)
+    signs = 2 * torch.rand(problem.steps, 1, dtype=torch.float64, generator=generator) - 1
+    found = judge(problem, x0, LEARNED, propose((signs * 10.0**exponent).requires_grad_()))
+    assert found.outcome in set(Outcome)
+    assert not found.inputs.requires_grad
+    if found.certified:
+        assert float(found.inputs.abs().max()) <= 1
+    else:
+        assert found.reason
 
 
 def test_a_diverged_member_is_named():
