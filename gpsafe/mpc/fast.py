@@ -189,15 +189,14 @@ class _Search:
         self.curvature: Array = curvature
 
     def starts(self, warm: Array | None) -> Iterator[Array]:
-        shape = (self.steps, self.nu)
-        plain = np.zeros(shape)
+        if warm is not None:
+            yield np.clip(warm, self.lower, self.upper)
+        plain = np.zeros((self.steps, self.nu))
         plain[0] = self.learned
-        found = [] if warm is None else [warm]
-        found += [plain, np.broadcast_to(self.learned, shape)]
-        found += [np.broadcast_to(end, shape) for end in (self.upper, self.lower)]
-        for start in found[: self.options.starts + (warm is not None)]:
-            if np.isfinite(start).all():
-                yield np.clip(start, self.lower, self.upper)
+        yield np.clip(plain, self.lower, self.upper)
+        for held in (self.learned, self.upper, self.lower)[: self.options.starts - 1]:
+            if np.isfinite(held).all():
+                yield np.clip(np.tile(held, (self.steps, 1)), self.lower, self.upper)
 
     def evaluate(self, inputs: Array) -> _Point:
         began = time.perf_counter()
@@ -247,6 +246,8 @@ class _Search:
         nothing = np.zeros((self.size, self.size))
         bend, reach, rho, blocked = nothing, 1.0, PENALTIES[0], None
         count = 0
+        if at.excess <= self.enough and at.cost <= CONVERGED:
+            return at, "optimal", 0
         while count < self.options.iterations and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
             count += 1
             region = reach * self.scale

@@ -14,7 +14,7 @@ from gpsafe.certify import CertificationProblem, judge
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.mpc import _sweeps
-from gpsafe.mpc.fast import CondensedSQP, shifted
+from gpsafe.mpc.fast import PROXIMAL, CondensedSQP, _curvature, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
 
@@ -165,6 +165,35 @@ def test_linear_and_gaussian_process_tubes_behind_the_same_interface():
     assert judge(problem, vector(0.1, 0.0), vector(0.2), proposal).certified == (proposal.slack <= 0)
 
 
+def test_without_numba_the_plan_is_the_same(monkeypatch):
+    def absent(*_):
+        raise ImportError
+
+    problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
+    expected = CondensedSQP().propose(problem, x0, learned)
+    monkeypatch.setattr(_sweeps, "compiled", absent)
+    found = CondensedSQP().propose(problem, x0, learned)
+    assert found.status == expected.status == "optimal"
+    assert float(problem.distance(learned, found.inputs[0])) == pytest.approx(
+        float(problem.distance(learned, expected.inputs[0])), abs=1e-6
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds())
+def test_curvature_stays_positive_semidefinite(seed):
+    """Also for changes that show negative curvature, which the damping turns around."""
+    rng = np.random.default_rng(seed)
+    bend = np.zeros((4, 4))
+    for _ in range(12):
+        bend = _curvature(
+            bend, rng.normal(size=4) * 10.0 ** rng.uniform(-4, 1), rng.normal(size=4) * 10.0 ** rng.uniform(-3, 3)
+        )
+    values = np.linalg.eigvalsh(bend + PROXIMAL * np.eye(4))
+    assert values.min() >= -1e-9 * values.max()
+    assert np.array_equal(_curvature(bend, np.ones(4), np.full(4, np.nan)), bend)
+
+
 def test_warm_start_at_the_answer_needs_no_more_steps_than_a_cold_one():
     problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
     cold = CondensedSQP().propose(problem, x0, learned)
@@ -208,6 +237,8 @@ def test_limits_and_bad_arguments():
     assert hurried.inputs.shape == (4, 1) and work.sweeps <= 3
     with pytest.raises(ValueError, match="x0"):
         CondensedSQP().propose(problem, vector(1.0), learned)
+    lost = CondensedSQP().propose(problem, x0, learned, warm=torch.full((4, 1), math.nan).double())
+    assert bool(torch.isfinite(lost.inputs).all())
     with pytest.raises(ValueError, match="warm"):
         CondensedSQP().propose(problem, x0, learned, warm=torch.zeros(3, 1).double())
     with pytest.raises(ValueError, match="time_limit"):
