@@ -1,5 +1,7 @@
 """Sound tubes: remainders against samples, containment of every plant that the assumption admits, and broken ones."""
 
+import math
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -17,6 +19,7 @@ from gpsafe.sets import Ellipsoid
 from gpsafe.systems.known import pendulum_known
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.tube import EnsembleTube, GPTube, Tube, propagate
+from gpsafe.tube.ensemble import _cells
 
 KNOWN = pendulum_known(gravity=10.0, gain=3.0, damping=0.3, dt=0.1, hanging_at_zero=False, semi_implicit=True)
 PRIORS = {"identity": identity_prior, "zero": zero_prior, "pendulum": KNOWN}
@@ -64,6 +67,24 @@ def test_ensemble_remainders_bound_curvature_and_spread_over_the_section(seed, p
     assert float(excess.max()) <= 1e-12
     if size == 0.5:
         assert float((moved[0] - linear).abs().max()) > 1e-3  # the curvature is there to be bounded
+
+
+@given(st.integers(1, 4), st.integers(1, 80), seeds())
+@settings(max_examples=10)
+def test_cells_cover_the_unit_ball(dim, budget, seed):
+    centers, half = _cells(dim, budget, torch.zeros(1).double())
+    assert len(centers) <= budget
+    gaps = (ball(seed, 100, dim).unsqueeze(1) - centers).abs().amax(-1).amin(-1)
+    assert float(gaps.max()) <= half * (1 + 1e-12)
+
+
+def test_cells_make_large_sections_affordable():
+    """Eight steps of the trained pendulum: some 1e2 rad wide with one cell, half a radian with 64."""
+    one, many = (replace(EnsembleTube.sound(pendulum_ensemble(), steps=8, delta=0.1), cells=cells) for cells in (1, 64))
+    gain, x0 = torch.tensor([[0.2, -0.8]]).double(), torch.tensor([math.pi, 0.3]).double()
+    wide, narrow = (propagate(m, x0, plan(*[0.0] * 8), gain).ellipsoids.radius[:, -1, 0].amax() for m in (one, many))
+    assert float(narrow) < 0.6
+    assert float(wide) > 10.0
 
 
 def follow(tube: Tube, inputs: torch.Tensor, step, paths: int, member: int = 0) -> float:

@@ -33,26 +33,38 @@ def chi_square_radius(dim: int, delta: float, steps: int) -> float:
 class EnsembleTube:
     """An ensemble as tube model: W_m = radius² · diag σ_m²(x̄, v). Build with `paper`, `sound` or `calibrated`.
 
-    In sound mode R adds, for z over the cross-section z̄ ± ρ, ρ_j = ‖(I; K)_j L‖: the second-order remainder
-    ½ sup |vᵀ∂²μ_i v| ≤ ½ min(ρᵀHρ, λ_max(|M|ᵀH|M|)), M = (I; K)L and H the interval bound of the networks' second derivatives
-    on that box, and radius · (sup σ_m − σ_m(z̄)), since the spread is that of z, not of z̄: both are theorems about the given
-    networks. What is believed is (1) with E(0, radius²·diag σ_m²(z)) at z itself: the assumption `calibrated`.
+    In sound mode R has two parts, both theorems about the given networks, over z = z̄ + Mξ, ‖ξ‖ ≤ 1, M = (I; K)L.
+
+    (i) The linearisation error g(z) = μ(z) − μ(z̄) − ∂μ(z̄)(z − z̄). The unit ball is covered by cubes of half-width h about
+    points ξ_c; with z_c = z̄ + Mξ_c, in each cube
+
+        |g(z_c + Mη)| ≤ |g(z_c)| + h Σ_j |((∂μ(z_c) − ∂μ(z̄))M)_j| + ½ rᵀHr,   |η_j| ≤ h,   r = h Σ_j |M_j|,
+
+    by Taylor's theorem, H an interval bound of the networks' second derivatives over that cube (plus the known part's). The
+    largest over the cubes counts. One cube would do, but interval bounds over large boxes are loose.
+
+    (ii) radius · (sup σ_m − σ_m(z̄)), since the spread is that of z, not of z̄.
+
+    What is believed is (1) with E(0, radius²·diag σ_m²(z)) at z itself: the assumption `calibrated`.
 
     Attributes:
         ensemble: its `clamp` decides the spread that is used: "hard" is the published planner's.
         mode: paper or sound.
         radius: in units of σ_m; 1 in paper mode.
         assumptions: what the radius rests on.
+        cells: at most this many cells cover a section in sound mode.
     """
 
     ensemble: Ensemble
     mode: Mode = "paper"
     radius: float = 1.0
     assumptions: tuple[str, ...] = ()
+    cells: int = 64
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive("EnsembleTube", "radius", self.radius)
+        _require.count("EnsembleTube", "cells", self.cells)
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -138,21 +150,30 @@ class EnsembleTube:
         """See the class. Rigorous up to the last inclusion in the assumption."""
         if self.mode == "paper":
             return torch.zeros_like(x)
-        z = torch.cat([x, u.expand(*x.shape[:-1], self.nu)], dim=-1)
+        nx, batch = self.nx, x.shape[:-1]
+        z = torch.cat([x, u.expand(*batch, self.nu)], dim=-1)
         spread = torch.cat([factor, gain @ factor], dim=-2)  # M, (*b, M, nz, m)
-        reach = spread.norm(dim=-1) * (1 + 1e-14)
-        curvature, std_upper = self._over(z, reach)
-        outer = spread.abs().mT.unsqueeze(-3) @ curvature @ spread.abs().unsqueeze(-3)
-        top = torch.linalg.eigvalsh(torch.nan_to_num(outer, posinf=1e200))[..., -1]
-        boxed = torch.einsum("...ijk,...j,...k->...i", curvature, reach, reach)
-        bent = 0.5 * torch.minimum(boxed, top) * (1 + 1e-12)
+        cells, half = _cells(factor.shape[-1], self.cells, z)
+        points = (z.unsqueeze(-2) + cells @ spread.mT).movedim(-2, 0)  # (C, *b, M, nz)
+        reach = half * spread.abs().sum(-1) * (1 + 1e-14)
+        here, there = self._local(z), self._local(points)
+        turned = there[1] - here[1]
+        moved = (points - z).unsqueeze(-1)
+        bent = (there[0] - here[0] - (here[1] @ moved).squeeze(-1)).abs() + half * (turned @ spread).abs().sum(-1)
+        curvature, std_upper = self._over(points, reach)
+        bent = bent + 0.5 * torch.einsum("...ijk,...j,...k->...i", curvature, reach, reach)
         prior = self.ensemble.prior
         if prior is not zero_prior and prior is not identity_prior:
             if not isinstance(prior, KnownPart):
                 raise _require.fail("EnsembleTube", "a prior that has a hessian_bound", type(prior).__name__)
-            bent = bent + remainder_outer(prior, z, reach)
-        std = self.linearise(x, u).variance.sqrt() / self.radius
-        return bent + self.radius * (std_upper * (1 + 1e-12) - std).clamp_min(0.0)
+            bent = bent + remainder_outer(prior, points, reach.expand_as(points))
+        grown = self.radius * (std_upper.amax(0) * (1 + 1e-12) - here[2]).clamp_min(0.0)
+        return bent.amax(0) * (1 + 1e-12) + grown.reshape(*batch, nx)
+
+    def _local(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (*b, M, nx), its Jacobian in z (*b, M, nx, nz) and σ (*b, M, nx) at z (*b, M, nz)."""
+        local = self.linearise(z[..., : self.nx], z[..., self.nx :])
+        return local.mean, torch.cat([local.A, local.B], dim=-1), local.variance.sqrt() / self.radius
 
     def _over(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Networks over z ± reach (*b, M, nz): |∂²μ| ≤ (*b, M, nx, nz, nz) without the known part, and sup σ (*b, M, nx)."""
@@ -170,3 +191,13 @@ class EnsembleTube:
         std = torch.exp(0.5 * model._log_var(raw))
         hessian = hessian.reshape(self.num_members, *batch, *hessian.shape[2:]).movedim(0, -4)
         return hessian, std.reshape(self.num_members, *batch, self.nx).movedim(0, -2)
+
+
+def _cells(dim: int, budget: int, like: Tensor) -> tuple[Tensor, float]:
+    """Centres (C, dim) and half-width of the cubes of a regular grid on [−1, 1]^dim, C ≤ budget, that meet the unit ball."""
+    side = max(1, math.floor(budget ** (1.0 / dim) + 1e-9))
+    half = 1.0 / side
+    line = torch.linspace(-1 + half, 1 - half, side, dtype=like.dtype, device=like.device)
+    centers = torch.cartesian_prod(*[line] * dim).reshape(-1, dim)
+    nearest = (centers.abs() - half).clamp_min(0.0).norm(dim=-1)
+    return centers[nearest <= 1.0], half

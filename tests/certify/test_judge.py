@@ -9,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
-from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, plan, propose
+from xmpsc_cases import (
+    double_integrator,
+    ensemble_pendulum,
+    gp_pendulum,
+    pendulum_data,
+    pendulum_ensemble,
+    plan,
+    propose,
+)
 
 from gpsafe.certify import judge
 from gpsafe.models import Ensemble
@@ -99,6 +107,27 @@ def test_what_cannot_be_judged_is_inconclusive_with_the_reason(x0, inputs, reaso
     assert not found.certified
     assert re.search(reason, found.reason)
     assert found.margins is None
+
+
+def test_sound_certificates_say_what_they_rest_on():
+    process = judge(gp_pendulum(), START, LEARNED, propose(plan(0, 0, 0, 0)))
+    paper = ensemble_pendulum()
+    model = EnsembleTube.calibrated(pendulum_ensemble(), pendulum_data(400, 8), steps=4, delta=0.1)
+    network = judge(
+        replace(paper, model=model, assumptions=("terminal set invariant",)),
+        HANGING,
+        LEARNED,
+        propose(plan(0, 0, 0, 0)),
+    )
+    assert process.certified
+    assert network.certified
+    assert any("rkhs_norm" in told for told in process.assumptions)
+    assert any("calibrated" in told for told in network.assumptions)
+    assert "terminal set invariant" in network.assumptions
+    assert network.margins is not None
+    published = judge(paper, HANGING, LEARNED, propose(plan(0, 0, 0, 0)))
+    assert published.margins is not None
+    assert float(network.margins.state.min()) < float(published.margins.state.min())
 
 
 MODELS = {"linear": double_integrator, "ensemble": ensemble_pendulum, "gp": gp_pendulum}
