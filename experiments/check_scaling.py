@@ -41,21 +41,21 @@ class Arguments:
 
     data: int = 180
     """n, transitions."""
-    policies: int = 16
+    policies: int = 8
     """P."""
-    cells: int = 64
+    cells: int = 48
     """Cells per state dimension."""
-    candidates: int = 40
+    candidates: int = 20
     """Sequences per iteration of the planner (5 iterations, horizon 20, 10 particles)."""
     sweep_data: tuple[int, ...] = (60, 120, 240, 480)
     """n."""
-    sweep_policies: tuple[int, ...] = (4, 8, 16, 32)
+    sweep_policies: tuple[int, ...] = (2, 4, 8, 16)
     """P."""
-    sweep_cells: tuple[int, ...] = (32, 48, 64, 96)
+    sweep_cells: tuple[int, ...] = (24, 32, 48, 64)
     """Cells per state dimension."""
-    sweep_candidates: tuple[int, ...] = (20, 40, 80)
+    sweep_candidates: tuple[int, ...] = (10, 20, 40)
     """Sequences."""
-    repeats: int = 2
+    repeats: int = 1
     """Of each timing; the least counts."""
 
 
@@ -145,9 +145,9 @@ def pieces(setting: Setting) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "sweep: exploration", exploration
     tube = ScenarioTube(
         initial_state=plant.initial_state, horizon=plant.horizon, cost=plant.cost, noise_std=plant.noise_std, seed=7,
-        samples=128,
+        samples=64,
     )  # fmt: skip
-    yield "scenario tubes, 128 paths", partial(tube.evaluate, second, family)
+    yield "scenario tubes, 64 paths", partial(tube.evaluate, second, family)
     settings = ICEM(samples=setting.candidates, elites=max(2, setting.candidates // 10))
 
     def plan() -> object:
@@ -185,7 +185,7 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 
 AFFECTED = {
     "n": None,  # everything
-    "P": {"enclosure before data (once)", *EPISODE[1:], "scenario tubes, 128 paths"},
+    "P": {"enclosure before data (once)", *EPISODE[1:], "scenario tubes, 64 paths"},
     "cells per axis": {"enclosure before data (once)", *EPISODE[1:]},
     "sequences": {"planning step"},
 }
@@ -197,15 +197,19 @@ def _timings(sweep: str, value: int, setting: Setting, repeats: int) -> Piece:
         touched = AFFECTED[sweep]
         if touched is not None and name not in touched:
             continue
+        work()  # warm
         least = min(_cpu_seconds(work) for _ in range(repeats))
         rows.append({"sweep": sweep, "value": value, "part": name, "seconds": least})
     return Piece(rows)
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
-    begun = time.process_time()
-    work()
-    return time.process_time() - begun
+def _cpu_seconds(work: Callable[[], object], *, least: float = 0.15) -> float:
+    """CPU seconds of one call, from as many calls as fill `least` seconds (the clock ticks in hundredths)."""
+    calls, begun = 0, time.process_time()
+    while (spent := time.process_time() - begun) < least or calls == 0:
+        work()
+        calls += 1
+    return spent / calls
 
 
 def report(runs: Sequence[Run]) -> Report:
@@ -222,7 +226,11 @@ def report(runs: Sequence[Run]) -> Report:
             if curve:
                 axes.plot(list(curve), list(curve.values()), marker="o", markersize=4, color=colors[part], label=part)
         axes.set(xlabel=sweep, ylabel="CPU seconds, one thread", xscale="log", yscale="log")
-    panels[0, 0].legend(fontsize="x-small")
+        ticks = sorted({value for kind, _, value in best if kind == sweep})
+        axes.set_xticks(ticks, [str(v) for v in ticks])
+        axes.minorticks_off()
+    panels[0, 0].set_ylim(top=100 * panels[0, 0].get_ylim()[1])
+    panels[0, 0].legend(fontsize="x-small", ncols=2, loc="upper left")
     axes = panels[1, 1]
     values = sorted({value for kind, _, value in best if kind == "n"})
     bottom = np.zeros(len(values))
