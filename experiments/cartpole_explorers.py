@@ -254,7 +254,7 @@ def report(runs: Sequence[Run]) -> Report:
     for d in (1, 2, 5, 10):
         bars.axvline(d, color="black", linestyle=":", linewidth=0.8)
     bars.set(yticks=y, yticklabels=[label for label, _ in cost_curves], xlabel="mean J_c per episode (steps of 50)")
-    bars.set(title="mean ± 95 % over seeds; dotted: d = 1, 2, 5, 10")
+    bars.set(title="mean ± 95 %; dotted: budgets d")
     bars.tick_params(axis="y", labelsize=7)
     columns = (
         "explorer",
