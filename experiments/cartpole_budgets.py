@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._cartpole import Task, centre_returns, task, truth, with_budget
-from experiments._statistics import COLORS, mean_interval, plus_minus
+from experiments._cartpole import Task, centre_returns, mean_interval, plus_minus, task, truth, with_budget
+from experiments._statistics import COLORS
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
@@ -297,7 +297,7 @@ def report(runs: Sequence[Run]) -> Report:
         "kernel; 30 particles instead of a bound; no policy class, no |S_n|. Here: prior model 10 % off, exact norms of "
         "its error, x not in the kernel, a finite policy class near hanging.",
     ]
-    tables = {"budgets": Table(columns=columns, rows=rows, caption="Mean ± 95 % interval over seeds.")}
+    tables = {"budgets": Table(columns=columns, rows=rows, caption="Mean ± 95 % Student t interval over seeds.")}
     if arguments.compare:
         tables["bounds"] = _table_of_bounds(runs)
     return Report(figures={"budgets": figure}, tables=tables, notes=notes)

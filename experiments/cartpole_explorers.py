@@ -19,7 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._statistics import COLORS, mean_interval, plus_minus
+from experiments._cartpole import mean_interval, plus_minus
+from experiments._statistics import COLORS
 from gpsafe.data import Transitions
 from gpsafe.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.experiment import Table as Sheet
@@ -277,7 +278,7 @@ def report(runs: Sequence[Run]) -> Report:
         "Published launcher: 1000/50/5, horizon 30, 30 particles (1 without pessimism), 10 episodes, seeds 0–4, ε in "
         "{0, 0.25, 0.5}, λ = 1e8; no numbers of these runs were published with the code.",
     ]
-    sheet = Sheet(columns=columns, rows=rows, caption="Mean ± 95 % interval over seeds.")
+    sheet = Sheet(columns=columns, rows=rows, caption="Mean ± 95 % Student t interval over seeds.")
     return Report(figures={"explorers": figure}, tables={"explorers": sheet}, notes=notes)
 
 

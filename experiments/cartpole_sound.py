@@ -16,8 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._cartpole import hanging_lqr, plant
-from experiments._statistics import COLORS, mean_interval, plus_minus
+from experiments._cartpole import hanging_lqr, mean_interval, plant, plus_minus
+from experiments._statistics import COLORS
 from experiments.cartpole_explorers import PLANNER, PLANT, generator_of
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
@@ -297,7 +297,7 @@ def report(runs: Sequence[Run]) -> Report:
     )
     tables = {
         "sound": Sheet(
-            columns=columns, rows=rows, caption="After the episodes of S_0. Mean ± 95 % interval over seeds."
+            columns=columns, rows=rows, caption="After the episodes of S_0. Mean ± 95 % Student t interval over seeds."
         )
     }
     judged = [name for name in a.explorers if f"{name}/braking" in runs[0].pieces]
