@@ -1,0 +1,293 @@
+"""Terminal sets: hulls of certified states, and the certificate that a set is invariant under a backup law (theory §6).
+
+A hull of states that were certified is not invariant for that reason. Either `certify_invariance` shows it, or "the terminal
+set is invariant under the backup" is an assumption, and the filter lists it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.certify.problem import CertificationProblem
+from gpsafe.sets.polytope import Polytope, Supported, convex_hull
+from gpsafe.verdict import Outcome, Verdict
+
+ROUNDING = 1e-12  # share of all sizes in a row by which its excess is raised: more than the rounding of its evaluation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineLaw:
+    """κ(x) = offset + K x, (*b, nx) → (*b, nu)."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def __post_init__(self) -> None:
+        gain = _require.finite("AffineLaw", "gain", self.gain)
+        if gain.ndim != 2:
+            raise _require.fail("AffineLaw", "gain of shape (nu, nx)", f"shape {tuple(gain.shape)}")
+        object.__setattr__(self, "gain", gain)
+        offset = _require.finite("AffineLaw", "offset", self.offset)
+        object.__setattr__(self, "offset", _require.shape("AffineLaw", "offset", offset, gain.shape[:1]))
+
+    @staticmethod
+    def about(gain: Tensor, x: Tensor, u: Tensor) -> AffineLaw:
+        """κ(y) = u + K(y − x), for example about a set-point x with its input u."""
+        return AffineLaw(gain, u - gain @ x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """κ(x)."""
+        return x @ self.gain.mT + self.offset
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TerminalSet:
+    """Convex hull of certified states in chosen coordinates, ℓ updates old. It only grows, up to rounding (1e-12).
+
+    The delay keeps states that were certified with today's model from serving as today's target. Make one with `start`.
+
+    Attributes:
+        nx: state dimension.
+        dims: constrained coordinates, d ≥ 1 of them; the others are free.
+        delay: ℓ ≥ 0.
+        points: those that span the newest hull, (n, d).
+        hulls: of the last ℓ + 1 updates, oldest first, in the chosen coordinates.
+    """
+
+    nx: int
+    dims: tuple[int, ...]
+    delay: int
+    points: Tensor
+    hulls: tuple[Polytope, ...]
+
+    @staticmethod
+    def start(initial: Tensor, *, dims: tuple[int, ...] | None = None, delay: int = 0) -> TerminalSet:
+        """The hull of initial states (n, nx), used until ℓ updates have passed.
+
+        Args:
+            initial: (n, nx), n ≥ 1. Fewer than d + 1 give a flat set, which no tube of positive width can enter.
+            dims: constrained coordinates, all by default.
+            delay: ℓ.
+        """
+        initial = _require.finite("TerminalSet", "initial", initial)
+        if initial.ndim != 2:
+            raise _require.fail("TerminalSet", "initial of shape (n, nx)", f"shape {tuple(initial.shape)}")
+        nx = initial.shape[1]
+        chosen = tuple(range(nx)) if dims is None else tuple(dims)
+        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= j < nx for j in chosen):
+            raise _require.fail("TerminalSet", f"distinct coordinates in 0..{nx - 1}", chosen)
+        _require.count("TerminalSet", "delay", delay, minimum=0)
+        points, hull = _spanning(initial[:, list(chosen)])
+        return TerminalSet(nx, chosen, delay, points, (hull,))
+
+    @property
+    def polytope(self) -> Polytope:
+        """The set in use as rows on x, (k, nx): zero columns where a coordinate is free."""
+        hull = self.hulls[0]
+        H = hull.H.new_zeros(hull.rows, self.nx)
+        H[:, list(self.dims)] = hull.H
+        return Polytope(H, hull.h)
+
+    def update(self, certified: Tensor) -> TerminalSet:
+        """One update, with the states (n, nx) certified since the last one; n may be 0."""
+        _require.last_dim("TerminalSet.update", "certified", certified, self.nx)
+        points, hull = self.points, self.hulls[-1]
+        if certified.numel():
+            points = _require.finite("TerminalSet.update", "certified", certified)[:, list(self.dims)]
+            points, hull = _spanning(torch.cat([self.points, points]))
+        return replace(self, points=points, hulls=(*self.hulls, hull)[-self.delay - 1 :])
+
+
+def _spanning(points: Tensor) -> tuple[Tensor, Polytope]:
+    """The points on the boundary of their hull, and the hull."""
+    hull = convex_hull(points)
+    gap = hull.violation(points)
+    return points[gap >= -1e-12 * (1.0 + float(points.abs().max()))], hull
+
+
+# ------------------------------------------------------------------------------------------------------- invariance
+@dataclass(frozen=True, slots=True, eq=False)
+class Invariance:
+    """Whether S = X_f ∩ X is invariant under κ and κ(S) ⊆ U, for all members, disturbances and remainders of the model.
+
+    Attributes:
+        verdict: of "the largest excess of a row is ≤ 0", with its interval.
+        region: S.
+        law: κ.
+        cells: how many cells were evaluated.
+        witness: a state of S with the largest excess known, (nx,).
+        assumptions: what it rests on.
+    """
+
+    verdict: Verdict
+    region: Polytope
+    law: AffineLaw
+    cells: int
+    witness: Tensor
+    assumptions: tuple[str, ...] = field(default=())
+
+    @property
+    def certified(self) -> bool:
+        """Whether the verdict HOLDS."""
+        return self.verdict.outcome is Outcome.HOLDS
+
+    def concerns(self, problem: CertificationProblem) -> bool:
+        """Whether S and U are those of the problem."""
+        S = problem.terminal.intersect(problem.states)
+        return torch.equal(S.H, self.region.H) and torch.equal(S.h, self.region.h)
+
+
+def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget: int = 4096) -> Invariance:
+    """κ(x) ∈ U and f(x, κ(x)) + w ∈ S for every x ∈ S = X_f ∩ X, every member, by one-step tubes over cells of S.
+
+    For x = c + e in a box cell of half-widths r, which lies in E(c, nx·diag r²), (1) of `gpsafe.tube.core` gives
+    x⁺ ∈ μ(c, κ(c)) + F e + E(0, diag W) + {|r_i| ≤ R_i}, F = A + BK, so that row H_i of S takes at most
+
+        H_i μ + min(|H_i F| r, max_{v vertex of S} H_i F (v − c)) + ‖H_i diag √W‖ + |H_i| R.
+
+    Cells that miss S are dropped, cells that fail are halved. For a linear plant the first cell decides, exactly. If (1) is
+    claimed for *one* member that need not be known, then the check of all members serves.
+
+    The disturbance is the model's at *every* step for which the backup runs: a Gaussian noise is in its ellipsoids for a
+    stated number of steps only. That is listed among the assumptions.
+
+    Returns:
+        HOLDS; VIOLATED with a state of S from which the nominal step and the disturbance ellipsoid leave S, or whose input
+        leaves U; INCONCLUSIVE when the budget of cells is spent.
+
+    Raises:
+        ValueError: in paper mode, where (1) is not claimed; for an empty or unbounded S; for a law of other dimensions.
+    """
+    where, model = "certify_invariance", problem.model
+    if problem.mode != "sound":
+        raise _require.fail(where, "a model in sound mode", problem.mode)
+    _require.shape(where, "law.gain", law.gain, (problem.nu, problem.nx))
+    _require.count(where, "budget", budget)
+    region = problem.terminal.intersect(problem.states)
+    vertices = region.vertices()
+    told = (
+        *model.assumptions,
+        *problem.assumptions,
+        "state measured exactly",
+        "disturbance of a step in its ellipsoid for as long as the backup runs",
+    )
+
+    inputs = problem.inputs
+    pushed = law(vertices)
+    computed = pushed @ inputs.H.mT - inputs.h
+    rounding = ROUNDING * (pushed.abs() @ inputs.H.abs().mT + inputs.h.abs())
+    lower, upper = float((computed - rounding).max()), float((computed + rounding).max())
+    witness = vertices[int(computed.amax(-1).argmax())]
+
+    at_vertices = _excess(problem, law, region, vertices)
+    if float(at_vertices.max()) > lower:
+        lower, witness = float(at_vertices.max()), vertices[int(at_vertices.argmax())]
+    if lower > 0.0:
+        return Invariance(Verdict(lower, max(lower, upper), 0.0), region, law, 0, witness, told)
+
+    box = region.bounding_box()
+    centers, radii, used = box.center.unsqueeze(0), box.radius.unsqueeze(0), 0
+    settled = upper
+    while centers.shape[0]:
+        meets = ((centers @ region.H.mT - radii @ region.H.abs().mT) <= region.h).all(-1)
+        centers, radii = centers[meets], radii[meets]
+        if not centers.shape[0]:
+            break
+        used += centers.shape[0]
+        found = _excess(problem, law, region, centers, radii, vertices)
+        failed = ~(found <= 0.0)
+        if bool((~failed).any()):
+            settled = max(settled, float(found[~failed].max()))
+        if bool(failed.any()) and used + 2 * int(failed.sum()) > budget:
+            worst = float(found.nan_to_num(nan=torch.inf).max())
+            place = centers[int(found.nan_to_num(nan=torch.inf).argmax())]
+            return Invariance(Verdict(min(lower, worst), worst, 0.0), region, law, used, place, told)
+        centers, radii = _halved(centers[failed], radii[failed], box.radius)
+    return Invariance(Verdict(min(lower, settled), settled, 0.0), region, law, used, witness, told)
+
+
+def _excess(
+    problem: CertificationProblem,
+    law: AffineLaw,
+    region: Polytope,
+    centers: Tensor,
+    radii: Tensor | None = None,
+    vertices: Tensor | None = None,
+) -> Tensor:
+    """Largest excess of the rows of S after one step, (n,): from above over cells, or, without radii, of μ + W at points."""
+    model, H = problem.model, region.H
+    x = centers.unsqueeze(-2).expand(-1, problem.num_members, -1)
+    u = law(x)
+    with torch.no_grad():
+        local = model.linearise(x, u)
+        reach = local.mean @ H.mT + (H * local.variance.sqrt().unsqueeze(-2)).norm(dim=-1)
+        size = local.mean.abs() @ H.abs().mT + region.h.abs()
+        if radii is None or vertices is None:
+            return (reach - region.h - ROUNDING * size).amax(-1).amax(-1)
+        moved = H @ (local.A + local.B @ law.gain)  # (n, M, k, nx)
+        boxed = (moved.abs() @ radii.unsqueeze(-2).unsqueeze(-1)).squeeze(-1)
+        hull = (moved @ vertices.mT).amax(-1) - (moved @ x.unsqueeze(-1)).squeeze(-1)
+        factor = torch.diag_embed(radii * centers.shape[-1] ** 0.5 * (1 + 1e-12)).unsqueeze(-3)
+        rest = model.remainder(x, u, factor.expand(-1, problem.num_members, -1, -1), law.gain)
+        reach = reach + torch.minimum(boxed, hull) + rest @ H.abs().mT
+        return (reach - region.h + ROUNDING * (size + boxed)).amax(-1).amax(-1)
+
+
+def _halved(centers: Tensor, radii: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Each cell cut in two across its longest side, measured in units of `scale`."""
+    axis = (radii / scale.clamp_min(1e-300)).argmax(-1, keepdim=True)
+    radii = torch.where(torch.arange(radii.shape[-1], device=radii.device) == axis, 0.5 * radii, radii)
+    shift = torch.zeros_like(radii).scatter(-1, axis, radii.gather(-1, axis))
+    return torch.cat([centers - shift, centers + shift]), torch.cat([radii, radii])
+
+
+def invariant_polytope(
+    closed: Tensor,
+    offset: Tensor,
+    region: Polytope,
+    disturbance: Supported,
+    *,
+    margin: float = 1e-6,
+    iterations: int = 200,
+) -> Polytope:
+    """Proposes a set invariant under x⁺ = Fx + o + w: rows of {x : Fx + o + w ∈ S} are added to S until none cuts.
+
+    That is the usual iteration to the largest invariant subset of the region (Kolmanovsky & Gilbert 1998), up to `margin`. It
+    believes linear programs; what it returns is for `certify_invariance` to judge.
+
+    Args:
+        closed, offset: F (nx, nx) and o (nx,).
+        region: where states are admitted and κ(x) ∈ U; bounded.
+        disturbance: set of w.
+        margin: by which unit rows are sought stricter, in units of x.
+        iterations: at most.
+
+    Raises:
+        ValueError: if nothing is left, or rows still cut after all iterations.
+    """
+    where = "invariant_polytope"
+    _require.shape(where, "closed", closed, (region.dim, region.dim))
+    _require.positive(where, "margin", margin)
+    S = Polytope(region.H, region.h - margin * region.H.norm(dim=1)).reduce()
+    fresh = S
+    for _ in range(iterations):
+        before = Polytope(fresh.H, fresh.h - margin * fresh.H.norm(dim=1)).pontryagin_difference(disturbance)
+        before = before.preimage(closed, offset)
+        norms = before.H.norm(dim=1)
+        if bool((before.h[norms <= 1e-12] < 0).any()):
+            raise _require.fail(where, "a non-empty invariant set", "an empty one")
+        H, h = (before.H / norms.unsqueeze(1))[norms > 1e-12], (before.h / norms)[norms > 1e-12]
+        if H.shape[0] == 0:
+            return S.reduce()
+        cuts = S.support(H) > h
+        if not bool(cuts.any()):
+            return S.reduce()
+        fresh = Polytope(H[cuts], h[cuts])
+        S = S.intersect(fresh)
+        if S.is_empty():
+            raise _require.fail(where, "a non-empty invariant set", "an empty one")
+    raise _require.fail(where, f"convergence within {iterations} iterations", "rows that still cut")

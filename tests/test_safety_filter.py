@@ -1,0 +1,223 @@
+"""The filter: order of its answers, right indices, numeric failure, planted liars, and the Gymnasium wrapper."""
+
+import importlib.util
+import math
+from dataclasses import replace
+
+import gymnasium
+import pytest
+import torch
+from filter_cases import Moody, linear_case, linear_filter, worst_disturbance
+
+import gpsafe.envs  # noqa: F401 (registers)
+from gpsafe.certify import Proposal
+from gpsafe.safety_filter import SafetyFilter, SafetyFilterWrapper
+from gpsafe.sets import Box, Polytope
+from gpsafe.tube import LinearTube
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+ORIGIN = vector(0.0, 0.0)
+
+
+def test_what_can_be_certified_is_applied_unchanged():
+    decision, _ = linear_filter().decide(ORIGIN, vector(0.3))
+    assert (decision.source, decision.backed, decision.reason) == ("plan", True, "")
+    assert decision.u == pytest.approx(vector(0.3), abs=1e-9)
+    assert decision.certificate is not None
+    assert decision.certificate.certified
+
+
+def test_what_cannot_be_is_changed_so_that_a_plan_is_certified():
+    decision, _ = linear_filter().decide(vector(0.9, 0.35), vector(1.0))
+    assert (decision.source, decision.backed) == ("plan", True)
+    assert float(decision.u) < 0.5
+
+
+@pytest.mark.parametrize("failure", ["far", "nan", "short", "breakdown"])
+def test_fallback_follows_the_law_of_its_stage_and_then_the_backup(failure):
+    problem, sure = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    fine = linear_filter()
+    first, safe = fine.decide(vector(0.7, 0.3), vector(1.0))
+    plan = first.certificate
+    assert plan is not None
+    assert plan.tube is not None
+    safe, x = replace(safe, proposer=Moody(False, failure)), vector(0.7, 0.3)
+    u = first.u
+    for j in range(1, problem.steps + 4):
+        x = problem.model.plant(x, u)
+        x = x + worst_disturbance(problem.model.half_axes, problem.states, x)
+        decision, safe = safe.decide(x, vector(1.0))
+        assert decision.backed
+        assert decision.reason
+        if j < problem.steps:
+            assert (decision.source, decision.stage) == ("stored", j)
+            assert torch.equal(decision.u, plan.inputs[j] + problem.gain @ (x - plan.tube.center[0, j]))
+            assert bool(decision.contained)
+        else:
+            assert (decision.source, decision.stage) == ("backup", None)
+            assert torch.equal(decision.u, sure.law(x))
+        u = decision.u
+    again, _ = replace(safe, proposer=Moody()).decide(x, vector(0.0))
+    assert again.source == "plan"
+
+
+def test_a_liar_is_not_believed():
+    class Liar:
+        def propose(self, problem, x0, learned, *, warm=None):
+            return Proposal(learned.expand(problem.steps, 1).clone(), "optimal", 1, 0.0, "liar", -1.0)
+
+    decision, _ = linear_filter(proposer=Liar()).decide(vector(0.9, 0.0), vector(1.0))
+    assert decision.source == "backup"
+    assert decision.certificate is not None
+    assert not decision.certificate.certified
+
+
+def test_numbers_that_are_not_finite_fall_back_and_say_so():
+    problem, sure = linear_case()
+    _, running = linear_filter().decide(ORIGIN, vector(0.0))
+    blind, after = running.decide(vector(math.nan, 0.0), vector(0.0))
+    assert (blind.source, blind.backed) == ("stored", False)
+    assert "state is not finite" in blind.reason
+    assert running.stored is not None
+    assert torch.equal(blind.u, running.stored.inputs[1])
+    assert after.failures == 1
+    fresh, _ = linear_filter().decide(vector(math.inf, 0.0), vector(math.nan))
+    assert (fresh.source, fresh.backed) == ("backup", False)
+    assert bool(problem.inputs.contains(fresh.u))
+    x = vector(0.2, 0.1)
+    for learned in (math.nan, 1e300):
+        wild, _ = linear_filter().decide(x, vector(learned))
+        assert (wild.source, wild.backed) == ("plan", True)
+        assert "proposed input is not finite" in wild.reason
+        assert wild.u == pytest.approx(sure.law(x), abs=1e-6)
+
+
+def test_without_backup_or_plan_the_input_is_clipped_and_not_backed():
+    problem, _ = linear_case()
+    bare = SafetyFilter(problem, Moody(False))
+    decision, _ = bare.decide(vector(0.9, 0.9), vector(7.0))
+    assert (decision.source, decision.backed) == ("unfiltered", False)
+    assert float(decision.u) == pytest.approx(1.0)
+    nothing, _ = bare.decide(vector(0.9, 0.9), vector(math.nan))
+    assert float(nothing.u) == pytest.approx(0.0, abs=1e-9)
+    held, _ = replace(bare, backup=lambda x: -9.0 * x[:1]).decide(vector(0.9, 0.9), vector(1.0))
+    assert (held.source, held.backed, float(held.u)) == ("backup", False, pytest.approx(-1.0))
+    assert any("not certified" in told for told in bare.assumptions)
+    assert not any("not certified" in told for told in linear_filter().assumptions)
+
+
+def test_least_violating_plans_after_enough_failures():
+    problem, _ = linear_case()
+    x, safe = vector(0.99, 0.99), SafetyFilter(problem, Moody(), soften=3)
+    sources = []
+    for _ in range(4):
+        decision, safe = safe.decide(x, vector(1.0))
+        assert not decision.backed
+        sources.append(decision.source)
+    assert sources == ["unfiltered", "unfiltered", "soft", "soft"]
+
+
+def test_a_state_outside_the_tube_is_told_and_the_terminal_set_still_backs():
+    _, running = linear_filter().decide(ORIGIN, vector(0.0))
+    broken = replace(running, proposer=Moody(False))
+    decision, _ = broken.decide(vector(0.3, 0.1), vector(0.0))
+    assert decision.contained is not None
+    assert not bool(decision.contained.any())
+    assert (decision.source, decision.backed) == ("backup", True)
+    outside, _ = broken.decide(vector(1.2, 0.5), vector(0.0))
+    assert (outside.source, outside.backed) == ("stored", False)
+
+
+def test_wrong_calls_are_errors():
+    problem, sure = linear_case()
+    safe = linear_filter()
+    with pytest.raises(ValueError, match="x of shape"):
+        safe.decide(vector(0.0), vector(0.0))
+    with pytest.raises(ValueError, match="learned of shape"):
+        safe.decide(ORIGIN, vector(0.0, 0.0))
+    with pytest.raises(ValueError, match="sets"):
+        SafetyFilter(replace(problem, terminal=problem.states), Moody(), sure)
+    half = SafetyFilter(replace(problem, states=Polytope(vector(1.0, 0.0).unsqueeze(0), vector(1.0))), Moody())
+    with pytest.raises(ValueError, match="unbounded"):
+        half.start()
+    with pytest.raises(ValueError, match="soften"):
+        SafetyFilter(problem, Moody(), soften=0)
+
+
+# -------------------------------------------------------------------------------------------------------- wrapper
+def wrapped(**options) -> SafetyFilterWrapper:
+    env = gymnasium.make("gpsafe/DoubleIntegrator-v0", noise_std=vector(0.001, 0.004), **options)
+    return SafetyFilterWrapper(env, linear_filter())
+
+
+def test_an_agent_that_pushes_to_the_limit_is_kept_inside():
+    env, safe = wrapped(), 0
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step([1.0])
+    for seed in range(2):
+        env.reset(seed=seed)
+        for _ in range(25):
+            _, _, _, _, info = env.step([1.0])
+            told = info["filter"]
+            safe += told["backed"]
+            assert told["contained"] in (None, True)
+            assert info["cost_next"] == 0.0
+            assert told["applied"] <= told["proposed"] + 1e-9
+    assert safe == 50
+    assert env.decision is not None
+    env.reset(seed=0)
+    assert env.decision is None
+
+
+def test_control_unfiltered_the_same_agent_leaves():
+    env = wrapped().env
+    env.reset(seed=0)
+    assert sum(env.step([1.0])[4]["cost_next"] for _ in range(25)) > 0
+
+
+def test_wrong_action_spaces_are_refused():
+    env = gymnasium.make("gpsafe/DoubleIntegrator-v0")
+    problem, _ = linear_case()
+    plane = replace(
+        problem,
+        inputs=Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double())),
+        gain=torch.zeros(2, 2).double(),
+        model=TwoInputs(problem.model),
+    )
+    with pytest.raises(ValueError, match="actions of shape"):
+        SafetyFilterWrapper(env, SafetyFilter(plane, Moody()))
+
+
+class TwoInputs:
+    """Only its dimensions matter."""
+
+    nx, nu, num_members, mode, assumptions = 2, 2, 1, "sound", ()
+
+    def __init__(self, model):
+        self.model = model
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs the extra 'rl'")
+def test_a_stable_baselines3_agent_learns_behind_the_filter():
+    from stable_baselines3 import PPO
+
+    env = wrapped()
+    agent = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    seen = []
+    step = env.step
+
+    def watched(action):
+        result = step(action)
+        seen.append((result[4]["filter"]["backed"], result[4]["cost_next"]))
+        return result
+
+    env.step = watched  # type: ignore[method-assign]
+    agent.learn(128)
+    assert len(seen) == 128
+    assert all(backed and cost == 0.0 for backed, cost in seen)

@@ -1,0 +1,159 @@
+"""Hulls of certified states, and invariance: against simulation, against the closed form, and sets that are not invariant."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from filter_cases import extreme, linear_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds
+from xmpsc_cases import double_integrator, ensemble_pendulum
+
+from gpsafe.sets import Box, Polytope
+from gpsafe.systems.known import AffineKnown
+from gpsafe.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
+from gpsafe.tube import LinearTube
+from gpsafe.verdict import Outcome
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------------------- the hull
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds(), nx=st.integers(1, 4), updates=st.integers(0, 4))
+def test_the_hull_only_grows_and_holds_every_certified_state(seed, nx, updates):
+    generator = torch.Generator().manual_seed(seed)
+    dims = tuple(range(max(1, nx - 1)))
+    found = TerminalSet.start(torch.randn(nx + 3, nx, dtype=torch.float64, generator=generator), dims=dims)
+    seen = [found.points]
+    for _ in range(updates):
+        states = 2 * torch.randn(6, nx, dtype=torch.float64, generator=generator)
+        before, found = found.polytope, found.update(states)
+        seen.append(states[:, list(dims)])
+        assert bool(found.polytope.contains(states, tol=1e-9).all())
+        inside = torch.zeros(200, nx, dtype=torch.float64)
+        inside[:, list(dims)] = 2 * torch.randn(200, len(dims), dtype=torch.float64, generator=generator)
+        assert not bool((before.contains(inside) & ~found.polytope.contains(inside, tol=1e-9)).any())
+    assert len(found.points) <= len(torch.cat(seen))
+    assert nx == len(dims) or bool((found.polytope.H[:, -1] == 0).all())
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_the_set_in_use_is_delay_updates_old(delay):
+    found = TerminalSet.start(vector(-1.0, 1.0).unsqueeze(-1), delay=delay)
+    for k in range(1, 6):
+        found = found.update(vector(1.0 + k).unsqueeze(-1))
+        assert float(found.polytope.bounding_box().upper) == 1.0 + max(k - delay, 0)
+
+
+def test_an_update_without_states_still_counts():
+    found = TerminalSet.start(vector(-1.0, 1.0).unsqueeze(-1), delay=1).update(vector(5.0).unsqueeze(-1))
+    assert float(found.polytope.bounding_box().upper) == 1.0
+    assert float(found.update(torch.zeros(0, 1).double()).polytope.bounding_box().upper) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("states", "dims", "message"),
+    [
+        (torch.zeros(3).double(), None, "shape"),
+        (torch.zeros(3, 2).double(), (0, 0), "distinct"),
+        (torch.zeros(3, 2).double(), (2,), "coordinates"),
+        (torch.full((3, 2), torch.nan).double(), None, "finite"),
+    ],
+)
+def test_bad_input_is_named(states, dims, message):
+    with pytest.raises(ValueError, match=message):
+        TerminalSet.start(states, dims=dims)
+
+
+# ------------------------------------------------------------------------------------------------------- invariance
+def successors(problem, law, points):
+    """Extreme successors: towards every row of the region, with the disturbance that goes farthest."""
+    assert isinstance(problem.model, LinearTube)
+    region = problem.terminal.intersect(problem.states)
+    pushes = torch.stack([extreme(problem.model.half_axes, row) for row in region.H])
+    return problem.model.plant(points, law(points)).unsqueeze(1) + pushes
+
+
+def test_the_largest_invariant_set_of_a_linear_plant_is_certified_and_kept():
+    problem, sure = linear_case()
+    assert sure.certified
+    assert sure.cells == 1  # the vertices decide
+    region = sure.region
+    points = torch.cat([region.vertices(), region.sample(200, torch.Generator().manual_seed(0))])
+    assert bool(region.contains(successors(problem, sure.law, points)).all())
+    assert bool(problem.inputs.contains(sure.law(points)).all())
+
+
+def test_control_a_set_that_is_not_invariant_is_refuted_with_a_state_that_leaves_it():
+    problem, sure = linear_case()
+    wrong = replace(problem, terminal=problem.states)
+    found = certify_invariance(wrong, sure.law)
+    assert found.verdict.outcome is Outcome.VIOLATED
+    assert bool(found.region.contains(found.witness))
+    assert not bool(found.region.contains(successors(wrong, sure.law, found.witness.unsqueeze(0))).all())
+
+
+def test_control_a_law_beyond_the_inputs_is_refuted():
+    problem, sure = linear_case()
+    found = certify_invariance(problem, AffineLaw(3.0 * sure.law.gain, sure.law.offset))
+    assert found.verdict.outcome is Outcome.VIOLATED
+    assert not bool(problem.inputs.contains(3.0 * sure.law(found.witness)))
+
+
+def test_a_larger_disturbance_refutes_and_a_spent_budget_is_inconclusive():
+    problem, sure = linear_case()
+    model = problem.model
+    assert isinstance(model, LinearTube)
+    loud = replace(problem, model=replace(model, half_axes=20 * model.half_axes))
+    assert certify_invariance(loud, sure.law).verdict.outcome is Outcome.VIOLATED
+
+    class Rough:
+        """The same plant with a remainder that grows with the section: only small cells can decide."""
+
+        nx, nu, num_members, mode, assumptions = 2, 1, 1, "sound", ()
+        linearise = staticmethod(model.linearise)
+
+        @staticmethod
+        def remainder(x, u, factor, gain):
+            return factor.norm(dim=-1) * 0.03
+
+    region = problem.states.intersect(Polytope(problem.inputs.H @ sure.law.gain, problem.inputs.h))
+    plant = model.plant
+    wide = Box(-vector(0.01, 0.03), vector(0.01, 0.03))
+    terminal = invariant_polytope(plant.A + plant.B @ sure.law.gain, torch.zeros(2).double(), region, wide)
+    rough = replace(problem, terminal=terminal, model=Rough())
+    many, few = certify_invariance(rough, sure.law), certify_invariance(rough, sure.law, budget=2)
+    assert (many.certified, few.verdict.outcome) == (True, Outcome.INCONCLUSIVE)
+    assert many.cells > 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(size=st.floats(0.05, 1.2), turn=st.floats(0.0, 3.0))
+def test_intervals_decide_as_the_closed_form(size, turn):
+    """|x| ≤ s under x⁺ = (1 − κ)x + w, |w| ≤ w̄, is invariant iff |1 − κ|s + w̄ ≤ s."""
+    one = torch.ones(1, 1).double()
+    base = double_integrator()
+    bound = Polytope.of_box(Box(vector(-size), vector(size)))
+    wide = Polytope.of_box(Box(vector(-5.0), vector(5.0)))
+    model = LinearTube(AffineKnown(one, one, vector(0.0)), vector(0.1))
+    law = AffineLaw(-turn * one, vector(0.0))
+    problem = replace(base, model=model, states=wide, inputs=wide, terminal=bound, gain=-0.5 * one)
+    excess = abs(1 - turn) * size + 0.1 - size
+    if abs(excess) > 1e-9:
+        assert certify_invariance(problem, law).certified == (excess < 0)
+
+
+def test_paper_mode_and_empty_results_are_refused():
+    problem, sure = linear_case()
+    with pytest.raises(ValueError, match="sound mode"):
+        certify_invariance(ensemble_pendulum(), AffineLaw(torch.zeros(1, 2).double(), vector(0.0)))
+    loud = Box(-vector(1.0, 1.0), vector(1.0, 1.0))
+    with pytest.raises(ValueError, match="invariant set"):
+        invariant_polytope(torch.eye(2).double(), torch.zeros(2).double(), problem.states, loud)
+    with pytest.raises(ValueError, match="gain"):
+        certify_invariance(problem, AffineLaw(torch.zeros(1, 3).double(), vector(0.0)))
+    assert not replace(sure).concerns(replace(problem, terminal=problem.states))
