@@ -32,9 +32,7 @@ class Canvas:
         row = self.size - (point[1] - self.bottom) / self.step_y - 0.5
         return column, row
 
-    def capsule(
-        self, start: tuple[float, float], end: tuple[float, float], radius: float, colour: Colour
-    ) -> None:
+    def capsule(self, start: tuple[float, float], end: tuple[float, float], radius: float, colour: Colour) -> None:
         """Paints all pixels within `radius` pixels of the segment, touching only its bounding box."""
         (x0, y0), (x1, y1) = self.pixel(start), self.pixel(end)
         pad = radius + 1.0
@@ -79,9 +77,7 @@ def _portrait(system: System, trail: torch.Tensor, size: int) -> Canvas:
     """
     low, high = system.state_box.lower.tolist(), system.state_box.upper.tolist()
     plane = system.nx > 1
-    canvas = Canvas(
-        size, low[0], high[0], low[1] if plane else 0.0, high[1] if plane else float(system.horizon)
-    )
+    canvas = Canvas(size, low[0], high[0], low[1] if plane else 0.0, high[1] if plane else float(system.horizon))
     axis_x = torch.linspace(low[0], high[0], size + 1, dtype=torch.float64)
     points = trail[-1].expand(size, size, system.nx).clone()
     points[..., 0] = 0.5 * (axis_x[1:] + axis_x[:-1])

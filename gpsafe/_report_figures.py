@@ -114,9 +114,7 @@ def interval_svg(record: Mapping[str, Any]) -> str:
     parts.append(f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{number(high, 3)}</text>')
     threshold = rows[0].threshold
     anchor = "start" if x(threshold) < 180 else "end" if x(threshold) > 520 else "middle"
-    parts.append(
-        f'<text x="{x(threshold):.1f}" y="13" text-anchor="{anchor}">threshold {number(threshold)}</text>'
-    )
+    parts.append(f'<text x="{x(threshold):.1f}" y="13" text-anchor="{anchor}">threshold {number(threshold)}</text>')
     words = "; ".join(
         f"{label}: interval {number(lower)} to {number(upper)}, estimate {number(estimate)}, "
         f"threshold {number(threshold)}, {outcome}"

@@ -151,9 +151,7 @@ def run(
                         if failed_starts >= 3:
                             from gpsafe import _require  # loads torch
 
-                            error = _require.fail(
-                                "workers", f"a worker that starts (see {log})", f"one that {how}"
-                            )
+                            error = _require.fail("workers", f"a worker that starts (see {log})", f"one that {how}")
                             raise RuntimeError(str(error)) from None
                     elif worker.task is not None:
                         task, attempt = worker.task

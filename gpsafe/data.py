@@ -26,9 +26,7 @@ class Transitions:
         for name in ("x", "u", "x_next"):
             value = getattr(self, name)
             if name == "u" and isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 0:
-                value = value.to(
-                    torch.float64
-                )  # an autonomous system has no input: (n, 0) is right, not empty
+                value = value.to(torch.float64)  # an autonomous system has no input: (n, 0) is right, not empty
             else:
                 value = _require.finite("Transitions", name, value)
             if value.ndim != 2:

@@ -89,9 +89,7 @@ class SystemEnv(gymnasium.Env[Array, Array]):
     def _observe(self, x: Tensor) -> Array:
         return self._expand(torch.minimum(torch.maximum(x, self._low), self._high))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Back to the initial state, or to ``options["state"]`` (nx,). The noise of the episode is drawn from
         `seed`.
         """
@@ -183,6 +181,4 @@ def make_env(
 
 for _plant in PLANTS:
     if f"gpsafe/{_plant}-v0" not in gymnasium.registry:
-        gymnasium.register(
-            id=f"gpsafe/{_plant}-v0", entry_point="gpsafe.envs:make_env", kwargs={"plant": _plant}
-        )
+        gymnasium.register(id=f"gpsafe/{_plant}-v0", entry_point="gpsafe.envs:make_env", kwargs={"plant": _plant})

@@ -66,10 +66,7 @@ def _numbers(result: Result, prefix: str) -> dict[str, Any]:
     return {
         prefix + "n": None if found is None else found.n,
         prefix + "estimate": None if found is None else found.estimate,
-        **{
-            prefix + key: getattr(verdict, key, None)
-            for key in ("lower", "upper", "threshold", "tol", "witness")
-        },
+        **{prefix + key: getattr(verdict, key, None) for key in ("lower", "upper", "threshold", "tol", "witness")},
     }
 
 
@@ -125,9 +122,7 @@ def html(results: Sequence[CheckResult], env: Mapping[str, Any]) -> str:
     """One self-contained page: no scripts, nothing loaded from anywhere; light, dark and printed."""
     records = [record(result) for result in results]
     left_out = env["checks_known"] - env["checks_selected"]
-    words = summary(results) + (
-        f" {left_out} further checks were not selected for this run." if left_out else ""
-    )
+    words = summary(results) + (f" {left_out} further checks were not selected for this run." if left_out else "")
     return PAGE.substitute(
         title=f"Guarantee report: {escape(summary(results))}",
         style=STYLE,

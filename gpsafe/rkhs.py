@@ -49,9 +49,7 @@ class RKHSFunction:
         m = self.centers.shape[0]
         entry = kernels.entry_error(kernels.closed_form(self.kernel), self.centers) + 2 * linalg.gamma(m + 4)
         largest = float(gram.diagonal().max())
-        return float(self.weights @ gram @ self.weights), entry * largest * float(
-            self.weights.abs().sum()
-        ) ** 2
+        return float(self.weights @ gram @ self.weights), entry * largest * float(self.weights.abs().sum()) ** 2
 
     @property
     def norm(self) -> float:
@@ -102,9 +100,7 @@ def random_function(
     )
     _require.shape("random_function", "upper", upper, tuple(lower.shape))
     if lower.ndim != 1 or not bool((lower <= upper).all()):
-        raise _require.fail(
-            "random_function", "lower <= upper of shape (d,)", f"{lower.tolist()} and {upper.tolist()}"
-        )
+        raise _require.fail("random_function", "lower <= upper of shape (d,)", f"{lower.tolist()} and {upper.tolist()}")
     _require.count("random_function", "num_centers", num_centers)
     device = generator.device
     lower, upper = lower.to(device), upper.to(device)

@@ -39,6 +39,4 @@ def closed_loop(mean: Dynamics, policies: PolicyClass, x0: Tensor, noise: Tensor
 def transitions(states: Tensor, inputs: Tensor) -> Transitions:
     """All transitions of trajectories states (*b, T + 1, nx), inputs (*b, T, nu)."""
     nx, nu = states.shape[-1], inputs.shape[-1]
-    return Transitions(
-        states[..., :-1, :].reshape(-1, nx), inputs.reshape(-1, nu), states[..., 1:, :].reshape(-1, nx)
-    )
+    return Transitions(states[..., :-1, :].reshape(-1, nx), inputs.reshape(-1, nu), states[..., 1:, :].reshape(-1, nx))

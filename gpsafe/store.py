@@ -128,9 +128,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> Path:
     """Writes strict JSON atomically, through `jsonable`."""
-    return write_text(
-        path, json.dumps(jsonable(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
-    )
+    return write_text(path, json.dumps(jsonable(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
@@ -167,9 +165,7 @@ def require_writable(where: str, path: str | os.PathLike[str]) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise _require.fail(
-            where, f"a path that can be written, not {str(target)!r}", f"the file {str(folder)!r}"
-        )
+        raise _require.fail(where, f"a path that can be written, not {str(target)!r}", f"the file {str(folder)!r}")
     try:
         if target.exists():
             with target.open("ab"):

@@ -353,9 +353,7 @@ class _Run:
 
     def _finish(self, name: str) -> None:
         jobs = [self.jobs[name, broken] for broken in (False, True)]
-        if name in self.finished or any(
-            job.waiting or (job.evidence is None and not job.errors) for job in jobs
-        ):
+        if name in self.finished or any(job.waiting or (job.evidence is None and not job.errors) for job in jobs):
             return
         self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result())
         self.report(Progress(self.done, self.total, self.reused, self.finished[name]))

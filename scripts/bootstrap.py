@@ -97,9 +97,7 @@ def fingerprint(venv: Venv) -> str:
         try:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         except OSError:
-            raise SetupError(
-                f"{shown(file)} is missing: restore it (git checkout -- {shown(file)})"
-            ) from None
+            raise SetupError(f"{shown(file)} is missing: restore it (git checkout -- {shown(file)})") from None
     return digest.hexdigest()
 
 
@@ -204,9 +202,7 @@ def create(venv: Venv) -> None:
         )
     ours = venv.unfinished.exists() or (venv.path / "pyvenv.cfg").exists()
     if venv.path.exists() and any(venv.path.iterdir()) and not ours:
-        raise SetupError(
-            f"{venv.path} is there but is no virtual environment: move it away, then run this again"
-        )
+        raise SetupError(f"{venv.path} is there but is no virtual environment: move it away, then run this again")
     say(f"creating {shown(venv.path)} with Python {sys.version.split()[0]}")
     discard(venv.trash)
     if venv.path.exists() or venv.path.is_symlink():
@@ -302,12 +298,8 @@ def relock(venv: Venv) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Set up the environment of this checkout.")
-    parser.add_argument(
-        "--venv", type=Path, default=ROOT / ".venv", help="the environment's folder (%(default)s)"
-    )
-    parser.add_argument(
-        "--relock", action="store_true", help="write requirements.lock anew, then set up from it"
-    )
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment's folder (%(default)s)")
+    parser.add_argument("--relock", action="store_true", help="write requirements.lock anew, then set up from it")
     options = parser.parse_args()
     venv = Venv(Path(os.path.abspath(options.venv)))
 

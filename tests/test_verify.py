@@ -61,9 +61,7 @@ def test_each_kind_of_check_gets_its_status_and_the_rest_goes_on(toy, tmp_path):
     assert "not positive" in results["raises"].claim.details
     assert "numbers, strings, lists and dicts, got object" in results["not-json"].reason
     assert "expected Evidence, got int" in results["no-evidence"].reason
-    assert (
-        "control came out INCONCLUSIVE" in results["unproven"].reason or "HOLDS" in results["unproven"].reason
-    )
+    assert "control came out INCONCLUSIVE" in results["unproven"].reason or "HOLDS" in results["unproven"].reason
     assert {event.finished.check.name for event in events if event.finished} == set(KINDS)
     assert events[-1].done == events[-1].total
     assert [event.done for event in events] == sorted(event.done for event in events)
@@ -186,9 +184,7 @@ VALUES = st.none() | st.tuples(st.floats(-2, 2), st.floats(-2, 2))
 @given(VALUES, VALUES)
 def test_a_claim_passes_only_if_it_holds_and_its_control_is_violated(claim, control):
     result = check_result(claim, control)
-    outcomes = [
-        None if e is None else e.verdict.outcome for e in (result.claim.evidence, result.control.evidence)
-    ]
+    outcomes = [None if e is None else e.verdict.outcome for e in (result.claim.evidence, result.control.evidence)]
     assert result.passed == (outcomes == [Outcome.HOLDS, Outcome.VIOLATED])
     assert bool(result.reason) == (not result.passed)
     assert (result.status is Status.ERROR) == (None in outcomes)
