@@ -96,7 +96,7 @@ def test_control_a_barrier_step_that_ignores_curvature_can_leave_the_set():
         step = barrier_step(up, slack, normals, eta=1e-6, smoothness=torch.tensor([[1e-3, m]], dtype=torch.float64))
         return 1.28 - 50 * float(step) ** 2
 
-    assert after(100.0) >= 0.64 and after(1e-9) < 0
+    assert after(100.0) >= 0.64 - 1e-12 and after(1e-9) < 0
 
 
 def test_iterates_of_the_barrier_stay_strictly_feasible():
