@@ -307,7 +307,7 @@ EXPERIMENT = Experiment(
             samples=500, elites=50, iterations=5, horizon=30, particles=30, fits=40, table=(36, 9, 25, 7)
         ),
     },
-    seeds={"smoke": 1, "quick": 3, "full": 5},
+    seeds={"smoke": 1, "quick": 5, "full": 5},
     run=run,
     report=report,
 )

@@ -50,7 +50,16 @@ from gpsafe.tracking import Tracking
 class Arguments:
     """Settings."""
 
-    explorers: tuple[str, ...] = ("actsafe-sound", "actsafe-sampled", "opax")
+    explorers: tuple[str, ...] = (
+        "actsafe-sound",
+        "actsafe-sampled",
+        "actsafe-mean",
+        "safe-hucrl",
+        "opax",
+        "optimistic",
+        "greedy",
+        "uniform",
+    )
     """Explorers on the same plant, model and noise; only the first passes a verifier."""
     episodes: int = 8
     """Episodes, those of S_0 included."""
@@ -347,7 +356,7 @@ EXPERIMENT = Experiment(
         "quick": Arguments(),
         "full": Arguments(episodes=15, samples=500, elites=50, iterations=5, particles=30),
     },
-    seeds={"smoke": 1, "quick": 3, "full": 5},
+    seeds={"smoke": 1, "quick": 5, "full": 5},
     run=run,
     report=report,
 )

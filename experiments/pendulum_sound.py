@@ -44,8 +44,17 @@ from gpsafe.tracking import Tracking
 class Arguments:
     """Published planning settings; a plant and a verifier for which every assumption is true."""
 
-    explorers: tuple[str, ...] = ("actsafe-sound", "actsafe-sampled", "opax")
-    """Explorers to run on the same plant, model and noise."""
+    explorers: tuple[str, ...] = (
+        "actsafe-sound",
+        "actsafe-sampled",
+        "actsafe-mean",
+        "safe-hucrl",
+        "opax",
+        "optimistic",
+        "greedy",
+        "uniform",
+    )
+    """Explorers to run on the same plant, model and noise; only actsafe-sound passes the verifier."""
     episodes: int = 15
     """Episodes, the one spent on S_0 included."""
     steps: int = 50
