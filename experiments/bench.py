@@ -20,7 +20,12 @@ import tyro
 from experiments._benchmarks import BENCHMARKS, Settings
 from gpsafe import _provenance
 
-MODULES = ("experiments._bench_gp", "experiments._bench_dp", "experiments._bench_planning")
+MODULES = (
+    "experiments._bench_gp",
+    "experiments._bench_dp",
+    "experiments._bench_planning",
+    "experiments._bench_xmpsc",
+)
 
 
 @dataclass(frozen=True)

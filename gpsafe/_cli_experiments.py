@@ -1,4 +1,4 @@
-"""``gpsafe run`` and ``gpsafe report``: experiments on the command line.
+"""``gpsafe run``, ``gpsafe report`` and ``gpsafe bench``: experiments on the command line.
 
 The options of ``run`` are its own and, beside them, the fields of the chosen experiment's arguments, with the values
 of the chosen budget as defaults.
@@ -34,6 +34,12 @@ RUN_USAGE = """\
 usage: gpsafe run NAME [--budget smoke|quick|full] [--seeds 0 1 2] [--workers N] [--fresh] [arguments]
        gpsafe run NAME --help    the experiment's arguments
        gpsafe run --list         all experiments"""
+BENCH = {"xmpsc": "xmpsc-table1"}
+BENCH_USAGE = """\
+usage: gpsafe bench xmpsc [--budget smoke|quick|full] [--fresh] [arguments]
+
+Table 1 of X-MPSC, timed: the experiment xmpsc-table1 in one process of one thread, then its tables. Leave the machine
+alone meanwhile. The other benchmarks, as JSON: make bench."""
 REPORT_USAGE = "usage: gpsafe report NAME [--results FOLDER] [--output FOLDER] [--seeds 0 1 2]"
 
 
@@ -110,14 +116,14 @@ def _list(console: Console, package: str) -> int:
     return 1 if broken else 0
 
 
-def _budget(words: Sequence[str]) -> Any:
-    """The budget among the words, which sets the defaults of all else; tyro judges it later."""
+def _option(words: Sequence[str], name: str, default: str) -> str:
+    """The value of an option that is needed before tyro has judged the words."""
     for word, after in itertools.pairwise([*words, ""]):
-        if word == "--budget":
+        if word == name:
             return after
-        if word.startswith("--budget="):
-            return word.removeprefix("--budget=")
-    return "quick"
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}=")
+    return default
 
 
 def run(words: Sequence[str], command: str, *, package: str = "experiments") -> int:
@@ -131,11 +137,12 @@ def run(words: Sequence[str], command: str, *, package: str = "experiments") -> 
         print(RUN_USAGE)
         return 0
     experiment = _named(words, RUN_USAGE, package)
+    budget: Any = _option(words[1:], "--budget", "quick")  # sets the defaults of all else
     kind = dataclasses.make_dataclass(
         "Options",
         [
             ("run", RunOptions, RunOptions()),
-            ("experiment", experiment.arguments, experiment.budgets.get(_budget(words[1:]), experiment.arguments())),
+            ("experiment", experiment.arguments, experiment.budgets.get(budget, experiment.arguments())),
         ],
         frozen=True,
     )
@@ -335,4 +342,22 @@ def report(words: Sequence[str], command: str, *, package: str = "experiments") 
     for line in (*_experiment_report.mixtures(stored.runs), *stored.left_out):
         print(f"note: {line}")
     print(f"wrote {files[0]} and {len(files) - 1} files beside it")
+    return 0
+
+
+def bench(words: Sequence[str], command: str, *, package: str = "experiments") -> int:
+    """``gpsafe bench``: a timing experiment, run alone, then its report and its tables on the screen."""
+    if not words or words[0] in ("--help", "-h"):
+        print(BENCH_USAGE, file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] not in BENCH:
+        raise UsageError(f"gpsafe bench: expected one of {', '.join(BENCH)}, got {words[0]!r}\n{BENCH_USAGE}")
+    name, options = BENCH[words[0]], list(words[1:])
+    if code := run([name, "--workers", "1", *options], command, package=package):
+        return code
+    folder = Path(_option(options, "--results", "results"))
+    report([name, "--results", str(folder)], command, package=package)
+    for table in sorted((folder / name / "report").glob("*.md")):
+        if table.name != "index.md":
+            print(f"\n{table.stem}\n\n{table.read_text().strip()}")
     return 0

@@ -289,10 +289,17 @@ def _report_words(words: Sequence[str], command: str) -> int:
     return _cli_experiments.report(words, command)
 
 
+def _bench_words(words: Sequence[str], command: str) -> int:
+    from gpsafe import _cli_experiments
+
+    return _cli_experiments.bench(words, command)
+
+
 COMMANDS: dict[str, Command] = {
     "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
     "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
+    "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
 }
 
 

@@ -43,8 +43,8 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gp-posterior", "gp-low-rank", "gp-append", "planning-step"])
-def test_gp_benchmarks_run_and_write_their_environment(name, tmp_path):
+@pytest.mark.parametrize("name", ["gp-posterior", "gp-low-rank", "gp-append", "planning-step", "certificate"])
+def test_benchmarks_run_and_write_their_environment(name, tmp_path):
     out = tmp_path / "results.json"
     bench.main(bench.Arguments(rounds=2, quick=True, json=out, only=(name,)))
     result = json.loads(out.read_text())

@@ -324,6 +324,7 @@ def test_cells_of_a_table():
         (["run", "toy-growth", "--workers", "0"], "--workers: expected a number >= 1, got 0"),
         (["run", "toy-growth", "--seeds", "0", "-1"], "-1"),
         (["run", "toy-growth", "--results", "file"], "--results: expected a path that can be written"),
+        (["bench", "xmpsk"], "expected one of xmpsc, got 'xmpsk'"),
         (["report"], "expected the name of an experiment first"),
         (
             ["report", "toy-growth"],
@@ -380,6 +381,16 @@ def test_a_seed_that_raises_is_named_and_the_others_finish(package, capsys, tmp_
     (tmp_path / package / "raises").unlink()
     assert _cli_experiments.run(["toy-growth", "--fault", "raises"], "gpsafe", package=package) == 0
     assert "seed 0: 3 pieces, 1 of them kept" in capsys.readouterr().out
+
+
+def test_bench_runs_reports_and_prints_the_tables(package, capsys, monkeypatch):
+    monkeypatch.setitem(_cli_experiments.BENCH, "xmpsc", "toy-growth")
+    words = ["xmpsc", "--budget", "smoke", "--results", "elsewhere"]
+    assert _cli_experiments.bench(words, "gpsafe bench xmpsc", package=package) == 0
+    out = capsys.readouterr().out
+    assert "[1/1] seed 0: 1 pieces" in out and "| seed | k\\|n | mean | far |" in out
+    assert Path("elsewhere/toy-growth/report/index.md").exists()
+    assert cli.main(["bench", "--help"]) == 0 and cli.main(["bench"]) == 2
 
 
 def test_folder_names_are_seeds_only(toy):
