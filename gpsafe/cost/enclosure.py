@@ -153,7 +153,7 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     known, known_radius, u_reach = closed_loop_range(model.prior, policies, centers, radius)  # type: ignore[arg-type]
     z = torch.cat([centers.expand(policies.num, *centers.shape), policies(centers.unsqueeze(0))], dim=-1)
     dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
-    norm = confidence.bound.norms(model.num_outputs)
+    norm = confidence.bound.norms(model.num_outputs).to(centers.device)
     variance = model.prior_variance(z[:1, :1])[0, 0]
     metrics = []
     for kernel in model.kernels:

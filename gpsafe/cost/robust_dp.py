@@ -47,13 +47,13 @@ class Grid:
     @property
     def size(self) -> Tensor:
         """Cell widths, (nx,)."""
-        return (self.box.upper - self.box.lower) / torch.tensor(self.cells, dtype=torch.float64)
+        return (self.box.upper - self.box.lower) / self.box.lower.new_tensor(self.cells)
 
     @property
     def centers(self) -> Tensor:
         """Cell centres in row-major order, (N, nx)."""
         axes = [
-            low + (torch.arange(n, dtype=torch.float64) + 0.5) * width
+            low + (torch.arange(n, dtype=torch.float64, device=low.device) + 0.5) * width
             for low, n, width in zip(self.box.lower, self.cells, self.size, strict=True)
         ]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
@@ -68,15 +68,15 @@ class Grid:
         limits = zip(first, last, self.cells, strict=True)
         if not all(0 <= a <= b < n for a, b, n in limits):
             raise _require.fail("Grid.window", f"first ≤ last within {self.cells}", (tuple(first), tuple(last)))
-        a = torch.tensor(first, dtype=torch.float64)
-        b = torch.tensor(last, dtype=torch.float64) + 1.0
+        a = self.box.lower.new_tensor(first)
+        b = self.box.lower.new_tensor(last) + 1.0
         box = Box(self.box.lower + a * self.size, self.box.lower + b * self.size)
         return Grid(box, tuple(j - i + 1 for i, j in zip(first, last, strict=True)), self.split)
 
     def index(self, x: Tensor) -> Tensor:
         """Row-major index of the cell of x (*b, nx), −1 outside."""
         position = ((x - self.box.lower) / self.size).floor().long()
-        limits = torch.tensor(self.cells)
+        limits = torch.tensor(self.cells, device=position.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
         flat = position[..., 0] if len(self.cells) == 1 else position[..., 0] * self.cells[1] + position[..., 1]
         return torch.where(inside, flat, -1)

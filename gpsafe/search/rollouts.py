@@ -89,7 +89,7 @@ class Rollouts:
         """(P,)."""
         policies, model = self.family(self.family.from_unit(unit)), self.confidence.model
         x = self.system.initial_state.expand(policies.num, self.noise.shape[1], -1)
-        total = torch.zeros(x.shape[:-1], dtype=torch.float64)
+        total = x.new_zeros(x.shape[:-1])
         exploring = self.goal == "exploration"
         scale = 1.0 / self.system.horizon
         for noise in self.noise:
@@ -103,7 +103,7 @@ class Rollouts:
                 total = total + self.system.reward(x, u)
             x = model.prior(x, u) + model.embed(residual) + noise
         if exploring:
-            scale /= float(model.prior_variance(torch.zeros(1, model.nx + model.nu).double()).sum().sqrt())
+            scale /= float(model.prior_variance(x.new_zeros(1, model.nx + model.nu)).sum().sqrt())
         return scale * total.mean(-1)
 
     def constraint(self, unit: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Rollouts:
         x = self.system.initial_state.expand(policies.num, worlds, paths, -1)
         cost = self.system.cost
         assert isinstance(cost, HalfspaceCost)
-        total = torch.zeros(x.shape[:-1], dtype=torch.float64)
+        total = x.new_zeros(x.shape[:-1])
         for t in range(self.system.horizon):
             total = total + hinge(cost.excess(x), self.width).sum(-1)
             if t + 1 == self.system.horizon:
@@ -139,9 +139,8 @@ class Rollouts:
                 return values.reshape(*apart.shape[:-1], -1).movedim(0, 1)
 
             return functions.num, sampled
-        corners = torch.tensor(
-            list(itertools.product((-1.0, 1.0), repeat=model.num_outputs)), dtype=torch.float64
-        ).unsqueeze(1)  # (W, 1, p)
+        signs = list(itertools.product((-1.0, 1.0), repeat=model.num_outputs))
+        corners = self.noise.new_tensor(signs).unsqueeze(1)  # (W, 1, p)
 
         def hallucinated(z: Tensor) -> Tensor:
             low, high = bound.interval(model, z)

@@ -55,7 +55,7 @@ class AffineKnown:
     def hessian_bound(self) -> Tensor:
         """0, (nx, nz, nz)."""
         nz = self.A.shape[0] + self.B.shape[1]
-        return torch.zeros(self.A.shape[0], nz, nz, dtype=torch.float64)
+        return torch.zeros(self.A.shape[0], nz, nz, dtype=torch.float64, device=self.A.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
