@@ -109,6 +109,28 @@ def test_what_cannot_be_judged_is_inconclusive_with_the_reason(x0, inputs, reaso
     assert found.margins is None
 
 
+@pytest.mark.parametrize("place", ["states", "terminal"])
+def test_rows_that_overflow_are_never_certified(place):
+    """∞ − ∞ in one row beside satisfied rows: no least margin exists."""
+    wide = Polytope.of_box(Box(torch.full((2,), -100.0).double(), torch.full((2,), 100.0).double()))
+    row = torch.tensor([[1.7e308, -1.7e308]], dtype=torch.float64)
+    huge = wide.intersect(Polytope(row, torch.ones(1).double()))
+    problem = replace(double_integrator(), **{"states": wide, "terminal": wide, place: huge})
+    found = judge(problem, torch.tensor([10.0, 10.0]).double(), LEARNED, propose(REST))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "overflow" in found.reason
+
+
+def test_a_certificate_does_not_change_with_the_proposers_memory():
+    plan_of_a_liar = REST.clone()
+    found = judge(double_integrator(), START, LEARNED, propose(plan_of_a_liar))
+    assert found.certified
+    law = found.law(1, START)
+    plan_of_a_liar.fill_(1e6)
+    assert torch.equal(found.inputs, REST)
+    assert torch.equal(found.law(1, START), law)
+
+
 def test_sound_certificates_say_what_they_rest_on():
     process = judge(gp_pendulum(), START, LEARNED, propose(plan(0, 0, 0, 0)))
     paper = ensemble_pendulum()
