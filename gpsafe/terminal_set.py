@@ -14,6 +14,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.sets.polytope import Polytope, Supported, convex_hull
+from gpsafe.tube.core import TubeModel
 from gpsafe.verdict import Outcome, Verdict
 
 ROUNDING = 1e-12  # share of all sizes in a row by which its excess is raised: more than the rounding of its evaluation
@@ -117,6 +118,8 @@ class Invariance:
     Attributes:
         verdict: of "the largest excess of a row is ≤ 0", with its interval.
         region: S.
+        inputs: U.
+        model: whose disturbances and remainders were counted.
         law: κ.
         cells: how many cells were evaluated.
         witness: a state of S with the largest excess known, (nx,).
@@ -125,6 +128,8 @@ class Invariance:
 
     verdict: Verdict
     region: Polytope
+    inputs: Polytope
+    model: TubeModel
     law: AffineLaw
     cells: int
     witness: Tensor
@@ -136,9 +141,10 @@ class Invariance:
         return self.verdict.outcome is Outcome.HOLDS
 
     def concerns(self, problem: CertificationProblem) -> bool:
-        """Whether S and U are those of the problem."""
-        S = problem.terminal.intersect(problem.states)
-        return torch.equal(S.H, self.region.H) and torch.equal(S.h, self.region.h)
+        """Whether S, U and the model (the same object) are those of the problem."""
+        pairs = ((problem.terminal.intersect(problem.states), self.region), (problem.inputs, self.inputs))
+        same = all(torch.equal(a.H, b.H) and torch.equal(a.h, b.h) for a, b in pairs)
+        return same and problem.model is self.model
 
 
 def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget: int = 4096) -> Invariance:
@@ -187,7 +193,7 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     if float(at_vertices.max()) > lower:
         lower, witness = float(at_vertices.max()), vertices[int(at_vertices.argmax())]
     if lower > 0.0:
-        return Invariance(Verdict(lower, max(lower, upper), 0.0), region, law, 0, witness, told)
+        return Invariance(Verdict(lower, max(lower, upper), 0.0), region, inputs, model, law, 0, witness, told)
 
     box = region.bounding_box()
     centers, radii, used = box.center.unsqueeze(0), box.radius.unsqueeze(0), 0
@@ -205,9 +211,9 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
         if bool(failed.any()) and used + 2 * int(failed.sum()) > budget:
             worst = float(found.nan_to_num(nan=torch.inf).max())
             place = centers[int(found.nan_to_num(nan=torch.inf).argmax())]
-            return Invariance(Verdict(min(lower, worst), worst, 0.0), region, law, used, place, told)
+            return Invariance(Verdict(min(lower, worst), worst, 0.0), region, inputs, model, law, used, place, told)
         centers, radii = _halved(centers[failed], radii[failed], box.radius)
-    return Invariance(Verdict(min(lower, settled), settled, 0.0), region, law, used, witness, told)
+    return Invariance(Verdict(min(lower, settled), settled, 0.0), region, inputs, model, law, used, witness, told)
 
 
 def _excess(

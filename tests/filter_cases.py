@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from xmpsc_cases import double_integrator, gp_pendulum
 
@@ -30,6 +31,8 @@ class Moody:
             return FAST.propose(problem, x0, learned, warm=warm)
         if self.failure == "breakdown":
             raise FloatingPointError("division by zero in the solver")
+        if self.failure == "singular":
+            raise np.linalg.LinAlgError("Singular matrix")
         plan = torch.full((problem.steps, problem.nu), {"far": 1e6, "nan": torch.nan}.get(self.failure, 0.0)).double()
         return Proposal(plan[:-1] if self.failure == "short" else plan, "Solve_Succeeded", 1, 0.0, "moody", -1.0)
 

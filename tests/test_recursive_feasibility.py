@@ -23,7 +23,7 @@ from gpsafe.systems.reference import reference_pendulum
 from gpsafe.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.tube import LinearTube
 
-FAILURES = ("far", "nan", "short", "breakdown")
+FAILURES = ("far", "nan", "short", "breakdown", "singular")
 
 
 class Plant(RuleBasedStateMachine):
@@ -158,7 +158,8 @@ def test_pendulum_with_gp_tubes():
 # -------------------------------------------------------------------------------------------------------- controls
 def forged(problem: CertificationProblem, law: AffineLaw, template: Invariance) -> Invariance:
     """A certificate that was never earned."""
-    return replace(template, region=problem.terminal.intersect(problem.states), law=law)
+    region = problem.terminal.intersect(problem.states)
+    return replace(template, region=region, inputs=problem.inputs, model=problem.model, law=law)
 
 
 class ShrunkTube(Plant):
