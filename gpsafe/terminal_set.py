@@ -14,7 +14,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.sets.polytope import Polytope, Supported, convex_hull
-from gpsafe.tube.core import TubeModel
+from gpsafe.tube.core import TubeModel, sizes
 from gpsafe.verdict import Outcome, Verdict
 
 ROUNDING = 1e-12  # share of all sizes in a row by which its excess is raised: more than the rounding of its evaluation
@@ -231,7 +231,7 @@ def _excess(
     with torch.no_grad():
         local = model.linearise(x, u)
         reach = local.mean @ H.mT + (H * local.variance.sqrt().unsqueeze(-2)).norm(dim=-1)
-        size = local.mean.abs() @ H.abs().mT + region.h.abs()
+        size = sizes(local, x.abs(), u, law.gain) @ H.abs().mT + region.h.abs()
         if radii is None or vertices is None:
             return (reach - region.h - ROUNDING * size).amax(-1).amax(-1)
         moved = H @ (local.A + local.B @ law.gain)  # (n, M, k, nx)

@@ -179,7 +179,9 @@ def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
         return ROUNDING * (center.abs() @ H.abs().mT + (H.abs() @ factor.abs()).sum(-1) + h.abs())
 
     X, U, F = problem.states, problem.inputs, problem.terminal
-    moved = tube.gain.abs() @ tube.factor[..., :-1, :, :].abs()
+    # The law K(x − c) rounds in units of |K|(|x| + |c|).
+    reach = tube.center.abs() + tube.reference.abs().unsqueeze(-3) + tube.factor.abs().sum(-1)
+    moved = tube.gain.abs() @ reach[..., :-1, :].unsqueeze(-1)
     return Margins(
         of(X.H, X.h, tube.center[..., 1:, :], tube.factor[..., 1:, :, :]),
         of(U.H, U.h, tube.inputs, moved),
