@@ -96,8 +96,9 @@ def test_a_plan_on_the_edge_is_inconclusive_and_a_tolerance_is_stated():
         (torch.tensor([math.nan, 0.0]), REST, "initial state has NaN"),
         (torch.tensor([2.0, 0.0]), REST, "infeasible initial state: row 0"),
         (START, plan(math.nan, *[0.0] * 7), "plan has NaN"),
-        (START, plan(0.0, 0.0), r"no plan of shape \(8, 1\)"),
-        (START, None, "no plan of shape"),
+        (START, plan(0.0, 0.0), r"no real plan of shape \(8, 1\)"),
+        (START, None, "no real plan of shape"),
+        (START, REST + 0j, "no real plan of shape"),
         (START, plan(*[1e308] * 8), "not finite at stage"),
     ],
 )
