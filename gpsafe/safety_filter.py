@@ -97,7 +97,9 @@ class SafetyFilter:
             if not self.invariance.certified:
                 raise _require.fail("SafetyFilter", "a certified invariance", self.invariance.verdict.outcome)
             if not self.invariance.concerns(self.problem):
-                raise _require.fail("SafetyFilter", "an invariance certificate of this problem's sets", "another's")
+                raise _require.fail(
+                    "SafetyFilter", "an invariance certificate of this problem's sets and model", "another's"
+                )
         if self.soften is not None:
             _require.count("SafetyFilter", "soften", self.soften)
 
@@ -142,7 +144,7 @@ class SafetyFilter:
             reason = "; ".join(filter(None, (reason, broken)))
         else:
             reason = "the measured state is not finite"
-        running = self.stored is not None and self.stage < problem.steps
+        running = self.stored is not None and self.stage < self._last
         if certificate is not None and certificate.certified:
             decision = Decision(certificate.action, "plan", True, 0, contained, certificate, reason)
             return decision, replace(self, stored=certificate, stage=1, failures=0)
@@ -158,7 +160,7 @@ class SafetyFilter:
 
     def _fallback(self, x: Tensor) -> tuple[Source, Tensor, bool, Tensor | None]:
         """What is applied without a new plan: source, u, backed; and containment in the stored tube."""
-        plan, stage, steps = self.stored, self.stage, self.problem.steps
+        plan, stage, steps = self.stored, self.stage, self._last
         finite, contained, inside = bool(torch.isfinite(x).all()), None, False
         if plan is not None and plan.tube is not None and stage <= steps:
             ellipsoids = plan.tube.ellipsoids
@@ -180,21 +182,25 @@ class SafetyFilter:
             return "backup", self._clipped(law(x)), False, contained
         return "unfiltered", self._clipped(x.new_full((self.problem.nu,), math.nan)), False, contained
 
+    @property
+    def _last(self) -> int:
+        """T of the stored plan, 0 without one."""
+        return 0 if self.stored is None or self.stored.tube is None else self.stored.tube.steps
+
     def _propose(self, x: Tensor, learned: Tensor) -> tuple[Proposal | None, str]:
         warm = None
         if self.stored is not None:
-            rest = self.stored.inputs[min(self.stage, self.problem.steps - 1) :]
-            warm = torch.cat([rest, rest[-1:].expand(self.problem.steps - rest.shape[0], -1)])
+            steps = self.problem.steps
+            rest = self.stored.inputs[min(self.stage, self.stored.inputs.shape[0] - 1) :][:steps]
+            warm = torch.cat([rest, rest[-1:].expand(steps - rest.shape[0], -1)])
         try:
-            return self.proposer.propose(self.problem, x, learned, warm=warm), ""
-        except (
-            ArithmeticError,
-            RuntimeError,
-        ) as error:  # a solver's breakdown is a value here; wrong calls still raise
+            return self.proposer.propose(self.problem, x.clone(), learned.clone(), warm=warm), ""
+        # A solver's breakdown is a value here; wrong calls still raise.
+        except (ArithmeticError, RuntimeError, np.linalg.LinAlgError) as error:
             return None, f"the proposer failed: {type(error).__name__}: {error}"
 
     def _clipped(self, u: Tensor) -> Tensor:
-        """u moved towards an interior point of U until it is in U; that point itself if u is not finite."""
+        """u moved towards a centre of U until it is in U as computed; the centre itself if u is not finite."""
         inputs = self.problem.inputs
         if bool(torch.isfinite(u).all()) and bool(inputs.contains(u)):
             return u
@@ -204,7 +210,11 @@ class SafetyFilter:
         along = inputs.H @ (u - center)
         room = (inputs.h - inputs.H @ center).clamp_min(0.0)
         share = torch.where(along > 0, room / along.clamp_min(1e-300), torch.full_like(along, math.inf)).min()
-        return center + share.clamp_max(1.0) * (u - center)
+        for shrink in (0.0, 1e-15, 1e-13, 1e-11, 1e-9):  # rounding may leave it outside by a bit
+            moved = center + (1.0 - shrink) * share.clamp_max(1.0) * (u - center)
+            if bool(inputs.contains(moved)):
+                return moved
+        return center
 
 
 class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):

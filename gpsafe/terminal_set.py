@@ -13,7 +13,9 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem
+from gpsafe.sets.box import Box
 from gpsafe.sets.polytope import Polytope, Supported, convex_hull
+from gpsafe.tube.core import TubeModel, sizes
 from gpsafe.verdict import Outcome, Verdict
 
 ROUNDING = 1e-12  # share of all sizes in a row by which its excess is raised: more than the rounding of its evaluation
@@ -117,6 +119,8 @@ class Invariance:
     Attributes:
         verdict: of "the largest excess of a row is ≤ 0", with its interval.
         region: S.
+        inputs: U.
+        model: whose disturbances and remainders were counted.
         law: κ.
         cells: how many cells were evaluated.
         witness: a state of S with the largest excess known, (nx,).
@@ -125,6 +129,8 @@ class Invariance:
 
     verdict: Verdict
     region: Polytope
+    inputs: Polytope
+    model: TubeModel
     law: AffineLaw
     cells: int
     witness: Tensor
@@ -136,9 +142,10 @@ class Invariance:
         return self.verdict.outcome is Outcome.HOLDS
 
     def concerns(self, problem: CertificationProblem) -> bool:
-        """Whether S and U are those of the problem."""
-        S = problem.terminal.intersect(problem.states)
-        return torch.equal(S.H, self.region.H) and torch.equal(S.h, self.region.h)
+        """Whether S, U and the model (the same object) are those of the problem."""
+        pairs = ((problem.terminal.intersect(problem.states), self.region), (problem.inputs, self.inputs))
+        same = all(torch.equal(a.H, b.H) and torch.equal(a.h, b.h) for a, b in pairs)
+        return same and problem.model is self.model
 
 
 def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget: int = 4096) -> Invariance:
@@ -147,10 +154,12 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     For x = c + e in a box cell of half-widths r, which lies in E(c, nx·diag r²), (1) of `gpsafe.tube.core` gives
     x⁺ ∈ μ(c, κ(c)) + F e + E(0, diag W) + {|r_i| ≤ R_i}, F = A + BK, so that row H_i of S takes at most
 
-        H_i μ + min(|H_i F| r, max_{v vertex of S} H_i F (v − c)) + ‖H_i diag √W‖ + |H_i| R.
+        H_i μ + min(|H_i F| r, max_{x ∈ S} H_i F (x − c)) + ‖H_i diag √W‖ + |H_i| R.
 
-    Cells that miss S are dropped, cells that fail are halved. For a linear plant the first cell decides, exactly. If (1) is
-    claimed for *one* member that need not be known, then the check of all members serves.
+    The maximum over S is that over its vertices, widened by what they may have missed (`_Hull`). κ(S) ⊆ U and the box of all
+    cells rest on `Polytope.support_outer`. Cells that miss S are dropped, cells that fail are halved. For a linear plant the
+    first cell decides, exactly. If (1) is claimed for *one* member that need not be known, then the check of all members
+    serves.
 
     The disturbance is the model's at *every* step for which the backup runs: a Gaussian noise is in its ellipsoids for a
     stated number of steps only. That is listed among the assumptions.
@@ -180,34 +189,70 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     pushed = law(vertices)
     computed = pushed @ inputs.H.mT - inputs.h
     rounding = ROUNDING * (pushed.abs() @ inputs.H.abs().mT + inputs.h.abs())
-    lower, upper = float((computed - rounding).max()), float((computed + rounding).max())
+    lower = float((computed - rounding).max())
+    highest = region.support_outer(inputs.H @ law.gain) + inputs.H @ law.offset - inputs.h
+    upper = max(float((highest + rounding.amax(0)).max()), lower)
     witness = vertices[int(computed.amax(-1).argmax())]
 
     at_vertices = _excess(problem, law, region, vertices)
     if float(at_vertices.max()) > lower:
         lower, witness = float(at_vertices.max()), vertices[int(at_vertices.argmax())]
     if lower > 0.0:
-        return Invariance(Verdict(lower, max(lower, upper), 0.0), region, law, 0, witness, told)
+        return Invariance(Verdict(lower, max(lower, upper), 0.0), region, inputs, model, law, 0, witness, told)
 
-    box = region.bounding_box()
+    hull, eye = _Hull.of(region, vertices), torch.eye(problem.nx, dtype=torch.float64, device=vertices.device)
+    high, low = region.support_outer(eye), -region.support_outer(-eye)
+    if not bool((torch.isfinite(high) & torch.isfinite(low) & (low <= high)).all()):
+        return Invariance(Verdict(lower, torch.inf, 0.0), region, inputs, model, law, 0, witness, told)
+    box = Box(low, high)
     centers, radii, used = box.center.unsqueeze(0), box.radius.unsqueeze(0), 0
     settled = upper
     while centers.shape[0]:
-        meets = ((centers @ region.H.mT - radii @ region.H.abs().mT) <= region.h).all(-1)
+        least = centers @ region.H.mT - radii @ region.H.abs().mT
+        meets = (least - ROUNDING * ((centers.abs() + radii) @ region.H.abs().mT) <= region.h).all(-1)
         centers, radii = centers[meets], radii[meets]
         if not centers.shape[0]:
             break
         used += centers.shape[0]
-        found = _excess(problem, law, region, centers, radii, vertices)
+        found = _excess(problem, law, region, centers, radii, hull)
         failed = ~(found <= 0.0)
         if bool((~failed).any()):
             settled = max(settled, float(found[~failed].max()))
         if bool(failed.any()) and used + 2 * int(failed.sum()) > budget:
             worst = float(found.nan_to_num(nan=torch.inf).max())
             place = centers[int(found.nan_to_num(nan=torch.inf).argmax())]
-            return Invariance(Verdict(min(lower, worst), worst, 0.0), region, law, used, place, told)
+            upper = max(worst, settled)
+            return Invariance(Verdict(lower, upper, 0.0), region, inputs, model, law, used, place, told)
         centers, radii = _halved(centers[failed], radii[failed], box.radius)
-    return Invariance(Verdict(min(lower, settled), settled, 0.0), region, law, used, witness, told)
+    return Invariance(Verdict(min(lower, settled), settled, 0.0), region, inputs, model, law, used, witness, told)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Hull:
+    """S ⊆ p + (1 + τ)(conv V − p) for the computed vertices V, about their mean p.
+
+    τ is what the facets of conv V miss of S by `Polytope.support_outer`, relative to their distance from p, and at least
+    1e-9 for the rounding of those facets; inf for flat or tiny S, where the facets say nothing.
+    """
+
+    vertices: Tensor
+    middle: Tensor
+    growth: float
+
+    @staticmethod
+    def of(region: Polytope, vertices: Tensor) -> _Hull:
+        facets, middle = convex_hull(vertices), vertices.mean(0)
+        room = facets.h - facets.H @ middle
+        missed = region.support_outer(facets.H) - facets.h + ROUNDING * (facets.h.abs() + vertices.abs().amax())
+        growth = float(torch.where(room > 0, missed.clamp_min(0.0) / room, torch.inf).max())
+        return _Hull(vertices, middle, max(growth, 1e-9) if growth < 1.0 else torch.inf)
+
+    def highest(self, normals: Tensor, x: Tensor) -> Tensor:
+        """≥ max over S of n·(y − x), (*b, k), for n (*b, k, nx), x (*b, nx)."""
+        if self.growth == torch.inf:
+            return torch.full(normals.shape[:-1], torch.inf, dtype=normals.dtype, device=normals.device)
+        beyond = (normals @ (self.vertices - self.middle).mT).amax(-1)
+        return (normals @ (self.middle - x).unsqueeze(-1)).squeeze(-1) + (1.0 + self.growth) * beyond
 
 
 def _excess(
@@ -216,7 +261,7 @@ def _excess(
     region: Polytope,
     centers: Tensor,
     radii: Tensor | None = None,
-    vertices: Tensor | None = None,
+    hull: _Hull | None = None,
 ) -> Tensor:
     """Largest excess of the rows of S after one step, (n,): from above over cells, or, without radii, of μ + W at points."""
     model, H = problem.model, region.H
@@ -225,15 +270,15 @@ def _excess(
     with torch.no_grad():
         local = model.linearise(x, u)
         reach = local.mean @ H.mT + (H * local.variance.sqrt().unsqueeze(-2)).norm(dim=-1)
-        size = local.mean.abs() @ H.abs().mT + region.h.abs()
-        if radii is None or vertices is None:
+        size = sizes(local, x.abs(), u, law.gain) @ H.abs().mT + region.h.abs()
+        if radii is None or hull is None:
             return (reach - region.h - ROUNDING * size).amax(-1).amax(-1)
         moved = H @ (local.A + local.B @ law.gain)  # (n, M, k, nx)
         boxed = (moved.abs() @ radii.unsqueeze(-2).unsqueeze(-1)).squeeze(-1)
-        hull = (moved @ vertices.mT).amax(-1) - (moved @ x.unsqueeze(-1)).squeeze(-1)
+        most = hull.highest(moved, x)
         factor = torch.diag_embed(radii * centers.shape[-1] ** 0.5 * (1 + 1e-12)).unsqueeze(-3)
         rest = model.remainder(x, u, factor.expand(-1, problem.num_members, -1, -1), law.gain)
-        reach = reach + torch.minimum(boxed, hull) + rest @ H.abs().mT
+        reach = reach + torch.minimum(boxed, most) + rest @ H.abs().mT
         return (reach - region.h + ROUNDING * (size + boxed)).amax(-1).amax(-1)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from xmpsc_cases import double_integrator, gp_pendulum
 
@@ -20,7 +21,9 @@ FAST = CondensedSQP(starts=2, iterations=8)
 
 @dataclass(frozen=True)
 class Moody:
-    """Proposes well, or, when `works` is off, badly: plans that leave everything, NaN, a wrong shape, or a breakdown."""
+    """Proposes well, or, when `works` is off, badly: plans that leave everything, NaN, a wrong shape, a breakdown, or plans
+    that are good but for the one kind of rows that they ignore ("states", "inputs", "terminal").
+    """
 
     works: bool = True
     failure: str = "far"
@@ -30,6 +33,12 @@ class Moody:
             return FAST.propose(problem, x0, learned, warm=warm)
         if self.failure == "breakdown":
             raise FloatingPointError("division by zero in the solver")
+        if self.failure == "singular":
+            raise np.linalg.LinAlgError("Singular matrix")
+        if self.failure in ("states", "inputs", "terminal"):
+            ignored = getattr(problem, self.failure)
+            loose = replace(problem, **{self.failure: Polytope(ignored.H, 10.0 * ignored.h)})
+            return FAST.propose(loose, x0, learned, warm=warm)
         plan = torch.full((problem.steps, problem.nu), {"far": 1e6, "nan": torch.nan}.get(self.failure, 0.0)).double()
         return Proposal(plan[:-1] if self.failure == "short" else plan, "Solve_Succeeded", 1, 0.0, "moody", -1.0)
 

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from gpsafe.certify import Certificate, CertificationProblem
+from gpsafe.certify import Certificate, CertificationProblem, Margins
 from gpsafe.safety_filter import SafetyFilter
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.terminal_set import AffineLaw, Invariance, certify_invariance
-from gpsafe.tube import LinearTube
+from gpsafe.tube import LinearTube, Tube
 
-FAILURES = ("far", "nan", "short", "breakdown")
+FAILURES = ("far", "nan", "short", "breakdown", "singular", "states", "inputs", "terminal")
 
 
 class Plant(RuleBasedStateMachine):
@@ -44,7 +44,7 @@ class Plant(RuleBasedStateMachine):
         assert isinstance(model, LinearTube)
         return model.plant(x, u)
 
-    @initialize(first=st.floats(0.0, 0.8), angle=st.floats(0.0, 2 * math.pi))
+    @initialize(first=st.floats(0.0, 0.8) | st.sampled_from((0.97, 1 - 1e-9)), angle=st.floats(0.0, 2 * math.pi))
     def begin(self, first: float, angle: float) -> None:
         self.filter = self.build().start()
         self.problem = self.filter.problem
@@ -158,7 +158,8 @@ def test_pendulum_with_gp_tubes():
 # -------------------------------------------------------------------------------------------------------- controls
 def forged(problem: CertificationProblem, law: AffineLaw, template: Invariance) -> Invariance:
     """A certificate that was never earned."""
-    return replace(template, region=problem.terminal.intersect(problem.states), law=law)
+    region = problem.terminal.intersect(problem.states)
+    return replace(template, region=region, inputs=problem.inputs, model=problem.model, law=law)
 
 
 class ShrunkTube(Plant):
@@ -197,3 +198,16 @@ class OffByOne(Plant):
 def test_control_a_broken_premise_is_caught(broken):
     with pytest.raises(AssertionError):
         execute(broken, examples=30, steps=8, derandomize=True)
+
+
+@pytest.mark.parametrize("ignored", ["state", "input", "terminal"])
+def test_control_a_judge_that_ignores_one_kind_of_rows_is_caught(ignored, monkeypatch):
+    honest = CertificationProblem.margins
+
+    def blind(problem: CertificationProblem, tube: Tube) -> Margins:
+        found = honest(problem, tube)
+        return replace(found, **{ignored: torch.ones_like(getattr(found, ignored))})
+
+    monkeypatch.setattr(CertificationProblem, "margins", blind)
+    with pytest.raises(AssertionError):
+        execute(Plant, examples=30, steps=8, derandomize=True)

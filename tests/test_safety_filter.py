@@ -8,11 +8,15 @@ import gymnasium
 import pytest
 import torch
 from filter_cases import Moody, linear_case, linear_filter, worst_disturbance
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
 
 import gpsafe.envs  # noqa: F401 (registers)
-from gpsafe.certify import Proposal
+from gpsafe.certify import CertificationProblem, Proposal
 from gpsafe.safety_filter import SafetyFilter, SafetyFilterWrapper
 from gpsafe.sets import Box, Polytope
+from gpsafe.systems.known import AffineKnown
 from gpsafe.tube import LinearTube
 
 
@@ -37,7 +41,7 @@ def test_what_cannot_be_is_changed_so_that_a_plan_is_certified():
     assert float(decision.u) < 0.5
 
 
-@pytest.mark.parametrize("failure", ["far", "nan", "short", "breakdown"])
+@pytest.mark.parametrize("failure", ["far", "nan", "short", "breakdown", "singular"])
 def test_fallback_follows_the_law_of_its_stage_and_then_the_backup(failure):
     problem, sure = linear_case()
     assert isinstance(problem.model, LinearTube)
@@ -77,6 +81,36 @@ def test_a_liar_is_not_believed():
     assert not decision.certificate.certified
 
 
+class Memory:
+    """Keeps one buffer for all its plans, and writes on the state it is given."""
+
+    def __init__(self, plan: torch.Tensor) -> None:
+        self.plan = plan
+
+    def propose(self, problem, x0, learned, *, warm=None):
+        x0.zero_()
+        learned.zero_()
+        return Proposal(self.plan, "Solve_Succeeded", 1, 0.0, "memory", -1.0)
+
+
+def test_a_proposer_cannot_change_what_was_certified_nor_what_was_measured():
+    """The plan 0 from the corner leaves the states; from 0, the state that the proposer writes, it would not."""
+    problem, _ = linear_case()
+    proposer = Memory(torch.zeros(problem.steps, 1).double())
+    x, proposed = vector(0.99, 0.99), vector(0.5)
+    decision, _ = linear_filter(proposer=proposer).decide(x, proposed)
+    assert decision.source != "plan"
+    assert torch.equal(x, vector(0.99, 0.99))
+    assert torch.equal(proposed, vector(0.5))
+    first, safe = linear_filter(proposer=proposer).decide(ORIGIN.clone(), vector(0.0))
+    assert first.source == "plan"
+    proposer.plan.fill_(1e6)
+    for _ in range(2):
+        decision, safe = safe.decide(ORIGIN.clone(), vector(0.0))
+        assert (decision.source, decision.backed) == ("stored", True)
+        assert decision.u == pytest.approx(vector(0.0), abs=1e-9)
+
+
 def test_numbers_that_are_not_finite_fall_back_and_say_so():
     problem, sure = linear_case()
     _, running = linear_filter().decide(ORIGIN, vector(0.0))
@@ -111,6 +145,23 @@ def test_without_backup_or_plan_the_input_is_clipped_and_not_backed():
     assert not any("not certified" in told for told in linear_filter().assumptions)
 
 
+@given(seeds(), st.integers(-3, 12))
+def test_what_is_clipped_is_in_the_inputs(seed, exponent):
+    """Exactly, not up to rounding: an environment may check its action space."""
+    generator = torch.Generator().manual_seed(seed)
+    normals, room = (torch.randn(6, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    box = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
+    inputs = box.intersect(Polytope(normals, room[:, 0].abs()))
+    plant = AffineKnown(torch.eye(2).double(), torch.eye(2).double(), torch.zeros(2).double())
+    problem = CertificationProblem(
+        LinearTube(plant, torch.ones(2).double()), box, inputs, box, torch.zeros(2, 2).double(), 2
+    )
+    proposed = 10.0**exponent * torch.randn(2, dtype=torch.float64, generator=generator)
+    decision, _ = SafetyFilter(problem, Moody(False)).decide(vector(0.5, 0.5), proposed)
+    assert decision.source == "unfiltered"
+    assert bool(inputs.contains(decision.u)), inputs.violation(decision.u)
+
+
 def test_least_violating_plans_after_enough_failures():
     problem, _ = linear_case()
     x, safe = vector(0.99, 0.99), SafetyFilter(problem, Moody(), soften=3)
@@ -131,6 +182,30 @@ def test_a_state_outside_the_tube_is_told_and_the_terminal_set_still_backs():
     assert (decision.source, decision.backed) == ("backup", True)
     outside, _ = broken.decide(vector(1.2, 0.5), vector(0.0))
     assert (outside.source, outside.backed) == ("stored", False)
+
+
+def test_a_certificate_for_other_inputs_or_another_model_is_refused():
+    """The backup law leaves smaller inputs, and a larger disturbance leaves the set."""
+    problem, sure = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    small = Polytope(problem.inputs.H, 0.01 * problem.inputs.h)
+    loud = replace(problem.model, half_axes=50 * problem.model.half_axes)
+    for other in (replace(problem, inputs=small), replace(problem, model=loud)):
+        with pytest.raises(ValueError, match="sets and model"):
+            SafetyFilter(other, Moody(), sure)
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_a_stored_plan_outlives_a_change_of_the_horizon(steps):
+    _, safe = linear_filter().decide(ORIGIN, vector(0.0))
+    other = replace(safe, problem=replace(safe.problem, steps=steps), proposer=Moody(False))
+    sources = []
+    for _ in range(6):
+        decision, other = other.decide(ORIGIN, vector(0.0))
+        sources.append(decision.source)
+        assert decision.backed
+    assert sources == ["stored"] * 3 + ["backup"] * 3
+    assert replace(safe, problem=other.problem).decide(ORIGIN, vector(0.0))[0].source == "plan"
 
 
 def test_wrong_calls_are_errors():

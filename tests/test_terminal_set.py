@@ -1,5 +1,6 @@
 """Hulls of certified states, and invariance: against simulation, against the closed form, and sets that are not invariant."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 from xmpsc_cases import double_integrator, ensemble_pendulum
 
+from gpsafe.certify import CertificationProblem
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
 from gpsafe.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
@@ -102,6 +104,36 @@ def test_control_a_law_beyond_the_inputs_is_refuted():
     found = certify_invariance(problem, AffineLaw(3.0 * sure.law.gain, sure.law.offset))
     assert found.verdict.outcome is Outcome.VIOLATED
     assert not bool(problem.inputs.contains(3.0 * sure.law(found.witness)))
+
+
+@pytest.mark.parametrize(
+    ("center", "size"), [(0.0, 1.0), (1e6, 1e-3), (1e6, 1e-4), (1.0, 1e-9), (0.0, 1e-9), (0.0, 1e-10)]
+)
+def test_a_law_beyond_the_inputs_is_never_certified_however_small_the_set(center, size):
+    """u = (x − c)/s takes ±1 on |x − c| ≤ s, ten times what U has; solvers see such a set as a point."""
+    box = Polytope.of_box(Box(vector(center - size, center - size), vector(center + size, center + size)))
+    inputs = Polytope.of_box(Box(vector(-0.1), vector(0.1)))
+    plant = AffineKnown(0.5 * torch.eye(2).double(), torch.zeros(2, 1).double(), 0.5 * vector(center, center))
+    model = LinearTube(plant, vector(0.0, 0.0))
+    problem = CertificationProblem(model, box, inputs, box, torch.zeros(1, 2).double(), 2)
+    law = AffineLaw.about(vector(1 / size, 0.0).unsqueeze(0), vector(center, center), vector(0.0))
+    assert not certify_invariance(problem, law).certified
+    gentle = AffineLaw.about(vector(0.09 / size, 0.0).unsqueeze(0), vector(center, center), vector(0.0))
+    if center == 0.0:
+        assert certify_invariance(problem, gentle).certified
+
+
+def test_a_law_beyond_the_inputs_is_never_certified_on_a_strip_that_looks_flat():
+    side, width = math.sqrt(0.5), 1e-10
+    rows = torch.tensor([[side, -side], [-side, side], [1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    strip = Polytope(rows, vector(width, width, 1.0, 1.0))
+    model = LinearTube(
+        AffineKnown(0.5 * torch.eye(2).double(), torch.zeros(2, 1).double(), vector(0.0, 0.0)), vector(0.0, 0.0)
+    )
+    inputs = Polytope.of_box(Box(vector(-1.0), vector(1.0)))
+    problem = CertificationProblem(model, strip, inputs, strip, torch.zeros(1, 2).double(), 2)
+    steep = AffineLaw(100.0 / width * rows[:1], vector(0.0))
+    assert not certify_invariance(problem, steep).certified
 
 
 def test_a_larger_disturbance_refutes_and_a_spent_budget_is_inconclusive():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -125,6 +126,38 @@ def test_linear_tubes_contain_the_plant_under_admissible_disturbances(seed, step
         x = plant(x, u) + w
         worst = max(worst, float(Ellipsoid(tube.center[0, k + 1], tube.factor[0, k + 1]).gauge(x).max()))
     assert worst <= 1 + 1e-9
+
+
+@given(seeds(), st.integers(-2, 6), st.integers(-3, 6), st.integers(-2, 4), st.booleans())
+def test_sound_tubes_contain_the_exact_path_although_large_terms_cancel(
+    seed, plant_size, state_size, gain_size, cancel
+):
+    """In rational arithmetic, without a disturbance; A x + c is of size 1, its terms are up to 10^12; only the law rounds."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    def rational(values: torch.Tensor) -> list[Fraction]:
+        return [Fraction(float(v)) for v in values]
+
+    A, x0, B = 10.0**plant_size * draw(2, 2), 10.0**state_size * draw(2), draw(2, 1)
+    c = draw(2) - A @ x0 if cancel else draw(2)
+    inputs = draw(3, 1)
+    tube = propagate(
+        LinearTube(AffineKnown(A, B, c), torch.zeros(2).double()), x0, inputs, 10.0**gain_size * draw(1, 2)
+    )
+    x = rational(x0)
+    for k in range(3):
+        measured = torch.tensor([float(v) for v in x], dtype=torch.float64)
+        (u,) = rational(inputs[k] + (measured - tube.reference[k]) @ tube.gain[k].mT)
+        terms = [
+            [*(a * y for a, y in zip(rational(row), x, strict=True)), Fraction(float(b)) * u]
+            for row, b in zip(A, B, strict=True)
+        ]
+        x = [sum(row, start=o) for row, o in zip(terms, rational(c), strict=True)]
+        gap = torch.tensor([float(v - w) for v, w in zip(x, rational(tube.center[0, k + 1]), strict=True)]).double()
+        assert bool(Ellipsoid(torch.zeros(2).double(), tube.factor[0, k + 1]).contains(gap)), (k, gap)
 
 
 def test_sound_tubes_share_one_affine_law():

@@ -89,8 +89,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
     thousandfold; it is a margin, not interval arithmetic. Proposers aim about 1e-8 inside, or the problem states a tolerance.
 
-    NaN or infinite states, plans and tubes, plans of a wrong shape and an x_0 outside the states are INCONCLUSIVE, with
-    the reason.
+    NaN or infinite states, plans and tubes, rows that overflow, plans of a wrong shape and an x_0 outside the states are
+    INCONCLUSIVE, with the reason.
 
     Raises:
         ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
@@ -99,15 +99,17 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     _require.shape("judge", "x0", x0, (problem.nx,))
     _require.shape("judge", "learned", learned, (problem.nu,))
     inputs = proposal.inputs
+    if isinstance(inputs, Tensor) and not inputs.is_complex():
+        inputs = inputs.detach().clone()  # a proposer may write on its own memory later
 
     def answer(verdict: Verdict, reason: str, *found: object) -> Certificate:
         margins, tightest, tube = found or (None, None, None)
         assert margins is None or isinstance(margins, Margins)
         assert tightest is None or isinstance(tightest, Tightest)
         assert tube is None or isinstance(tube, Tube)
-        usable = isinstance(inputs, Tensor) and inputs.shape == (problem.steps, problem.nu)
+        usable = isinstance(inputs, Tensor) and not inputs.is_complex() and inputs.shape == (problem.steps, problem.nu)
         plan = (
-            inputs.detach().to(torch.float64)
+            inputs.to(torch.float64)
             if usable
             else torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64)
         )
@@ -131,12 +133,14 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
 
     if not bool(torch.isfinite(x0).all()):
         return unclear("the initial state has NaN or infinite entries")
-    if not isinstance(inputs, Tensor) or inputs.shape != (problem.steps, problem.nu):
+    if not isinstance(inputs, Tensor) or inputs.is_complex() or inputs.shape != (problem.steps, problem.nu):
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        return unclear(f"the proposal has no plan of shape {(problem.steps, problem.nu)}: {got}")
+        return unclear(f"the proposal has no real plan of shape {(problem.steps, problem.nu)}: {got}")
     if not bool(torch.isfinite(inputs).all()):
         return unclear("the proposed plan has NaN or infinite entries")
     outside = problem.states.H @ x0.to(torch.float64) - problem.states.h
+    if not bool(torch.isfinite(outside).all()):
+        return unclear("the rows of the states overflow at the initial state")
     if float(outside.max()) > problem.tolerance:
         row = int(outside.argmax())
         return unclear(f"infeasible initial state: row {row} of the states is exceeded by {float(outside[row]):.3g}")
@@ -148,6 +152,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
             member = int(bad[:, stage].nonzero()[0])
             return unclear(f"the tube of member {member} is not finite at stage {stage}")
         computed, rounding = problem.margins(tube), _rounding(problem, tube)
+    if not all(bool(torch.isfinite(t).all()) for t in (*_groups(computed), *_groups(rounding))):
+        return unclear("rows of the constraints overflow on the tube")
     margins = Margins(
         computed.state - rounding.state, computed.input - rounding.input, computed.terminal - rounding.terminal
     )
@@ -173,7 +179,9 @@ def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
         return ROUNDING * (center.abs() @ H.abs().mT + (H.abs() @ factor.abs()).sum(-1) + h.abs())
 
     X, U, F = problem.states, problem.inputs, problem.terminal
-    moved = tube.gain.abs() @ tube.factor[..., :-1, :, :].abs()
+    # The law K(x − c) rounds in units of |K|(|x| + |c|).
+    reach = tube.center.abs() + tube.reference.abs().unsqueeze(-3) + tube.factor.abs().sum(-1)
+    moved = tube.gain.abs() @ reach[..., :-1, :].unsqueeze(-1)
     return Margins(
         of(X.H, X.h, tube.center[..., 1:, :], tube.factor[..., 1:, :, :]),
         of(U.H, U.h, tube.inputs, moved),

@@ -14,7 +14,7 @@ import torch
 from scipy.spatial import ConvexHull, Delaunay, HalfspaceIntersection, QhullError
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe.sets import _lp
 from gpsafe.sets._containment import Containment
 from gpsafe.sets.box import Box
@@ -96,7 +96,31 @@ class Polytope:
         """max of n·x over P for n (k, d): (k,); inf where unbounded, −inf if empty."""
         H, h = self._arrays()
         _require.last_dim("Polytope.support", "directions", directions, self.dim)
-        values = [_lp.maximize(n, H, h)[1] for n in directions.detach().cpu().numpy()]
+        values = [_lp.maximize(n, H, h).value for n in directions.detach().cpu().numpy()]
+        return torch.tensor(values, dtype=torch.float64, device=self.H.device)
+
+    def support_outer(self, directions: Tensor) -> Tensor:
+        """≥ support for n (k, d), (k,): rigorous whatever the solver did, tight where it did well; inf where nothing is known.
+
+        For multipliers y ≥ 0: n·x = (Hᵀy)·x + (n − Hᵀy)·x ≤ h·y + |n − Hᵀy|·|x|. The range of |x| comes from the same bound for
+        the coordinates: |x_i| ≤ a_i + R_i max|x|, with Σ R_i < 1, so that P has no direction of recession.
+        """
+        _require.last_dim("Polytope.support_outer", "directions", directions, self.dim)
+        H, h = self._arrays()
+        rounding = linalg.gamma(self.rows + 4)
+
+        def bound(n: _lp.Array) -> tuple[float, _lp.Array]:
+            y = np.nan_to_num(_lp.maximize(n, H, h).multipliers)
+            rest = np.abs(n - H.T @ y) + rounding * (np.abs(n) + np.abs(H).T @ y)
+            return float(h @ y + rounding * (np.abs(h) @ y)), rest
+
+        axes = [bound(n) for n in np.concatenate([np.eye(self.dim), -np.eye(self.dim)])]
+        spread = max(float(rest.sum()) for _, rest in axes)
+        reach = max(value for value, _ in axes) / (1.0 - spread) if spread < 0.5 else np.inf
+        values = []
+        for n in directions.detach().cpu().numpy():
+            value, rest = bound(n)
+            values.append(value + float(rest.sum()) * max(reach, 0.0) * (1 + 1e-12) if rest.any() else value)
         return torch.tensor(values, dtype=torch.float64, device=self.H.device)
 
     def chebyshev(self) -> tuple[Tensor, float]:
@@ -112,21 +136,21 @@ class Polytope:
         H, h, norms = H[norms > 0], h[norms > 0], norms[norms > 0]
         rows = np.concatenate([H / norms[:, None], np.ones((len(H), 1))], axis=1)
         last = np.eye(self.dim + 1)[-1:]
-        status, value, point = _lp.maximize(last[0], rows, h / norms)
+        status, value, point, _ = _lp.maximize(last[0], rows, h / norms)
         if status == "unbounded":
             rows, offsets = np.concatenate([rows, last]), np.append(h / norms, 1.0)
-            _, _, point = _lp.maximize(last[0], rows, offsets)
+            point = _lp.maximize(last[0], rows, offsets).point
             value = np.inf
         return torch.from_numpy(point[:-1].copy()).to(self.H.device), float(value)
 
     def is_empty(self) -> bool:
-        """Whether no ball of radius −TOL(1 + max |h_i|/‖H_i‖) fits."""
+        """Whether no ball of radius −TOL max |h_i|/‖H_i‖ fits."""
         return self.chebyshev()[1] < -TOL * self._size()
 
     def _size(self) -> float:
         norms = self.H.norm(dim=1)
         ratio = torch.where(norms > 0, self.h.abs() / torch.where(norms > 0, norms, torch.ones_like(norms)), 0.0)
-        return 1.0 + float(ratio.max())
+        return float(ratio.max()) or 1.0
 
     def bounding_box(self) -> Box:
         """The smallest box around P.
@@ -138,7 +162,7 @@ class Polytope:
         ends = []
         for sign in (-1.0, 1.0):
             for axis in range(self.dim):
-                status, value, _ = _lp.maximize(sign * np.eye(self.dim)[axis], H, h)
+                status, value, *_ = _lp.maximize(sign * np.eye(self.dim)[axis], H, h)
                 if status != "optimal":
                     got = "an empty one" if status == "infeasible" else f"one unbounded along {sign:+.0f}·e_{axis}"
                     raise _require.fail("Polytope.bounding_box", "a bounded, non-empty polytope", got)
@@ -150,7 +174,7 @@ class Polytope:
         """Whether every coordinate has a finite range (an empty set is bounded)."""
         H, h = self._arrays()
         directions = np.concatenate([np.eye(self.dim), -np.eye(self.dim)])
-        return all(_lp.maximize(n, H, h)[0] != "unbounded" for n in directions)
+        return all(_lp.maximize(n, H, h).status != "unbounded" for n in directions)
 
     def contains_polytope(self, other: Polytope) -> Containment:
         """P′ ⊆ P: margin min_i (h_i − max_{P′} H_i x) and the worst point of P′, to solver tolerance.
@@ -161,7 +185,7 @@ class Polytope:
         H, h = other._arrays()
         margin, witness = np.inf, np.full(self.dim, np.nan)
         for row, offset in zip(*self._arrays(), strict=True):
-            _, value, point = _lp.maximize(row, H, h)
+            _, value, point, _ = _lp.maximize(row, H, h)
             if offset - value < margin:
                 margin, witness = offset - value, point
         return Containment(self.h.new_tensor(margin), torch.from_numpy(witness.copy()).to(self.H.device))
@@ -176,7 +200,7 @@ class Polytope:
         for i in list(kept):
             others = [j for j in kept if j != i]
             relaxed = np.append(h[others], h[i] + norms[i])
-            status, value, _ = _lp.maximize(H[i], np.concatenate([H[others], H[i : i + 1]]), relaxed)
+            status, value, *_ = _lp.maximize(H[i], np.concatenate([H[others], H[i : i + 1]]), relaxed)
             if status == "optimal" and value <= h[i] + TOL * norms[i] * self._size() and others:
                 kept = others
         return Polytope(self.H[kept], self.h[kept])
@@ -194,7 +218,7 @@ class Polytope:
         stuck = [
             row / n
             for row, offset, n in zip(H, h, norms, strict=True)
-            if n > 0 and offset + _lp.maximize(-row, H, h)[1] <= 10 * TOL * self._size() * n
+            if n > 0 and offset + _lp.maximize(-row, H, h).value <= 10 * TOL * self._size() * n
         ]
         _, s, Vh = np.linalg.svd(np.array(stuck), full_matrices=True)
         rank = int((s > 1e-9 * s[0]).sum())
@@ -213,7 +237,8 @@ class Polytope:
             return torch.from_numpy(center[None].copy()).to(self.H.device)
         inner = Polytope(torch.from_numpy(H @ basis), torch.from_numpy(h - H @ center))
         lengths = inner.H.norm(dim=1)
-        inner = Polytope(inner.H[lengths > TOL], inner.h[lengths > TOL])
+        kept = lengths > TOL * self.H.norm(dim=1).cpu()
+        inner = Polytope(inner.H[kept], inner.h[kept])
         if basis.shape[1] == 1:
             box = inner.bounding_box()
             points = torch.stack([box.lower, box.upper]).numpy()

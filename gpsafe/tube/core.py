@@ -37,7 +37,7 @@ from gpsafe.sets.ellipsoid import Ellipsoid
 Mode = Literal["paper", "sound"]
 MODES: tuple[Mode, ...] = ("paper", "sound")
 START = 1e-6  # half-axis of the first ellipsoid in paper mode, as published: Q_0 = 1e-12 I
-ROUNDING = 1e-12  # sound tubes widen by this share of all sizes in every step: more than the rounding of one step
+ROUNDING = 1e-12  # sound tubes widen by this share of all `sizes` in every step: more than the rounding of one step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +141,17 @@ def gains(gain: Tensor, steps: int, nx: int, nu: int) -> Tensor:
     return gain.expand(steps, nu, nx)
 
 
+def sizes(local: Linearisation, reach: Tensor, u: Tensor, gain: Tensor) -> Tensor:
+    """1 + |μ| + |A| ρ + |B|(|u| + |K| ρ), (*b, M, nx): what the rounding of a step is a share of, for states of size ρ = reach.
+
+    The terms, not their sum: they may cancel. For networks and Gaussian processes, whose inner terms are not seen, it is a
+    proxy.
+    """
+    moved = u.abs() + reach @ gain.abs().mT
+    terms = local.A.abs() @ reach.unsqueeze(-1) + local.B.abs() @ moved.unsqueeze(-1)
+    return 1.0 + local.mean.abs() + terms.squeeze(-1)
+
+
 def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
     """A square factor of the trace-minimal outer Minkowski sum of E(0, L_jL_jᵀ) and of the box |r_i| ≤ box_i.
 
@@ -193,7 +204,8 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
         noise = torch.diag_embed(local.variance.sqrt())
         if sound:
             rest = model.remainder(x, u, factor, gain[k])
-            size = 1.0 + local.mean.abs() + carried.abs().sum(-1) + rest
+            reach = x.abs() + references[-1].abs().unsqueeze(-2) + factor.abs().sum(-1)
+            size = sizes(local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
             factor = outer_sum([carried, noise], rest + ROUNDING * size) * (1 + ROUNDING)
         else:
             factor = outer_sum([carried, noise])

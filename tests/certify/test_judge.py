@@ -96,8 +96,9 @@ def test_a_plan_on_the_edge_is_inconclusive_and_a_tolerance_is_stated():
         (torch.tensor([math.nan, 0.0]), REST, "initial state has NaN"),
         (torch.tensor([2.0, 0.0]), REST, "infeasible initial state: row 0"),
         (START, plan(math.nan, *[0.0] * 7), "plan has NaN"),
-        (START, plan(0.0, 0.0), r"no plan of shape \(8, 1\)"),
-        (START, None, "no plan of shape"),
+        (START, plan(0.0, 0.0), r"no real plan of shape \(8, 1\)"),
+        (START, None, "no real plan of shape"),
+        (START, REST + 0j, "no real plan of shape"),
         (START, plan(*[1e308] * 8), "not finite at stage"),
     ],
 )
@@ -107,6 +108,28 @@ def test_what_cannot_be_judged_is_inconclusive_with_the_reason(x0, inputs, reaso
     assert not found.certified
     assert re.search(reason, found.reason)
     assert found.margins is None
+
+
+@pytest.mark.parametrize("place", ["states", "terminal"])
+def test_rows_that_overflow_are_never_certified(place):
+    """∞ − ∞ in one row beside satisfied rows: no least margin exists."""
+    wide = Polytope.of_box(Box(torch.full((2,), -100.0).double(), torch.full((2,), 100.0).double()))
+    row = torch.tensor([[1.7e308, -1.7e308]], dtype=torch.float64)
+    huge = wide.intersect(Polytope(row, torch.ones(1).double()))
+    problem = replace(double_integrator(), **{"states": wide, "terminal": wide, place: huge})
+    found = judge(problem, torch.tensor([10.0, 10.0]).double(), LEARNED, propose(REST))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "overflow" in found.reason
+
+
+def test_a_certificate_does_not_change_with_the_proposers_memory():
+    plan_of_a_liar = REST.clone()
+    found = judge(double_integrator(), START, LEARNED, propose(plan_of_a_liar))
+    assert found.certified
+    law = found.law(1, START)
+    plan_of_a_liar.fill_(1e6)
+    assert torch.equal(found.inputs, REST)
+    assert torch.equal(found.law(1, START), law)
 
 
 def test_sound_certificates_say_what_they_rest_on():

@@ -234,6 +234,27 @@ def test_held_out_rows_stay_held_out(learnt):
     assert len(more.data) == 600
 
 
+def test_held_out_rows_stop_the_training_and_choose_the_weights():
+    """A wide network on 40 noisy rows: the weights kept are the best of all passes on the held-out rows, by the definition."""
+    data = pendulum_data(3, 40)
+
+    def learn(patience: float) -> Ensemble:
+        settings = Training(epochs=400, steps=0, patience=patience, batch=40)
+        model = Ensemble.create(NX, NU, generator=torch.Generator().manual_seed(0), hidden=(40, 40), training=settings)
+        return model.condition(data)
+
+    model, patient = learn(0.1), learn(1.0)
+    assert model.fit is not None
+    assert patient.fit is not None
+    assert model.fit.epochs < patient.fit.epochs == 400
+    assert bool((patient.fit.loss <= model.fit.loss).all())  # the same passes, and more of them
+    assert torch.equal(patient.held_out, model.held_out)
+    mean, std = model.evaluate(data.x[model.held_out], data.u[model.held_out])
+    gap = (data.x_next[model.held_out] - mean) / std
+    loss = (0.5 * gap.square() + std.log() - model.targets.scale.log()).mean((1, 2))
+    torch.testing.assert_close(loss, model.fit.loss)
+
+
 def test_members_learn_independently():
     """The same member alone, from the same weights on the same rows, becomes the same network."""
     training = Training(epochs=3, steps=0, bootstrap=False, held_out=0.0, restart=False, batch=500)

@@ -118,6 +118,41 @@ def test_containment_of_polytopes_agrees_with_the_vertices_and_the_witness(seed,
     assert float(inner.violation(answer.witness)) < 1e-7
 
 
+@pytest.mark.parametrize("rows", [1e-12, 1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_scales_of_rows_and_sets_do_not_matter(rows, size):
+    """HiGHS drops coefficients below 1e-9 and works to absolute tolerances."""
+    square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
+    same = Polytope(rows * square.H, rows * size * square.h)
+    assert same.is_bounded()
+    assert not same.is_empty()
+    diagonal = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    assert float(same.support(1e-9 * diagonal)) == pytest.approx(2e-9 * size)
+    assert float(same.support_outer(diagonal)) == pytest.approx(2 * size)
+    assert sorted(same.vertices().div(size).round(decimals=6).tolist()) == [[-1, -1], [-1, 1], [1, -1], [1, 1]]
+    assert float(same.contains_polytope(same).margin) == pytest.approx(0.0, abs=1e-9 * rows * size)
+
+
+@given(seeds(), st.integers(1, 4), st.floats(-6, 6), st.floats(-6, 2))
+def test_support_outer_is_above_every_vertex_and_tight(seed, dim, exponent, tilt):
+    """Needles and nearly parallel rows included; in one dimension an interval."""
+    generator = torch.Generator().manual_seed(seed)
+    points = 10.0**exponent * torch.randn(dim + 6, dim, dtype=torch.float64, generator=generator)
+    points[:, 0] *= 10.0**tilt
+    hull = convex_hull(points)
+    directions = torch.randn(5, dim, dtype=torch.float64, generator=generator)
+    upper = hull.support_outer(directions)
+    reached = (points @ directions.mT).amax(0)
+    scale = directions.norm(dim=1) * points.abs().max()
+    assert bool((upper >= reached - 1e-15 * scale).all())
+    assert bool((upper <= reached + 1e-6 * scale).all())
+
+
+def test_support_outer_claims_nothing_for_unbounded_sets():
+    half = Polytope(torch.tensor([[1.0, 0.0]]).double(), torch.ones(1).double())
+    assert half.support_outer(torch.eye(2).double()).tolist() == [math.inf, math.inf]
+
+
 def test_containment_of_empty_and_unbounded():
     assert UNIT.contains_polytope(EMPTY).margin == math.inf
     assert UNIT.contains_polytope(HALF).margin == -math.inf
