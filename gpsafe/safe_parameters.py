@@ -77,9 +77,13 @@ class SafeParameters:
         return replace(self, theta=torch.cat([self.theta, theta]), witnesses=(*self.witnesses, *new), radius=radius)
 
     def with_boxes(self, radius: Tensor) -> SafeParameters:
-        """Larger certified boxes, (m, d)."""
+        """Certified boxes (m, d): each replaces the one of its member only if it contains it, so that no point is lost.
+
+        Of two boxes neither of which contains the other the old one is kept: the box around both is not certified.
+        """
         _require.shape("SafeParameters.with_boxes", "radius", radius, tuple(self.theta.shape))
-        return replace(self, radius=torch.maximum(self.radius, radius))
+        larger = (radius >= self.radius).all(-1, keepdim=True)
+        return replace(self, radius=torch.where(larger, radius, self.radius))
 
     def covers(self, theta: Tensor) -> Tensor:
         """Whether θ (m, d) lies in a certified box, (m,)."""

@@ -76,9 +76,10 @@ class Tracking:
             slopes_x.append(a)
             slopes_u.append(b)
             state = following
-        gains = self._gains(slopes_x, slopes_u)
-        states, u = torch.stack(path, dim=1), torch.stack(used, dim=1)
-        offset = u - (gains @ states.unsqueeze(-1)).squeeze(-1)
+        # a path may overflow: what is no number there becomes an open-loop input, to be judged like any other
+        gains = _finite(self._gains(slopes_x, slopes_u))
+        states, u = torch.stack(path, dim=1), _finite(torch.stack(used, dim=1))
+        offset = u - _finite((gains @ states.unsqueeze(-1)).squeeze(-1))
         full = torch.full_like(lengths, steps)
         return Plans(offset, gains, full, torch.zeros_like(lengths), lengths.clamp_min(1))
 
@@ -88,10 +89,14 @@ class Tracking:
         value, gains = weight.expand(slopes_x[0].shape), []
         for a, b in zip(reversed(slopes_x), reversed(slopes_u), strict=True):
             back = b.mT @ value
-            gain = -torch.linalg.solve(effort + back @ b, back @ a)
+            gain = -torch.linalg.solve_ex(effort + back @ b, back @ a).result
             value = weight + a.mT @ value @ (a + b @ gain)
             gains.append(gain)
         return torch.stack(gains[::-1], dim=1)
+
+
+def _finite(value: Tensor) -> Tensor:
+    return value.nan_to_num(0.0, 0.0, 0.0)
 
 
 def linearised(judge: PlanTube, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

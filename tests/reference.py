@@ -64,3 +64,32 @@ def robust_cost_1d(
         points = [start] if t == 0 else grid
         value = torch.tensor([cost(x) + choose(x, averaged) for x in points], dtype=torch.float64)
     return float(value[0])
+
+
+def rbf_jet(
+    inputs: torch.Tensor, z: torch.Tensor, lengthscale: torch.Tensor, regularizer: float
+) -> list[list["mpmath.mpf"]]:
+    """Posterior covariance of (f(z), ∇f(z)) for the RBF kernel of variance 1, in mpmath's current precision."""
+    n, d = inputs.shape
+    x, c, ell = ([mpmath.mpf(v) for v in part.flatten().tolist()] for part in (inputs, z, lengthscale.expand(d)))
+    x = [x[i * d : (i + 1) * d] for i in range(n)]
+
+    def k(a: list["mpmath.mpf"], b: list["mpmath.mpf"]) -> "mpmath.mpf":
+        return profile(math.inf, sum(((p - q) / s) ** 2 for p, q, s in zip(a, b, ell, strict=True)))
+
+    gram = mpmath.matrix(n, n)
+    for i in range(n):
+        for j in range(i + 1):
+            gram[i, j] = gram[j, i] = k(x[i], x[j]) + (mpmath.mpf(regularizer) if i == j else 0)
+    lower, half = mpmath.cholesky(gram), []
+    for row in range(n):
+        value = k(x[row], c)
+        sections = [value, *(-value * (q - p) / s**2 for p, q, s in zip(x[row], c, ell, strict=True))]
+        for m, section in enumerate(sections):
+            seen = sum(lower[row, j] * half[j][m] for j in range(row))
+            sections[m] = (section - seen) / lower[row, row]
+        half.append(sections)
+    prior = [mpmath.mpf(1), *(1 / s**2 for s in ell)]
+    return [
+        [(prior[i] if i == j else 0) - sum(row[i] * row[j] for row in half) for j in range(d + 1)] for i in range(d + 1)
+    ]

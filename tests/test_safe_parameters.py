@@ -146,6 +146,18 @@ def test_certified_boxes_hold_only_certified_policies(learned):
     assert not bool(boxed.covers(vector(1.3, 5.0)[None]))
 
 
+def test_boxes_certified_one_after_the_other_cover_nothing_that_neither_covers():
+    safe = SafeParameters.initial(vector(0.3, 3.0)[None], budget=0.2)
+    wide, tall = vector(0.5, 0.1)[None], vector(0.05, 1.0)[None]
+    both = safe.with_boxes(wide).with_boxes(tall)
+    theta = safe.theta + FAMILY.box.sample(400, generator(4)) - FAMILY.box.center
+    apart = safe.with_boxes(wide).covers(theta) | safe.with_boxes(tall).covers(theta)
+    assert not bool((both.covers(theta) & ~apart).any())
+    assert not bool(both.covers(vector(0.75, 3.9)[None]).any())  # the corner of the hull of both
+    grown = both.with_boxes(vector(0.6, 0.2)[None])  # contains the one that is kept
+    assert bool((grown.covers(theta) | ~both.covers(theta)).all()) and float(grown.radius[0, 0]) == 0.6
+
+
 def test_lipschitz_boxes_keep_value_plus_distance_within_the_budget(learned):
     plant, confidence, dp = learned
 

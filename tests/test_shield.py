@@ -14,11 +14,18 @@ from scipy import stats
 from shield_cases import HORIZON, case_of, corners, judge_of, judged, pushes, shield_of, tracking_of
 from strategies import seeds
 
+from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.plan_tube import Plans
+from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
+from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.shield import NotCertified, Shield, noise_radius
+from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.known import SineKnown
+from gpsafe.tracking import Tracking
 
 NONE = torch.zeros(0, 1, 1, dtype=torch.float64)
 
@@ -111,6 +118,29 @@ def stored_plan_violates(shifted) -> bool:
 def test_control_a_stored_plan_off_by_one_is_caught():
     assert not stored_plan_violates(Plans.shifted)
     assert stored_plan_violates(lambda plan: plan)
+
+
+@pytest.mark.parametrize(("nu", "weight", "horizon"), [(1, 1.0, 800), (2, 1e20, 3)])
+def test_candidates_without_finite_gains_are_refused_and_the_fallback_answers(nu, weight, horizon):
+    """x⁺ = 3x + Σu + …: without feedback 3^800 is no number, and nor are the gains along that path; with a weight of 1e20
+    and two equal inputs the equations for the gains are singular."""
+    one, ones = torch.eye(1, dtype=torch.float64), torch.ones(1, nu, dtype=torch.float64)
+    known = SineKnown(3 * one, ones, vector(0.0), 0.01 * one, torch.ones(1, 1 + nu, dtype=torch.float64), vector(0.0))
+    model = GP.create(kernels.rbf([1.0] * (1 + nu), 1e-6), 1e-6, nx=1, nu=nu, noise_std=1e-3, prior=known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=1e-3, subgaussian=1e-3, delta=0.1)).update(model)
+    box, rest = Box(-ones[0], ones[0]), 0 * ones
+    hold = AffinePolicies(rest, -3 / nu * ones.mT[None], box)
+    judge = PlanTube(
+        fallbacks=hold, constraint=IndicatorCost(one, vector(1.0)), noise_radius=vector(1e-3), input_box=box
+    )
+    tracking = Tracking(
+        brakes=AffinePolicies(rest, 0 * ones.mT[None], box), authority=0.5, state_weight=vector(weight),
+        input_weight=ones[0],
+    )  # fmt: skip
+    shield = Shield.start(judge, confidence, vector(0.0), tracking=tracking, horizon=horizon)
+    assert isinstance(shield, Shield)
+    decision, _ = shield.decide(vector(0.0), torch.ones(2, 5, nu, dtype=torch.float64))
+    assert decision.source == "fallback" and decision.admitted.tolist() == [False, False]
 
 
 def test_a_state_that_the_assumptions_exclude_is_reported():

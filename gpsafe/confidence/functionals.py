@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import kernels
-from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
+from gpsafe.confidence.bounds import EPS, ClosedForm, ConfidenceBound, Mixture, variance_margin
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.models.gp import GP
 
-JET_MARGIN = 1e-10  # outward rounding of posterior variances, relative to their prior value
+JET_MARGIN = 1e-10  # outward rounding of posterior variances, relative to their prior value: at least this
+JET_AMPLIFIED = 8.0  # and for gradients at least this times εk/λ, three times the largest error measured
 
 
 def functional_beta(bound: ConfidenceBound, model: GP) -> Tensor | None:
@@ -123,7 +124,10 @@ def _sections(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[T
     prior = torch.zeros(size, dtype=z.dtype, device=z.device)
     prior[0] = form.variance
     prior[1 + active] = form.variance * form.slope(zero) * inverse_sq
-    cov = torch.diag(prior * (1 + JET_MARGIN)).expand(m, size, size)
+    regularizer = torch.as_tensor(model._factors[i].regularizer, dtype=z.dtype, device=z.device)
+    margin = max(JET_MARGIN, JET_AMPLIFIED * EPS * form.variance / float(regularizer)) * prior
+    margin[0] = torch.maximum(JET_MARGIN * prior[0], variance_margin(prior[0], regularizer))
+    cov = torch.diag(prior + margin).expand(m, size, size)
     if model.inputs is None:
         return None, cov.clone()
     squares = form.squared_distances(model.inputs, z)  # (n, m)

@@ -25,6 +25,9 @@ def extremal_member(bound: ConfidenceBound, model: GP, z: Tensor, sign: float, *
         z: (d,).
         sign: ±1.
         output: learned output.
+
+    Raises:
+        ValueError: if ‖μ_n‖_k > B: the ellipsoid's centre is no member then, and nor need be anything on this line.
     """
     beta = functional_beta(bound, model)
     if beta is None:
@@ -42,6 +45,8 @@ def extremal_member(bound: ConfidenceBound, model: GP, z: Tensor, sign: float, *
 
     full = sign * float(beta[output]) / float(model.posterior(z)[1][0, output].clamp_min(1e-9))
     low, high = 0.0, 1.0
+    if member(0.0).norm_upper > limit:
+        raise _require.fail("extremal_member", f"a posterior mean of norm <= {limit:g}", member(0.0).norm_upper)
     if member(full).norm_upper <= limit:
         return member(full)
     for _ in range(40):
