@@ -156,6 +156,7 @@ class Ellipsoid:
     def inside(self, other: Ellipsoid, *, tol: float = 1e-10) -> Containment:
         """Is the set in another ellipsoid? Margin 1 − max gauge of `other`; exact by the S-procedure, from below.
 
+        Up to rounding, about 1e-16 times the condition number of `other` (3e-9 measured at 1e8).
         If the other one is flat: −inf when this set leaves its affine span by more than tol of the two sets' size.
         """
         inverse, span = _pseudo_inverse(other.factor)

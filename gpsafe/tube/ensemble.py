@@ -92,7 +92,7 @@ class EnsembleTube:
         _require.positive("EnsembleTube.sound", "aleatoric", aleatoric)
         radius = aleatoric * chi_square_radius(ensemble.nx, delta, steps) + epistemic
         told = (
-            f"calibrated: for one member m, noise N(0, ≤ ({aleatoric:g} σ_m)²) and |f − μ_m| ≤ {epistemic:g} σ_m on the tube",
+            f"calibrated: for one member m, noise N(0, ≤ ({aleatoric:g} σ_m)²) and ‖(f − μ_m)/σ_m‖ ≤ {epistemic:g} on the tube",
             f"noise events: probability ≥ {1 - delta:g} jointly over {steps} steps",
         )
         return EnsembleTube(ensemble, "sound", radius, told)

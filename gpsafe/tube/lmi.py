@@ -5,6 +5,7 @@ Not imported by ``gpsafe.tube`` itself, because cvxpy takes seconds to load.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,9 @@ def _at_rate(A: Tensor, B: Tensor, axes: Tensor, weight: float, rate: float) -> 
     size = cp.trace(cp.multiply(S, np.diag(axes.square().cpu().numpy())))
     problem = cp.Problem(cp.Minimize(size + weight * cp.trace(Z)), constraints)
     try:
-        problem.solve(solver=cp.CLARABEL)
+        with warnings.catch_warnings():  # that it may be inaccurate: `_checked` sees to that
+            warnings.simplefilter("ignore", UserWarning)
+            problem.solve(solver=cp.CLARABEL)
     except cp.SolverError:
         return None
     if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or S.value is None or Y.value is None:
