@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 
 def maximize(objective: Array, H: Array, h: Array) -> Answer:
-    """max objective·x over Hx ≤ h, to about 1e-10 of the size of the data.
+    """max objective·x over Hx ≤ h, to about 1e-10 of the size of the data (1e-7 where HiGHS only answers at its own tolerances).
 
     Raises:
         ValueError: if HiGHS gives no answer; a failure is never read as one.
@@ -43,8 +43,8 @@ def maximize(objective: Array, H: Array, h: Array) -> Answer:
     ratios = h[kept] / lengths
     size = float(np.abs(ratios).max(initial=0.0)) or 1.0
     rows, room = H[kept] / lengths[:, None], ratios / size
-    # Presolve may say "infeasible or unbounded"; without it HiGHS tells which.
-    for options in (PRECISE, {**PRECISE, "presolve": False}):
+    # Presolve may say "infeasible or unbounded"; without it HiGHS tells which. Strict tolerances may end without an answer.
+    for options in (PRECISE, {**PRECISE, "presolve": False}, {}, {"presolve": False}):
         result = linprog(-objective / goal, A_ub=rows, b_ub=room, bounds=(None, None), method="highs", options=options)
         if result.status == 0:
             multipliers = np.zeros(H.shape[0])

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from strategies import seeds
@@ -133,6 +133,7 @@ def test_scales_of_rows_and_sets_do_not_matter(rows, size):
     assert float(same.contains_polytope(same).margin) == pytest.approx(0.0, abs=1e-9 * rows * size)
 
 
+@example(3, 3, 0.0, -6.0)  # where HiGHS gives no answer at strict tolerances
 @given(seeds(), st.integers(1, 4), st.floats(-6, 6), st.floats(-6, 2))
 def test_support_outer_is_above_every_vertex_and_tight(seed, dim, exponent, tilt):
     """Needles and nearly parallel rows included; in one dimension an interval."""
