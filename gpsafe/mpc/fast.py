@@ -59,7 +59,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class CondensedSQP:
-    """Proposer of plans, see the module. Stateless: weights, sets and gains are read at every call, nothing is rebuilt.
+    """Proposer of plans, see the module. Nothing is built for a problem; its arrays are kept for a few problems.
 
     Starts, in this order: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the inputs held. Later
     ones are used if the earlier ones failed without agreeing on the least violation, or always with `exhaustive`, which stops
@@ -294,7 +294,8 @@ class _Search:
         return at, "infeasible" if at.excess > self.enough else "feasible", count
 
     def moved(self, at: _Point, d: Array) -> Array:
-        return np.clip(at.inputs + d.reshape(self.steps, self.nu), self.lower, self.upper)
+        moved = at.inputs + d.reshape(self.steps, self.nu)
+        return np.minimum(np.maximum(moved, self.lower), self.upper)
 
 
 def _merit(at: _Point, rho: float) -> float:

@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 
 def maximize(objective: Array, H: Array, h: Array) -> Answer:
-    """max objective·x over Hx ≤ h, to about 1e-10 of the size of the data (1e-7 where HiGHS only answers at its own tolerances).
+    """max objective·x over Hx ≤ h, to about 1e-10 of the data's size; 1e-7 where HiGHS only answers at its own tolerances.
 
     Raises:
         ValueError: if HiGHS gives no answer; a failure is never read as one.
