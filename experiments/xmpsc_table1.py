@@ -53,7 +53,7 @@ class Arguments:
     """States of a cell that the fast proposer answers."""
     slow_states: int = 3
     """How many of them IPOPT answers too."""
-    slow: tuple[str, ...] = ("published", "repaired")
+    slow: tuple[str, ...] = ("paper", "published", "repaired")
     """Forms of IPOPT in every cell (published, paper, shared, expanded, repaired)."""
     ladder: tuple[str, ...] = ("published", "paper", "shared", "expanded", "repaired")
     """Forms of IPOPT in the default cell."""
