@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from experiments._pendulum import mean_and_half
 from gpsafe import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.linalg import vector
@@ -113,14 +111,3 @@ def centre_returns(model: GP, system: RKHSTwin, family: CartPolePolicies, index:
     states, inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, system.initial_state, still)
     before = states[:, 0, :-1, :]
     return torch.stack([system.reward(before, inputs[:, 0]).sum(-1), travel(before)], dim=-1)
-
-
-def mean_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % Student t interval (nan below two values)."""
-    return mean_and_half([float(v) for v in values])
-
-
-def plus_minus(values: Iterable[float], digits: int = 2) -> str:
-    """'mean ± half-width'."""
-    mean, half = mean_interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"

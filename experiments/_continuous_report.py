@@ -93,7 +93,7 @@ def _table(arms: Arms, safe: np.ndarray, best: float) -> Table:
             )
         )
     caption = (
-        "Mean ± half-width of the normal 95 % interval over seeds. *Unsafe executed* and *members not safe* count policies "
+        "Mean ± half-width of the 95 % Student t interval over seeds. *Unsafe executed* and *members not safe* count policies "
         "whose rigorous upper end of the true J_c exceeds d. *Certified boxes* were sought around a bounded number of members "
         "by the robust program with uncertain parameters; *D-boxes* are what the policy distance gives around the same "
         "members. The published method searches without a certifier; no number there compares with these."

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from gpsafe.planning import Planner
@@ -49,12 +48,3 @@ def for_task(planner: Planner, reward: Reward) -> Planner:
     """The same planner, seeking the task's reward only; its pessimism stays, and it optimises."""
     explorer = replace(planner.explorer, extrinsic=1.0, intrinsic=0.0, uniform=False)
     return replace(planner, explorer=explorer, reward=reward)
-
-
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its two-sided 95 % Student t interval (nan for fewer than two values)."""
-    array = torch.tensor(values, dtype=torch.float64)
-    n = len(array)
-    if n < 2:
-        return float(array.mean()), math.nan
-    return float(array.mean()), float(stats.t.ppf(0.975, n - 1)) * float(array.std()) / math.sqrt(n)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments import _pendulum as common
-from experiments._statistics import COLORS
+from experiments._statistics import COLORS, mean_interval
 from gpsafe.experiment import Animation, Piece, Report, Run, Table
 from gpsafe.systems.base import System
 from gpsafe.systems.pendulum import wrap_angle
@@ -38,7 +38,7 @@ def episodes(run: Run, explorer: str) -> list[Piece]:
 
 def interval(values: Sequence[float], digits: int = 2) -> str:
     """'mean ± half-width' of the 95 % Student t interval."""
-    mean, half = common.mean_and_half(values)
+    mean, half = mean_interval(values)
     return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
@@ -172,7 +172,7 @@ def curves(runs: Sequence[Run]) -> Figure:
         counts = [common.coverage([p.tensors["states"] for p in pieces]) for pieces in found]
         for axes, values in ((left, speeds), (right, counts)):
             array = np.array(values, dtype=float)
-            mean, half = np.array([common.mean_and_half(column.tolist()) for column in array.T]).T
+            mean, half = np.array([mean_interval(column.tolist()) for column in array.T]).T
             x, half = np.arange(1, len(mean) + 1), np.nan_to_num(half)
             ends = (mean - half, mean + half) if axes is right else (array.min(0), array.max(0))
             axes.plot(x, mean, style, color=color, label=f"{name} ({len(array)} seeds)", lw=1.6)

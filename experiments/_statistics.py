@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from scipy import stats
 
 from gpsafe.verdict import clopper_pearson
 
@@ -67,11 +68,12 @@ def draw_shares(
 
 
 def mean_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its normal 95 % interval (nan below two values)."""
+    """Mean and half-width of its two-sided 95 % Student t interval (nan below two values)."""
     array = np.asarray(list(values), dtype=float)
-    if len(array) < 2:
+    n = len(array)
+    if n < 2:
         return float(array.mean()), float("nan")
-    return float(array.mean()), 1.96 * float(array.std(ddof=1)) / len(array) ** 0.5
+    return float(array.mean()), float(stats.t.ppf(0.975, n - 1)) * float(array.std(ddof=1)) / n**0.5
 
 
 def plus_minus(values: Iterable[float], digits: int = 2) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._cartpole import Task, centre_returns, mean_interval, plus_minus, task, truth, with_budget
-from experiments._statistics import COLORS
+from experiments._cartpole import Task, centre_returns, task, truth, with_budget
+from experiments._statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound

@@ -19,8 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._cartpole import mean_interval, plus_minus
-from experiments._statistics import COLORS
+from experiments._statistics import COLORS, mean_interval, plus_minus
 from gpsafe.data import Transitions
 from gpsafe.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.experiment import Table as Sheet

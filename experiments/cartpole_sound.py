@@ -16,8 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._cartpole import hanging_lqr, mean_interval, plant, plus_minus
-from experiments._statistics import COLORS
+from experiments._cartpole import hanging_lqr, plant
+from experiments._statistics import COLORS, mean_interval, plus_minus
 from experiments.cartpole_explorers import PLANNER, PLANT, generator_of
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from experiments import _line as line
-from experiments._statistics import Share
+from experiments._statistics import Share, mean_interval
 from experiments.check_rkhs_assumption import kernel, lower_norms
 from gpsafe import rkhs
 
@@ -89,3 +89,11 @@ def test_peak_memory_sees_an_allocation() -> None:
     result, seconds, grown = map(float, told.split())
     assert result == 64 * 2**17 and seconds > 0
     assert grown > 40 or grown != grown  # MiB; nan where the system does not tell
+
+
+@pytest.mark.parametrize("count", [3, 5, 20])
+def test_intervals_over_few_seeds_cover_the_mean_in_95_percent_of_experiments(count):
+    g = torch.Generator().manual_seed(count)
+    found = [mean_interval(torch.randn(count, dtype=torch.float64, generator=g).tolist()) for _ in range(4000)]
+    covered = sum(abs(mean) <= half for mean, half in found) / len(found)
+    assert abs(covered - 0.95) < 0.02  # 1.96 standard errors would cover 0.81 for three seeds

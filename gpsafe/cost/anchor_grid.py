@@ -115,9 +115,15 @@ def _same(one: GP, other: GP) -> bool:
     if one is other:
         return True
     forms = [[kernels.stationary(kernel) for kernel in model.kernels] for model in (one, other)]
-    keys = [[f and (f.nu, f.lengthscale.tolist(), f.variance) for f in found] for found in forms]
-    if keys[0] != keys[1] or one.num_data != other.num_data or not torch.equal(one.regularizer, other.regularizer):
+    keys = [[f and _key(f) for f in found] for found in forms]
+    if keys[0] != keys[1] or one.outputs != other.outputs or one.num_data != other.num_data:
+        return False
+    if not torch.equal(one.regularizer, other.regularizer):
         return False
     if one.inputs is None or other.inputs is None or one.targets is None or other.targets is None:
         return one.num_data == 0
     return torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
+
+
+def _key(form: kernels.Stationary) -> tuple[object, ...]:
+    return form.nu, form.lengthscale.tolist(), form.variance, None if form.dims is None else form.dims.tolist()
