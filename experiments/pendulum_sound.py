@@ -252,6 +252,8 @@ def report(runs: Sequence[Run]) -> Report:
     arguments = runs[0].arguments
     system = plant(arguments)
     checks = [p.rows[0] for run in runs for name in reporting.explorers(runs) for p in reporting.episodes(run, name)]
+    sound = [p.rows[0] for run in runs for p in reporting.episodes(run, "actsafe-sound")]
+    spent = sum(row["from_initial"] > 0 for row in sound)
     inside, refuted = sum(row["inside"] for row in checks), sum(bool(row["falsified"]) for row in checks)
     gap = ", ".join(f"{value:.2g}" for value in system.twin_error.max.tolist())
     norms = ", ".join(f"{value:.3g}" for value in system.rkhs_norm.tolist())
@@ -259,12 +261,14 @@ def report(runs: Sequence[Run]) -> Report:
     radius = float(noise_radius(system.noise_std, steps=steps, delta=arguments.delta_noise)[0]) / arguments.noise
     notes = [
         f"**What is guaranteed** (actsafe-sound): with probability ≥ {1 - arguments.delta - arguments.delta_noise:.2f} over "
-        f"the data of one seed, no state of any episode from the second on leaves |ω| ≤ 6, whatever the planner proposes. "
+        f"the data of one seed, no state of an episode or task that starts with a certified fallback leaves |ω| ≤ 6, whatever "
+        "the planner proposes. "
         f"Assumed: ‖f*‖_k ≤ B = ({norms}) (the plant is built so), Gaussian noise of std {arguments.noise:g}, of which no "
         f"step of {steps} leaves ± {radius:.2f} std (probability ≥ {1 - arguments.delta_noise:g}), no clip, exact "
         "measurement. "
-        f"The first episode is S_0: inputs |u| ≤ {arguments.excitation:g}, assumed safe (see the module) and no part "
-        "of the certificate. Nothing is claimed between steps, nor for the physical pendulum, from which the twin differs "
+        f"The first episode, and each for which no fallback is certified, is S_0: inputs |u| ≤ {arguments.excitation:g}, "
+        f"assumed safe (see the module) and no part of the certificate; {spent} of {len(sound)} episodes were. "
+        "Nothing is claimed between steps, nor for the physical pendulum, from which the twin differs "
         f"by at most ({gap}) in (θ⁺, ω⁺) at {system.twin_error.points} points of its region.",
         f"The true residual was inside F_n at 2000 random points in {inside} of {len(checks)} checks (one an episode); the "
         f"verifier's assumptions were refuted by a measurement in {refuted} episodes.",

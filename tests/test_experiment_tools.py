@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from experiments import _line as line
+from experiments import cartpole_budgets
 from experiments._statistics import Share, mean_interval
 from experiments.check_rkhs_assumption import kernel, lower_norms
 from gpsafe import rkhs
+from gpsafe.experiment import Piece
 
 BOX = torch.ones(3, dtype=torch.float64)
 
@@ -97,3 +100,16 @@ def test_intervals_over_few_seeds_cover_the_mean_in_95_percent_of_experiments(co
     found = [mean_interval(torch.randn(count, dtype=torch.float64, generator=g).tolist()) for _ in range(4000)]
     covered = sum(abs(mean) <= half for mean, half in found) / len(found)
     assert abs(covered - 0.95) < 0.02  # 1.96 standard errors would cover 0.81 for three seeds
+
+
+def test_a_bound_below_the_simulated_truth_by_more_than_its_error_is_counted():
+    cost = torch.tensor([[1.0, 1.0, 1.2, 0.8], [0.0, 0.0, 0.0, 0.0], [3.0, 5.0, 4.0, 4.0]], dtype=torch.float64)
+    rows = [
+        {"bound": name, "data": 0, "policy": i, "upper": upper}
+        for name in cartpole_budgets.BOUNDS
+        for i, upper in ((0, 0.7), (2, 3.9))  # three standard errors below 1 are 0.75, below 4 they are 2.8
+    ]
+    pieces = {"truth": Piece([], {"cost": cost}), "bounds-0": Piece(rows, {"chosen": torch.tensor([0, 2])})}
+    run = SimpleNamespace(pieces=pieces, arguments=SimpleNamespace(horizon=50))
+    table = cartpole_budgets._table_of_bounds([run])
+    assert [row[table.columns.index("below truth")] for row in table.rows] == [1] * len(cartpole_budgets.BOUNDS)
