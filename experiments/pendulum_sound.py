@@ -107,14 +107,17 @@ def plant(arguments: Arguments) -> RKHSTwin:
 
 
 def excitation(arguments: Arguments, system: RKHSTwin, seed: int, episode: int) -> Trajectory:
-    """One episode of S_0: inputs uniform in ±`excitation`, whatever the state."""
+    """One episode of S_0: u of random size up to `excitation` with the sign of ω, the member of S_0 that shows most."""
     generator = common.generator(seed, paper.PLANNER, episode)
-    inputs = arguments.excitation * (2 * torch.rand(arguments.steps, 1, dtype=torch.float64, generator=generator) - 1)
+    draws = torch.rand(arguments.steps, dtype=torch.float64, generator=generator)
     noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, paper.PLANT, episode))
-    x, states = system.initial_state, [system.initial_state]
-    for u, w in zip(inputs, noise, strict=True):
+    x, states, used = system.initial_state, [system.initial_state], []
+    for size, w in zip(draws, noise, strict=True):
+        u = arguments.excitation * (0.5 + 0.5 * size) * torch.where(x[1:] < 0, -x.new_ones(1), x.new_ones(1))
         x = system.mean(x, u) + w
+        used.append(u)
         states.append(x)
+    inputs = torch.stack(used)
     return Trajectory(torch.stack(states), inputs, ("initial",) * len(inputs), torch.zeros(len(inputs)), 0.0, 0.0)
 
 
