@@ -41,6 +41,11 @@ class _Book:
     certified: list[Tensor] = field(default_factory=list)
     missed: int = 0
 
+    def grown(self, learned: TerminalSet) -> TerminalSet:
+        """With the states certified since the last update."""
+        none = torch.zeros(0, learned.nx, dtype=torch.float64)
+        return learned.update(torch.stack(self.certified) if self.certified else none)
+
 
 def arm(case: Case, mode: Mode, learner: str, sizes: Sizes, seed: int, first: Callable[[], Knowledge]) -> Piece:
     """All epochs. The same seed gives the same initial states, noise and uniform proposals in every mode."""
@@ -56,8 +61,7 @@ def arm(case: Case, mode: Mode, learner: str, sizes: Sizes, seed: int, first: Ca
     for epoch in range(sizes.epochs):
         if epoch:
             known = known.extended(torch.stack(book.seen), torch.stack(book.applied), torch.stack(book.after))
-            none = torch.zeros(0, plant.nx, dtype=torch.float64)
-            learned = learned.update(torch.stack(book.certified) if book.certified else none)
+            learned = book.grown(learned)
             book.seen, book.applied, book.after, book.certified = [], [], [], []
         fresh = question(case, mode, sizes, known, learned.polytope)
         kept = mode == "invariant" and fresh.invariance is None
@@ -67,6 +71,10 @@ def arm(case: Case, mode: Mode, learner: str, sizes: Sizes, seed: int, first: Ca
         _told(case, book, epoch, asked, kept, known)
         for episode in range(sizes.episodes):
             _episode(case, learner, sizes, (seed, epoch, episode), asked.filter, book)
+    if mode != "invariant":
+        area, corners = _shadow(book.grown(learned).polytope, case)
+        book.tensors[f"terminal-{sizes.epochs}"] = corners
+        book.rows.append({"kind": "end", "area": area})
     return Piece(book.rows, book.tensors)
 
 
@@ -74,18 +82,23 @@ def _places(sizes: Sizes) -> Iterator[tuple[int, int]]:
     return ((epoch, episode) for epoch in range(sizes.epochs) for episode in range(sizes.episodes))
 
 
+def _shadow(terminal: Polytope, case: Case) -> tuple[float, Tensor]:
+    """Area and corners in order of a set in the coordinates of the learned terminal set."""
+    dims = list(case.dims)
+    free = [i for i in range(terminal.dim) if i not in dims]
+    alone = bool((terminal.H[:, free] == 0).all())
+    corners = Polytope(terminal.H[:, dims], terminal.h).vertices() if alone else terminal.project(dims).vertices()
+    around = corners - corners.mean(0)
+    x, y = corners[torch.atan2(around[:, 1], around[:, 0]).argsort()].unbind(-1)
+    return 0.5 * float((x * y.roll(-1) - x.roll(-1) * y).sum().abs()), torch.stack([x, y], dim=-1)
+
+
 def _told(case: Case, book: _Book, epoch: int, asked: Question, kept: bool, known: Knowledge) -> None:
     """One row about the question of an epoch; the corners of its terminal set."""
     terminal = asked.filter.problem.terminal
-    flat = Polytope(terminal.H[:, list(case.dims)], terminal.h) if asked.invariance is None else terminal
-    corners = flat.vertices()
-    around = corners - corners.mean(0)
-    order = torch.atan2(around[:, 1], around[:, 0]).argsort()
-    x, y = corners[order].unbind(-1) if corners.shape[1] == 2 else corners[order][:, list(case.dims)].unbind(-1)
-    area = 0.5 * float((x * y.roll(-1) - x.roll(-1) * y).sum().abs())
+    area, book.tensors[f"terminal-{epoch}"] = _shadow(terminal, case)
     mean, std = known.ensemble.evaluate(known.apart.x, known.apart.u)
     error = ((known.apart.x_next - mean) / std).norm(dim=-1)
-    book.tensors[f"terminal-{epoch}"] = torch.stack([x, y], dim=-1)
     book.rows.append(
         {
             "kind": "epoch",
