@@ -55,7 +55,7 @@ def rates(arms: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], arguments
     titles = (
         "episodes in which the true state leaves the limits",
         "steps without a certified plan",
-        f"plans followed: {arguments.copies} of {arguments.copies} copies in a member's tube",
+        f"plans followed: {arguments.copies} of {arguments.copies} copies stay in a member's tube",
     )
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize="medium")
@@ -219,6 +219,6 @@ def growth(runs: Sequence[Run], arguments: Any) -> Figure:
         x, y = [r[f"x{i}"] for r in certified], [r[f"x{j}"] for r in certified]
         hulls.plot(x, y, ".", color="#999999", markersize=2, label="certified states", zorder=0)
         hulls.set(xlabel=AXES[plant][0], ylabel=AXES[plant][1], title=f"paper mode, {learner}, first seed")
-        hulls.set_ylim(hulls.get_ylim()[0], hulls.get_ylim()[1] + 0.3 * (hulls.get_ylim()[1] - hulls.get_ylim()[0]))
+        hulls.set_ylim(hulls.get_ylim()[0], hulls.get_ylim()[1] + 0.42 * (hulls.get_ylim()[1] - hulls.get_ylim()[0]))
         hulls.legend(fontsize="x-small", loc="upper right")
     return figure

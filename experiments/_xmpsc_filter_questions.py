@@ -193,7 +193,8 @@ def question(case: Case, mode: Mode, sizes: Sizes, known: Knowledge, terminal: P
             tolerance=TOLERANCE,
         )
         backup = plant.backup if isinstance(plant, SafeCartPole) else None
-        return Question(SafetyFilter(problem, CondensedSQP(), backup=backup, soften=steps), 1.0, None, "not claimed")
+        proposer = CondensedSQP(hardness=100.0)  # softening gives up the terminal set, not the limits
+        return Question(SafetyFilter(problem, proposer, backup=backup, soften=steps), 1.0, None, "not claimed")
     tube = EnsembleTube.calibrated(known.ensemble, known.apart, steps=steps, delta=sizes.delta)
     tube = replace(tube, cells=sizes.cells)
     rest, still = plant.initial_state, torch.zeros(plant.nu, dtype=torch.float64)
