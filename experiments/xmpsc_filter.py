@@ -223,7 +223,7 @@ def _containment_table(arms: Arms) -> Table:
         "Next state inside: in the section of the tube of the plan whose law was applied. Inside to the end: in all "
         "sections of a plan that was followed without planning anew, on copies of the plant; the same member throughout; "
         "mean over plans ± 95 %. Sound modes claim the measured state, all members, with 1 − δ jointly to the end, on data "
-        "exchangeable with the rows kept apart; their theorem needs one member. Paper mode claims nothing that is true."
+        "exchangeable with the rows kept apart; their theorem needs one member. Paper mode assumes what is measured here."
     )
     return Table(columns=columns, rows=table, caption=caption)
 
@@ -285,7 +285,8 @@ def report(runs: Sequence[Run]) -> Report:
         "proposals in all modes.",
         "Paper mode: tubes of one standard deviation, K = −½·1, tolerance 10⁻⁶, hard terminal set; without a plan and a "
         "stored one, the published hand-set law (cart-pole) or the proposed input (pendulum), and least-violating plans "
-        "once there were as many failures in a row as a plan has steps. Nothing is guaranteed.",
+        "once there were as many failures in a row as a plan has steps; these give up the terminal set before the limits. "
+        "Nothing is guaranteed.",
         "Sound mode assumes that the steps of a plan are exchangeable with the rows kept apart (of measured states; X is "
         "tightened by the measurement noise), and that the learned terminal set is invariant under the LQR law, which the "
         "last table refutes: beyond the end of a plan it promises nothing. Invariant mode replaces the second by a "
