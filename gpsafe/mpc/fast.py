@@ -71,6 +71,9 @@ class CondensedSQP:
         exhaustive: try all of them and keep the best.
         margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
         time_limit: seconds; then the best plan so far is returned.
+        hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
+            keeps small. 1 trades state limits for the terminal set; the published softening gives up the terminal set alone,
+            which large values approach. `Proposal.slack` is counted so, too.
     """
 
     iterations: int = 50
@@ -78,11 +81,13 @@ class CondensedSQP:
     exhaustive: bool = False
     margin: float = 1e-9
     time_limit: float = math.inf
+    hardness: float = 1.0
 
     def __post_init__(self) -> None:
         _require.count("CondensedSQP", "iterations", self.iterations)
         _require.count("CondensedSQP", "starts", self.starts)
         _require.positive("CondensedSQP", "margin", self.margin)
+        _require.positive("CondensedSQP", "hardness", self.hardness)
         if not self.time_limit > 0:
             raise _require.fail("CondensedSQP", "time_limit > 0", self.time_limit)
 
@@ -187,6 +192,9 @@ class _Search:
         curvature[np.arange(self.size), np.arange(self.size)] += PROXIMAL
         curvature[-1, -1] = 1.0
         self.curvature: Array = curvature
+        block = np.ones(self.steps * (problem.states.rows + problem.inputs.rows) + problem.terminal.rows)
+        block[: len(block) - problem.terminal.rows] = options.hardness
+        self.counts: Array = np.tile(block, problem.num_members)
 
     def starts(self, warm: Array | None) -> Iterator[Array]:
         if warm is not None:
@@ -203,7 +211,8 @@ class _Search:
         rows, jacobian = self.sweep(inputs)
         self.work.sweep_seconds += time.perf_counter() - began
         self.work.sweeps += 1
-        rows += self.offset
+        rows = (rows + self.offset) * self.counts
+        jacobian = jacobian * self.counts[:, None]
         gap = inputs[0] - self.learned
         excess = float(rows.max())
         if not (math.isfinite(excess) and np.isfinite(jacobian).all()):

@@ -245,3 +245,32 @@ def test_limits_and_bad_arguments():
         CondensedSQP(time_limit=0.0)
     with pytest.raises(ValueError, match="iterations"):
         CondensedSQP(iterations=0)
+
+
+def test_hard_rows_are_kept_when_the_terminal_set_is_out_of_reach():
+    """A terminal set two units beyond the limits: equal rows share the violation, hard ones leave it to the terminal set."""
+    base = double_integrator()
+    edge = float(base.states.support(torch.tensor([[1.0, 0.0]]).double()))
+    H = torch.tensor([[-1.0, 0.0]], dtype=torch.float64)
+    problem = replace(base, terminal=Polytope(H, torch.tensor([-edge - 2.0]).double()))
+    x0, learned = torch.tensor([0.9 * edge, 0.0]).double(), torch.zeros(1).double()
+    found = {}
+    for hardness in (1.0, 100.0):
+        proposal = CondensedSQP(hardness=hardness).propose(problem, x0, learned)
+        assert proposal.status == "infeasible"
+        margins = problem.margins(problem.tube(x0, proposal.inputs))
+        found[hardness] = -float(margins.state.min()), -float(margins.terminal.min())
+    assert found[1.0][0] > 0.02
+    assert found[100.0][0] < 0.1 * found[1.0][0]
+    assert found[100.0][1] < 3.0
+
+
+def test_hardness_changes_no_plan_that_can_be_certified():
+    problem, x0 = ensemble_pendulum(), torch.tensor([0.2, 0.3]).double()
+    for learned in (-1.0, 0.4, 1.0):
+        proposed = torch.tensor([learned]).double()
+        plans = [CondensedSQP(hardness=h).propose(problem, x0, proposed) for h in (1.0, 100.0)]
+        certificates = [judge(problem, x0, proposed, plan) for plan in plans]
+        assert certificates[0].certified == certificates[1].certified
+        if certificates[0].certified:
+            assert certificates[1].distance == pytest.approx(certificates[0].distance, abs=1e-6)
