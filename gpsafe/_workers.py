@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,9 +66,18 @@ def _for_spawning() -> Iterator[None]:
             mask(signal.SIG_SETMASK, held)
 
 
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers; one that lived on would write beside those of the next run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _serve(connection: Connection, start: Callable[..., Callable[[Any], Any]], args: tuple, log: str) -> None:
     """What a worker does until its parent hangs up. What it prints goes to the log file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -154,6 +159,44 @@ def test_sources_that_change_during_the_run_are_not_kept_under_the_old_name(toy,
 def test_what_keeps_workers_from_starting_is_said(tmp_path):
     with pytest.raises(RuntimeError, match="invalid literal"):
         _workers.run([1], start=int, args=("x",), workers=1, log=tmp_path / "log", on_done=lambda done: [])
+
+
+LONELY = """
+import os, pathlib, sys, time
+
+def start():
+    def work(task):
+        pathlib.Path("worker").write_text(str(os.getpid()))
+        time.sleep(600)
+    return work
+
+if __name__ == "__main__":
+    from gpsafe import _workers
+    _workers.run([1], start=start, args=(), workers=1, log=pathlib.Path("log"), on_done=lambda done: [])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "lonely.py").write_text(LONELY)
+    parent = subprocess.Popen([sys.executable, "lonely.py"], cwd=tmp_path)
+    try:
+        _until(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text() != "")
+    finally:
+        parent.kill()
+        parent.wait()
+    worker = Path("/proc") / (tmp_path / "worker").read_text()
+    _until(lambda: not worker.exists() or ") Z " in (worker / "stat").read_text())
+
+
+def _until(condition) -> None:
+    """Waits long: what counts is that it comes true."""
+    for _ in range(1200):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if condition():
+                return
+        time.sleep(0.05)
+    raise AssertionError("it never came true")
 
 
 @pytest.mark.parametrize(("option", "value"), [("budget", "huge"), ("workers", -1), ("workers", 1.5)])
