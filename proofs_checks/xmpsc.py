@@ -204,41 +204,46 @@ def _plot_containment(figure: Figure, claim: Mapping[str, Any], control: Mapping
 
 
 # -------------------------------------------------------------------------------------- coverage
-@lru_cache(maxsize=1)
-def _pendulum() -> tuple[EnsembleTube, EnsembleTube, Callable[[Tensor, Tensor], Tensor]]:
-    """The X-MPSC pendulum (6.1) with Gaussian noise 0.02; conformal and published tubes of one trained ensemble."""
-    truth = pendulum_known(
+def _truth(x: Tensor, u: Tensor) -> Tensor:
+    """The X-MPSC pendulum (6.1)."""
+    return pendulum_known(
         gravity=10.0, gain=1 / 0.33, damping=0.1 / 0.33, dt=0.1, hanging_at_zero=False, semi_implicit=True
-    )
+    )(x, u)
+
+
+def _data(count: int, generator: torch.Generator) -> Transitions:
+    """With Gaussian noise 0.02."""
+    x, u = STATES.sample(count, generator), 2 * torch.rand(count, 1, dtype=torch.float64, generator=generator) - 1
+    return Transitions(x, u, _truth(x, u) + 0.02 * _draw(generator, count, 2))
+
+
+@lru_cache(maxsize=1)
+def _pendulum() -> Ensemble:
     generator = torch.Generator().manual_seed(5)
-
-    def data(count: int) -> Transitions:
-        x, u = STATES.sample(count, generator), 2 * torch.rand(count, 1, dtype=torch.float64, generator=generator) - 1
-        return Transitions(x, u, truth(x, u) + 0.02 * _draw(generator, count, 2))
-
-    model = Ensemble.create(
-        2, 1, generator=generator, members=3, hidden=(10, 10), training=Training(epochs=1, steps=1500)
-    ).condition(data(1500))
-    return EnsembleTube.calibrated(model, data(2000), steps=STEPS, delta=DELTA), EnsembleTube.paper(model), truth
+    training = Training(epochs=1, steps=1500)
+    model = Ensemble.create(2, 1, generator=generator, members=3, hidden=(10, 10), training=training)
+    return model.condition(_data(1500, generator))
 
 
 PATHS = {"quick": 40, "full": 400}
 
 
 def _sample_coverage(shard: int, budget: Budget, broken: bool) -> Sample:
-    """Independent (x_0, plan, noise): does the plant leave some member's tube within the plan?"""
-    sound, paper, truth = _pendulum()
-    generator = torch.Generator().manual_seed(70_000 + shard)
+    """Does the plant leave some member's tube within the plan? Calibration anew in each piece; x_0, plan and noise each time."""
+    model, generator = _pendulum(), torch.Generator().manual_seed(70_000 + shard)
+    used = EnsembleTube.paper(model)
+    if not broken:
+        used = EnsembleTube.calibrated(model, _data(2000, generator), steps=STEPS, delta=DELTA)
     count = PATHS[budget]
     x0 = torch.tensor([np.pi, 0.0]).double() + torch.tensor([1.0, 3.0]).double() * (
         2 * torch.rand(count, 2, dtype=torch.float64, generator=generator) - 1
     )
     inputs = 1.6 * torch.rand(count, STEPS, 1, dtype=torch.float64, generator=generator) - 0.8
-    tube = propagate(paper if broken else sound, x0, inputs, torch.full((1, 2), -0.5).double())
+    tube = propagate(used, x0, inputs, torch.full((1, 2), -0.5).double())
     x, inside, within = x0, torch.ones(count, 3, dtype=torch.bool), []
     for k in range(STEPS):
         u = inputs[:, k] + (x - tube.reference[:, k]) @ tube.gain[k].mT
-        x = truth(x, u) + 0.02 * _draw(generator, count, 2)
+        x = _truth(x, u) + 0.02 * _draw(generator, count, 2)
         gauge = Ellipsoid(tube.center[:, :, k + 1], tube.factor[:, :, k + 1]).gauge(x.unsqueeze(1))
         inside &= gauge <= 1
         within.append(float((gauge <= 1).double().mean()))
