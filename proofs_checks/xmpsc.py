@@ -229,7 +229,7 @@ PATHS = {"quick": 40, "full": 400}
 
 
 def _sample_coverage(shard: int, budget: Budget, broken: bool) -> Sample:
-    """Does the plant leave some member's tube within the plan? Calibration anew in each piece; x_0, plan and noise each time."""
+    """Does the plant leave some member's tube within the plan? Calibrated anew in each piece."""
     model, generator = _pendulum(), torch.Generator().manual_seed(70_000 + shard)
     used = EnsembleTube.paper(model)
     if not broken:
