@@ -261,10 +261,11 @@ def report(runs: Sequence[Run]) -> Report:
         later = [row for part in table for row in part[a.initial :]]
         reach = np.array([[row["max_position"] for row in part] for part in table])
         gain = np.array([[row["info_gain"] for row in part] for part in table])
-        furthest.plot(n, reach.max(0), color=COLORS[k], marker="o", markersize=3, label=f"{name} (max over seeds)")
+        style = {"color": COLORS[k % len(COLORS)], "linestyle": "-" if k < len(COLORS) else "--", "markersize": 3}
+        furthest.plot(n, reach.max(0), marker="o", label=f"{name} (max over seeds)", **style)
         band = np.array([mean_interval(column) for column in gain.T])
-        gains.plot(n, band[:, 0], color=COLORS[k], marker="o", markersize=3, label=name)
-        gains.fill_between(n, band[:, 0] - band[:, 1], band[:, 0] + band[:, 1], color=COLORS[k], alpha=0.2)
+        gains.plot(n, band[:, 0], marker="o", label=name, **style)
+        gains.fill_between(n, band[:, 0] - band[:, 1], band[:, 0] + band[:, 1], color=style["color"], alpha=0.2)
         sources = {s: sum(row[f"from_{s}"] for row in later) for s in ("plan", "stored", "fallback", "initial")}
         rows.append(
             (
@@ -306,7 +307,9 @@ def report(runs: Sequence[Run]) -> Report:
     )
     tables = {
         "sound": Sheet(
-            columns=columns, rows=rows, caption="After the episodes of S_0. Mean ± 95 % Student t interval over seeds."
+            columns=columns,
+            rows=rows,
+            caption="After the episodes of S_0. Mean ± 95 % Student t interval over seeds. Times on a shared machine.",
         )
     }
     judged = [name for name in a.explorers if f"{name}/braking" in runs[0].pieces]

@@ -139,6 +139,7 @@ def test_ctrl_c_stops_cleanly_keeps_finished_pieces_and_the_next_run_goes_on(toy
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group of its own, as a terminal gives it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
     try:
         deadline = time.monotonic() + 60
