@@ -53,6 +53,12 @@ class Box:
         picks = torch.cartesian_prod(*[torch.arange(2)] * self.dim).reshape(-1, self.dim)
         return pairs[picks, torch.arange(self.dim)]
 
+    def image_outer(self, matrix: Tensor, offset: Tensor) -> Box:
+        """The smallest box around {Mx + o : x in the box}, M (e, d), o (e,); up to rounding."""
+        _require.last_dim("Box.image_outer", "matrix", matrix, self.dim)
+        center, radius = matrix @ self.center + offset, matrix.abs() @ self.radius
+        return Box(center - radius, center + radius)
+
     def intersect(self, other: Box) -> Box:
         """The common part; an error if there is none."""
         return Box(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
