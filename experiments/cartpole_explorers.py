@@ -247,7 +247,7 @@ def report(runs: Sequence[Run]) -> Report:
             )
         )
     costs.set(xlabel="episode", ylabel="steps beyond 1.5 m, summed (mean over seeds)", title="cost of exploring")
-    costs.legend(fontsize=7)
+    costs.legend(fontsize=7, loc="center right")
     centre = np.array([mean_interval(values) for _, values in cost_curves])
     y = np.arange(len(cost_curves))
     bars.barh(y, centre[:, 0], xerr=np.nan_to_num(centre[:, 1]), color=COLORS[0], alpha=0.7, capsize=3)
