@@ -186,7 +186,8 @@ def curves(runs: Sequence[Run]) -> Figure:
     right.set(xlabel="episode", ylabel="cells visited, of 320", title="mean and 95 % interval over seeds")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    right.legend(fontsize=7, loc="lower right")
+    right.set_ylim(0, 380)
+    right.legend(fontsize=7, loc="upper left", ncols=2)
     return figure
 
 
