@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 
 from experiments import _xmpsc as xmpsc
 from experiments._statistics import COLORS, Share, grouped
+from gpsafe.certify import judge
 from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.mpc.fast import CondensedSQP
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 
 SWEEPS = ("horizon", "width", "members")
@@ -31,6 +33,8 @@ PAPER = {  # ms, 2.2 GHz i7
     ),
     "members": dict(zip(range(1, 11), (89, 256, 529, 736, 872, 1324, 1390, 1356, 1690, 1943), strict=True)),
 }
+FREE = 1e-6  # cost below which nothing is corrected
+MOST = 10  # times as many states are drawn at most
 STUDIES = {"pendulum, N = 5": (SimplePendulum, 5), "pendulum, N = 10": (SimplePendulum, 10)}
 STUDIES |= {"cart-pole, N = 7": (SafeCartPole, 7)}
 
@@ -62,7 +66,7 @@ class Arguments:
     studies: tuple[str, ...] = tuple(STUDIES)
     """Problems on which starts are compared."""
     corrections: int = 60
-    """States of each study of starts."""
+    """States of each study of starts that need a correction and have one."""
     wide: int = 10
     """Random starts per state that make the best known cost."""
     data: int = 8000
@@ -110,12 +114,22 @@ def _cell(arguments: Arguments, sweep: str, value: int, seed: int) -> Piece:
 
 
 def _starts(arguments: Arguments, name: str, seed: int) -> Piece:
+    """States under proposals at their limits, drawn until `corrections` of them need a correction and have one."""
     plant, states = STUDIES[name]
     made, generator = plant(), torch.Generator().manual_seed(2000 + seed)
     question = xmpsc.problem(made, states, 10, 5, arguments.data, arguments.steps, seed)
-    pairs = xmpsc.instances(made, arguments.corrections, generator)
-    rows = [xmpsc.corrected(question, x0, learned, arguments.wide, generator) for x0, learned in pairs]
-    return Piece([{"study": name, **row} for row in rows])
+    screen, rows, needed = CondensedSQP(starts=1), [], 0
+    for x0, drawn in xmpsc.instances(made, MOST * arguments.corrections, generator):
+        learned = torch.where(drawn < 0, -1.0, 1.0).to(drawn)
+        first = judge(question, x0, learned, screen.propose(question, x0, learned))
+        if first.certified and first.distance <= FREE:
+            rows.append({"study": name, "feasible": True, "best": first.distance})
+            continue
+        rows.append({"study": name, **xmpsc.corrected(question, x0, learned, arguments.wide, generator)})
+        needed += rows[-1]["feasible"] and rows[-1]["best"] > FREE
+        if needed == arguments.corrections:
+            break
+    return Piece(rows)
 
 
 def _median_max(values: Sequence[float]) -> str:
@@ -148,12 +162,13 @@ def _sweep_table(rows: Sequence[Mapping[str, Any]], sweep: str, slow: Sequence[s
             ratios = _ratios(cell, name)
             line += [_median_max(times[name]), f"{np.median(ratios):.3g}" if ratios else "–", *_agreement(cell, name)]
         table.append(line)
-    columns = [sweep, "paper ms", "fast ms (median / max)", "fast certified"]
+    columns = [sweep, "printed ms", "fast ms (median / max)", "fast certified"]
     for name in slow:
         columns += [f"{name} ms (median / max)", f"{name} ÷ fast", "same verdict"]
         columns += [f"{name} alone certifies", "largest excess cost of fast"]
     caption = (
-        "CPU ms of this machine, one thread, cold start, without building programs; the paper's are of a 2.2 GHz i7. "
+        "CPU ms of this machine, one thread, cold start, without building programs; the printed ones are of a 2.2 GHz i7. "
+        "*paper*: IPOPT on the paper's equation (8); *published*: the released code's form; *repaired*: all repairs at once. "
         "The ratio is the median over states that both answered. "
         f"Verdicts are the judge's, at a tolerance of {xmpsc.TOLERANCE:g} per row."
     )
@@ -206,7 +221,7 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Table]:
 def _starts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = []
     for (study,), group in grouped(rows, "study").items():
-        needed = [r for r in group if r["feasible"] and r["best"] > 1e-6]
+        needed = [r for r in group if r["feasible"] and r["best"] > FREE]
         line = [study, len(group), sum(not r["feasible"] for r in group), len(needed)]
         for name in ("one", "default", "four"):
             line += [str(Share.of(r[f"{name} best"] for r in needed)) if needed else "–"]
