@@ -249,13 +249,14 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(list(cells), [max(v) for v in cells.values()], ":", color=color, label="… largest")
         paper = {v: ms for v, ms in PAPER.get(sweep, {}).items() if v in {r["value"] for r in chosen}}
         if paper:
-            axes.plot(list(paper), list(paper.values()), "x--", color="#888888", label="paper's machine")
+            axes.plot(list(paper), list(paper.values()), "x--", color="#888888", label="printed in the paper")
         values = sorted({r["value"] for r in chosen})
         axes.set(xlabel=label, xscale="log", yscale="log")
-        axes.set_xticks(values, [str(v) for v in values])
+        shown = [v for i, v in enumerate(values) if i % 2 == 0 or len(values) < 8]
+        axes.set_xticks(values, [str(v) if v in shown else "" for v in values])
         axes.minorticks_off()
     panels[0].set_ylabel("CPU ms of one certificate")
-    panels[0].legend(fontsize="x-small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     return figure
 
 
