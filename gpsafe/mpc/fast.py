@@ -61,13 +61,13 @@ class Work:
 class CondensedSQP:
     """Proposer of plans, see the module. Nothing is built for a problem; its arrays are kept for a few problems.
 
-    Starts, in this order: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the inputs held. Later
-    ones are used if the earlier ones failed without agreeing on the least violation, or always with `exhaustive`, which stops
-    early only at cost 0.
+    Starts, in this order and without repetition: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the
+    inputs held, the lower end once and then the upper, the upper once and then the lower. Later ones are used if the earlier
+    ones failed without agreeing on the least violation, or always with `exhaustive`, which stops early only at cost 0.
 
     Attributes:
         iterations: of each start.
-        starts: how many of the starts, at most.
+        starts: how many of them, beside `warm`, at most.
         exhaustive: try all of them and keep the best.
         margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
         time_limit: seconds; then the best plan so far is returned.
@@ -201,10 +201,17 @@ class _Search:
             yield np.clip(warm, self.lower, self.upper)
         plain = np.zeros((self.steps, self.nu))
         plain[0] = self.learned
-        yield np.clip(plain, self.lower, self.upper)
-        for held in (self.learned, self.upper, self.lower)[: self.options.starts - 1]:
-            if np.isfinite(held).all():
-                yield np.clip(np.tile(held, (self.steps, 1)), self.lower, self.upper)
+        ends = self.upper, self.lower
+        pairs = [(self.learned, self.learned), *((e, e) for e in ends), ends[::-1], ends]
+        tried = [np.clip(plain, self.lower, self.upper)]
+        yield tried[0]
+        for first, rest in pairs:
+            plan = np.clip(np.vstack([first, np.tile(rest, (self.steps - 1, 1))]), self.lower, self.upper)
+            if len(tried) == self.options.starts:
+                return
+            if np.isfinite(plan).all() and not any(np.array_equal(plan, one) for one in tried):
+                tried.append(plan)
+                yield plan
 
     def evaluate(self, inputs: Array) -> _Point:
         began = time.perf_counter()

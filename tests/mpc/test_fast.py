@@ -14,7 +14,7 @@ from gpsafe.certify import CertificationProblem, judge
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.mpc import _sweeps
-from gpsafe.mpc.fast import PROXIMAL, CondensedSQP, _curvature, shifted
+from gpsafe.mpc.fast import PROXIMAL, CondensedSQP, Work, _curvature, _Search, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
 
@@ -274,3 +274,14 @@ def test_hardness_changes_no_plan_that_can_be_certified():
         assert certificates[0].certified == certificates[1].certified
         if certificates[0].certified:
             assert certificates[1].distance == pytest.approx(certificates[0].distance, abs=1e-6)
+
+
+def test_starts_are_distinct_also_where_the_proposed_input_is_at_its_limit():
+    problem = double_integrator()
+    for learned in (1.0, -1.0, 0.3, 5.0):
+        search = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=6), Work(), math.inf)
+        plans = [tuple(plan.ravel()) for plan in search.starts(None)]
+        assert len(set(plans)) == len(plans) >= 5
+        assert all(-1.0 <= u <= 1.0 for plan in plans for u in plan)
+        few = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=4), Work(), math.inf)
+        assert [tuple(plan.ravel()) for plan in few.starts(None)] == plans[:4]
