@@ -20,6 +20,7 @@ from gpsafe.sets import Ellipsoid, Polytope
 from gpsafe.terminal_set import TerminalSet
 
 UNKNOWN = -1  # in the columns of containment: nothing was claimed
+KINDS = ("real_any", "real_all", "seen_any", "seen_all")  # of containment: true or measured state, a member or all
 
 
 def proposed(case: Case, learner: str, seen: Tensor, generator: torch.Generator) -> Tensor:
@@ -167,13 +168,12 @@ def _tightest(decision: Decision) -> str:
 
 def _contained(decision: Decision, following: SafetyFilter, x: Tensor, seen: Tensor) -> dict[str, Any]:
     """Is the next state, and its measurement, in the section of the plan that was followed, by any and by all members?"""
-    kinds = ("real_any", "real_all", "seen_any", "seen_all")
     plan = following.stored
     if not decision.backed or decision.source not in ("plan", "stored") or plan is None or plan.tube is None:
-        return {**dict.fromkeys(kinds, UNKNOWN), "stage": UNKNOWN}
+        return {**dict.fromkeys(KINDS, UNKNOWN), "stage": UNKNOWN}
     inside = [_section(plan, following.stage).contains(point) for point in (x, seen)]
     found = [int(of) for part in inside for of in (part.any(), part.all())]
-    return {**dict(zip(kinds, found, strict=True)), "stage": following.stage}
+    return {**dict(zip(KINDS, found, strict=True)), "stage": following.stage}
 
 
 def _section(plan: Certificate, stage: int) -> Ellipsoid:

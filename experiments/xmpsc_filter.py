@@ -21,13 +21,12 @@ from matplotlib.figure import Figure
 
 from experiments import _xmpsc_filter_figures as figures
 from experiments._statistics import Share, grouped, plus_minus
-from experiments._xmpsc_filter import arm
+from experiments._xmpsc_filter import KINDS, arm
 from experiments._xmpsc_filter_questions import CASES, Knowledge, Mode, Sizes
 from gpsafe.experiment import Experiment, Record, Report, Run, Table
 
 LEARNERS = ("uniform", "adversary")
 MODES: tuple[Mode, ...] = ("none", "paper", "sound", "invariant")
-KINDS = ("real_any", "real_all", "seen_any", "seen_all")
 CHANGED = 1e-6  # |u_L − u| that counts as a correction
 
 

@@ -45,10 +45,10 @@ class _Unreliable:
 
 
 @lru_cache(maxsize=2)
-def _case(broken: bool) -> tuple[CertificationProblem, Invariance]:
-    """|p|, |v|, |u| ≤ 1; X_f is the largest invariant set under LQR. The control believes in a fifth of the disturbance."""
+def linear_case(believed: float = 1.0) -> tuple[CertificationProblem, Invariance]:
+    """|p|, |v|, |u| ≤ 1; X_f is the largest invariant set under LQR. The model believes in this share of the disturbance."""
     plant = DoubleIntegrator().prior(mass_error=0.0)
-    half_axes = (SHRINK if broken else 1.0) * vector(*HALF_AXES)
+    half_axes = believed * vector(*HALF_AXES)
     states, inputs = (Polytope.of_box(Box(-torch.ones(n).double(), torch.ones(n).double())) for n in (2, 1))
     law = AffineLaw(lqr_gain(plant.A, plant.B), vector(0.0))
     region = states.intersect(Polytope(inputs.H @ law.gain, inputs.h))
@@ -60,7 +60,7 @@ def _case(broken: bool) -> tuple[CertificationProblem, Invariance]:
 
 def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     """One episode from a state of X_f: extreme proposals, a proposer that breaks down, disturbances on their ellipsoid."""
-    problem, sure = _case(broken)
+    problem, sure = linear_case(SHRINK if broken else 1.0)
     model = problem.model
     assert isinstance(model, LinearTube)
     generator = torch.Generator().manual_seed(shard)
@@ -96,7 +96,10 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     told = ", ".join(f"{name} {used.count(name)}" for name in ("plan", "stored", "backup", "unfiltered"))
     statistic = max(worst, unbacked / steps if unbacked else -math.inf)
     witness = f"largest excess of a state row {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
-    data = {"paths": [s["path"] for s in samples], "terminal": _case(broken)[0].terminal.vertices().tolist()}
+    data = {
+        "paths": [s["path"] for s in samples],
+        "terminal": linear_case(SHRINK if broken else 1.0)[0].terminal.vertices().tolist(),
+    }
     return Evidence(steps, statistic, Verdict(statistic, statistic, 0.0, witness=witness), data)
 
 

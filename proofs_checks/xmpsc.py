@@ -20,8 +20,9 @@ from gpsafe.models import GP, Ensemble, Training
 from gpsafe.models._mlp import MLP
 from gpsafe.sets import Box, Ellipsoid
 from gpsafe.systems.base import sample_noise
-from gpsafe.systems.known import AffineKnown, pendulum_known
+from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_pendulum
+from gpsafe.systems.xmpsc import SimplePendulum
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, Tube, TubeModel, propagate
 from gpsafe.tube.core import outer_sum
 from gpsafe.verdict import Verdict, clopper_pearson
@@ -204,17 +205,13 @@ def _plot_containment(figure: Figure, claim: Mapping[str, Any], control: Mapping
 
 
 # -------------------------------------------------------------------------------------- coverage
-def _truth(x: Tensor, u: Tensor) -> Tensor:
-    """The X-MPSC pendulum (6.1)."""
-    return pendulum_known(
-        gravity=10.0, gain=1 / 0.33, damping=0.1 / 0.33, dt=0.1, hanging_at_zero=False, semi_implicit=True
-    )(x, u)
+TRUTH = SimplePendulum().prior(scale=1.0)  # without its clip of the input
 
 
 def _data(count: int, generator: torch.Generator) -> Transitions:
     """With Gaussian noise 0.02."""
     x, u = STATES.sample(count, generator), 2 * torch.rand(count, 1, dtype=torch.float64, generator=generator) - 1
-    return Transitions(x, u, _truth(x, u) + 0.02 * _draw(generator, count, 2))
+    return Transitions(x, u, TRUTH(x, u) + 0.02 * _draw(generator, count, 2))
 
 
 @lru_cache(maxsize=1)
@@ -243,7 +240,7 @@ def _sample_coverage(shard: int, budget: Budget, broken: bool) -> Sample:
     x, inside, within = x0, torch.ones(count, 3, dtype=torch.bool), []
     for k in range(STEPS):
         u = inputs[:, k] + (x - tube.reference[:, k]) @ tube.gain[k].mT
-        x = _truth(x, u) + 0.02 * _draw(generator, count, 2)
+        x = TRUTH(x, u) + 0.02 * _draw(generator, count, 2)
         gauge = Ellipsoid(tube.center[:, :, k + 1], tube.factor[:, :, k + 1]).gauge(x.unsqueeze(1))
         inside &= gauge <= 1
         within.append(float((gauge <= 1).double().mean()))

@@ -2,37 +2,27 @@
 
 import copy
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-T = TypeVar("T")
 
-
-def moved(value: T, device: str) -> T:
+def moved(value: Any, device: str) -> Any:
     """A copy with every tensor on `device`; objects with a method `to` move themselves."""
-    return _moved(value, device)
-
-
-def _moved(value: Any, device: str) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
     if isinstance(value, torch.nn.Module):
         return copy.deepcopy(value).to(device)
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_moved(v, device) for v in value)
-    if isinstance(value, list | dict):
-        return type(value)(_moved(v, device) for v in value) if isinstance(value, list) else {
-            k: _moved(v, device) for k, v in value.items()
-        }  # fmt: skip
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(moved(v, device) for v in value)
+    if isinstance(value, dict):
+        return {key: moved(v, device) for key, v in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    if hasattr(value, "to"):
-        return value.to(device)  # pyright: ignore[reportAttributeAccessIssue]
     made = copy.copy(value)
     for field in dataclasses.fields(value):
         if hasattr(value, field.name):
-            object.__setattr__(made, field.name, _moved(getattr(value, field.name), device))
+            object.__setattr__(made, field.name, moved(getattr(value, field.name), device))
     return made
 
 

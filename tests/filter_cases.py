@@ -5,16 +5,17 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from xmpsc_cases import double_integrator, gp_pendulum
+from xmpsc_cases import gp_pendulum
 
 from gpsafe.certify import CertificationProblem, Proposal
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.mpc.fast import CondensedSQP
 from gpsafe.safety_filter import SafetyFilter
-from gpsafe.sets import Box, Ellipsoid, Polytope
+from gpsafe.sets import Box, Polytope
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
-from gpsafe.tube import LinearTube, lqr_gain
+from gpsafe.tube import lqr_gain
+from proofs_checks.safety_filter import linear_case
 
 FAST = CondensedSQP(starts=2, iterations=8)
 
@@ -41,20 +42,6 @@ class Moody:
             return FAST.propose(loose, x0, learned, warm=warm)
         plan = torch.full((problem.steps, problem.nu), {"far": 1e6, "nan": torch.nan}.get(self.failure, 0.0)).double()
         return Proposal(plan[:-1] if self.failure == "short" else plan, "Solve_Succeeded", 1, 0.0, "moody", -1.0)
-
-
-@lru_cache(maxsize=1)
-def linear_case(steps: int = 4) -> tuple[CertificationProblem, Invariance]:
-    """The double integrator with its largest invariant set under LQR as terminal set."""
-    base = double_integrator(steps=steps)
-    assert isinstance(base.model, LinearTube)
-    law = AffineLaw(base.gain, torch.zeros(1).double())
-    plant = base.model.plant
-    region = base.states.intersect(Polytope(base.inputs.H @ law.gain, base.inputs.h))
-    noise = Ellipsoid(torch.zeros(2).double(), torch.diag(base.model.half_axes))
-    terminal = invariant_polytope(plant.A + plant.B @ law.gain, torch.zeros(2).double(), region, noise)
-    problem = replace(base, terminal=terminal)
-    return problem, certify_invariance(problem, law)
 
 
 @lru_cache(maxsize=1)

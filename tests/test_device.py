@@ -23,7 +23,6 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
-from gpsafe.models import LowRankGP
 from gpsafe.models.gp import identity_prior
 from gpsafe.parametric import set_point_family
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table
@@ -45,12 +44,9 @@ U = torch.tensor([[0.1], [-0.5], [0.9]], dtype=torch.float64)
 def posterior(device: str) -> Any:
     model = case_of().confidence.model
     z = torch.cat([X, U], dim=-1)
-    low = LowRankGP.create(model)
     at = z.to(device)
     here = model.to(device)
-    return here.posterior(at), here.gradient(at), here.info_gain(), here.predict(X.to(device), U.to(device)), (
-        low.posterior(z) if device == "cpu" else tuple(t.to(device) for t in low.posterior(z))
-    )  # fmt: skip
+    return here.posterior(at), here.gradient(at), here.info_gain(), here.predict(X.to(device), U.to(device))
 
 
 def confidence(device: str) -> Any:

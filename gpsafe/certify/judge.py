@@ -99,7 +99,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     _require.shape("judge", "x0", x0, (problem.nx,))
     _require.shape("judge", "learned", learned, (problem.nu,))
     inputs = proposal.inputs
-    if isinstance(inputs, Tensor) and not inputs.is_complex():
+    usable = isinstance(inputs, Tensor) and not inputs.is_complex() and inputs.shape == (problem.steps, problem.nu)
+    if usable:
         inputs = inputs.detach().clone()  # a proposer may write on its own memory later
 
     def answer(verdict: Verdict, reason: str, *found: object) -> Certificate:
@@ -107,7 +108,6 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
         assert margins is None or isinstance(margins, Margins)
         assert tightest is None or isinstance(tightest, Tightest)
         assert tube is None or isinstance(tube, Tube)
-        usable = isinstance(inputs, Tensor) and not inputs.is_complex() and inputs.shape == (problem.steps, problem.nu)
         plan = (
             inputs.to(torch.float64)
             if usable
@@ -133,7 +133,7 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
 
     if not bool(torch.isfinite(x0).all()):
         return unclear("the initial state has NaN or infinite entries")
-    if not isinstance(inputs, Tensor) or inputs.is_complex() or inputs.shape != (problem.steps, problem.nu):
+    if not usable:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         return unclear(f"the proposal has no real plan of shape {(problem.steps, problem.nu)}: {got}")
     if not bool(torch.isfinite(inputs).all()):
