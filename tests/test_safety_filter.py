@@ -115,7 +115,7 @@ def test_numbers_that_are_not_finite_fall_back_and_say_so():
     problem, sure = linear_case()
     _, running = linear_filter().decide(ORIGIN, vector(0.0))
     blind, after = running.decide(vector(math.nan, 0.0), vector(0.0))
-    assert (blind.source, blind.backed) == ("stored", False)
+    assert (blind.source, blind.backed, blind.contained) == ("stored", False, None)
     assert "state is not finite" in blind.reason
     assert running.stored is not None
     assert torch.equal(blind.u, running.stored.inputs[1])
@@ -173,15 +173,93 @@ def test_least_violating_plans_after_enough_failures():
     assert sources == ["unfiltered", "unfiltered", "soft", "soft"]
 
 
-def test_a_state_outside_the_tube_is_told_and_the_terminal_set_still_backs():
+def test_a_state_outside_the_tube_refutes_the_model_and_nothing_is_backed_until_the_start():
+    """In the terminal set, outside it, and when plans are certified again: the same inputs, but no backing."""
     _, running = linear_filter().decide(ORIGIN, vector(0.0))
     broken = replace(running, proposer=Moody(False))
-    decision, _ = broken.decide(vector(0.3, 0.1), vector(0.0))
+    decision, after = broken.decide(vector(0.3, 0.1), vector(0.0))
     assert decision.contained is not None
     assert not bool(decision.contained.any())
-    assert (decision.source, decision.backed) == ("backup", True)
+    assert (decision.source, decision.backed) == ("backup", False)
+    assert "tube of no member" in (decision.falsified or "")
+    again, after = replace(after, proposer=Moody()).decide(ORIGIN, vector(0.0))
+    assert (again.source, again.backed, again.falsified) == ("plan", False, decision.falsified)
+    assert again.certificate is not None
+    assert again.certificate.certified
+    assert again.u == pytest.approx(vector(0.0), abs=1e-9)
+    blind, after = after.decide(vector(math.nan, 0.0), vector(0.0))
+    assert blind.falsified == decision.falsified
+    fresh, _ = after.start().decide(ORIGIN, vector(0.0))
+    assert (fresh.source, fresh.backed, fresh.falsified) == ("plan", True, None)
     outside, _ = broken.decide(vector(1.2, 0.5), vector(0.0))
     assert (outside.source, outside.backed) == ("stored", False)
+    assert outside.falsified
+
+
+def test_a_state_that_leaves_the_set_certified_invariant_refutes_the_model():
+    x = vector(0.2, 0.1)
+    first, resting = linear_filter(proposer=Moody(False)).decide(x, vector(0.0))
+    assert (first.source, first.backed) == ("backup", True)
+    inside, _ = resting.decide(0.9 * x, vector(0.0))
+    assert (inside.backed, inside.falsified) == (True, None)
+    left, after = resting.decide(vector(0.99, 0.99), vector(0.0))
+    assert not left.backed
+    assert "left the set certified to be invariant" in (left.falsified or "")
+    assert not after.decide(x, vector(0.0))[0].backed
+    unknown, _ = linear_filter(proposer=Moody(False)).decide(vector(0.99, 0.99), vector(0.0))
+    assert unknown.falsified is None
+
+
+def test_the_published_tube_claims_nothing_that_could_be_refuted():
+    problem, _ = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    paper = replace(problem, model=replace(problem.model, mode="paper"))
+    _, running = SafetyFilter(paper, Moody()).decide(ORIGIN, vector(0.0))
+    decision, _ = running.decide(vector(0.3, 0.1), vector(0.0))
+    assert decision.contained is not None
+    assert not bool(decision.contained.any())
+    assert (decision.source, decision.backed, decision.falsified) == ("plan", True, None)
+
+
+class Pair:
+    """Two members with the same plant, whose second is pushed by `drift` every step."""
+
+    nx, nu, num_members, mode, assumptions = 2, 1, 2, "sound", ("one of two",)
+
+    def __init__(self, base: LinearTube, drift: torch.Tensor) -> None:
+        self.base, self.drift = base, drift
+
+    def linearise(self, x, u):
+        local = self.base.linearise(x, u)
+        return replace(local, mean=local.mean + torch.stack([torch.zeros_like(self.drift), self.drift]))
+
+    def remainder(self, x, u, factor, gain):
+        return torch.zeros_like(x)
+
+
+def test_one_and_the_same_member_must_contain_the_plant_at_all_stages():
+    """In the first member's tube, then only in the second's: no member is right, though each state is in some tube."""
+    problem, _ = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    model, plant = Pair(problem.model, vector(0.02, 0.08)), problem.model.plant
+    _, start = SafetyFilter(replace(problem, model=model), Moody()).decide(ORIGIN, vector(0.0))
+    assert start.stored is not None
+    assert start.stored.tube is not None
+    center = start.stored.tube.center
+    broken = replace(start, proposer=Moody(False))
+    for path, right in (((0, 0), True), ((1, 1), True), ((0, 1), False), ((1, 0), False)):
+        safe, decision = broken, None
+        for stage, member in enumerate(path, start=1):
+            decision, safe = safe.decide(center[member, stage], vector(0.0))
+            assert decision.contained is not None
+            assert bool(decision.contained[member])
+        assert decision is not None
+        assert (decision.backed, decision.falsified is None) == (right, right)
+    # after a step in which the law was not followed, only the tubes of all members together are known to hold the plant
+    _, blind = broken.decide(vector(math.nan, 0.0), vector(0.0))
+    decision, _ = blind.decide(center[1, 2], vector(0.0))
+    assert (decision.backed, decision.falsified) == (False, None)
+    assert plant is model.base.plant
 
 
 def test_a_certificate_for_other_inputs_or_another_model_is_refused():
