@@ -34,17 +34,19 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._filter_env import SafetyFilterWrapper
 from gpsafe.certify.judge import Certificate, judge
 from gpsafe.certify.problem import CertificationProblem, Proposal, Proposer
 from gpsafe.terminal_set import Invariance
+
+__all__ = ["Decision", "SafetyFilter", "SafetyFilterWrapper", "Source"]
 
 Source = Literal["plan", "stored", "backup", "soft", "unfiltered"]
 Law = Callable[[Tensor], Tensor]
@@ -70,8 +72,8 @@ class Decision:
         source: see the module; "soft" is a least-violating plan, "unfiltered" the proposed input, clipped.
         backed: whether a certificate stands behind u, under its assumptions; never once they are falsified.
         stage: j, steps since the stored plan was certified; 0 for "plan", None if there is no plan with a stage left.
-        contained: whether x is in the stored plan's tube at stage j ≥ 1, by member, (M,); None if there is no such stage or x is
-            not finite.
+        contained: whether x is in the stored plan's tube at stage j ≥ 1, by member, (M,); None if there is no such stage or x
+            is not finite.
         certificate: of this step's proposal; None if the proposer failed.
         reason: why there is no new plan, in words, exceptions with kind and message; empty if there is.
         falsified: why an assumption behind `backed` is false, since when it is; None as long as nothing refutes them.
@@ -103,8 +105,8 @@ class SafetyFilter:
         stored: the last certified plan.
         stage: steps since then.
         failures: infeasible steps in a row.
-        members: that may still be the one for which (1) holds, (M,): x was in their tubes at all stages while the plan's law was
-            followed. None if it was not always followed.
+        members: that may still be the one for which (1) holds, (M,): x was in their tubes at all stages while the plan's law
+            was followed. None if it was not always followed.
         resting: whether the last input was that of the certified backup in its set.
         falsified: see `Decision`; stays until `start`.
     """
@@ -154,8 +156,8 @@ class SafetyFilter:
     def start(self) -> SafetyFilter:
         """The filter at the start of an episode, which forgets plan and refutation.
 
-        X, U and X_f are checked (small linear programs), and the proposer gets ready, if it has a method `prepare(problem)`: what
-        it lacks to work at all is an error here, not an episode without plans.
+        X, U and X_f are checked (small linear programs), and the proposer gets ready, if it has a method `prepare(problem)`:
+        what it lacks to work at all is an error here, not an episode without plans.
 
         Raises:
             ValueError: see `CertificationProblem.check`.
@@ -222,7 +224,7 @@ class SafetyFilter:
         return decision, replace(self, **changed, falsified=falsified)
 
     def _whereabouts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, bool, str | None]:
-        """By member whether x is in the stored tube; who may be the right one; whether it is in the right one's; what is refuted.
+        """Is x in the stored tube, by member; who may be the right one; is x in the right one's; what is refuted.
 
         Under (1) one and the same member contains the plant at all stages while the law is followed. Where the law was not
         always followed, nothing is refuted, and x is in the right member's tube for certain only if it is in all.
@@ -332,7 +334,9 @@ def _proposes(proposer: object) -> None:
     try:
         signature.bind(None, None, None, warm=None)
     except TypeError as error:
-        raise _require.fail("SafetyFilter", expected, f"{type(proposer).__name__}.propose{signature}: {error}") from error
+        raise _require.fail(
+            "SafetyFilter", expected, f"{type(proposer).__name__}.propose{signature}: {error}"
+        ) from error
 
 
 def _vector(name: str, value: Tensor, size: int) -> Tensor:
@@ -341,68 +345,3 @@ def _vector(name: str, value: Tensor, size: int) -> Tensor:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise _require.fail("SafetyFilter.decide", f"a tensor of real numbers {name}", got)
     return _require.shape("SafetyFilter.decide", name, value, (size,)).detach().to(torch.float64, copy=True)
-
-
-class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Filters the actions of any agent: `env = SafetyFilterWrapper(env, filter)`.
-
-    The state is `info["state"]` where the environment gives it (as `gpsafe.envs` does), else the observation; `state` overrides
-    that. The info of each step gets "filter": {"source", "backed", "contained" (None, True or False), "reason", "proposed",
-    "applied"}; `decision` is the last one in full. The wrapped environment must not change actions inside U; an action space of
-    float32 rounds them, by 6e-8 of their size, which no tube accounts for.
-
-    Args:
-        env: with a Box action space in the units of the problem's inputs.
-        safety_filter: started anew at every reset.
-        state: from observation and info to x (nx,).
-    """
-
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        safety_filter: SafetyFilter,
-        *,
-        state: Callable[[Any, dict[str, Any]], Any] | None = None,
-    ) -> None:
-        super().__init__(env)
-        shape = env.action_space.shape
-        if shape != (safety_filter.problem.nu,):
-            raise _require.fail("SafetyFilterWrapper", f"actions of shape ({safety_filter.problem.nu},)", shape)
-        self.safety_filter = safety_filter
-        self.decision: Decision | None = None
-        self._state = state or (lambda observation, info: info.get("state", observation))
-        self._x: Tensor | None = None
-
-    def _measure(self, observation: Any, info: dict[str, Any]) -> None:
-        self._x = torch.as_tensor(np.array(self._state(observation, info), dtype=np.float64))
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets both."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self.safety_filter, self.decision = self.safety_filter.start(), None
-        self._measure(observation, info)
-        return observation, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step with the filtered action.
-
-        Raises:
-            ResetNeeded: before the first reset.
-        """
-        if self._x is None:
-            raise gymnasium.error.ResetNeeded("SafetyFilterWrapper.step: expected a call of reset first, got none")
-        proposed = np.array(action, dtype=np.float64)
-        decision, self.safety_filter = self.safety_filter.decide(self._x, torch.from_numpy(proposed))
-        applied = decision.u.cpu().numpy().copy()
-        observation, reward, terminated, truncated, info = self.env.step(applied.astype(self.action_space.dtype))
-        self.decision = decision
-        self._measure(observation, info)
-        told = {
-            "source": decision.source,
-            "backed": decision.backed,
-            "contained": None if decision.contained is None else bool(decision.contained.any()),
-            "reason": decision.reason,
-            "proposed": proposed,
-            "applied": applied,
-        }
-        return observation, reward, terminated, truncated, {**info, "filter": told}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from gpsafe.mpc._numba import njit
 
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
