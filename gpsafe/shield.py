@@ -207,18 +207,18 @@ class Shield:
                 plans = self.tracking.plans(judge, x.clone(), usable.clone(), length.clone(), remaining)
                 found = judge.verify(Zonotope.point(x.expand(plans.num, -1)), plans, remaining)
                 by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
+                margins = torch.where(by_candidate, found.margin.reshape(count, -1), -torch.inf)
                 trimmed = found.trimmed(plans)
             except Exception as error:
                 reason = f"the candidates could not be judged: {_require.told(error)}"
                 _log.warning(reason)
-                by_candidate = admitted.unsqueeze(-1)
-            admitted = by_candidate.any(-1)
-            if bool(admitted.any()):
-                index = int(torch.nonzero(admitted)[0])
-                margins = torch.where(by_candidate, found.margin.reshape(count, -1), -torch.inf)[index]
-                row = index * by_candidate.shape[1] + int(margins.argmax())
-                plan, margin = trimmed.select(torch.tensor([row], device=x.device)), float(margins.max())
-                source = "plan"
+            else:
+                admitted = by_candidate.any(-1)
+                if bool(admitted.any()):
+                    index = int(torch.nonzero(admitted)[0])
+                    row = index * margins.shape[1] + int(margins[index].argmax())
+                    plan, margin = trimmed.select(torch.tensor([row], device=x.device)), float(margins[index].max())
+                    source = "plan"
         u = plan.act(x.unsqueeze(0), judge.fallbacks, judge.input_box)[0]
         expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
         following = replace(self, time=self.time + 1, stored=plan.shifted(), margin=margin, expected=expected)
