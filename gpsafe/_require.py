@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -123,3 +124,49 @@ def one_of(where: str, name: str, value: str, allowed: Iterable[str]) -> str:
     if value not in names:
         raise fail(where, f"{name} in {{{', '.join(names)}}}", repr(value))
     return value
+
+
+def real(where: str, name: str, value: Tensor | Any) -> Tensor:
+    """Finite float64 numbers, as a copy that nobody else can write on; Booleans are no numbers here."""
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise fail(where, f"numbers in {name}", f"{type(value).__name__}: {error}") from None
+    if tensor.dtype is torch.bool:
+        raise fail(where, f"numbers in {name}", "Booleans")
+    return finite(where, name, tensor).detach().clone()
+
+
+def number(where: str, name: str, value: Any, *, minimum: float = -math.inf) -> float:
+    """One finite number ≥ `minimum`: no Boolean, no array of several."""
+    if isinstance(value, str) or real(where, name, value).ndim != 0 or not float(value) >= minimum:
+        least = "" if minimum == -math.inf else f" >= {minimum:g}"
+        raise fail(where, f"one number {name}{least}", repr(value))
+    return float(value)
+
+
+def index(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
+    """An integer ≥ `minimum` of Python or NumPy: no Boolean, no float that happens to be whole."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool or found < minimum:
+        raise fail(where, f"integer {name} >= {minimum}", repr(value))
+    return found
+
+
+def listing(where: str, name: str, value: Any) -> tuple[Any, ...]:
+    """A collection as a tuple; a string, which would fall apart into letters, is refused."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise fail(where, f"a tuple as {name}", repr(value))
+    return tuple(value)
+
+
+def told(error: BaseException) -> str:
+    """Kind and message of an exception in one line, even if its message cannot be made."""
+    try:
+        message = " ".join(str(error).split())[:500]
+    except Exception:
+        message = "(its message fails)"
+    return f"{type(error).__name__}: {message}"

@@ -35,7 +35,8 @@ class SystemEnv(gymnasium.Env[Array, Array]):
 
     ``info["cost"]`` of a step is c(x_t) of the state the action was applied in, so that its sum over an
     episode is the Σ_{t<T} c(x_t) whose expectation the budget bounds (theory §1); ``info["cost_next"]`` is
-    c(x_{t+1}). Also ``info["state"]``, the new state. Actions outside the input box are clipped to it.
+    c(x_{t+1}). Also ``info["state"]``, the new state, and ``info["applied"]``, the input: actions outside the input box are
+    clipped to it.
 
     The episode is truncated at the horizon, or when the state leaves the state box widened ten times
     (``info["escaped"]``; the last observation is then clipped to the observation space, ``info["state"]`` is
@@ -126,6 +127,7 @@ class SystemEnv(gymnasium.Env[Array, Array]):
             "cost": float(self.system.cost(x)),
             "cost_next": float(self.system.cost(x_next)),
             "state": x_next.numpy().copy(),
+            "applied": u.numpy().copy(),
             "escaped": escaped,
         }
         return self._observe(x_next), float(self.system.reward(x, u)), terminated, truncated, info

@@ -24,6 +24,7 @@ A measured state outside what (a) and (b) allow refutes them: it is reported (`D
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -39,6 +40,7 @@ from gpsafe.sets.zonotope import Zonotope
 from gpsafe.tracking import Tracking
 
 Source = Literal["plan", "stored", "fallback"]
+_log = logging.getLogger(__name__)
 
 
 def noise_radius(noise_std: Tensor, *, steps: int, delta: float) -> Tensor:
@@ -83,6 +85,7 @@ class Decision:
         margin: of the plan that backs u, when it was admitted (see `Verification`); nan if it was assumed.
         admitted: (K,), which candidates were admitted with at least one brake.
         falsified: why the measured state refutes the assumptions, or None. No guarantee is left if it is set.
+        reason: why the candidates could not be completed and judged, exceptions with kind and message; empty if they were.
     """
 
     u: Tensor
@@ -91,6 +94,7 @@ class Decision:
     margin: float
     admitted: Tensor
     falsified: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -168,6 +172,8 @@ class Shield:
     def decide(self, x: Tensor, candidates: Tensor, lengths: Tensor | None = None) -> tuple[Decision, Shield]:
         """The input for the measured state x (nx,), and the shield for the next step.
 
+        What `tracking` raises, or the judge at plans of its making, costs the candidates and not the answer.
+
         Args:
             x: measured state.
             candidates: (K, H, nu), best first; K may be 0.
@@ -186,25 +192,32 @@ class Shield:
         _require.shape("Shield.decide", "lengths", lengths, (count,))
         falsified = self._outside(x)
         admitted = torch.zeros(count, dtype=torch.bool, device=x.device)
-        plan, index, margin = self.stored, None, self.margin
+        plan, index, margin, reason = self.stored, None, self.margin, ""
         source: Source = "stored" if bool((plan.lengths > 0).all()) else "fallback"
         if count:
             finite = torch.isfinite(candidates).all(-1).all(-1)
             usable = candidates.nan_to_num(0.0, 0.0, 0.0)
-            plans = self.tracking.plans(judge, x, usable, lengths.clamp(0, candidates.shape[1]), remaining)
-            found = judge.verify(Zonotope.point(x.expand(plans.num, -1)), plans, remaining)
-            by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
-            admitted = by_candidate.any(-1)
-            if bool(admitted.any()):
-                index = int(torch.nonzero(admitted)[0])
-                margins = found.margin.reshape(count, -1)[index]
-                row = index * by_candidate.shape[1] + int(margins.argmax())
-                plan, margin = found.trimmed(plans).select(torch.tensor([row], device=x.device)), float(margins.max())
-                source = "plan"
+            length = lengths.clamp(0, candidates.shape[1])
+            try:
+                plans = self.tracking.plans(judge, x.clone(), usable.clone(), length.clone(), remaining)
+                found = judge.verify(Zonotope.point(x.expand(plans.num, -1)), plans, remaining)
+                by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
+                margins = torch.where(by_candidate, found.margin.reshape(count, -1), -torch.inf)
+                trimmed = found.trimmed(plans)
+            except Exception as error:
+                reason = f"the candidates could not be judged: {_require.told(error)}"
+                _log.warning(reason)
+            else:
+                admitted = by_candidate.any(-1)
+                if bool(admitted.any()):
+                    index = int(torch.nonzero(admitted)[0])
+                    row = index * margins.shape[1] + int(margins[index].argmax())
+                    plan, margin = trimmed.select(torch.tensor([row], device=x.device)), float(margins[index].max())
+                    source = "plan"
         u = plan.act(x.unsqueeze(0), judge.fallbacks, judge.input_box)[0]
         expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
         following = replace(self, time=self.time + 1, stored=plan.shifted(), margin=margin, expected=expected)
-        return Decision(u, source, index, margin, admitted, falsified), following
+        return Decision(u, source, index, margin, admitted, falsified, reason), following
 
     def _outside(self, x: Tensor) -> str | None:
         """Why x refutes the assumptions: it is outside the interval hull of the tube's one-step set; None if it is not."""

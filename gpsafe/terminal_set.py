@@ -30,11 +30,11 @@ class AffineLaw:
     offset: Tensor
 
     def __post_init__(self) -> None:
-        gain = _require.finite("AffineLaw", "gain", self.gain)
+        gain = _require.real("AffineLaw", "gain", self.gain)
         if gain.ndim != 2:
             raise _require.fail("AffineLaw", "gain of shape (nu, nx)", f"shape {tuple(gain.shape)}")
         object.__setattr__(self, "gain", gain)
-        offset = _require.finite("AffineLaw", "offset", self.offset)
+        offset = _require.real("AffineLaw", "offset", self.offset)
         object.__setattr__(self, "offset", _require.shape("AffineLaw", "offset", offset, gain.shape[:1]))
 
     @staticmethod
@@ -67,6 +67,19 @@ class TerminalSet:
     points: Tensor
     hulls: tuple[Polytope, ...]
 
+    def __post_init__(self) -> None:
+        where = "TerminalSet"
+        nx, delay = _require.index(where, "nx", self.nx, minimum=1), _require.index(where, "delay", self.delay)
+        chosen = _require.listing(where, "dims", self.dims)
+        # A Boolean or a float among them would index something else than what it says.
+        dims = tuple(_require.index(where, "coordinate", j) for j in chosen)
+        if not dims or len(set(dims)) != len(dims) or not all(j < nx for j in dims):
+            raise _require.fail(where, f"distinct coordinates in 0..{nx - 1}", chosen)
+        if not 1 <= len(self.hulls) <= delay + 1 or any(hull.dim != len(dims) for hull in self.hulls):
+            raise _require.fail(where, f"1..{delay + 1} hulls in {len(dims)} coordinates", [h.dim for h in self.hulls])
+        _require.last_dim(where, "points", self.points, len(dims))
+        object.__setattr__(self, "dims", dims)
+
     @staticmethod
     def start(initial: Tensor, *, dims: tuple[int, ...] | None = None, delay: int = 0) -> TerminalSet:
         """The hull of initial states (n, nx), used until ℓ updates have passed.
@@ -76,16 +89,16 @@ class TerminalSet:
             dims: constrained coordinates, all by default.
             delay: ℓ.
         """
-        initial = _require.finite("TerminalSet", "initial", initial)
+        initial = _require.real("TerminalSet", "initial", initial)
         if initial.ndim != 2:
             raise _require.fail("TerminalSet", "initial of shape (n, nx)", f"shape {tuple(initial.shape)}")
         nx = initial.shape[1]
-        chosen = tuple(range(nx)) if dims is None else tuple(dims)
-        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= j < nx for j in chosen):
-            raise _require.fail("TerminalSet", f"distinct coordinates in 0..{nx - 1}", chosen)
-        _require.count("TerminalSet", "delay", delay, minimum=0)
-        points, hull = _spanning(initial[:, list(chosen)])
-        return TerminalSet(nx, chosen, delay, points, (hull,))
+        listed = tuple(range(nx)) if dims is None else _require.listing("TerminalSet", "dims", dims)
+        chosen = [_require.index("TerminalSet", "coordinate", j) for j in listed]
+        if not chosen or not all(j < nx for j in chosen):
+            raise _require.fail("TerminalSet", f"distinct coordinates in 0..{nx - 1}", listed)
+        points, hull = _spanning(initial[:, chosen])
+        return TerminalSet(nx, tuple(chosen), delay, points, (hull,))
 
     @property
     def polytope(self) -> Polytope:
@@ -97,10 +110,12 @@ class TerminalSet:
 
     def update(self, certified: Tensor) -> TerminalSet:
         """One update, with the states (n, nx) certified since the last one; n may be 0."""
-        _require.last_dim("TerminalSet.update", "certified", certified, self.nx)
+        if not isinstance(certified, Tensor) or certified.ndim != 2 or certified.shape[1] != self.nx:
+            got = f"shape {tuple(certified.shape)}" if isinstance(certified, Tensor) else type(certified).__name__
+            raise _require.fail("TerminalSet.update", f"certified of shape (n, {self.nx})", got)
         points, hull = self.points, self.hulls[-1]
         if certified.numel():
-            points = _require.finite("TerminalSet.update", "certified", certified)[:, list(self.dims)]
+            points = _require.real("TerminalSet.update", "certified", certified)[:, list(self.dims)]
             points, hull = _spanning(torch.cat([self.points, points]))
         return replace(self, points=points, hulls=(*self.hulls, hull)[-self.delay - 1 :])
 
@@ -175,6 +190,8 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     where, model = "certify_invariance", problem.model
     if problem.mode != "sound":
         raise _require.fail(where, "a model in sound mode", problem.mode)
+    if not isinstance(law, AffineLaw):
+        raise _require.fail(where, "an AffineLaw", type(law).__name__)
     _require.shape(where, "law.gain", law.gain, (problem.nu, problem.nx))
     _require.count(where, "budget", budget)
     region = problem.terminal.intersect(problem.states)
@@ -311,8 +328,11 @@ def invariant_polytope(
         ValueError: if nothing is left, or rows still cut after all iterations.
     """
     where = "invariant_polytope"
-    _require.shape(where, "closed", closed, (region.dim, region.dim))
-    _require.positive(where, "margin", margin)
+    closed = _require.shape(where, "closed", _require.real(where, "closed", closed), (region.dim, region.dim))
+    offset = _require.shape(where, "offset", _require.real(where, "offset", offset), (region.dim,))
+    if not _require.number(where, "margin", margin) > 0:
+        raise _require.fail(where, "margin > 0", margin)
+    _require.count(where, "iterations", iterations)
     S = Polytope(region.H, region.h - margin * region.H.norm(dim=1)).reduce()
     fresh = S
     for _ in range(iterations):

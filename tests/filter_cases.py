@@ -44,6 +44,123 @@ class Moody:
         return Proposal(plan[:-1] if self.failure == "short" else plan, "Solve_Succeeded", 1, 0.0, "moody", -1.0)
 
 
+class Odd:
+    """A proposer that raises, or returns what it is told to; a function is called with problem, x0, u_L and the warm plan."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def propose(self, problem, x0, learned, *, warm=None):
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer(problem, x0, learned, warm) if callable(self.answer) else self.answer
+
+
+def told(inputs: object) -> Proposal:
+    return Proposal(inputs, "optimal", 1, 0.0, "odd", -1.0)  # type: ignore[arg-type]
+
+
+class Wordless(Exception):
+    """Not even its message can be made."""
+
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+class Forged(torch.Tensor):
+    """A plan that says of itself whatever is wanted."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return torch.tensor(True) if func is torch.isfinite else super().__torch_function__(func, types, args, kwargs)
+
+
+class Vanishing(Proposal):
+    """Whose plan cannot be read."""
+
+    __slots__ = ()
+
+    @property
+    def inputs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise IndexError("no plan in here")
+
+
+def scribbled(problem, x0, learned, warm) -> Proposal:
+    """Widens every set, weakens the plant and the disturbance, on all tensors within reach, then proposes to push."""
+    for tensor in (problem.states.h, problem.inputs.h, problem.terminal.h):
+        tensor.fill_(1e9)
+    for tensor in (problem.model.half_axes, problem.model.plant.A, problem.model.plant.B, problem.gain, x0, learned):
+        tensor.zero_()
+    if warm is not None:
+        warm.fill_(7.0)
+    return told(torch.full((problem.steps, problem.nu), 1.0, dtype=torch.float64))
+
+
+def unsettled(problem, x0, learned, warm):
+    """Leaves floating-point traps and no gradients behind."""
+    np.seterr(all="raise")
+    torch.set_grad_enabled(False)
+    raise FloatingPointError("underflow")
+
+
+class SolverError(Exception):
+    """As cvxpy's and others': of no built-in kind."""
+
+
+RAISED = (
+    ValueError("no"),
+    KeyError("x"),
+    TypeError("no"),
+    IndexError("list index out of range"),
+    TimeoutError("too slow"),
+    AssertionError(),
+    RuntimeError("IPOPT"),
+    NotImplementedError("no"),
+    ZeroDivisionError("no"),
+    OverflowError("no"),
+    FloatingPointError("no"),
+    np.linalg.LinAlgError("Singular matrix"),
+    AttributeError("no"),
+    ImportError("No module named 'solver'"),
+    OSError("licence server"),
+    UnicodeDecodeError("utf-8", b"", 0, 1, "no"),
+    StopIteration(),
+    RecursionError("no"),
+    MemoryError(),
+    Warning("as error"),
+    SolverError("unknown"),
+    Wordless(),
+)
+RETURNED: dict[str, object] = {
+    "nothing": None,
+    "a plan without its proposal": torch.zeros(4, 1).double(),
+    "a tuple": (torch.zeros(4, 1).double(), "optimal"),
+    "a generator": (part for part in ()),
+    "a dictionary": {"inputs": torch.zeros(4, 1).double()},
+    "the class": Proposal,
+    "no inputs": told(None),
+    "a list": told([[0.0]] * 4),
+    "an array": told(np.zeros((4, 1))),
+    "a generator of inputs": told(float(k) for k in range(4)),
+    "words": told("push"),
+    "too short": told(torch.zeros(3, 1).double()),
+    "too wide": told(torch.zeros(4, 2).double()),
+    "flat": told(torch.zeros(4).double()),
+    "empty": told(torch.zeros(0, 1).double()),
+    "NaN": told(torch.full((4, 1), torch.nan)),
+    "infinite": told(torch.full((4, 1), torch.inf).double()),
+    "1.7e308": told(torch.full((4, 1), 1.7e308, dtype=torch.float64)),
+    "complex": told(torch.zeros(4, 1) + 0j),
+    "Boolean": told(torch.zeros(4, 1, dtype=torch.bool)),
+    "without data": told(torch.zeros(4, 1, device="meta")),
+    "sparse and wrong": told(torch.ones(3, 1).to_sparse()),
+    "forged": told(torch.full((4, 1), torch.nan).as_subclass(Forged)),
+    "unreadable": object.__new__(Vanishing),
+    "scribbled": scribbled,
+    "unsettled": unsettled,
+}
+
+
 @lru_cache(maxsize=1)
 def gp_case(steps: int = 3) -> tuple[CertificationProblem, Invariance]:
     """The RKHS pendulum about its hanging rest with GP tubes, and an invariant terminal set."""

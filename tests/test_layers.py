@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1] / "gpsafe"
 LAYERS: list[set[str]] = [
     {"verdict", "assumptions", "_require", "linalg", "store"},
     {"sets", "kernels", "rkhs", "data", "checks", "policies", "feature_policies", "parametric"},
-    {"models", "systems", "envs", "_drawing"},
+    {"models", "systems", "envs", "_drawing", "_actions"},
     {"confidence", "rollout"},
     {"cost", "tube", "certify"},
     {"safe_set", "explore", "safe_parameters", "search", "planning", "tracking", "shield"}
-    | {"mpc", "terminal_set", "safety_filter"},
+    | {"mpc", "terminal_set", "safety_filter", "_filter_env", "replay"},
     {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"}
     | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"},
 ]

@@ -14,7 +14,14 @@ import torch
 from filter_cases import Moody, extreme, gp_case, linear_case, linear_filter, worst_disturbance
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from gpsafe.certify import Certificate, CertificationProblem, Margins
 from gpsafe.safety_filter import SafetyFilter
@@ -122,7 +129,50 @@ class PendulumTwin(Plant):
         return reference_pendulum().mean(x, u)
 
 
-def execute(machine: type[Plant], *, examples: int, steps: int, derandomize: bool = False) -> None:
+class Refuted(RuleBasedStateMachine):
+    """The linear plant, pushed out of its tube now and then: lawful → refuted → (start) → lawful, and no other way.
+
+    When the plant is where it cannot be is known here from the plan's tube and the terminal set, not from the filter.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.filter = linear_filter().start()
+        self.problem = self.filter.problem
+        self.x = torch.zeros(2, dtype=torch.float64)
+        self.plan: Certificate | None = None
+        self.age, self.resting, self.refuted = 0, False, False
+
+    @rule(push=st.floats(-1.0, 1.0), works=st.booleans(), kick=st.sampled_from([0.0, 0.0, 0.0, 0.9, 1.1, 30.0]))
+    def steps(self, push: float, works: bool, kick: float) -> None:
+        self.filter = replace(self.filter, proposer=Moody(works, "breakdown"))
+        decision, self.filter = self.filter.decide(self.x, torch.tensor([push], dtype=torch.float64))
+        assert (decision.falsified is not None) == self.refuted
+        assert (self.filter.falsified is not None) == self.refuted
+        assert not (self.refuted and decision.backed)
+        assert decision.backed or self.refuted or decision.source == "unfiltered"
+        if decision.source == "plan":
+            self.plan, self.age = decision.certificate, 0
+        self.resting = decision.source == "backup" and decision.backed
+        model = self.problem.model
+        assert isinstance(model, LinearTube)
+        pushed = extreme(model.half_axes, torch.tensor([1.0, 1.0], dtype=torch.float64))
+        self.x, self.age = model.plant(self.x, decision.u) + kick * pushed, self.age + 1
+        if self.plan is not None and self.plan.tube is not None and self.age <= self.problem.steps:
+            tube = self.plan.tube
+            outside = not Ellipsoid(tube.center[0, self.age], tube.factor[0, self.age]).contains(self.x)
+            self.refuted = self.refuted or (outside and decision.source in ("plan", "stored") and decision.backed)
+        region = self.problem.terminal.intersect(self.problem.states)
+        self.refuted = self.refuted or (self.resting and not bool(region.contains(self.x)))
+
+    @precondition(lambda self: getattr(self, "refuted", False))
+    @rule()
+    def start(self) -> None:
+        self.filter = self.filter.start()
+        self.x, self.plan, self.resting, self.refuted = torch.zeros_like(self.x), None, False, False
+
+
+def execute(machine: type[RuleBasedStateMachine], *, examples: int, steps: int, derandomize: bool = False) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -139,6 +189,10 @@ def execute(machine: type[Plant], *, examples: int, steps: int, derandomize: boo
 
 def test_linear_plant():
     execute(Plant, examples=8, steps=8)
+
+
+def test_a_refuted_tube_backs_nothing_until_the_filter_is_started_anew():
+    execute(Refuted, examples=10, steps=12)
 
 
 @pytest.mark.slow
@@ -198,6 +252,16 @@ class OffByOne(Plant):
 def test_control_a_broken_premise_is_caught(broken):
     with pytest.raises(AssertionError):
         execute(broken, examples=30, steps=8, derandomize=True)
+
+
+def test_control_a_filter_that_forgets_its_refutation_is_caught(monkeypatch):
+    def forgetful(safe: SafetyFilter, x: torch.Tensor, learned: torch.Tensor):
+        return honest(replace(safe, falsified=None), x, learned)
+
+    honest = SafetyFilter.decide
+    monkeypatch.setattr(SafetyFilter, "decide", forgetful)
+    with pytest.raises(AssertionError):
+        execute(Refuted, examples=30, steps=12, derandomize=True)
 
 
 @pytest.mark.parametrize("ignored", ["state", "input", "terminal"])

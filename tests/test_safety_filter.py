@@ -1,20 +1,29 @@
-"""The filter: order of its answers, right indices, numeric failure, planted liars, and the Gymnasium wrapper."""
+"""The filter: order of its answers, right indices, numeric failure, planted liars, refuted models."""
 
-import importlib.util
+import copy
 import math
 from dataclasses import replace
 
-import gymnasium
+import numpy as np
 import pytest
 import torch
-from filter_cases import Moody, linear_case, linear_filter, worst_disturbance
+from filter_cases import (
+    RAISED,
+    RETURNED,
+    Moody,
+    Odd,
+    Wordless,
+    linear_case,
+    linear_filter,
+    told,
+    worst_disturbance,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-import gpsafe.envs  # noqa: F401 (registers)
-from gpsafe.certify import CertificationProblem, Proposal
-from gpsafe.safety_filter import SafetyFilter, SafetyFilterWrapper
+from gpsafe.certify import CertificationProblem, Proposal, judge
+from gpsafe.safety_filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube import LinearTube
@@ -81,6 +90,134 @@ def test_a_liar_is_not_believed():
     assert not decision.certificate.certified
 
 
+def answered(proposer: object) -> None:
+    """By the stored plan until its end, then by the backup, all backed, bit for bit as with a proposer without plan."""
+    problem, sure = copy.deepcopy(linear_case())  # its copy may be spoilt
+    x = vector(0.7, 0.3)
+    first, fine = SafetyFilter(problem, Moody(), sure).decide(x, vector(1.0))
+    assert first.backed
+    odd, quiet = (replace(fine, proposer=p) for p in (proposer, Moody(False, "nan")))
+    model = fine.problem.model
+    assert isinstance(model, LinearTube)
+    before, u = copy.deepcopy(fine.problem), first.u
+    for stage in range(1, 7):
+        x = model.plant(x, u)
+        x = x + worst_disturbance(model.half_axes, fine.problem.states, x)
+        (decision, odd), (expected, quiet) = odd.decide(x, vector(1.0)), quiet.decide(x, vector(1.0))
+        assert decision.backed
+        assert decision.source == ("stored" if stage < 4 else "backup")
+        assert torch.equal(decision.u, expected.u)
+        assert decision.reason
+        u = decision.u
+    for name in ("states", "inputs", "terminal"):
+        assert torch.equal(getattr(odd.problem, name).h, getattr(before, name).h)
+    assert torch.equal(odd.problem.gain, before.gain)
+    assert isinstance(before.model, LinearTube)
+    assert torch.equal(model.half_axes, before.model.half_axes)
+    assert torch.equal(model.plant.A, before.model.plant.A)
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda e: type(e).__name__)
+def test_whatever_a_proposer_raises_is_answered_and_told(error, caplog):
+    answered(Odd(error))
+    decision, _ = linear_filter(proposer=Odd(error)).decide(vector(0.2, 0.1), vector(0.0))
+    assert (decision.source, decision.backed, decision.certificate) == ("backup", True, None)
+    assert f"the proposer failed: {type(error).__name__}" in decision.reason
+    message = "message fails" if isinstance(error, Wordless) else str(error)
+    assert message in decision.reason
+    assert "the proposer failed" in caplog.text
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_whatever_a_proposer_returns_or_writes_on_is_answered(name):
+    settings = np.geterr(), torch.is_grad_enabled()
+    answered(Odd(RETURNED[name]))
+    assert (np.geterr(), torch.is_grad_enabled()) == settings
+
+
+@pytest.mark.parametrize("wish", [KeyboardInterrupt(), SystemExit(1)])
+def test_a_wish_to_stop_is_no_failure_of_a_proposer(wish):
+    with pytest.raises(type(wish)):
+        linear_filter(proposer=Odd(wish)).decide(ORIGIN, vector(0.0))
+
+
+def test_a_model_that_fails_at_a_wild_plan_is_a_plan_refused():
+    class Brittle(Pair):
+        def linearise(self, x, u):
+            if bool((u.abs() > 10).any()):
+                raise KeyError("no table entry")
+            return super().linearise(x, u)
+
+    problem, _ = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    brittle = SafetyFilter(replace(problem, model=Brittle(problem.model, vector(0.0, 0.0))), Moody())
+    _, running = brittle.decide(ORIGIN, vector(0.0))
+    decision, _ = replace(running, proposer=Moody(False, "far")).decide(ORIGIN, vector(0.0))
+    assert (decision.source, decision.backed) == ("stored", True)
+    assert "tube could not be made: KeyError: 'no table entry'" in decision.reason
+
+
+@pytest.mark.parametrize(
+    "proposer",
+    [
+        None,
+        Moody,
+        "CondensedSQP",
+        torch.zeros(4, 1),
+        Odd(None).propose,
+        type("Wrong", (), {"propose": lambda self, x: x})(),
+    ],
+)
+def test_what_cannot_be_asked_for_plans_is_refused_at_once(proposer):
+    with pytest.raises(ValueError, match="expected a proposer"):
+        linear_filter(proposer=proposer)
+
+
+def test_a_proposer_that_lacks_what_it_needs_is_an_error_at_the_start():
+    class Unbuilt(Moody):
+        def prepare(self, problem):
+            raise ImportError("No module named 'solver'")
+
+    with pytest.raises(ImportError, match="solver"):
+        linear_filter(proposer=Unbuilt()).start()
+
+
+@pytest.mark.parametrize("backup", [1 / 3, "κ"])
+def test_a_backup_that_is_no_law_is_refused(backup):
+    with pytest.raises(ValueError, match="backup law"):
+        SafetyFilter(linear_case()[0], Moody(), backup=backup)
+
+
+@pytest.mark.parametrize(
+    "law", [lambda x: 1 / 0, lambda x: None, lambda x: x, lambda x: x[0], lambda x: "left", lambda x: x.fill_(9.0)]
+)
+def test_a_backup_that_fails_is_told_and_backs_nothing(law, caplog):
+    safe = SafetyFilter(linear_case()[0], Moody(False), backup=law)
+    x = vector(0.9, 0.9)
+    decision, _ = safe.decide(x, vector(0.4))
+    assert torch.equal(x, vector(0.9, 0.9))
+    assert (decision.source, decision.backed) == ("unfiltered", False)
+    assert torch.equal(decision.u, vector(0.4))
+    assert "the backup failed" in decision.reason
+    assert "the backup failed" in caplog.text
+    planned, _ = replace(safe, proposer=Moody()).decide(ORIGIN, vector(0.0))
+    assert (planned.source, planned.backed, planned.reason) == ("plan", True, "")
+
+
+def test_a_stored_plan_must_be_certified_and_for_these_sets():
+    _, running = linear_filter().decide(ORIGIN, vector(0.0))
+    problem, _ = linear_case()
+    liar = judge(problem, ORIGIN, vector(0.0), told(torch.full((4, 1), 2.0).double()))
+    with pytest.raises(ValueError, match="certified plan"):
+        replace(running, stored=liar)
+    small = Polytope(problem.states.H, 0.9 * problem.states.h)
+    with pytest.raises(ValueError, match="these sets"):
+        SafetyFilter(replace(problem, states=small), Moody(), stored=running.stored, stage=1)
+    for wrong in ({"stage": True}, {"stage": 1.0}, {"stage": -1}, {"failures": 0.5}, {"soften": True}):
+        with pytest.raises(ValueError, match="integer"):
+            replace(running, **wrong)
+
+
 class Memory:
     """Keeps one buffer for all its plans, and writes on the state it is given."""
 
@@ -115,7 +252,7 @@ def test_numbers_that_are_not_finite_fall_back_and_say_so():
     problem, sure = linear_case()
     _, running = linear_filter().decide(ORIGIN, vector(0.0))
     blind, after = running.decide(vector(math.nan, 0.0), vector(0.0))
-    assert (blind.source, blind.backed) == ("stored", False)
+    assert (blind.source, blind.backed, blind.contained) == ("stored", False, None)
     assert "state is not finite" in blind.reason
     assert running.stored is not None
     assert torch.equal(blind.u, running.stored.inputs[1])
@@ -173,15 +310,93 @@ def test_least_violating_plans_after_enough_failures():
     assert sources == ["unfiltered", "unfiltered", "soft", "soft"]
 
 
-def test_a_state_outside_the_tube_is_told_and_the_terminal_set_still_backs():
+def test_a_state_outside_the_tube_refutes_the_model_and_nothing_is_backed_until_the_start():
+    """In the terminal set, outside it, and when plans are certified again: the same inputs, but no backing."""
     _, running = linear_filter().decide(ORIGIN, vector(0.0))
     broken = replace(running, proposer=Moody(False))
-    decision, _ = broken.decide(vector(0.3, 0.1), vector(0.0))
+    decision, after = broken.decide(vector(0.3, 0.1), vector(0.0))
     assert decision.contained is not None
     assert not bool(decision.contained.any())
-    assert (decision.source, decision.backed) == ("backup", True)
+    assert (decision.source, decision.backed) == ("backup", False)
+    assert "tube of no member" in (decision.falsified or "")
+    again, after = replace(after, proposer=Moody()).decide(ORIGIN, vector(0.0))
+    assert (again.source, again.backed, again.falsified) == ("plan", False, decision.falsified)
+    assert again.certificate is not None
+    assert again.certificate.certified
+    assert again.u == pytest.approx(vector(0.0), abs=1e-9)
+    blind, after = after.decide(vector(math.nan, 0.0), vector(0.0))
+    assert blind.falsified == decision.falsified
+    fresh, _ = after.start().decide(ORIGIN, vector(0.0))
+    assert (fresh.source, fresh.backed, fresh.falsified) == ("plan", True, None)
     outside, _ = broken.decide(vector(1.2, 0.5), vector(0.0))
     assert (outside.source, outside.backed) == ("stored", False)
+    assert outside.falsified
+
+
+def test_a_state_that_leaves_the_set_certified_invariant_refutes_the_model():
+    x = vector(0.2, 0.1)
+    first, resting = linear_filter(proposer=Moody(False)).decide(x, vector(0.0))
+    assert (first.source, first.backed) == ("backup", True)
+    inside, _ = resting.decide(0.9 * x, vector(0.0))
+    assert (inside.backed, inside.falsified) == (True, None)
+    left, after = resting.decide(vector(0.99, 0.99), vector(0.0))
+    assert not left.backed
+    assert "left the set certified to be invariant" in (left.falsified or "")
+    assert not after.decide(x, vector(0.0))[0].backed
+    unknown, _ = linear_filter(proposer=Moody(False)).decide(vector(0.99, 0.99), vector(0.0))
+    assert unknown.falsified is None
+
+
+def test_the_published_tube_claims_nothing_that_could_be_refuted():
+    problem, _ = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    paper = replace(problem, model=replace(problem.model, mode="paper"))
+    _, running = SafetyFilter(paper, Moody()).decide(ORIGIN, vector(0.0))
+    decision, _ = running.decide(vector(0.3, 0.1), vector(0.0))
+    assert decision.contained is not None
+    assert not bool(decision.contained.any())
+    assert (decision.source, decision.backed, decision.falsified) == ("plan", True, None)
+
+
+class Pair:
+    """Two members with the same plant, whose second is pushed by `drift` every step."""
+
+    nx, nu, num_members, mode, assumptions = 2, 1, 2, "sound", ("one of two",)
+
+    def __init__(self, base: LinearTube, drift: torch.Tensor) -> None:
+        self.base, self.drift = base, drift
+
+    def linearise(self, x, u):
+        local = self.base.linearise(x, u)
+        return replace(local, mean=local.mean + torch.stack([torch.zeros_like(self.drift), self.drift]))
+
+    def remainder(self, x, u, factor, gain):
+        return torch.zeros_like(x)
+
+
+def test_one_and_the_same_member_must_contain_the_plant_at_all_stages():
+    """In the first member's tube, then only in the second's: no member is right, though each state is in some tube."""
+    problem, _ = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    model, plant = Pair(problem.model, vector(0.02, 0.08)), problem.model.plant
+    _, start = SafetyFilter(replace(problem, model=model), Moody()).decide(ORIGIN, vector(0.0))
+    assert start.stored is not None
+    assert start.stored.tube is not None
+    center = start.stored.tube.center
+    broken = replace(start, proposer=Moody(False))
+    for path, right in (((0, 0), True), ((1, 1), True), ((0, 1), False), ((1, 0), False)):
+        safe, decision = broken, None
+        for stage, member in enumerate(path, start=1):
+            decision, safe = safe.decide(center[member, stage], vector(0.0))
+            assert decision.contained is not None
+            assert bool(decision.contained[member])
+        assert decision is not None
+        assert (decision.backed, decision.falsified is None) == (right, right)
+    # after a step in which the law was not followed, only the tubes of all members together are known to hold the plant
+    _, blind = broken.decide(vector(math.nan, 0.0), vector(0.0))
+    decision, _ = blind.decide(center[1, 2], vector(0.0))
+    assert (decision.backed, decision.falsified) == (False, None)
+    assert plant is model.base.plant
 
 
 def test_a_certificate_for_other_inputs_or_another_model_is_refused():
@@ -222,77 +437,3 @@ def test_wrong_calls_are_errors():
         half.start()
     with pytest.raises(ValueError, match="soften"):
         SafetyFilter(problem, Moody(), soften=0)
-
-
-# -------------------------------------------------------------------------------------------------------- wrapper
-def wrapped(**options) -> SafetyFilterWrapper:
-    env = gymnasium.make("gpsafe/DoubleIntegrator-v0", noise_std=vector(0.001, 0.004), **options)
-    return SafetyFilterWrapper(env, linear_filter())
-
-
-def test_an_agent_that_pushes_to_the_limit_is_kept_inside():
-    env, safe = wrapped(), 0
-    with pytest.raises(gymnasium.error.ResetNeeded):
-        env.step([1.0])
-    for seed in range(2):
-        env.reset(seed=seed)
-        for _ in range(25):
-            _, _, _, _, info = env.step([1.0])
-            told = info["filter"]
-            safe += told["backed"]
-            assert told["contained"] in (None, True)
-            assert info["cost_next"] == 0.0
-            assert told["applied"] <= told["proposed"] + 1e-9
-    assert safe == 50
-    assert env.decision is not None
-    env.reset(seed=0)
-    assert env.decision is None
-
-
-def test_control_unfiltered_the_same_agent_leaves():
-    env = wrapped().env
-    env.reset(seed=0)
-    assert sum(env.step([1.0])[4]["cost_next"] for _ in range(25)) > 0
-
-
-def test_wrong_action_spaces_are_refused():
-    env = gymnasium.make("gpsafe/DoubleIntegrator-v0")
-    problem, _ = linear_case()
-    plane = replace(
-        problem,
-        inputs=Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double())),
-        gain=torch.zeros(2, 2).double(),
-        model=TwoInputs(problem.model),
-    )
-    with pytest.raises(ValueError, match="actions of shape"):
-        SafetyFilterWrapper(env, SafetyFilter(plane, Moody()))
-
-
-class TwoInputs:
-    """Only its dimensions matter."""
-
-    nx, nu, num_members, mode, assumptions = 2, 2, 1, "sound", ()
-
-    def __init__(self, model):
-        self.model = model
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs the extra 'rl'")
-def test_a_stable_baselines3_agent_learns_behind_the_filter():
-    from stable_baselines3 import PPO
-
-    env = wrapped()
-    agent = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, seed=0, device="cpu")
-    seen = []
-    step = env.step
-
-    def watched(action):
-        result = step(action)
-        seen.append((result[4]["filter"]["backed"], result[4]["cost_next"]))
-        return result
-
-    env.step = watched  # type: ignore[method-assign]
-    agent.learn(128)
-    assert len(seen) == 128
-    assert all(backed and cost == 0.0 for backed, cost in seen)

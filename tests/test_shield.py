@@ -147,6 +147,50 @@ def test_candidates_without_finite_gains_are_refused_and_the_fallback_answers(nu
     assert decision.source == "fallback" and decision.admitted.tolist() == [False, False]
 
 
+class Unfinished(Tracking):
+    """Raises, returns nonsense, or writes on what it was given."""
+
+    answer: object
+
+    def plans(self, judge, x, candidates, lengths, steps):
+        for given_ in (x, candidates, lengths):
+            given_.zero_()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer(judge, steps) if callable(self.answer) else self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ValueError("no gains"),
+        KeyError("x"),
+        TimeoutError(),
+        ZeroDivisionError(),
+        None,
+        (part for part in ()),
+        lambda judge, steps: Plans.of_fallbacks(torch.arange(2), 2, 1),
+        lambda judge, steps: Plans.of_fallbacks(torch.tensor([99, 99, 99]), 2, 1),
+    ],
+)
+def test_whatever_completes_the_candidates_only_costs_the_candidates(answer):
+    case, judge = case_of(), judged()
+    base = tracking_of(case)
+    odd = Unfinished(brakes=base.brakes, authority=0.8, state_weight=base.state_weight, input_weight=base.input_weight)
+    object.__setattr__(odd, "answer", answer)
+    start, candidates = vector(0.05, 0.1), torch.full((3, 4, 1), 0.1, dtype=torch.float64)
+    shield = shield_of(case, judge)
+    expected, _ = shield.decide(start, NONE)
+    decision, following = replace(shield, tracking=odd).decide(start, candidates)
+    assert decision.source == "fallback" and torch.equal(decision.u, expected.u)
+    assert decision.admitted.tolist() == [False] * 3
+    assert "could not be judged" in decision.reason
+    assert expected.reason == ""
+    assert torch.equal(start, vector(0.05, 0.1)) and bool((candidates == 0.1).all())
+    again, _ = following.decide(vector(0.05, 0.1), NONE)
+    assert again.source == "fallback"
+
+
 def test_a_state_that_the_assumptions_exclude_is_reported():
     case = case_of()
     _, following = shield_of(case, judged()).decide(case.system.initial_state, NONE)

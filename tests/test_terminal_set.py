@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from filter_cases import extreme, linear_case
@@ -64,11 +65,46 @@ def test_an_update_without_states_still_counts():
         (torch.zeros(3, 2).double(), (0, 0), "distinct"),
         (torch.zeros(3, 2).double(), (2,), "coordinates"),
         (torch.full((3, 2), torch.nan).double(), None, "finite"),
+        (torch.ones(3, 2, dtype=torch.bool), None, "Booleans"),
+        (torch.randn(3, 2).double(), (True, False), "integer coordinate"),
+        (torch.randn(3, 2).double(), torch.tensor([True, False]), "integer coordinate"),
+        (torch.randn(3, 2).double(), (1.0,), "integer coordinate"),
+        (torch.randn(3, 2).double(), (-1,), "integer coordinate"),
+        (torch.randn(3, 2).double(), "01", "tuple"),
+        (torch.randn(3, 2).double(), 0, "tuple"),
+        (torch.randn(3, 2).double(), (), "distinct"),
     ],
 )
 def test_bad_input_is_named(states, dims, message):
     with pytest.raises(ValueError, match=message):
         TerminalSet.start(states, dims=dims)
+
+
+def test_coordinates_may_be_numpys_or_a_tensors():
+    points = torch.tensor([[0.0, -1.0], [0.0, 2.0]], dtype=torch.float64)
+    for dims in ([1], np.array([1]), torch.tensor([1])):
+        found = TerminalSet.start(points, dims=dims)
+        assert found.dims == (1,)
+        assert float(found.polytope.support(torch.tensor([[0.0, 1.0]], dtype=torch.float64))) == 2.0
+
+
+@pytest.mark.parametrize("delay", [-1, True, 1.0, math.nan, None])
+def test_a_delay_counts_updates(delay):
+    with pytest.raises(ValueError, match="integer delay"):
+        TerminalSet.start(vector(-1.0, 1.0).unsqueeze(-1), delay=delay)
+    with pytest.raises(ValueError, match="integer delay"):
+        replace(TerminalSet.start(vector(-1.0, 1.0).unsqueeze(-1)), delay=delay)
+
+
+def test_updates_take_states_only():
+    found = TerminalSet.start(torch.eye(2).double())
+    for wrong in (vector(0.0, 1.0), torch.zeros(1, 3).double(), [[0.0, 1.0]], torch.zeros(2, 1, 2).double()):
+        with pytest.raises(ValueError, match="certified of shape"):
+            found.update(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="finite"):
+        found.update(torch.full((1, 2), math.nan).double())
+    with pytest.raises(ValueError, match="hulls"):
+        replace(found, hulls=found.hulls * 2)
 
 
 # ------------------------------------------------------------------------------------------------------- invariance
@@ -189,3 +225,34 @@ def test_paper_mode_and_empty_results_are_refused():
     with pytest.raises(ValueError, match="gain"):
         certify_invariance(problem, AffineLaw(torch.zeros(1, 3).double(), vector(0.0)))
     assert not replace(sure).concerns(replace(problem, terminal=problem.states))
+    with pytest.raises(ValueError, match="AffineLaw"):
+        certify_invariance(problem, lambda x: 0 * x[..., :1])  # type: ignore[arg-type]
+    eye, zero, quiet = (
+        0.5 * torch.eye(2).double(),
+        torch.zeros(2).double(),
+        Box(-vector(0.01, 0.01), vector(0.01, 0.01)),
+    )
+    for change, message in (
+        ({"margin": -1e-6}, "margin"),
+        ({"margin": math.nan}, "margin"),
+        ({"margin": True}, "margin"),
+        ({"margin": vector(1e-6, 1e-6)}, "margin"),
+        ({"iterations": 1.5}, "iterations"),
+        ({"iterations": 0}, "iterations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            invariant_polytope(eye, zero, problem.states, quiet, **change)
+    with pytest.raises(ValueError, match="offset"):
+        invariant_polytope(eye, vector(0.0), problem.states, quiet)
+    with pytest.raises(ValueError, match="closed"):
+        invariant_polytope(math.nan * eye, zero, problem.states, quiet)
+
+
+@pytest.mark.parametrize(
+    "change", [{"gain": [[True, False]]}, {"gain": [[math.nan, 0.0]]}, {"offset": [True]}, {"offset": [0.0, 0.0]}]
+)
+def test_a_law_is_made_of_numbers(change):
+    with pytest.raises(ValueError, match="AffineLaw"):
+        AffineLaw(**({"gain": torch.zeros(1, 2).double(), "offset": vector(0.0)} | change))
+    law = AffineLaw([[1.0, 2.0]], [0.1])  # type: ignore[arg-type]
+    assert float(law(vector(1.0, 1.0))) == 3.1

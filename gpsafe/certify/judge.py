@@ -46,6 +46,7 @@ class Certificate:
         proposal: as handed in; its status is information.
         seconds: the judge's own time.
         assumptions: what containment of the plant rests on.
+        problem: that was asked.
     """
 
     verdict: Verdict
@@ -60,6 +61,7 @@ class Certificate:
     proposal: Proposal
     seconds: float
     assumptions: tuple[str, ...]
+    problem: CertificationProblem
 
     @property
     def outcome(self) -> Outcome:
@@ -75,11 +77,12 @@ class Certificate:
         """The affine law at that stage of the plan, ū_k + K_k (x − c_k), (*b, nx) → (*b, nu).
 
         Raises:
-            ValueError: for a stage outside 0 … T−1, or without a tube.
+            ValueError: for a stage that is no integer of 0 … T−1, without a tube, or for states of another dimension.
         """
-        if self.tube is None or not 0 <= stage < self.tube.steps:
-            steps = 0 if self.tube is None else self.tube.steps
+        steps = 0 if self.tube is None else self.tube.steps
+        if self.tube is None or _require.index("Certificate.law", "stage", stage) >= steps:
             raise _require.fail("Certificate.law", f"a stage in 0..{steps - 1}", stage)
+        _require.last_dim("Certificate.law", "x", x, self.tube.reference.shape[-1])
         return self.inputs[stage] + (x - self.tube.reference[stage]) @ self.tube.gain[stage].mT
 
 
@@ -89,30 +92,27 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
     thousandfold; it is a margin, not interval arithmetic. Proposers aim about 1e-8 inside, or the problem states a tolerance.
 
-    NaN or infinite states, plans and tubes, rows that overflow, plans of a wrong shape and an x_0 outside the states are
-    INCONCLUSIVE, with the reason.
+    NaN or infinite states, plans and tubes, rows that overflow, proposals that hold no plan of the right shape and an x_0
+    outside the states are INCONCLUSIVE, with the reason.
 
     Raises:
         ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
     """
     start = time.perf_counter()
-    _require.shape("judge", "x0", x0, (problem.nx,))
-    _require.shape("judge", "learned", learned, (problem.nu,))
-    inputs = proposal.inputs
-    usable = isinstance(inputs, Tensor) and not inputs.is_complex() and inputs.shape == (problem.steps, problem.nu)
-    if usable:
-        inputs = inputs.detach().clone()  # a proposer may write on its own memory later
+    for name, value, size in (("x0", x0, problem.nx), ("learned", learned, problem.nu)):
+        if not isinstance(value, Tensor) or value.is_complex() or value.dtype is torch.bool:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise _require.fail("judge", f"a tensor of real numbers {name}", got)
+        _require.shape("judge", name, value, (size,))
+    inputs, unusable = _plan(problem, proposal, x0.device)
 
     def answer(verdict: Verdict, reason: str, *found: object) -> Certificate:
         margins, tightest, tube = found or (None, None, None)
         assert margins is None or isinstance(margins, Margins)
         assert tightest is None or isinstance(tightest, Tightest)
         assert tube is None or isinstance(tube, Tube)
-        plan = (
-            inputs.to(torch.float64)
-            if usable
-            else torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64)
-        )
+        nothing = torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64, device=x0.device)
+        plan = nothing if inputs is None else inputs
         return Certificate(
             verdict,
             reason,
@@ -126,6 +126,7 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
             proposal,
             time.perf_counter() - start,
             problem.believed,
+            problem,
         )
 
     def unclear(reason: str) -> Certificate:
@@ -133,9 +134,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
 
     if not bool(torch.isfinite(x0).all()):
         return unclear("the initial state has NaN or infinite entries")
-    if not usable:
-        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        return unclear(f"the proposal has no real plan of shape {(problem.steps, problem.nu)}: {got}")
+    if inputs is None:
+        return unclear(unusable)
     if not bool(torch.isfinite(inputs).all()):
         return unclear("the proposed plan has NaN or infinite entries")
     outside = problem.states.H @ x0.to(torch.float64) - problem.states.h
@@ -166,6 +166,23 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     verdict = Verdict(min(lower, upper), upper, problem.tolerance, witness=f"{where}: margin {tightest.margin:.3e}")
     reason = "" if verdict.outcome is Outcome.HOLDS else f"{where} has margin {tightest.margin:.3e}"
     return answer(verdict, reason, margins, tightest, tube)
+
+
+def _plan(problem: CertificationProblem, proposal: Proposal, device: torch.device) -> tuple[Tensor | None, str]:
+    """The plan as float64 in memory that the proposer does not share, or why there is none."""
+    expected = f"the proposal has no real plan of shape {(problem.steps, problem.nu)}"
+    try:
+        inputs = proposal.inputs
+        # Other tensor classes may answer what they like, and Booleans are no inputs.
+        if type(inputs) not in (Tensor, torch.nn.Parameter) or inputs.is_complex() or inputs.dtype is torch.bool:
+            got = inputs.dtype if type(inputs) in (Tensor, torch.nn.Parameter) else type(inputs).__name__
+            return None, f"{expected}: {got}"
+        if inputs.shape != (problem.steps, problem.nu):
+            return None, f"{expected}: {tuple(inputs.shape)}"
+        plan = torch.empty((problem.steps, problem.nu), dtype=torch.float64, device=device)
+        return plan.copy_(inputs.detach()), ""
+    except Exception as error:  # sparse, quantised, without data, no proposal at all …
+        return None, f"{expected}: {_require.told(error)}"
 
 
 def _groups(margins: Margins) -> Sequence[Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Protocol, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.sets.polytope import Polytope
-from gpsafe.tube.core import Mode, Tube, TubeModel, gains, propagate
+from gpsafe.tube.core import MODES, Mode, Tube, TubeModel, gains, propagate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,13 +31,14 @@ class Margins:
     terminal: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class CertificationProblem:
     """min (u_L − ū_0)ᵀ weight (u_L − ū_0) over ū_0 … ū_{T−1} such that, for every member's tube from x_0,
 
         state_support ≤ states at stages 1 … T,   input_support ≤ inputs at 0 … T−1,   last ellipsoid ⊆ terminal.
 
-    Constructing checks shapes; `check` also solves the small linear programs that tell bounded and non-empty sets.
+    Constructing checks what a certificate depends on and keeps its own copies of gain and weight; `check` also solves the small
+    linear programs that tell bounded and non-empty sets.
 
     Args:
         model: gives tubes and the mode.
@@ -43,7 +46,8 @@ class CertificationProblem:
         inputs: U, rows on u. Must be bounded.
         terminal: X_f, rows on x; may leave dimensions free.
         gain: K, (nu, nx) or (T, nu, nx).
-        steps: T ≥ 1 transitions (the published "horizon N" counts states: T = N − 1).
+        steps: T ≥ 1 transitions (the published "horizon N" counts states: T = N − 1); not more than those over which the model
+            counts its noise events, where it does.
         weight: (nu, nu), symmetric positive definite; identity if None.
         tolerance: excess of a row that still counts as satisfied, in its units; the certificate states it.
         assumptions: listed in every certificate, beside the model's (for example about the terminal set).
@@ -65,16 +69,34 @@ class CertificationProblem:
         return listed(self.model.assumptions, Assumption.EXACT_STATE(), Assumption.EXACT_INPUT(), self.assumptions)
 
     def __post_init__(self) -> None:
-        where, nx, nu = "CertificationProblem", self.model.nx, self.model.nu
-        _require.count(where, "steps", self.steps)
+        where, model = "CertificationProblem", self.model
+        _require.one_of(where, "mode of the model", model.mode, MODES)
+        for name in ("nx", "nu", "num_members"):
+            _require.index(where, f"{name} of the model", getattr(model, name), minimum=1)
+        nx, nu = model.nx, model.nu
+        steps = _require.count(where, "steps", self.steps)
+        counted = getattr(model, "steps", None)
+        if model.mode == "sound" and counted is not None and counted < steps:
+            raise _require.fail(where, f"steps <= {counted}, over which the model counts its noise", steps)
         for name, dim in (("states", nx), ("inputs", nu), ("terminal", nx)):
-            _require.last_dim(where, f"{name}.H", getattr(self, name).H, dim)
-        gains(self.gain, self.steps, nx, nu)
-        _require.nonnegative(where, "tolerance", self.tolerance)
-        if self.weight is not None:
-            weight = _require.shape(where, "weight", _require.finite(where, "weight", self.weight), (nu, nu))
+            polytope = getattr(self, name)
+            if not isinstance(polytope, Polytope):
+                raise _require.fail(where, f"a Polytope of {name}", type(polytope).__name__)
+            _require.last_dim(where, f"{name}.H", polytope.H, dim)
+        gain = _require.real(where, "gain", self.gain)
+        gains(gain, steps, nx, nu)
+        weight = None if self.weight is None else _require.real(where, "weight", self.weight)
+        if weight is not None:
+            _require.shape(where, "weight", weight, (nu, nu))
             if not bool((weight == weight.mT).all()) or not bool(torch.linalg.eigvalsh(weight).min() > 0):
                 raise _require.fail(where, "a symmetric positive definite weight", weight.tolist())
+        for name, value in (
+            ("gain", gain),
+            ("weight", weight),
+            ("tolerance", _require.number(where, "tolerance", self.tolerance, minimum=0.0)),
+            ("assumptions", _require.listing(where, "assumptions", self.assumptions)),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def mode(self) -> Mode:
@@ -113,6 +135,25 @@ class CertificationProblem:
             raise _require.fail("CertificationProblem", "a terminal polytope that meets the states", "a disjoint one")
         return self
 
+    def lent(self) -> CertificationProblem:
+        """A deep copy for those who are not believed: whatever they write on, the original stays. The same one every time.
+
+        Raises:
+            ValueError: if the model cannot be copied.
+        """
+        if self not in _LENT:
+            try:
+                _LENT[self] = copy.deepcopy(self)
+            except Exception as error:
+                expected = "a model that can be copied, for proposers to use"
+                raise _require.fail("CertificationProblem", expected, _require.told(error)) from error
+        return _LENT[self]
+
+    def asks_as(self, other: CertificationProblem) -> bool:
+        """Whether states, inputs and terminal set are those of the other: a plan certified for one then serves the other."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("states", "inputs", "terminal"))
+        return self is other or all(torch.equal(a.H, b.H) and torch.equal(a.h, b.h) for a, b in pairs)
+
     def distance(self, learned: Tensor, action: Tensor) -> Tensor:
         """The objective, (*b,) for u_L and ū_0 (*b, nu)."""
         gap = learned - action
@@ -129,6 +170,9 @@ class CertificationProblem:
             dim=-1
         )
         return Margins(self.states.h - reach, self.inputs.h - tube.input_support(self.inputs.H), self.terminal.h - last)
+
+
+_LENT: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +197,10 @@ class Proposal:
 
 
 class Proposer(Protocol):
-    """Searches a plan."""
+    """Searches a plan. Whatever it returns or raises, nothing more than its plan is lost (`gpsafe.safety_filter`).
+
+    It may also have `prepare(problem)`, called at the start of an episode: what raises there reaches the user.
+    """
 
     def propose(
         self, problem: CertificationProblem, x0: Tensor, learned: Tensor, *, warm: Tensor | None = None

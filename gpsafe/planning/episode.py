@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class Trajectory:
         values: score of the plan found at each step, (T,).
         planning_s, verifying_s: seconds.
         falsified: the first measurement that refutes the verifier's assumptions, in words; None if there was none.
+        failures: what the planner raised under a verifier, in words, by step.
     """
 
     states: Tensor
@@ -37,6 +40,7 @@ class Trajectory:
     planning_s: float
     verifying_s: float
     falsified: str | None = None
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 def unverified_episode(
@@ -110,6 +114,9 @@ def verified_episode(
 ) -> Trajectory:
     """T steps in which every input passes `shield`: what holds for it holds for the episode, whatever the planner does.
 
+    A planner that raises or returns no plan costs the candidates of that step (its value is NaN, and the next search starts
+    anew), as in `gpsafe.safety_filter`.
+
     Args:
         system: the plant, started in its initial state, for which `shield` was started.
         planner: proposes; untrusted.
@@ -123,10 +130,18 @@ def verified_episode(
     x, plan, falsified = system.initial_state, None, None
     states, inputs, values, sources = [x], [], [], []
     planning = verifying = 0.0
-    for w in noise:
+    failures: dict[int, str] = {}
+    for t, w in enumerate(noise):
         start = time.perf_counter()
-        plan = planner.propose(model, x, generator=generator, warm_start=plan)
-        candidates, lengths = proposals(plan, system.input_box, prefixes=prefixes, levels=levels)
+        try:
+            plan = planner.propose(model, x.clone(), generator=generator, warm_start=plan)
+            candidates, lengths = proposals(plan, system.input_box, prefixes=prefixes, levels=levels)
+            if candidates.ndim != 3 or candidates.shape[-1] != system.nu:
+                raise _require.fail("verified_episode", f"a plan (H, {system.nu})", tuple(candidates.shape))
+            value = plan.value.detach().to(torch.float64).reshape(())
+        except Exception as error:
+            plan, failures[t], value = None, _require.told(error), x.new_full((), math.nan)
+            candidates, lengths = x.new_zeros(0, 1, system.nu), torch.zeros(0, dtype=torch.long, device=x.device)
         between = time.perf_counter()
         decision, shield = shield.decide(x, candidates, lengths)
         planning, verifying = planning + between - start, verifying + time.perf_counter() - between
@@ -134,8 +149,15 @@ def verified_episode(
         x = system.mean(x, decision.u) + w
         states.append(x)
         inputs.append(decision.u)
-        values.append(plan.value)
+        values.append(value)
         sources.append(decision.source)
     return Trajectory(
-        torch.stack(states), torch.stack(inputs), tuple(sources), torch.stack(values), planning, verifying, falsified
+        torch.stack(states),
+        torch.stack(inputs),
+        tuple(sources),
+        torch.stack(values),
+        planning,
+        verifying,
+        falsified,
+        failures,
     )

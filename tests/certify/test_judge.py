@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -199,6 +200,11 @@ def test_the_affine_law_uses_the_stage_asked_for():
     torch.testing.assert_close(found.law(2, x), inputs[2] + problem.gain @ (x - found.tube.reference[2]))
     with pytest.raises(ValueError, match=r"a stage in 0\.\.7, got 8"):
         found.law(8, x)
+    for stage in (-1, True, 1.0, math.nan, None):
+        with pytest.raises(ValueError, match="integer stage"):
+            found.law(stage, x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x of shape"):
+        found.law(0, torch.zeros(3).double())
 
 
 def test_callers_errors_are_refused():
@@ -207,6 +213,9 @@ def test_callers_errors_are_refused():
         judge(problem, torch.zeros(3).double(), LEARNED, propose(REST))
     with pytest.raises(ValueError, match=r"judge: expected learned of shape \(1,\)"):
         judge(problem, START, torch.zeros(2).double(), propose(REST))
+    for wrong in ([0.0, 0.0], torch.tensor([True, False]), START + 0j, None):
+        with pytest.raises(ValueError, match="a tensor of real numbers x0"):
+            judge(problem, wrong, LEARNED, propose(REST))  # type: ignore[arg-type]
 
 
 def half_space(*row: float) -> Polytope:
@@ -232,13 +241,76 @@ def test_unbounded_empty_and_disjoint_sets_are_refused(change, message):
     replace(double_integrator(), terminal=half_space(1.0, 0.0)).check()  # a terminal set may leave dimensions free
 
 
+class Shape:
+    """A model of which only these attributes matter."""
+
+    def __init__(self, **changed: object) -> None:
+        vars(self).update({"nx": 2, "nu": 1, "num_members": 1, "mode": "sound", "assumptions": ()} | changed)
+
+
+def test_what_is_given_as_lists_means_the_same_and_cannot_be_changed_later():
+    problem = double_integrator()
+    gain = problem.gain.clone()
+    listed = replace(problem, gain=gain.tolist(), weight=[[2.0]], tolerance=np.float64(0.0), assumptions=["one", "two"])
+    assert torch.equal(listed.gain, gain)
+    assert float(listed.distance(LEARNED, 0 * LEARNED)) == pytest.approx(0.18)
+    assert listed.assumptions == ("one", "two")
+    own = replace(problem, gain=gain)
+    gain.zero_()
+    assert torch.equal(own.gain, problem.gain)
+
+
+def test_proposers_get_a_copy_once():
+    problem = gp_pendulum()
+    lent = problem.lent()
+    assert lent is problem.lent()
+    assert lent is not problem.lent().lent()
+    lent.states.h.fill_(1e9)
+    lent.model.confidence.model.noise_std.fill_(1e9)  # type: ignore[attr-defined]
+    assert float(problem.states.h.max()) < 10
+    assert float(problem.model.confidence.model.noise_std.max()) < 1  # type: ignore[attr-defined]
+
+    class Held(Shape):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot pickle '_thread.lock' object")
+
+    with pytest.raises(ValueError, match=r"a model that can be copied.*lock"):
+        replace(double_integrator(), model=Held()).lent()
+
+
+def test_a_plan_may_not_be_longer_than_the_noise_events_counted():
+    with pytest.raises(ValueError, match="steps <= 4, over which the model counts its noise, got 5"):
+        replace(gp_pendulum(steps=4), steps=5)
+    assert replace(gp_pendulum(steps=4), steps=3).steps == 3
+
+
 def test_wrong_shapes_are_refused():
     problem = double_integrator()
     for change, message in (
         ({"states": half_space(1.0)}, "states.H of shape"),
         ({"gain": torch.zeros(2, 1).double()}, "gain of shape"),
         ({"steps": 0}, "integer steps >= 1"),
+        ({"steps": True}, "integer steps >= 1"),
+        ({"steps": 8.0}, "integer steps >= 1"),
         ({"weight": -torch.eye(1).double()}, "positive definite weight"),
+        ({"weight": torch.tensor([[math.nan]])}, "finite weight"),
+        ({"weight": torch.tensor([[True]])}, "numbers in weight, got Booleans"),
+        ({"weight": torch.ones(1).double()}, "weight of shape"),
+        ({"gain": torch.ones(1, 2, dtype=torch.bool)}, "numbers in gain, got Booleans"),
+        ({"gain": torch.full((1, 2), math.inf)}, "finite gain"),
+        ({"gain": torch.zeros(7, 1, 2).double()}, "gain of shape"),
+        ({"tolerance": -1e-9}, "tolerance >= 0"),
+        ({"tolerance": True}, "numbers in tolerance, got Booleans"),
+        ({"tolerance": math.nan}, "finite tolerance"),
+        ({"tolerance": math.inf}, "finite tolerance"),
+        ({"tolerance": torch.zeros(2)}, "one number tolerance"),
+        ({"tolerance": "0"}, "one number tolerance"),
+        ({"assumptions": "exact"}, "a tuple as assumptions"),
+        ({"states": Box(-torch.ones(2).double(), torch.ones(2).double())}, "a Polytope of states"),
+        ({"model": Shape(mode="exact")}, "mode of the model"),
+        ({"model": Shape(num_members=0)}, "num_members of the model"),
+        ({"model": Shape(nx=2.0)}, "nx of the model"),
+        ({"model": Shape(steps=7)}, "steps <= 7"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(problem, **change)

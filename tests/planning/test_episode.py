@@ -1,7 +1,8 @@
 """Verified episodes: the verifier has the last word at every step, and gets the candidates it was promised."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,9 @@ PLANT = Pendulum(action_repeat=2, horizon=5)
 PLANNER = Planner(
     EXPLORERS["actsafe-sound"], ICEM(20, 4, 2, 6), PLANT.input_box, PLANT.reward, Constraint(PLANT.cost), particles=2
 )
+
+
+NOTHING = Plan(*(torch.zeros(1).double() for _ in range(6)))
 
 
 class Model:
@@ -65,6 +69,62 @@ def test_only_what_the_verifier_answers_is_applied():
         assert candidates.shape[0] == lengths.shape[0]
         assert t % 2 or torch.equal(candidates[-1, 0], found.inputs[t])
         assert torch.equal(found.states[t + 1], PLANT.mean(x, found.inputs[t]) + noise[t])
+
+
+@dataclass
+class Failing:
+    """Plans well at even steps."""
+
+    answer: object
+    time: int = -1
+
+    def propose(self, model, x, *, generator, warm_start):
+        self.time += 1
+        if self.time % 2 == 0:
+            return PLANNER.propose(model, x, generator=generator, warm_start=warm_start)
+        x.fill_(7.0)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@dataclass
+class Counting:
+    """Applies nothing, and writes down what it was asked."""
+
+    counts: list = field(default_factory=list)
+
+    def decide(self, x, candidates, lengths):
+        self.counts.append((len(candidates), len(lengths), candidates.shape[-1]))
+        return Answer(torch.zeros(1).double(), "plan" if len(candidates) else "stored"), self
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        KeyError("x"),
+        TimeoutError(),
+        MemoryError(),
+        None,
+        torch.zeros(4, 1).double(),
+        (part for part in ()),
+        replace(NOTHING, actions=torch.zeros(4, 3).double()),
+    ],
+    ids=lambda answer: type(answer).__name__,
+)
+def test_whatever_a_planner_does_under_a_verifier_is_answered(answer):
+    counting, noise = Counting(), torch.zeros(5, 2).double()
+    generator = torch.Generator().manual_seed(0)
+    found = verified_episode(PLANT, Failing(answer), Model(), counting, noise=noise, generator=generator)  # type: ignore[arg-type]
+    assert found.sources == ("plan", "stored", "plan", "stored", "plan")
+    assert [bool(c[0]) for c in counting.counts] == [True, False] * 2 + [True]
+    assert all(c[0] == c[1] and c[2] == 1 for c in counting.counts)
+    assert set(found.failures) == {1, 3}
+    assert bool(torch.isnan(found.values[1::2]).all()) and bool(torch.isfinite(found.values[::2]).all())
+    for t in range(5):
+        assert torch.equal(found.states[t + 1], PLANT.mean(found.states[t], found.inputs[t]))
+    if isinstance(answer, Exception):
+        assert type(answer).__name__ in found.failures[1]
 
 
 @given(seeds(), st.integers(1, 2), st.sampled_from([0, 3, 5]))
