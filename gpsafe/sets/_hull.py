@@ -66,25 +66,31 @@ def corners(H: Array, h: Sequence[Rational]) -> Array:
     axes = np.eye(H.shape[1])
     high = [program.maximize(n).value for n in axes.tolist()]
     low = [-program.maximize(n).value for n in (-axes).tolist()]
-    level = [j for j, (a, b) in enumerate(zip(low, high, strict=True)) if b - a <= LEVEL * max(abs(a), abs(b))]
+    free = np.array([a < b for a, b in zip(low, high, strict=True)])
+    if not free.all():
+        fixed = [0.0 if loose else a for a, loose in zip(low, free, strict=True)]
+        rest = [b - _lp.dot(row, fixed) for row, b in zip(H.tolist(), h, strict=True)]
+        inner = corners(H[:, free], rest) if free.any() else np.zeros((1, 0))
+        found = np.tile([_lp.nearest(a) for a in low], (len(inner), 1))
+        found[:, free] = inner
+        return found
     if H.shape[1] == 1:
-        return np.array([[_lp.nearest(low[0])], [_lp.nearest(high[0])]])[: 1 if level else 2]
+        return np.array([[_lp.nearest(low[0])], [_lp.nearest(high[0])]])
 
     half = np.array([_lp.nearest((b - a) / 2) for a, b in zip(low, high, strict=True)])
     exponent = exponents(half)  # from here in coordinates in which the set fits into a box of sides in [1, 2)
     rows, tops = rescaled(H, exponent)
     room = [Fraction(offset) * power(-top) for offset, top in zip(h, tops, strict=True)]
     depth, middle = deepest(rows, room)
-    offsets = [_lp.nearest(b - _lp.dot(row, middle)) for row, b in zip(rows.tolist(), room, strict=True)]
-    if not level and depth > THIN:
-        found = _enclosed(rows, np.array(offsets))
+    offsets = np.array([_lp.nearest(b - _lp.dot(row, middle)) for row, b in zip(rows.tolist(), room, strict=True)])
+    if depth > THIN:
+        found = _enclosed(rows, offsets)
     else:
-        basis = np.delete(axes, level[0], axis=1) if level else np.linalg.svd(_thinnest(rows, room)[None])[2][1:].T
+        basis = np.linalg.svd(_thinnest(rows, room)[None])[2][1:].T
         kept = np.linalg.norm(rows @ basis, axis=1) > THIN * np.linalg.norm(rows, axis=1)
         around = np.concatenate([axes, -axes])  # in place of rows along the normal
-        flat = np.concatenate([rows[kept], around]) @ basis
-        inside = [max(b, 0.0) for b, keep in zip(offsets, kept, strict=True) if keep]
-        found = corners(flat, [*inside, *[2.0] * len(around)]) @ basis.T
+        bounds = np.concatenate([offsets[kept], np.full(len(around), 2.0)])
+        found = corners(np.concatenate([rows[kept], around]) @ basis, bounds.tolist()) @ basis.T
     center = [_lp.nearest(v * power(e)) for v, e in zip(middle, exponent, strict=True)]
     return np.array(center) + np.ldexp(found, exponent)
 

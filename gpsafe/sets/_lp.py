@@ -185,7 +185,7 @@ def nearest(value: Rational) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def up(value: Rational) -> float:

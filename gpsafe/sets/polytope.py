@@ -207,8 +207,8 @@ class Polytope:
     def vertices(self) -> Tensor:
         """All vertices, (v, d), to rounding.
 
-        Flat polytopes are treated in their affine span: those in which no ball of radius 1e-9 fits after the bounding box has
-        been scaled to about the cube [−1, 1]^d, and those narrower than 1e-12 of a coordinate.
+        Flat polytopes are treated in their affine span. Flat are those in which no ball of radius 1e-9 fits after the bounding
+        box has been scaled to about the cube [−1, 1]^d.
 
         Raises:
             ValueError: if P is empty or unbounded.
@@ -274,5 +274,5 @@ def convex_hull(points: Tensor) -> Polytope:
         raise _require.fail("convex_hull", "points of shape (n, d)", f"shape {tuple(points.shape)}")
     H = torch.from_numpy(_hull.normals(points.detach().cpu().numpy())).to(points.device)
     rounding = 2 * linalg.gamma(points.shape[1] + 2) * (points.abs() @ H.abs().mT)
-    exact = (H != 0).sum(1) + (H.abs() == 1).sum(1) == 2  # rows ±e_j: nothing is rounded
+    exact = ((H != 0).sum(1) == 1) & (H.abs() == 1).any(1)  # rows ±e_j: nothing is rounded
     return Polytope(H, (points @ H.mT + torch.where(exact, 0.0, rounding)).amax(0))
