@@ -235,7 +235,7 @@ class _Hull:
     """S ⊆ p + (1 + τ)(conv V − p) for the computed vertices V, about their mean p.
 
     τ is what the facets of conv V miss of S by `Polytope.support_outer`, relative to their distance from p, and at least
-    1e-9 for the rounding of those facets: in coordinates in which V fills a cube, facets that are turned by 1e-14 miss conv V by
+    1e-9 for the rounding of those facets: in coordinates in which V fills a cube, facets turned by 1e-14 miss conv V by
     about that over their least distance from p. Where this is below `_FAT`, S is too thin for them to be believed: inf.
     """
 

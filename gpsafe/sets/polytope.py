@@ -76,7 +76,8 @@ class Polytope:
     # ------------------------------------------------------------- without a solver
     def violation(self, x: Tensor) -> Tensor:
         """max_i (H_i x − h_i), (*b,), ≤ 0 inside; x (*b, d) of any type of numbers."""
-        return (x.to(torch.float64) @ self.H.mT - self.h).amax(-1)
+        x = x if x.dtype == torch.float64 else x.to(torch.float64)
+        return (x @ self.H.mT - self.h).amax(-1)
 
     def contains(self, x: Tensor, *, tol: float = 0.0) -> Tensor:
         """Boolean (*b,): violation ≤ tol, as computed; tol is in units of Hx."""
