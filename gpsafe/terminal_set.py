@@ -19,6 +19,9 @@ from gpsafe.sets.polytope import Polytope, Supported, convex_hull
 from gpsafe.tube.core import TubeModel, sizes
 from gpsafe.verdict import Outcome, Verdict
 
+_FAT = (
+    1e-4  # least distance of a facet from the middle, as a share of the extent along it, at which facets are believed
+)
 ROUNDING = 1e-12  # share of all sizes in a row by which its excess is raised: more than the rounding of its evaluation
 
 
@@ -245,7 +248,8 @@ class _Hull:
     """S ⊆ p + (1 + τ)(conv V − p) for the computed vertices V, about their mean p.
 
     τ is what the facets of conv V miss of S by `Polytope.support_outer`, relative to their distance from p, and at least
-    1e-9 for the rounding of those facets; inf for flat or tiny S, where the facets say nothing.
+    1e-9 for the rounding of those facets: in coordinates in which V fills a cube, facets turned by 1e-14 miss conv V by
+    about that over their least distance from p. Where this is below `_FAT`, S is too thin for them to be believed: inf.
     """
 
     vertices: Tensor
@@ -256,8 +260,10 @@ class _Hull:
     def of(region: Polytope, vertices: Tensor) -> _Hull:
         facets, middle = convex_hull(vertices), vertices.mean(0)
         room = facets.h - facets.H @ middle
-        missed = region.support_outer(facets.H) - facets.h + ROUNDING * (facets.h.abs() + vertices.abs().amax())
-        growth = float(torch.where(room > 0, missed.clamp_min(0.0) / room, torch.inf).max())
+        extent = (vertices - middle).abs().amax(0) @ facets.H.abs().mT
+        size = facets.h.abs() + vertices.abs().amax(0) @ facets.H.abs().mT
+        missed = region.support_outer(facets.H) - facets.h + ROUNDING * size
+        growth = float(torch.where(room > _FAT * extent, missed.clamp_min(0.0) / room, torch.inf).max())
         return _Hull(vertices, middle, max(growth, 1e-9) if growth < 1.0 else torch.inf)
 
     def highest(self, normals: Tensor, x: Tensor) -> Tensor:
@@ -314,8 +320,8 @@ def invariant_polytope(
 ) -> Polytope:
     """Proposes a set invariant under x⁺ = Fx + o + w: rows of {x : Fx + o + w ∈ S} are added to S until none cuts.
 
-    That is the usual iteration to the largest invariant subset of the region (Kolmanovsky & Gilbert 1998), up to `margin`. It
-    believes linear programs; what it returns is for `certify_invariance` to judge.
+    That is the usual iteration to the largest invariant subset of the region (Kolmanovsky & Gilbert 1998), up to `margin`. Its
+    rows are rounded; what it returns is for `certify_invariance` to judge.
 
     Args:
         closed, offset: F (nx, nx) and o (nx,).
@@ -336,19 +342,17 @@ def invariant_polytope(
     S = Polytope(region.H, region.h - margin * region.H.norm(dim=1)).reduce()
     fresh = S
     for _ in range(iterations):
+        if S.is_empty():
+            raise _require.fail(where, "a non-empty invariant set", "an empty one")
         before = Polytope(fresh.H, fresh.h - margin * fresh.H.norm(dim=1)).pontryagin_difference(disturbance)
         before = before.preimage(closed, offset)
         norms = before.H.norm(dim=1)
-        if bool((before.h[norms <= 1e-12] < 0).any()):
-            raise _require.fail(where, "a non-empty invariant set", "an empty one")
-        H, h = (before.H / norms.unsqueeze(1))[norms > 1e-12], (before.h / norms)[norms > 1e-12]
-        if H.shape[0] == 0:
-            return S.reduce()
+        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+        largest = torch.finfo(torch.float64).max  # of rows that F takes to almost 0
+        H, h = before.H / norms.unsqueeze(1), (before.h / norms).clamp(-largest, largest)
         cuts = S.support(H) > h
         if not bool(cuts.any()):
             return S.reduce()
         fresh = Polytope(H[cuts], h[cuts])
         S = S.intersect(fresh)
-        if S.is_empty():
-            raise _require.fail(where, "a non-empty invariant set", "an empty one")
     raise _require.fail(where, f"convergence within {iterations} iterations", "rows that still cut")

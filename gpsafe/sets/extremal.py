@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.sets import _hull
 from gpsafe.sets.ellipsoid import Ellipsoid
-from gpsafe.sets.polytope import Polytope, _span
+from gpsafe.sets.polytope import Polytope
 
 
 def _solve(problem: cp.Problem, where: str) -> None:
@@ -69,19 +70,20 @@ def enclosing_ellipsoid(points: Tensor) -> Ellipsoid:
     points = _require.finite(where, "points", points)
     if points.ndim != 2:
         raise _require.fail(where, "points of shape (n, d)", f"shape {tuple(points.shape)}")
-    center, basis = _span(points.detach().cpu().numpy())
+    array = points.detach().cpu().numpy()
+    center, basis, exponent = _hull.span(array)
     rank = basis.shape[1]
     if rank == 0:
         return Ellipsoid.point(points[0])
-    flat = (points.detach().cpu().numpy() - center) @ basis
+    flat = np.ldexp(array - center, [-e for e in exponent]) @ basis
     root = np.linalg.cholesky(np.atleast_2d(flat.T @ flat / len(flat)))
     white = np.linalg.solve(root, flat.T).T
     A, b = cp.Variable((rank, rank), PSD=True), cp.Variable(rank)
     inside: list[Any] = [cp.norm(A @ p + b) <= 1 for p in white]
     _solve(cp.Problem(cp.Maximize(cp.log_det(A)), inside), where)
-    inverse = np.linalg.inv(np.asarray(A.value))
-    factor = torch.from_numpy(basis @ root @ inverse).to(points.device)
-    middle = torch.from_numpy(center - basis @ root @ inverse @ np.asarray(b.value)).to(points.device)
+    axes = np.ldexp(basis @ root @ np.linalg.inv(np.asarray(A.value)), np.array(exponent)[:, None])
+    factor = torch.from_numpy(axes).to(points.device)
+    middle = torch.from_numpy(center - axes @ np.asarray(b.value)).to(points.device)
     gauge = Ellipsoid(middle, factor).gauge(points)
     if not bool(torch.isfinite(gauge).all()):
         raise _require.fail(where, "points in the span of the ellipsoid", "one outside it")
@@ -89,7 +91,7 @@ def enclosing_ellipsoid(points: Tensor) -> Ellipsoid:
 
 
 def nearest_in_polytope(polytope: Polytope, x: Tensor) -> Tensor:
-    """The point of P closest to x (d,), by a quadratic program: inside to solver tolerance.
+    """The point of P closest to x (d,), by a quadratic program: inside to solver tolerance times the distance.
 
     Raises:
         ValueError: if P is empty.
@@ -97,9 +99,14 @@ def nearest_in_polytope(polytope: Polytope, x: Tensor) -> Tensor:
     _require.shape("nearest_in_polytope", "x", x, (polytope.dim,))
     if bool(polytope.contains(x)):
         return x
-    y = cp.Variable(polytope.dim)
-    H, h = polytope.H.detach().cpu().numpy(), polytope.h.detach().cpu().numpy()
-    target = x.detach().cpu().numpy()
-    inside: list[Any] = [H @ y <= h]
-    _solve(cp.Problem(cp.Minimize(cp.sum_squares(y - target)), inside), "nearest_in_polytope")
-    return torch.as_tensor(np.asarray(y.value), device=x.device)
+    where = "nearest_in_polytope"
+    if polytope.is_empty():
+        raise _require.fail(where, "a non-empty polytope", "an empty one")
+    norms = polytope.H.norm(dim=1)
+    keep = norms > 0
+    H, room = polytope.H[keep] / norms[keep, None], (polytope.h - polytope.H @ x)[keep] / norms[keep]
+    scale = float(-room.min())  # x is that far outside at least
+    step = cp.Variable(polytope.dim)
+    inside: list[Any] = [H.cpu().numpy() @ step <= (room / scale).cpu().numpy()]
+    _solve(cp.Problem(cp.Minimize(cp.sum_squares(step)), inside), where)
+    return x + scale * torch.as_tensor(np.asarray(step.value), device=x.device)

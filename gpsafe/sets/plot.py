@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.sets import _hull
 from gpsafe.sets.box import Box
 from gpsafe.sets.ellipsoid import Ellipsoid
 from gpsafe.sets.polytope import Polytope
@@ -29,9 +31,13 @@ def outline(body: Body, dims: tuple[int, int] = (0, 1), *, points: int = 128) ->
     if isinstance(body, Zonotope):
         if body.center.ndim != 1:
             raise _require.fail("outline", "one zonotope", f"a batch {tuple(body.center.shape[:-1])}")
-        angle = torch.linspace(0, 2 * math.pi, points, dtype=torch.float64, device=body.center.device)
-        signs = torch.stack([angle.cos(), angle.sin()], -1) @ body.generators[list(dims)]
-        return body.center[list(dims)] + signs.sign() @ body.generators[list(dims)].mT
+        edges = body.generators[list(dims)].mT
+        edges = torch.where(((edges[:, 1] < 0) | ((edges[:, 1] == 0) & (edges[:, 0] < 0))).unsqueeze(-1), -edges, edges)
+        edges = (
+            2 * edges[torch.atan2(edges[:, 1], edges[:, 0]).argsort()]
+        )  # by angle, from the lowest corner round to it
+        turns = torch.cat([torch.zeros_like(edges[:1]), edges, -edges]).cumsum(0)
+        return body.center[list(dims)] - 0.5 * edges.sum(0) + turns
     corners = body.vertices()[:, list(dims)]
     order = _around(corners)
     return corners[order + order[:1]]
@@ -39,11 +45,13 @@ def outline(body: Body, dims: tuple[int, int] = (0, 1), *, points: int = 128) ->
 
 def _around(corners: Tensor) -> list[int]:
     """Indices of the corners of a plane hull in order; both ends of a segment; one of a point."""
-    center = corners - corners.mean(0)
-    if int(torch.linalg.matrix_rank(center, rtol=1e-9)) < 2:
-        along = center @ center[center.norm(dim=-1).argmax()]
+    array = corners.detach().cpu().numpy()
+    center, basis, exponent = _hull.span(array)
+    flat = np.ldexp(array - center, [-e for e in exponent]) @ basis
+    if basis.shape[1] < 2:
+        along = flat.sum(1)
         return [int(along.argmin()), int(along.argmax())]
-    return ConvexHull(corners.detach().cpu().numpy()).vertices.tolist()
+    return ConvexHull(flat).vertices.tolist()
 
 
 def draw(axes: Axes, body: Body, dims: tuple[int, int] = (0, 1), **style: Any) -> None:

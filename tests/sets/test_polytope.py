@@ -149,9 +149,9 @@ def test_support_outer_is_above_every_vertex_and_tight(seed, dim, exponent, tilt
     assert bool((upper <= reached + 1e-6 * scale).all())
 
 
-def test_support_outer_claims_nothing_for_unbounded_sets():
-    half = Polytope(torch.tensor([[1.0, 0.0]]).double(), torch.ones(1).double())
-    assert half.support_outer(torch.eye(2).double()).tolist() == [math.inf, math.inf]
+def test_support_outer_tells_bounded_directions_from_unbounded_ones():
+    assert HALF.support_outer(torch.eye(2).double()).tolist() == [1.0, math.inf]
+    assert EMPTY.support_outer(torch.eye(2).double()).tolist() == [-math.inf, -math.inf]
 
 
 def test_containment_of_empty_and_unbounded():
