@@ -194,8 +194,8 @@ class Shield:
         plan, index, margin = self.stored, None, self.margin
         source: Source = "stored" if bool((plan.lengths > 0).all()) else "fallback"
         if count:
-            finite = torch.isfinite(candidates).all(-1).all(-1)
-            usable = candidates.nan_to_num(0.0, 0.0, 0.0)
+            finite = torch.isfinite(candidates).flatten(1).all(-1)
+            usable = torch.where(finite[:, None, None], candidates, 0.0)
             plans = self.tracking.plans(judge, x, usable, lengths.clamp(0, candidates.shape[1]), remaining)
             found = judge.verify(Zonotope.point(x.expand(plans.num, -1)), plans, remaining)
             by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
@@ -213,7 +213,7 @@ class Shield:
 
     def _outside(self, x: Tensor) -> str | None:
         """Why x refutes the assumptions: it is outside the interval hull of the tube's one-step set; None if it is not."""
-        if self.expected is None:
+        if self.expected is None or not bool(self.expected.within(torch.inf)):  # nothing was claimed
             return None
         radius = self.expected.radius[0]
         excess = (x - self.expected.center[0]).abs() - radius - SLACK * (1.0 + x.abs() + radius)
