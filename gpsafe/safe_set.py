@@ -83,7 +83,9 @@ class SafePolicySet:
         """
         _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
         if not bool((upper > -torch.inf).all()):
-            raise _require.fail("SafePolicySet.expand", "upper without NaN or -inf", upper[~(upper > -torch.inf)].tolist())
+            raise _require.fail(
+                "SafePolicySet.expand", "upper without NaN or -inf", upper[~(upper > -torch.inf)].tolist()
+            )
         grown = dict(self.witnesses)
         for i in torch.nonzero(upper <= self.budget).flatten().tolist():
             grown.setdefault(i, Witness(episode, "bound", float(upper[i]), bound))

@@ -165,7 +165,9 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
     norm = confidence.bound.norms(model.num_outputs).to(centers.device)
     if not bool(torch.isfinite(norm).all()):
-        raise _require.fail("enclose", "a bound with a finite RKHS norm", f"{confidence.bound.name}, B = {norm.tolist()}")
+        raise _require.fail(
+            "enclose", "a bound with a finite RKHS norm", f"{confidence.bound.name}, B = {norm.tolist()}"
+        )
     variance = model.prior_variance(z[:1, :1])[0, 0]
     metrics = []
     for kernel in model.kernels:

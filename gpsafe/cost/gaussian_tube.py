@@ -85,7 +85,8 @@ class Stage:
         certain = (~(gap >= 0)).to(gap.dtype)
         tail = 0.5 * torch.special.erfc(gap / (spread.clamp_min(1e-300) * math.sqrt(2.0))) * (1 + 1e-9)
         chance = torch.where(spread == 0, certain, tail).sum(-1).clamp_max(1.0)
-        return torch.where(self.lost | ~torch.isfinite(chance), torch.ones_like(chance), chance)
+        told = torch.isfinite(chance) & torch.isfinite(spread).all(-1)
+        return torch.where(told & ~self.lost, chance, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -224,7 +225,12 @@ class GaussianTube:
         sure = Zonotope(center, linear[..., :count]).plus_box(error, axes).reduce_outer(self.order)
         noise = torch.diag_embed(self.noise_std.expand_as(center))
         pushed = torch.cat([linear[..., count:] / self.width, noise], dim=-1)
-        lost = stage.lost | ~sure.within(self.limit) | found.empty.squeeze(1) | ~(pushed.abs().amax((-2, -1)) <= self.limit)
+        lost = (
+            stage.lost
+            | ~sure.within(self.limit)
+            | found.empty.squeeze(1)
+            | ~(pushed.abs().amax((-2, -1)) <= self.limit)
+        )
         parked = lost[:, None]  # a lost tube is parked at x₀: it is charged C whatever it holds
         center = torch.where(parked, self.initial_state, sure.center)
         rays = torch.where(parked[..., None], torch.zeros_like(sure.generators), sure.generators)

@@ -213,7 +213,9 @@ class PlanTube:
         error[..., columns] += found.error
         center = torch.where(usable.unsqueeze(-1), center, torch.nan)
         axes = {*wide_axes(known, columns), *torch.nonzero(self.noise_radius).flatten().tolist()}
-        return Zonotope(center, linear).plus_box(error * (1 + 1e-12), sorted(axes)).reduce_outer(self.order), found.empty
+        return Zonotope(center, linear).plus_box(error * (1 + 1e-12), sorted(axes)).reduce_outer(
+            self.order
+        ), found.empty
 
     def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u = c + Fξ + e over X_t, |e| ≤ kink: c (P, nu), F (P, nu, m), kink, and sup |u − c|, both (P, nu)."""

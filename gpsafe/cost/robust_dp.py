@@ -75,9 +75,10 @@ class Grid:
 
     def index(self, x: Tensor) -> Tensor:
         """Row-major index of the cell of x (*b, nx), −1 outside."""
-        position = ((x - self.box.lower) / self.size).floor().long()
+        position = ((x - self.box.lower) / self.size).floor()
         limits = torch.tensor(self.cells, device=position.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
+        position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
         flat = position[..., 0] if len(self.cells) == 1 else position[..., 0] * self.cells[1] + position[..., 1]
         return torch.where(inside, flat, -1)
 
@@ -298,7 +299,7 @@ class RobustDP:
         """V_0(x₀) for every policy of the enclosure, (P,)."""
         centers, radius = enclosure.centers, enclosure.radius
         stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
-        stage = torch.where(stage <= self.cost.ceiling, stage, self.cost.ceiling)  # C where it is NaN
+        stage = torch.where((stage >= 0) & (stage <= self.cost.ceiling), stage, self.cost.ceiling)  # C where it is NaN
         return self._run(enclosure, stage, self.cost.ceiling)
 
     def lower(self, enclosure: Enclosure) -> Tensor:

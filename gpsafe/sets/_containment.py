@@ -45,7 +45,9 @@ def maximize_square(a: Tensor, A: Tensor, *, steps: int = 80) -> tuple[Tensor, T
         return base.nan_to_num(nan=torch.inf, posinf=torch.inf), A.new_zeros(*a.shape[:-1], 0)
     gram = A.mT @ A
     finite = torch.isfinite(base) & torch.isfinite(gram).all(-1).all(-1)
-    a, A, gram = (torch.where(finite.reshape(*finite.shape, *([1] * (v.ndim - finite.ndim))), v, 0.0) for v in (a, A, gram))
+    a, A, gram = (
+        torch.where(finite.reshape(*finite.shape, *([1] * (v.ndim - finite.ndim))), v, 0.0) for v in (a, A, gram)
+    )
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0.0)
     top = values[..., -1:]
