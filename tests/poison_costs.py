@@ -60,23 +60,17 @@ def plant() -> Case:
 @cache
 def task() -> dict[str, Any]:
     """x₀ where a saturated input soon costs."""
-    return {**plant().task, "horizon": SHORT, "initial_state": vector(0.6)}
+    return plant().task_with(horizon=SHORT, initial_state=vector(0.6))
 
 
 def _dp() -> RobustDP:
-    given = task()
-    grid = Grid(plant().system.state_box, (81,))
-    return RobustDP(grid, given["initial_state"], SHORT, given["cost"], given["noise_std"])
-
-
-def _without(name: str, **more: float) -> dict[str, Any]:
-    return {**{key: value for key, value in task().items() if key != name}, **more}
+    return RobustDP(Grid(plant().system.state_box, (81,)), task()["task"])
 
 
 COST_BOUNDS: dict[str, Callable[[], CostBound]] = {
     "ScenarioTube": lambda: ScenarioTube(**task(), samples=12, anchors=3),
     "ScenarioTube, own anchors": lambda: ScenarioTube(**task(), samples=6, anchors=None),
-    "GaussianTube": lambda: GaussianTube(**_without("seed")),
+    "GaussianTube": lambda: GaussianTube(task=task()["task"]),
     "TotalVariation": lambda: TotalVariation(**task(), samples=12),
     "RobustDP": _dp,
 }
@@ -101,9 +95,9 @@ def laws() -> Arguments:
 
 def above_the_truth(given: Arguments, found: Results) -> Tensor:
     """An input of 1.7e308 is applied as its limit: the bound of such a policy may be true."""
-    system, given_task = plant().system, task()
+    system = plant().system
     noise = sample_noise(system.noise_std, (SHORT, 1, 64), torch.Generator().manual_seed(3))
-    states, _ = closed_loop(system.mean, policies(given["offset"], given["gain"]), given_task["initial_state"], noise)
+    states, _ = closed_loop(system.mean, policies(given["offset"], given["gain"]), task()["task"].initial_state, noise)
     return system.cost(states[:, :, :-1]).sum(-1).mean(-1) <= found[0] + 0.2
 
 
@@ -183,7 +177,7 @@ def stage_of(center: Tensor, generators: Tensor, factor: Tensor) -> Results:
 # --------------------------------------------------------------------------------------- plans and shields
 @cache
 def bare_judge() -> PlanTube:
-    return judge_of(case_of(), grid=False, landing=False).refine(case_of().confidence, 3)
+    return judge_of(case_of(), grid=False, landing=False).refine(case_of().confidence)
 
 
 def verified(judge: Callable[[], PlanTube], steps: int) -> Callable[..., Results]:
@@ -220,7 +214,9 @@ def as_clipped(run: Callable[..., Results]) -> Callable[[Arguments, Results], Te
 
 @cache
 def shield() -> Shield:
-    return shield_of(case_of(), judge_of(case_of(), landing=False), horizon=6)
+    """Of a short episode."""
+    judge = judge_of(case_of(), landing=False)
+    return shield_of(case_of(), replace(judge, task=judge.task.with_(horizon=6)))
 
 
 def decided(candidates: Tensor) -> Results:
@@ -232,7 +228,7 @@ def decided(candidates: Tensor) -> Results:
 def started(x0: Tensor) -> Results:
     """It takes one state at a time: the struck one here."""
     made, base = torch.ones(ROWS, dtype=torch.bool), shield()
-    found = Shield.start(base.judge, case_of().confidence, x0[STRUCK], tracking=base.tracking, horizon=6)
+    found = Shield.start(base.judge, case_of().confidence, x0[STRUCK], tracking=base.tracking)
     made[STRUCK] = isinstance(found, Shield)
     return (made,)
 
@@ -292,7 +288,8 @@ def in_session(start: Callable[[RobustDP, ConfidenceSet, Unchecked], Session]) -
 
 def pruned(dp: RobustDP, confidence: ConfidenceSet, chosen: Unchecked) -> PrunedSession:
     """With a budget that nobody exceeds, so that all are evaluated."""
-    return PrunedSession(dp, confidence, chosen, 10.0, torch.Generator().manual_seed(1))
+    dp = replace(dp, task=dp.task.with_(budget=10.0))
+    return PrunedSession(dp, confidence, chosen, torch.Generator().manual_seed(1))
 
 
 def dearest(upper: Tensor) -> Tensor:

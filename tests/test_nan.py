@@ -24,6 +24,7 @@ from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.shield import NotCertified, Shield
 from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 
 UNIT = Box(vector(-1.0), vector(1.0))
@@ -51,12 +52,13 @@ def halving() -> AffinePolicies:
 
 @pytest.mark.parametrize("x0", [0.0, -1e-9])
 def test_a_known_part_without_a_derivative_certifies_nothing(x0):
-    task = {"initial_state": vector(x0), "horizon": 2, "cost": COST, "noise_std": vector(1e-3)}
-    assert float(ScenarioTube(**task, seed=1).evaluate(drag(), halving()).upper) >= 1.0  # 0.0053 once
-    assert float(GaussianTube(**task).evaluate(drag(), halving()).upper) >= 1.0
-    judge = PlanTube(fallbacks=halving(), constraint=COST, noise_radius=vector(0.0), input_box=UNIT)
+    task = Task(vector(x0), 2, COST, 0.1, vector(1e-3))
+    assert float(ScenarioTube(task=task, seed=1).evaluate(drag(), halving()).upper) >= 1.0  # 0.0053 once
+    assert float(GaussianTube(task=task).evaluate(drag(), halving()).upper) >= 1.0
+    once = task.with_(horizon=1)
+    judge = PlanTube(fallbacks=halving(), task=once, noise_radius=vector(0.0), input_box=UNIT)
     tracking = Tracking(brakes=halving(), authority=0.8, state_weight=vector(1.0), input_weight=vector(1.0))
-    found = Shield.start(judge, drag(), vector(x0), tracking=tracking, horizon=1)
+    found = Shield.start(judge, drag(), vector(x0), tracking=tracking)
     assert isinstance(found, NotCertified)  # a shield with margin 0.30 once
     assert found.margin < 0
 
@@ -65,8 +67,8 @@ def test_a_known_part_without_a_derivative_certifies_nothing(x0):
 def test_a_policy_does_not_change_the_bounds_of_another():
     """One that meets the kink at u = 0, beside one that does not and costs about 1."""
     both = AffinePolicies(vector(0.0, 0.2).reshape(2, 1), vector(-0.5, -0.5).reshape(2, 1, 1), UNIT)
-    task = {"initial_state": vector(0.0), "horizon": 2, "cost": COST, "noise_std": vector(1e-3)}
-    for bound in (ScenarioTube(**task, seed=1, samples=100), GaussianTube(**task)):
+    task = Task(vector(0.0), 2, COST, 0.1, vector(1e-3))
+    for bound in (ScenarioTube(task=task, seed=1, samples=100), GaussianTube(task=task)):
         beside_itself = bound.evaluate(drag(), both.select(torch.tensor([1, 1]))).upper[1]
         assert float(beside_itself) >= 1.0
         assert float(bound.evaluate(drag(), both).upper[1]) == float(beside_itself)
@@ -75,9 +77,7 @@ def test_a_policy_does_not_change_the_bounds_of_another():
 @pytest.mark.parametrize("grid", [True, False])
 def test_a_refused_plan_stays_refused_beside_one_that_overflows(grid):
     """A push towards the limit, too far to come back; beside it a plan whose gain overflows."""
-    judge = (
-        judged(grid=True) if grid else judge_of(case_of(), grid=False, landing=False).refine(case_of().confidence, 8)
-    )
+    judge = judged(grid=True) if grid else judge_of(case_of(), grid=False, landing=False).refine(case_of().confidence)
     push = torch.ones(2, 8, 1).double()
     gain = torch.zeros(2, 8, 1, 2).double()
     gain[1] = 1.7e308
@@ -97,7 +97,8 @@ def test_a_refused_plan_stays_refused_beside_one_that_overflows(grid):
 def test_a_plan_of_numbers_that_are_none_is_refused_by_itself():
     candidates = torch.zeros(3, 4, 1).double()
     candidates[1, 2] = math.nan
-    shield = shield_of(case_of(), judge_of(case_of(), landing=False), horizon=6)
+    judge = judge_of(case_of(), landing=False)
+    shield = shield_of(case_of(), dataclasses.replace(judge, task=judge.task.with_(horizon=6)))
     decision, after = shield.decide(case_of().system.initial_state, candidates)
     assert decision.admitted.tolist() == [True, False, True]
     assert (decision.index, decision.falsified) == (0, None)
@@ -121,8 +122,7 @@ def case():
 
 
 def program(case, cells: int = 97) -> RobustDP:
-    s = case.system
-    return RobustDP(Grid(s.state_box, (cells,)), s.initial_state, s.horizon, s.cost, s.noise_std)
+    return RobustDP(Grid(case.system.state_box, (cells,)), Task.of(case.system))
 
 
 @pytest.mark.parametrize("offset", [math.nan, math.inf, -math.inf])
@@ -206,7 +206,9 @@ def test_control_the_two_posteriors_contradict_each_other(case):
 def test_no_policy_enters_on_an_empty_set(case):
     """A pruned session meets it while it evaluates: what it hands out then certifies nobody, old bounds included."""
     confidence = contradictory(case)
-    session = PrunedSession(program(case), confidence, case.choose(0, 4, 8), 30.0, generator(1))
+    dp = program(case)
+    dp = dataclasses.replace(dp, task=dp.task.with_(budget=30.0))
+    session = PrunedSession(dp, confidence, case.choose(0, 4, 8), generator(1))
     session.memo.upper[0] = 0.0  # from an earlier generation
     upper = session.upper(torch.arange(3))
     assert session.falsified() is not None
@@ -218,7 +220,7 @@ def test_actsafe_executes_nothing_if_the_first_set_is_empty(case):
     algorithm = ActSafe(s, case.policies, [0, 1], confidence.model, case.confidence.bound, program(case), episodes=2)
     dp = program(case)
     start = lambda _: dataclasses.replace(  # noqa: E731
-        PrunedSession(dp, confidence, case.policies, s.budget, generator(1)),
+        PrunedSession(dp, confidence, case.policies, generator(1)),
         confidence=confidence,
     )
     empty = algorithm.with_(start=start).run(generator(0))
