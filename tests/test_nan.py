@@ -74,6 +74,19 @@ def test_a_policy_does_not_change_the_bounds_of_another():
         assert float(bound.evaluate(drag(), both).upper[1]) == float(beside_itself)
 
 
+@pytest.mark.parametrize("kind", ["scenario", "gaussian"])
+def test_a_policy_that_is_given_up_leaves_the_others_to_rounding(case, kind):
+    """Where policies leave the batch, posteriors are evaluated at fewer points together: the same up to their rounding."""
+    chosen = case.choose(2, 10, 20)
+    wild = Unchecked(chosen.offset.clone(), chosen.gain, chosen.input_box)
+    wild.offset[1] = math.nan
+    task = {"task": Task.of(case.system).with_(horizon=6), "give_up": 0.5}
+    bound = GaussianTube(**task) if kind == "gaussian" else ScenarioTube(**task, seed=1, samples=40, pilot=10)
+    clean, found = (bound.evaluate(case.confidence, policies).upper for policies in (chosen, wild))
+    assert float(found[1]) == 6.0
+    assert torch.allclose(found[[0, 2]], clean[[0, 2]], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("grid", [True, False])
 def test_a_refused_plan_stays_refused_beside_one_that_overflows(grid):
     """A push towards the limit, too far to come back; beside it a plan whose gain overflows."""
