@@ -196,7 +196,7 @@ class FeaturePolicies:
             raise _require.fail("FeaturePolicies.input_change", "policies on the same features", others.features)
         gap = (self.coefficients.unsqueeze(1) - others.coefficients.unsqueeze(0)).abs()  # (P, Q, nu, m)
         reach = torch.tensor([feature.everywhere for feature in self.features], dtype=torch.float64)
-        total = torch.where(gap > 0, gap * reach, torch.zeros_like(gap)).sum(-1)
+        total = torch.where(gap == 0, 0.0, gap * reach).sum(-1)
         return torch.minimum(total * (1 + 1e-12), self.input_box.upper - self.input_box.lower)
 
 

@@ -131,9 +131,9 @@ class Stationary:
         """κ as a function of the squared scaled distance r² ≥ 0 (finite gradient 0 at r = 0)."""
         if math.isinf(self.nu):
             return torch.exp(-0.5 * distance_sq)
-        positive = distance_sq > 0
-        r = torch.where(positive, 2 * self.nu * distance_sq, torch.ones_like(distance_sq)).sqrt()
-        r = torch.where(positive, r, torch.zeros_like(r))
+        together = distance_sq <= 0  # not where it is NaN: that must not count as distance 0
+        r = torch.where(together, torch.ones_like(distance_sq), 2 * self.nu * distance_sq).sqrt()
+        r = torch.where(together, torch.zeros_like(r), r)
         decay = torch.exp(-r)
         if self.nu == 0.5:
             return decay
@@ -202,15 +202,16 @@ class Stationary:
         """r² ≥ 0 of all pairs by one matrix product, (*b, n, d), (*b, m, d) → (*b, n, m).
 
         The absolute error is a few ε·(‖a‖² + ‖b‖²) for centred scaled inputs a, b: harmless for functions
-        that are smooth in r². Points spread so widely that it would matter are compared by true differences
-        instead.
+        that are smooth in r². Pairs so far from the centre that it would matter are compared by true differences
+        instead, each by itself: a far point must not change the numbers of the others.
         """
         a, b = self.centered(x, z)
         rows, columns = a.square().sum(-1).unsqueeze(-1), b.square().sum(-1).unsqueeze(-2)
-        readable = rows.numel() and columns.numel() and not linalg.is_transformed(a, b)
-        if readable and float(rows.detach().max() + columns.detach().max()) > MAX_SPREAD:
-            return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
-        return (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
+        product = (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
+        far = (rows + columns).detach() > MAX_SPREAD
+        if linalg.is_transformed(a, b) or not bool(far.any()):
+            return product
+        return torch.where(far, torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square(), product)
 
     def diagonal(self, z: Tensor) -> Tensor:
         """k(z, z), (*b, d) → (*b,)."""

@@ -26,7 +26,7 @@ from gpsafe.cost.enclosure import grow
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.parametric import ParametricPolicies
 from gpsafe.policies import AffinePolicies
-from gpsafe.safe_set import Rule, Witness
+from gpsafe.safe_set import Rule, Witness, through
 
 Upper = Callable[[Tensor], Tensor]  # θ (m, d) → sound UCB_n, (m,)
 Distance = Callable[[AffinePolicies, AffinePolicies], Tensor]  # D, (P, Q)
@@ -70,8 +70,8 @@ class SafeParameters:
         self, theta: Tensor, values: Tensor, *, episode: int, bound: str, rule: Rule, neighbours: Tensor | None = None
     ) -> SafeParameters:
         """S_n with the vectors θ (m, d) whose `values` (m,) are at most the budget; the others are refused."""
-        if bool(torch.isnan(values).any()) or not bool((values <= self.budget).all()):
-            raise _require.fail("SafeParameters.add", f"values <= {self.budget}", values.tolist())
+        if not bool(((values > -torch.inf) & (values <= self.budget)).all()):
+            raise _require.fail("SafeParameters.add", f"values <= {self.budget}, above -inf", values.tolist())
         sources = [None] * len(theta) if neighbours is None else neighbours.tolist()
         new = tuple(Witness(episode, rule, v, bound, s) for v, s in zip(values.tolist(), sources, strict=True))
         radius = torch.cat([self.radius, torch.zeros_like(theta)])
@@ -185,10 +185,8 @@ def admit(
         usable = torch.nonzero(~torch.isnan(safe.values)).flatten()
         refused = torch.nonzero(~good).flatten()
         if len(usable) and len(refused):
-            through = safe.values[usable].unsqueeze(-1) + distance(
-                family(safe.theta[usable]), family(proposals[refused])
-            )
-            best, source = through.min(0)
+            gap = distance(family(safe.theta[usable]), family(proposals[refused]))
+            best, source = through(safe.values[usable], gap).min(0)
             near = best <= safe.budget
             grown = grown.add(
                 proposals[refused[near]], best[near], episode=episode, bound=bound, rule="lipschitz",

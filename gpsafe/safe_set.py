@@ -84,16 +84,17 @@ class SafePolicySet:
             distance: D, (num, num), or None to skip the Lipschitz rule.
         """
         _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
-        if bool(torch.isnan(upper).any()):
-            raise _require.fail("SafePolicySet.expand", "upper without NaN", "NaN")
+        if not bool((upper > -torch.inf).all()):
+            raise _require.fail(
+                "SafePolicySet.expand", "upper without NaN or -inf", upper[~(upper > -torch.inf)].tolist()
+            )
         grown = dict(self.witnesses)
         for i in torch.nonzero(upper <= self.budget).flatten().tolist():
             grown.setdefault(i, Witness(episode, "bound", float(upper[i]), bound))
         if distance is not None:
             _check_distance("SafePolicySet.expand", distance, self.num)
             members = self.members
-            through = upper[members].unsqueeze(-1) + distance[members]
-            value, source = through.min(0)
+            value, source = through(upper[members], distance[members]).min(0)
             for i in torch.nonzero(value <= self.budget).flatten().tolist():
                 grown.setdefault(i, Witness(episode, "lipschitz", float(value[i]), bound, int(members[source[i]])))
         return SafePolicySet(self.num, self.budget, grown)
@@ -117,11 +118,17 @@ class SafePolicySet:
         return SafePolicySet(record["num"], record["budget"], witnesses)
 
 
+def through(value: Tensor, distance: Tensor) -> Tensor:
+    """value_i + D_ij, (m, num); inf for a pair whose value or distance is no number ≥ 0, which then admits nobody."""
+    total = value.unsqueeze(-1) + distance
+    return torch.where((value >= 0).unsqueeze(-1) & (distance >= 0), total, torch.inf)
+
+
 def _check_distance(where: str, distance: Tensor, num: int) -> None:
-    """D: (num, num), no entry negative or NaN (inf says that nothing is known)."""
+    """D: (num, num), no entry negative (inf and NaN say that nothing is known: see `through`)."""
     _require.shape(where, "distance", distance, (num, num))
-    if not bool((distance >= 0).all()):
-        raise _require.fail(where, "distance >= 0", "negative or NaN entries")
+    if bool((distance < 0).any()):
+        raise _require.fail(where, "distance >= 0", f"{int((distance < 0).sum())} negative entries")
 
 
 def policy_distance(
@@ -151,8 +158,7 @@ def policy_distance(
         raise _require.fail(
             "policy_distance", "a known part affine in u with a constant input matrix", "curvature in u"
         )
-    if not bool((noise_std > 0).all()):
-        raise _require.fail("policy_distance", "noise_std > 0 in every state", noise_std.tolist())
+    _require.positive("policy_distance", "noise_std", noise_std)
     zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
     basis = torch.eye(nu, dtype=torch.float64)
     matrix = (known(zero_x.expand(nu, nx), basis) - known(zero_x, zero_u)).abs().T  # |∂p/∂u|, (nx, nu)
@@ -194,12 +200,10 @@ def reachable(
     _check_distance(where, distance, num)
     _require.nonnegative(where, "epsilon", epsilon)
     _require.nonnegative(where, "budget", budget)
-    if bool(torch.isnan(true_cost).any()):
-        raise _require.fail(where, "true_cost without NaN", "NaN")
     current = set(_require.indices(where, "initial", initial, num))
     for _ in range(len(true_cost) if rounds is None else rounds):
         members = torch.tensor(sorted(current))
-        value = (true_cost[members].unsqueeze(-1) + distance[members]).min(0).values
+        value = through(true_cost[members], distance[members]).min(0).values
         grown = current | set(torch.nonzero(value <= budget - epsilon).flatten().tolist())
         if grown == current:
             break

@@ -195,8 +195,8 @@ class Shield:
         plan, index, margin, reason = self.stored, None, self.margin, ""
         source: Source = "stored" if bool((plan.lengths > 0).all()) else "fallback"
         if count:
-            finite = torch.isfinite(candidates).all(-1).all(-1)
-            usable = candidates.nan_to_num(0.0, 0.0, 0.0)
+            finite = torch.isfinite(candidates).flatten(1).all(-1)
+            usable = torch.where(finite[:, None, None], candidates, 0.0)
             length = lengths.clamp(0, candidates.shape[1])
             try:
                 plans = self.tracking.plans(judge, x.clone(), usable.clone(), length.clone(), remaining)
@@ -221,7 +221,7 @@ class Shield:
 
     def _outside(self, x: Tensor) -> str | None:
         """Why x refutes the assumptions: it is outside the interval hull of the tube's one-step set; None if it is not."""
-        if self.expected is None:
+        if self.expected is None or not bool(self.expected.within(torch.inf)):  # nothing was claimed
             return None
         radius = self.expected.radius[0]
         excess = (x - self.expected.center[0]).abs() - radius - SLACK * (1.0 + x.abs() + radius)

@@ -25,8 +25,8 @@ class Verdict:
 
     Args:
         lower: lower end of the interval for the value (−inf if nothing is known).
-        upper: upper end (+inf if nothing is known, as after sampling alone: sampling refutes, never certifies).
-        threshold: the claimed bound.
+        upper: upper end (+inf if nothing is known, as after sampling alone: sampling refutes, never certifies); never −inf.
+        threshold: the claimed bound, finite.
         tol: numerical margin ≥ 0 that the value must clear on either side.
         witness: what violates the claim, or how it was shown, in words.
     """
@@ -41,6 +41,10 @@ class Verdict:
         for name in ("lower", "upper", "threshold", "tol"):
             if math.isnan(getattr(self, name)):
                 raise _require.fail("Verdict", f"a number for {name}", "NaN")
+        if math.isinf(self.threshold):
+            raise _require.fail("Verdict", "a finite threshold", self.threshold)
+        if self.upper == -math.inf:  # nothing was looked at, or something overflowed
+            raise _require.fail("Verdict", "upper > -inf", self.upper)
         if self.lower > self.upper:
             raise _require.fail("Verdict", "lower <= upper", f"[{self.lower}, {self.upper}]")
         if self.tol < 0:
@@ -76,13 +80,18 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.99) -> tu
 
 def clopper_pearson_upper(successes: int, trials: int, delta: float) -> float:
     """One-sided upper confidence limit: P(p > limit) ≤ delta."""
+    _require.count("clopper_pearson_upper", "trials", trials)
+    _require.count("clopper_pearson_upper", "successes", successes, minimum=0)
     _require.probability("clopper_pearson_upper", "delta", delta)
+    if successes > trials:
+        raise _require.fail("clopper_pearson_upper", f"successes <= trials = {trials}", successes)
     return 1.0 if successes == trials else float(stats.beta.ppf(1 - delta, successes + 1, trials - successes))
 
 
 def hoeffding_radius(trials: int, value_range: float, delta: float) -> float:
     """One-sided deviation: P(E X − mean > radius) ≤ delta for i.i.d. X in an interval of length `value_range`."""
     _require.count("hoeffding_radius", "trials", trials)
+    _require.nonnegative("hoeffding_radius", "value_range", value_range)
     _require.probability("hoeffding_radius", "delta", delta)
     return value_range * math.sqrt(math.log(1 / delta) / (2 * trials))
 
@@ -93,6 +102,8 @@ def bernstein_radius(trials: int, value_range: float, sample_var: float, delta: 
     P(E X − mean > sqrt(2 s² ln(2/δ)/n) + 7 r ln(2/δ)/(3(n−1))) ≤ δ with s² the unbiased sample variance.
     """
     _require.count("bernstein_radius", "trials", trials, minimum=2)
+    _require.nonnegative("bernstein_radius", "value_range", value_range)
+    _require.nonnegative("bernstein_radius", "sample_var", sample_var)
     _require.probability("bernstein_radius", "delta", delta)
     log = math.log(2 / delta)
     return math.sqrt(2 * sample_var * log / trials) + 7 * value_range * log / (3 * (trials - 1))

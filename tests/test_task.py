@@ -161,10 +161,15 @@ def test_anything_else_as_s0_is_refused(given):
         algorithm(initial_safe=given)
 
 
-@pytest.mark.parametrize("entry", [-0.1, float("nan")])
-def test_distances_below_zero_certify_nothing(entry):
+def test_distances_below_zero_are_refused_and_nan_admits_nobody():
     distance = torch.ones(3, 3).double()
-    distance[0, 1] = entry
+    distance[0, 1] = torch.nan
+    zero = torch.zeros(3).double()
+    unknown = torch.full((3,), torch.inf).double()
+    unknown[0] = 0.0
+    assert len(SafePolicySet.initial(3, [0], budget=0.2).expand(unknown, episode=1, bound="b", distance=distance)) == 1
+    assert reachable([0], zero, distance, budget=0.2, epsilon=0.1) == {0}
+    distance[0, 1] = -0.1
     with pytest.raises(ValueError, match="distance >= 0"):
         SafePolicySet.initial(3, [0], budget=0.2).expand(torch.ones(3), episode=1, bound="b", distance=distance)
     with pytest.raises(ValueError, match="distance >= 0"):

@@ -145,6 +145,9 @@ class ActSafe:
         session = self._session(confidence, generator)
         safe = SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
         safe_sets, episodes, exploring = [safe], [], True
+        falsified = session.falsified()  # data that came with the model may do it
+        if falsified is not None:
+            return ActSafeRun((), (safe,), confidence, falsified, self.unsound_because())
         for number in range(1, self.episodes + 1):
             candidates = torch.arange(safe.num) if self.distance is not None else safe.outsiders
             upper = torch.full((safe.num,), torch.inf, dtype=torch.float64)

@@ -98,7 +98,7 @@ class ConfidenceBound(ABC):
     def noise_refusal(self, model: GP, noise_std: Tensor) -> str | None:
         """Why the theorem does not cover observations with Gaussian noise of deviation `noise_std` (p,); None if it does."""
         needed = noise_std.cpu() * (1 - MATCH)
-        if self.frequentist and bool((self.noise(model.num_outputs) < needed).any()):
+        if self.frequentist and not bool((self.noise(model.num_outputs) >= needed).all()):
             return f"subgaussian R >= the task's noise deviation (R = {self.subgaussian})"
         return None
 

@@ -100,9 +100,9 @@ class ConfidenceSet:
         yield from (self.bound.interval(generation, z) for generation in others)
 
     def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
-        """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none."""
+        """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none. NaN accuses nobody."""
         low, high = self.bounds(z)
-        gap = (low - high).reshape(-1, low.shape[-1])
+        gap = (low - high).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
         worst = int(gap.argmax())
         row, output = divmod(worst, gap.shape[-1])
         if float(gap[row, output]) <= tol:

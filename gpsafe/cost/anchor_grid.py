@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost._lineage import continues
 from gpsafe.cost.local_affine import EMPTY, LocalAffine
-from gpsafe.models.gp import GP
 from gpsafe.sets import Box
 
 
@@ -69,7 +69,7 @@ class AnchorGrid:
 
     def refine(self, confidence: ConfidenceSet) -> AnchorGrid:
         """Intersects the posteriors that are new since the last call; value and gradient come from the newest."""
-        if self.source is not None and not self._continues(self.source, confidence):
+        if self.source is not None and not continues(self.source, self.generations, confidence):
             raise _require.fail("AnchorGrid.refine", "a confidence set that continues the last one", "another history")
         if self.local is not None and len(confidence.generations) == self.generations:
             return self
@@ -81,11 +81,6 @@ class AnchorGrid:
         newest = ConfidenceSet(confidence.bound, (confidence.model,))
         local = replace(LocalAffine.at(newest, anchors), middle=0.5 * (low + high), half=0.5 * (high - low))
         return replace(self, local=local, generations=len(confidence.generations), source=confidence)
-
-    def _continues(self, old: ConfidenceSet, new: ConfidenceSet) -> bool:
-        if len(new.generations) < self.generations or old.bound != new.bound:
-            return False
-        return _same(old.model, new.generations[self.generations - 1])
 
     @property
     def empty(self) -> Tensor:
@@ -108,22 +103,3 @@ class AnchorGrid:
         if self.local is None:
             raise _require.fail("AnchorGrid", "refine before use", "an empty grid")
         return self.local
-
-
-def _same(one: GP, other: GP) -> bool:
-    """Whether two posteriors have equal kernels, λ and data (objects may differ, as after a restart)."""
-    if one is other:
-        return True
-    forms = [[kernels.stationary(kernel) for kernel in model.kernels] for model in (one, other)]
-    keys = [[f and _key(f) for f in found] for found in forms]
-    if keys[0] != keys[1] or one.outputs != other.outputs or one.num_data != other.num_data:
-        return False
-    if not torch.equal(one.regularizer, other.regularizer):
-        return False
-    if one.inputs is None or other.inputs is None or one.targets is None or other.targets is None:
-        return one.num_data == 0
-    return torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
-
-
-def _key(form: kernels.Stationary) -> tuple[object, ...]:
-    return form.nu, form.lengthscale.tolist(), form.variance, None if form.dims is None else form.dims.tolist()

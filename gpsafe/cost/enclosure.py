@@ -9,8 +9,11 @@ from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost._lineage import continues
 from gpsafe.policies import PolicyClass, feedback
 from gpsafe.systems.base import KnownPart
+
+EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
 def grow(value: Tensor, relative: float = 1e-9) -> Tensor:
@@ -100,6 +103,7 @@ class Enclosure:
         cap: B√k, (p,); no residual exceeds it anywhere.
         prior_std: √k, (p,).
         outputs, generations: learned outputs; number of generations already intersected.
+        source: the confidence set they came from; one that does not continue it is refused.
     """
 
     centers: Tensor
@@ -115,14 +119,17 @@ class Enclosure:
     prior_std: Tensor
     outputs: tuple[int, ...]
     generations: int = 0
+    source: ConfidenceSet | None = None
 
     def refine(self, confidence: ConfidenceSet) -> Enclosure:
         """Intersects the generations of the confidence set that are new since the last call."""
-        if len(confidence.generations) <= self.generations:
+        if self.source is not None and not continues(self.source, self.generations, confidence):
+            raise _require.fail("Enclosure.refine", "a confidence set that continues the last one", "another history")
+        if len(confidence.generations) == self.generations:
             return self
         low, high = confidence.bounds(self.z, since=self.generations)
         low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
-        return replace(self, low=low, high=high, generations=len(confidence.generations))
+        return replace(self, low=low, high=high, generations=len(confidence.generations), source=confidence)
 
     def with_residual(self, value: Tensor) -> Enclosure:
         """The enclosure of one known residual function with values `value` (P, N, p) at z."""
@@ -133,18 +140,21 @@ class Enclosure:
         names = ("z", "known", "known_radius", "metric", "slack", "low", "high")
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
-    def empty(self, *, tol: float = 1e-9) -> bool:
+    def empty(self, *, tol: float = EMPTY) -> bool:
         """Whether F_n is empty at some z: a falsified assumption."""
         return bool((self.low > self.high + tol).any())
 
     def boxes(self) -> tuple[Tensor, Tensor]:
-        """Outer boxes of the next mean, low and high, both (P, N, nx)."""
+        """Outer boxes of the next mean, low and high, both (P, N, nx); the whole space where F_n came out empty: nothing is
+        claimed there.
+        """
         low = self.known - self.known_radius
         high = self.known + self.known_radius
         columns = list(self.outputs)
         low[..., columns] += torch.maximum(self.low - self.slack, -self.cap)
         high[..., columns] += torch.minimum(self.high + self.slack, self.cap)
-        return low, high
+        empty = (self.low > self.high + EMPTY).any(-1, keepdim=True)
+        return torch.where(empty, -torch.inf, low), torch.where(empty, torch.inf, high)
 
 
 def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies: PolicyClass) -> Enclosure:
@@ -154,6 +164,10 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     z = torch.cat([centers.expand(policies.num, *centers.shape), policies(centers.unsqueeze(0))], dim=-1)
     dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
     norm = confidence.bound.norms(model.num_outputs).to(centers.device)
+    if not bool(torch.isfinite(norm).all()):
+        raise _require.fail(
+            "enclose", "a bound with a finite RKHS norm", f"{confidence.bound.name}, B = {norm.tolist()}"
+        )
     variance = model.prior_variance(z[:1, :1])[0, 0]
     metrics = []
     for kernel in model.kernels:
@@ -166,5 +180,5 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     wide = cap.expand(*metric.shape)
     return Enclosure(
         centers, radius, z, known, known_radius, metric, grow(norm * metric, 1e-12), -wide, wide, cap,
-        variance.sqrt(), model.outputs,
+        variance.sqrt(), model.outputs, source=confidence,
     )  # fmt: skip

@@ -43,7 +43,7 @@ from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
@@ -85,10 +85,11 @@ class Stage:
         size = 1.0 + self.sure.center.abs().sum(-1, keepdim=True) + self.sure.radius.sum(-1, keepdim=True)
         gap = gap - ROUNDING * size * normals.abs().amax(-1).clamp_min(1.0)
         spread = torch.einsum("kd,pde->pke", normals, self.factor).norm(dim=-1) * (1 + ROUNDING)
-        certain = (gap < 0).to(gap.dtype)
+        certain = (~(gap >= 0)).to(gap.dtype)
         tail = 0.5 * torch.special.erfc(gap / (spread.clamp_min(1e-300) * math.sqrt(2.0))) * (1 + 1e-9)
-        chance = torch.where(spread > 0, tail, certain).sum(-1).clamp_max(1.0)
-        return torch.where(self.lost | ~torch.isfinite(chance), torch.ones_like(chance), chance)
+        chance = torch.where(spread == 0, certain, tail).sum(-1).clamp_max(1.0)
+        told = torch.isfinite(chance) & torch.isfinite(spread).all(-1)
+        return torch.where(told & ~self.lost, chance, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,12 +218,16 @@ class GaussianTube(OfTask):
         error[..., columns] += found.error
 
         center, linear, error = center.squeeze(1), linear.squeeze(1), error.squeeze(1)
-        sure = Zonotope(center, linear[..., :count]).plus_box(error * (1 + 1e-12)).reduce_outer(self.order)
+        error, axes = error * (1 + 1e-12), wide_axes(known, confidence.model.outputs)
+        sure = Zonotope(center, linear[..., :count]).plus_box(error, axes).reduce_outer(self.order)
         noise = torch.diag_embed(self.noise_std.expand_as(center))
         pushed = torch.cat([linear[..., count:] / self.width, noise], dim=-1)
-        wide = ~(sure.radius <= self.limit).all(-1) | ~torch.isfinite(center).all(-1) | found.empty.squeeze(1)
-        wide |= ~torch.isfinite(pushed).all(-1).all(-1) | ~(pushed.abs().amax((-2, -1)) <= self.limit)
-        lost = stage.lost | wide
+        lost = (
+            stage.lost
+            | ~sure.within(self.limit)
+            | found.empty.squeeze(1)
+            | ~(pushed.abs().amax((-2, -1)) <= self.limit)
+        )
         parked = lost[:, None]  # a lost tube is parked at x₀: it is charged C whatever it holds
         center = torch.where(parked, self.initial_state, sure.center)
         rays = torch.where(parked[..., None], torch.zeros_like(sure.generators), sure.generators)

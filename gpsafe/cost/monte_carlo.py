@@ -107,4 +107,5 @@ def mean_upper(samples: Tensor, ceiling: float, delta: float) -> Tensor:
 
 def mean_lower(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """A number ≤ E X except with probability δ, from i.i.d. samples X ∈ [0, ceiling], (*b, N) → (*b,)."""
+    _scaled(samples, ceiling, delta)
     return ceiling - mean_upper((ceiling - samples).clamp_min(0.0), ceiling, delta)

@@ -28,12 +28,12 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import check_task
 from gpsafe.cost.anchor_grid import AnchorGrid
-from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets import Box
-from gpsafe.sets.zonotope import Zonotope
+from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import IndicatorCost, KnownPart
 from gpsafe.systems.task import Task
 
@@ -43,6 +43,8 @@ SLACK = 1e-9  # outward rounding of every support before it is compared: tubes a
 @dataclass(frozen=True, slots=True, eq=False)
 class Plans:
     """P plans: u_t(x) = clip(offset_t + gain_t x) for t < lengths, then a fallback until the end.
+
+    Laws with NaN or infinite entries may be handed in: a plan that has one, at any step, is refused, and no other notices.
 
     Attributes:
         offset: (P, H, nu); H may be 0.
@@ -74,6 +76,11 @@ class Plans:
     def num(self) -> int:
         """P."""
         return self.lengths.shape[0]
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether a plan has numbers only, (P,)."""
+        return torch.isfinite(self.offset).flatten(1).all(-1) & torch.isfinite(self.gain).flatten(1).all(-1)
 
     def select(self, index: Tensor) -> Plans:
         """The plans of the given indices or mask."""
@@ -213,7 +220,10 @@ class PlanTube:
     # ------------------------------------------------------------------ one step
     def reach(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Zonotope, Tensor]:
         """X_{t+1} of P plans from X_t (P,) at step `time` of the plans, and where F_n came out empty (P,)."""
-        confidence = self._confidence()
+        confidence, usable = self._confidence(), plans.finite
+        if not bool(usable.all()):
+            offset, gain = (torch.nan_to_num(law, 0.0, 0.0, 0.0) for law in (plans.offset, plans.gain))
+            plans = replace(plans, offset=offset, gain=gain)  # so that the laws can be formed; given up below
         known = cast(KnownPart, confidence.model.prior)  # checked by refine
         x, generators, radius = tube.center, tube.generators, tube.radius
         u, feed, kink, spread = self._inputs(tube, plans, time)
@@ -233,7 +243,11 @@ class PlanTube:
         center[..., columns] += found.value
         linear[..., columns, :] += found.linear
         error[..., columns] += found.error
-        return Zonotope(center, linear).plus_box(error * (1 + 1e-12)).reduce_outer(self.order), found.empty
+        center = torch.where(usable.unsqueeze(-1), center, torch.nan)
+        axes = {*wide_axes(known, columns), *torch.nonzero(self.noise_radius).flatten().tolist()}
+        return Zonotope(center, linear).plus_box(error * (1 + 1e-12), sorted(axes)).reduce_outer(
+            self.order
+        ), found.empty
 
     def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u = c + Fξ + e over X_t, |e| ≤ kink: c (P, nu), F (P, nu, m), kink, and sup |u − c|, both (P, nu)."""
@@ -266,33 +280,38 @@ class PlanTube:
 
     # -------------------------------------------------------------- whole plans
     def verify(self, start: Zonotope, plans: Plans, steps: int) -> Verification:
-        """Follows P plans from the sets `start` (P,) for `steps` steps; X_0 itself must satisfy the constraint."""
-        margin, device = self.slack(start), start.center.device
-        followed = torch.zeros(plans.num, dtype=torch.long, device=device)
+        """Follows P plans from the sets `start` (P,) for `steps` steps; X_0 itself must satisfy the constraint.
+
+        Plans that are settled leave the batch where F_n is tabulated; otherwise they stay to the end, because posteriors at one
+        point differ by rounding with the number of points evaluated together, and no plan is to notice another.
+        """
+        margin = torch.where(plans.finite, self.slack(start), -torch.inf)
+        followed = torch.zeros_like(plans.lengths)
         landed = self._inside_landing(start, plans, 0, steps) & (margin >= 0)
-        alive = torch.nonzero((margin >= 0) & ~landed).flatten()
-        tube, part = start.select(alive), plans.select(alive)
+        alive, rows = (margin >= 0) & ~landed, torch.arange(plans.num, device=margin.device)
+        tube, part = start, plans
         for t in range(steps):
-            if not alive.numel():
+            if not bool(alive.any()):
                 break
+            if self.anchors is not None and not bool(alive[rows].all()):
+                keep = alive[rows]
+                tube, part, rows = tube.select(keep), part.select(keep), rows[keep]
             tube, empty = self.reach(tube, part, t)
-            sound = (tube.radius <= self.limit).all(-1) & torch.isfinite(tube.center).all(-1) & ~empty
-            room = torch.where(sound, self.slack(tube), torch.full_like(margin[alive], -torch.inf))
-            margin[alive] = torch.minimum(margin[alive], room)
-            followed[alive] = t + 1
-            down = (room >= 0) & self._inside_landing(tube, part, t + 1, steps)
-            landed[alive] = down
-            keep = (room >= 0) & ~down
-            if not bool(keep.all()):
-                tube, part, alive = tube.select(keep), part.select(keep), alive[keep]
+            live = alive[rows]
+            room = torch.where(tube.within(self.limit) & ~empty, self.slack(tube), -torch.inf)
+            margin[rows] = torch.where(live, torch.minimum(margin[rows], room), margin[rows])
+            followed[rows] += live
+            down = live & (room >= 0) & self._inside_landing(tube, part, t + 1, steps)
+            landed[rows] |= down
+            alive[rows] = live & (room >= 0) & ~down
         return Verification(margin >= 0, margin, followed, landed)
 
     def slack(self, tube: Zonotope) -> Tensor:
-        """min_i offset_i − sup_{X} normal_i x, rounded down, (P,); −inf for NaN."""
+        """min_i offset_i − sup_{X} normal_i x, rounded down, (P,); −inf for sets that are not numbers."""
         normals, offsets = (v.to(tube.center.device) for v in (self.constraint.normals, self.constraint.offsets))
         support = tube.support(normals)
-        room = offsets - support - SLACK * (1.0 + support.abs())
-        return room.nan_to_num(nan=-torch.inf).amin(-1)
+        room = (offsets - support - SLACK * (1.0 + support.abs())).amin(-1)
+        return torch.where(tube.within(HUGE) & (room >= -HUGE), room, -torch.inf)
 
     def _inside_landing(self, tube: Zonotope, plans: Plans, time: int, steps: int) -> Tensor:
         """Tubes at step `time` that lie in a landing set certified for what remains under the plan's fallback, (P,)."""

@@ -185,7 +185,9 @@ class PrunedSession:
         return self.memo.probes[n]
 
     def upper(self, index: Tensor) -> Tensor:
-        """The smallest UCB seen, rounded up, (m,); inf for policies that never passed the screen."""
+        """The smallest UCB seen, rounded up, (m,); inf for policies that never passed the screen, and for all once F_n has come
+        out empty somewhere: an assumption is then false, and old bounds rest on it too.
+        """
         if index.numel() == 0:
             return torch.zeros(0, dtype=torch.float64)
         guess, memo = self.probe(), self.memo
@@ -198,19 +200,19 @@ class PrunedSession:
         log["evaluated"] += len(chosen)
         memo.upper[chosen] = torch.minimum(memo.upper[chosen], self._bound(chosen, exploration=False))
         memo.seen_width[chosen] = guess.width[chosen]
-        return memo.upper[index]
+        return memo.upper[index] if memo.falsified is None else torch.full((len(index),), math.inf, dtype=torch.float64)
 
     def exploration(self, index: Tensor) -> Tensor:
         """Upper bounds of sup_f E Σ‖σ_n‖, (m,); the largest is fresh (of this F_n). −inf: not among the candidates."""
         memo, fresh, guess = self.memo, torch.zeros(self.policies.num, dtype=torch.bool), self.probe()
-        new = index[torch.isinf(memo.exploration[index])]
+        new = index[~torch.isfinite(memo.exploration[index])]
         self._refresh(new[guess.width[new].argsort(descending=True, stable=True)[: self.candidates]], fresh)
         known = index[torch.isfinite(memo.exploration[index])]
         while not bool(fresh[known[memo.exploration[known].argmax()]]):
             stale = known[~fresh[known]]
             self._refresh(stale[memo.exploration[stale].argsort(descending=True, stable=True)[: self.batch]], fresh)
         values = memo.exploration[index]
-        return torch.where(torch.isinf(values), -values, values)
+        return torch.where(values < math.inf, values, -math.inf)
 
     def _refresh(self, chosen: Tensor, fresh: Tensor) -> None:
         if len(chosen):
@@ -224,7 +226,7 @@ class PrunedSession:
         for dp, group in windowed(self.dp, guess.lower[index], guess.upper[index]):
             for part in group.split(max(1, dp.chunk // dp.grid.num)):
                 enclosure = dp.enclosure(self.confidence, self.policies.select(index[part])).refine(self.confidence)
-                if enclosure.empty() and self.memo.falsified is None:
+                if self.memo.falsified is None and enclosure.empty():
                     self.memo.falsified = self.confidence.falsified(enclosure.z)
                 if exploration:
                     _, std = self.confidence.model.posterior(enclosure.z)

@@ -77,9 +77,10 @@ class Grid:
 
     def index(self, x: Tensor) -> Tensor:
         """Row-major index of the cell of x (*b, nx), −1 outside."""
-        position = ((x - self.box.lower) / self.size).floor().long()
+        position = ((x - self.box.lower) / self.size).floor()
         limits = torch.tensor(self.cells, device=position.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
+        position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
         flat = position[..., 0] if len(self.cells) == 1 else position[..., 0] * self.cells[1] + position[..., 1]
         return torch.where(inside, flat, -1)
 
@@ -176,14 +177,15 @@ class _RangeMax:
     def build(grid: Grid, low: Tensor, high: Tensor) -> _RangeMax:
         """Index boxes of the mean boxes [low, high], both (P, N, nx)."""
         sub = [n * s for n, s in zip(grid.cells, grid.split, strict=True)]
-        outside = ((low < grid.box.lower) | (high > grid.box.upper)).any(-1)
+        inside = ((low >= grid.box.lower) & (high <= grid.box.upper) & (low <= high)).all(-1)
+        outside = ~inside  # also what is empty or NaN
+        low, high = (torch.where(inside.unsqueeze(-1), end, grid.box.lower) for end in (low, high))
         starts, stops, levels = [], [], []
         for i, size in enumerate(sub):
             width = float(grid.size[i]) / grid.split[i]
             first = ((low[..., i] - grid.box.lower[i]) / width - 1e-9).floor().clamp(0, size - 1).long()
             last = ((high[..., i] - grid.box.lower[i]) / width + 1e-9).floor().clamp(0, size - 1).long()
             last = torch.maximum(first, last)
-            last = torch.where(outside, first, last)  # not looked up: needs no wide windows
             level = torch.zeros_like(first)
             for power in range(1, size.bit_length()):
                 level += (last - first + 1) >= (1 << power)
@@ -293,6 +295,7 @@ class RobustDP(OfTask):
         """V_0(x₀) for every policy of the enclosure, (P,)."""
         centers, radius = enclosure.centers, enclosure.radius
         stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
+        stage = torch.where((stage >= 0) & (stage <= self.cost.ceiling), stage, self.cost.ceiling)  # C where it is NaN
         return self._run(enclosure, stage, self.cost.ceiling)
 
     def lower(self, enclosure: Enclosure) -> Tensor:
@@ -307,8 +310,9 @@ class RobustDP(OfTask):
         Args:
             std: norm ‖σ‖ at the cell centres, (P, N + 1); it is widened by the kernel metric over each cell.
         """
+        most = float(enclosure.prior_std.norm())
         stage = std + enclosure.metric.norm(dim=-1)
-        return self._run(enclosure, stage, float(enclosure.prior_std.norm()))
+        return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
 
     def _run(self, enclosure: Enclosure, stage: Tensor, outside_rate: float) -> Tensor:
         low, high = enclosure.boxes()

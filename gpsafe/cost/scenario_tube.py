@@ -30,11 +30,11 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
-from gpsafe.sets.zonotope import Zonotope
+from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, KnownPart
 
 SLACK = 1e-9  # outward rounding of every reach before it is compared: tubes accumulate errors of some 1e-14
@@ -42,12 +42,16 @@ _NOISE = 4
 
 
 def charge_upper(cost: Cost, tube: Zonotope) -> Tensor:
-    """≥ sup of c over each set, (*b,): by support functions for half-space costs, else over the interval hull."""
+    """≥ sup of c over each set, (*b,): by support functions for half-space costs, else over the interval hull; C where the set
+    or its cost is not a number.
+    """
     if isinstance(cost, HalfspaceCost):
         reach = tube.support(cost.directions.to(tube.center.device))
-        return cost.of_reach(reach + SLACK * (1.0 + reach.abs()))
-    radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
-    return cost.upper(tube.center - radius, tube.center + radius)
+        charge = cost.of_reach(reach + SLACK * (1.0 + reach.abs()))
+    else:
+        radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
+        charge = cost.upper(tube.center - radius, tube.center + radius)
+    return torch.where(tube.within(HUGE) & (charge <= cost.ceiling), charge, cost.ceiling)
 
 
 def farthest_points(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -264,10 +268,9 @@ class _Walk:
         center[..., columns] += found.value
         linear[..., columns, :] += found.linear
         error[..., columns] += found.error
-        following = Zonotope(center, linear).plus_box(error * (1 + 1e-12)).reduce_outer(task.order)
-        size = following.radius
-        wide = ~(size <= task.limit).all(-1) | ~torch.isfinite(following.center).all(-1) | found.empty
-        lost = self.lost | wide
+        error, axes = error * (1 + 1e-12), wide_axes(known, confidence.model.outputs)
+        following = Zonotope(center, linear).plus_box(error, axes).reduce_outer(task.order)
+        lost = self.lost | ~following.within(task.limit) | found.empty
         if bool(lost.any()):  # a lost tube is parked at x₀: it is charged C whatever it holds
             center = torch.where(lost.unsqueeze(-1), task.initial_state, following.center)
             rays = torch.where(lost[..., None, None], torch.zeros_like(following.generators), following.generators)

@@ -44,20 +44,22 @@ _NOISE = 3
 def parting_rate(gap: Tensor, noise_std: Tensor) -> Tensor:
     """τ = TV(N(m, Σ), N(m′, Σ)) = 2Φ(‖Σ^{-1/2}(m − m′)‖/2) − 1 for |m − m′| ≤ gap, (*b, nx) → (*b,), rounded up.
 
-    A state without noise contributes 1 as soon as its gap is not 0.
+    A state without noise contributes 1 as soon as its gap is not 0; so does a gap that is NaN or negative.
     """
     noise = noise_std.to(gap.device)
-    scaled = torch.where(gap > 0, gap / noise, torch.zeros_like(gap))
+    scaled = torch.where(gap == 0, 0.0, torch.where(gap > 0, gap / noise, torch.inf))
     half = 0.5 * torch.linalg.vector_norm(scaled, dim=-1)
-    return (torch.special.erf(half / math.sqrt(2.0)) * (1 + 1e-13)).clamp_max(1.0)
+    rate = torch.special.erf(half / math.sqrt(2.0)) * (1 + 1e-13)
+    return torch.where(rate <= 1.0, rate, 1.0)
 
 
 def simulation_gap(rates: Tensor, ceiling: float) -> Tensor:
     """C·max{Σ_t d_t(T−1−t) : 0 ≤ d_t ≤ p_t, Σ d_t ≤ 1} for p = rates (*b, T) → (*b,): a bound of |J(f) − J(f′)|.
 
-    Parting early costs most, so the greedy d_t = min(p_t, 1 − Σ_{s<t} d_s) is the maximum.
+    Parting early costs most, so the greedy d_t = min(p_t, 1 − Σ_{s<t} d_s) is the maximum. What is no probability counts as 1.
     """
     horizon = rates.shape[-1]
+    rates = torch.where((rates >= 0) & (rates <= 1), rates, 1.0)
     used = torch.minimum(rates.cumsum(-1), torch.ones_like(rates))
     parted = torch.diff(used, dim=-1, prepend=torch.zeros_like(used[..., :1]))
     weights = torch.arange(horizon - 1, -1, -1, dtype=rates.dtype, device=rates.device)
@@ -80,17 +82,21 @@ class TotalVariation(MonteCarloBound):
     sound: bool = field(default=True, init=False)
 
     def paths(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Costs Σ_t c under the centre model and rates τ(x′_t), (P, N) and (P, N, T). F_n empty at a state counts as τ = 1."""
+        """Costs Σ_t c under the centre model and rates τ(x′_t), (P, N) and (P, N, T).
+
+        F_n empty or NaN at a state counts as τ = 1, a cost that is no number in [0, C] as C.
+        """
         model = confidence.model
         x = self.initial_state.expand(policies.num, noise.shape[2], -1)
         total = torch.zeros_like(x[..., 0])
         rates = []
         for t in range(self.horizon):
-            total = total + self.cost(x)
+            cost = self.cost(x)
+            total = total + torch.where((cost >= 0) & (cost <= self.cost.ceiling), cost, self.cost.ceiling)
             u = policies(x)
             low, high = confidence.bounds(torch.cat([x, u], dim=-1))
             rate = parting_rate(model.embed((0.5 * (high - low)).clamp_min(0.0)), self.noise_std)
-            rates.append(torch.where((low > high + 1e-9).any(-1), torch.ones_like(rate), rate))
+            rates.append(torch.where((low <= high + 1e-9).all(-1), rate, 1.0))
             x = model.prior(x, u) + model.embed(0.5 * (low + high)) + noise[t]
         return total, torch.stack(rates, dim=-1)
 

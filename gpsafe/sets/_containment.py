@@ -35,14 +35,20 @@ def maximize_square(a: Tensor, A: Tensor, *, steps: int = 80) -> tuple[Tensor, T
     S-procedure: with AᵀA = VΛVᵀ, g = VᵀAᵀa, every μ ≥ λ_max with a finite value gives the upper bound
     ‖a‖² + μ + Σ g_i²/(μ − λ_i) (weak duality), and the best μ solves Σ g_i²/(μ − λ_i)² = 1; bisection. In the hard case
     (no g along the top eigenvectors) μ = λ_max and the maximiser has a free part along the top eigenvector.
+    Where a or AᵀA is not finite the bound is inf, and the other rows do not notice.
 
     Returns:
         Upper bound (*b,), tight to rounding, and ξ (*b, m) of norm 1 (0 if m = 0).
     """
     base = a.square().sum(-1)
     if A.shape[-1] == 0:
-        return base, A.new_zeros(*a.shape[:-1], 0)
-    values, vectors = torch.linalg.eigh(A.mT @ A)
+        return base.nan_to_num(nan=torch.inf, posinf=torch.inf), A.new_zeros(*a.shape[:-1], 0)
+    gram = A.mT @ A
+    finite = torch.isfinite(base) & torch.isfinite(gram).all(-1).all(-1)
+    a, A, gram = (
+        torch.where(finite.reshape(*finite.shape, *([1] * (v.ndim - finite.ndim))), v, 0.0) for v in (a, A, gram)
+    )
+    values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0.0)
     top = values[..., -1:]
     g = (vectors.mT @ (A.mT @ a.unsqueeze(-1))).squeeze(-1)
@@ -59,4 +65,4 @@ def maximize_square(a: Tensor, A: Tensor, *, steps: int = 80) -> tuple[Tensor, T
     sign = torch.where(y[..., -1] < 0, -torch.ones_like(missing), torch.ones_like(missing))
     y = torch.cat([y[..., :-1], (y[..., -1] + sign * missing).unsqueeze(-1)], dim=-1)
     y = y / y.norm(dim=-1, keepdim=True)
-    return upper, (vectors @ y.unsqueeze(-1)).squeeze(-1)
+    return torch.where(finite, upper, torch.inf), (vectors @ y.unsqueeze(-1)).squeeze(-1)

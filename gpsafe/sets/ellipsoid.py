@@ -55,9 +55,9 @@ class Ellipsoid:
     def from_shape(center: Tensor, shape: Tensor) -> Ellipsoid:
         """From a symmetric positive semi-definite Q (*b, d, d); eigenvalues above −1e-12 λ_max count as 0 if negative."""
         shape = _require.finite("Ellipsoid.from_shape", "shape", shape)
-        values = torch.linalg.eigvalsh(0.5 * (shape + shape.mT))
-        if bool((values[..., 0] < -1e-12 * values[..., -1].abs()).any()) or bool(
-            ((shape - shape.mT).abs() > 1e-10 * shape.abs().amax((-2, -1), keepdim=True)).any()
+        values = torch.linalg.eigvalsh(0.5 * shape + 0.5 * shape.mT)
+        if not bool((values[..., 0] >= -1e-12 * values[..., -1].abs()).all()) or not bool(
+            ((shape - shape.mT).abs() <= 1e-10 * shape.abs().amax((-2, -1), keepdim=True)).all()
         ):
             smallest = f"smallest eigenvalue {float(values.min()):.3e}"
             raise _require.fail("Ellipsoid.from_shape", "symmetric positive semi-definite shape", smallest)
@@ -93,7 +93,7 @@ class Ellipsoid:
         """A point where n·x is largest, for n broadcastable to (*b, d); the centre where the set is flat along n."""
         pulled = (self.factor.mT @ direction.unsqueeze(-1)).squeeze(-1)
         length = pulled.norm(dim=-1, keepdim=True)
-        unit = torch.where(length > 0, pulled / torch.where(length > 0, length, torch.ones_like(length)), 0.0)
+        unit = torch.where(length == 0, 0.0, pulled / torch.where(length == 0, 1.0, length))
         return self.center + (self.factor @ unit.unsqueeze(-1)).squeeze(-1)
 
     def affine(self, matrix: Tensor, offset: Tensor | None = None) -> Ellipsoid:
@@ -135,13 +135,15 @@ class Ellipsoid:
 
     # -------------------------------------------------------------- containment
     def gauge(self, x: Tensor, *, tol: float = 1e-10) -> Tensor:
-        """min ‖ξ‖ with c + Lξ = x, for x (*b, d): (*b,); inf off the set's affine span (farther than tol ‖(x − c, L)‖)."""
+        """min ‖ξ‖ with c + Lξ = x, for x (*b, d): (*b,); inf off the set's affine span (farther than tol ‖(x − c, L)‖), and
+        where x is no number or too large to tell.
+        """
         gap = x - self.center
         inverse, span = _pseudo_inverse(self.factor)
         xi = (inverse @ gap.unsqueeze(-1)).squeeze(-1)
         off = (gap.unsqueeze(-1) - span @ (span.mT @ gap.unsqueeze(-1))).squeeze(-1).norm(dim=-1)
         scale = gap.norm(dim=-1) + self.factor.norm(dim=(-2, -1))
-        return torch.where(off <= tol * scale, xi.norm(dim=-1), torch.full_like(off, torch.inf))
+        return torch.where((off <= tol * scale) & torch.isfinite(scale), xi.norm(dim=-1), torch.inf)
 
     def contains(self, x: Tensor, *, tol: float = 1e-10) -> Tensor:
         """Boolean (*b,): gauge ≤ 1 + tol."""
@@ -166,7 +168,7 @@ class Ellipsoid:
         off_gap, off = gap - span @ (span.mT @ gap), self.factor - span @ (span.mT @ self.factor)
         distance, off_xi = maximize_square(off_gap.squeeze(-1), off)
         scale = gap.squeeze(-1).norm(dim=-1) + self.factor.norm(dim=(-2, -1)) + other.factor.norm(dim=(-2, -1))
-        leaves = distance.sqrt() > tol * scale
+        leaves = ~((distance.sqrt() <= tol * scale) & torch.isfinite(scale))
         xi = torch.where(leaves.unsqueeze(-1), off_xi, xi)
         witness = self.center + (self.factor @ xi.unsqueeze(-1)).squeeze(-1)
         return Containment(torch.where(leaves, torch.full_like(margin, -torch.inf), margin), witness)

@@ -1,13 +1,20 @@
-"""Zonotopes, batched; every approximating operation names its direction."""
+"""Zonotopes, batched; every approximating operation names its direction.
+
+The sets of a batch never see each other: what becomes of one is bit for bit the same whatever the others are, NaN included,
+and a set with a NaN or infinite entry stays one (`within` is False for it).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+
+HUGE = 1e100  # sizes beyond which squares and products of a tube's arithmetic may overflow: nothing is claimed there
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +53,10 @@ class Zonotope:
         """The sets of the given indices or mask along the first batch dimension."""
         return Zonotope(self.center[index], self.generators[index])
 
+    def within(self, limit: float) -> Tensor:
+        """Whether no half-width of the interval hull exceeds `limit`, and no number `HUGE`, (*b,); False for NaN."""
+        return ((self.radius <= min(limit, HUGE)) & (self.center.abs() <= HUGE)).all(-1)
+
     def support(self, directions: Tensor) -> Tensor:
         """max of n·x over the set for directions n (k, d), (*b, k)."""
         along = torch.einsum("kd,...dm->...km", directions, self.generators).abs().sum(-1)
@@ -55,12 +66,18 @@ class Zonotope:
         """{Mx + o}, M (*b, e, d), o (*b, e): exact."""
         return Zonotope((matrix @ self.center.unsqueeze(-1)).squeeze(-1) + offset, matrix @ self.generators)
 
-    def plus_box(self, radius: Tensor) -> Zonotope:
-        """Minkowski sum with the box of half-widths `radius` (*b, d): exact. Axes with no width anywhere add
-        nothing.
+    def plus_box(self, radius: Tensor, axes: Sequence[int] | None = None) -> Zonotope:
+        """Minkowski sum with the box of half-widths `radius` (*b, d): exact.
+
+        Args:
+            axes: the only ones along which a box may have width (default: all), so that the others add no generators. Known
+                beforehand, never read off the batch. A set whose box has width elsewhere becomes NaN, as does one whose
+                half-widths are negative or NaN.
         """
-        rows = torch.nonzero(radius.reshape(-1, radius.shape[-1]).amax(0) > 0).flatten()
-        columns = torch.diag_embed(radius)[..., rows]
+        chosen = list(range(radius.shape[-1]) if axes is None else axes)
+        others = [i for i in range(radius.shape[-1]) if i not in chosen]
+        fits = (radius >= 0).all(-1) & (radius[..., others] == 0).all(-1)
+        columns = torch.where(fits[..., None, None], torch.diag_embed(radius)[..., chosen], torch.nan)
         return Zonotope(self.center, torch.cat([self.generators, columns], dim=-1))
 
     def reduce_outer(self, order: int) -> Zonotope:
@@ -76,7 +93,8 @@ class Zonotope:
         kept = limit // 2
         old, new = self.generators.split([self.order - kept, kept], dim=-1)
         scale = old.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        _, frame = torch.linalg.eigh((old / scale) @ (old / scale).mT)
+        unit = torch.where(torch.isfinite(scale), old / scale, 0.0)  # a decomposition of NaN would raise for all sets
+        _, frame = torch.linalg.eigh(unit @ unit.mT)
         width = (frame.mT @ old).abs().sum(-1)
         width = width + 1e-13 * d * (width.sum(-1, keepdim=True) + scale[..., 0])  # frame is orthogonal up to rounding
         return Zonotope(self.center, torch.cat([frame * width.unsqueeze(-2), new], dim=-1))

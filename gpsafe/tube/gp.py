@@ -16,6 +16,7 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import EMPTY, LocalAffine
 from gpsafe.models.gp import GP
 from gpsafe.sets._containment import maximize_square
+from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import KnownPart
 from gpsafe.tube.core import MODES, Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
@@ -126,16 +127,16 @@ class GPTube:
             return torch.zeros_like(x)
         z = torch.cat([x, u.expand(*x.shape[:-1], self.nu)], dim=-1)
         spread = torch.cat([factor, gain @ factor], dim=-2)  # M, (*b, 1, nz, m)
-        finite = torch.isfinite(z).all(-1) & torch.isfinite(spread).all(-1).all(-1)
-        if not bool(finite.all()):
-            return torch.full_like(x, torch.inf)
+        finite = torch.isfinite(z).all(-1) & (spread.abs() <= HUGE).all(-1).all(-1)
+        z = torch.where(finite.unsqueeze(-1), z, 0.0)  # decompositions raise for NaN: these points get inf below
+        spread = torch.where(finite[..., None, None], spread, 0.0)
         reach = spread.norm(dim=-1) * (1 + 1e-14)
         known = self.model.prior
         assert isinstance(known, KnownPart)
         total = remainder_outer(known, z, reach)
         learned = self._learned(z.reshape(-1, z.shape[-1]), spread.reshape(-1, *spread.shape[-2:]))
         total[..., list(self.model.outputs)] += learned.reshape(*z.shape[:-1], -1)
-        return total
+        return torch.where(finite.unsqueeze(-1), total, torch.inf)
 
     def _learned(self, z: Tensor, spread: Tensor) -> Tensor:
         """The least of the bounds on |f(z̄ + v) − μ_n(z̄) − ∂_v μ_n(z̄)|, (n, p) for z̄ (n, nz), M (n, nz, m)."""

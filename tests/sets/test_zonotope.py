@@ -1,6 +1,7 @@
 """Zonotopes: exact operations are exact, outer ones contain."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -85,3 +86,54 @@ def test_points_have_no_width_and_shapes_are_checked():
     assert bool((point.radius == 0).all())
     with pytest.raises(ValueError, match="Zonotope"):
         Zonotope(torch.ones(3, 2), torch.ones(2, 4))
+
+
+# ------------------------------------------------------------------------------- sets never see each other
+def walk(body: Zonotope, radius: torch.Tensor, axes: list[int] | None) -> Zonotope:
+    """A few steps of a tube."""
+    matrix = torch.eye(body.center.shape[-1]).double() * 0.9
+    for _ in range(4):
+        body = body.affine(matrix, body.center * 0.1).plus_box(radius, axes).reduce_outer(5)
+    return body
+
+
+@given(seeds(), st.integers(1, 3), st.sampled_from([math.nan, math.inf, -math.inf, 1.7e308]), st.booleans())
+def test_no_set_of_a_batch_notices_what_another_is(seed, dim, poison, last):
+    """Bit for bit, whatever is struck; and what is struck stays struck."""
+    body, g = draw(seed, dim, 3, (6,)), generator(seed)
+    radius = torch.rand(6, dim, dtype=torch.float64, generator=g)
+    axes = [dim - 1] if last else None
+    if last:
+        radius[:, : dim - 1] = 0.0
+    clean = walk(body, radius, axes)
+    struck = torch.rand(6, generator=g) < 0.5
+    target = (body.center, body.generators, radius)[seed % 3]
+    target[struck, ..., 0] = poison
+    found = walk(body, radius, axes)
+    assert torch.equal(found.center[~struck], clean.center[~struck])
+    assert torch.equal(found.generators[~struck], clean.generators[~struck])
+    assert not bool(found.within(1e3)[struck].any())
+
+
+@given(seeds(), st.integers(2, 4))
+def test_axes_named_beforehand_lose_nothing(seed, dim):
+    """Boxes without width along the others are summed exactly; a box with width there makes its set NaN, and only it."""
+    body, g = draw(seed, dim, 3, (4,)), generator(seed)
+    axes = torch.randperm(dim, generator=g)[: dim - 1].sort().values.tolist()
+    rest = next(i for i in range(dim) if i not in axes)
+    radius = torch.rand(4, dim, dtype=torch.float64, generator=g)
+    radius[:, rest] = 0.0
+    normals = directions(seed, dim)
+    summed, named = body.plus_box(radius), body.plus_box(radius, axes)
+    assert named.order == summed.order - 1
+    assert torch.allclose(named.support(normals), summed.support(normals), rtol=1e-13, atol=0)
+    radius[2, rest] = 1e-300
+    astray = body.plus_box(radius, axes)
+    assert astray.within(math.inf).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, math.nan])
+def test_a_width_that_is_none_is_no_width(wrong):
+    body, radius = draw(1, 2, 3, (2,)), torch.ones(2, 2).double()
+    radius[1, 0] = wrong
+    assert body.plus_box(radius).within(math.inf).tolist() == [True, False]
