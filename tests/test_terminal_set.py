@@ -256,3 +256,29 @@ def test_a_law_is_made_of_numbers(change):
         AffineLaw(**({"gain": torch.zeros(1, 2).double(), "offset": vector(0.0)} | change))
     law = AffineLaw([[1.0, 2.0]], [0.1])  # type: ignore[arg-type]
     assert float(law(vector(1.0, 1.0))) == 3.1
+
+
+@pytest.mark.parametrize("units", [(1.0, 1.0), (2.0**-40, 1.0), (2.0**40, 2.0**-40)])
+def test_invariant_sets_do_not_depend_on_the_units_of_the_states(units):
+    """Rows of x⁺ ∈ S may be of any size: no row is taken for noise because it is small in some units."""
+    scale = vector(*units)
+    closed = torch.tensor([[0.6, 0.5], [-0.5, 0.6]], dtype=torch.float64)
+    noise = Box(-vector(0.1, 0.1), vector(0.1, 0.1))
+    base = Polytope.of_box(Box(-vector(1.0, 0.7), vector(1.0, 0.7)))
+    plain = invariant_polytope(closed, vector(0.0, 0.0), base, noise, margin=1e-30)
+    other = invariant_polytope(
+        scale.unsqueeze(1) * closed / scale,
+        vector(0.0, 0.0),
+        Polytope(base.H / scale, base.h),
+        Box(scale * noise.lower, scale * noise.upper),
+        margin=1e-30,
+    )
+    directions = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(other.support(directions / scale), plain.support(directions), rtol=1e-9, atol=0)
+
+
+def test_an_invariant_subset_of_nothing_is_refused():
+    nothing = Polytope(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), vector(1.0, -2.0, 1.0, 1.0))
+    noise = Box(-vector(0.1, 0.1), vector(0.1, 0.1))
+    with pytest.raises(ValueError, match="non-empty invariant set"):
+        invariant_polytope(0.5 * torch.eye(2).double(), vector(0.0, 0.0), nothing, noise)

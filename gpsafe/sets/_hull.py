@@ -117,12 +117,12 @@ def _enclosed(rows: Array, offsets: Array) -> Array:
 
 # --------------------------------------------------------------------------------------------------------------- normals
 def span(points: Array) -> tuple[Array, Array, list[int]]:
-    """Mean c, orthonormal basis B (d, r) and e such that points are c + 2^e ∘ By, up to `LEVEL` of their extent or size.
+    """One point c, an orthonormal basis B (d, r) and e: points are c + 2^e ∘ By, up to `LEVEL` of their extent or size.
 
     Divided by 2^e, every coordinate that varies spreads over about [−1, 1]; B = 0 in the others. If points span all coordinates
     that vary, B consists of unit vectors.
     """
-    center = points.mean(0)
+    center = points[0]  # differences of close floats are exact, those from a rounded mean would add dimensions of noise
     spread = np.abs(points - center).max(0)
     free = spread > LEVEL * np.abs(points).max(0)
     exponent = exponents(spread)

@@ -76,18 +76,20 @@ def enclosing_ellipsoid(points: Tensor) -> Ellipsoid:
     if rank == 0:
         return Ellipsoid.point(points[0])
     flat = np.ldexp(array - center, [-e for e in exponent]) @ basis
-    root = np.linalg.cholesky(np.atleast_2d(flat.T @ flat / len(flat)))
-    white = np.linalg.solve(root, flat.T).T
+    mean = flat.mean(0)
+    root = np.linalg.cholesky(np.atleast_2d((flat - mean).T @ (flat - mean) / len(flat)))
+    white = np.linalg.solve(root, (flat - mean).T).T
     A, b = cp.Variable((rank, rank), PSD=True), cp.Variable(rank)
     inside: list[Any] = [cp.norm(A @ p + b) <= 1 for p in white]
     _solve(cp.Problem(cp.Maximize(cp.log_det(A)), inside), where)
-    axes = np.ldexp(basis @ root @ np.linalg.inv(np.asarray(A.value)), np.array(exponent)[:, None])
-    factor = torch.from_numpy(axes).to(points.device)
-    middle = torch.from_numpy(center - axes @ np.asarray(b.value)).to(points.device)
-    gauge = Ellipsoid(middle, factor).gauge(points)
-    if not bool(torch.isfinite(gauge).all()):
-        raise _require.fail(where, "points in the span of the ellipsoid", "one outside it")
-    return Ellipsoid(middle, factor * float(gauge.max()) * (1 + 1e-14))
+    axes = root @ np.linalg.inv(np.asarray(A.value))  # of the ellipsoid in the coordinates of `flat`
+    middle = mean - axes @ np.asarray(b.value)
+    gauge = float(np.linalg.norm(np.linalg.solve(axes, (flat - middle).T), axis=0).max())
+    if not np.isfinite(gauge):
+        raise _require.fail(where, "a regular ellipsoid", f"a point of gauge {gauge}")
+    axes = np.ldexp(basis @ axes * gauge * (1 + 1e-14), np.array(exponent)[:, None])
+    middle = center + np.ldexp(basis @ middle, exponent)
+    return Ellipsoid(torch.from_numpy(middle).to(points.device), torch.from_numpy(axes).to(points.device))
 
 
 def nearest_in_polytope(polytope: Polytope, x: Tensor) -> Tensor:

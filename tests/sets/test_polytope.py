@@ -281,8 +281,28 @@ def test_outlines_are_boundaries():
     assert outline(FLAT).shape == (3, 2)
     zonotope = Zonotope(normal(2, 2), normal(3, 2, 4))
     directions = normal(4, 6, 2)
-    reach = (outline(zonotope, points=4000) @ directions.mT).amax(0)
-    torch.testing.assert_close(reach, zonotope.support(directions), rtol=1e-3, atol=1e-3)
+    for units in (tensor([1.0, 1.0]), tensor([1e6, 1e-6])):
+        other = Zonotope(units * zonotope.center, units.unsqueeze(1) * zonotope.generators)
+        reach = (outline(other) @ (directions / units).mT).amax(0)
+        torch.testing.assert_close(reach, zonotope.support(directions), rtol=0, atol=1e-12)
+        turns = outline(other) / units
+        torch.testing.assert_close(turns[0], turns[-1], rtol=0, atol=1e-12)
+
+
+def test_outlines_and_extremal_ellipsoids_do_not_depend_on_units():
+    units = tensor([1e6, 1e-6])
+    points = normal(5, 12, 2)
+    hull, other = convex_hull(points), convex_hull(points * units)
+    torch.testing.assert_close(outline(other).div(units).amax(0), outline(hull).amax(0), rtol=1e-9, atol=0)
+    assert len(outline(other)) == len(outline(hull))
+    for make in (inscribed_ellipsoid, lambda p: enclosing_ellipsoid(p.vertices())):
+        a, b = make(hull), make(other)
+        torch.testing.assert_close(b.shape / units / units.unsqueeze(1), a.shape, rtol=1e-4, atol=1e-4)
+    for size in (1e-9, 1e9):
+        near = nearest_in_polytope(Polytope(UNIT.H, size * UNIT.h), size * tensor([2.0, 0.3]))
+        torch.testing.assert_close(near / size, tensor([1.0, 0.3]), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="non-empty"):
+        nearest_in_polytope(EMPTY, tensor([0.0, 0.0]))
 
 
 def test_everything_can_be_drawn():

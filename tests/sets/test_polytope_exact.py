@@ -255,6 +255,7 @@ def test_a_hull_contains_its_points_in_exact_arithmetic(seed, dim, rank, count, 
     torch.testing.assert_close(hull.bounding_box().upper, points.amax(0), rtol=1e-9, atol=0)
 
 
+@example(592, 1, 4, 8)  # two points far from 0: a segment, whatever the rounding of their mean
 @example(0, 2, 4, 0)
 @given(seeds(), st.integers(1, 3), st.integers(1, 4), st.integers(0, 9))
 def test_the_preimage_of_an_image_contains_the_set(seed, dim, out, decades):
