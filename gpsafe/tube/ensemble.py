@@ -53,6 +53,7 @@ class EnsembleTube:
         radius: in units of σ_m; 1 in paper mode.
         assumptions: what the radius rests on.
         cells: at most this many cells cover a section in sound mode.
+        steps: of a plan, over which the radius counts its events; longer plans are refused. None if it is not told.
     """
 
     ensemble: Ensemble
@@ -60,11 +61,14 @@ class EnsembleTube:
     radius: float = 1.0
     assumptions: tuple[str, ...] = ()
     cells: int = 64
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive("EnsembleTube", "radius", self.radius)
         _require.count("EnsembleTube", "cells", self.cells)
+        if self.steps is not None:
+            _require.count("EnsembleTube", "steps", self.steps)
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -95,7 +99,7 @@ class EnsembleTube:
             f"calibrated: for one member m, noise N(0, ≤ ({aleatoric:g} σ_m)²) and ‖(f − μ_m)/σ_m‖ ≤ {epistemic:g} on the tube",
             f"noise events: probability ≥ {1 - delta:g} jointly over {steps} steps",
         )
-        return EnsembleTube(ensemble, "sound", radius, told)
+        return EnsembleTube(ensemble, "sound", radius, told, steps=steps)
 
     @staticmethod
     def calibrated(ensemble: Ensemble, held_out: Transitions, *, steps: int, delta: float) -> EnsembleTube:
@@ -121,7 +125,7 @@ class EnsembleTube:
             f"calibrated: plan steps exchangeable with {n} held-out rows (conformal radius, all members)",
             f"probability ≥ {1 - delta:g} jointly over {steps} steps",
         )
-        return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told)
+        return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told, steps=steps)
 
     @property
     def nx(self) -> int:
