@@ -14,7 +14,7 @@ from gpsafe.safety_filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
-from gpsafe.tube import lqr_gain
+from gpsafe.tube import LinearTube, lqr_gain
 from proofs_checks.safety_filter import linear_case
 
 FAST = CondensedSQP(starts=2, iterations=8)
@@ -42,6 +42,22 @@ class Moody:
             return FAST.propose(loose, x0, learned, warm=warm)
         plan = torch.full((problem.steps, problem.nu), {"far": 1e6, "nan": torch.nan}.get(self.failure, 0.0)).double()
         return Proposal(plan[:-1] if self.failure == "short" else plan, "Solve_Succeeded", 1, 0.0, "moody", -1.0)
+
+
+class Pair:
+    """Two members with the same plant, whose second is pushed by `drift` every step."""
+
+    nx, nu, num_members, mode, assumptions = 2, 1, 2, "sound", ("one of two",)
+
+    def __init__(self, base: LinearTube, drift: torch.Tensor) -> None:
+        self.base, self.drift = base, drift
+
+    def linearise(self, x, u):
+        local = self.base.linearise(x, u)
+        return replace(local, mean=local.mean + torch.stack([torch.zeros_like(self.drift), self.drift]))
+
+    def remainder(self, x, u, factor, gain):
+        return torch.zeros_like(x)
 
 
 class Odd:

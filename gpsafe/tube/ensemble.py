@@ -54,6 +54,7 @@ class EnsembleTube:
         radius: in units of σ_m; 1 in paper mode.
         assumptions: what the radius rests on.
         cells: at most this many cells cover a section in sound mode.
+        steps: of a plan, over which the radius counts its events; longer plans are refused. None if it is not told.
     """
 
     ensemble: Ensemble
@@ -61,12 +62,15 @@ class EnsembleTube:
     radius: float = 1.0
     assumptions: tuple[Believed, ...] = ()
     cells: int = 64
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive("EnsembleTube", "radius", self.radius)
         _require.count("EnsembleTube", "cells", self.cells)
         object.__setattr__(self, "assumptions", listed(self.assumptions))
+        if self.steps is not None:
+            _require.count("EnsembleTube", "steps", self.steps)
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -102,7 +106,7 @@ class EnsembleTube:
             ),
             Assumption.ROUNDING(),
         )
-        return EnsembleTube(ensemble, "sound", radius, told)
+        return EnsembleTube(ensemble, "sound", radius, told, steps=steps)
 
     @staticmethod
     def calibrated(ensemble: Ensemble, held_out: Transitions, *, steps: int, delta: float) -> EnsembleTube:
@@ -132,7 +136,7 @@ class EnsembleTube:
             Assumption.HELD_OUT(),
             Assumption.ROUNDING(),
         )
-        return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told)
+        return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told, steps=steps)
 
     @property
     def nx(self) -> int:

@@ -282,6 +282,15 @@ def test_a_plan_may_not_be_longer_than_the_noise_events_counted():
     with pytest.raises(ValueError, match="steps <= 4, over which the model counts its noise, got 5"):
         replace(gp_pendulum(steps=4), steps=5)
     assert replace(gp_pendulum(steps=4), steps=3).steps == 3
+    paper = ensemble_pendulum()
+    assert isinstance(paper.model, EnsembleTube)
+    for model in (
+        EnsembleTube.sound(paper.model.ensemble, steps=3, delta=0.1),
+        EnsembleTube.calibrated(paper.model.ensemble, pendulum_data(400, 8), steps=3, delta=0.1),
+    ):
+        assert replace(paper, model=model, steps=3).steps == 3
+        with pytest.raises(ValueError, match="steps <= 3"):
+            replace(paper, model=model)
 
 
 def test_wrong_shapes_are_refused():
