@@ -158,6 +158,7 @@ class PlanTube:
     limit: float = 1e2
     confidence: ConfidenceSet | None = field(default=None)
     certified: Tensor | None = None
+    axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius)
@@ -205,7 +206,9 @@ class PlanTube:
         check_task("PlanTube", self.task, confidence)
         horizon = self.task.horizon
         anchors = None if self.anchors is None else self.anchors.refine(confidence)
-        bare = replace(self, anchors=anchors, confidence=confidence, certified=None)
+        noisy = torch.nonzero(self.noise_radius).flatten().tolist()
+        axes = sorted({*wide_axes(confidence.model.prior, confidence.model.outputs), *noisy})
+        bare = replace(self, anchors=anchors, confidence=confidence, certified=None, axes=tuple(axes))
         if not self.landing:
             return bare
         count, boxes = self.fallbacks.num, len(self.landing)
@@ -244,10 +247,8 @@ class PlanTube:
         linear[..., columns, :] += found.linear
         error[..., columns] += found.error
         center = torch.where(usable.unsqueeze(-1), center, torch.nan)
-        axes = {*wide_axes(known, columns), *torch.nonzero(self.noise_radius).flatten().tolist()}
-        return Zonotope(center, linear).plus_box(error * (1 + 1e-12), sorted(axes)).reduce_outer(
-            self.order
-        ), found.empty
+        following = Zonotope(center, linear).plus_box(error * (1 + 1e-12), self.axes)
+        return following.reduce_outer(self.order), found.empty
 
     def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u = c + Fξ + e over X_t, |e| ≤ kink: c (P, nu), F (P, nu, m), kink, and sup |u − c|, both (P, nu)."""

@@ -55,7 +55,7 @@ class Zonotope:
 
     def within(self, limit: float) -> Tensor:
         """Whether no half-width of the interval hull exceeds `limit`, and no number `HUGE`, (*b,); False for NaN."""
-        return ((self.radius <= min(limit, HUGE)) & (self.center.abs() <= HUGE)).all(-1)
+        return (self.radius.amax(-1) <= min(limit, HUGE)) & (self.center.abs().amax(-1) <= HUGE)
 
     def support(self, directions: Tensor) -> Tensor:
         """max of n·x over the set for directions n (k, d), (*b, k)."""
@@ -76,8 +76,11 @@ class Zonotope:
         """
         chosen = list(range(radius.shape[-1]) if axes is None else axes)
         others = [i for i in range(radius.shape[-1]) if i not in chosen]
-        fits = (radius >= 0).all(-1) & (radius[..., others] == 0).all(-1)
-        columns = torch.where(fits[..., None, None], torch.diag_embed(radius)[..., chosen], torch.nan)
+        fits = (radius >= 0).all(-1)
+        columns = torch.diag_embed(radius)
+        if others:
+            fits, columns = fits & (radius[..., others] == 0).all(-1), columns[..., chosen]
+        columns = columns.masked_fill(~fits[..., None, None], torch.nan)
         return Zonotope(self.center, torch.cat([self.generators, columns], dim=-1))
 
     def reduce_outer(self, order: int) -> Zonotope:
