@@ -1,0 +1,367 @@
+"""Plants in which one term of a tube's step leads, with a member of F_n (and a noise) that uses all of it.
+
+All but one have two states. From x_0 = (p_0, q_0) the *pusher* f_1, of which nothing is known there, sends the first state
+to any point of [−W, W]; one step later the *victim* decides where the second state goes: the residual f_2, which depends
+on the first state only, or the known part, or the clipped policy. f_2 itself is the function that attains the term: the
+representer of the functional that the term bounds, scaled to ‖f_2‖ = B, with data at which it was observed without error.
+So f* is an extremal member, and `worst_member` looks for worse ones. Every member is verified (`member_share`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+from unittest import mock
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from gpsafe import kernels
+from gpsafe.checks import Grade
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence.members import Residual, member_share, worst_member
+from gpsafe.cost.local_affine import LocalAffine, Moduli
+from gpsafe.linalg import vector
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import RKHSFunction
+from gpsafe.rollout import closed_loop
+from gpsafe.sets import Box
+from gpsafe.sets.zonotope import Zonotope
+from gpsafe.systems.base import KnownPart
+from gpsafe.systems.known import AffineKnown, SineKnown
+
+FAR = 50.0  # second state of all data: there nothing is learned about the pusher at x_0
+LAMBDA, SUBGAUSSIAN = 1e-6, 1e-6
+TINY = 1e-6  # norm of a residual that is there to have no say
+Scaled = Callable[[float], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edge:
+    """One plant, its confidence set, and members of it that were built to leave too small a tube.
+
+    Attributes:
+        confidence: F_n.
+        policies: one policy.
+        initial_state: x_0, (nx,).
+        steps: transitions after which the tube is looked at.
+        noise: of every step, (steps, nx).
+        normal: the direction in which the members push the last state, (nx,).
+        members: residuals z ↦ (*b, p).
+        order: of the tube's zonotopes.
+    """
+
+    confidence: ConfidenceSet
+    policies: AffinePolicies
+    initial_state: Tensor
+    steps: int
+    noise: Tensor
+    normal: Tensor
+    members: tuple[Residual, ...]
+    order: int = 24
+
+    def path(self, residual: Residual) -> Tensor:
+        """x_0 … x_steps under a residual, (steps + 1, nx)."""
+        model = self.confidence.model
+
+        def mean(x: Tensor, u: Tensor) -> Tensor:
+            return model.prior(x, u) + model.embed(residual(torch.cat([x, u], dim=-1)))
+
+        return closed_loop(mean, self.policies, self.initial_state, self.noise[:, None, None, :])[0][0, 0]
+
+    def reached(self) -> float:
+        """max over the members of normal·x at the last step."""
+        return max(float(self.path(member)[-1] @ self.normal) for member in self.members)
+
+
+def _joined(functions: tuple[RKHSFunction, ...]) -> Residual:
+    return lambda z: torch.stack([f(z) for f in functions], dim=-1)
+
+
+def _edge(
+    known: KnownPart,
+    kernel: tuple[Kernel, ...],
+    norms: tuple[float, ...],
+    data: Tensor | None,
+    truth: tuple[RKHSFunction, ...],
+    start: Tensor,
+    *,
+    policies: AffinePolicies | None = None,
+    steps: int = 2,
+    noise: Tensor | None = None,
+    sign: float = 1.0,
+    outputs: tuple[int, ...] | None = None,
+) -> Edge:
+    """The plant whose residual is `truth`, with noise-free observations of it at `data` (m, nz)."""
+    nx = start.numel()
+    model = GP.create(kernel, LAMBDA, nx=nx, nu=1, noise_std=0.0, outputs=outputs, prior=known)
+    if data is not None:
+        model = model.condition_on(data, _joined(truth)(data))
+    bound = Mixture(rkhs_norm=norms, subgaussian=SUBGAUSSIAN, delta=0.1)
+    still = AffinePolicies(vector(0.0).reshape(1, 1), torch.zeros(1, 1, nx).double(), Box(vector(-1.0), vector(1.0)))
+    normal = torch.zeros(nx, dtype=torch.float64)
+    normal[-1] = sign
+    edge = Edge(
+        ConfidenceSet(bound).update(model),
+        policies or still,
+        start,
+        steps,
+        torch.zeros(steps, nx, dtype=torch.float64) if noise is None else noise,
+        normal,
+        (_joined(truth),),
+    )
+    worse = worst_member(bound, model, lambda f: edge.path(f)[-1] @ normal, truth)
+    for functions in (truth, worse):
+        shares = [member_share(bound, model, f, output=j) for j, f in enumerate(functions)]
+        if not max(shares) <= 1.0:
+            raise ValueError(f"_edges: expected members of F_n (shares <= 1), got {shares}")
+    return replace(edge, members=(_joined(truth), _joined(worse)))
+
+
+def _pusher(width: float, start: Tensor) -> tuple[Kernel, RKHSFunction]:
+    """A residual of the first state that depends on the second: +W at x_0, and unknown there."""
+    kernel = kernels.rbf(1.0, variance=width**2, dims=(1,))
+    z = torch.cat([start, vector(0.0)]).unsqueeze(0)
+    return kernel, RKHSFunction(kernel, z, vector(1.0)).scaled_to(1 - 1e-9)
+
+
+def _attaining(kernel: Kernel, points: Tensor, weights: Tensor, norm: float) -> RKHSFunction:
+    """The function of this norm with the largest Σ w_i f(z_i)."""
+    return RKHSFunction(kernel, points, weights).scaled_to(norm * (1 - 1e-8))
+
+
+def _at(first: list[float], second: float = FAR) -> Tensor:
+    """Inputs z = (first, second, 0)."""
+    z = torch.zeros(len(first), 3, dtype=torch.float64)
+    z[:, 0], z[:, 1] = torch.tensor(first, dtype=torch.float64), second
+    return z
+
+
+def _linear(b: tuple[float, float] = (0.0, 0.0), slope: float = 0.0) -> AffineKnown:
+    """x⁺ = (0, slope·x_1) + B u."""
+    A = vector(0.0, 0.0, slope, 0.0).reshape(2, 2)
+    return AffineKnown(A, vector(*b).reshape(2, 1), torch.zeros(2).double())
+
+
+START = vector(10.0, -10.0)
+
+
+def _victim(points: list[float], weights: list[float], data: list[float], *, width: float, flat: bool = False) -> Edge:
+    """x⁺ = (f_1(x_2), f_2(x_1)): f_2 = Σ w k(points, ·) scaled to norm 1, observed at x_1 ∈ data and at x_0.
+
+    ``flat``: the known part takes the slope of f_2 at 0 away, so that nothing hides behind a linear part.
+    """
+    kernel = kernels.rbf(1.0, dims=(0,))
+    second = _attaining(kernel, _at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
+    h = 1e-3
+    slope = float(second(_at([-h]))[0] - second(_at([h]))[0]) / (2 * h) if flat else 0.0
+    start = vector(math.copysign(10.0, -slope), -10.0)  # the first step stays below the last
+    push, first = _pusher(width, start)
+    seen = _at([float(start[0]), *data])
+    return _edge(_linear(slope=slope), (push, kernel), (1.0, 1.0), seen, (first, second), start)
+
+
+_REST = ([0.3, 0.0, 1e-2, -1e-2], [1.0, -1.0, -15.0, 15.0])  # f(0.3) − f(0) − 0.3 f′(0), by a central difference
+_SEEN = [0.0, 0.0, 0.2, -0.2, 0.1, -0.1]
+
+
+def _taylor() -> Edge:
+    """f(z) − f(0) − ∂_z f(0) as large as ‖f‖ allows; value and gradient at 0 observed."""
+    return _victim(*_REST, _SEEN, width=0.3, flat=True)
+
+
+def _metric() -> Edge:
+    """f(z) − f(0) as large as ‖f‖ allows; the value at 0 observed, often, and nothing else."""
+    return _victim([0.3, 0.0], [1.0, -1.0], [0.0] * 16, width=0.3)
+
+
+def _gradient() -> Edge:
+    """The gradient at 0 is known to a third of what the norm allows, from two points close to each other."""
+    return _victim([20.0], [1.0], [0.0] * 16 + [0.002, -0.002], width=0.02)
+
+
+def _value() -> Edge:
+    """One step from a point that was observed once: f = h_n there."""
+    kernel = kernels.rbf(1.0, dims=(0,))
+    f = _attaining(kernel, _at([9.0, 12.0]), vector(1.0, -0.5), 0.5)
+    push, first = _pusher(1.0, START)
+    return _edge(_linear(), (push, kernel), (1.0, 1.0), _at([10.0, 9.5, 11.0]), (first, f), START, steps=1)
+
+
+def _cap() -> Edge:
+    """One step without data: f = ±B√k."""
+    kernel = kernels.rbf(1.0, dims=(0,))
+    f = _attaining(kernel, torch.cat([START, vector(0.0)]).unsqueeze(0), vector(1.0), 1.0)
+    push, first = _pusher(1.0, START)
+    return _edge(_linear(), (push, kernel), (1.0, 1.0), None, (first, f), START, steps=1)
+
+
+def _silent(width: float, start: Tensor, sign: float = 1.0) -> dict[str, Any]:
+    """The pusher to sign·W from x_0, and a second residual that has no say."""
+    push, first = _pusher(width, start)
+    kernel = kernels.rbf(1.0, dims=(0,))
+    first = RKHSFunction(push, first.centers, sign * first.weights)
+    truth = (first, _attaining(kernel, _at([0.0]), vector(1.0), TINY))
+    return {"kernel": (push, kernel), "norms": (1.0, TINY), "data": None, "truth": truth, "start": start}
+
+
+def _curved(width: float, noise: Tensor | None = None) -> Edge:
+    """x_2⁺ = cos x_1 at its peak: slope 0, all of the change is curvature. x_0 is a whole turn away."""
+    wave = SineKnown(
+        torch.zeros(2, 2).double(), torch.zeros(2, 1).double(), torch.zeros(2).double(),
+        vector(0.0, 1.0).reshape(1, 2), vector(1.0, 0.0, 0.0).reshape(1, 3), vector(math.pi / 2),
+    )  # fmt: skip
+    return _edge(wave, **_silent(width, vector(2 * math.pi, 10.0)), noise=noise, sign=-1.0)
+
+
+def _clipped() -> Edge:
+    """x_2⁺ = clip(1 + x_1, ±1) about its corner: the secant slopes range over all of [0, 1]."""
+    box = Box(vector(-1.0), vector(1.0))
+    policies = AffinePolicies(vector(1.0).reshape(1, 1), vector(1.0, 0.0).reshape(1, 1, 2), box)
+    given = _silent(0.3, vector(10.0, 10.0), sign=-1.0)
+    return _edge(_linear((0.0, 1.0)), **given, policies=policies, sign=-1.0)
+
+
+def _drift() -> Edge:
+    """One state, x⁺ = x + f, f = B√k everywhere near: every step adds a generator, and reductions must keep their sum."""
+    kernel, start = kernels.rbf(100.0, variance=0.01, dims=(0,)), vector(0.0)
+    f = _attaining(kernel, torch.zeros(1, 2).double(), vector(1.0), 1.0)
+    known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.0).reshape(1, 1), vector(0.0))
+    return replace(_edge(known, (kernel,), (1.0,), None, (f,), start, steps=7), order=4)
+
+
+def _pushed_by_noise(known: KnownPart) -> Edge:
+    """The noise of the first step, at the edge of its box, takes the pusher's place."""
+    noise = vector(0.3, 0.0, 0.0, 0.0).reshape(2, 2)
+    return _edge(known, **_silent(TINY, START), noise=noise)
+
+
+def _anchored(*, by_noise: bool) -> Edge:
+    """The plant of `_taylor`, a noise (or the known part) instead of the pusher: a set at 0.3 served by an anchor at 0."""
+    model = _taylor()
+    known = model.confidence.model.prior
+    assert isinstance(known, AffineKnown)
+    start = model.initial_state
+    push, first = _pusher(TINY, start)
+    kernel = model.confidence.model.kernels[1]
+    f = _attaining(kernel, _at(_REST[0]), torch.tensor(_REST[1], dtype=torch.float64), 1.0)
+    if not by_noise:
+        known = replace(known, c=vector(0.3, 0.0))
+    noise = vector(0.3 if by_noise else 0.0, 0.0, 0.0, 0.0).reshape(2, 2)
+    seen = _at([float(start[0]), *_SEEN])
+    return _edge(known, (push, kernel), (1.0, 1.0), seen, (first, f), start, noise=noise)
+
+
+FACTORS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.0)
+_MAKERS: Mapping[str, Callable[[], Edge]] = {
+    "value": _value,
+    "cap": _cap,
+    "taylor": _taylor,
+    "metric": _metric,
+    "gradient": _gradient,
+    "curved": lambda: _curved(0.2),
+    "clipped": _clipped,
+    "drift": _drift,
+    "anchored": lambda: _anchored(by_noise=True),
+    "on a grid": lambda: _anchored(by_noise=False),
+    "noise": lambda: _pushed_by_noise(_linear(slope=1.0)),
+    "curved by noise": lambda: _curved(TINY, noise=vector(0.2, 0.0, 0.0, 0.0).reshape(2, 2)),
+}
+
+
+@lru_cache(maxsize=len(_MAKERS))
+def edge(name: str) -> Edge:
+    """The plant of this name. Made once, by code that nothing is patched in (see `graded`)."""
+    return _MAKERS[name]()
+
+
+def share(center: Tensor, support: Tensor, reached: float, normal: Tensor) -> float:
+    """(n·x − n·c)/(h(n) − n·c): how much of a set's extent in direction n is used; above 1 is outside."""
+    middle = float(center @ normal)
+    return (reached - middle) / max(float(support) - middle, 1e-300)
+
+
+# ------------------------------------------------------------------ defects of one term each
+def graded(term: str, names: tuple[str, ...], order: tuple[str, ...], scaled: Scaled, **options: Any) -> Grade:
+    """A grade on the pieces of the plants `names`, numbered as in `order`; they are made before anything is patched."""
+
+    def prepared(factor: float) -> AbstractContextManager[object]:
+        for name in names:
+            edge(name)
+        return scaled(factor)
+
+    return Grade(term, prepared, tuple(order.index(name) for name in names), **({"factors": FACTORS} | options))
+
+
+def around(owner: Any, name: str, change: Callable[[Any, float], Any], *, static: bool = False) -> Scaled:
+    """Patches a function or method: what it returns is changed by `change(result, factor)`."""
+    original = getattr(owner, name)
+
+    def scaled(factor: float) -> AbstractContextManager[object]:
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            return change(original(*args, **kwargs), factor)
+
+        return mock.patch.object(owner, name, staticmethod(patched) if static else patched)
+
+    return scaled
+
+
+def times(value: Any, factor: float) -> Any:
+    """value · factor."""
+    return value * factor
+
+
+def _local(change: Callable[[LocalAffine, float], LocalAffine]) -> Scaled:
+    return around(LocalAffine, "at", change, static=True)
+
+
+def _less_gradient(local: LocalAffine, factor: float) -> LocalAffine:
+    assert local.cov is not None
+    scale = torch.full_like(local.cov[..., 0], factor)
+    scale[..., 0] = 1.0
+    return replace(local, cov=local.cov * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+
+
+def _less_box(original: Callable[[Zonotope, int], Zonotope]) -> Scaled:
+    def scaled(factor: float) -> AbstractContextManager[object]:
+        def patched(tube: Zonotope, order: int) -> Zonotope:
+            found = original(tube, order)
+            if found is tube:
+                return found
+            d = tube.center.shape[-1]
+            scale = torch.ones(found.order, dtype=torch.float64)
+            scale[:d] = factor  # what the reduced generators were replaced by
+            return replace(found, generators=found.generators * scale)
+
+        return mock.patch.object(Zonotope, "reduce_outer", patched)
+
+    return scaled
+
+
+def _less_kink(secants: tuple[Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor]:
+    low, high = secants
+    middle, half = 0.5 * (low + high), 0.5 * factor * (high - low)
+    return middle - half, middle + half
+
+
+def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
+    """The terms that all tubes share; `module` is where the tube finds `remainder_outer`, `order` numbers the pieces."""
+    terms: tuple[tuple[str, str, Scaled], ...] = (
+        ("confidence width β", "value", around(Mixture, "beta", times)),
+        ("value interval at the anchor", "value", _local(lambda local, g: replace(local, half=g * local.half))),
+        ("cap B√k", "cap", _local(lambda local, g: replace(local, cap=g * local.cap))),
+        ("RKHS norm B between points", "taylor", _local(lambda local, g: replace(local, norm=g * local.norm))),
+        ("Taylor rest", "taylor", around(Moduli, "rest_within", times)),
+        ("kernel metric", "metric", around(Moduli, "metric", times)),
+        ("gradient's confidence width", "gradient", _local(_less_gradient)),
+        ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
+        ("secant kink of the policy", "clipped", around(AffinePolicies, "secants", _less_kink)),
+        ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
+    )
+    return tuple(graded(term, (name,), order, scaled) for term, name, scaled in terms)
