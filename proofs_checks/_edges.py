@@ -238,7 +238,7 @@ def _drift() -> Edge:
 
 def _pushed_by_noise(known: KnownPart) -> Edge:
     """The noise of the first step, at the edge of its box, takes the pusher's place."""
-    noise = vector(0.3, 0.0, 0.0, 0.0).reshape(2, 2)
+    noise = vector(-0.3, 0.0, 0.0, 0.0).reshape(2, 2)
     return _edge(known, **_silent(TINY, START), noise=noise)
 
 
@@ -268,9 +268,10 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
     "curved": lambda: _curved(0.2),
     "clipped": _clipped,
     "drift": _drift,
+    "landing": _drift,
     "anchored": lambda: _anchored(by_noise=True),
     "on a grid": lambda: _anchored(by_noise=False),
-    "noise": lambda: _pushed_by_noise(_linear(slope=1.0)),
+    "noise": lambda: _pushed_by_noise(_linear(slope=-1.0)),
     "curved by noise": lambda: _curved(TINY, noise=vector(0.2, 0.0, 0.0, 0.0).reshape(2, 2)),
 }
 
@@ -288,7 +289,7 @@ def share(center: Tensor, support: Tensor, reached: float, normal: Tensor) -> fl
 
 
 # ------------------------------------------------------------------ defects of one term each
-def graded(term: str, names: tuple[str, ...], order: tuple[str, ...], scaled: Scaled, **options: Any) -> Grade:
+def graded(term: str, names: tuple[str, ...], order: tuple[str, ...], scaled: Scaled) -> Grade:
     """A grade on the pieces of the plants `names`, numbered as in `order`; they are made before anything is patched."""
 
     def prepared(factor: float) -> AbstractContextManager[object]:
@@ -296,7 +297,7 @@ def graded(term: str, names: tuple[str, ...], order: tuple[str, ...], scaled: Sc
             edge(name)
         return scaled(factor)
 
-    return Grade(term, prepared, tuple(order.index(name) for name in names), **({"factors": FACTORS} | options))
+    return Grade(term, prepared, tuple(order.index(name) for name in names), FACTORS)
 
 
 def around(owner: Any, name: str, change: Callable[[Any, float], Any], *, static: bool = False) -> Scaled:
