@@ -84,7 +84,7 @@ def _joined(functions: tuple[RKHSFunction, ...]) -> Residual:
     return lambda z: torch.stack([f(z) for f in functions], dim=-1)
 
 
-def _edge(
+def make_edge(
     known: KnownPart,
     kernel: tuple[Kernel, ...],
     norms: tuple[float, ...],
@@ -96,14 +96,15 @@ def _edge(
     steps: int = 2,
     noise: Tensor | None = None,
     sign: float = 1.0,
-    outputs: tuple[int, ...] | None = None,
 ) -> Edge:
     """The plant whose residual is `truth`, with noise-free observations of it at `data` (m, nz)."""
     nx = start.numel()
-    model = GP.create(kernel, LAMBDA, nx=nx, nu=1, noise_std=0.0, outputs=outputs, prior=known)
+    noise = torch.zeros(steps, nx, dtype=torch.float64) if noise is None else noise
+    model = GP.create(kernel, LAMBDA, nx=nx, nu=1, noise_std=noise.abs().amax(0), prior=known)
     if data is not None:
         model = model.condition_on(data, _joined(truth)(data))
-    bound = Mixture(rkhs_norm=norms, subgaussian=SUBGAUSSIAN, delta=0.1)
+    size = SUBGAUSSIAN if data is not None else max(SUBGAUSSIAN, float(noise.abs().max()))
+    bound = Mixture(rkhs_norm=norms, subgaussian=size, delta=0.1)
     still = AffinePolicies(vector(0.0).reshape(1, 1), torch.zeros(1, 1, nx).double(), Box(vector(-1.0), vector(1.0)))
     normal = torch.zeros(nx, dtype=torch.float64)
     normal[-1] = sign
@@ -112,7 +113,7 @@ def _edge(
         policies or still,
         start,
         steps,
-        torch.zeros(steps, nx, dtype=torch.float64) if noise is None else noise,
+        noise,
         normal,
         (_joined(truth),),
     )
@@ -131,7 +132,7 @@ def _pusher(width: float, start: Tensor) -> tuple[Kernel, RKHSFunction]:
     return kernel, RKHSFunction(kernel, z, vector(1.0)).scaled_to(1 - 1e-9)
 
 
-def _attaining(kernel: Kernel, points: Tensor, weights: Tensor, norm: float) -> RKHSFunction:
+def attaining(kernel: Kernel, points: Tensor, weights: Tensor, norm: float) -> RKHSFunction:
     """The function of this norm with the largest Σ w_i f(z_i)."""
     return RKHSFunction(kernel, points, weights).scaled_to(norm * (1 - 1e-8))
 
@@ -158,13 +159,13 @@ def _victim(points: list[float], weights: list[float], data: list[float], *, wid
     ``flat``: the known part takes the slope of f_2 at 0 away, so that nothing hides behind a linear part.
     """
     kernel = kernels.rbf(1.0, dims=(0,))
-    second = _attaining(kernel, _at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
+    second = attaining(kernel, _at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
     h = 1e-3
     slope = float(second(_at([-h]))[0] - second(_at([h]))[0]) / (2 * h) if flat else 0.0
     start = vector(math.copysign(10.0, -slope), -10.0)  # the first step stays below the last
     push, first = _pusher(width, start)
     seen = _at([float(start[0]), *data])
-    return _edge(_linear(slope=slope), (push, kernel), (1.0, 1.0), seen, (first, second), start)
+    return make_edge(_linear(slope=slope), (push, kernel), (1.0, 1.0), seen, (first, second), start)
 
 
 _REST = ([0.3, 0.0, 1e-2, -1e-2], [1.0, -1.0, -15.0, 15.0])  # f(0.3) − f(0) − 0.3 f′(0), by a central difference
@@ -189,17 +190,17 @@ def _gradient() -> Edge:
 def _value() -> Edge:
     """One step from a point that was observed once: f = h_n there."""
     kernel = kernels.rbf(1.0, dims=(0,))
-    f = _attaining(kernel, _at([9.0, 12.0]), vector(1.0, -0.5), 0.5)
+    f = attaining(kernel, _at([9.0, 12.0]), vector(1.0, -0.5), 0.5)
     push, first = _pusher(1.0, START)
-    return _edge(_linear(), (push, kernel), (1.0, 1.0), _at([10.0, 9.5, 11.0]), (first, f), START, steps=1)
+    return make_edge(_linear(), (push, kernel), (1.0, 1.0), _at([10.0, 9.5, 11.0]), (first, f), START, steps=1)
 
 
 def _cap() -> Edge:
     """One step without data: f = ±B√k."""
     kernel = kernels.rbf(1.0, dims=(0,))
-    f = _attaining(kernel, torch.cat([START, vector(0.0)]).unsqueeze(0), vector(1.0), 1.0)
+    f = attaining(kernel, torch.cat([START, vector(0.0)]).unsqueeze(0), vector(1.0), 1.0)
     push, first = _pusher(1.0, START)
-    return _edge(_linear(), (push, kernel), (1.0, 1.0), None, (first, f), START, steps=1)
+    return make_edge(_linear(), (push, kernel), (1.0, 1.0), None, (first, f), START, steps=1)
 
 
 def _silent(width: float, start: Tensor, sign: float = 1.0) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _silent(width: float, start: Tensor, sign: float = 1.0) -> dict[str, Any]:
     push, first = _pusher(width, start)
     kernel = kernels.rbf(1.0, dims=(0,))
     first = RKHSFunction(push, first.centers, sign * first.weights)
-    truth = (first, _attaining(kernel, _at([0.0]), vector(1.0), TINY))
+    truth = (first, attaining(kernel, _at([0.0]), vector(1.0), TINY))
     return {"kernel": (push, kernel), "norms": (1.0, TINY), "data": None, "truth": truth, "start": start}
 
 
@@ -217,7 +218,7 @@ def _curved(width: float, noise: Tensor | None = None) -> Edge:
         torch.zeros(2, 2).double(), torch.zeros(2, 1).double(), torch.zeros(2).double(),
         vector(0.0, 1.0).reshape(1, 2), vector(1.0, 0.0, 0.0).reshape(1, 3), vector(math.pi / 2),
     )  # fmt: skip
-    return _edge(wave, **_silent(width, vector(2 * math.pi, 10.0)), noise=noise, sign=-1.0)
+    return make_edge(wave, **_silent(width, vector(2 * math.pi, 10.0)), noise=noise, sign=-1.0)
 
 
 def _clipped() -> Edge:
@@ -225,21 +226,21 @@ def _clipped() -> Edge:
     box = Box(vector(-1.0), vector(1.0))
     policies = AffinePolicies(vector(1.0).reshape(1, 1), vector(1.0, 0.0).reshape(1, 1, 2), box)
     given = _silent(0.3, vector(10.0, 10.0), sign=-1.0)
-    return _edge(_linear((0.0, 1.0)), **given, policies=policies, sign=-1.0)
+    return make_edge(_linear((0.0, 1.0)), **given, policies=policies, sign=-1.0)
 
 
 def _drift() -> Edge:
     """One state, x⁺ = x + f, f = B√k everywhere near: every step adds a generator, and reductions must keep their sum."""
     kernel, start = kernels.rbf(100.0, variance=0.01, dims=(0,)), vector(0.0)
-    f = _attaining(kernel, torch.zeros(1, 2).double(), vector(1.0), 1.0)
+    f = attaining(kernel, torch.zeros(1, 2).double(), vector(1.0), 1.0)
     known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.0).reshape(1, 1), vector(0.0))
-    return replace(_edge(known, (kernel,), (1.0,), None, (f,), start, steps=7), order=4)
+    return replace(make_edge(known, (kernel,), (1.0,), None, (f,), start, steps=7), order=4)
 
 
 def _pushed_by_noise(known: KnownPart) -> Edge:
     """The noise of the first step, at the edge of its box, takes the pusher's place."""
     noise = vector(-0.3, 0.0, 0.0, 0.0).reshape(2, 2)
-    return _edge(known, **_silent(TINY, START), noise=noise)
+    return make_edge(known, **_silent(TINY, START), noise=noise)
 
 
 def _anchored(*, by_noise: bool) -> Edge:
@@ -250,12 +251,12 @@ def _anchored(*, by_noise: bool) -> Edge:
     start = model.initial_state
     push, first = _pusher(TINY, start)
     kernel = model.confidence.model.kernels[1]
-    f = _attaining(kernel, _at(_REST[0]), torch.tensor(_REST[1], dtype=torch.float64), 1.0)
+    f = attaining(kernel, _at(_REST[0]), torch.tensor(_REST[1], dtype=torch.float64), 1.0)
     if not by_noise:
         known = replace(known, c=vector(0.3, 0.0))
     noise = vector(0.3 if by_noise else 0.0, 0.0, 0.0, 0.0).reshape(2, 2)
     seen = _at([float(start[0]), *_SEEN])
-    return _edge(known, (push, kernel), (1.0, 1.0), seen, (first, f), start, noise=noise)
+    return make_edge(known, (push, kernel), (1.0, 1.0), seen, (first, f), start, noise=noise)
 
 
 FACTORS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.0)

@@ -304,6 +304,7 @@ CHECKS = (
         grades=(
             *tube_grades(plan_tube, EDGES),
             graded("noise box w̄", ("noise",), EDGES, _less_noise),
+            graded("steps for which a landing set is certified", ("landing",), EDGES, _shorter_landing),
             graded(
                 "distance from the grid's anchor", ("on a grid",), EDGES, around(AnchorGrid, "around", _less_offset)
             ),
