@@ -81,11 +81,11 @@ def _in_cell(axis: int) -> CostEdge:
     norm = (1.0 + HAIR - NEAR) / (second - first)  # so that x_2 = 1 + HAIR
     f = attaining(kernel, points, vector(1.0, -1.0), norm)
     seen = _z(centre, start, u=on_input)
-    policies = AffinePolicies(vector(0.0).reshape(1, 1), vector(float(axis)).reshape(1, 1, 1), Box(vector(-3.0), vector(3.0)))
-    known = _line(0.0, NEAR - float(f(_z(start, u=on_input))[0]))
-    return _program(
-        make_edge(known, (kernel,), (norm / (1 - 1e-8),), seen, (f,), vector(start), policies=policies)
+    policies = AffinePolicies(
+        vector(0.0).reshape(1, 1), vector(float(axis)).reshape(1, 1, 1), Box(vector(-3.0), vector(3.0))
     )
+    known = _line(0.0, NEAR - float(f(_z(start, u=on_input))[0]))
+    return _program(make_edge(known, (kernel,), (norm / (1 - 1e-8),), seen, (f,), vector(start), policies=policies))
 
 
 def _value() -> CostEdge:
@@ -107,7 +107,12 @@ def _cap() -> CostEdge:
 def _quiet() -> dict[str, Any]:
     """A residual that has no say."""
     kernel = kernels.rbf(1.0, dims=(0,))
-    return {"kernel": (kernel,), "norms": (TINY,), "data": None, "truth": (attaining(kernel, _z(0.0), vector(1.0), TINY),)}
+    return {
+        "kernel": (kernel,),
+        "norms": (TINY,),
+        "data": None,
+        "truth": (attaining(kernel, _z(0.0), vector(1.0), TINY),),
+    }
 
 
 def _known_slope() -> CostEdge:
@@ -119,15 +124,15 @@ def _known_slope() -> CostEdge:
 def _known_curve() -> CostEdge:
     """x⁺ = c − a cos ω(x − centre): no slope at the centre of the cell, all of the change is curvature."""
     frequency, centre = 0.5, 0.5 * CELL
-    rise = 1.0 - math.cos(frequency * (NEAR - centre))
-    start = centre + 1.0 / frequency * math.acos(0.9)  # where 1 − cos = 0.1
-    size = (1.0 + 3 * HAIR - NEAR) / (rise - 0.1)
-    constant = NEAR - 0.1 * size + size
+    size = (1.0 + 3 * HAIR - NEAR) / (
+        1.0 - math.cos(frequency * (NEAR - centre))
+    )  # from x_0 = centre to NEAR and on to 1
+    constant = NEAR + size
     known = SineKnown(
         torch.zeros(1, 1).double(), torch.zeros(1, 1).double(), vector(constant), vector(size).reshape(1, 1),
         vector(frequency, 0.0).reshape(1, 2), vector(-math.pi / 2 - frequency * centre),
     )  # fmt: skip
-    return _program(make_edge(known, **_quiet(), start=vector(start)))
+    return _program(make_edge(known, **_quiet(), start=vector(centre)))
 
 
 def _averaged() -> CostEdge:
@@ -164,7 +169,9 @@ def _gaussian(tail: bool) -> CostEdge:
         truth = float(torch.trapezoid(weight * exceed, w))
     start = vector(0.0)
     found = make_edge(known, **_quiet(), start=start, steps=1 if tail else 2)
-    bound = GaussianTube(initial_state=start, horizon=found.steps + 1, cost=cost, noise_std=vector(noise_std), width=kappa)
+    bound = GaussianTube(
+        initial_state=start, horizon=found.steps + 1, cost=cost, noise_std=vector(noise_std), width=kappa
+    )
     return CostEdge(bound, found.confidence, found.policies, truth - TINY)
 
 
@@ -187,7 +194,9 @@ def _parting() -> CostEdge:
         initial_state=start, horizon=horizon, cost=cost, noise_std=noise_std, seed=7, samples=100_000, delta=0.01
     )
     mean, variance, truth = float(found.path(found.members[0])[1]), 0.0, 0.0
-    for _ in range(horizon - 1):  # x_t is Gaussian as long as the input stays 1: it leaves that with probability < 1e-60
+    for _ in range(
+        horizon - 1
+    ):  # x_t is Gaussian as long as the input stays 1: it leaves that with probability < 1e-60
         variance = 9.0 * variance + float(noise_std) ** 2
         truth += _normal(mean / math.sqrt(variance))
         mean *= 3.0
