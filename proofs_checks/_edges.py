@@ -187,6 +187,11 @@ def _gradient() -> Edge:
     return _victim([20.0], [1.0], [0.0] * 16 + [0.002, -0.002], width=0.02)
 
 
+def _tilted() -> Edge:
+    """Seen from one side only: value and gradient at 0 are uncertain together, and more so away from the data."""
+    return _victim([20.0], [1.0], [-0.6] * 4, width=0.1)
+
+
 def _value() -> Edge:
     """One step from a point that was observed once: f = h_n there."""
     kernel = kernels.rbf(1.0, dims=(0,))
@@ -219,6 +224,37 @@ def _curved(width: float, noise: Tensor | None = None) -> Edge:
         vector(0.0, 1.0).reshape(1, 2), vector(1.0, 0.0, 0.0).reshape(1, 3), vector(math.pi / 2),
     )  # fmt: skip
     return make_edge(wave, **_silent(width, vector(2 * math.pi, 10.0)), noise=noise, sign=-1.0)
+
+
+def _curved_by_input() -> Edge:
+    """x_2⁺ = cos u with u = x_1 free: the change of the input alone bends."""
+    wave = SineKnown(
+        torch.zeros(2, 2).double(), torch.zeros(2, 1).double(), torch.zeros(2).double(),
+        vector(0.0, 1.0).reshape(1, 2), vector(0.0, 0.0, 1.0).reshape(1, 3), vector(math.pi / 2),
+    )  # fmt: skip
+    policies = AffinePolicies(
+        vector(0.0).reshape(1, 1), vector(1.0, 0.0).reshape(1, 1, 2), Box(vector(-9.0), vector(9.0))
+    )
+    return make_edge(wave, **_silent(0.2, vector(2 * math.pi, 10.0)), policies=policies, sign=-1.0)
+
+
+def _clipped_residual() -> Edge:
+    """x_2⁺ = f_2(u) with u = clip(1 + x_1, ±1) about its corner, and f_2 known: what is clipped bends f_2 too."""
+    given = _silent(0.3, vector(10.0, 10.0), sign=-1.0)
+    kernel = kernels.rbf(3.0, dims=(2,))
+    inputs = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)
+    f = attaining(kernel, torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, -3.0]]).double(), vector(1.0, -1.0), 1.0)
+    data = torch.stack([torch.full_like(inputs, FAR), torch.full_like(inputs, FAR), inputs], dim=-1)
+    given |= {
+        "kernel": (given["kernel"][0], kernel),
+        "truth": (given["truth"][0], f),
+        "norms": (1.0, 1.0),
+        "data": data,
+    }
+    policies = AffinePolicies(
+        vector(1.0).reshape(1, 1), vector(1.0, 0.0).reshape(1, 1, 2), Box(vector(-1.0), vector(1.0))
+    )
+    return make_edge(_linear(), **given, policies=policies, sign=-1.0)
 
 
 def _clipped() -> Edge:
@@ -266,8 +302,11 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
     "taylor": _taylor,
     "metric": _metric,
     "gradient": _gradient,
+    "tilted": _tilted,
     "curved": lambda: _curved(0.2),
+    "curved by input": _curved_by_input,
     "clipped": _clipped,
+    "clipped residual": _clipped_residual,
     "drift": _drift,
     "landing": _drift,
     "anchored": lambda: _anchored(by_noise=True),
@@ -275,6 +314,12 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
     "noise": lambda: _pushed_by_noise(_linear(slope=-1.0)),
     "curved by noise": lambda: _curved(TINY, noise=vector(0.2, 0.0, 0.0, 0.0).reshape(2, 2)),
 }
+
+
+COMMON = (
+    *("value", "cap", "taylor", "metric", "gradient", "tilted", "curved", "curved by input"),
+    *("clipped", "clipped residual", "drift"),
+)  # the plants that `tube_grades` needs
 
 
 @lru_cache(maxsize=len(_MAKERS))
@@ -323,6 +368,35 @@ def _local(change: Callable[[LocalAffine, float], LocalAffine]) -> Scaled:
     return around(LocalAffine, "at", change, static=True)
 
 
+def _less_correlation(local: LocalAffine, factor: float) -> LocalAffine:
+    assert local.cov is not None
+    scale = torch.full_like(local.cov, factor)
+    scale[..., 0, 0], scale[..., 1:, 1:] = 1.0, 1.0
+    return replace(local, cov=local.cov * scale)
+
+
+def _less_reach(known: Any, factor: float) -> Any:
+    """The Hessian remainder with the input's part of the radius scaled."""
+
+    def remainder(part: KnownPart, center: Tensor, radius: Tensor) -> Tensor:
+        scale = torch.ones(radius.shape[-1], dtype=torch.float64)
+        scale[-1] = factor  # nu = 1
+        return known(part, center, scale * radius)
+
+    return remainder
+
+
+def _replaced(module: Any, name: str, change: Callable[[Any, float], Any]) -> Scaled:
+    """Patches a function by `change(function, factor)`."""
+    original = getattr(module, name)
+    return lambda factor: mock.patch.object(module, name, change(original, factor))
+
+
+def _less_error(displacements: Any, factor: float) -> Any:
+    """The sets of z − a with the error (what was clipped) scaled."""
+    return lambda offset, generators, error: displacements(offset, generators, factor * error)
+
+
 def _less_gradient(local: LocalAffine, factor: float) -> LocalAffine:
     assert local.cov is not None
     scale = torch.full_like(local.cov[..., 0], factor)
@@ -361,8 +435,11 @@ def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
         ("RKHS norm B between points", "taylor", _local(lambda local, g: replace(local, norm=g * local.norm))),
         ("Taylor rest", "taylor", around(Moduli, "rest_within", times)),
         ("kernel metric", "metric", around(Moduli, "metric", times)),
+        ("correlation of value and gradient", "tilted", _local(_less_correlation)),
         ("gradient's confidence width", "gradient", _local(_less_gradient)),
         ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
+        ("inputs in the Hessian remainder", "curved by input", _replaced(module, "remainder_outer", _less_reach)),
+        ("clipped part of the residual's inputs", "clipped residual", _replaced(module, "Displacements", _less_error)),
         ("secant kink of the policy", "clipped", around(AffinePolicies, "secants", _less_kink)),
         ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
     )

@@ -26,10 +26,10 @@ from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.rollout import closed_loop
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import Edge, edge, graded, share, tube_grades
+from proofs_checks._edges import COMMON, Edge, edge, graded, share, tube_grades
 from proofs_checks.scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
 
-EDGES = ("value", "cap", "taylor", "metric", "gradient", "curved", "clipped", "drift", "curved by noise")
+EDGES = (*COMMON, "curved by noise")
 KAPPA = 5.0
 
 

@@ -36,9 +36,9 @@ from gpsafe.systems.reference import (
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import Edge, around, edge, graded, share, tube_grades
+from proofs_checks._edges import COMMON, Edge, around, edge, graded, share, tube_grades
 
-EDGES = ("value", "cap", "taylor", "metric", "gradient", "curved", "clipped", "drift", "anchored")
+EDGES = (*COMMON, "anchored")
 PATHS = 40
 RUNS = {"1d": (0, 4, 20, 40), "pendulum": (0, 5, 14, 24, 30)}  # policies that were run, by index
 TESTED = {"1d": (2, 25, 45, 60), "pendulum": (2, 10, 18, 24, 32)}
