@@ -152,27 +152,54 @@ def _stage() -> CostEdge:
     return _program(make_edge(_line(0.0, 0.9995), **_quiet(), start=vector(0.1), steps=1), threshold=0.999)
 
 
-def _gaussian(tail: bool) -> CostEdge:
-    """`tail`: one noisy step, J = Φ(−gap/σ). Else a bend so sharp that leaving the box of ±κσ costs: J ≈ 2Φ(−κ)."""
-    kappa, noise_std = (5.0, 0.1) if tail else (2.0, 0.01)
-    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(0.2 if tail else 5.05))
-    if tail:
-        known, truth = _line(0.0, 0.0), _normal(-(0.2 - 0.0) / noise_std)
+def _spilled() -> CostEdge:
+    """One noisy step next to the end of the grid, beyond which it costs: what leaves the grid is charged."""
+    mean, noise_std = 2.0 - 10 * TINY, 0.2
+    found = make_edge(_line(0.0, mean), **_quiet(), start=vector(0.1), steps=1)
+    return replace(_program(found, threshold=2.0, noise_std=noise_std), truth=_normal((mean - TINY - 2.0) / noise_std))
+
+
+def _bent_input(curved: bool) -> CostEdge:
+    """x⁺ = c + u, u clipped from below at the centre of a cell (or x⁺ = c − a cos u, u = x − centre): by the input alone."""
+    centre, box = 0.5 * CELL, Box(vector(-9.0 if curved else 0.0), vector(9.0))
+    gain = vector(1.0).reshape(1, 1, 1)
+    policies = AffinePolicies(vector(-centre).reshape(1, 1), gain, box)
+    rise = 1.0 + 3 * HAIR - NEAR  # from x_0 = centre, u = 0, to NEAR, and on to 1
+    if not curved:
+        known: AffineKnown | SineKnown = _line(0.0, NEAR, rise / (NEAR - centre))
     else:
+        size = rise / (1.0 - math.cos(NEAR - centre))
         known = SineKnown(
-            torch.zeros(1, 1).double(), torch.zeros(1, 1).double(), vector(1000.0), vector(-1000.0).reshape(1, 1),
-            vector(5.0, 0.0).reshape(1, 2), vector(math.pi / 2),
+            torch.zeros(1, 1).double(), torch.zeros(1, 1).double(), vector(NEAR + size), vector(-size).reshape(1, 1),
+            vector(0.0, 1.0).reshape(1, 2), vector(math.pi / 2),
         )  # fmt: skip
-        w = torch.linspace(-8.0, 8.0, 400_001, dtype=torch.float64) * noise_std
-        weight = torch.exp(-0.5 * (w / noise_std).square()) / (noise_std * math.sqrt(2 * math.pi))
-        exceed = torch.special.ndtr((1000.0 * (1.0 - torch.cos(5.0 * w)) - 5.05) / noise_std)
-        truth = float(torch.trapezoid(weight * exceed, w))
-    start = vector(0.0)
-    found = make_edge(known, **_quiet(), start=start, steps=1 if tail else 2)
-    bound = GaussianTube(
-        initial_state=start, horizon=found.steps + 1, cost=cost, noise_std=vector(noise_std), width=kappa
-    )
-    return CostEdge(bound, found.confidence, found.policies, truth - TINY)
+    return _program(make_edge(known, **_quiet(), start=vector(centre), policies=policies))
+
+
+def _tails() -> CostEdge:
+    """x⁺ = x + w: two steps, two half-spaces, J = Σ_t 2Φ(−gap/σ√t)."""
+    noise_std, gap = 0.1, 0.3
+    found = make_edge(_line(1.0, 0.0), **_quiet(), start=vector(0.0))
+    cost = IndicatorCost(vector(1.0, -1.0).reshape(2, 1), vector(gap, gap))
+    bound = GaussianTube(initial_state=vector(0.0), horizon=3, cost=cost, noise_std=vector(noise_std), width=8.0)
+    truth = sum(2 * _normal(-gap / (noise_std * math.sqrt(t))) for t in (1, 2))
+    return CostEdge(bound, found.confidence, found.policies, truth)
+
+
+def _leaves_its_box() -> CostEdge:
+    """x⁺ = a(1 − cos ωx) + w, a bend so sharp that it costs to leave the box ±κσ, and nothing else: J ≈ 2Φ(−κ)."""
+    kappa, noise_std, size, frequency, threshold = 2.0, 0.01, 1000.0, 5.0, 5.05
+    known = SineKnown(
+        torch.zeros(1, 1).double(), torch.zeros(1, 1).double(), vector(size), vector(-size).reshape(1, 1),
+        vector(frequency, 0.0).reshape(1, 2), vector(math.pi / 2),
+    )  # fmt: skip
+    found = make_edge(known, **_quiet(), start=vector(0.0))
+    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(threshold))
+    bound = GaussianTube(initial_state=vector(0.0), horizon=3, cost=cost, noise_std=vector(noise_std), width=kappa)
+    w = torch.linspace(-8.0, 8.0, 200_001, dtype=torch.float64)  # in σ: smooth at this spacing, so 1e-9 is generous
+    weight = torch.exp(-0.5 * w.square()) / math.sqrt(2 * math.pi)
+    exceed = torch.special.ndtr((size * (1.0 - torch.cos(frequency * noise_std * w)) - threshold) / noise_std)
+    return CostEdge(bound, found.confidence, found.policies, float(torch.trapezoid(weight * exceed, w)) - 1e-9)
 
 
 def _parting() -> CostEdge:
@@ -213,8 +240,11 @@ _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
     "averaged": _averaged,
     "outside": _outside,
     "stage": _stage,
-    "tail": lambda: _gaussian(True),
-    "failure": lambda: _gaussian(False),
+    "spilled": _spilled,
+    "clipped in a cell": lambda: _bent_input(False),
+    "curved by input": lambda: _bent_input(True),
+    "tails": _tails,
+    "failure": _leaves_its_box,
     "parting": _parting,
 }
 EDGES = tuple(_MAKERS)

@@ -41,7 +41,7 @@ from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.verdict import Verdict
 from proofs_checks._cost_edges import EDGES, cost_edge
-from proofs_checks._edges import FACTORS, Scaled, around, times
+from proofs_checks._defects import FACTORS, Scaled, around, times
 
 SOUND = ("robust-dp", "total-variation", "scenario-tube", "gaussian-tube")
 HEURISTIC = ("sampled", "hallucinated")
@@ -276,6 +276,33 @@ def _less_failure(factor: float) -> AbstractContextManager[object]:
     return mock.patch.object(GaussianTube, "failure", property(lambda self: factor * original.__get__(self)))
 
 
+_EXCEED = Stage.exceed
+
+
+def _less_union(factor: float) -> AbstractContextManager[object]:
+    """The likeliest half-space, and of the others' sum the share g."""
+
+    def exceed(self: Stage, cost: IndicatorCost) -> Tensor:
+        rows = zip(cost.normals.unsqueeze(1), cost.offsets.unsqueeze(1), strict=True)
+        single = torch.stack([_EXCEED(self, IndicatorCost(*row)) for row in rows]).amax(0)
+        return single + factor * (_EXCEED(self, cost) - single)
+
+    return mock.patch.object(Stage, "exceed", exceed)
+
+
+def _less_deviation(stage: Stage, factor: float) -> Stage:
+    return replace(stage, factor=factor * stage.factor)
+
+
+def _less_rest(blocks: list[Any], factor: float) -> list[Any]:
+    return [replace(block, rest=factor * block.rest) for block in blocks]
+
+
+def _flatter(found: tuple[Tensor, Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor, Tensor]:
+    gain, low, high = found
+    return gain, factor * low, factor * high
+
+
 def _on(term: str, names: Sequence[str], order: Sequence[str], scaled: Scaled) -> Grade:
     def prepared(factor: float) -> AbstractContextManager[object]:
         for name in names:
@@ -299,10 +326,20 @@ _SOUND_GRADES = (
     _on("robust: Hessian remainder of the known part", ("known curve",), EDGES, _less_hessian),
     _on("robust: shift of the mean inside a sub-cell", ("averaged",), EDGES, _less_shift),
     _on("robust: charge outside the grid", ("outside",), EDGES, _less_outside),
+    _on("robust: probability that leaves the grid", ("spilled",), EDGES, around(robust_dp, "_blocks", _less_rest)),
+    _on(
+        "robust: slope of the policy over a cell",
+        ("clipped in a cell",),
+        EDGES,
+        around(AffinePolicies, "slopes", _flatter),
+    ),
+    _on("robust: inputs in the Hessian remainder", ("curved by input",), EDGES, _less_hessian),
     _on("robust: supremum of the cost over a cell", ("stage",), EDGES, _less_of_the_cell),
     _on("total variation: parting rate", ("parting",), EDGES, around(total_variation, "parting_rate", times)),
     _on("total variation: half-width of F_n", ("parting",), EDGES, _WIDTH),
-    _on("Gaussian tube: tail beyond a half-space", ("tail",), EDGES, around(Stage, "exceed", times)),
+    _on("Gaussian tube: tail beyond a half-space", ("tails",), EDGES, around(Stage, "exceed", times)),
+    _on("Gaussian tube: union of half-spaces", ("tails",), EDGES, _less_union),
+    _on("Gaussian tube: deviation L_t carried on", ("tails",), EDGES, around(GaussianTube, "step", _less_deviation)),
     _on("Gaussian tube: P(ν leaves its box)", ("failure",), EDGES, _less_failure),
 )
 _ORDER_GRADES = (

@@ -26,7 +26,8 @@ from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.rollout import closed_loop
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import COMMON, Edge, edge, graded, share, tube_grades
+from proofs_checks._defects import graded, tube_grades
+from proofs_checks._edges import COMMON, Edge, edge, share
 from proofs_checks.scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
 
 EDGES = (*COMMON, "curved by noise")

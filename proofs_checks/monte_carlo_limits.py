@@ -21,7 +21,7 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.policies import AffinePolicies
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import FACTORS, Scaled
+from proofs_checks._defects import FACTORS, Scaled
 from proofs_checks.cost_bounds import _setting
 
 SIZES = (20, 100, 400)

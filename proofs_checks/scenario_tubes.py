@@ -36,7 +36,8 @@ from gpsafe.systems.reference import (
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import COMMON, Edge, around, edge, graded, share, tube_grades
+from proofs_checks._defects import around, graded, tube_grades
+from proofs_checks._edges import COMMON, Edge, edge, share
 
 EDGES = (*COMMON, "anchored")
 PATHS = 40

@@ -39,7 +39,8 @@ from gpsafe.systems.reference import reference_pendulum, reference_pendulum_poli
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.tracking import Tracking
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import COMMON, FACTORS, Edge, around, edge, graded, tube_grades
+from proofs_checks._defects import FACTORS, around, graded, tube_grades
+from proofs_checks._edges import COMMON, Edge, edge
 
 EDGES = (*COMMON, "noise", "on a grid", "landing")
 HAIR = 1e-6  # by how much a member's last state is beyond the constraint of an edge

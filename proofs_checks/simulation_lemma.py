@@ -23,7 +23,7 @@ from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
 from gpsafe.linalg import vector
 from gpsafe.verdict import Verdict
-from proofs_checks._edges import FACTORS, around, times
+from proofs_checks._defects import FACTORS, around, times
 
 PAIRS = 40
 
