@@ -38,6 +38,7 @@ dl.environment dt{color:var(--soft);flex:none;min-width:5.4rem} dl.environment d
 overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
+table.grades{width:auto;margin:.7rem 0;font-size:.86rem} table.grades td,table.grades th{padding:.2rem .8rem .2rem 0}
 th,td{padding:.45rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 thead th{border-bottom:2px solid var(--axis);font-weight:600;white-space:nowrap}
 tbody th{font-weight:600;font-family:ui-monospace,SFMono-Regular,Menlo,"Liberation Mono",monospace;
@@ -116,13 +117,15 @@ the
 threshold. <b>VIOLATED</b>: the whole interval lies above it. <b>INCONCLUSIVE</b>: neither. Each check has a
 <b>control</b>, the same test with one assumption broken, which must come out VIOLATED; where it does not,
 the test
-cannot tell right from wrong and its claim is <b>UNPROVEN</b>. <b>ERROR</b>: a piece of the work failed.
+cannot tell right from wrong and its claim is <b>UNPROVEN</b>. Some checks have <b>graded controls</b>: the claim's own
+pieces made again with one named term multiplied by less and less, until the claim is violated; a term that can be lost
+unnoticed is listed with the reason, or its claim is UNPROVEN. <b>ERROR</b>: a piece of the work failed.
 Intervals from
 sampling are valid at their own confidence, under the assumptions listed; the report does not correct them
 for the
 number of checks. HOLDS is evidence for the code as it ran here, no proof of the theorem. Seconds are time
 summed over
-the worker processes, of the claim and its control.</p>
+the worker processes, of the claim and its controls.</p>
 <h2>Checks</h2>
 $sections
 </main>

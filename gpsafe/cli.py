@@ -115,6 +115,9 @@ def _verify(options: Verify, command: str) -> int:
     for result in results:
         if not result.passed:
             console.print(f"{result.status} {result.check.name}: {result.reason}", **PLAIN, soft_wrap=True)
+    for result in results:
+        if result.grades:
+            console.print(f"{result.check.name} notices {report.noticed(result)}", **PLAIN, soft_wrap=True)
     console.print(report.summary(results), **PLAIN, soft_wrap=True)
     for path in outputs:
         console.print(f"wrote {path}", **PLAIN, soft_wrap=True)

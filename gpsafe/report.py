@@ -13,13 +13,14 @@ from gpsafe import _workers
 from gpsafe._provenance import git_state, versions
 from gpsafe._report_figures import figure_uri, interval_svg, number
 from gpsafe._report_template import PAGE, STYLE
+from gpsafe.checks import Graded
 from gpsafe.verify import CheckResult, Result, Status
 
 SIGNS = {"HOLDS": "✓", "VIOLATED": "✗", "INCONCLUSIVE": "?", "UNPROVEN": "!", "ERROR": "×"}
 WORDS = {
     Status.VIOLATED: "violated",
     Status.INCONCLUSIVE: "inconclusive",
-    Status.UNPROVEN: "unproven (the control did not fail)",
+    Status.UNPROVEN: "unproven (a control did not fail)",
     Status.ERROR: "broken by an error",
 }
 
@@ -89,7 +90,8 @@ def record(result: CheckResult) -> dict[str, Any]:
         "control": check.control,
         **_numbers(control, "control_"),
         "control_verdict": "ERROR" if result.control_outcome is None else result.control_outcome.value,
-        "seconds": claim.seconds + control.seconds,
+        "grades": [_graded(grade) for grade in result.grades],
+        "seconds": result.seconds,
         "shards": claim.shards,
         "control_shards": control.shards,
         "shards_reused": claim.reused + control.reused,
@@ -98,6 +100,22 @@ def record(result: CheckResult) -> dict[str, Any]:
         "data": {} if claim.evidence is None else claim.evidence.data,
         "control_data": {} if control.evidence is None else control.evidence.data,
     }
+
+
+def _graded(grade: Graded) -> dict[str, Any]:
+    return {
+        "term": grade.term,
+        "noticed": grade.noticed,
+        "tried": [[factor, outcome] for factor, outcome in grade.tried],
+        "unseen": grade.unseen,
+        "error": grade.error,
+        "seconds": grade.seconds,
+    }
+
+
+def noticed(result: CheckResult) -> str:
+    """The smallest defect of each named term that a check notices, in one line; empty without graded controls."""
+    return "; ".join(f"{grade.term}: {_defect(_graded(grade))}" for grade in result.grades)
 
 
 def document(results: Sequence[CheckResult], env: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +223,32 @@ def _found(item: Mapping[str, Any], prefix: str) -> str:
     return text + (f", tolerance {number(tol)}" if tol else "")
 
 
+def _defect(grade: Mapping[str, Any]) -> str:
+    """A factor in words: 0.7 of a term is what remains of it."""
+    if grade["error"]:
+        return f"error: {grade['error']}"
+    if grade["noticed"] is None:
+        return "not noticed" + (f" ({grade['unseen']})" if grade["unseen"] else "")
+    return "dropped" if grade["noticed"] == 0 else f"× {number(grade['noticed'])}"
+
+
+def _grades_html(grades: Sequence[Mapping[str, Any]]) -> str:
+    """The graded controls of one check: a row per named term, the unnoticed among them."""
+    if not grades:
+        return ""
+    rows = []
+    for grade in grades:
+        bad = grade["error"] or (grade["noticed"] is None and not grade["unseen"])
+        word = escape(_defect(grade))
+        found = f'<span class="badge {"ERROR" if grade["error"] else "UNPROVEN"}">! {word}</span>' if bad else word
+        tried = ", ".join(f"× {number(factor)} {outcome}" for factor, outcome in grade["tried"])
+        rows.append(f'<tr><th scope="row">{escape(grade["term"])}</th><td>{found}</td><td>{escape(tried)}</td></tr>')
+    return (
+        '<table class="grades"><thead><tr><th scope="col">Term scaled</th><th scope="col">Smallest defect noticed</th>'
+        f'<th scope="col">Claim with the term scaled</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
 def _section(result: CheckResult, item: Mapping[str, Any]) -> str:
     name = escape(item["name"])
     assumptions = "".join(f"<li>{escape(words)}</li>" for words in item["assumptions"]) or "<li>none</li>"
@@ -217,7 +261,9 @@ def _section(result: CheckResult, item: Mapping[str, Any]) -> str:
         "Control": escape(item["control"]),
         "Control found": f"{_control_badge(item)} {_found(item, 'control_')}",
         "Its witness": escape(item["control_witness"] or ""),
-        "Work": f"{item['shards']} + {item['control_shards']} pieces, {duration(item['seconds'])} s",
+        "Work": f"{item['shards']} + {item['control_shards']} pieces"
+        + (f", {len(item['grades'])} graded controls" if item["grades"] else "")
+        + f", {duration(item['seconds'])} s",
     }
     listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items() if value)
     alarm = ""
@@ -240,5 +286,5 @@ def _section(result: CheckResult, item: Mapping[str, Any]) -> str:
         f"<header><h3>{name}</h3>{_badge(item['verdict'])}</header>"
         f'<p class="claim">{escape(item["claim"])}</p>{alarm}{interval_svg(item)}'
         f'<dl class="facts">{listed}</dl>'
-        f"{picture}</section>"
+        f"{_grades_html(item['grades'])}{picture}</section>"
     )

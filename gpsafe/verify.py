@@ -1,6 +1,6 @@
 """Runs checks and their controls in parallel, piece by piece, and says which claims stand.
 
-A *piece* is one shard of a claim or of its control. Each finished piece is a file under
+A *piece* is one shard of a claim or of its control, or one graded control. Each finished piece is a file under
 ``<cache>/<fingerprint>/<budget>/<check>/``, so a run that was stopped goes on where it was, and a run after a
 change of the sources starts anew. Samples always pass through JSON before they are judged: a judgement is the
 same whether its pieces are fresh or kept, and whatever the number of workers.
@@ -14,100 +14,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from gpsafe import _require, _workers, store
+from gpsafe._check_result import CheckResult, Result, Status
 from gpsafe._provenance import fingerprint
-from gpsafe.checks import BUDGETS, Budget, Check, Evidence, discover
-from gpsafe.verdict import Outcome, Verdict
+from gpsafe.checks import BUDGETS, Budget, Check, Evidence, Graded, discover
+from gpsafe.verdict import Verdict
 
 CACHE = Path("results/verify")
-
-
-class Status(StrEnum):
-    """What the report says of a claim: its outcome, unless the check broke or cannot fail."""
-
-    HOLDS = "HOLDS"
-    VIOLATED = "VIOLATED"
-    INCONCLUSIVE = "INCONCLUSIVE"
-    UNPROVEN = "UNPROVEN"  # the control did not come out VIOLATED, so the check could not fail
-    ERROR = "ERROR"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A claim, or its control, after its pieces.
-
-    Args:
-        evidence: what `Check.judge` found, or None after an error.
-        shards: number of pieces.
-        reused: how many of them an earlier run had finished.
-        seconds: time in the workers, summed; kept pieces count with the time that they took.
-        error: one line, or None.
-        details: traceback of the error, or the empty string.
-    """
-
-    evidence: Evidence | None
-    shards: int
-    reused: int
-    seconds: float
-    error: str | None = None
-    details: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """A check with the results of its claim and of its control."""
-
-    check: Check
-    claim: Result
-    control: Result
-
-    @property
-    def status(self) -> Status:
-        """ERROR if a piece failed; else VIOLATED if the claim is; else UNPROVEN if the control is not.
-
-        A refuted claim stays refuted whatever its control says: the check has shown that it can fail.
-        """
-        if self.claim.evidence is None or self.control.evidence is None:
-            return Status.ERROR
-        outcome = self.claim.evidence.verdict.outcome
-        if outcome is Outcome.VIOLATED:
-            return Status.VIOLATED
-        if self.control.evidence.verdict.outcome is not Outcome.VIOLATED:
-            return Status.UNPROVEN
-        return Status(outcome.value)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the claim HOLDS and its control is VIOLATED."""
-        return self.status is Status.HOLDS  # which `status` grants only with a violated control
-
-    @property
-    def control_outcome(self) -> Outcome | None:
-        """The control's own outcome; None after an error."""
-        return None if self.control.evidence is None else self.control.evidence.verdict.outcome
-
-    @property
-    def reason(self) -> str:
-        """Why the claim did not pass, in one line; empty if it did."""
-        status = self.status
-        if status is Status.ERROR:
-            return self.claim.error or f"in the control: {self.control.error}"
-        if status is Status.UNPROVEN:
-            return f"its control came out {self.control_outcome}, not VIOLATED, so the check could not fail"
-        if status is Status.HOLDS:
-            return ""
-        assert self.claim.evidence is not None
-        verdict = self.claim.evidence.verdict
-        between = "is above" if status is Status.VIOLATED else "does not clear"
-        words = f"[{verdict.lower:.4g}, {verdict.upper:.4g}] {between} the threshold {verdict.threshold:.4g}"
-        if self.control_outcome is not Outcome.VIOLATED:
-            words += f" (and its control came out {self.control_outcome})"
-        return words + (f": {verdict.witness}" if verdict.witness else "")
+__all__ = ["CACHE", "CheckResult", "Progress", "Result", "Status", "Task", "execute", "piece_path", "select", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +40,19 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One shard, or (``shard is None``) the judgement over all of them."""
+    """One shard, or (``shard is None``) the judgement over all of them, or (``grade`` given) one graded control."""
 
     name: str
     broken: bool
     shard: int | None
+    grade: int | None = None
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        if self.grade is not None:
+            return f"grade {self.grade}"
+        return "judge" if self.shard is None else f"piece {self.shard}"
 
 
 @dataclass(slots=True)
@@ -151,6 +77,8 @@ class _Job:
 
 def piece_path(folder: Path, task: Task) -> Path:
     """Where a piece is kept; `folder` is ``<cache>/<fingerprint>/<budget>``."""
+    if task.grade is not None:
+        return folder / quote(task.name, safe="") / f"grade-{task.grade:05d}.json"
     variant = "control" if task.broken else "claim"
     number = "verdict" if task.shard is None else f"{task.shard:05d}"
     return folder / quote(task.name, safe="") / f"{variant}-{number}.json"
@@ -159,16 +87,17 @@ def piece_path(folder: Path, task: Task) -> Path:
 def _read(folder: Path, task: Task) -> dict[str, Any] | None:
     """A kept piece, or None if it is missing or damaged: then it is made again."""
     piece = store.read_piece(piece_path(folder, task))
-    wanted = {"evidence" if task.shard is None else "sample", "seconds"}
-    return piece if isinstance(piece, dict) and wanted <= piece.keys() else None
+    content = "graded" if task.grade is not None else "evidence" if task.shard is None else "sample"
+    return piece if isinstance(piece, dict) and {content, "seconds"} <= piece.keys() else None
 
 
 def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Path) -> tuple[str, str] | None:
     """Does one piece here and keeps it. Returns None, or the error in one line and its traceback."""
     check, begun = checks[task.name], time.perf_counter()
-    where = "judge" if task.shard is None else f"piece {task.shard}"
     try:
-        if task.shard is not None:
+        if task.grade is not None:
+            content = {"graded": store.plain(check.measure(check.grades[task.grade], budget))}
+        elif task.shard is not None:
             found = check.sample(task.shard, budget, task.broken)
             content = {"sample": store.plain(found)}
         else:
@@ -182,7 +111,7 @@ def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Pat
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a check may raise anything, SystemExit too: it is the check's result
-        line = " ".join(f"{where}: {type(error).__name__}: {error}".split())
+        line = " ".join(f"{task.where}: {type(error).__name__}: {error}".split())
         return line, traceback.format_exc()
     return None
 
@@ -201,6 +130,12 @@ def _start(package: str, expected: str, budget: Budget, folder: Path) -> Callabl
 def _evidence(piece: Mapping[str, Any]) -> Evidence:
     found = piece["evidence"]
     return Evidence(found["n"], found["estimate"], Verdict(**found["verdict"]), found["data"])
+
+
+def _graded(piece: Mapping[str, Any]) -> Graded:
+    found = piece["graded"]
+    tried = tuple((factor, outcome) for factor, outcome in found["tried"])
+    return Graded(**(found | {"tried": tried, "seconds": piece["seconds"]}))
 
 
 def verify(
@@ -238,7 +173,7 @@ def verify(
     timings = timings if isinstance(timings, dict) else {}
     run = _Run(checks, budget, folder, on_progress)
     tasks = run.plan(fresh)
-    key = {task: timings.get(f"{budget}/{task.name}/{task.broken}", math.inf) for task in tasks}
+    key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
     tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
     run.announce()
     try:
@@ -258,6 +193,11 @@ def verify(
     return tuple(run.finished[name] for name in checks)
 
 
+def _timed(budget: Budget, task: Task) -> str:
+    """The name under which the time of one such task is kept."""
+    return f"{budget}/{task.name}/{task.broken if task.grade is None else f'grade {task.grade}'}"
+
+
 class _Run:
     """Book-keeping of one call of `verify`."""
 
@@ -267,6 +207,7 @@ class _Run:
         self.checks, self.folder, self.report = checks, folder, report
         self.budget: Budget = budget
         self.jobs: dict[tuple[str, bool], _Job] = {}
+        self.grades: dict[str, dict[int, Graded | None]] = {}  # None: not measured yet
         self.finished: dict[str, CheckResult] = {}
         self.timings: dict[str, float] = {}
         self.done = self.total = self.reused = 0
@@ -277,7 +218,28 @@ class _Run:
         for name, check in self.checks.items():
             for broken in (False, True):
                 tasks += self._plan(name, check, broken, fresh)
+            tasks += self._plan_grades(name, check, fresh)
         return tasks
+
+    def _plan_grades(self, name: str, check: Check, fresh: bool) -> list[Task]:
+        tasks = [Task(name, False, None, number) for number in range(len(check.grades))]
+        self.grades[name] = {}
+        for task in tasks:
+            piece = None if fresh else _read(self.folder, task)
+            self._take_grade(task, piece, None)
+            self.reused += piece is not None
+            self.done += piece is not None
+        self.total += len(tasks)
+        return [task for task in tasks if self.grades[name][task.grade or 0] is None]
+
+    def _take_grade(self, task: Task, piece: Mapping[str, Any] | None, error: str | None) -> None:
+        assert task.grade is not None
+        term = self.checks[task.name].grades[task.grade].term
+        try:
+            found = None if piece is None else _graded(piece)
+        except (KeyError, TypeError, ValueError) as broken:
+            found, error = None, f"grade {task.grade}: {type(broken).__name__}: {broken}"
+        self.grades[task.name][task.grade] = Graded(term, None, (), error=error) if error else found
 
     def _plan(self, name: str, check: Check, broken: bool, fresh: bool) -> list[Task]:
         try:
@@ -319,11 +281,18 @@ class _Run:
         job = self.jobs[task.name, task.broken]
         failure = done.value
         if done.death is not None:
-            where = "judge" if task.shard is None else f"piece {task.shard}"
-            failure = f"{where}: its worker process {done.death}, twice", ""
+            failure = f"{task.where}: its worker process {done.death}, twice", ""
         piece = _read(self.folder, task) if failure is None else None
         if piece is None and failure is None:
             failure = f"{piece_path(self.folder, task)} was written and cannot be read", ""
+        if task.grade is not None:
+            self._take_grade(task, piece, None if failure is None else failure[0])
+            self.done += 1
+            if piece is not None:
+                self.timings[_timed(self.budget, task)] = piece["seconds"]
+            self.report(Progress(self.done, self.total, self.reused))
+            self._finish(task.name)
+            return []
         if failure is not None:
             job.errors[-1 if task.shard is None else task.shard] = failure
         further: list[Task] = []
@@ -338,7 +307,7 @@ class _Run:
             job.seconds += piece["seconds"]
         if job.waiting == 0 and not job.errors:
             further = [Task(task.name, task.broken, None)]
-            self.timings[f"{self.budget}/{task.name}/{task.broken}"] = job.seconds / job.shards
+            self.timings[_timed(self.budget, task)] = job.seconds / job.shards
         self.report(Progress(self.done, self.total, self.reused))
         if job.waiting == 0 and job.errors:
             self._finish(task.name)
@@ -353,9 +322,11 @@ class _Run:
 
     def _finish(self, name: str) -> None:
         jobs = [self.jobs[name, broken] for broken in (False, True)]
-        if name in self.finished or any(job.waiting or (job.evidence is None and not job.errors) for job in jobs):
+        waiting = any(job.waiting or (job.evidence is None and not job.errors) for job in jobs)
+        grades = tuple(grade for grade in self.grades[name].values() if grade is not None)
+        if name in self.finished or waiting or len(grades) < len(self.checks[name].grades):
             return
-        self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result())
+        self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result(), grades)
         self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
 
 

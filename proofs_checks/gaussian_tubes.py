@@ -1,10 +1,15 @@
 """Gaussian tubes: what remains of a trajectory without its linear-Gaussian part stays in the zonotopes, for f* and for
 members at the very edge of the confidence set (`gpsafe.cost.gaussian_tube`).
+
+The first pieces are plants in which one term of the tube's step leads (`proofs_checks._edges`), with noise at the very edge
+of the box in which the linearisation is enclosed where that is the term.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,14 +19,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe.checks import Budget, Check, Evidence, Sample
-from gpsafe.confidence.members import extremal_member
-from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.confidence import ConfidenceSet
+from gpsafe.cost import gaussian_tube
+from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.rollout import closed_loop
-from gpsafe.systems.base import sample_noise
+from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
-from proofs_checks.scenario_tubes import _RANGE, PATHS, TESTED, _confidence, _plant, _shrunk
+from proofs_checks._defects import graded, tube_grades
+from proofs_checks._edges import COMMON, Edge, edge, share
+from proofs_checks.scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
+
+EDGES = (*COMMON, "curved by noise")
+KAPPA = 5.0
 
 
 def _shares(tube: GaussianTube, stages: list, states: Tensor, noise: Tensor) -> tuple[float, float]:
@@ -44,8 +55,35 @@ def _shares(tube: GaussianTube, stages: list, states: Tensor, noise: Tensor) -> 
     return worst, float(alive.double().mean())
 
 
+def _edge_sample(found: Edge) -> Sample:
+    """The share of the last Z that the members of an edge use; the noise is within rounding of the edge of its box."""
+    noise_std = (found.noise.abs().amax(0) / (KAPPA * (1 - 1e-9))).clamp_min(1e-12)
+    tube = GaussianTube(
+        task=Task(found.initial_state, found.steps + 1, IndicatorCost(found.normal[None], torch.ones(1)), 0.0, noise_std),
+        width=KAPPA, order=found.order,
+    )  # fmt: skip
+    stages = list(tube.stages(found.confidence, found.policies))
+    nu = torch.zeros_like(found.initial_state)
+    for before, stage, noise in zip(stages, stages[1:], found.noise, strict=False):
+        unit = torch.linalg.lstsq(before.factor[0], nu[:, None]).solution[:, 0] if bool((nu != 0).any()) else nu
+        if float(unit.abs().max()) > KAPPA:
+            raise ValueError(
+                f"gaussian-tubes: expected noise inside its box of {KAPPA} deviations, got {unit.tolist()}"
+            )
+        nu = stage.moved[0] @ unit + noise
+    last = stages[-1]
+    gap = found.reached() - float(nu @ found.normal)
+    worst = share(last.sure.center[0], last.sure.support(found.normal[None])[0, 0], gap, found.normal)
+    return {"system": "edge", "data": 0, "worst": [0.0 if bool(last.lost[0]) else worst], "kept": 1.0}
+
+
 def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
-    """Tubes of one set, and the trajectories of f* and of two extremal members at a point of the mean path."""
+    """Tubes of one set, and the trajectories of f* and of two members at the edge of F_n."""
+    with mock.patch.object(LocalAffine, "range_outer", _shrunk) if broken else nullcontext():
+        return _edge_sample(edge(EDGES[shard])) if shard < len(EDGES) else _learned_sample(shard - len(EDGES) + 2)
+
+
+def _learned_sample(shard: int) -> Sample:
     name = ("1d", "pendulum")[shard % 2]
     system, policies = _plant(name)
     policies = policies.select(torch.tensor(TESTED[name]))
@@ -54,13 +92,11 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     noise = sample_noise(system.noise_std, (horizon, 1, PATHS), torch.Generator().manual_seed(19_000 + shard))
     tube = GaussianTube(
         task=Task.of(system),
+        width=KAPPA,
     )
-    with mock.patch.object(LocalAffine, "range_outer", _shrunk if broken else _RANGE):
-        stages = list(tube.stages(confidence, policies))
-    mean_path, mean_inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, system.initial_state, noise)
-    chosen, time = shard % policies.num, 1 + (3 * shard) % (horizon // 2)
-    z = torch.cat([mean_path[chosen, 0, time], mean_inputs[chosen, 0, time]])
-    members = [extremal_member(confidence.bound, model, z, sign) for sign in (1.0, -1.0)]
+    stages = list(tube.stages(confidence, policies))
+    chosen, last = shard % policies.num, 2 + (3 * shard) % (horizon // 2)
+    members = _members(confidence, policies, system.initial_state, noise[:last, 0, 0], chosen)
     worst, kept = [], []
     for residual in (lambda v: system.residual_fn(v)[..., 0], *members):
 
@@ -68,19 +104,32 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
             return model.prior(x, u) + model.embed(residual(torch.cat([x, u], dim=-1)).unsqueeze(-1))
 
         states, _ = closed_loop(plant, policies, system.initial_state, noise)
-        share, inside = _shares(tube, stages, states, noise)
-        worst.append(share)
+        used, inside = _shares(tube, stages, states, noise)
+        worst.append(used)
         kept.append(inside)
     return {"system": name, "data": model.num_data, "worst": worst, "kept": float(np.mean(kept))}
 
 
+_STEP = GaussianTube.step
+
+
+def _less_kappa(factor: float) -> AbstractContextManager[object]:
+    """R_t = {c_t} ⊕ Z_t ⊕ gκL_t[−1, 1]^nx, while the claim speaks of κ."""
+
+    def step(self: GaussianTube, confidence: ConfidenceSet, stage: Stage) -> Stage:
+        return _STEP(replace(self, width=max(factor * self.width, 1e-9)), confidence, stage)
+
+    return mock.patch.object(GaussianTube, "step", step)
+
+
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     worst = max(max(s["worst"]) for s in samples)
-    trajectories = sum(3 * PATHS * len(TESTED[s["system"]]) for s in samples)
+    learned = [s for s in samples if s["system"] != "edge"]
+    trajectories = sum(3 * PATHS * len(TESTED[s["system"]]) for s in learned) + 2 * (len(samples) - len(learned))
     kept = float(np.mean([s["kept"] for s in samples]))
     witness = f"{trajectories} trajectories, {100 * kept:.2f} % of them with all noise inside the boxes"
-    data = {"worst": [s["worst"] for s in samples], "data": [s["data"] for s in samples]}
-    return Evidence(trajectories, worst, Verdict(worst, worst, 1.0, tol=1e-7, witness=witness), data)
+    data = {key: [s[key] for s in samples] for key in ("worst", "data")}
+    return Evidence(trajectories, worst, Verdict(worst, worst, 1.0 + 1e-7, witness=witness), data)
 
 
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
@@ -100,12 +149,16 @@ CHECKS = (
         claim="x_t − ν_t stays in c_t ⊕ Z_t for every f ∈ F_n while ν stays in its box, ν the linear-Gaussian part of the path",
         source="gpsafe.cost.gaussian_tube; theory §3.5 with exact noise",
         assumptions=("f in F_n", "rkhs_norm<=B", "noise N(0, Σ_w)"),
-        statistic="largest distance of x_t − ν_t from the tube's centre, over its half-width; threshold 1",
+        statistic="largest share of Z_t's extent (interval hull, or one direction) that x_t − ν_t uses; threshold 1",
         control="a quarter of the width by which the residual may differ from its linearisation",
-        shards={"quick": 12, "full": 80},
-        control_shards={"quick": 6, "full": 12},
+        shards={"quick": len(EDGES) + 8, "full": len(EDGES) + 80},
+        control_shards={"quick": len(EDGES) + 2, "full": len(EDGES) + 12},
         sample=_sample,
         judge=_judge,
         plot=_plot,
+        grades=(
+            *tube_grades(gaussian_tube, EDGES),
+            graded("κ in R_t", ("curved by noise",), EDGES, _less_kappa),
+        ),
     ),
 )

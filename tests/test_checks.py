@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -73,6 +74,55 @@ def test_each_check_of_the_project_says_what_a_reader_needs(name):
     for budget in checks.BUDGETS:
         for broken in (False, True):
             assert check.num_shards(budget, broken) >= 1
+
+
+GRADES = [(name, grade.term) for name, check in FOUND.items() for grade in check.grades]
+SUBTLE = [  # parts of an error term whose loss the learned plants do not show
+    ("shield", "RKHS norm B between points"),
+    ("shield", "Taylor rest"),
+    ("scenario-tubes", "Taylor rest"),
+    ("scenario-tubes", "Hessian remainder of the known part"),
+    ("gaussian-tubes", "κ in R_t"),
+    ("cost-bounds-sound", "robust: kernel slack in cells"),
+]
+
+
+def grade_of(name, term):
+    return next(grade for grade in FOUND[name].grades if grade.term == term)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_the_grades_of_a_check_name_different_terms_and_pieces_that_exist(name):
+    check = FOUND[name]
+    assert len({grade.term for grade in check.grades}) == len(check.grades)
+    for grade in check.grades:
+        distance = [abs(1.0 - factor) for factor in grade.factors]
+        assert distance == sorted(distance)
+        for shard in grade.shards or ():
+            assert all(0 <= shard < check.num_shards(budget, False) for budget in checks.BUDGETS)
+
+
+@pytest.mark.parametrize(("name", "term"), SUBTLE)
+def test_a_tenth_of_a_subtle_term_is_missed(name, term):
+    assert FOUND[name].measure(grade_of(name, term)).noticed >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "term"), GRADES)
+def test_each_term_is_noticed_or_its_loss_is_explained_and_its_patch_alone_changes_nothing(name, term):
+    check, grade = FOUND[name], grade_of(name, term)
+    shards = range(check.num_shards("quick", False)) if grade.shards is None else grade.shards
+    with grade.scaled(1.0):
+        patched = check.judge([store.plain(check.sample(shard, "quick", False)) for shard in shards], False)
+    honest = check.judge([store.plain(check.sample(shard, "quick", False)) for shard in shards], False)
+    assert patched.estimate == pytest.approx(honest.estimate, rel=1e-9, abs=1e-12)
+    assert check.measure(grade).accounted
+
+
+def test_a_grade_needs_factors_that_scale():
+    for factors in ((), (0.9, 1.0)):
+        with pytest.raises(ValueError, match="Grade: expected factors other than 1"):
+            checks.Grade("term", lambda factor: contextlib.nullcontext(), factors=factors)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ LAYERS: list[set[str]] = [
     {"safe_set", "explore", "safe_parameters", "search", "planning", "tracking", "shield"}
     | {"mpc", "terminal_set", "safety_filter", "_filter_env", "replay"},
     {"algorithms", "report", "_report_figures", "_report_template", "_provenance", "_workers", "verify", "cli"}
-    | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"},
+    | {"_cli_common", "_cli_experiments", "animate", "experiment", "_experiment_report", "_experiment_store"}
+    | {"_check_result"},
 ]
 SIDEWAYS_FORBIDDEN = [("models", "systems"), ("systems", "models")]
 

@@ -16,6 +16,7 @@ from gpsafe._report_figures import figure_uri, interval_svg, number
 from tests import toy_checks
 
 NAMES = ("holds", "violated", "unproven", "unclear", "unbounded", "raises")
+GRADED = ("graded", "blind", "blind-told", "grade-raises", "grade-harms")
 FIELDS = {
     **dict.fromkeys(("name", "claim", "source", "statistic", "verdict", "control", "control_verdict"), str),
     "assumptions": list,
@@ -105,6 +106,39 @@ def test_json_is_strict_and_has_the_agreed_fields(results, env, tmp_path):
     assert items["unproven"]["outcome"] == "HOLDS"
 
 
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graded")
+    with pytest.MonkeyPatch.context() as patch, toy_checks.importable(folder, patch) as make:
+        package = make(*GRADED)
+        found = checks.discover(package)
+        yield verify.verify(found, package=package, cache=folder / "cache", workers=0)
+
+
+def test_a_term_that_can_be_lost_unnoticed_is_shown_as_such_and_never_hidden(graded, env, tmp_path):
+    path = store.write_json(tmp_path / "out.json", report.document(graded, env))
+    items = {item["name"]: item for item in json.loads(path.read_text(encoding="utf-8"))["checks"]}
+    shares, spare = items["graded"]["grades"]
+    assert (shares["term"], shares["noticed"]) == ("the share", 0.7)
+    assert shares["tried"] == [[1.0, "HOLDS"], [0.9, "HOLDS"], [0.7, "VIOLATED"]]
+    assert (spare["noticed"], spare["unseen"]) == (0.0, "")  # a reason given in vain is not shown
+    assert items["graded"]["verdict"] == "HOLDS"
+    assert items["blind"]["verdict"] == "UNPROVEN"
+    assert items["blind"]["grades"][0]["noticed"] is None
+    assert items["blind"]["reason"] == "it does not notice the loss of: nothing"
+    assert items["blind-told"]["verdict"] == "HOLDS"
+    assert items["blind-told"]["grades"][0]["unseen"] == "it is <nothing>"
+    assert [items[name]["verdict"] for name in ("grade-raises", "grade-harms")] == ["ERROR", "ERROR"]
+    text = report.html(graded, env)
+    page = Page(text)
+    for words in ("× 0.7", "× 0.9 HOLDS, × 0.7 VIOLATED", "dropped", "! not noticed", "not noticed (it is <nothing>)"):
+        assert words in page.text
+    assert text.count('class="grades"') == len(GRADED)
+    lines = {result.check.name: report.noticed(result) for result in graded}
+    assert lines["graded"] == "the share: × 0.7; spare: dropped"
+    assert lines["blind"] == "nothing: not noticed"
+
+
 def test_environment_names_the_revision_of_this_checkout(env):
     assert env["git_revision"] is None or re.fullmatch(r"[0-9a-f]{40,64}", env["git_revision"])
     assert env["git_dirty"] in (None, True, False)
@@ -180,7 +214,7 @@ def test_summary_is_honest(results):
     assert report.summary(passed).startswith("All 2 claims hold")
     assert report.summary(passed[:1]).startswith("The claim holds")
     words = report.summary(results)
-    assert "1 violated, 1 inconclusive, 1 unproven (the control did not fail), 1 broken by an error" in words
+    assert "1 violated, 1 inconclusive, 1 unproven (a control did not fail), 1 broken by an error" in words
 
 
 ENDS = st.tuples(*[st.floats(allow_nan=False)] * 2).map(sorted)

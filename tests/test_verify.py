@@ -215,6 +215,19 @@ def test_unknown_names_are_answered_with_near_ones(toy):
         verify.select(found, ["zzz"])
 
 
+def test_graded_controls_are_kept_like_other_pieces_and_do_not_depend_on_the_workers(toy, tmp_path):
+    package = toy("graded", "blind", "grade-raises", "grade-harms")
+    first, events = run(package, tmp_path / "cache", workers=2)
+    assert events[-1].done == events[-1].total == 4 * 6 + 5
+    assert first["graded"].grades[0].noticed == 0.7
+    assert first["grade-raises"].reason == "in the grade 'the share': grade 0: RuntimeError: too little"
+    assert "expected a claim that stands with 'the share' times 1" in first["grade-harms"].reason
+    second, events = run(package, tmp_path / "cache")
+    assert events[0].done == events[0].total - 2  # the two that failed are made again
+    assert [second[name].grades for name in ("graded", "blind")] == [first[name].grades for name in ("graded", "blind")]
+    assert {name: r.status for name, r in second.items()} == {name: r.status for name, r in first.items()}
+
+
 def check_result(claim, control):
     check = Check("c", "C.", "S", (), "s", "K.", {"quick": 1, "full": 1}, lambda *_: {}, lambda *_: None)
     found = [None if v is None else Evidence(1, v[0], Verdict(*sorted(v), 0.0)) for v in (claim, control)]

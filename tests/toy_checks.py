@@ -13,9 +13,9 @@ import pytest
 
 TOY = textwrap.dedent(
     """
-    import math, os, pathlib, signal, time
+    import contextlib, math, os, pathlib, signal, time
     import torch
-    from gpsafe.checks import Check, Evidence
+    from gpsafe.checks import Check, Evidence, Grade
     from gpsafe.verdict import Verdict, clopper_pearson
 
     HERE = pathlib.Path(__file__).parent
@@ -78,6 +78,37 @@ TOY = textwrap.dedent(
             return Evidence(1, math.nan, Verdict(5.0, math.inf, 1.0))
         return Evidence(1, -math.inf, Verdict(-math.inf, 0.5, 1.0, tol=1e-9))
 
+    LEVEL = {"share": 1.0, "spare": 1.0, "nothing": 1.0}
+
+    @contextlib.contextmanager
+    def scaled(name, factor):
+        LEVEL[name] = factor
+        try:
+            yield
+        finally:
+            LEVEL[name] = 1.0
+
+    @contextlib.contextmanager
+    def harm(factor):
+        with scaled("share", 0.1):
+            yield
+
+    def level(shard, budget, broken):  # the claim: share >= 0.8 and spare > 0
+        excess = 1.0 if broken else max(0.8 - LEVEL["share"], -LEVEL["spare"] + 1e-3)
+        return {"hits": excess, "n": shard}
+
+    def highest(samples, broken):
+        worst = max(s["hits"] for s in samples)
+        return Evidence(len(samples), worst, Verdict(worst, worst, 0.0))
+
+    def fails(shard, budget, broken):
+        if LEVEL["share"] < 0.6:
+            raise RuntimeError("too little")
+        return {"hits": broken - 0.5, "n": 1}
+
+    def grade(term, name, unseen="", **kwargs):
+        return Grade(term, lambda factor: scaled(name, factor), unseen=unseen, **kwargs)
+
     CHECKS = (SELECTED)
     """
 )
@@ -93,6 +124,12 @@ MAKERS = {
     "slow": 'make("slow", 0, 0, slow, shards=4)',
     "unbounded": 'make("unbounded", 0, 1, judge=unbounded, shards=1, control_shards={"quick": 2, "full": 2})',
     "not-json": 'make("not-json", 0, 0, lambda s, b, k: {"x": object()}, shards=1)',
+    "graded": 'make("graded", 0, 0, level, highest, grades=('
+    'grade("the share", "share", shards=(1,)), grade("spare", "spare", unseen="so they said")))',
+    "blind": 'make("blind", 0, 0, level, highest, grades=(grade("nothing", "nothing"),))',
+    "blind-told": 'make("blind-told", 0, 0, level, highest, grades=(grade("nothing", "nothing", "it is <nothing>"),))',
+    "grade-raises": 'make("grade-raises", 0, 0, fails, highest, grades=(grade("the share", "share"),))',
+    "grade-harms": 'make("grade-harms", 0, 0, level, highest, grades=(Grade("the share", harm),))',
     "no-evidence": 'make("no-evidence", 0, 1, judge=lambda samples, broken: 3, shards=1)',
     "no-shards": 'make("no-shards", 0, 1, shards=0)',
 }

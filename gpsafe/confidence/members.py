@@ -1,6 +1,22 @@
-"""Members of a confidence set at its very edge: adversaries for tests of everything that claims to hold for all of F_n."""
+"""Members of a confidence set at its very edge: adversaries for tests of everything that claims to hold for all of F_n.
+
+**The extremal member in closed form.** Let ℓ be a bounded linear functional, V = ΦᵀΦ + λI, and
+
+    max ℓ f   over   ‖f‖_k ≤ B,   ‖V^{1/2}(f − μ_n)‖ ≤ √λ β.
+
+A maximiser has multipliers ν₁, ν₂ ≥ 0 with ℓ = 2ν₁f + 2ν₂V(f − μ_n). Because Vμ_n = Φᵀy this is, with ρ = ν₁/ν₂ and
+t = 1/2ν₂, f = (ΦᵀΦ + (λ + ρ)I)⁻¹(Φᵀy + tℓ): the posterior mean for the regulariser λ + ρ plus a multiple of the
+posterior section of ℓ for it. ρ = 0 is the ellipsoid's own extreme, ρ → ∞ the ball's. For each ρ both constraints are
+quadratics in t, so t is explicit, and what is left is a search in ρ.
+
+Every linear functional of such an f lies in its interval about the posterior, for this posterior; it need not lie in the
+intervals of earlier posteriors: `member_share` tells.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,45 +27,175 @@ from gpsafe.confidence.functionals import functional_beta
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import RKHSFunction
 
+Residual = Callable[[Tensor], Tensor]
+_INSIDE = 1 - 1e-9  # of each constraint that a member uses, for rounding
+_POWERS = range(-9, 10)  # of ρ/λ
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 
-def extremal_member(bound: ConfidenceBound, model: GP, z: Tensor, sign: float, *, output: int = 0) -> RKHSFunction:
-    """f = μ_n ± s k_n(z, ·) with the largest s ≤ β/σ_n(z) that keeps ‖f‖_k ≤ B.
 
-    With V = ΦᵀΦ + λI the posterior kernel section is k_n(z, ·) = λV⁻¹k(z, ·), so ‖V^{1/2}(f − μ_n)‖ = s√λ σ_n(z) ≤ √λ β:
-    f is in the ellipsoid of this posterior (every functional ℓ has |ℓf − ℓμ_n| ≤ β sd_post[ℓ]) and in the ball, and for
-    s = β/σ_n(z) it attains f(z) = μ_n(z) ± βσ_n(z). It need not be in the intervals of earlier posteriors.
+def extremal_member(
+    bound: ConfidenceBound, model: GP, z: Tensor, sign: float | Tensor, *, output: int = 0
+) -> RKHSFunction:
+    """The f of the ball and of this posterior's ellipsoid with the largest Σ_i sign_i f(z_i): see the module.
 
     Args:
         bound: a bound with `functional_beta`.
         model: posterior.
-        z: (d,).
-        sign: ±1.
+        z: (d,), or (m, d).
+        sign: ±1, or weights (m,), not all 0.
         output: learned output.
 
     Raises:
-        ValueError: if ‖μ_n‖_k > B: the ellipsoid's centre is no member then, and nor need be anything on this line.
+        ValueError: if no member of the family is in both: the ball and the ellipsoid do not meet, or barely.
     """
     beta = functional_beta(bound, model)
     if beta is None:
         raise _require.fail("extremal_member", "a bound that holds for all linear functionals", bound.name)
-    limit, kernel, z = float(bound.norms(model.num_outputs)[output]), model.kernels[output], z.reshape(1, -1)
+    limit, kernel, z = float(bound.norms(model.num_outputs)[output]), model.kernels[output], torch.atleast_2d(z)
+    weights = torch.as_tensor(sign, dtype=torch.float64).expand(len(z))
     if model.inputs is None:
-        return RKHSFunction(kernel, z, torch.tensor([float(sign)], dtype=torch.float64)).scaled_to(limit * (1 - 1e-12))
-    gram = kernels.cross(kernel, model.inputs, model.inputs)
-    gram = gram + model.regularizer[output] * torch.eye(len(gram), dtype=torch.float64)
-    section = torch.linalg.solve(gram, kernels.cross(kernel, model.inputs, z))[:, 0]
-    centers, one = torch.cat([model.inputs, z]), torch.ones(1, dtype=torch.float64)
+        return RKHSFunction(kernel, z, weights).scaled_to(limit * (1 - 1e-12))
+    family = _Family(model, output, z, weights, limit, float(beta[output]))
+    ratio = family.search()
+    for inside in (_INSIDE, 1 - 1e-7, 1 - 1e-5, 1 - 1e-3):
+        f = family.member(ratio, inside)
+        if f is not None and member_share(bound, model, f, output=output) <= 1.0:
+            return f
+    mean = RKHSFunction(kernel, model.inputs, model.weights[:, output])
+    raise _require.fail("extremal_member", f"an ellipsoid that meets the ball of norm <= {limit:g}", mean.norm)
 
-    def member(scale: float) -> RKHSFunction:
-        return RKHSFunction(kernel, centers, torch.cat([model.weights[:, output] - scale * section, scale * one]))
 
-    full = sign * float(beta[output]) / float(model.posterior(z)[1][0, output].clamp_min(1e-9))
-    low, high = 0.0, 1.0
-    if member(0.0).norm_upper > limit:
-        raise _require.fail("extremal_member", f"a posterior mean of norm <= {limit:g}", member(0.0).norm_upper)
-    if member(full).norm_upper <= limit:
-        return member(full)
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if member(middle * full).norm_upper <= limit else (low, middle)
-    return member(low * full)
+class _Family:
+    """f = c₀ + t c₁ of the module for one functional, in coefficients on the centres (X, z)."""
+
+    def __init__(self, model: GP, output: int, z: Tensor, weights: Tensor, limit: float, beta: float) -> None:
+        assert model.inputs is not None
+        self.kernel, self.centers = model.kernels[output], torch.cat([model.inputs, z])
+        self.count, self.weights, self.limit = len(model.inputs), weights, limit
+        self.regularizer = float(model.regularizer[output])
+        self.reach = self.regularizer * beta**2
+        self.gram = kernels.cross(self.kernel, self.centers, self.centers)
+        n = self.count
+        self.mean = torch.cat([model.weights[:, output], torch.zeros_like(weights)])
+        self.targets = self.gram[:n, :n] @ self.mean[:n] + self.regularizer * self.mean[:n]
+        self.section = self.gram[:n, n:] @ weights
+        self.functional = self.gram[:, n:] @ weights
+
+    def line(self, ratio: float) -> tuple[Tensor, Tensor]:
+        """c₀ and c₁ (in units of t/(λ + ρ)) for ρ = ratio·λ."""
+        n, total = self.count, self.regularizer * (1 + ratio)
+        eye = torch.eye(n, dtype=torch.float64)
+        right = torch.stack([self.targets, -self.section], dim=-1)
+        solved = torch.linalg.solve(self.gram[:n, :n] + total * eye, right)
+        return torch.cat([solved[:, 0], torch.zeros_like(self.weights)]), torch.cat([solved[:, 1], self.weights])
+
+    def search(self) -> float:
+        """ρ/λ of the maximiser: the best power of ten, then golden sections between its neighbours."""
+        power = float(max(_POWERS, key=lambda p: self.best(10.0**p)[0]))
+        low, high = power - 1.0, power + 1.0
+        for _ in range(30):
+            step = _GOLDEN * (high - low)
+            if self.best(10.0 ** (high - step))[0] >= self.best(10.0 ** (low + step))[0]:
+                high = low + step
+            else:
+                low = high - step
+        return max((10.0**power, 10.0 ** (0.5 * (low + high))), key=lambda ratio: self.best(ratio)[0])
+
+    def best(self, ratio: float, inside: float = 1.0) -> tuple[float, float]:
+        """Largest ℓf and its t for one ρ; (−∞, 0) if no t satisfies both constraints."""
+        start, along = self.line(ratio)
+        low, high = -math.inf, math.inf
+        for form, origin, room in ((self._norm, 0.0 * start, self.limit**2), (self._form, self.mean, self.reach)):
+            a, b, c = form(along, along), form(along, start - origin), form(start - origin, start - origin)
+            inner = b * b - a * (c - room * inside)
+            if a <= 0 or inner < 0:
+                return -math.inf, 0.0
+            low, high = max(low, (-b - math.sqrt(inner)) / a), min(high, (-b + math.sqrt(inner)) / a)
+        if high < low:
+            return -math.inf, 0.0
+        return float(self.functional @ (start + high * along)), high
+
+    def member(self, ratio: float, inside: float) -> RKHSFunction | None:
+        """The member for one ρ, within `inside` of both constraints."""
+        value, t = self.best(ratio, inside)
+        start, along = self.line(ratio)
+        return RKHSFunction(self.kernel, self.centers, start + t * along) if math.isfinite(value) else None
+
+    def _norm(self, a: Tensor, b: Tensor) -> float:
+        """⟨f, g⟩_k."""
+        return float(a @ self.gram @ b)
+
+    def _form(self, a: Tensor, b: Tensor) -> float:
+        """⟨f, Vg⟩ = f(X)·g(X) + λ⟨f, g⟩_k."""
+        rows = self.gram[: self.count]
+        return float((rows @ a) @ (rows @ b)) + self.regularizer * self._norm(a, b)
+
+
+def member_share(bound: ConfidenceBound, model: GP, f: RKHSFunction, *, output: int = 0) -> float:
+    """max{‖f‖_k/B, ‖V^{1/2}(f − μ_n)‖/(√λ β)}: at most 1 for members of the ball and of this posterior's ellipsoid.
+
+    Then every linear functional of f is in its interval about this posterior. f may be any Σ α_i k(z_i, ·) of the
+    output's kernel.
+    """
+    share = f.norm_upper / float(bound.norms(model.num_outputs)[output])
+    if model.inputs is None:
+        return share
+    beta = functional_beta(bound, model)
+    if beta is None:
+        raise _require.fail("member_share", "a bound that holds for all linear functionals", bound.name)
+    coefficients = torch.cat([f.weights, -model.weights[:, output]])
+    gap = RKHSFunction(model.kernels[output], torch.cat([f.centers, model.inputs]), coefficients)
+    form = float(gap(model.inputs).square().sum()) + float(model.regularizer[output]) * gap.norm_upper**2
+    return max(share, math.sqrt(form / float(model.regularizer[output])) / float(beta[output]))
+
+
+def worst_member(
+    bound: ConfidenceBound,
+    model: GP,
+    objective: Callable[[Residual], Tensor],
+    start: Sequence[RKHSFunction],
+    *,
+    rounds: int = 6,
+) -> tuple[RKHSFunction, ...]:
+    """Members (one per learned output) that make `objective` large: conditional gradients.
+
+    The objective is a scalar function of the residual, such as a state of a closed loop driven by it. Its derivative in
+    the direction of a change of f is a weighted sum of f at the points visited, which `extremal_member` maximises
+    exactly; the best of the members met is kept. No claim that nothing is worse.
+
+    Args:
+        bound: a bound with `functional_beta`.
+        model: posterior.
+        objective: takes z ↦ f(z), (*b, d) → (*b, p); differentiable.
+        start: the first members, one per output.
+        rounds: number of linearisations.
+    """
+    members, best, highest = tuple(start), tuple(start), -math.inf
+    for turn in range(rounds + 1):
+        points: list[Tensor] = []
+        nudges: list[Tensor] = []
+
+        def recorded(
+            z: Tensor,
+            own: tuple[RKHSFunction, ...] = members,
+            points: list[Tensor] = points,
+            nudges: list[Tensor] = nudges,
+        ) -> Tensor:
+            nudge = torch.zeros(*z.shape[:-1], len(own), dtype=torch.float64, requires_grad=True)
+            points.append(z.detach().reshape(-1, z.shape[-1]))
+            nudges.append(nudge)
+            return torch.stack([f(z) for f in own], dim=-1) + nudge
+
+        value = objective(recorded)
+        if value.item() > highest:
+            best, highest = members, value.item()
+        if turn == rounds:
+            break
+        slopes = torch.autograd.grad(value, nudges, allow_unused=True, materialize_grads=True)
+        flat = torch.cat([slope.reshape(-1, len(members)) for slope in slopes])
+        z = torch.cat(points)
+        members = tuple(
+            f if not bool((flat[:, j] != 0).any()) else extremal_member(bound, model, z, flat[:, j], output=j)
+            for j, f in enumerate(members)
+        )
+    return best

@@ -1,15 +1,18 @@
-"""Adversaries at the edge of F_n are members of it: in the ellipsoid and in the ball."""
+"""Adversaries at the edge of F_n are members of it, and nothing in ball and ellipsoid goes further."""
 
+import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import seeds
 
 from gpsafe import kernels
-from gpsafe.confidence import Mixture
-from gpsafe.confidence.members import extremal_member
+from gpsafe.confidence import Constant, Mixture
+from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.models import GP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import RKHSFunction, random_function
 
 KERNEL = kernels.rbf([0.7, 1.4], 0.5)
 
@@ -18,27 +21,109 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def learned(seed: int, noise: float, count: int = 12) -> GP:
+def learned(seed: int, noise: float, count: int = 12, scale: float = 1.0) -> GP:
     g = generator(seed)
     f = random_function(KERNEL, -torch.ones(2), torch.ones(2), norm=1.0, generator=g)
     z = 2 * torch.rand(count, 2, dtype=torch.float64, generator=g) - 1
-    y = f(z) + noise * torch.randn(count, dtype=torch.float64, generator=g)
+    y = scale * f(z) + noise * torch.randn(count, dtype=torch.float64, generator=g)
     return GP.create(KERNEL, noise**2, nx=1, nu=1, noise_std=noise).condition_on(z, y.unsqueeze(-1))
+
+
+def points(seed: int, count: int) -> torch.Tensor:
+    return 2 * torch.rand(count, 2, dtype=torch.float64, generator=generator(seed)) - 1
+
+
+def functional(seed: int, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    return points(seed, count), torch.randn(count, dtype=torch.float64, generator=generator(seed + 99))
+
+
+def root(gram: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(gram)
+    return (np.sqrt(values.clip(0.0)) * vectors).T
+
+
+def by_cone_program(bound: Mixture, model: GP, z: torch.Tensor, weights: torch.Tensor) -> float:
+    """The same maximum by cvxpy, over coefficients on the data and z (enough, by the representer theorem)."""
+    assert model.inputs is not None
+    centers = torch.cat([model.inputs, z])
+    gram = kernels.cross(KERNEL, centers, centers).numpy() + 1e-12 * np.eye(len(centers))
+    n, lam = model.num_data, float(model.regularizer[0])
+    mean = np.concatenate([model.weights[:, 0].numpy(), np.zeros(len(z))])
+    alpha = cp.Variable(len(centers))
+    norm = root(gram)
+    ellipsoid = np.vstack([gram[:n], np.sqrt(lam) * norm])
+    limit = np.sqrt(lam) * float(bound.beta(model)[0])
+    limits = [cp.norm(norm @ alpha) <= bound.rkhs_norm, cp.norm(ellipsoid @ (alpha - mean)) <= limit]
+    problem = cp.Problem(cp.Maximize((weights.numpy() @ gram[n:]) @ alpha), limits)
+    problem.solve(solver=cp.CLARABEL)
+    return float(problem.value)
 
 
 @given(seeds())
 def test_an_extremal_member_is_in_the_ball_and_in_the_ellipsoid(seed):
     model, bound = learned(seed, 0.05), Mixture(rkhs_norm=5.0, subgaussian=0.05, delta=0.1)
-    g = generator(seed + 1)
-    z = 2 * torch.rand(50, 2, dtype=torch.float64, generator=g) - 1
+    z = points(seed + 1, 50)
     f = extremal_member(bound, model, z[0], 1.0 if seed % 2 else -1.0)
     assert float(f.norm_upper) <= 5.0
+    assert member_share(bound, model, f) <= 1.0
     low, high = bound.interval(model, z)
     assert bool(((low[:, 0] - 1e-9 <= f(z)) & (f(z) <= high[:, 0] + 1e-9)).all())
 
 
-def test_a_posterior_mean_outside_the_ball_is_refused():
-    model = learned(3, 0.5)
-    short = 0.5 * float(model.posterior_norm())
-    with pytest.raises(ValueError, match="norm <="):
-        extremal_member(Mixture(rkhs_norm=short, subgaussian=0.5, delta=0.1), model, torch.zeros(2).double(), 1.0)
+@given(seeds(), st.sampled_from([0.05, 0.5]), st.sampled_from([1.2, 2.0, 6.0]))
+def test_no_member_of_ball_and_ellipsoid_goes_further(seed, noise, limit):
+    model, bound = learned(seed, noise), Mixture(rkhs_norm=limit, subgaussian=noise, delta=0.1)
+    z, weights = functional(seed)
+    f = extremal_member(bound, model, z, weights)
+    assert member_share(bound, model, f) <= 1.0
+    assert float(weights @ f(z)) == pytest.approx(by_cone_program(bound, model, z, weights), rel=1e-4, abs=1e-5)
+
+
+def test_without_data_the_extremal_member_is_the_balls():
+    model, bound = (
+        GP.create(KERNEL, 0.01, nx=1, nu=1, noise_std=0.1),
+        Mixture(rkhs_norm=2.0, subgaussian=0.1, delta=0.1),
+    )
+    f = extremal_member(bound, model, torch.zeros(2).double(), -1.0)
+    assert float(f(torch.zeros(1, 2).double())) == pytest.approx(-2.0 * 0.5**0.5)
+    assert member_share(bound, model, f) == pytest.approx(1.0)
+
+
+def test_a_ball_that_does_not_meet_the_ellipsoid_is_refused():
+    model = learned(3, 0.05, scale=100.0)
+    with pytest.raises(ValueError, match="meets the ball of norm <= 1"):
+        extremal_member(Mixture(rkhs_norm=1.0, subgaussian=0.05, delta=0.1), model, torch.zeros(2).double(), 1.0)
+
+
+def test_a_bound_that_says_nothing_of_functionals_is_refused():
+    bound = Constant(rkhs_norm=1.0, subgaussian=0.05, delta=0.1, value=2.0)
+    with pytest.raises(ValueError, match="all linear functionals"):
+        extremal_member(bound, learned(3, 0.05), torch.zeros(2).double(), 1.0)
+
+
+def test_member_share_tells_what_is_outside():
+    model, bound = learned(5, 0.05), Mixture(rkhs_norm=1.5, subgaussian=0.05, delta=0.1)
+    f = extremal_member(bound, model, *functional(5))
+    assert 0.999 < member_share(bound, model, f) <= 1.0
+    assert member_share(bound, model, f.scaled_to(1.51)) > 1.0  # out of the ball
+    assert member_share(bound, model, f.scaled_to(0.01)) > 1.0  # far from the data
+    far = RKHSFunction(KERNEL, torch.tensor([[50.0, 0.0]]).double(), torch.tensor([1.0]).double())
+    more = RKHSFunction(KERNEL, torch.cat([f.centers, far.centers]), torch.cat([f.weights, 3.0 * far.weights]))
+    assert member_share(bound, model, more) > 1.0  # agrees with f wherever one looks
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_worst_member_found_is_a_member_and_worse_than_the_first(seed):
+    model, bound = learned(seed, 0.1), Mixture(rkhs_norm=2.0, subgaussian=0.1, delta=0.1)
+    start = extremal_member(bound, model, torch.zeros(2).double(), 1.0)
+
+    def last_state(residual) -> torch.Tensor:
+        x = torch.zeros(1, dtype=torch.float64)
+        for _ in range(4):
+            x = x + residual(torch.cat([x, torch.sin(3 * x)]))
+        return x.sum()
+
+    found = worst_member(bound, model, last_state, (start,))
+    assert member_share(bound, model, found[0]) <= 1.0
+    first, last = (float(last_state(lambda z, f=f: f(z).unsqueeze(-1))) for f in (start, found[0]))
+    assert last > first + 0.01

@@ -1,0 +1,134 @@
+"""Defects of one term each, for graded controls: patches of a single name that multiply what it gives by a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from gpsafe.checks import Grade
+from gpsafe.confidence import Mixture
+from gpsafe.cost.local_affine import LocalAffine, Moduli
+from gpsafe.policies import AffinePolicies
+from gpsafe.sets.zonotope import Zonotope
+from gpsafe.systems.base import KnownPart
+from proofs_checks._edges import edge
+
+Scaled = Callable[[float], AbstractContextManager[object]]
+FACTORS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.0)
+
+
+def graded(term: str, names: tuple[str, ...], order: tuple[str, ...], scaled: Scaled) -> Grade:
+    """A grade on the pieces of the plants `names`, numbered as in `order`; they are made before anything is patched."""
+
+    def prepared(factor: float) -> AbstractContextManager[object]:
+        for name in names:
+            edge(name)
+        return scaled(factor)
+
+    return Grade(term, prepared, tuple(order.index(name) for name in names), FACTORS)
+
+
+def around(owner: Any, name: str, change: Callable[[Any, float], Any], *, static: bool = False) -> Scaled:
+    """Patches a function or method: what it returns is changed by `change(result, factor)`."""
+    original = getattr(owner, name)
+
+    def scaled(factor: float) -> AbstractContextManager[object]:
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            return change(original(*args, **kwargs), factor)
+
+        return mock.patch.object(owner, name, staticmethod(patched) if static else patched)
+
+    return scaled
+
+
+def times(value: Any, factor: float) -> Any:
+    """value · factor."""
+    return value * factor
+
+
+def _local(change: Callable[[LocalAffine, float], LocalAffine]) -> Scaled:
+    return around(LocalAffine, "at", change, static=True)
+
+
+def _less_correlation(local: LocalAffine, factor: float) -> LocalAffine:
+    assert local.cov is not None
+    scale = torch.full_like(local.cov, factor)
+    scale[..., 0, 0], scale[..., 1:, 1:] = 1.0, 1.0
+    return replace(local, cov=local.cov * scale)
+
+
+def _less_reach(known: Any, factor: float) -> Any:
+    """The Hessian remainder with the input's part of the radius scaled."""
+
+    def remainder(part: KnownPart, center: Tensor, radius: Tensor) -> Tensor:
+        scale = torch.ones(radius.shape[-1], dtype=torch.float64)
+        scale[-1] = factor  # nu = 1
+        return known(part, center, scale * radius)
+
+    return remainder
+
+
+def _replaced(module: Any, name: str, change: Callable[[Any, float], Any]) -> Scaled:
+    """Patches a function by `change(function, factor)`."""
+    original = getattr(module, name)
+    return lambda factor: mock.patch.object(module, name, change(original, factor))
+
+
+def _less_error(displacements: Any, factor: float) -> Any:
+    """The sets of z − a with the error (what was clipped) scaled."""
+    return lambda offset, generators, error: displacements(offset, generators, factor * error)
+
+
+def _less_gradient(local: LocalAffine, factor: float) -> LocalAffine:
+    assert local.cov is not None
+    scale = torch.full_like(local.cov[..., 0], factor)
+    scale[..., 0] = 1.0
+    return replace(local, cov=local.cov * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+
+
+def _less_box(original: Callable[[Zonotope, int], Zonotope]) -> Scaled:
+    def scaled(factor: float) -> AbstractContextManager[object]:
+        def patched(tube: Zonotope, order: int) -> Zonotope:
+            found = original(tube, order)
+            if found is tube:
+                return found
+            d = tube.center.shape[-1]
+            scale = torch.ones(found.order, dtype=torch.float64)
+            scale[:d] = factor  # what the reduced generators were replaced by
+            return replace(found, generators=found.generators * scale)
+
+        return mock.patch.object(Zonotope, "reduce_outer", patched)
+
+    return scaled
+
+
+def _less_kink(secants: tuple[Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor]:
+    low, high = secants
+    middle, half = 0.5 * (low + high), 0.5 * factor * (high - low)
+    return middle - half, middle + half
+
+
+def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
+    """The terms that all tubes share; `module` is where the tube finds `remainder_outer`, `order` numbers the pieces."""
+    terms: tuple[tuple[str, str, Scaled], ...] = (
+        ("confidence width β", "value", around(Mixture, "beta", times)),
+        ("value interval at the anchor", "value", _local(lambda local, g: replace(local, half=g * local.half))),
+        ("cap B√k", "cap", _local(lambda local, g: replace(local, cap=g * local.cap))),
+        ("RKHS norm B between points", "taylor", _local(lambda local, g: replace(local, norm=g * local.norm))),
+        ("Taylor rest", "taylor", around(Moduli, "rest_within", times)),
+        ("kernel metric", "metric", around(Moduli, "metric", times)),
+        ("correlation of value and gradient", "tilted", _local(_less_correlation)),
+        ("gradient's confidence width", "gradient", _local(_less_gradient)),
+        ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
+        ("inputs in the Hessian remainder", "curved by input", _replaced(module, "remainder_outer", _less_reach)),
+        ("clipped part of the residual's inputs", "clipped residual", _replaced(module, "Displacements", _less_error)),
+        ("secant kink of the policy", "clipped", around(AffinePolicies, "secants", _less_kink)),
+        ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
+    )
+    return tuple(graded(term, (name,), order, scaled) for term, name, scaled in terms)
