@@ -36,6 +36,30 @@ def freeze(kernel: Kernel) -> Kernel:
     return frozen
 
 
+def is_stated(kernel: Kernel) -> bool:
+    """Whether every hyperparameter is the number that a builder of this module was given, and no optimiser can move it.
+
+    False for a kernel made elsewhere, and for one that was trained or edited since: it may have seen the data. Sums and
+    products of stated kernels are stated.
+    """
+    return _stated(kernel)
+
+
+def _stated(module: torch.nn.Module) -> bool:
+    given, own = module.__dict__.get("_stated_parameters"), list(module.parameters())
+    if given is not None:
+        same = len(own) == len(given) and all(torch.equal(p.detach().cpu(), v) for p, v in zip(own, given, strict=True))
+        return same and not any(p.requires_grad for p in own)
+    return not list(module.parameters(recurse=False)) and all(_stated(child) for child in module.children())
+
+
+def _as_stated(kernel: Kernel) -> Kernel:
+    """A frozen copy that remembers its hyperparameters, see :func:`is_stated`."""
+    frozen = freeze(kernel)
+    object.__setattr__(frozen, "_stated_parameters", tuple(p.detach().cpu().clone() for p in frozen.parameters()))
+    return frozen
+
+
 def rbf(
     lengthscale: Tensor | Sequence[float] | float, variance: float = 1.0, *, dims: Sequence[int] | None = None
 ) -> Kernel:
@@ -68,7 +92,7 @@ def linear(variance: Tensor | Sequence[float] | float = 1.0, *, dims: Sequence[i
     size = amounts.numel() if amounts.numel() > 1 else None
     kernel = gpytorch.kernels.LinearKernel(ard_num_dims=size, active_dims=_dims("linear", dims, amounts)).double()
     kernel.variance = amounts.reshape(1, -1)
-    return freeze(kernel)
+    return _as_stated(kernel)
 
 
 def additive(*terms: Kernel) -> Kernel:
@@ -103,12 +127,23 @@ def _scaled(
     base.lengthscale = scales
     kernel = gpytorch.kernels.ScaleKernel(base).double()
     kernel.outputscale = amount
-    return freeze(kernel)
+    return _as_stated(kernel)
 
 
 # -------------------------------------------------------------- closed forms
 def _select(z: Tensor, dims: Tensor | None) -> Tensor:
     return z if dims is None else z[..., dims.to(z.device)]
+
+
+def _difference_squares(a: Tensor, b: Tensor) -> Tensor:
+    """‖a_i − b_j‖², (*b, n, d), (*b, m, d) → (*b, n, m), one dimension at a time: smooth, unlike ``torch.cdist``, which has
+    no second derivative.
+    """
+    columns = (a[..., i].unsqueeze(-1) - b[..., i].unsqueeze(-2) for i in range(a.shape[-1]))
+    total = next(columns).square()
+    for column in columns:
+        total = total + column.square()
+    return total
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,8 +220,7 @@ class Stationary:
         differences.
         """
         if self.nu == 0.5:
-            a, b = self.centered(x, z)
-            return self.variance * torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"))
+            return self.variance * self.profile(_difference_squares(*self.centered(x, z)))
         return self.variance * self.profile(self.squared_distances(x, z))
 
     def centered(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +243,7 @@ class Stationary:
         rows, columns = a.square().sum(-1).unsqueeze(-1), b.square().sum(-1).unsqueeze(-2)
         readable = rows.numel() and columns.numel() and not linalg.is_transformed(a, b)
         if readable and float(rows.detach().max() + columns.detach().max()) > MAX_SPREAD:
-            return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+            return _difference_squares(a, b)
         return (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
 
     def diagonal(self, z: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gpsafe import _require, linalg
 from gpsafe import kernels as kernel_functions
+from gpsafe.models._gp_checks import plain_tensors
+from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._residual import ResidualModel
-from gpsafe.models.gp import Prior, zero_prior
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +34,7 @@ class SparseGP(ResidualModel):
     covariances: Tensor | None = None  # (p, m, m)
 
     @staticmethod
+    @plain_tensors
     def create(
         kernel: Kernel | Sequence[Kernel],
         nx: int,
@@ -50,7 +52,7 @@ class SparseGP(ResidualModel):
             nx, nu, noise_std, outputs, prior: see :class:`ResidualModel`.
             size: number m of inducing points, chosen among the data by greedy variance of the first kernel.
         """
-        noise, learned = ResidualModel.check("SparseGP", nx, nu, noise_std, outputs)
+        noise, learned = ResidualModel.check("SparseGP", nx, nu, noise_std, outputs, prior)
         _require.count("SparseGP", "size", size)
         given = [kernel] * len(learned) if isinstance(kernel, Kernel) else list(kernel)
         if len(given) != len(learned):

@@ -24,6 +24,7 @@ from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 
 
@@ -31,7 +32,7 @@ class BotorchView(Model, FantasizeMixin):
     """A `GP` as a BoTorch model over z = (x, u). Make it with :func:`as_botorch`.
 
     ``posterior(X)`` has the mean and the joint covariance of our posterior at X (*b, q, d);
-    `observation_noise` adds λ_j, the noise variance that conditioning supposes. Fantasies are conditioned on
+    `observation_noise` adds λ_j, the noise variance that conditioning supposes (noise scale 1). Fantasies are conditioned on
     in closed form and differentiably.
     """
 
@@ -71,7 +72,8 @@ class BotorchView(Model, FantasizeMixin):
         chosen = list(self.indices)
         mean = self.model.residual_mean(z)[..., chosen]
         if not self.residual:
-            known = self.model.prior(z[..., : self.model.nx], z[..., self.model.nx :])
+            x, u = z[..., : self.model.nx], z[..., self.model.nx :]
+            known = known_part("BotorchView.posterior", self.model.prior, x, u)
             mean = mean + known[..., list(self.model.outputs)][..., chosen]
         return mean, self.model.covariance(z)[..., chosen, :, :]
 
@@ -171,6 +173,8 @@ def as_gpytorch(model: GP, output: int = 0) -> GPyTorchView:
     """
     if not 0 <= output < model.num_outputs:
         raise _require.fail("as_gpytorch", f"output in 0..{model.num_outputs - 1}", output)
+    if model.noise_scale is not None:
+        raise _require.fail("as_gpytorch", "equal noise in every observation (one likelihood noise)", "a noise_scale")
     targets = None if model.targets is None else model.targets[:, output].clone()
     kernel = copy.deepcopy(model.kernels[output])
     view = GPyTorchView(model.inputs, targets, kernel, float(model.regularizer[output]))
