@@ -163,18 +163,21 @@ class Stationary:
         return _select(z, self.dims) / self.lengthscale.to(z.device)
 
     def profile(self, distance_sq: Tensor) -> Tensor:
-        """κ as a function of the squared scaled distance r² ≥ 0 (finite gradient 0 at r = 0)."""
+        """κ as a function of the squared scaled distance r² ≥ 0.
+
+        Differentiable twice in z at r = 0 too, as κ is for ν > ½: there it is its expansion 1 − slope(0)·r²/2. For
+        ν = ½, which has no gradient at r = 0, that is 0.
+        """
         if math.isinf(self.nu):
             return torch.exp(-0.5 * distance_sq)
         positive = distance_sq > 0
         r = torch.where(positive, 2 * self.nu * distance_sq, torch.ones_like(distance_sq)).sqrt()
-        r = torch.where(positive, r, torch.zeros_like(r))
         decay = torch.exp(-r)
         if self.nu == 0.5:
-            return decay
-        if self.nu == 1.5:
-            return (1 + r) * decay
-        return (1 + r + r.square() / 3) * decay
+            return torch.where(positive, decay, torch.ones_like(decay))
+        value = (1 + r) * decay if self.nu == 1.5 else (1 + r + r.square() / 3) * decay
+        curvature = 3.0 if self.nu == 1.5 else 5 / 3
+        return torch.where(positive, value, 1 - 0.5 * curvature * distance_sq)
 
     def slope(self, distance_sq: Tensor) -> Tensor:
         """−2 dκ/d(r²), so that ∂κ/∂z_i = −slope·(z_i − z′_i)/ℓ_i². RBF, Matérn 3/2 and 5/2 only."""
@@ -244,7 +247,11 @@ class Stationary:
         readable = rows.numel() and columns.numel() and not linalg.is_transformed(a, b)
         if readable and float(rows.detach().max() + columns.detach().max()) > MAX_SPREAD:
             return _difference_squares(a, b)
-        return (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
+        squares = rows + columns - 2 * (a @ b.mT)
+        if squares.requires_grad or linalg.is_transformed(squares):
+            # a clamp alone would lose the gradient where r² comes out as −ε: at the data themselves
+            return squares + (squares.clamp_min(0.0) - squares).detach()
+        return squares.clamp_min(0.0)
 
     def diagonal(self, z: Tensor) -> Tensor:
         """k(z, z), (*b, d) → (*b,)."""

@@ -55,6 +55,7 @@ class ConfidenceBound(ABC):
     source: ClassVar[str]
     sound: ClassVar[bool] = True
     frequentist: ClassVar[bool] = True  # assumes ‖f*‖_k ≤ B and R-sub-Gaussian noise; False: ignores B and R
+    unequal_noise: ClassVar[bool] = False  # holds where observation i has w_i·R in place of R (`gpsafe.models.gp`)
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -82,11 +83,20 @@ class ConfidenceBound(ABC):
     def refusal(self, model: GP) -> str | None:
         """Why the theorem does not cover this model; None if it does."""
         if model.mode != "theory":
-            return "a theory-mode model (this one may have been fitted to its data)"
+            return (
+                "a theory-mode model (this one may have been fitted to its data; if kernel and lambda were fixed before "
+                'them, declare it: GP.create(..., mode="theory"))'
+            )
+        if getattr(model, "noise_scale", None) is not None and not self.unequal_noise:
+            return f"equal noise in every observation (the theorem of {self.name} does not cover known noise scales)"
         return None
 
     def check(self, model: GP) -> None:
         """Raises ValueError with the reason if the model is refused."""
+        if not hasattr(model, "mode"):
+            raise _require.fail(
+                type(self).__name__, "a GP, or a view of one that states its error", type(model).__name__
+            )
         self._vector("rkhs_norm", model.num_outputs)
         self._vector("subgaussian", model.num_outputs)
         reason = None if self.unchecked else self.refusal(model)
@@ -147,7 +157,13 @@ class ConfidenceBound(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(ConfidenceBound):
-    """A bound whose β is a formula in g_n, n and λ."""
+    """A bound whose β is a formula in g_n, n and λ.
+
+    Where it says so (`unequal_noise`) it also holds for observations with known noise scales w_i ≥ 1, then with w_i·R-
+    sub-Gaussian noise and the g_n of the scaled rows: its proof takes any kernel and any predictable points, hence also
+    k(z, z′)/(w w′) at the points (z_i, w_i) (`gpsafe.models.gp`). `Srinivas` does not say so: γ_n and |ε| ≤ R = √λ are
+    those of equal noise.
+    """
 
     @abstractmethod
     def formula(
@@ -186,6 +202,7 @@ class Mixture(ClosedForm):
     """β² = B² + (R²/λ)(2g_n + 2 ln(1/δ)): self-normalised mixture bound in closed form, any fixed λ."""
 
     name = "mixture"
+    unequal_noise = True
     source = "theory §2; Flynn & Reeb 2024"
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
@@ -197,6 +214,7 @@ class AbbasiYadkori(ClosedForm):
     """β = B + (R/√λ)√(2g_n + 2 ln(1/δ)), any fixed λ; never below `Mixture` (√(a² + b²) ≤ a + b)."""
 
     name = "abbasi-yadkori"
+    unequal_noise = True
     source = "Abbasi-Yadkori 2012, Thm 3.11; Whitehouse et al. 2023"
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
@@ -218,6 +236,7 @@ class Fiedler(ClosedForm):
     convention: Literal["lambda-sqrt", "published"] = "lambda-sqrt"
 
     name = "fiedler"
+    unequal_noise = True
     source = "Fiedler, Scherer & Trimpe 2021, Thm 1"
 
     def __post_init__(self) -> None:
@@ -269,6 +288,7 @@ class ChowdhuryGopalan(ClosedForm):
     max_data: int
 
     name = "chowdhury-gopalan"
+    unequal_noise = True
     source = "Chowdhury & Gopalan 2017, Thm 2"
 
     def __post_init__(self) -> None:
@@ -296,6 +316,7 @@ class ActSafeForm(ClosedForm):
     max_data: int | None = None
 
     name = "actsafe"
+    unequal_noise = True
     source = "ActSafe, Lemma on calibrated GPs; after Chowdhury & Gopalan 2017"
 
     def __post_init__(self) -> None:
@@ -367,6 +388,7 @@ class Constant(ClosedForm):
     value: float = 2.0
 
     name = "constant"
+    unequal_noise = True
     source = "none (heuristic)"
     sound = False
     frequentist = False

@@ -36,7 +36,8 @@ def extremal_member(bound: ConfidenceBound, model: GP, z: Tensor, sign: float, *
     if model.inputs is None:
         return RKHSFunction(kernel, z, torch.tensor([float(sign)], dtype=torch.float64)).scaled_to(limit * (1 - 1e-12))
     gram = kernels.cross(kernel, model.inputs, model.inputs)
-    gram = gram + model.regularizer[output] * torch.eye(len(gram), dtype=torch.float64)
+    scales = torch.ones(len(gram), dtype=torch.float64) if model.noise_scale is None else model.noise_scale
+    gram = gram + model.regularizer[output] * torch.diag(scales.square())
     section = torch.linalg.solve(gram, kernels.cross(kernel, model.inputs, z))[:, 0]
     centers, one = torch.cat([model.inputs, z]), torch.ones(1, dtype=torch.float64)
 
