@@ -111,6 +111,8 @@ class ConfidenceBound(ABC):
     def assumptions(self, model: GP) -> tuple[str, ...]:
         """What the bound believes."""
         listed = [*self.beliefs(), "kernel and lambda fixed before data"]
+        if getattr(model, "noise_scale", None) is not None:
+            listed.append("noise of observation i is noise_scale[i] times as large, known before it is made")
         if not self.sound:
             listed.append(f"{self.name} is not a theorem")
         if self.unchecked:
