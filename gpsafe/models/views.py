@@ -153,8 +153,7 @@ class GPyTorchView(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc
     _num_outputs = 1
 
     def __init__(self, inputs: Tensor | None, targets: Tensor | None, kernel: gpytorch.kernels.Kernel, noise: float):
-        constraint = gpytorch.constraints.Positive()
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=constraint).double()
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=kernel_functions.exact()).double()
         likelihood.noise = torch.tensor(noise, dtype=torch.float64)
         super().__init__(inputs, targets, likelihood)
         self.mean_module = gpytorch.means.ZeroMean()
@@ -216,8 +215,7 @@ def fit_hyperparameters(
     for j in chosen:
         view = as_gpytorch(model, j).train()
         noisy = cast(gpytorch.likelihoods.GaussianLikelihood, view.likelihood)
-        for parameter in view.covar_module.parameters():
-            parameter.requires_grad_(True)
+        view.covar_module = kernel_functions.trainable(model.kernels[j])
         if fit_noise:
             floor = float(_require.positive(where, "minimum_noise", minimum_noise))
             floor = max(floor * float(model.targets[:, j].var(correction=0)), 1e-14)
