@@ -47,13 +47,12 @@ def trainable(kernel: Kernel) -> Kernel:
     Their values move by rounding only; constraints that the kernel brought along stay.
     """
     copied = copy.deepcopy(kernel).double()
-    for module in copied.modules():
-        if isinstance(module, Kernel):
-            for name, constraint in list(module._constraints.items()):
-                if not cast(Any, constraint).enforced:
-                    softplus, value = gpytorch.constraints.Positive(), module.get_parameter(name).detach().clone()
-                    module.register_constraint(name, softplus)
-                    module.initialize(**{name: softplus.inverse_transform(value)})
+    for path, parameter, constraint in list(copied.named_parameters_and_constraints()):
+        if constraint is not None and not constraint.enforced:
+            owner, _, name = path.rpartition(".")
+            module, softplus = cast(Kernel, copied.get_submodule(owner)), gpytorch.constraints.Positive()
+            module.register_constraint(name, softplus)
+            module.initialize(**{name: softplus.inverse_transform(parameter.detach())})
     for parameter in copied.parameters():
         parameter.requires_grad_(True)
     return copied
@@ -288,16 +287,17 @@ def variance_everywhere(kernel: Kernel) -> float:
     return math.inf if form is None else form.variance_everywhere
 
 
-def entry_error(form: ClosedForm | None, points: Tensor) -> float:
+def entry_error(form: ClosedForm | None, points: Tensor, *, product: bool = True) -> float:
     """ε such that a computed k(x, z), x in `points` (m, d), errs by at most ε √(k(x, x) k(z, z)).
 
     Stationary parts: true differences give r² to a few u·(d + 4) of itself, and κ, Lipschitz in r² with constant ½ and
-    decaying, to as much absolutely. The fast path (`gpsafe.models._fast`) takes r² from a matrix product of centred
-    inputs a, b where S = max ‖a‖² ≤ MAX_SPREAD, and errs by (d + 4)u(‖a‖² + ‖b‖²); for far z the decay outweighs
-    ‖b‖². Together 8u(d + 4)(1 + S). Linear parts: γ_{d+2}. Other kernels: gpytorch's values are *taken* to be that accurate.
+    decaying, to as much absolutely: 8u(d + 4). The fast path (`gpsafe.models._fast`; `product`) takes r² from a matrix
+    product of centred inputs a, b where S = max ‖a‖² ≤ MAX_SPREAD, and errs by (d + 4)u(‖a‖² + ‖b‖²); for far z the decay
+    outweighs ‖b‖². Together 8u(d + 4)(1 + S). Linear parts: γ_{d+2}. Other kernels: gpytorch's values are *taken* to be
+    that accurate.
     """
     spread = 0.0
-    for part in form.parts if form is not None else ():
+    for part in form.parts if form is not None and product else ():
         if isinstance(part, Stationary):
             scaled = part.scaled(points)
             spread = max(spread, float((scaled - scaled.mean(0)).square().sum(-1).max()))

@@ -177,7 +177,7 @@ class LocalAffine:
         forms = [kernels.stationary(kernel) for kernel in model.kernels]
         known = [form for form in forms if form is not None]
         if len(known) < len(forms):
-            got = [type(kernel).__name__ for kernel in model.kernels]
+            got = ", ".join(kernels.describe(kernel) for kernel in model.kernels)
             raise _require.fail("LocalAffine", "stationary kernels (RBF or Matérn)", got)
         if not bool(torch.isfinite(norm).all()):
             raise _require.fail("LocalAffine", "a bound with a finite RKHS norm", bound.name)
@@ -222,8 +222,24 @@ class LocalAffine:
                 error = torch.where(better, half + extra, error)
                 value = torch.where(better, middle + ahead, value)
                 linear = torch.where(better.unsqueeze(-1), slope @ cross.generators, linear)
-        lost = ~(error < self.cap)  # also where it is NaN
-        value = torch.where(lost, torch.zeros_like(value), value)
-        linear = torch.where(lost.unsqueeze(-1), torch.zeros_like(linear), linear)
-        error = torch.where(lost, self.cap.expand_as(error), error.clamp_min(0.0))
-        return AffineRange(value, linear, error * (1 + 1e-12), (self.half < -EMPTY).any(-1))
+        return self._cut(value, linear, error.clamp_min(0.0))
+
+    def _cut(self, value: Tensor, linear: Tensor, error: Tensor) -> AffineRange:
+        """The same intersected with |f| ≤ B√k.
+
+        With s = Σ|linear|, what is left over, f(z) − value − linear ξ, lies in [−cap − value − s, cap − value + s] too: the
+        error shrinks. The interval hull cut to ±cap, without a linear part, is taken where its half-width is no larger than
+        that error (or the form is NaN).
+        """
+        reach = linear.abs().sum(-1)
+        low, high = torch.maximum(-error, -self.cap - value - reach), torch.minimum(error, self.cap - value + reach)
+        middle, half = value + 0.5 * (low + high), (0.5 * (high - low)).clamp_min(0.0)
+        bottom, top = torch.maximum(value - reach - error, -self.cap), torch.minimum(value + reach + error, self.cap)
+        radius = (0.5 * (top - bottom)).clamp_min(0.0)
+        interval, known = ~(half < radius), torch.isfinite(radius)
+        center = torch.where(known, 0.5 * (bottom + top), torch.zeros_like(value))
+        radius = torch.where(known, radius, self.cap.expand_as(radius))
+        linear = torch.where(interval.unsqueeze(-1), torch.zeros_like(linear), linear)
+        value, error = torch.where(interval, center, middle), torch.where(interval, radius, half)
+        empty = (self.half < -EMPTY) | (bottom > top + EMPTY)
+        return AffineRange(value, linear, error * (1 + 1e-12), empty.any(-1))

@@ -24,6 +24,7 @@ from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe import kernels as kernel_functions
 from gpsafe.models.gp import GP
 
 
