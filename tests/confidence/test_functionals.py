@@ -2,7 +2,7 @@
 
 import math
 
-import mpmath
+import flint
 import pytest
 import reference
 import torch
@@ -113,11 +113,11 @@ def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regular
     one, bound = torch.ones(1, dtype=torch.float64), Constant(value=1.0)
     half = bound.half_width(model, one, model.posterior(z)[1], model.prior_variance(z))[:, 0]
     found = jet(model, z).cov[:, 0]
-    with mpmath.workdps(40):
+    with flint.ctx.workdps(45):
         exact = [reference.rbf_jet(inputs, point, lengthscale, regularizer) for point in z]
-        lacking = [float(rows[0][0] - mpmath.mpf(float(h)) ** 2) for rows, h in zip(exact, half, strict=True)]
+        lacking = [float(rows[0][0] - flint.arb(float(h)) ** 2) for rows, h in zip(exact, half, strict=True)]
         excess = [
-            [[float(mpmath.mpf(float(c)) - e) for c, e in zip(mine, true, strict=True)] for mine, true in pair]
+            [[float(flint.arb(float(c)) - e) for c, e in zip(mine, true, strict=True)] for mine, true in pair]
             for pair in (zip(cov, rows, strict=True) for cov, rows in zip(found, exact, strict=True))
         ]
     assert max(lacking) <= 0.0
