@@ -9,7 +9,7 @@ and the value and slope at a lie in
     separate:  f(a) ∈ [l_n(a), h_n(a)],  |∂_v f(a) − ∂_v μ_n(a)| ≤ β sd_post[∂_v f(a)],
     joint:     |f(a) + ∂_v f(a) − μ_n(a) − ∂_v μ_n(a)| ≤ β sd_post[f(a) + ∂_v f(a)],
 
-or, without gradients, |f(z) − f(a)| ≤ B d_k(z, a); and |f(z)| ≤ B√k everywhere. The narrowest is taken. The first two
+or, without gradients, |f(z) − f(a)| ≤ B d_k(z, a). The narrowest is taken, and cut to |f(z)| ≤ B√k. The first two
 keep ∇μ_n as a linear map (it cancels against the feedback), so that a contracting loop stays contracting; the metric
 form is the better one far from data.
 """
@@ -225,21 +225,16 @@ class LocalAffine:
         return self._cut(value, linear, error.clamp_min(0.0))
 
     def _cut(self, value: Tensor, linear: Tensor, error: Tensor) -> AffineRange:
-        """The same intersected with |f| ≤ B√k.
+        """The same where its interval hull is within ±B√k, else that hull cut to ±B√k, without a linear part.
 
-        With s = Σ|linear|, what is left over, f(z) − value − linear ξ, lies in [−cap − value − s, cap − value + s] too: the
-        error shrinks. The interval hull cut to ±cap, without a linear part, is taken where its half-width is no larger than
-        that error (or the form is NaN).
+        So the range over a part of a set is never wider than ±B√k, which is what the whole may get. NaN and infinity give ±B√k.
         """
         reach = linear.abs().sum(-1)
-        low, high = torch.maximum(-error, -self.cap - value - reach), torch.minimum(error, self.cap - value + reach)
-        middle, half = value + 0.5 * (low + high), (0.5 * (high - low)).clamp_min(0.0)
-        bottom, top = torch.maximum(value - reach - error, -self.cap), torch.minimum(value + reach + error, self.cap)
-        radius = (0.5 * (top - bottom)).clamp_min(0.0)
-        interval, known = ~(half < radius), torch.isfinite(radius)
-        center = torch.where(known, 0.5 * (bottom + top), torch.zeros_like(value))
-        radius = torch.where(known, radius, self.cap.expand_as(radius))
-        linear = torch.where(interval.unsqueeze(-1), torch.zeros_like(linear), linear)
-        value, error = torch.where(interval, center, middle), torch.where(interval, radius, half)
-        empty = (self.half < -EMPTY) | (bottom > top + EMPTY)
+        low, high = torch.maximum(value - reach - error, -self.cap), torch.minimum(value + reach + error, self.cap)
+        within, known = value.abs() + reach + error <= self.cap, torch.isfinite(low + high)
+        center = torch.where(known, 0.5 * (low + high), torch.zeros_like(value))
+        radius = torch.where(known, (0.5 * (high - low)).clamp_min(0.0), self.cap.expand_as(value))
+        value, error = torch.where(within, value, center), torch.where(within, error, radius)
+        linear = torch.where(within.unsqueeze(-1), linear, torch.zeros_like(linear))
+        empty = (self.half < -EMPTY) | (low > high + EMPTY)
         return AffineRange(value, linear, error * (1 + 1e-12), empty.any(-1))
