@@ -100,12 +100,14 @@ def test_band_covers_value_plus_directional_derivative_when_the_noise_event_hold
     assert bool(((value - center).abs() <= half + 1e-8).all())
 
 
-@pytest.mark.parametrize("regularizer", [1e-4, 3.5e-6, 1e-8, 1e-10])
-def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regularizer):
-    """Points of one path, far closer than the length-scale: k_n(K + λI)⁻¹k_n amplifies the rounding of K by up to k/λ."""
+@pytest.mark.parametrize(
+    ("regularizer", "stretch"), [(1e-4, 1.0), (3.5e-6, 1.0), (1e-8, 1.0), (1e-10, 1.0), (1e-5, 30.0)]
+)
+def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regularizer, stretch):
+    """Points of one path, far closer than the length-scale or spread over sixty of them."""
     time = 0.1 * torch.arange(80, dtype=torch.float64)
     wobble = 1e-3 * torch.randn(80, 2, dtype=torch.float64, generator=generator(1))
-    inputs = torch.stack([3.0 + time.sin(), 2.0 * time.cos()], dim=-1) + wobble
+    inputs = stretch * torch.stack([3.0 + time.sin(), 2.0 * time.cos()], dim=-1) + wobble
     lengthscale = torch.tensor([1.0, 2.0], dtype=torch.float64)
     model = GP.create(kernels.rbf(lengthscale, 1.0), regularizer, nx=2, nu=0, noise_std=1.0, outputs=(0,))
     model = model.condition_on(inputs, torch.zeros(80, 1, dtype=torch.float64))
