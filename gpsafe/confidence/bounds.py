@@ -16,23 +16,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
+from gpsafe.confidence.rounding import EPS, Rounding
 from gpsafe.models.gp import GP
 
-MARGIN = 1e-12  # outward rounding of the variance, relative to the prior variance: at least this
-AMPLIFIED = 2.0**-6  # and at least this times εk/λ
-EPS = torch.finfo(torch.float64).eps
 MATCH = 1e-9  # relative agreement required between the model's λ and the λ of a theorem
-
-
-def variance_margin(prior_variance: Tensor, regularizer: Tensor) -> Tensor:
-    """Outward rounding of computed posterior variances, max(1e-12, εk/(64λ))·k with k = `prior_variance`.
-
-    An error δK of the Gram matrix moves k_nᵀ(K + λI)⁻¹k_n by qᵀδK q, q = (K + λI)⁻¹k_n, and ‖q‖² may come near k/(4λ) where
-    data are far closer than the length-scale. The factor is three times the largest error measured against 80-bit and
-    40-digit arithmetic (random data of up to 700 points, λ/k from 1e-4 to 1e-12); the worst case is larger by about n.
-    """
-    return prior_variance * (AMPLIFIED * EPS * prior_variance / regularizer.to(prior_variance.device)).clamp_min(MARGIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +122,9 @@ class ConfidenceBound(ABC):
         return None
 
     def prior_width(self, model: GP, z: Tensor) -> Tensor:
-        """sup of |f*(z)| before any data, B√k(z, z) at z (*b, d), (*b, p); +inf if no norm is assumed."""
+        """sup of |f*(z)| before any data, B√k(z, z) at z (*b, d), (*b, p), rounded up; +inf if no norm is assumed."""
         std = model.prior_variance(z).sqrt()
-        width = self.norms(model.num_outputs).to(z.device) * std
+        width = self.norms(model.num_outputs).to(z.device) * std * (1 + 64 * EPS)
         return torch.where(std == 0, std, width)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +139,10 @@ class ConfidenceBound(ABC):
         return mean - half, mean + half
 
     def half_width(self, model: GP, beta: Tensor, std: Tensor, prior_variance: Tensor) -> Tensor:
-        """βσ rounded outwards, plus the slack, (*b, p)."""
-        half = beta * (std.square() + variance_margin(prior_variance, model.regularizer)).sqrt()
+        """βσ plus the slack, outwards by the rounding of the computed σ and μ, (*b, p)."""
+        rounding, variance = Rounding.of(model), std.square()
+        variance = variance + rounding.variance(variance, prior_variance)
+        half = beta * linalg.safe_sqrt(variance) + rounding.mean(variance, prior_variance)
         slack = self.slack(model)
         return half if slack is None else half + slack.to(half.device)
 

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
-from gpsafe.confidence.bounds import MARGIN, ConfidenceBound, Mixture
+from gpsafe.confidence.bounds import ConfidenceBound, Mixture
+from gpsafe.confidence.rounding import MARGIN
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 

@@ -194,7 +194,7 @@ def _prior_features(
     factor: Factor, dim: int, num: int, num_features: int, generator: torch.Generator
 ) -> tuple[_Fourier | _Slopes, ...]:
     if factor.form is None:
-        got = type(factor.kernel).__name__
+        got = kernels.describe(factor.kernel)
         raise _require.fail("sample_functions", "a sum of RBF, Matérn and linear kernels (or method 'centers')", got)
     terms: list[_Fourier | _Slopes] = []
     device = factor.store.lower.device

@@ -103,7 +103,7 @@ def _variational(kernel: Kernel, points: Tensor, z: Tensor, y: Tensor, noise: fl
         noise_constraint=gpytorch.constraints.GreaterThan(min(1e-10, 0.1 * noise**2))
     )
     likelihood = likelihood.double().to(z.device)
-    likelihood.initialize(noise=noise**2)
+    likelihood.initialize(noise=torch.tensor(noise**2, dtype=torch.float64, device=z.device))
     objective = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=len(z))
     optimizer = gpytorch.optim.NGD(model.variational_parameters(), num_data=len(z), lr=1.0)
     model.train()

@@ -25,6 +25,7 @@ from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe import kernels as kernel_functions
 from gpsafe.models import _fitting
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
@@ -157,8 +158,7 @@ class GPyTorchView(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc
     _num_outputs = 1
 
     def __init__(self, inputs: Tensor | None, targets: Tensor | None, kernel: gpytorch.kernels.Kernel, noise: float):
-        constraint = gpytorch.constraints.Positive()
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=constraint).double()
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=kernel_functions.exact()).double()
         likelihood.noise = torch.tensor(noise, dtype=torch.float64)
         super().__init__(inputs, targets, likelihood)
         self.mean_module = gpytorch.means.ZeroMean()

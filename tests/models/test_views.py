@@ -69,6 +69,14 @@ def test_gpytorch_view_agrees_and_botorch_accepts_it_too(name):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=SOLVE)
 
 
+def test_gpytorch_view_has_exactly_the_parameters_of_the_model():
+    model = GP.create(kernels.matern(2.5, [0.7, 21.0], 0.3), 1e-7, nx=1, nu=1, noise_std=0.1)
+    view = as_gpytorch(model)
+    assert view.likelihood.noise.item() == model.regularizer.item() == 1e-7
+    assert view.covar_module.outputscale.item() == 0.3
+    assert view.covar_module.base_kernel.lengthscale.tolist() == [[0.7, 21.0]]
+
+
 def test_observation_noise_is_lambda():
     model, z = make(), draw(3, 5, 2)
     noisy = as_botorch(model).posterior(z, observation_noise=True).variance
