@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import kernels, linalg
+from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.models.low_rank import LowRankGP
 
@@ -96,6 +97,7 @@ class Rounding:
         return self.load * (direct + carried)
 
 
+@plain_tensors
 def _measure(model: GP) -> Rounding:
     lam = model.regularizer
     none = torch.zeros_like(lam)
