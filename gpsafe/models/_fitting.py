@@ -126,6 +126,6 @@ class _Scaled(GreaterThan):
 
         super().__init__(
             torch.tensor(floor, dtype=torch.float64),
-            transform=lambda raw: size.to(raw.device) * torch.nn.functional.softplus(raw),
+            transform=cast(Any, lambda raw: size.to(raw.device) * torch.nn.functional.softplus(raw)),
             inv_transform=inverse,
         )
