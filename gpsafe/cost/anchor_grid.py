@@ -111,7 +111,7 @@ class AnchorGrid:
 
 
 def _same(one: GP, other: GP) -> bool:
-    """Whether two posteriors have equal kernels, λ and data (objects may differ, as after a restart)."""
+    """Whether two posteriors have equal kernels, λ, data and noise scales (objects may differ, as after a restart)."""
     if one is other:
         return True
     forms = [[kernels.stationary(kernel) for kernel in model.kernels] for model in (one, other)]
@@ -122,6 +122,9 @@ def _same(one: GP, other: GP) -> bool:
         return False
     if one.inputs is None or other.inputs is None or one.targets is None or other.targets is None:
         return one.num_data == 0
+    scales = [torch.ones(m.num_data).double() if m.noise_scale is None else m.noise_scale.cpu() for m in (one, other)]
+    if not torch.equal(*scales):
+        return False
     return torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
 
 

@@ -14,6 +14,7 @@ from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture
 from gpsafe.confidence.functionals import functional_beta, jet
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.confidence.members import extremal_member
+from gpsafe.cost.anchor_grid import _same
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP, identity_prior, sample_functions
 from gpsafe.models.views import as_botorch, as_gpytorch, fit_hyperparameters
@@ -248,3 +249,11 @@ def test_a_caller_who_edits_the_scales_later_changes_nothing(seed):
     kept = model.noise_scale.clone()
     w += 1
     assert torch.equal(model.noise_scale, kept)
+
+
+def test_enclosures_are_not_kept_for_a_set_with_other_scales():
+    z, y, w = normal(0, 9, 2), normal(1, 9, 1), scales(2, 9)
+    plain, scaled = empty("rbf").condition_on(z, y), empty("rbf").condition_on(z, y, noise_scale=w)
+    ones = empty("rbf").condition_on(z, y, noise_scale=torch.ones(9))
+    assert _same(plain, ones) and _same(scaled, empty("rbf").condition_on(z, y, noise_scale=w.clone()))
+    assert not _same(plain, scaled) and not _same(scaled, empty("rbf").condition_on(z, y, noise_scale=w + 1))
