@@ -114,7 +114,7 @@ class Lederer(ConfidenceBound):
             if form is None:
                 return f"RBF or Matérn kernels (not {kernels.describe(kernel)})"
             if self.lipschitz is None and (not math.isinf(form.nu) or form.dims is not None):
-                return f"RBF kernels on all inputs (not {kernels.describe(kernel)}), or a given lipschitz constant"
+                return f"RBF kernels on all inputs, or a given lipschitz constant (not {kernels.describe(kernel)})"
         return super().refusal(model)
 
     def grid_log(self, count: Tensor, log_inv_delta: float) -> Tensor:

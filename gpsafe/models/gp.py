@@ -265,7 +265,7 @@ class GP:
         """Residual mean and latent std at z (*b, d), both (*b, p). Differentiable in z.
 
         Chunks of points keep the working set in cache; the variance comes from a triangular product with L⁻¹,
-        never from K⁻¹. A NaN in z gives NaN. Rounding: see :attr:`gpsafe.confidence.bounds.MARGIN`.
+        never from K⁻¹. A NaN in z gives NaN. Rounding: see :mod:`gpsafe.confidence.rounding`.
         """
         z = self._query("GP.posterior", z)
         flat = z.reshape(-1, z.shape[-1])
