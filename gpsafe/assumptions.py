@@ -38,6 +38,10 @@ class Assumption(Enum):
         "every observation kept",
         "The data are one growing sequence: none dropped, none chosen by its outcome, each input fixed before its noise.",
     )
+    NOISE_SCALES = (
+        "noise scales known",
+        "The noise of observation i is noise_scale[i] times as large as R, and that was known before it was made.",
+    )
     KNOWN_OUTPUTS = (
         "unlearned outputs equal the known part",
         "States without a process of their own follow the known part.",

@@ -31,7 +31,8 @@ class Transitions:
                 value = _require.finite("Transitions", name, value)
             if value.ndim != 2:
                 raise _require.fail("Transitions", f"{name} of shape (n, d)", f"shape {tuple(value.shape)}")
-            object.__setattr__(self, name, value.detach().clone())
+            with torch.inference_mode(False):  # what was recorded in inference mode is learnt from in another
+                object.__setattr__(self, name, value.detach().clone())
         _require.shape("Transitions", "x_next", self.x_next, tuple(self.x.shape))
         if self.u.shape[0] != self.x.shape[0]:
             raise _require.fail("Transitions", f"{self.x.shape[0]} inputs u", self.u.shape[0])

@@ -2,8 +2,12 @@
 
 A kernel is always a `gpytorch.kernels.Kernel`; this module builds the usual ones, freezes them, evaluates
 sums of (scaled, ARD, restricted) RBF, Matérn and linear kernels directly in float64, and gives the kernel
-metric d_k(z, z′)² = k(z, z) + k(z′, z′) − 2 k(z, z′), the Lipschitz modulus of the unit ball of the RKHS.
-Every other kernel goes through ``gpytorch`` itself.
+metric d_k(z, z′)² = k(z, z) + k(z′, z′) − 2 k(z, z′), the Lipschitz modulus of the unit ball of the RKHS, and
+sup k(z, z) over boxes, which caps it. Every other kernel goes through ``gpytorch`` itself, and has no such suprema.
+
+**Parameters are what was asked.** ``gpytorch`` keeps a parameter behind a softplus and takes a Python float through
+float32 (0.7 becomes 0.69999998808, and 21 becomes 21 − 8e-10 even in float64). The builders here store float64
+parameters without a transform, to the last bit; `trainable` gives back a parametrisation that an optimiser may move.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import gpytorch
@@ -19,21 +22,69 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, linalg
+from gpsafe import _require
+from gpsafe._kernel_forms import ClosedForm, Linear, Stationary
 
 _EPS = torch.finfo(torch.float64).eps
-MAX_SPREAD = 1e4  # squared scaled radius up to which distances may come from a matrix product
-# Σ_{k≥0} r^k/(k+2)!, highest power first: enough terms for full precision on 0 ≤ r ≤ 1.
-_SERIES = tuple(1.0 / math.factorial(k + 2) for k in range(19, -1, -1))
+MAX_SPREAD = 64.0  # squared scaled radius of the data up to which the fast path takes distances from a matrix product
 
 
 # ------------------------------------------------------------------ builders
 def freeze(kernel: Kernel) -> Kernel:
-    """A detached float64 copy in evaluation mode whose hyperparameters no optimiser can move."""
+    """A detached float64 copy in evaluation mode whose hyperparameters no optimiser can move.
+
+    Raw parameters are taken as they are: what ``gpytorch`` rounded before (see the module) stays rounded.
+    """
     frozen = copy.deepcopy(kernel).double().eval()
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     return frozen
+
+
+def is_stated(kernel: Kernel) -> bool:
+    """Whether every hyperparameter is the number that a builder of this module was given, and no optimiser can move it.
+
+    False for a kernel made elsewhere, and for one that was trained or edited since: it may have seen the data. Sums and
+    products of stated kernels are stated.
+    """
+    return _stated(kernel)
+
+
+def _stated(module: torch.nn.Module) -> bool:
+    given, own = module.__dict__.get("_stated_parameters"), list(module.parameters())
+    if given is not None:
+        same = len(own) == len(given) and all(torch.equal(p.detach().cpu(), v) for p, v in zip(own, given, strict=True))
+        return same and not any(p.requires_grad for p in own)
+    return not list(module.parameters(recurse=False)) and all(_stated(child) for child in module.children())
+
+
+def _as_stated(kernel: Kernel) -> Kernel:
+    """A frozen copy that remembers its hyperparameters, see :func:`is_stated`."""
+    frozen = freeze(kernel)
+    object.__setattr__(frozen, "_stated_parameters", tuple(p.detach().cpu().clone() for p in frozen.parameters()))
+    return frozen
+
+
+def trainable(kernel: Kernel) -> Kernel:
+    """A copy for an optimiser: parameters require gradients, and those stored without a transform get softplus.
+
+    Their values move by rounding only; constraints that the kernel brought along stay.
+    """
+    copied = copy.deepcopy(kernel).double()
+    for path, parameter, constraint in list(copied.named_parameters_and_constraints()):
+        if constraint is not None and not constraint.enforced:
+            owner, _, name = path.rpartition(".")
+            module, softplus = cast(Kernel, copied.get_submodule(owner)), gpytorch.constraints.Positive()
+            module.register_constraint(name, softplus)
+            module.initialize(**{name: softplus.inverse_transform(parameter.detach())})
+    for parameter in copied.parameters():
+        parameter.requires_grad_(True)
+    return copied
+
+
+def exact() -> gpytorch.constraints.Positive:
+    """A positivity constraint that stores a value as it is: softplus and its inverse would lose digits."""
+    return gpytorch.constraints.Positive(transform=cast(Any, None), inv_transform=cast(Any, None))
 
 
 def rbf(
@@ -66,9 +117,10 @@ def linear(variance: Tensor | Sequence[float] | float = 1.0, *, dims: Sequence[i
     """k(z, z′) = Σ_i variance_i z_i z′_i, frozen: one variance for all input dimensions, or one for each."""
     amounts = torch.atleast_1d(_require.positive("linear", "variance", variance))
     size = amounts.numel() if amounts.numel() > 1 else None
-    kernel = gpytorch.kernels.LinearKernel(ard_num_dims=size, active_dims=_dims("linear", dims, amounts)).double()
+    chosen = _dims("linear", dims, amounts)
+    kernel = gpytorch.kernels.LinearKernel(size, variance_constraint=exact(), active_dims=chosen).double()
     kernel.variance = amounts.reshape(1, -1)
-    return freeze(kernel)
+    return _as_stated(kernel)
 
 
 def additive(*terms: Kernel) -> Kernel:
@@ -76,6 +128,38 @@ def additive(*terms: Kernel) -> Kernel:
     if not terms:
         raise _require.fail("additive", "at least one kernel", 0)
     return freeze(gpytorch.kernels.AdditiveKernel(*terms))
+
+
+def product(*factors: Kernel) -> Kernel:
+    """k = Π_i k_i, frozen. Evaluated through ``gpytorch``: no closed form."""
+    if not factors:
+        raise _require.fail("product", "at least one kernel", 0)
+    return freeze(gpytorch.kernels.ProductKernel(*factors))
+
+
+def periodic(
+    period: Tensor | Sequence[float] | float,
+    lengthscale: Tensor | Sequence[float] | float,
+    variance: float = 1.0,
+    *,
+    dims: Sequence[int] | None = None,
+) -> Kernel:
+    """k(z, z′) = variance · exp(−2 Σ_i sin²(π(z_i − z′_i)/period_i)/ℓ_i), frozen; `dims` as in :func:`rbf`.
+
+    ℓ is not squared, as in ``gpytorch``, which evaluates it: no closed form.
+    """
+    periods = torch.atleast_1d(_require.positive("periodic", "period", period))
+    scales = torch.atleast_1d(_require.positive("periodic", "lengthscale", lengthscale))
+    try:
+        periods, scales = torch.broadcast_tensors(periods, scales)
+    except RuntimeError:
+        got = (periods.tolist(), scales.tolist())
+        raise _require.fail("periodic", "as many periods as length-scales, or one", got) from None
+    options = {"period_length_constraint": exact()}
+    kernel = _scaled(gpytorch.kernels.PeriodicKernel, options, scales, variance, dims)
+    base = cast(gpytorch.kernels.PeriodicKernel, cast(gpytorch.kernels.ScaleKernel, kernel).base_kernel)
+    base.period_length = periods.clone()
+    return _as_stated(kernel)
 
 
 def _dims(where: str, dims: Sequence[int] | None, per_dim: Tensor) -> tuple[int, ...] | None:
@@ -99,185 +183,26 @@ def _scaled(
     where = family.__name__
     scales = torch.atleast_1d(_require.positive(where, "lengthscale", lengthscale))
     amount = float(_require.positive(where, "variance", variance))
-    base = family(ard_num_dims=scales.numel(), active_dims=_dims(where, dims, scales), **options).double()
-    base.lengthscale = scales
-    kernel = gpytorch.kernels.ScaleKernel(base).double()
-    kernel.outputscale = amount
-    return freeze(kernel)
+    chosen = _dims(where, dims, scales)
+    base = family(ard_num_dims=scales.numel(), active_dims=chosen, lengthscale_constraint=exact(), **options).double()
+    base.lengthscale = scales.clone()
+    kernel = gpytorch.kernels.ScaleKernel(base, outputscale_constraint=exact()).double()
+    kernel.outputscale = torch.tensor(amount, dtype=torch.float64)
+    return _as_stated(kernel)
 
 
-# -------------------------------------------------------------- closed forms
-def _select(z: Tensor, dims: Tensor | None) -> Tensor:
-    return z if dims is None else z[..., dims.to(z.device)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stationary:
-    """k(z, z′) = variance · κ(‖(z − z′)/lengthscale‖) with κ the RBF (nu = inf) or Matérn profile.
-
-    `dims` are the active input dimensions (None: all).
-    """
-
-    nu: float
-    lengthscale: Tensor
-    variance: float
-    dims: Tensor | None = None
-
-    def scaled(self, z: Tensor) -> Tensor:
-        """Active inputs divided by their length-scales."""
-        return _select(z, self.dims) / self.lengthscale.to(z.device)
-
-    def profile(self, distance_sq: Tensor) -> Tensor:
-        """κ as a function of the squared scaled distance r² ≥ 0 (finite gradient 0 at r = 0)."""
-        if math.isinf(self.nu):
-            return torch.exp(-0.5 * distance_sq)
-        together = distance_sq <= 0  # not where it is NaN: that must not count as distance 0
-        r = torch.where(together, torch.ones_like(distance_sq), 2 * self.nu * distance_sq).sqrt()
-        r = torch.where(together, torch.zeros_like(r), r)
-        decay = torch.exp(-r)
-        if self.nu == 0.5:
-            return decay
-        if self.nu == 1.5:
-            return (1 + r) * decay
-        return (1 + r + r.square() / 3) * decay
-
-    def slope(self, distance_sq: Tensor) -> Tensor:
-        """−2 dκ/d(r²), so that ∂κ/∂z_i = −slope·(z_i − z′_i)/ℓ_i². RBF, Matérn 3/2 and 5/2 only."""
-        if math.isinf(self.nu):
-            return torch.exp(-0.5 * distance_sq)
-        r = torch.sqrt(2 * self.nu * distance_sq)
-        if self.nu == 1.5:
-            return 3 * torch.exp(-r)
-        if self.nu == 2.5:
-            return 5 / 3 * (1 + r) * torch.exp(-r)
-        raise _require.fail("Stationary.slope", "nu > 1/2 (Matérn 1/2 is not differentiable)", self.nu)
-
-    def gap(self, distance_sq: Tensor) -> Tensor:
-        """1 − κ(r) as a function of r², to full relative precision at every distance.
-
-        Near zero 1 − κ cancels; there Matérn 3/2 is r² e^{−r} Σ_{k≥0} r^k/(k+2)! and Matérn 5/2 the same less
-        r² e^{−r}/3 (r is the argument of the exponential): sums of positive terms.
-        """
-        if math.isinf(self.nu):
-            return -torch.expm1(-0.5 * distance_sq)
-        r = torch.sqrt(2 * self.nu * distance_sq)
-        if self.nu == 0.5:
-            return -torch.expm1(-r)
-        decay, small = torch.exp(-r), r.clamp_max(1.0)
-        series = torch.zeros_like(r)
-        for coefficient in _SERIES[:-1]:
-            series = series * small + coefficient
-        if self.nu == 1.5:
-            near, far = series * small + 1 / 2, 1 - (1 + r) * decay
-        else:
-            near, far = series * small + 1 / 6, 1 - (1 + r + r.square() / 3) * decay
-        return torch.where(r < 1, small.square() * decay * near, far)
-
-    def metric(self, distance_sq: Tensor) -> Tensor:
-        """d_k = √(2·variance·(1 − κ(r))) as a function of r², without cancellation near zero."""
-        return torch.sqrt(2 * self.variance * self.gap(distance_sq))
-
-    def gram(self, x: Tensor, z: Tensor) -> Tensor:
-        """(*b, n, d), (*b, m, d) → (*b, n, m).
-
-        RBF, Matérn 3/2 and 5/2 are smooth in r², so r² = ‖a‖² + ‖b‖² − 2aᵀb from centred scaled inputs errs
-        in k by no more than a few ε·(‖a‖² + ‖b‖²); Matérn ½ has a square root at zero and gets true
-        differences.
-        """
-        if self.nu == 0.5:
-            a, b = self.centered(x, z)
-            return self.variance * torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"))
-        return self.variance * self.profile(self.squared_distances(x, z))
-
-    def centered(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Active inputs of x and z less the mean of x, then divided by the length-scales: precise far from
-        the origin.
-        """
-        x, z = _select(x, self.dims), _select(z, self.dims)
-        center = x.detach().mean(-2, keepdim=True)
-        lengthscale = self.lengthscale.to(z.device)
-        return (x - center) / lengthscale, (z - center) / lengthscale
-
-    def squared_distances(self, x: Tensor, z: Tensor) -> Tensor:
-        """r² ≥ 0 of all pairs by one matrix product, (*b, n, d), (*b, m, d) → (*b, n, m).
-
-        The absolute error is a few ε·(‖a‖² + ‖b‖²) for centred scaled inputs a, b: harmless for functions
-        that are smooth in r². Pairs so far from the centre that it would matter are compared by true differences
-        instead, each by itself: a far point must not change the numbers of the others.
-        """
-        a, b = self.centered(x, z)
-        rows, columns = a.square().sum(-1).unsqueeze(-1), b.square().sum(-1).unsqueeze(-2)
-        product = (rows + columns - 2 * (a @ b.mT)).clamp_min(0.0)
-        far = (rows + columns).detach() > MAX_SPREAD
-        if linalg.is_transformed(a, b) or not bool(far.any()):
-            return product
-        return torch.where(far, torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square(), product)
-
-    def diagonal(self, z: Tensor) -> Tensor:
-        """k(z, z), (*b, d) → (*b,)."""
-        return torch.full(z.shape[:-1], self.variance, dtype=z.dtype, device=z.device)
-
-    def metric_sq(self, difference: Tensor) -> Tensor:
-        """d_k² as a function of z − z′, (*b, d) → (*b,)."""
-        return 2 * self.variance * self.gap(self.scaled(difference).square().sum(-1))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Linear:
-    """k(z, z′) = Σ_i variance_i z_i z′_i over the active dimensions."""
-
-    variance: Tensor
-    dims: Tensor | None = None
-
-    def _weighted(self, z: Tensor) -> Tensor:
-        return _select(z, self.dims) * self.variance.sqrt().to(z.device)
-
-    def gram(self, x: Tensor, z: Tensor) -> Tensor:
-        """(*b, n, d), (*b, m, d) → (*b, n, m)."""
-        return self._weighted(x) @ self._weighted(z).mT
-
-    def diagonal(self, z: Tensor) -> Tensor:
-        """k(z, z), (*b, d) → (*b,)."""
-        return self._weighted(z).square().sum(-1)
-
-    def metric_sq(self, difference: Tensor) -> Tensor:
-        """d_k² = Σ_i variance_i (z_i − z′_i)²."""
-        return self._weighted(difference).square().sum(-1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClosedForm:
-    """A sum of stationary and linear parts. Its metric depends on z − z′ only, and grows with every |z_i −
-    z′_i|.
-    """
-
-    parts: tuple[Stationary | Linear, ...]
-
-    def gram(self, x: Tensor, z: Tensor) -> Tensor:
-        """(*b, n, d), (*b, m, d) → (*b, n, m)."""
-        total = self.parts[0].gram(x, z)
-        for part in self.parts[1:]:
-            total = total + part.gram(x, z)
-        return total
-
-    def diagonal(self, z: Tensor) -> Tensor:
-        """k(z, z), (*b, d) → (*b,)."""
-        total = self.parts[0].diagonal(z)
-        for part in self.parts[1:]:
-            total = total + part.diagonal(z)
-        return total
-
-    def metric_sq(self, difference: Tensor) -> Tensor:
-        """d_k² as a function of z − z′, (*b, d) → (*b,)."""
-        total = self.parts[0].metric_sq(difference)
-        for part in self.parts[1:]:
-            total = total + part.metric_sq(difference)
-        return total
+def describe(kernel: Kernel) -> str:
+    """The kernel in words, for refusals: "ScaleKernel(ProductKernel(RBFKernel, LinearKernel))"."""
+    parts = [child for child in kernel.children() if isinstance(child, Kernel)]
+    terms = getattr(kernel, "kernels", None)
+    parts = parts if terms is None else [cast(Kernel, term) for term in terms]
+    inside = ", ".join(describe(part) for part in parts)
+    return f"{type(kernel).__name__}({inside})" if parts else type(kernel).__name__
 
 
 def closed_form(kernel: Kernel) -> ClosedForm | None:
     """The closed form of a sum of (scaled, ARD, restricted) RBF, Matérn or linear kernels; None for anything
-    else.
+    else, such as a kernel restricted to dimensions that repeat or are negative.
     """
     parts = _parts(kernel, 1.0, None)
     return None if parts is None else ClosedForm(parts)
@@ -292,6 +217,8 @@ def _parts(kernel: Kernel, factor: float, outer: Tensor | None) -> tuple[Station
     if dims is not None and outer is not None:
         dims = outer[dims]
     dims = outer if dims is None else dims
+    if dims is not None and (bool((dims < 0).any()) or len(dims.unique()) < len(dims)):
+        return None
     while isinstance(kernel, gpytorch.kernels.ScaleKernel):
         factor *= float(kernel.outputscale.detach())
         kernel = kernel.base_kernel
@@ -365,18 +292,38 @@ def metric_over_box(kernel: Kernel, radius: Tensor) -> Tensor | None:
     return form.metric_sq(radius).sqrt() * (1 + 64 * _EPS)
 
 
-def entry_error(form: ClosedForm | None, points: Tensor) -> float:
+def variance_over_box(kernel: Kernel, center: Tensor, radius: Tensor) -> Tensor | None:
+    """≥ sup of k(z, z) over |z_i − c_i| ≤ radius_i, shape (*b, d) ×2 → (*b,), rounded outwards; None without closed
+    form.
+
+    |f| ≤ ‖f‖_k √ of it over the box. It is attained: stationary parts are constant, a linear part is Σ v_i z_i², largest
+    at the corner that is farthest from the origin along every axis.
+    """
+    form = closed_form(kernel)
+    if form is None:
+        return None
+    return form.variance_over(center, radius) * (1 + 4 * _EPS * (center.shape[-1] + 8))
+
+
+def variance_everywhere(kernel: Kernel) -> float:
+    """sup of k(z, z) over all z: of a stationary closed form the variance; +∞ with a linear part, or unknown."""
+    form = closed_form(kernel)
+    return math.inf if form is None else form.variance_everywhere
+
+
+def entry_error(form: ClosedForm | None, points: Tensor, *, product: bool = True) -> float:
     """ε such that a computed k(x, z), x in `points` (m, d), errs by at most ε √(k(x, x) k(z, z)).
 
-    Stationary parts: r² from centred inputs errs by (d + 4)u(‖a‖² + ‖b‖²), its exponential (or Matérn
-    profile, Lipschitz in r² with constant ½) by as much plus a few u; for far z the decay outweighs ‖b‖².
-    With S = max ‖a‖² this is 8u(d + 4)(1 + S), S cut at MAX_SPREAD. Linear parts: γ_{d+2}. Other kernels:
-    gpytorch's values are *taken* to be that accurate.
+    Stationary parts: true differences give r² to a few u·(d + 4) of itself, and κ, Lipschitz in r² with constant ½ and
+    decaying, to as much absolutely: 8u(d + 4). The fast path (`gpsafe.models._fast`; `product`) takes r² from a matrix
+    product of centred inputs a, b where S = max ‖a‖² ≤ MAX_SPREAD, and errs by (d + 4)u(‖a‖² + ‖b‖²); for far z the decay
+    outweighs ‖b‖². Together 8u(d + 4)(1 + S). Linear parts: γ_{d+2}. Other kernels: gpytorch's values are *taken* to be
+    that accurate.
     """
     spread = 0.0
-    for part in form.parts if form is not None else ():
+    for part in form.parts if form is not None and product else ():
         if isinstance(part, Stationary):
             scaled = part.scaled(points)
             spread = max(spread, float((scaled - scaled.mean(0)).square().sum(-1).max()))
-    spread = min(spread, MAX_SPREAD)
+    spread = 0.0 if spread > MAX_SPREAD else spread
     return 4 * _EPS * (points.shape[-1] + 4) * (1 + spread)

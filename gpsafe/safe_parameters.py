@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostBound
-from gpsafe.cost.enclosure import grow
+from gpsafe.cost.enclosure import grow, residual_reach
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.parametric import ParametricPolicies
 from gpsafe.policies import AffinePolicies
@@ -235,7 +235,7 @@ def box_upper(
     parts = [
         _box_upper(dp, confidence, family, c, r) for c, r in zip(center.split(step), radius.split(step), strict=True)
     ]
-    return grow(torch.cat(parts)).clamp_max(dp.total_ceiling)
+    return torch.cat(parts)
 
 
 def _box_upper(
@@ -251,21 +251,9 @@ def _box_upper(
     gain, _, high = policies.slopes((x - r).unsqueeze(0), (x + r).unsqueeze(0))
     reach = high * torch.einsum("pux,nx->pnu", gain.abs(), r) + spread
     dz = torch.cat([r.expand(policies.num, *r.shape), reach], dim=-1)
-    metric = torch.stack([_metric(kernel, dz) for kernel in model.kernels], dim=-1)
-    wider = replace(
-        enclosure,
-        known_radius=grow(enclosure.known_radius + spread @ matrix, 1e-12),
-        metric=metric,
-        slack=grow(confidence.bound.norms(model.num_outputs) * metric, 1e-12),
-    )
-    return dp.upper(wider)
-
-
-def _metric(kernel: object, dz: Tensor) -> Tensor:
-    found = kernels.metric_over_box(kernel, dz)  # type: ignore[arg-type]
-    if found is None:
-        raise _require.fail("box_upper", "stationary kernels (RBF or Matérn)", type(kernel).__name__)
-    return found
+    metric, slack, cap = residual_reach(confidence, enclosure.z, dz)
+    known_radius = grow(enclosure.known_radius + spread @ matrix, 1e-12)
+    return dp.upper(replace(enclosure, known_radius=known_radius, metric=metric, slack=slack, cap=cap))
 
 
 def certified_boxes(

@@ -147,8 +147,9 @@ def policy_distance(
 
     τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
     the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum over
-    all states is that of `parametric.input_gap` or of `FeaturePolicies.input_change`. The kernel is stationary, and p
-    must be affine in u with a constant input matrix (Hessian bound zero in every entry that involves u).
+    all states is that of `parametric.input_gap` or of `FeaturePolicies.input_change`. d_k must depend on Δu alone, as it does
+    for sums of RBF, Matérn and linear kernels (others are refused); p must be affine in u with a constant input matrix
+    (Hessian bound zero in every entry that involves u).
 
     Returns:
         (P, P), symmetric, zero diagonal, capped at T·C; with `others` (Q policies): (P, Q).
@@ -168,7 +169,8 @@ def policy_distance(
     for j, output in enumerate(outputs):
         sup = kernels.metric_over_box(kernel[j], step)
         if sup is None:
-            raise _require.fail("policy_distance", "stationary kernels", type(kernel[j]).__name__)
+            expected = "kernels whose metric depends on z − z′ (sums of RBF, Matérn and linear kernels)"
+            raise _require.fail("policy_distance", expected, kernels.describe(kernel[j]))
         shift[..., output] += rkhs_norm[j] * sup
     rates = parting_rate(shift, noise_std).unsqueeze(-1).expand(*shift.shape[:-1], horizon)
     return simulation_gap(rates, ceiling).clamp_max(horizon * ceiling)

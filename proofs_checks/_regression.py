@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from gpsafe import kernels
-from gpsafe.confidence.bounds import MARGIN, ClosedForm
+from gpsafe.confidence.bounds import ClosedForm
+from gpsafe.confidence.rounding import MARGIN
 from gpsafe.verdict import Verdict, clopper_pearson
 
 Mode = Literal["random", "adaptive"]
@@ -83,7 +84,7 @@ class Run:
         )
 
     def half_width(self, beta: Tensor) -> Tensor:
-        """βσ rounded outwards as in `ConfidenceBound.half_width`, (F, N + 1, m)."""
+        """βσ rounded outwards by the floor of `gpsafe.confidence.rounding`, (F, N + 1, m)."""
         return beta.unsqueeze(-1) * (self.std.square() + MARGIN).sqrt()
 
     def ratio(self, half: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 
+import flint
 import mpmath
 import torch
 from torch import Tensor
@@ -66,30 +67,46 @@ def robust_cost_1d(
     return float(value[0])
 
 
-def rbf_jet(
-    inputs: torch.Tensor, z: torch.Tensor, lengthscale: torch.Tensor, regularizer: float
-) -> list[list["mpmath.mpf"]]:
-    """Posterior covariance of (f(z), ∇f(z)) for the RBF kernel of variance 1, in mpmath's current precision."""
-    n, d = inputs.shape
-    x, c, ell = ([mpmath.mpf(v) for v in part.flatten().tolist()] for part in (inputs, z, lengthscale.expand(d)))
-    x = [x[i * d : (i + 1) * d] for i in range(n)]
-
-    def k(a: list["mpmath.mpf"], b: list["mpmath.mpf"]) -> "mpmath.mpf":
-        return profile(math.inf, sum(((p - q) / s) ** 2 for p, q, s in zip(a, b, ell, strict=True)))
-
-    gram = mpmath.matrix(n, n)
+def exact_posterior(
+    nu: float, lengthscale: list[float], variance: float, regularizer: float, x: Tensor, y: Tensor, z: Tensor
+) -> tuple[list["flint.arb"], list["flint.arb"]]:
+    """Posterior variances and means at z (m, d) from data x (n, d), y (n,), in ball arithmetic of flint's precision."""
+    gram, cross = (_exact_gram(nu, lengthscale, variance, x, other) for other in (x, z))
+    n, m = cross.nrows(), cross.ncols()
     for i in range(n):
-        for j in range(i + 1):
-            gram[i, j] = gram[j, i] = k(x[i], x[j]) + (mpmath.mpf(regularizer) if i == j else 0)
-    lower, half = mpmath.cholesky(gram), []
-    for row in range(n):
-        value = k(x[row], c)
-        sections = [value, *(-value * (q - p) / s**2 for p, q, s in zip(x[row], c, ell, strict=True))]
-        for m, section in enumerate(sections):
-            seen = sum(lower[row, j] * half[j][m] for j in range(row))
-            sections[m] = (section - seen) / lower[row, row]
-        half.append(sections)
-    prior = [mpmath.mpf(1), *(1 / s**2 for s in ell)]
-    return [
-        [(prior[i] if i == j else 0) - sum(row[i] * row[j] for row in half) for j in range(d + 1)] for i in range(d + 1)
-    ]
+        gram[i, i] += regularizer
+    solved = gram.solve(cross)
+    dots = [sum(cross[i, j] * solved[i, j] for i in range(n)) for j in range(m)]
+    targets = [flint.arb(v) for v in y.tolist()]
+    means = [sum(solved[i, j] * targets[i] for i in range(n)) for j in range(m)]
+    return [flint.arb(variance) - dot for dot in dots], means
+
+
+def _exact_gram(nu: float, lengthscale: list[float], variance: float, x: Tensor, z: Tensor) -> "flint.arb_mat":
+    scales = [flint.arb(v) for v in lengthscale]
+    rows, columns = ([[flint.arb(v) / s for v, s in zip(p, scales, strict=True)] for p in t.tolist()] for t in (x, z))
+
+    def entry(a: list["flint.arb"], b: list["flint.arb"]) -> "flint.arb":
+        gaps = [p - q for p, q in zip(a, b, strict=True)]
+        square = abs(sum(gap * gap for gap in gaps))
+        if math.isinf(nu):
+            return flint.arb(variance) * (-square / 2).exp()
+        r = (2 * flint.arb(nu) * square).sqrt() if square > 0 else flint.arb(0)
+        return flint.arb(variance) * {0.5: flint.arb(1), 1.5: 1 + r, 2.5: 1 + r + r * r / 3}[nu] * (-r).exp()
+
+    return flint.arb_mat([[entry(a, b) for b in columns] for a in rows])
+
+
+def rbf_jet(inputs: Tensor, z: Tensor, lengthscale: Tensor, regularizer: float) -> list[list["flint.arb"]]:
+    """Posterior covariance of (f(z), ∇f(z)) for the RBF kernel of variance 1, z (d,), in flint's current precision."""
+    n, d = inputs.shape
+    scales = lengthscale.expand(d).tolist()
+    gram, cross = (_exact_gram(math.inf, scales, 1.0, inputs, other) for other in (inputs, z.reshape(1, -1)))
+    for i in range(n):
+        gram[i, i] += regularizer
+    slopes = [[(flint.arb(p) - flint.arb(q)) / flint.arb(s) ** 2 for p, q, s in zip(row, z.tolist(), scales, strict=True)]
+              for row in inputs.tolist()]  # fmt: skip
+    sections = flint.arb_mat([[cross[i, 0], *(cross[i, 0] * slope for slope in slopes[i])] for i in range(n)])
+    explained = sections.transpose() * gram.solve(sections)
+    prior = [flint.arb(1), *(1 / flint.arb(s) ** 2 for s in scales)]
+    return [[(prior[i] if i == j else 0) - explained[i, j] for j in range(d + 1)] for i in range(d + 1)]

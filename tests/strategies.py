@@ -29,9 +29,11 @@ def make_kernel(name: str, dim: int):
             kernels.matern(2.5, scales, 0.8), kernels.linear(0.5, dims=last), kernels.rbf(1.3, 0.4, dims=[0])
         ),
         "rational-quadratic": lambda: kernels.freeze(gpytorch.kernels.RQKernel()),
-        "product": lambda: kernels.freeze(
+        "product": lambda: kernels.product(kernels.rbf(0.9, 1.4), kernels.linear(0.8)),
+        "product-scaled": lambda: kernels.freeze(
             gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel() * gpytorch.kernels.LinearKernel())
         ),
+        "periodic": lambda: kernels.periodic([2.3 + i for i in range(dim)], 1.1, 0.9),
     }[name]()
 
 
@@ -45,7 +47,7 @@ CLOSED_KERNELS = (
     "rbf-restricted",
     "additive",
 )
-GENERIC_KERNELS = ("rational-quadratic", "product")
+GENERIC_KERNELS = ("rational-quadratic", "product", "product-scaled", "periodic")
 ALL_KERNELS = CLOSED_KERNELS + GENERIC_KERNELS
 
 

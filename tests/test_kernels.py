@@ -1,6 +1,7 @@
 """Kernels agree with gpytorch; the kernel metric is exact at every scale and is a Lipschitz modulus."""
 
 import copy
+import inspect
 import math
 
 import gpytorch
@@ -234,8 +235,139 @@ def test_frozen_kernel_is_a_copy_without_gradients():
         (lambda: kernels.rbf([1.0, 2.0, 3.0], dims=[0, 1]), "one value, or one for each"),
         (lambda: kernels.rbf(1.0, dims=[0, 0]), "distinct dims"),
         (lambda: kernels.additive(), "at least one kernel"),
+        (lambda: kernels.product(), "at least one kernel"),
+        (lambda: kernels.periodic(0.0, 1.0), "period > 0"),
+        (lambda: kernels.periodic([1.0, 2.0, 3.0], [1.0, 2.0]), "as many periods"),
     ],
 )
 def test_bad_kernel_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# ------------------------------------------------------------------ parameters are what was asked for
+def parameters(kernel) -> dict[str, torch.Tensor]:
+    """Every hyperparameter as gpytorch reads it, by name."""
+    raw = [name for name, _ in kernel.named_parameters()]
+    found = {}
+    for name in raw:
+        owner, _, leaf = name.rpartition(".")
+        found[leaf.removeprefix("raw_")] = getattr(kernel.get_submodule(owner), leaf.removeprefix("raw_")).reshape(-1)
+    return found
+
+
+FAMILIES = {  # family: (build from numbers, the parameter each number must be)
+    "rbf": (lambda v: kernels.rbf(v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
+    "rbf-restricted": (lambda v: kernels.rbf(v[0], v[1], dims=[1]), {"lengthscale": (0, 1), "outputscale": (1, 2)}),
+    "matern-1/2": (lambda v: kernels.matern(0.5, v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
+    "matern-3/2": (lambda v: kernels.matern(1.5, v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
+    "matern-5/2": (lambda v: kernels.matern(2.5, v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
+    "linear": (lambda v: kernels.linear(v[0]), {"variance": (0, 1)}),
+    "linear-ard": (lambda v: kernels.linear(v[:3]), {"variance": (0, 3)}),
+    "periodic": (
+        lambda v: kernels.periodic(v[:2], v[2:4], v[4]),
+        {"period_length": (0, 2), "lengthscale": (2, 4), "outputscale": (4, 5)},
+    ),
+    "additive": (
+        lambda v: kernels.additive(kernels.rbf(v[0], v[1]), kernels.linear(v[2])),
+        {"lengthscale": (0, 1), "outputscale": (1, 2), "variance": (2, 3)},
+    ),
+    "product": (
+        lambda v: kernels.product(kernels.rbf(v[0], v[1]), kernels.linear(v[2])),
+        {"lengthscale": (0, 1), "outputscale": (1, 2), "variance": (2, 3)},
+    ),
+}
+
+
+def test_every_builder_is_asked_for_its_parameters():
+    hints = {
+        name: inspect.signature(f).return_annotation for name, f in inspect.getmembers(kernels, inspect.isfunction)
+    }
+    builders = {name for name, hint in hints.items() if hint in ("Kernel", gpytorch.kernels.Kernel) and name[0] != "_"}
+    assert builders - {"freeze", "trainable"} == {name.split("-")[0] for name in FAMILIES}
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(st.lists(st.floats(1e-6, 1e6), min_size=5, max_size=5))
+def test_every_parameter_is_the_number_that_was_given(name, values):
+    build, where = FAMILIES[name]
+    got = parameters(build(values))
+    assert set(got) == set(where)
+    for parameter, (first, last) in where.items():
+        assert got[parameter].tolist() == values[first:last]
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_closed_forms_read_the_numbers_that_were_given(scale, variance):
+    form = kernels.stationary(kernels.rbf(scale, variance))
+    assert (float(form.lengthscale), form.variance) == (scale, variance)
+    assert kernels.closed_form(kernels.linear(variance)).parts[0].variance.tolist() == [variance]
+
+
+def test_control_gpytorch_itself_rounds_numbers():
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()).double()
+    kernel.outputscale = 0.7
+    kernel.base_kernel.lengthscale = torch.tensor(21.0, dtype=torch.float64)
+    assert abs(kernel.outputscale.item() - 0.7) > 1e-9
+    assert abs(kernel.base_kernel.lengthscale.item() - 21.0) > 1e-10
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_trainable_kernels_have_the_same_values_and_stay_positive_under_any_step(name):
+    kernel = FAMILIES[name][0]([0.7, 1e-3, 2.3, 0.4, 1.1])
+    free = kernels.trainable(kernel)
+    for parameter, value in parameters(kernel).items():
+        torch.testing.assert_close(parameters(free)[parameter], value, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        for raw in free.parameters():
+            assert raw.requires_grad
+            raw -= 5.0
+    assert all(bool((value > 0).all()) for value in parameters(free).values())
+    assert not any(raw.requires_grad for raw in kernel.parameters())
+
+
+# ---------------------------------------------------------------------------- suprema over boxes
+@given(seeds(), kernel_names(CLOSED_KERNELS))
+def test_variance_over_box_is_the_supremum_and_is_attained(seed, name):
+    kernel = make_kernel(name, 3)
+    center, radius = points(seed, 1, 3)[0], points(seed + 1, 1, 3, 1.0)[0].abs()
+    sup = float(kernels.variance_over_box(kernel, center, radius))
+    inside = center + radius * points(seed + 2, 200, 3, 1.0)
+    farthest = center + torch.where(center < 0, -radius, radius)
+    assert float(kernels.diagonal(kernel, inside).max()) <= sup
+    assert float(kernels.diagonal(kernel, farthest)) == pytest.approx(sup, rel=1e-12)
+    assert sup <= kernels.variance_everywhere(kernel) * (1 + 1e-13)
+
+
+def test_suprema_exist_where_they_are_known():
+    unknown = [
+        name
+        for name in ALL_KERNELS
+        if kernels.variance_over_box(make_kernel(name, 2), torch.zeros(2), torch.ones(2)) is None
+    ]
+    assert set(unknown) == set(GENERIC_KERNELS)
+    infinite = {name for name in CLOSED_KERNELS if math.isinf(kernels.variance_everywhere(make_kernel(name, 2)))}
+    assert infinite == {"linear", "additive"}
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (-1,)])
+def test_repeated_or_negative_dimensions_have_no_closed_form(dims):
+    assert kernels.closed_form(gpytorch.kernels.RBFKernel(active_dims=dims)) is None
+
+
+@given(seeds(), st.sampled_from(PROFILES), st.sampled_from([1.0, 100.0, 1e6]))
+def test_gram_entries_are_precise_however_far_points_are_spread(seed, nu, spread):
+    x = points(seed, 3, 2, spread)
+    z = x + points(seed + 1, 3, 2, 1.0)
+    computed = unit(nu).gram(x, z)
+    for i in range(3):
+        square = sum((mpmath.mpf(float(p)) - mpmath.mpf(float(q))) ** 2 for p, q in zip(x[i], z[i], strict=True))
+        assert abs(float(mpmath.mpf(float(computed[i, i])) - reference.profile(nu, square))) <= 1e-15
+
+
+def test_refusals_name_the_kernel():
+    scaled = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel() * gpytorch.kernels.LinearKernel())
+    assert kernels.describe(scaled) == "ScaleKernel(ProductKernel(RBFKernel, LinearKernel))"
+    assert kernels.describe(kernels.additive(kernels.linear(), kernels.matern(0.5, 1.0))) == (
+        "AdditiveKernel(LinearKernel, ScaleKernel(MaternKernel))"
+    )

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "gpsafe"
 
 LAYERS: list[set[str]] = [
     {"verdict", "assumptions", "_require", "linalg", "store"},
-    {"sets", "kernels", "rkhs", "data", "checks", "policies", "feature_policies", "parametric"},
+    {"sets", "kernels", "_kernel_forms", "rkhs", "data", "checks", "policies", "feature_policies", "parametric"},
     {"models", "systems", "envs", "_drawing", "_actions"},
     {"confidence", "rollout"},
     {"cost", "tube", "certify"},

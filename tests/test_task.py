@@ -79,7 +79,8 @@ def test_a_session_for_another_task_is_refused():
     ],
 )
 def test_a_confidence_bound_that_does_not_cover_the_task_is_refused(bound, reason):
-    model = replace(algorithm().model, regularizer=vector(4e-4))
+    system = reference_1d()
+    model = GP.create(system.kernels, 4e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
     with pytest.raises(ValueError, match=reason):
         algorithm(bound=bound, model=model)
 

@@ -16,24 +16,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe.assumptions import Assumption, Believed, listed
+from gpsafe.confidence.rounding import EPS, Rounding
 from gpsafe.models.gp import GP
 
-MARGIN = 1e-12  # outward rounding of the variance, relative to the prior variance: at least this
-AMPLIFIED = 2.0**-6  # and at least this times εk/λ
-EPS = torch.finfo(torch.float64).eps
 MATCH = 1e-9  # relative agreement required between the model's λ and the λ of a theorem
-
-
-def variance_margin(prior_variance: Tensor, regularizer: Tensor) -> Tensor:
-    """Outward rounding of computed posterior variances, max(1e-12, εk/(64λ))·k with k = `prior_variance`.
-
-    An error δK of the Gram matrix moves k_nᵀ(K + λI)⁻¹k_n by qᵀδK q, q = (K + λI)⁻¹k_n, and ‖q‖² may come near k/(4λ) where
-    data are far closer than the length-scale. The factor is three times the largest error measured against 80-bit and
-    40-digit arithmetic (random data of up to 700 points, λ/k from 1e-4 to 1e-12); the worst case is larger by about n.
-    """
-    return prior_variance * (AMPLIFIED * EPS * prior_variance / regularizer.to(prior_variance.device)).clamp_min(MARGIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +44,7 @@ class ConfidenceBound(ABC):
     source: ClassVar[str]
     sound: ClassVar[bool] = True
     frequentist: ClassVar[bool] = True  # assumes ‖f*‖_k ≤ B and R-sub-Gaussian noise; False: ignores B and R
+    unequal_noise: ClassVar[bool] = False  # holds where observation i has w_i·R in place of R (`gpsafe.models.gp`)
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -83,11 +72,20 @@ class ConfidenceBound(ABC):
     def refusal(self, model: GP) -> str | None:
         """Why the theorem does not cover this model; None if it does."""
         if model.mode != "theory":
-            return "a theory-mode model (this one may have been fitted to its data)"
+            return (
+                "a theory-mode model (this one may have been fitted to its data; if kernel and lambda were fixed before "
+                'them, declare it: GP.create(..., mode="theory"))'
+            )
+        if getattr(model, "noise_scale", None) is not None and not self.unequal_noise:
+            return f"equal noise in every observation (the theorem of {self.name} does not cover known noise scales)"
         return None
 
     def check(self, model: GP) -> None:
         """Raises ValueError with the reason if the model is refused."""
+        if not hasattr(model, "mode"):
+            raise _require.fail(
+                type(self).__name__, "a GP, or a view of one that states its error", type(model).__name__
+            )
         self._vector("rkhs_norm", model.num_outputs)
         self._vector("subgaussian", model.num_outputs)
         reason = None if self.unchecked else self.refusal(model)
@@ -109,6 +107,8 @@ class ConfidenceBound(ABC):
     def assumptions(self, model: GP) -> tuple[Believed, ...]:
         """What the bound believes."""
         entries = [*self.beliefs(), Assumption.FIXED_KERNEL(), Assumption.ALL_OBSERVATIONS()]
+        if getattr(model, "noise_scale", None) is not None:
+            entries.append(Assumption.NOISE_SCALES())
         if not self.sound:
             entries.append(Assumption.NOT_A_THEOREM(f": {self.name}"))
         if self.unchecked:
@@ -130,9 +130,9 @@ class ConfidenceBound(ABC):
         return None
 
     def prior_width(self, model: GP, z: Tensor) -> Tensor:
-        """sup of |f*(z)| before any data, B√k(z, z) at z (*b, d), (*b, p); +inf if no norm is assumed."""
+        """sup of |f*(z)| before any data, B√k(z, z) at z (*b, d), (*b, p), rounded up; +inf if no norm is assumed."""
         std = model.prior_variance(z).sqrt()
-        width = self.norms(model.num_outputs).to(z.device) * std
+        width = self.norms(model.num_outputs).to(z.device) * std * (1 + 64 * EPS)
         return torch.where(std == 0, std, width)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,15 +147,23 @@ class ConfidenceBound(ABC):
         return mean - half, mean + half
 
     def half_width(self, model: GP, beta: Tensor, std: Tensor, prior_variance: Tensor) -> Tensor:
-        """βσ rounded outwards, plus the slack, (*b, p)."""
-        half = beta * (std.square() + variance_margin(prior_variance, model.regularizer)).sqrt()
+        """βσ plus the slack, outwards by the rounding of the computed σ and μ, (*b, p)."""
+        rounding, variance = Rounding.of(model), std.square()
+        variance = variance + rounding.variance(variance, prior_variance)
+        half = beta * linalg.safe_sqrt(variance) + rounding.mean(variance, prior_variance)
         slack = self.slack(model)
         return half if slack is None else half + slack.to(half.device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(ConfidenceBound):
-    """A bound whose β is a formula in g_n, n and λ."""
+    """A bound whose β is a formula in g_n, n and λ.
+
+    Where it says so (`unequal_noise`) it also holds for observations with known noise scales w_i ≥ 1, then with w_i·R-
+    sub-Gaussian noise and the g_n of the scaled rows: its proof takes any kernel and any predictable points, hence also
+    k(z, z′)/(w w′) at the points (z_i, w_i) (`gpsafe.models.gp`). `Srinivas` does not say so: γ_n and |ε| ≤ R = √λ are
+    those of equal noise.
+    """
 
     @abstractmethod
     def formula(
@@ -194,6 +202,7 @@ class Mixture(ClosedForm):
     """β² = B² + (R²/λ)(2g_n + 2 ln(1/δ)): self-normalised mixture bound in closed form, any fixed λ."""
 
     name = "mixture"
+    unequal_noise = True
     source = "theory §2; Flynn & Reeb 2024"
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
@@ -205,6 +214,7 @@ class AbbasiYadkori(ClosedForm):
     """β = B + (R/√λ)√(2g_n + 2 ln(1/δ)), any fixed λ; never below `Mixture` (√(a² + b²) ≤ a + b)."""
 
     name = "abbasi-yadkori"
+    unequal_noise = True
     source = "Abbasi-Yadkori 2012, Thm 3.11; Whitehouse et al. 2023"
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
@@ -226,6 +236,7 @@ class Fiedler(ClosedForm):
     convention: Literal["lambda-sqrt", "published"] = "lambda-sqrt"
 
     name = "fiedler"
+    unequal_noise = True
     source = "Fiedler, Scherer & Trimpe 2021, Thm 1"
 
     def __post_init__(self) -> None:
@@ -277,6 +288,7 @@ class ChowdhuryGopalan(ClosedForm):
     max_data: int
 
     name = "chowdhury-gopalan"
+    unequal_noise = True
     source = "Chowdhury & Gopalan 2017, Thm 2"
 
     def __post_init__(self) -> None:
@@ -304,6 +316,7 @@ class ActSafeForm(ClosedForm):
     max_data: int | None = None
 
     name = "actsafe"
+    unequal_noise = True
     source = "ActSafe, Lemma on calibrated GPs; after Chowdhury & Gopalan 2017"
 
     def __post_init__(self) -> None:
@@ -375,6 +388,7 @@ class Constant(ClosedForm):
     value: float = 2.0
 
     name = "constant"
+    unequal_noise = True
     source = "none (heuristic)"
     sound = False
     frequentist = False

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
-from gpsafe.confidence.bounds import MARGIN, ConfidenceBound, Mixture
+from gpsafe.confidence.bounds import ConfidenceBound, Mixture
+from gpsafe.confidence.rounding import MARGIN
+from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 
 EPS = 2.0**-52
@@ -321,6 +323,7 @@ def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: fl
     return ends[0], ends[1]
 
 
+@plain_tensors
 def _spectrum(model: GP, output: int) -> Spectrum:
     """Eigen-decomposition of the model's Gram matrix, computed once per posterior and kernel."""
     assert model.inputs is not None and model.targets is not None

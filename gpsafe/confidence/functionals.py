@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import kernels
-from gpsafe.confidence.bounds import EPS, ClosedForm, ConfidenceBound, Mixture, variance_margin
+from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
 from gpsafe.confidence.convex_program import ConvexProgram
+from gpsafe.confidence.rounding import Rounding
 from gpsafe.models.gp import GP
 
 JET_MARGIN = 1e-10  # outward rounding of posterior variances, relative to their prior value: at least this
-JET_AMPLIFIED = 8.0  # and for gradients at least this times εk/λ, three times the largest error measured
 
 
 def functional_beta(bound: ConfidenceBound, model: GP) -> Tensor | None:
@@ -108,15 +108,21 @@ def _jet(model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
         form = kernels.stationary(model.kernels[j])
         assert form is not None
         if i not in per_factor:
-            per_factor[i] = _sections(model, i, form, z)
+            per_factor[i] = _sections(model, i, form, z, Rounding.of(model).output(j))
         sections, covs[:, j] = per_factor[i]
         if sections is not None:
             means[:, j] = torch.einsum("nmd,n->md", sections, model.weights[:, j])
     return means, covs
 
 
-def _sections(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[Tensor | None, Tensor]:
-    """(k(z_q, x_r), ∂k(z_q, x_r)/∂z) as (n, m, 1 + d), and the posterior covariance (m, 1 + d, 1 + d)."""
+def _sections(
+    model: GP, i: int, form: kernels.Stationary, z: Tensor, rounding: Rounding
+) -> tuple[Tensor | None, Tensor]:
+    """(k(z_q, x_r), ∂k(z_q, x_r)/∂z) as (n, m, 1 + d), and the posterior covariance (m, 1 + d, 1 + d).
+
+    Entry (r, s) of the covariance errs by at most the geometric mean of the margins m_r, m_s of its variances
+    (`gpsafe.confidence.rounding` holds for every functional), a matrix that (1 + d) diag(m) dominates.
+    """
     m, size = z.shape[0], z.shape[1] + 1
     active = torch.arange(size - 1, device=z.device) if form.dims is None else form.dims.to(z.device)
     inverse_sq = form.lengthscale.to(z.device).square().reciprocal().expand(active.numel())
@@ -124,12 +130,8 @@ def _sections(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[T
     prior = torch.zeros(size, dtype=z.dtype, device=z.device)
     prior[0] = form.variance
     prior[1 + active] = form.variance * form.slope(zero) * inverse_sq
-    regularizer = torch.as_tensor(model._factors[i].regularizer, dtype=z.dtype, device=z.device)
-    margin = max(JET_MARGIN, JET_AMPLIFIED * EPS * form.variance / float(regularizer)) * prior
-    margin[0] = torch.maximum(JET_MARGIN * prior[0], variance_margin(prior[0], regularizer))
-    cov = torch.diag(prior + margin).expand(m, size, size)
     if model.inputs is None:
-        return None, cov.clone()
+        return None, torch.diag(prior * (1 + JET_MARGIN)).expand(m, size, size).clone()
     squares = form.squared_distances(model.inputs, z)  # (n, m)
     full = torch.zeros(model.num_data, m, size, dtype=z.dtype, device=z.device)
     full[..., 0] = form.variance * form.profile(squares)
@@ -137,4 +139,6 @@ def _sections(model: GP, i: int, form: kernels.Stationary, z: Tensor) -> tuple[T
     full[..., 1 + active] = (-form.variance * form.slope(squares)).unsqueeze(-1) * difference * inverse_sq
     half = (model._factors[i].inverse @ full.reshape(model.num_data, m * size)).reshape(model.num_data, m, size)
     half = half.permute(1, 0, 2)
-    return full, cov - half.mT @ half
+    variance = (prior - half.square().sum(1)).clamp_min(0.0)
+    margin = JET_MARGIN * prior + (1 + active.numel()) * rounding.variance(variance, prior)
+    return full, torch.diag_embed(prior + margin) - half.mT @ half

@@ -12,7 +12,7 @@ from gpsafe.models.gp import GP
 
 
 def is_prefix(old: GP, new: GP) -> bool:
-    """Whether `new` is `old` with more data appended: same kernels, λ, and first rows (both exact
+    """Whether `new` is `old` with more data appended: same kernels, λ, first rows and noise scales (both exact
     posteriors).
     """
     if not isinstance(old, GP) or not isinstance(new, GP):
@@ -25,6 +25,10 @@ def is_prefix(old: GP, new: GP) -> bool:
     if n == 0:
         return True
     assert old.inputs is not None and new.inputs is not None and old.targets is not None and new.targets is not None
+    if old.noise_scale is not None or new.noise_scale is not None:
+        one, other = (torch.ones(n) if m.noise_scale is None else m.noise_scale[:n].cpu() for m in (old, new))
+        if not torch.equal(one.double(), other.double()):
+            return False
     return torch.equal(old.inputs, new.inputs[:n]) and torch.equal(old.targets, new.targets[:n])
 
 

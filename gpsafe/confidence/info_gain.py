@@ -158,7 +158,7 @@ def asymptotic_order(kernel: Kernel, dim: int) -> AsymptoticOrder:
     base = kernel.base_kernel if isinstance(kernel, gpytorch.kernels.ScaleKernel) else kernel
     if isinstance(base, gpytorch.kernels.LinearKernel):
         return AsymptoticOrder("O(ln T)", 0.0, 1.0)
-    raise _require.fail("asymptotic_order", "an RBF, Matérn or linear kernel", type(kernel).__name__)
+    raise _require.fail("asymptotic_order", "an RBF, Matérn or linear kernel", kernels.describe(kernel))
 
 
 def _square(where: str, gram: Tensor) -> Tensor:

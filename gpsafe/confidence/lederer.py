@@ -31,7 +31,7 @@ def sample_path_lipschitz(kernel: Kernel, box: Box, delta: float) -> float:
     _require.probability("sample_path_lipschitz", "delta", delta)
     form = kernels.stationary(kernel)
     if form is None or not math.isinf(form.nu) or form.dims is not None:
-        raise _require.fail("sample_path_lipschitz", "an RBF kernel on all inputs", type(kernel).__name__)
+        raise _require.fail("sample_path_lipschitz", "an RBF kernel on all inputs", kernels.describe(kernel))
     d = box.dim
     scale = form.lengthscale.expand(d)
     deviation = math.sqrt(form.variance) / scale
@@ -122,9 +122,9 @@ class Lederer(ConfidenceBound):
         for kernel in model.kernels:
             form = kernels.stationary(kernel)
             if form is None:
-                return "RBF or Matérn kernels"
+                return f"RBF or Matérn kernels (not {kernels.describe(kernel)})"
             if self.lipschitz is None and (not math.isinf(form.nu) or form.dims is not None):
-                return "RBF kernels on all inputs, or a given lipschitz constant"
+                return f"RBF kernels on all inputs, or a given lipschitz constant (not {kernels.describe(kernel)})"
         return super().refusal(model)
 
     def grid_log(self, count: Tensor, log_inv_delta: float) -> Tensor:
@@ -140,7 +140,7 @@ class Lederer(ConfidenceBound):
         """L_f τ and D(τ) for one of `outputs` outputs."""
         form = kernels.stationary(kernel)
         if form is None:
-            raise _require.fail("Lederer", "RBF or Matérn kernels", type(kernel).__name__)
+            raise _require.fail("Lederer", "RBF or Matérn kernels", kernels.describe(kernel))
         slope = self.lipschitz
         if slope is None:
             slope = sample_path_lipschitz(kernel, self.box, self.delta / (2 * outputs))

@@ -73,20 +73,21 @@ class _Family:
         self.kernel, self.centers = model.kernels[output], torch.cat([model.inputs, z])
         self.count, self.weights, self.limit = len(model.inputs), weights, limit
         self.regularizer = float(model.regularizer[output])
+        self.scale_sq = _scale_sq(model)
         self.reach = self.regularizer * beta**2
         self.gram = kernels.cross(self.kernel, self.centers, self.centers)
         n = self.count
         self.mean = torch.cat([model.weights[:, output], torch.zeros_like(weights)])
-        self.targets = self.gram[:n, :n] @ self.mean[:n] + self.regularizer * self.mean[:n]
+        self.targets = self.gram[:n, :n] @ self.mean[:n] + self.regularizer * self.scale_sq * self.mean[:n]
         self.section = self.gram[:n, n:] @ weights
         self.functional = self.gram[:, n:] @ weights
 
     def line(self, ratio: float) -> tuple[Tensor, Tensor]:
         """c₀ and c₁ (in units of t/(λ + ρ)) for ρ = ratio·λ."""
         n, total = self.count, self.regularizer * (1 + ratio)
-        eye = torch.eye(n, dtype=torch.float64)
+        noise = torch.diag(self.scale_sq)
         right = torch.stack([self.targets, -self.section], dim=-1)
-        solved = torch.linalg.solve(self.gram[:n, :n] + total * eye, right)
+        solved = torch.linalg.solve(self.gram[:n, :n] + total * noise, right)
         return torch.cat([solved[:, 0], torch.zeros_like(self.weights)]), torch.cat([solved[:, 1], self.weights])
 
     def search(self) -> float:
@@ -126,9 +127,15 @@ class _Family:
         return float(a @ self.gram @ b)
 
     def _form(self, a: Tensor, b: Tensor) -> float:
-        """⟨f, Vg⟩ = f(X)·g(X) + λ⟨f, g⟩_k."""
+        """⟨f, Vg⟩ = Σ_i f(x_i) g(x_i)/w_i² + λ⟨f, g⟩_k."""
         rows = self.gram[: self.count]
-        return float((rows @ a) @ (rows @ b)) + self.regularizer * self._norm(a, b)
+        return float((rows @ a / self.scale_sq) @ (rows @ b)) + self.regularizer * self._norm(a, b)
+
+
+def _scale_sq(model: GP) -> Tensor:
+    """w², (n,): squared noise scales of the observations, 1 where they are equal."""
+    scale = model.noise_scale
+    return torch.ones(model.num_data, dtype=torch.float64) if scale is None else scale.square()
 
 
 def member_share(bound: ConfidenceBound, model: GP, f: RKHSFunction, *, output: int = 0) -> float:
@@ -145,7 +152,10 @@ def member_share(bound: ConfidenceBound, model: GP, f: RKHSFunction, *, output: 
         raise _require.fail("member_share", "a bound that holds for all linear functionals", bound.name)
     coefficients = torch.cat([f.weights, -model.weights[:, output]])
     gap = RKHSFunction(model.kernels[output], torch.cat([f.centers, model.inputs]), coefficients)
-    form = float(gap(model.inputs).square().sum()) + float(model.regularizer[output]) * gap.norm_upper**2
+    form = (
+        float((gap(model.inputs).square() / _scale_sq(model)).sum())
+        + float(model.regularizer[output]) * gap.norm_upper**2
+    )
     return max(share, math.sqrt(form / float(model.regularizer[output])) / float(beta[output]))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from gpsafe import _require
 from gpsafe.assumptions import Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
+from gpsafe.confidence.lineage import Lineage, inconsistency
 from gpsafe.models.gp import GP
 from gpsafe.verdict import Verdict
 
@@ -40,15 +42,45 @@ class ConfidenceSet:
     `generations` holds the posteriors that were intersected; `bounds(z, since=i)` uses only those from i on
     (plus the clip), so that a caller that keeps l and h at fixed points can intersect new generations as they
     come.
+
+    The guarantee holds for the posteriors of one growing data set, so each generation must continue the one before it:
+    `gpsafe.confidence.lineage` says what is checked, and what cannot be. Only a set that claims nothing (`sound` False)
+    may mix what its user likes.
     """
 
     bound: ConfidenceBound
     generations: tuple[GP, ...] = ()
+    _lineage: Lineage | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        given = tuple(self.generations)
+        object.__setattr__(self, "generations", ())
+        for model in given:
+            self._accept(model)
 
     def update(self, model: GP) -> ConfidenceSet:
-        """F_{n+1}: intersects the interval of a new posterior. Refuses a model the bound is not valid for."""
+        """F_{n+1}: intersects the interval of a new posterior of the same data, or of more (the old first, in their order).
+
+        Raises:
+            ValueError: if the bound is not valid for the model, or the model does not continue the last generation.
+        """
+        new = copy.copy(self)
+        new._accept(model)
+        return new
+
+    def _accept(self, model: GP) -> None:
+        """Appends a generation; only for an object that nobody else has seen yet."""
         self.bound.check(model)
-        return replace(self, generations=(*self.generations, model))
+        lineage = None
+        if self.sound:
+            reason = inconsistency(model)
+            if reason is None and self._lineage is not None:
+                reason = self._lineage.refusal(model)
+            if reason is not None:
+                raise _require.fail("ConfidenceSet.update", reason, f"a model of {model.num_data} observations")
+            lineage = Lineage.of(model) if self._lineage is None else self._lineage.extend(model)
+        object.__setattr__(self, "_lineage", lineage)
+        object.__setattr__(self, "generations", (*self.generations, model))
 
     @property
     def model(self) -> GP:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-
-import torch
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.confidence.lineage import fingerprint, provably_equal, scales
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.gp import GP
 
@@ -26,11 +23,9 @@ def _one_prior(one: GP, other: GP) -> bool:
     """Equal kernels, λ, outputs and known part."""
     if one is other:
         return True
-    if one.outputs != other.outputs or not torch.equal(one.regularizer, other.regularizer):
-        return False
-    return _equal(one.prior, other.prior) and all(
-        a is b or _equal(kernels.closed_form(a) or a, kernels.closed_form(b) or b)
-        for a, b in zip(one.kernels, other.kernels, strict=True)
+    plain = [(model.outputs, [fingerprint(kernel) for kernel in model.kernels]) for model in (one, other)]
+    return (
+        plain[0] == plain[1] and _equal(one.regularizer, other.regularizer) and provably_equal(one.prior, other.prior)
     )
 
 
@@ -38,21 +33,11 @@ def _same(one: GP, other: GP) -> bool:
     """Equal priors and data."""
     if one is other:
         return True
-    if not _one_prior(one, other) or one.num_data != other.num_data:
-        return False
-    return one.num_data == 0 or (_equal(one.inputs, other.inputs) and _equal(one.targets, other.targets))
+    data = [(model.inputs, model.targets, scales(model)) for model in (one, other)]
+    return _one_prior(one, other) and all(_equal(a, b) for a, b in zip(*data, strict=True))
 
 
-def _equal(one: object, other: object) -> bool:
-    """Equality of tensors, and of dataclasses and tuples of them."""
-    if one is other:
-        return True
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and bool((one == other.to(one.device)).all())
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
-    if is_dataclass(one):
-        return all(_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
-    return bool(one == other)
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool((one == other.to(one.device)).all())

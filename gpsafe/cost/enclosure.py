@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
@@ -100,8 +101,8 @@ class Enclosure:
         metric: sup of the kernel metric d_k(z_c, z) over the cell, per learned output, (P, N, p).
         slack: B · metric, (P, N, p).
         low, high: running intersection of [l_i, h_i] at z_c, (P, N, p).
-        cap: B√k, (p,); no residual exceeds it anywhere.
-        prior_std: √k, (p,).
+        cap: B sup √k(z, z) over the cell, per learned output, (P, N, p); no residual exceeds it there.
+        kernels: one per learned output.
         outputs, generations: learned outputs; number of generations already intersected.
         source: the confidence set they came from; one that does not continue it is refused.
     """
@@ -116,7 +117,7 @@ class Enclosure:
     low: Tensor
     high: Tensor
     cap: Tensor
-    prior_std: Tensor
+    kernels: tuple[Kernel, ...]
     outputs: tuple[int, ...]
     generations: int = 0
     source: ConfidenceSet | None = None
@@ -137,7 +138,7 @@ class Enclosure:
 
     def select(self, index: Tensor) -> Enclosure:
         """The sub-family of policies."""
-        names = ("z", "known", "known_radius", "metric", "slack", "low", "high")
+        names = ("z", "known", "known_radius", "metric", "slack", "low", "high", "cap")
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def empty(self, *, tol: float = EMPTY) -> bool:
@@ -157,28 +158,36 @@ class Enclosure:
         return torch.where(empty, -torch.inf, low), torch.where(empty, torch.inf, high)
 
 
+def residual_reach(confidence: ConfidenceSet, z: Tensor, dz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What ‖f_j‖_k ≤ B_j says over boxes |z′ − z| ≤ dz (*b, nz): sup d_k, B sup d_k and B sup √k, (*b, p) each.
+
+    Raises:
+        ValueError: for a kernel without closed form, by name, or a bound that assumes no norm.
+    """
+    norm = confidence.bound.norms(confidence.model.num_outputs).to(z.device)
+    if not bool(torch.isfinite(norm).all()):
+        raise _require.fail("enclose", "a bound with a finite RKHS norm", confidence.bound.name)
+    metrics, variances = [], []
+    for kernel in confidence.model.kernels:
+        metric, variance = kernels.metric_over_box(kernel, dz), kernels.variance_over_box(kernel, z, dz)
+        if metric is None or variance is None:
+            expected = "kernels with suprema over boxes (sums of RBF, Matérn and linear kernels)"
+            raise _require.fail("enclose", expected, kernels.describe(kernel))
+        metrics.append(metric)
+        variances.append(variance)
+    metric, cap = torch.stack(metrics, dim=-1), norm * torch.stack(variances, dim=-1).sqrt()
+    return metric, grow(norm * metric, 1e-12), cap * (1 + 1e-15)
+
+
 def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies: PolicyClass) -> Enclosure:
-    """Enclosure before any data: residuals in ±B√k. Cells are (N, nx) centres and radii."""
+    """Enclosure before any data: residuals in ±B√k(z, z). Cells are (N, nx) centres and radii."""
     model = confidence.model
     known, known_radius, u_reach = closed_loop_range(model.prior, policies, centers, radius)  # type: ignore[arg-type]
     z = torch.cat([centers.expand(policies.num, *centers.shape), policies(centers.unsqueeze(0))], dim=-1)
     dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
-    norm = confidence.bound.norms(model.num_outputs).to(centers.device)
-    if not bool(torch.isfinite(norm).all()):
-        raise _require.fail(
-            "enclose", "a bound with a finite RKHS norm", f"{confidence.bound.name}, B = {norm.tolist()}"
-        )
-    variance = model.prior_variance(z[:1, :1])[0, 0]
-    metrics = []
-    for kernel in model.kernels:
-        sup = kernels.metric_over_box(kernel, dz)
-        if sup is None:
-            raise _require.fail("enclose", "stationary kernels (RBF or Matérn)", type(kernel).__name__)
-        metrics.append(sup)
-    metric = torch.stack(metrics, dim=-1)
-    cap = norm * variance.sqrt()
-    wide = cap.expand(*metric.shape)
+    metric, slack, cap = residual_reach(confidence, z, dz)
+    wide = confidence.bound.prior_width(model, z)
     return Enclosure(
-        centers, radius, z, known, known_radius, metric, grow(norm * metric, 1e-12), -wide, wide, cap,
-        variance.sqrt(), model.outputs, source=confidence,
+        centers, radius, z, known, known_radius, metric, slack, -wide, wide, cap, model.kernels, model.outputs,
+        source=confidence,
     )  # fmt: skip

@@ -9,7 +9,7 @@ and the value and slope at a lie in
     separate:  f(a) ∈ [l_n(a), h_n(a)],  |∂_v f(a) − ∂_v μ_n(a)| ≤ β sd_post[∂_v f(a)],
     joint:     |f(a) + ∂_v f(a) − μ_n(a) − ∂_v μ_n(a)| ≤ β sd_post[f(a) + ∂_v f(a)],
 
-or, without gradients, |f(z) − f(a)| ≤ B d_k(z, a); and |f(z)| ≤ B√k everywhere. The narrowest is taken. The first two
+or, without gradients, |f(z) − f(a)| ≤ B d_k(z, a). The narrowest is taken, and cut to |f(z)| ≤ B√k. The first two
 keep ∇μ_n as a linear map (it cancels against the feedback), so that a contracting loop stays contracting; the metric
 form is the better one far from data.
 """
@@ -177,7 +177,7 @@ class LocalAffine:
         forms = [kernels.stationary(kernel) for kernel in model.kernels]
         known = [form for form in forms if form is not None]
         if len(known) < len(forms):
-            got = [type(kernel).__name__ for kernel in model.kernels]
+            got = ", ".join(kernels.describe(kernel) for kernel in model.kernels)
             raise _require.fail("LocalAffine", "stationary kernels (RBF or Matérn)", got)
         if not bool(torch.isfinite(norm).all()):
             raise _require.fail("LocalAffine", "a bound with a finite RKHS norm", bound.name)
@@ -222,8 +222,19 @@ class LocalAffine:
                 error = torch.where(better, half + extra, error)
                 value = torch.where(better, middle + ahead, value)
                 linear = torch.where(better.unsqueeze(-1), slope @ cross.generators, linear)
-        lost = ~(error < self.cap)  # also where it is NaN
-        value = torch.where(lost, torch.zeros_like(value), value)
-        linear = torch.where(lost.unsqueeze(-1), torch.zeros_like(linear), linear)
-        error = torch.where(lost, self.cap.expand_as(error), error.clamp_min(0.0))
-        return AffineRange(value, linear, error * (1 + 1e-12), (self.half < -EMPTY).any(-1))
+        return self._cut(value, linear, error.clamp_min(0.0))
+
+    def _cut(self, value: Tensor, linear: Tensor, error: Tensor) -> AffineRange:
+        """The same where its interval hull is within ±B√k, else that hull cut to ±B√k, without a linear part.
+
+        So the range over a part of a set is never wider than ±B√k, which is what the whole may get. NaN and infinity give ±B√k.
+        """
+        reach = linear.abs().sum(-1)
+        low, high = torch.maximum(value - reach - error, -self.cap), torch.minimum(value + reach + error, self.cap)
+        within, known = value.abs() + reach + error <= self.cap, torch.isfinite(low + high)
+        center = torch.where(known, 0.5 * (low + high), torch.zeros_like(value))
+        radius = torch.where(known, (0.5 * (high - low)).clamp_min(0.0), self.cap.expand_as(value))
+        value, error = torch.where(within, value, center), torch.where(within, error, radius)
+        linear = torch.where(within.unsqueeze(-1), linear, torch.zeros_like(linear))
+        empty = (self.half < -EMPTY) | (low > high + EMPTY)
+        return AffineRange(value, linear, error * (1 + 1e-12), empty.any(-1))

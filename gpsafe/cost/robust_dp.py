@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, kernels
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import OfTask
@@ -258,7 +258,8 @@ class RobustDP(OfTask):
     """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 2.
 
     F_n is {f : l_n ≤ f ≤ h_n, ‖f‖_k ≤ B}: the rectangular relaxation used here, and the kernel metric inside a cell, are
-    outer. Valid for any policy class with `slopes`, and any known part with a Hessian bound.
+    outer. Valid for any policy class with `slopes`, any known part with a Hessian bound, and sums of RBF, Matérn and linear
+    kernels, whose suprema over cells are known; other kernels are refused.
 
     Args:
         grid: cells.
@@ -292,25 +293,32 @@ class RobustDP(OfTask):
         return enclose(centers, radius, confidence, policies)
 
     def upper(self, enclosure: Enclosure) -> Tensor:
-        """V_0(x₀) for every policy of the enclosure, (P,)."""
+        """V_0(x₀) for every policy of the enclosure, rounded up and at most T·C, (P,)."""
         centers, radius = enclosure.centers, enclosure.radius
         stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
         stage = torch.where((stage >= 0) & (stage <= self.cost.ceiling), stage, self.cost.ceiling)  # C where it is NaN
-        return self._run(enclosure, stage, self.cost.ceiling)
+        return grow(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
 
     def lower(self, enclosure: Enclosure) -> Tensor:
-        """A lower bound of inf over the same mean boxes (equal to J_c's lower side when l = h = f*), (P,)."""
+        """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down, (P,)."""
         centers, radius = enclosure.centers, enclosure.radius
         stage = -self.cost.lower(centers - radius, centers + radius).unsqueeze(0)
-        return -self._run(enclosure, stage, 0.0)
+        return -grow(self._run(enclosure, stage, 0.0))
 
     def exploration(self, enclosure: Enclosure, std: Tensor) -> Tensor:
         """Upper bound of sup_f E Σ_t ‖σ(z_t)‖ (the optimistic value of ActSafe's expansion phase), (P,).
 
         Args:
             std: norm ‖σ‖ at the cell centres, (P, N + 1); it is widened by the kernel metric over each cell.
+
+        Raises:
+            ValueError: for a kernel whose variance has no bound outside the grid (with a linear part), by name.
         """
-        most = float(enclosure.prior_std.norm())
+        for kernel in enclosure.kernels:
+            if math.isinf(kernels.variance_everywhere(kernel)):
+                expected = "kernels of bounded variance (stationary): outside the grid it is charged"
+                raise _require.fail("RobustDP.exploration", expected, kernels.describe(kernel))
+        most = math.hypot(*(kernels.variance_everywhere(kernel) ** 0.5 for kernel in enclosure.kernels))
         stage = std + enclosure.metric.norm(dim=-1)
         return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
 
@@ -346,8 +354,7 @@ class RobustDP(OfTask):
         for i in range(0, policies.num, step):
             part = policies.select(torch.arange(i, min(i + step, policies.num)))
             uppers.append(self.upper(self.enclosure(confidence, part).refine(confidence)))
-        ceiling = self.total_ceiling
-        upper = grow(torch.cat(uppers)).clamp_max(ceiling)
+        ceiling, upper = self.total_ceiling, torch.cat(uppers)
         return CostInterval(
             torch.zeros_like(upper),
             upper,

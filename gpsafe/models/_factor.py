@@ -4,6 +4,7 @@ posteriors.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,24 +32,36 @@ class Store:
 
     Only the leading `rows` rows of `lower` and `inverse_rows` rows of `inverse` are defined. Appending data
     adds rows below, so an older posterior's view [:n, :n] never changes. A posterior may append here only if
-    it is the newest one (its n equals `rows`); any other posterior works on a copy.
+    it is the newest one (its n equals `rows`); any other posterior works on a copy. Threads may share all of
+    this: who appends is settled under `lock`, and L⁻¹ grows under it.
     """
 
-    __slots__ = ("inverse", "inverse_rows", "lower", "rows")
+    __slots__ = ("inverse", "inverse_rows", "lock", "lower", "rows")
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.lower = torch.empty(capacity, capacity, dtype=torch.float64, device=device)
         self.inverse: Tensor | None = None
         self.rows = 0
         self.inverse_rows = 0
+        self.lock = threading.Lock()
+
+    def claim(self, n: int, m: int, device: torch.device) -> bool:
+        """Takes rows n..n + m for the caller, who alone may write them then; False if another has them or they do not fit."""
+        with self.lock:
+            free = self.rows == n and n + m <= self.lower.shape[0] and self.lower.device == device
+            if free:
+                self.rows = n + m
+            return free
 
     def __getstate__(self) -> dict[str, Any]:
         """Only what is defined travels, not the spare capacity."""
-        n, k = self.rows, self.inverse_rows
-        inverse = None if self.inverse is None else self.inverse[:k, :k].clone()
-        return {"lower": self.lower[:n, :n].clone(), "inverse": inverse}
+        with self.lock:
+            n, k = self.rows, self.inverse_rows
+            inverse = None if self.inverse is None else self.inverse[:k, :k].clone()
+            return {"lower": self.lower[:n, :n].clone(), "inverse": inverse}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.lock = threading.Lock()
         self.lower, inverse = state["lower"], state["inverse"]
         self.rows = self.lower.shape[0]
         self.inverse, self.inverse_rows = None, 0
@@ -63,17 +76,18 @@ class Store:
         if n:
             _write(new.lower, 0, n, self.lower[:n, :n].to(device))
         new.rows = n
-        known = min(n, self.inverse_rows)
-        if self.inverse is not None and known:
-            new.inverse = torch.empty_like(new.lower)
-            _write(new.inverse, 0, known, self.inverse[:known, :known].to(device))
-            new.inverse_rows = known
+        with self.lock:
+            known = min(n, self.inverse_rows)
+            if self.inverse is not None and known:
+                new.inverse = torch.empty_like(new.lower)
+                _write(new.inverse, 0, known, self.inverse[:known, :known].to(device))
+                new.inverse_rows = known
         return new
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factor:
-    """L with L Lᵀ = K_n + λI for one kernel, and L⁻¹.
+    """L with L Lᵀ = K_n + λI (λ times the squared noise scales where these differ) for one kernel, and L⁻¹.
 
     Attributes:
         kernel: the frozen kernel; `form` its closed form, read once (None: evaluated through gpytorch).
@@ -111,26 +125,34 @@ class Factor:
         """L⁻¹, (n, n), computed at first use; later only the rows that are missing: [−C⁻¹B L⁻¹, C⁻¹] under
         [L⁻¹, 0].
         """
-        store = self.store
-        if store.inverse is None:
-            store.inverse = torch.empty_like(store.lower)
-        k, n = store.inverse_rows, self.n
-        if k < n:
-            corner = linalg.inverse_lower(store.lower[k:n, k:n])
-            left = -corner @ linalg.product_lower(store.lower[k:n, :k], store.inverse[:k, :k])
-            _write(store.inverse, k, n, torch.cat([left, corner], dim=-1))
-            store.inverse_rows = n
-        return store.inverse[:n, :n]
+        store, n = self.store, self.n
+        # an inference tensor would be of no use to whoever differentiates later
+        with store.lock, torch.inference_mode(False), torch.no_grad():
+            if store.inverse is None:
+                store.inverse = torch.empty_like(store.lower)
+            k = store.inverse_rows
+            if k < n:
+                corner = linalg.inverse_lower(store.lower[k:n, k:n])
+                left = -corner @ linalg.product_lower(store.lower[k:n, :k], store.inverse[:k, :k])
+                _write(store.inverse, k, n, torch.cat([left, corner], dim=-1))
+                store.inverse_rows = n
+            return store.inverse[:n, :n]
 
-    def append(self, old: Tensor, new: Tensor) -> Factor:
-        """Factor for inputs [old; new]: L′ = [[L, 0], [Bᵀ, C]] with B = L⁻¹K₁₂ and CCᵀ = K₂₂ + λI − BᵀB.
+    def append(self, old: Tensor, new: Tensor, scale: Tensor | None = None) -> Factor:
+        """Factor for inputs [old; new]: L′ = [[L, 0], [Bᵀ, C]] with B = L⁻¹K₁₂ and CCᵀ = K₂₂ + λ diag(scale²) − BᵀB.
+
+        Args:
+            old: (n, d).
+            new: (m, d).
+            scale: (m,), noise of the new observations relative to that which λ stands for; 1 if None.
 
         Raises:
             ValueError: if C does not exist numerically; nothing has changed then.
         """
         n, m = self.n, new.shape[0]
         rows = self.cross(new, new)
-        rows = rows + self.regularizer * torch.eye(m, dtype=rows.dtype, device=rows.device)
+        one = torch.ones(m, dtype=rows.dtype, device=rows.device) if scale is None else scale.square()
+        rows = rows + self.regularizer * torch.diag(one)
         if n:
             block = linalg.substitute(self.lower, self.cross(old, new))
             small = linalg.cholesky(rows - block.mT @ block, "GP.condition")
@@ -138,12 +160,12 @@ class Factor:
         else:
             rows = linalg.cholesky(rows, "GP.condition")
         store = self.store
-        if store.rows != n or n + m > store.lower.shape[0] or store.lower.device != new.device:
+        if not store.claim(n, m, new.device):
             fits = n + m <= store.lower.shape[0] and store.lower.device == new.device
             capacity = store.lower.shape[0] if fits else max(64, n + m + max(n + m, 256) // 2)
             store = store.copy(n, capacity, new.device)
+            store.rows = n + m  # nobody else knows this one yet
         _write(store.lower, n, n + m, rows)
-        store.rows = n + m
         return Factor(self.kernel, self.form, self.regularizer, store, n + m)
 
     def to(self, device: torch.device, kernel: Kernel) -> Factor:

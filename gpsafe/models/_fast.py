@@ -1,9 +1,10 @@
 """Posterior evaluation on the CPU without gradients: the hot path of planners.
 
 One output kernel at a time, for a chunk of points as rows: exponents by one matrix product of augmented
-inputs, the exponential in place, the mean by a product with the weights, then L⁻¹ by an in-place triangular
-product (BLAS dtrmm, n² flops a point) and row norms. Everything stays in one (chunk, n) buffer. Numerically
-this is the same L⁻¹ form as the differentiable path, in another summation order.
+inputs (from true differences where data are spread too widely for it), the exponential in place, the mean by a
+product with the weights, then L⁻¹ by an in-place triangular product (BLAS dtrmm, n² flops a point) and row norms.
+Everything stays in one (chunk, n) buffer. Numerically this is the same L⁻¹ form as the differentiable path, in
+another summation order.
 """
 
 from __future__ import annotations
@@ -62,9 +63,10 @@ class Gram:
     """κ(z_i, x_j) for fixed points x_j (n of them) and unit amplitude; `amplitude` is the factor to be
     applied after.
 
-    RBF, Matérn 3/2 and 5/2 are evaluated here; other kernels through `Factor.cross` (amplitude 1). With
-    inputs centred and scaled, `columns` are [xᵀ; 1; −½‖x‖²] for the RBF, so that rows [z, −½‖z‖², 1] give
-    −½r², and [−2xᵀ; 1; ‖x‖²] for Matérn, so that rows [z, ‖z‖², 1] give r².
+    Stationary kernels are evaluated here; others through `Factor.cross` (amplitude 1). With inputs centred and
+    scaled, `columns` are [xᵀ; 1; −½‖x‖²] for the RBF, so that rows [z, −½‖z‖², 1] give −½r², and [−2xᵀ; 1; ‖x‖²] for
+    Matérn, so that rows [z, ‖z‖², 1] give r². Matérn ½ (a square root at zero), and data spread beyond MAX_SPREAD, take
+    true differences: no columns then.
     """
 
     factor: Factor
@@ -72,19 +74,21 @@ class Gram:
     form: kernels.Stationary | None
     center: Array
     scale: Array
-    columns: Array
+    columns: Array | None
 
     @staticmethod
     def build(factor: Factor, points: Tensor) -> Gram:
         """For the n rows of `points` (n, d)."""
         part = factor.form.parts[0] if factor.form is not None and len(factor.form.parts) == 1 else None
-        if not isinstance(part, kernels.Stationary) or part.nu == 0.5 or _wide(part, points):
+        if not isinstance(part, kernels.Stationary):
             empty = np.empty(0)
-            return Gram(factor, points, None, empty, empty, empty)
+            return Gram(factor, points, None, empty, empty, None)
         active = points if part.dims is None else points[:, part.dims.cpu()]
         center = active.mean(0)
         gain = 1.0 if math.isinf(part.nu) else math.sqrt(2 * part.nu)
-        scale = gain / part.lengthscale.cpu()
+        scale = (gain / part.lengthscale.cpu()).expand(active.shape[1])
+        if part.nu == 0.5 or _wide(part, points):
+            return Gram(factor, points, part, center.numpy(), scale.numpy(), None)
         scaled = ((active - center) * scale).numpy()
         square = np.einsum("ij,ij->i", scaled, scaled)
         factors = (1.0, -0.5) if math.isinf(part.nu) else (-2.0, 1.0)
@@ -108,6 +112,14 @@ class Gram:
         rows = z.numpy()
         if form.dims is not None:
             rows = rows[:, form.dims.cpu().numpy()]
+        if self.columns is None:
+            self._squares(form, rows, out)
+            if math.isinf(form.nu):
+                out *= -0.5
+                np.exp(out, out=out)
+            else:
+                _matern(form.nu, out)
+            return
         augmented = np.empty((rows.shape[0], rows.shape[1] + 2))
         scaled = augmented[:, :-2]
         np.subtract(rows, self.center, out=scaled)
@@ -122,16 +134,35 @@ class Gram:
         augmented[:, -2] = square
         np.matmul(augmented, self.columns, out=out)
         np.maximum(out, 0.0, out=out)
-        np.sqrt(out, out=out)
-        decay = np.exp(-out)
-        if form.nu == 1.5:
-            out += 1.0
-        else:  # 1 + r + r²/3 = 1 + r(1 + r/3)
-            decay_scale = out / 3.0
-            decay_scale += 1.0
-            out *= decay_scale
-            out += 1.0
-        out *= decay
+        _matern(form.nu, out)
+
+    def _squares(self, form: kernels.Stationary, rows: Array, out: Array) -> None:
+        """The squares of gain·r from true differences."""
+        points = self.points.numpy() if form.dims is None else self.points.numpy()[:, form.dims.cpu().numpy()]
+        gap = np.empty_like(out)
+        out[...] = 0.0
+        for i, scale in enumerate(self.scale):
+            np.subtract(rows[:, i, None], points[None, :, i], out=gap)
+            gap *= scale
+            gap *= gap
+            out += gap
+
+
+def _matern(nu: float, out: Array) -> None:
+    """The Matérn profile of the squares of √(2ν)r, in place."""
+    np.sqrt(out, out=out)
+    decay = np.exp(-out)
+    if nu == 0.5:
+        out[...] = decay
+        return
+    if nu == 1.5:
+        out += 1.0
+    else:  # 1 + r + r²/3 = 1 + r(1 + r/3)
+        decay_scale = out / 3.0
+        decay_scale += 1.0
+        out *= decay_scale
+        out += 1.0
+    out *= decay
 
 
 @dataclass(frozen=True, slots=True, eq=False)

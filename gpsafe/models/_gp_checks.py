@@ -1,12 +1,47 @@
-"""Checks of what a GP is created from."""
+"""Checks of what a GP is created from and conditioned on."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def plain_tensors(function: Callable[P, T]) -> Callable[P, T]:
+    """Runs it outside `torch.inference_mode`: what a model keeps must serve later gradients too."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def noise_scale(value: Tensor | None, z: Tensor) -> Tensor | None:
+    """w (m,) of the m rows of z as a tensor of its own, on their device; all ≥ 1."""
+    if value is None:
+        return None
+    scale = _require.shape(
+        "GP.condition", "noise_scale", _require.finite("GP.condition", "noise_scale", value), (len(z),)
+    )
+    if not bool((scale >= 1).all()):
+        expected = (
+            "noise_scale >= 1 (relative to the quietest observation, whose noise lambda and a bound's R stand for)"
+        )
+        raise _require.fail("GP.condition", expected, float(scale.min()))
+    return scale.detach().to(z.device).clone()
 
 
 def per_output(name: str, value: Tensor, size: int) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.data import Transitions
+from gpsafe.models._prior import Prior, check_prior, known_part
 from gpsafe.models.base import Prediction
-from gpsafe.models.gp import Prior
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +33,17 @@ class ResidualModel(ABC):
 
     @staticmethod
     def check(
-        where: str, nx: int, nu: int, noise_std: Tensor | Sequence[float] | float, outputs: Sequence[int] | None
+        where: str,
+        nx: int,
+        nu: int,
+        noise_std: Tensor | Sequence[float] | float,
+        outputs: Sequence[int] | None,
+        prior: Prior,
     ) -> tuple[Tensor, tuple[int, ...]]:
         """Noise as (nx,) and the learned outputs (all by default)."""
         _require.count(where, "nx", nx)
         _require.count(where, "nu", nu, minimum=0)
+        check_prior(where, prior, nx, nu)
         noise = torch.atleast_1d(_require.positive(where, "noise_std", noise_std))
         if noise.numel() not in (1, nx):
             raise _require.fail(where, f"noise_std scalar or of shape ({nx},)", f"shape {tuple(noise.shape)}")
@@ -53,8 +59,9 @@ class ResidualModel(ABC):
             got = (data.x.shape[-1], data.u.shape[-1])
             raise _require.fail(where, f"transitions with (nx, nu) = ({self.nx}, {self.nu})", got)
         seen = data if self.data is None else self.data + data
-        residual = (seen.x_next - self.prior(seen.x, seen.u))[:, list(self.outputs)]
-        return replace(self._fitted(seen.z, residual), data=seen)
+        with torch.inference_mode(False), torch.enable_grad():
+            residual = (seen.x_next - known_part(where, self.prior, seen.x, seen.u))[:, list(self.outputs)]
+            return replace(self._fitted(seen.z, residual.detach()), data=seen)
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior + residual; std is 0 for outputs that are known."""
@@ -65,7 +72,7 @@ class ResidualModel(ABC):
         mean, std = self._residual(z.reshape(-1, self.nx + self.nu))
         full = torch.zeros(2, *z.shape[:-1], self.nx, dtype=torch.float64, device=z.device)
         full[..., list(self.outputs)] = torch.stack([mean, std]).reshape(2, *z.shape[:-1], len(self.outputs))
-        return Prediction(self.prior(x, u) + full[0], full[1], self.noise_std.to(z.device))
+        return Prediction(known_part(where, self.prior, x, u) + full[0], full[1], self.noise_std.to(z.device))
 
     def _generator(self, count: int) -> torch.Generator:
         """Randomness of the fit to `count` transitions."""

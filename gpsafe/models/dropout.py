@@ -11,9 +11,9 @@ from torch import Tensor
 from gpsafe import _require, linalg
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
+from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._regression import fit_network
 from gpsafe.models._residual import ResidualModel
-from gpsafe.models.gp import Prior, zero_prior
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class Dropout(ResidualModel):
             masks: thinned copies averaged over.
             steps, learning_rate, weight_decay: of the training.
         """
-        noise, learned = ResidualModel.check("Dropout", nx, nu, noise_std, outputs)
+        noise, learned = ResidualModel.check("Dropout", nx, nu, noise_std, outputs, prior)
         _require.probability("Dropout", "rate", rate)
         _require.count("Dropout", "masks", masks, minimum=2)
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

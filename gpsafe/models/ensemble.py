@@ -16,11 +16,12 @@ from torch import Tensor
 
 from gpsafe import _require, linalg
 from gpsafe.data import Transitions
+from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
+from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, prior_jacobian, zero_prior
 from gpsafe.models._training import Fit, Training, soft_clamp, train
 from gpsafe.models.base import Prediction
-from gpsafe.models.gp import Prior, identity_prior, zero_prior
 from gpsafe.sets.box import Box
 
 
@@ -71,6 +72,7 @@ class Ensemble:
         _require.count("Ensemble", "nx", self.nx)
         _require.count("Ensemble", "nu", self.nu, minimum=0)
         _require.one_of("Ensemble", "clamp", self.clamp, ("soft", "hard"))
+        check_prior("Ensemble", self.prior, self.nx, self.nu)
         nz, sizes = self.nx + self.nu, self.network.sizes
         if (sizes[0], sizes[-1]) != (nz, 2 * self.nx):
             raise _require.fail(
@@ -84,6 +86,7 @@ class Ensemble:
             raise _require.fail("Ensemble", "log_var_limits in increasing order", limits.tolist())
 
     @staticmethod
+    @plain_tensors
     def create(
         nx: int,
         nu: int,
@@ -220,7 +223,7 @@ class Ensemble:
         """
         x, u, rows, batch = self._rows(x, u, paired)
         out = self.network(rows).reshape(self.members, *batch, 2 * self.nx)
-        mean = self.prior(x, u) + self.targets.offset + self.targets.scale * out[..., : self.nx]
+        mean = known_part("Ensemble", self.prior, x, u) + self.targets.offset + self.targets.scale * out[..., : self.nx]
         return mean, torch.exp(0.5 * self._log_var(out[..., self.nx :]))
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
@@ -242,10 +245,10 @@ class Ensemble:
         out, jacobian = self.network.linearize(rows)
         out = out.reshape(self.members, *batch, 2 * self.nx)
         jacobian = (jacobian / self.inputs.scale).reshape(self.members, *batch, 2 * self.nx, self.nx + self.nu)
-        mean = self.prior(x, u) + self.targets.offset + self.targets.scale * out[..., : self.nx]
+        mean = known_part("Ensemble", self.prior, x, u) + self.targets.offset + self.targets.scale * out[..., : self.nx]
         raw, scale = out[..., self.nx :], self.targets.scale.unsqueeze(-1)
         slope = self._clamp_slope(raw).unsqueeze(-1)
-        known = self._prior_jacobian(x, u)
+        known = prior_jacobian("Ensemble.linearize", self.prior, x, u)
         return Linearization(
             mean, self._log_var(raw), known + scale * jacobian[..., : self.nx, :], slope * jacobian[..., self.nx :, :]
         )
@@ -256,23 +259,6 @@ class Ensemble:
             return ((physical > low) & (physical < high)).to(raw.dtype)
         inner = high - torch.nn.functional.softplus(high - physical)
         return torch.sigmoid(inner - low) * torch.sigmoid(high - physical)
-
-    def _prior_jacobian(self, x: Tensor, u: Tensor) -> Tensor:
-        if self.prior is zero_prior or self.prior is identity_prior:
-            eye = torch.eye(self.nx, self.nx + self.nu, dtype=x.dtype, device=x.device)
-            return eye if self.prior is identity_prior else torch.zeros_like(eye)
-        closed = getattr(self.prior, "jacobian", None)
-        if closed is not None:
-            return torch.cat(closed(x, u), dim=-1)
-        z = torch.cat([x, u], dim=-1)
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-
-        def along(direction: Tensor) -> Tensor:
-            return torch.func.jvp(
-                lambda v: self.prior(v[..., : self.nx], v[..., self.nx :]), (z,), (direction.expand_as(z),)
-            )[1]
-
-        return torch.func.vmap(along, out_dims=-1)(basis)
 
     def hessian_bound(self, box: Box) -> Tensor:
         """H (M, nx, nz, nz) ≥ |∂²μ_m,i/∂z_j∂z_l| over a box of z = (x, u): rigorous, rounding included.
@@ -298,9 +284,11 @@ class Ensemble:
         known = getattr(self.prior, "hessian_bound", None)
         if known is None:
             raise _require.fail("Ensemble.hessian_bound", "a prior that has a hessian_bound", type(self.prior).__name__)
+        known = _require.shape("Ensemble.hessian_bound", "the prior's hessian_bound", known, tuple(bound.shape[1:]))
         return bound + known.to(bound.device)
 
     # ---------------------------------------------------------------- learning
+    @plain_tensors
     def condition(self, data: Transitions) -> Ensemble:
         """Trained on everything seen so far plus `data`; deterministic. This model is unchanged.
 
@@ -317,11 +305,12 @@ class Ensemble:
         old = 0 if self.data is None else len(self.data)
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * len(seen)) % 2**63)
         fresh = torch.rand(len(data), generator=generator) < self.training.held_out
-        if old == 0 and self.training.held_out > 0 and len(data) > 1:
-            fresh[0] = False  # at least one row of each kind
-            fresh[-1] = fresh[-1] | ~fresh.any()
+        if old == 0:
+            fresh[0] = False  # at least one row to train on
+            if self.training.held_out > 0 and len(data) > 1:
+                fresh[-1] = fresh[-1] | ~fresh.any()  # and one to stop on
         held = fresh if self.held_out is None else torch.cat([self.held_out, fresh])
-        residual = seen.x_next - self.prior(seen.x, seen.u)
+        residual = seen.x_next - known_part("Ensemble.condition", self.prior, seen.x, seen.u)
         inputs = self.inputs if self.frozen else Normalizer.of(seen.z)
         targets = self.targets if self.frozen else Normalizer.of(residual)
         if self.training.restart:

@@ -6,13 +6,19 @@ Each learned output j of the residual x⁺ − prior(x, u) has its own frozen ke
     noise).
 
 Certified numbers come from our own Cholesky factor: no jitter, no variance floor, no iterative solver.
+
+**Noise known per observation.** If observation i has w_i times the noise that λ stands for, w_i ≥ 1, then λI becomes
+λ diag(w_i²). This is the posterior of the scaled rows y_i/w_i of the function f(z)/w, which has the kernel
+k(z, z′)/(w w′) and ‖·‖ ≤ ‖f‖_k on points (z, w), evaluated at w = 1; with noise ε_i/w_i all rows are alike. So a theorem
+for equal noise that holds for every kernel and every predictable choice of points (w_i chosen before ε_i) holds here
+with g_n = ½ log det(I + W⁻¹K_nW⁻¹/λ), which is what `info_gain` returns. Bounds that need more refuse such a model.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,19 +30,10 @@ from gpsafe import _require, kernels, linalg
 from gpsafe.data import Transitions
 from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
+from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, zero_prior
 from gpsafe.models.base import Prediction
 
-Prior = Callable[[Tensor, Tensor], Tensor]
-
-
-def zero_prior(x: Tensor, u: Tensor) -> Tensor:
-    """Known mean 0."""
-    return torch.zeros_like(x)
-
-
-def identity_prior(x: Tensor, u: Tensor) -> Tensor:
-    """Known mean x: the model learns state differences."""
-    return x
+__all__ = ["GP", "Prior", "identity_prior", "zero_prior"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +51,7 @@ class GP:
             outputs is heuristic).
         inputs: (n, nx + nu) or None before any data.
         targets: (n, p) residuals.
+        noise_scale: (n,), w_i ≥ 1 of every observation (see the module), or None: all 1.
     """
 
     kernels: tuple[Kernel, ...]
@@ -66,11 +64,13 @@ class GP:
     mode: Literal["theory", "practical"]
     inputs: Tensor | None = None
     targets: Tensor | None = None
+    noise_scale: Tensor | None = None
     _factors: tuple[Factor, ...] = ()
     _index: tuple[int, ...] = ()
     _cache: dict[str, Any] | None = None
 
     @staticmethod
+    @_gp_checks.plain_tensors
     def create(
         kernel: Kernel | Sequence[Kernel],
         regularizer: Tensor | Sequence[float] | float,
@@ -80,7 +80,7 @@ class GP:
         noise_std: Tensor | Sequence[float] | float,
         outputs: Sequence[int] | None = None,
         prior: Prior = zero_prior,
-        mode: Literal["theory", "practical"] = "theory",
+        mode: Literal["theory", "practical"] | None = None,
     ) -> GP:
         """A prior model without data.
 
@@ -90,15 +90,21 @@ class GP:
             nx, nu: state and input dimensions.
             noise_std: aleatoric standard deviation, scalar or (nx,), ≥ 0.
             outputs: learned state indices (default: all).
-            prior: known mean.
-            mode: see the class.
+            prior: known mean, (*b, nx), (*b, nu) → (*b, nx).
+            mode: see the class. Default: "theory" if every kernel is as :mod:`gpsafe.kernels` built it
+                (`gpsafe.kernels.is_stated`), "practical" otherwise, since a kernel that came from elsewhere (a fitted
+                BoTorch or GPyTorch model, `fit_hyperparameters`) may have been trained on these very data. Passing
+                mode="theory" declares that kernel and λ were fixed before the data. That is all anyone can check:
+                hyperparameters that were fitted, then typed in as numbers, look the same.
 
         Raises:
-            ValueError: on arguments outside these ranges, or a kernel that does not take nx + nu inputs.
+            ValueError: on arguments outside these ranges, a kernel that does not take nx + nu inputs, or a prior whose
+                values have another shape than x.
         """
         _require.count("GP", "nx", nx)
         _require.count("GP", "nu", nu, minimum=0)
-        _require.one_of("GP", "mode", mode, ("theory", "practical"))
+        if mode is not None:
+            _require.one_of("GP", "mode", mode, ("theory", "practical"))
         learned = tuple(range(nx)) if outputs is None else tuple(outputs)
         if len(set(learned)) != len(learned) or not learned or not all(0 <= j < nx for j in learned):
             raise _require.fail("GP", f"distinct output indices in 0..{nx - 1}", learned)
@@ -107,6 +113,9 @@ class GP:
             raise _require.fail("GP", f"{len(learned)} kernels", len(given))
         lam = _gp_checks.per_output("regularizer", _require.positive("GP", "regularizer", regularizer), len(learned))
         noise = _gp_checks.per_output("noise_std", _require.nonnegative("GP", "noise_std", noise_std), nx)
+        check_prior("GP", prior, nx, nu)
+        if mode is None:
+            mode = "theory" if all(kernels.is_stated(k) for k in given) else "practical"
         factors: list[Factor] = []
         index: list[int] = []
         seen: dict[tuple[int, float], int] = {}
@@ -128,11 +137,9 @@ class GP:
             learned,
             prior,
             mode,
-            None,
-            None,
-            tuple(factors),
-            tuple(index),
-            {},
+            _factors=tuple(factors),
+            _index=tuple(index),
+            _cache={},
         )
 
     # ------------------------------------------------------------------ data
@@ -146,32 +153,48 @@ class GP:
         """p, the number of learned outputs."""
         return len(self.outputs)
 
-    def condition(self, data: Transitions) -> GP:
-        """Posterior after `data`, by appending to the Cholesky factor (O(n²m), no refactorisation)."""
+    def condition(self, data: Transitions, *, noise_scale: Tensor | None = None) -> GP:
+        """Posterior after `data`, by appending to the Cholesky factor (O(n²m), no refactorisation).
+
+        Append what is new, every observation of it, once: `ConfidenceSet.update` refuses what is not such a continuation.
+        `noise_scale`: see :meth:`condition_on`.
+        """
         if data.x.shape[-1] != self.nx or data.u.shape[-1] != self.nu:
             got = (data.x.shape[-1], data.u.shape[-1])
             raise _require.fail("GP.condition", f"transitions with (nx, nu) = ({self.nx}, {self.nu})", got)
-        residual = (data.x_next - self.prior(data.x, data.u))[:, list(self.outputs)]
-        return self.condition_on(data.z, residual)
+        residual = data.x_next - known_part("GP.condition", self.prior, data.x, data.u)
+        return self.condition_on(data.z, residual[:, list(self.outputs)], noise_scale=noise_scale)
 
-    def condition_on(self, z: Tensor, y: Tensor) -> GP:
-        """Posterior after residual observations y (m, p) at z (m, nx + nu). This model is unchanged."""
+    @_gp_checks.plain_tensors
+    def condition_on(self, z: Tensor, y: Tensor, *, noise_scale: Tensor | None = None) -> GP:
+        """Posterior after residual observations y (m, p) at z (m, nx + nu). This model is unchanged.
+
+        Args:
+            z, y: see above.
+            noise_scale: (m,), w_i ≥ 1: observation i has w_i times the noise that λ (and a bound's `subgaussian`) stands
+                for, in all outputs; known before the observation is made. Default: 1.
+        """
         z = _require.last_dim("GP.condition", "z", _require.finite("GP.condition", "z", z), self.nx + self.nu)
         y = _require.finite("GP.condition", "y", y)
         if z.ndim != 2:
             raise _require.fail("GP.condition", "z of shape (m, d)", f"shape {tuple(z.shape)}")
         _require.shape("GP.condition", "y", y, (z.shape[0], self.num_outputs))
         z, y = z.detach().clone(), y.detach().clone()
+        scale = _gp_checks.noise_scale(noise_scale, z)
         if self.inputs is None and self.regularizer.device != z.device:
-            return self.to(z.device).condition_on(z, y)
+            return self.to(z.device).condition_on(z, y, noise_scale=scale)
         old = z[:0] if self.inputs is None else self.inputs
         if old.device != z.device or y.device != z.device:
             raise _require.fail("GP.condition", f"data on {old.device}", (str(z.device), str(y.device)))
         with torch.no_grad():
-            factors = tuple(factor.append(old, z) for factor in self._factors)
-        inputs = torch.cat([old, z])
+            factors = tuple(factor.append(old, z, scale) for factor in self._factors)
         targets = y if self.targets is None else torch.cat([self.targets, y])
-        return replace(self, inputs=inputs, targets=targets, _factors=factors, _cache={})
+        scales = self.noise_scale
+        if scales is not None or scale is not None:
+            scales = torch.cat([torch.ones_like(v[:, 0]) if s is None else s for v, s in ((old, scales), (z, scale))])
+        return replace(
+            self, inputs=torch.cat([old, z]), targets=targets, noise_scale=scales, _factors=factors, _cache={}
+        )
 
     def to(self, device: torch.device | str) -> GP:
         """The same posterior on another device. Conditioning an empty model on data moves it to the data's
@@ -186,6 +209,7 @@ class GP:
             noise_std=self.noise_std.to(target),
             inputs=None if self.inputs is None else self.inputs.to(target),
             targets=None if self.targets is None else self.targets.to(target),
+            noise_scale=None if self.noise_scale is None else self.noise_scale.to(target),
             _factors=factors,
             _cache={},
         )
@@ -206,6 +230,7 @@ class GP:
         return z.to(torch.float64)
 
     @property
+    @_gp_checks.plain_tensors
     def weights(self) -> Tensor:
         """α_j = (K_j + λ_j I)⁻¹ y_j, shape (n, p)."""
         assert self._cache is not None
@@ -224,6 +249,7 @@ class GP:
         """The outputs that share factor i."""
         return [j for j, k in enumerate(self._index) if k == i]
 
+    @_gp_checks.plain_tensors
     def _evaluators(self) -> list[_fast.Evaluator]:
         assert self._cache is not None
         assert self.inputs is not None
@@ -239,7 +265,7 @@ class GP:
         """Residual mean and latent std at z (*b, d), both (*b, p). Differentiable in z.
 
         Chunks of points keep the working set in cache; the variance comes from a triangular product with L⁻¹,
-        never from K⁻¹. A NaN in z gives NaN. Rounding: see :attr:`gpsafe.confidence.bounds.MARGIN`.
+        never from K⁻¹. A NaN in z gives NaN. Rounding: see :mod:`gpsafe.confidence.rounding`.
         """
         z = self._query("GP.posterior", z)
         flat = z.reshape(-1, z.shape[-1])
@@ -310,7 +336,8 @@ class GP:
         _require.last_dim("GP.predict", "x", x, self.nx)
         _require.last_dim("GP.predict", "u", u, self.nu)
         mean, std = self.posterior(torch.cat([x, u], dim=-1))
-        return Prediction(self.prior(x, u) + self.embed(mean), self.embed(std), self.noise_std.to(x.device))
+        known = known_part("GP.predict", self.prior, x, u)
+        return Prediction(known + self.embed(mean), self.embed(std), self.noise_std.to(x.device))
 
     def embed(self, residual: Tensor) -> Tensor:
         """Puts learned outputs (*b, p) into state coordinates (*b, nx), zero elsewhere."""
@@ -348,15 +375,16 @@ class GP:
 
     # -------------------------------------------------------- scalar quantities
     def info_gain(self) -> Tensor:
-        """g_n = ½ log det(I + K_n/λ) per learned output, (p,)."""
+        """g_n = ½ log det(I + K_n/λ) per learned output, (p,); of the scaled rows where noise differs (see the module)."""
         values = [
             factor.lower.diagonal().log().sum() - 0.5 * factor.n * math.log(factor.regularizer)
             for factor in self._factors
         ]
-        return torch.stack([values[i] for i in self._index])
+        total = torch.stack([values[i] for i in self._index])
+        return total if self.noise_scale is None else total - self.noise_scale.log().sum()
 
     def log_marginal_likelihood(self) -> Tensor:
-        """log N(y; 0, K + λI) per learned output, (p,) (λ read as noise variance)."""
+        """log N(y; 0, K + λI) per learned output, (p,) (λ read as noise variance, times the squared noise scales)."""
         if self.inputs is None or self.targets is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
         fit = (self.targets * self.weights).sum(0)
@@ -366,16 +394,19 @@ class GP:
     def posterior_norm(self) -> Tensor:
         """An upper bound, tight up to rounding, of ‖μ_n‖_k = √(αᵀKα) per learned output, (p,).
 
-        αᵀKα = αᵀ((K + λI)α − λα) = αᵀy − λ‖α‖² + αᵀr, where the Cholesky solve leaves a residual |r_i| ≤ ρ‖α‖₁,
-        ρ = (γ_{3n+1} + ε) max_j (k_jj + λ), with ε the error of a Gram entry, and the two inner products round by γ_{n+2}.
+        αᵀKα = αᵀ((K + λW²)α − λW²α) = αᵀy − λ‖Wα‖² + αᵀr, where the Cholesky solve leaves a residual |r_i| ≤ ρ‖α‖₁,
+        ρ = (γ_{3n+1} + ε) max_j (k_jj + λw_j²), with ε the error of a Gram entry, and the two inner products round by
+        γ_{n+4}; W = diag(noise_scale).
         """
         if self.targets is None or self.inputs is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
         weights, n = self.weights, self.num_data
         entries = [kernels.entry_error(factor.form, self.inputs) for factor in self._factors]
         relative = weights.new_tensor([entries[i] for i in self._index]) + linalg.gamma(3 * n + 1)
-        square = (weights * self.targets).sum(0) - self.regularizer * weights.square().sum(0)
-        largest = self.prior_variance(self.inputs).amax(0) + self.regularizer
-        products = (weights * self.targets).abs().sum(0) + self.regularizer * weights.square().sum(0)
-        error = relative * largest * weights.abs().sum(0).square() + linalg.gamma(n + 2) * products
+        scales = torch.ones_like(weights[:, :1]) if self.noise_scale is None else self.noise_scale.unsqueeze(-1)
+        ridge = self.regularizer * (scales * weights).square().sum(0)
+        square = (weights * self.targets).sum(0) - ridge
+        largest = self.prior_variance(self.inputs).amax(0) + self.regularizer * scales.max().square()
+        products = (weights * self.targets).abs().sum(0) + ridge
+        error = relative * largest * weights.abs().sum(0).square() + linalg.gamma(n + 4) * products
         return (square.clamp_min(0.0) + error).sqrt()

@@ -11,9 +11,9 @@ from torch import Tensor
 from gpsafe import _require, linalg
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
+from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._regression import fit_network
 from gpsafe.models._residual import ResidualModel
-from gpsafe.models.gp import Prior, zero_prior
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class LastLayerLaplace(ResidualModel):
             hidden: widths of the tanh layers.
             steps, learning_rate, weight_decay: of the training.
         """
-        noise, learned = ResidualModel.check("LastLayerLaplace", nx, nu, noise_std, outputs)
+        noise, learned = ResidualModel.check("LastLayerLaplace", nx, nu, noise_std, outputs, prior)
         if not hidden:
             raise _require.fail("LastLayerLaplace", "at least one hidden layer", tuple(hidden))
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

@@ -11,8 +11,10 @@ mean is ⟨μ, φ(z)⟩ = ⟨Pμ, φ(z)⟩ + ⟨(I − P)μ, (I − P)φ(z)⟩, 
 
     |μ(z) − (Mᵀα)ᵀa(z)| ≤ ‖(I − P)μ‖_k res(z),      ‖(I − P)μ‖²_k = αᵀKα − ‖Mᵀα‖².
 
-2r² flops a point and output instead of n². Rounding is added outwards, see `gpsafe.models._projection`; below about
-λ = 1e-6·k(z, z) these worst-case terms, not the projection, set the width (use the exact model there).
+The same holds, with V = Φ*W⁻²Φ + λI and K + λW², where the noise differs by known scales W = diag(w_i) ≥ I (rounding
+terms use K + λW² ⪰ λI). 2r² flops a point and output instead of n². Rounding is added outwards, see
+`gpsafe.models._projection`; below about λ = 1e-6·k(z, z) these worst-case terms, not the projection, set the width (use
+the exact model there).
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.data import Transitions
+from gpsafe.models._gp_checks import plain_tensors
+from gpsafe.models._prior import Prior, known_part
 from gpsafe.models._projection import Projection, select_centers
 from gpsafe.models.base import Prediction
-from gpsafe.models.gp import GP, Prior
+from gpsafe.models.gp import GP
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +58,7 @@ class LowRankGP:
     _projections: tuple[Projection, ...]
 
     @staticmethod
+    @plain_tensors
     def create(
         exact: GP,
         rank: int = 160,
@@ -131,6 +136,11 @@ class LowRankGP:
         return self.exact.targets
 
     @property
+    def noise_scale(self) -> Tensor | None:
+        """Noise scales of the observations, (n,), or None."""
+        return self.exact.noise_scale
+
+    @property
     def kernels(self) -> tuple[Kernel, ...]:
         """One kernel per learned output."""
         return self.exact.kernels
@@ -181,13 +191,14 @@ class LowRankGP:
         return self.exact.embed(residual)
 
     # ------------------------------------------------------------------- its own
-    def condition(self, data: Transitions) -> LowRankGP:
+    def condition(self, data: Transitions, *, noise_scale: Tensor | None = None) -> LowRankGP:
         """Conditions the exact model and projects again, on data points (O(n²r))."""
-        return LowRankGP.create(self.exact.condition(data), self.rank, tolerance=self.tolerance, mean=self.mean)
+        exact = self.exact.condition(data, noise_scale=noise_scale)
+        return LowRankGP.create(exact, self.rank, tolerance=self.tolerance, mean=self.mean)
 
-    def condition_on(self, z: Tensor, y: Tensor) -> LowRankGP:
+    def condition_on(self, z: Tensor, y: Tensor, *, noise_scale: Tensor | None = None) -> LowRankGP:
         """As :meth:`condition`, for residuals y (m, p) at z (m, nx + nu)."""
-        exact = self.exact.condition_on(z, y)
+        exact = self.exact.condition_on(z, y, noise_scale=noise_scale)
         return LowRankGP.create(exact, self.rank, tolerance=self.tolerance, mean=self.mean)
 
     def posterior(self, z: Tensor, *, chunk: int = 1024) -> tuple[Tensor, Tensor]:
@@ -229,4 +240,5 @@ class LowRankGP:
         _require.last_dim("LowRankGP.predict", "x", x, self.nx)
         _require.last_dim("LowRankGP.predict", "u", u, self.nu)
         mean, std = self.posterior(torch.cat([x, u], dim=-1))
-        return Prediction(self.prior(x, u) + self.embed(mean), self.embed(std), self.noise_std.to(x.device))
+        known = known_part("LowRankGP.predict", self.prior, x, u)
+        return Prediction(known + self.embed(mean), self.embed(std), self.noise_std.to(x.device))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from gpsafe import _require, kernels, linalg
 from gpsafe.models._factor import Factor
+from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 
 
@@ -131,6 +132,7 @@ class FunctionSamples:
         return torch.stack(columns, dim=-1)
 
 
+@plain_tensors
 def sample_functions(
     model: GP,
     num: int,
@@ -182,6 +184,7 @@ def _matheron(
         return ()
     values = sum(term(model.inputs) for term in prior)
     noise = math.sqrt(factor.regularizer) * _randn(generator, num, model.num_data).to(model.inputs.device)
+    noise = noise if model.noise_scale is None else noise * model.noise_scale
     gap = model.targets[:, j] - values - noise
     weights = torch.cholesky_solve(gap.mT, factor.lower).mT
     return (_Sections(factor, model.inputs, weights),)
@@ -191,7 +194,7 @@ def _prior_features(
     factor: Factor, dim: int, num: int, num_features: int, generator: torch.Generator
 ) -> tuple[_Fourier | _Slopes, ...]:
     if factor.form is None:
-        got = type(factor.kernel).__name__
+        got = kernels.describe(factor.kernel)
         raise _require.fail("sample_functions", "a sum of RBF, Matérn and linear kernels (or method 'centers')", got)
     terms: list[_Fourier | _Slopes] = []
     device = factor.store.lower.device

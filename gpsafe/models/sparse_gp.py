@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gpsafe import _require, linalg
 from gpsafe import kernels as kernel_functions
+from gpsafe.models._gp_checks import plain_tensors
+from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._residual import ResidualModel
-from gpsafe.models.gp import Prior, zero_prior
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +34,7 @@ class SparseGP(ResidualModel):
     covariances: Tensor | None = None  # (p, m, m)
 
     @staticmethod
+    @plain_tensors
     def create(
         kernel: Kernel | Sequence[Kernel],
         nx: int,
@@ -50,7 +52,7 @@ class SparseGP(ResidualModel):
             nx, nu, noise_std, outputs, prior: see :class:`ResidualModel`.
             size: number m of inducing points, chosen among the data by greedy variance of the first kernel.
         """
-        noise, learned = ResidualModel.check("SparseGP", nx, nu, noise_std, outputs)
+        noise, learned = ResidualModel.check("SparseGP", nx, nu, noise_std, outputs, prior)
         _require.count("SparseGP", "size", size)
         given = [kernel] * len(learned) if isinstance(kernel, Kernel) else list(kernel)
         if len(given) != len(learned):
@@ -101,7 +103,7 @@ def _variational(kernel: Kernel, points: Tensor, z: Tensor, y: Tensor, noise: fl
         noise_constraint=gpytorch.constraints.GreaterThan(min(1e-10, 0.1 * noise**2))
     )
     likelihood = likelihood.double().to(z.device)
-    likelihood.initialize(noise=noise**2)
+    likelihood.initialize(noise=torch.tensor(noise**2, dtype=torch.float64, device=z.device))
     objective = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=len(z))
     optimizer = gpytorch.optim.NGD(model.variational_parameters(), num_data=len(z), lr=1.0)
     model.train()

@@ -7,13 +7,14 @@ A view is for *choosing* inputs: BoTorch's own samplers add jitter and its distr
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.fit import fit_gpytorch_mll
+from botorch.exceptions import ModelFittingError
 from botorch.models.gpytorch import GPyTorchModel
 from botorch.models.model import FantasizeMixin, Model
 from botorch.posteriors import Posterior
@@ -24,6 +25,9 @@ from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe import kernels as kernel_functions
+from gpsafe.models import _fitting
+from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 
 
@@ -31,7 +35,7 @@ class BotorchView(Model, FantasizeMixin):
     """A `GP` as a BoTorch model over z = (x, u). Make it with :func:`as_botorch`.
 
     ``posterior(X)`` has the mean and the joint covariance of our posterior at X (*b, q, d);
-    `observation_noise` adds λ_j, the noise variance that conditioning supposes. Fantasies are conditioned on
+    `observation_noise` adds λ_j, the noise variance that conditioning supposes (noise scale 1). Fantasies are conditioned on
     in closed form and differentiably.
     """
 
@@ -71,7 +75,8 @@ class BotorchView(Model, FantasizeMixin):
         chosen = list(self.indices)
         mean = self.model.residual_mean(z)[..., chosen]
         if not self.residual:
-            known = self.model.prior(z[..., : self.model.nx], z[..., self.model.nx :])
+            x, u = z[..., : self.model.nx], z[..., self.model.nx :]
+            known = known_part("BotorchView.posterior", self.model.prior, x, u)
             mean = mean + known[..., list(self.model.outputs)][..., chosen]
         return mean, self.model.covariance(z)[..., chosen, :, :]
 
@@ -153,8 +158,7 @@ class GPyTorchView(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc
     _num_outputs = 1
 
     def __init__(self, inputs: Tensor | None, targets: Tensor | None, kernel: gpytorch.kernels.Kernel, noise: float):
-        constraint = gpytorch.constraints.Positive()
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=constraint).double()
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=kernel_functions.exact()).double()
         likelihood.noise = torch.tensor(noise, dtype=torch.float64)
         super().__init__(inputs, targets, likelihood)
         self.mean_module = gpytorch.means.ZeroMean()
@@ -171,6 +175,8 @@ def as_gpytorch(model: GP, output: int = 0) -> GPyTorchView:
     """
     if not 0 <= output < model.num_outputs:
         raise _require.fail("as_gpytorch", f"output in 0..{model.num_outputs - 1}", output)
+    if model.noise_scale is not None:
+        raise _require.fail("as_gpytorch", "equal noise in every observation (one likelihood noise)", "a noise_scale")
     targets = None if model.targets is None else model.targets[:, output].clone()
     kernel = copy.deepcopy(model.kernels[output])
     view = GPyTorchView(model.inputs, targets, kernel, float(model.regularizer[output]))
@@ -192,8 +198,16 @@ def fit_hyperparameters(
     confidence bounds refuse it unless told ``unchecked=True``, which marks their output. A theory-mode model
     is refused here.
 
+    **Units.** Data, kernel and result stay in the units given. What the optimiser moves is standardised: a length-scale (or
+    period) is s·softplus(raw), s the standard deviation of its inputs (their root mean square if it serves several), an
+    output variance or λ is v·softplus(raw), v the mean square of the targets, a linear variance (v/s²)·softplus(raw). It
+    starts twice, from the kernel given and from raw values of standardised data (length-scale √d·s for d inputs, variance
+    v, λ = v/100), and the larger likelihood wins: targets × 10⁵ or inputs × 10³ give the same fit in their units. A
+    parameter with a constraint of its own keeps that constraint and its value in both starts; priors are read in the
+    units given.
+
     Args:
-        model: a practical-mode GP with data; its kernels are the starting point and bring their own priors
+        model: a practical-mode GP with data; its kernels are one of the two starting points and bring their own priors
             and constraints.
         fit_noise: also fit λ_j, and set the noise_std of the fitted states to √λ_j.
         minimum_noise: smallest λ_j to consider, relative to the variance of the targets.
@@ -201,8 +215,8 @@ def fit_hyperparameters(
         optimizer: passed to ``botorch.fit.fit_gpytorch_mll``, like `options`.
 
     Raises:
-        ValueError: on a theory-mode model or one without data.
-        botorch.exceptions.ModelFittingError: if every attempt of the optimiser fails; one that ends
+        ValueError: on a theory-mode model, one without data or one with noise scales.
+        botorch.exceptions.ModelFittingError: if every attempt of the optimiser fails from both starts; one that ends
             abnormally is reported by BoTorch's ``OptimizationWarning``.
     """
     where = "fit_hyperparameters"
@@ -210,27 +224,20 @@ def fit_hyperparameters(
         raise _require.fail(where, 'a GP of mode "practical" (theory mode freezes its hyperparameters)', model.mode)
     if model.inputs is None or model.targets is None:
         raise _require.fail(where, "a model with data", "none")
-    chosen = range(model.num_outputs) if outputs is None else outputs
-    kernels, noise = list(model.kernels), model.regularizer.clone()
-    noise_std = model.noise_std.clone()
-    for j in chosen:
-        view = as_gpytorch(model, j).train()
-        noisy = cast(gpytorch.likelihoods.GaussianLikelihood, view.likelihood)
-        for parameter in view.covar_module.parameters():
-            parameter.requires_grad_(True)
+    lowest = float(_require.positive(where, "minimum_noise", minimum_noise))
+    if optimizer is not None:
+        options["optimizer"] = optimizer
+    kernels, noise, noise_std = list(model.kernels), model.regularizer.clone(), model.noise_std.clone()
+    for j in range(model.num_outputs) if outputs is None else outputs:
+        floor = lowest * float(model.targets[:, j].var(correction=0)) if fit_noise else None
+        fits = [_fitting.fit(as_gpytorch(model, j), floor, fresh=fresh, **options) for fresh in (False, True)]
+        found = [fit for fit in fits if not isinstance(fit, ModelFittingError)]
+        if not found:
+            raise cast(ModelFittingError, fits[0])
+        _, kernels[j], value = max(found, key=lambda fit: fit[0])
         if fit_noise:
-            floor = float(_require.positive(where, "minimum_noise", minimum_noise))
-            floor = max(floor * float(model.targets[:, j].var(correction=0)), 1e-14)
-            constraint = gpytorch.constraints.GreaterThan(floor)
-            noisy.noise_covar.register_constraint("raw_noise", constraint)
-            noisy.noise = noise[j].clamp_min(2 * floor)
-        noisy.raw_noise.requires_grad_(fit_noise)
-        likelihood = gpytorch.mlls.ExactMarginalLogLikelihood(noisy, view)
-        fit_gpytorch_mll(likelihood, **({} if optimizer is None else {"optimizer": optimizer}), **options)
-        kernels[j] = view.covar_module
-        if fit_noise:
-            noise[j] = cast(Tensor, noisy.noise).detach().squeeze()
-            noise_std[model.outputs[j]] = noise[j].sqrt()
+            noise[j] = value
+            noise_std[model.outputs[j]] = math.sqrt(value)
     empty = GP.create(
         kernels,
         noise,

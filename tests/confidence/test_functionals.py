@@ -2,7 +2,7 @@
 
 import math
 
-import mpmath
+import flint
 import pytest
 import reference
 import torch
@@ -100,12 +100,14 @@ def test_band_covers_value_plus_directional_derivative_when_the_noise_event_hold
     assert bool(((value - center).abs() <= half + 1e-8).all())
 
 
-@pytest.mark.parametrize("regularizer", [1e-4, 3.5e-6, 1e-8, 1e-10])
-def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regularizer):
-    """Points of one path, far closer than the length-scale: k_n(K + λI)⁻¹k_n amplifies the rounding of K by up to k/λ."""
+@pytest.mark.parametrize(
+    ("regularizer", "stretch"), [(1e-4, 1.0), (3.5e-6, 1.0), (1e-8, 1.0), (1e-10, 1.0), (1e-5, 30.0)]
+)
+def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regularizer, stretch):
+    """Points of one path, far closer than the length-scale or spread over sixty of them."""
     time = 0.1 * torch.arange(80, dtype=torch.float64)
     wobble = 1e-3 * torch.randn(80, 2, dtype=torch.float64, generator=generator(1))
-    inputs = torch.stack([3.0 + time.sin(), 2.0 * time.cos()], dim=-1) + wobble
+    inputs = stretch * torch.stack([3.0 + time.sin(), 2.0 * time.cos()], dim=-1) + wobble
     lengthscale = torch.tensor([1.0, 2.0], dtype=torch.float64)
     model = GP.create(kernels.rbf(lengthscale, 1.0), regularizer, nx=2, nu=0, noise_std=1.0, outputs=(0,))
     model = model.condition_on(inputs, torch.zeros(80, 1, dtype=torch.float64))
@@ -113,11 +115,11 @@ def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regular
     one, bound = torch.ones(1, dtype=torch.float64), Constant(value=1.0)
     half = bound.half_width(model, one, model.posterior(z)[1], model.prior_variance(z))[:, 0]
     found = jet(model, z).cov[:, 0]
-    with mpmath.workdps(40):
+    with flint.ctx.workdps(45):
         exact = [reference.rbf_jet(inputs, point, lengthscale, regularizer) for point in z]
-        lacking = [float(rows[0][0] - mpmath.mpf(float(h)) ** 2) for rows, h in zip(exact, half, strict=True)]
+        lacking = [float(rows[0][0] - flint.arb(float(h)) ** 2) for rows, h in zip(exact, half, strict=True)]
         excess = [
-            [[float(mpmath.mpf(float(c)) - e) for c, e in zip(mine, true, strict=True)] for mine, true in pair]
+            [[float(flint.arb(float(c)) - e) for c, e in zip(mine, true, strict=True)] for mine, true in pair]
             for pair in (zip(cov, rows, strict=True) for cov, rows in zip(found, exact, strict=True))
         ]
     assert max(lacking) <= 0.0

@@ -41,7 +41,7 @@ PARTS = {
     "RobustDP": "Grid.index Averager.__call__ RobustDP.exploration enclose grow residual_reach",
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
-    "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula variance_margin",
+    "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula",
     "LinearTube": "LinearTube.linearise propagate gains sizes Tube.state_support Tube.input_support",
     "EnsembleTube": "EnsembleTube.linearise",
     "GPTube": "GPTube.linearise",

@@ -1,6 +1,7 @@
 """The robust dynamic program rounds up at every step, and equals its naive form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe import kernels
+from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.enclosure import enclose
 from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, sweep
+from gpsafe.cost.session import DPSession
 from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import RKHSFunction
 from gpsafe.rollout import closed_loop
 from gpsafe.sets import Box
-from gpsafe.systems.base import sample_noise
+from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.double_integrator import DoubleIntegrator
+from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import (
     reference_1d,
     reference_1d_policies,
@@ -223,3 +230,70 @@ def test_tasks_of_another_grid_are_refused(one_d, change):
 def test_grids_of_three_dimensions_are_refused():
     with pytest.raises(ValueError, match="Grid"):
         Grid(Box(torch.zeros(3), torch.ones(3)), (2, 2, 2))
+
+
+def growth(kernel):
+    """x⁺ = f(x, u), u = x, with f(x, x) = 0.9·1.41x of norm 0.9: it leaves x ≤ 1 soon, from 0.3."""
+    known = AffineKnown(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
+    f = RKHSFunction(kernel, torch.ones(1, 2).double(), torch.ones(1).double()).scaled_to(0.9)
+    std = torch.tensor([0.01], dtype=torch.float64)
+    policies = AffinePolicies(
+        torch.zeros(2, 1), torch.tensor([0.0, 1.0]).reshape(2, 1, 1), Box(-torch.ones(1), torch.ones(1))
+    )
+    cost = IndicatorCost(torch.ones(1, 1), torch.ones(1))
+    box = Box(torch.tensor([-0.3]).double(), torch.tensor([3.0]).double())
+    dp = RobustDP(Grid(box, (330,)), Task(torch.tensor([0.3]).double(), 20, cost, 0.2, std))
+    model = GP.create(kernel, 1e-4, nx=1, nu=1, noise_std=std, prior=known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=0.9, subgaussian=0.01, delta=0.1)).update(model)
+    noise = sample_noise(std, (20, 1, 500), generator(0))
+    mean = lambda x, u: f(torch.cat([x, u], -1)).unsqueeze(-1)  # noqa: E731
+    states, _ = closed_loop(mean, policies, dp.initial_state, noise)
+    return dp, confidence, policies, cost(states[..., :-1, :]).sum(-1).mean(-1)
+
+
+@pytest.mark.parametrize("family", ["linear", "additive"])
+def test_the_ball_is_as_wide_in_every_cell_as_the_kernel_is_there(family):
+    """With the cap B√k of the first cell and policy, a linear kernel was certified 0.25 where the truth is 14.5."""
+    linear = kernels.linear(1.0)
+    kernel = linear if family == "linear" else kernels.additive(kernels.rbf([1.0, 1.0], 0.01), linear)
+    dp, confidence, policies, truth = growth(kernel)
+    assert float(truth.max()) > 14
+    assert bool((dp.evaluate(confidence, policies).upper >= truth).all())
+    found = dp.enclosure(confidence, policies).refine(confidence)
+    wrong = replace(found, cap=found.cap[:1, :1].expand_as(found.cap))
+    assert bool((dp.upper(wrong) < truth - 0.5).any())
+
+
+def test_the_box_of_the_double_integrator_contains_its_twin():
+    twin = DoubleIntegrator().twin()
+    model = GP.create(twin.kernels, 1e-4, nx=2, nu=1, noise_std=twin.noise_std, outputs=twin.outputs, prior=twin.known)
+    bound = Mixture(rkhs_norm=tuple(twin.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    gain = torch.tensor([[[0.0, 0.0]], [[-0.5, -1.0]]], dtype=torch.float64)
+    policies = AffinePolicies(torch.tensor([[0.0], [1.0]]).double(), gain, twin.input_box)
+    centers = torch.cat([torch.zeros(1, 2).double(), twin.state_box.sample(50, generator(0))])
+    radius = torch.full_like(centers, 0.01)
+    low, high = enclose(centers, radius, ConfidenceSet(bound).update(model), policies).boxes()
+    for x in (centers - radius, centers, centers + radius):
+        truth = twin.mean(x.expand(2, -1, -1), policies(x.expand(2, -1, -1)))
+        assert bool((truth >= low).all()) and bool((truth <= high).all())
+
+
+def test_every_upper_value_is_rounded_up_and_every_lower_one_down(one_d):
+    system, policies, dp, confidence = one_d
+    session = DPSession.start(dp, confidence, policies)
+    index = torch.arange(policies.num)
+    assert torch.equal(session.upper(index), dp.evaluate(confidence, policies).upper)
+    cells = session.enclosure
+    stage = dp.cost.upper(cells.centers - cells.radius, cells.centers + cells.radius).unsqueeze(0)
+    raw, ceiling = dp._run(cells, stage, dp.cost.ceiling), dp.horizon * dp.cost.ceiling
+    assert bool((session.upper(index) >= torch.clamp(raw + 1e-9 * (1 + raw), max=ceiling)).all())
+    assert bool((session.upper(index) <= ceiling).all())
+    exact = cells.with_residual(system.residual_fn(cells.z))
+    assert bool((dp.lower(exact) < dp.upper(exact)).all())
+
+
+def test_a_bound_without_a_norm_is_refused(one_d):
+    _, policies, dp, confidence = one_d
+    endless = ConfidenceSet(Constant(value=2.0)).update(confidence.model)
+    with pytest.raises(ValueError, match="finite RKHS norm"):
+        dp.evaluate(endless, policies)

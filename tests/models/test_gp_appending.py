@@ -3,6 +3,9 @@
 import copy
 import multiprocessing
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from strategies import make_kernel
 
 from gpsafe import kernels
-from gpsafe.models import GP
+from gpsafe.models import GP, _factor
 
 SOLVE = 1e-8
 QUERIES = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2)
@@ -201,3 +204,52 @@ def test_an_empty_model_moves_to_the_device_of_its_data(name):
     here = model.condition_on(z, y)
     for a, b in zip(there.posterior(QUERIES.cuda()), here.posterior(QUERIES), strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=SOLVE)
+
+
+# ------------------------------------------------------------------------------------------- threads
+def together(*jobs):
+    """The results of calls that all run at once."""
+    ready = threading.Barrier(len(jobs))
+
+    def run(job):
+        ready.wait()
+        return job()
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(run, jobs))
+
+
+@pytest.fixture
+def slow_writes(monkeypatch):
+    """Leaves other threads time between the decision to append and the append."""
+    write = _factor._write
+
+    def later(*arguments):
+        time.sleep(0.003)
+        write(*arguments)
+
+    monkeypatch.setattr(_factor, "_write", later)
+
+
+@pytest.mark.usefixtures("slow_writes")
+def test_threads_that_condition_one_model_do_not_see_each_other():
+    parent = empty().condition_on(*data(0, 10))
+    parent.posterior(QUERIES)
+    jobs = [lambda i=i: parent.condition_on(*data(i, 1 + i % 3)) for i in range(1, 7)]
+    for i, child in enumerate(together(*jobs), start=1):
+        alone = batch(empty().condition_on(*data(0, 10)).condition_on(*data(i, 1 + i % 3)))
+        for found, expected in zip(snapshot(child), snapshot(alone), strict=True):
+            torch.testing.assert_close(found, expected, rtol=SOLVE, atol=SOLVE)
+    assert len({id(factor.store) for child in together(*jobs) for factor in child._factors}) == 2 * len(jobs)
+
+
+@pytest.mark.usefixtures("slow_writes")
+def test_threads_that_evaluate_one_family_agree_with_evaluation_alone():
+    model, family = empty(), []
+    for i in range(5):
+        model = model.condition_on(*data(i, 4))
+        family.append(model)
+    jobs = [lambda m=m: snapshot(m) for m in (*family, *family)]
+    for found, member in zip(together(*jobs), (*family, *family), strict=True):
+        for value, expected in zip(found, snapshot(batch(member)), strict=True):
+            torch.testing.assert_close(value, expected, rtol=SOLVE, atol=SOLVE)

@@ -1,7 +1,10 @@
 """BoTorch and GPyTorch see the same posterior; BoTorch's acquisition functions and optimisers run on it."""
 
+import math
+import pickle
 import warnings
 
+import gpytorch
 import pytest
 import torch
 from botorch.acquisition import (
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from linear_operator.utils.warnings import NumericalWarning
 from strategies import ALL_KERNELS, kernel_names, make_kernel, seeds
 
+from gpsafe import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP, identity_prior
 from gpsafe.models.views import as_botorch, as_gpytorch, fit_hyperparameters
@@ -63,6 +67,14 @@ def test_gpytorch_view_agrees_and_botorch_accepts_it_too(name):
     torch.testing.assert_close(ours.mean, theirs.mean, rtol=0, atol=SOLVE)
     ours, theirs = ours.distribution.covariance_matrix, theirs.distribution.covariance_matrix
     torch.testing.assert_close(ours, theirs, rtol=0, atol=SOLVE)
+
+
+def test_gpytorch_view_has_exactly_the_parameters_of_the_model():
+    model = GP.create(kernels.matern(2.5, [0.7, 21.0], 0.3), 1e-7, nx=1, nu=1, noise_std=0.1)
+    view = as_gpytorch(model)
+    assert view.likelihood.noise.item() == model.regularizer.item() == 1e-7
+    assert view.covar_module.outputscale.item() == 0.3
+    assert view.covar_module.base_kernel.lengthscale.tolist() == [[0.7, 21.0]]
 
 
 def test_observation_noise_is_lambda():
@@ -212,8 +224,6 @@ def test_fitted_hyperparameters_are_a_stationary_point():
     kernel = model.kernels[0]
 
     def likelihood(factor: float) -> float:
-        from gpsafe import kernels
-
         form = kernels.stationary(kernel)
         scaled = kernels.rbf(form.lengthscale * factor, form.variance)
         other = GP.create(scaled, model.regularizer, nx=1, nu=0, noise_std=0.1).condition_on(
@@ -222,6 +232,53 @@ def test_fitted_hyperparameters_are_a_stationary_point():
         return float(other.log_marginal_likelihood())
 
     assert likelihood(1.0) >= max(likelihood(1.05), likelihood(0.95)) - 1e-6
+
+
+SCALES = [(1.0, 1.0), (1e3, 1.0), (1.0, 1e5), (1e-4, 1e-6)]
+
+
+@pytest.mark.parametrize("name", ["rbf", "rbf-isotropic", "matern-5/2", "rbf-restricted"])
+def test_fits_do_not_depend_on_units(name):
+    """Inputs × 10³, targets × 10⁵: the same fit in their units, and at least as likely as the truth."""
+    x = 3 * draw(2, 40, 2).abs()
+    y = torch.sin(2 * x[:, 1:]) + 0.1 * draw(3, 40, 1)
+    found = []
+    for inputs, targets in SCALES:
+        model = GP.create(make_kernel(name, 2), 0.5, nx=2, nu=0, noise_std=0.5, outputs=[0], mode="practical")
+        after = fit_hyperparameters(model.condition_on(inputs * x, targets * y))
+        form = kernels.stationary(after.kernels[0])
+        likelihood = float(after.log_marginal_likelihood()) + 40 * math.log(targets)
+        noise = float(after.noise_std[0]) / targets
+        found.append((likelihood, noise, form.variance / targets**2, *(form.lengthscale / inputs).tolist()))
+        pickle.dumps(after)
+        assert after.mode == "practical"
+    for other in found[1:]:
+        assert other[0] == pytest.approx(found[0][0], abs=0.01)
+        assert other[1] == pytest.approx(found[0][1], rel=0.05)
+        assert other[-1] == pytest.approx(found[0][-1], rel=0.05)
+    if name != "rbf-isotropic":
+        truth = GP.create(kernels.rbf(0.7, 0.5, dims=[1]), 0.01, nx=2, nu=0, noise_std=0.1, outputs=[0])
+        assert found[0][0] >= float(truth.condition_on(x, y).log_marginal_likelihood()) - 1.0
+
+
+def test_parameters_with_limits_of_their_own_keep_them():
+    kernel = gpytorch.kernels.ScaleKernel(
+        gpytorch.kernels.RBFKernel(lengthscale_constraint=gpytorch.constraints.Interval(0.2, 0.3))
+    ).double()
+    kernel.base_kernel.lengthscale = 0.25
+    model = GP.create(kernel, 0.5, nx=1, nu=0, noise_std=0.5)
+    after = fit_hyperparameters(model.condition_on(practical().inputs, practical().targets))
+    assert 0.2 <= float(after.kernels[0].base_kernel.lengthscale) <= 0.3
+    assert isinstance(after.kernels[0].base_kernel.raw_lengthscale_constraint, gpytorch.constraints.Interval)
+    assert type(after.kernels[0].raw_outputscale_constraint) is gpytorch.constraints.Positive
+
+
+def test_constant_data_are_fitted_too():
+    x = torch.zeros(5, 1).double()
+    for value in (0.0, 7.0):
+        model = GP.create(kernels.rbf(1.0), 0.1, nx=1, nu=0, noise_std=0.1, mode="practical")
+        after = fit_hyperparameters(model.condition_on(x, torch.full_like(x, value)))
+        assert bool(torch.isfinite(after.posterior(x)[0]).all())
 
 
 def test_theory_mode_is_never_fitted():

@@ -1,0 +1,218 @@
+"""What makes posteriors generations of one F_n: one kernel, λ, known part and noise, and one growing data set.
+
+The theorems speak of the posteriors along *one* filtration: kernel, λ and known part fixed before the data, every
+observation kept, in the order in which it was made. An intersection over anything else (a selection of the outcomes, a
+kernel refitted in between) has no such guarantee, so `ConfidenceSet` accepts a posterior only as a continuation of the last.
+
+**Seen and refused:** other dimensions, outputs, kernels, λ or noise; another known part, or the same object with other
+values at the probes (data and fixed random points): a closure whose captured variable changed; data that are fewer, other,
+permuted or edited in place; data appended a second time as a block; kernels and λ edited after the model was made.
+
+**Not seen:** what was left out before the first posterior was built or is left out of what is appended; hyperparameters
+chosen with these data in hand and then stated as numbers; a known part that changed away from the probes; single
+observations repeated (noise on a grid, or none, repeats by right). These stay assumptions.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from gpsafe import kernels
+from gpsafe.models._prior import known_part
+from gpsafe.models.gp import GP
+
+PROBES = 16  # points of each kind at which the known part must keep its values
+REPEATED = 8  # rows of appended data that equal the first rows bit by bit: no noise does that by chance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lineage:
+    """What the newest generation was at the moment when it was accepted (copies: later edits show).
+
+    Attributes:
+        model: the newest generation.
+        kernels: fingerprints.
+        shape: (nx, nu, outputs).
+        regularizer, noise_std: λ (p,) and aleatoric standard deviation (nx,).
+        inputs, targets, noise_scale: data, (n, d), (n, p), (n,) or None.
+        probes, values: points (m, d) and the known part there, (m, nx), or None if it could not be evaluated.
+    """
+
+    model: GP
+    kernels: tuple[Any, ...]
+    shape: tuple[int, int, tuple[int, ...]]
+    regularizer: Tensor
+    noise_std: Tensor
+    inputs: Tensor | None
+    targets: Tensor | None
+    noise_scale: Tensor | None
+    probes: tuple[Tensor, ...]
+    values: tuple[Tensor | None, ...]
+
+    @staticmethod
+    def of(model: GP) -> Lineage:
+        """The lineage that starts with this posterior."""
+        inputs, targets, scale = model.inputs, model.targets, getattr(model, "noise_scale", None)
+        probes = _probes(model)
+        return Lineage(
+            model,
+            _kernels(model),
+            (model.nx, model.nu, tuple(model.outputs)),
+            model.regularizer.clone(),
+            model.noise_std.clone(),
+            None if inputs is None else inputs.clone(),
+            None if targets is None else targets.clone(),
+            None if scale is None else scale.clone(),
+            probes,
+            tuple(_known(model, points) for points in probes),
+        )
+
+    def extend(self, model: GP) -> Lineage:
+        """The lineage with this posterior as its newest. Call `refusal` first."""
+        return replace(Lineage.of(model), kernels=self.kernels)
+
+    def refusal(self, model: GP) -> str | None:
+        """Why this posterior does not continue the last one; None if it does."""
+        if (model.nx, model.nu, tuple(model.outputs)) != self.shape:
+            return "the same nx, nu and outputs as the last generation"
+        if _kernels(model) != self.kernels:
+            return "the same kernels as the last generation"
+        if not _equal(model.regularizer, self.regularizer):
+            return "the same lambda as the last generation"
+        if not _equal(model.noise_std, self.noise_std):
+            return "the same noise_std as the last generation"
+        if not provably_equal(model.prior, self.model.prior):
+            return "the same known part (prior) as the last generation"
+        if not all(_agree(_known(model, z), v) for z, v in zip(self.probes, self.values, strict=True)):
+            return "a known part (prior) that still has the values which it had in the last generation"
+        return self._data_refusal(model)
+
+    def _data_refusal(self, model: GP) -> str | None:
+        if self.inputs is None or self.targets is None:
+            return None
+        n = len(self.inputs)
+        if model.inputs is None or model.targets is None or model.num_data < n:
+            return f"all {n} observations of the last generation, and new ones after them (every observation kept)"
+        if not (_equal(model.inputs[:n], self.inputs) and _equal(model.targets[:n], self.targets)):
+            return f"the {n} observations of the last generation first, unchanged and in their order (append new ones)"
+        if not _equal(scales(model)[:n], _scales(self.noise_scale, n)):
+            return "the noise scales of the last generation for its observations"
+        again = min(n, model.num_data - n)
+        repeated = again >= REPEATED and bool((self.noise_std[list(self.shape[2])] > 0).any())
+        repeated = repeated and _equal(model.inputs[n : n + again], self.inputs[:again])
+        if repeated and _equal(model.targets[n : n + again], self.targets[:again]):
+            return (
+                f"new observations only (the {again} rows after the last generation repeat its first rows bit by bit)"
+            )
+        return None
+
+
+def inconsistency(model: GP) -> str | None:
+    """What does not fit together in a posterior: kernels or λ edited after it was made; None if all fits."""
+    exact = getattr(model, "exact", model)
+    if not isinstance(exact, GP):
+        return None
+    for j, i in enumerate(exact._index):
+        factor = exact._factors[i]
+        form = kernels.closed_form(exact.kernels[j])
+        if fingerprint(form) != fingerprint(factor.form) or exact.kernels[j] is not factor.kernel:
+            return "the kernels that the model was made with (these were edited since)"
+        if float(exact.regularizer[j]) != factor.regularizer or factor.n != exact.num_data:
+            return "the lambda and data that the model was made with (these were edited since)"
+    return None
+
+
+def fingerprint(value: Any) -> Any:
+    """A tuple that is equal for kernels, closed forms and plain data of equal content.
+
+    Of a kernel: the tree of its parts with their types, plain attributes, and every parameter and buffer bit by bit. Of
+    what has no readable content, the object itself.
+    """
+    if isinstance(value, Tensor):
+        return "tensor", str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return "array", str(value.dtype), value.shape, value.tobytes()
+    if value is None or isinstance(
+        value, (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+    ):
+        return type(value).__name__, repr(value)
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, tuple(fingerprint(item) for item in value)
+    if isinstance(value, dict):
+        return "dict", tuple((fingerprint(k), fingerprint(v)) for k, v in value.items())
+    if isinstance(value, Kernel):
+        parts = [(name, type(part), _plain(part)) for name, part in value.named_modules()]
+        return "kernel", tuple(parts), fingerprint(dict(value.state_dict()))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), tuple(fingerprint(getattr(value, field.name)) for field in fields(value))
+    if isinstance(value, types.FunctionType):
+        captured = tuple(fingerprint(cell.cell_contents) for cell in value.__closure__ or ())
+        named = fingerprint(value.__defaults__), fingerprint(value.__kwdefaults__)
+        return "function", value.__code__, id(value.__globals__), captured, named
+    if isinstance(value, types.MethodType):
+        return "method", fingerprint(value.__func__), fingerprint(value.__self__)
+    return value
+
+
+def provably_equal(one: Any, other: Any) -> bool:
+    """Whether two known parts are the same object, or of the same code and content."""
+    if one is other:
+        return True
+    try:
+        return bool(fingerprint(one) == fingerprint(other))
+    except Exception:  # a cell not yet filled, a recursive structure, an object whose == is not one answer
+        return False
+
+
+def _plain(part: torch.nn.Module) -> tuple[Any, ...]:
+    """Attributes of a module that are plain numbers or words (ν, names of dimensions), without its mode."""
+    plain = (bool, int, float, str, torch.Size)
+    return tuple(sorted((k, repr(v)) for k, v in vars(part).items() if isinstance(v, plain) and k != "training"))
+
+
+def _kernels(model: GP) -> tuple[Any, ...]:
+    found = {key: fingerprint(kernel) for key, kernel in {id(kernel): kernel for kernel in model.kernels}.items()}
+    return tuple(found[id(kernel)] for kernel in model.kernels)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other.to(one.device))
+
+
+def scales(model: GP) -> Tensor:
+    """Noise scales of the observations, (n,): 1 where nothing else was said."""
+    return _scales(getattr(model, "noise_scale", None), model.num_data)
+
+
+def _scales(scale: Tensor | None, n: int) -> Tensor:
+    return torch.ones(n, dtype=torch.float64) if scale is None else scale.cpu()
+
+
+def _probes(model: GP) -> tuple[Tensor, ...]:
+    """Fixed random points, and the first observations."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(PROBES, model.nx + model.nu, dtype=torch.float64, generator=generator)
+    points = points.to(model.regularizer.device)
+    return (points,) if model.inputs is None else (points, model.inputs[:PROBES].clone())
+
+
+def _known(model: GP, points: Tensor) -> Tensor | None:
+    """The known part there; None where it cannot be evaluated (outside its domain)."""
+    try:
+        with torch.no_grad():
+            return known_part("ConfidenceSet", model.prior, points[:, : model.nx], points[:, model.nx :]).clone()
+    except Exception:
+        return None
+
+
+def _agree(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.allclose(one, other.to(one.device), rtol=1e-12, atol=1e-12, equal_nan=True)

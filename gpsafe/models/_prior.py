@@ -1,0 +1,84 @@
+"""Known parts of models: evaluated with their shape checked, and differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+
+Prior = Callable[[Tensor, Tensor], Tensor]
+
+
+def zero_prior(x: Tensor, u: Tensor) -> Tensor:
+    """Known mean 0."""
+    return torch.zeros_like(x)
+
+
+def identity_prior(x: Tensor, u: Tensor) -> Tensor:
+    """Known mean x: the model learns state differences."""
+    return x
+
+
+def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
+    """prior(x, u) at x (*b, nx), u (*b, nu), (*b, nx).
+
+    A constant (nx,) is expanded. Anything else that would only fit by broadcasting is refused: (n,) against (n, nx) gives
+    (n, n), a column gives every state the same value.
+
+    Raises:
+        ValueError: that names the shape.
+    """
+    value = prior(x, u)
+    expected = (*torch.broadcast_shapes(x.shape[:-1], u.shape[:-1]), x.shape[-1])
+    if isinstance(value, Tensor) and tuple(value.shape) == expected:
+        return value
+    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if isinstance(value, Tensor) and tuple(value.shape) == expected[-1:]:
+        # a constant, unless it is one number for each of nx points: with one more axis the two differ
+        again = prior(x.unsqueeze(0), u.unsqueeze(0))
+        if again.shape == value.shape:
+            return value.expand(expected)
+    raise _require.fail(where, f"a prior (known part) that returns shape {expected} for x {tuple(x.shape)}", got)
+
+
+def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
+    """Refuses a known part whose value at a few zeros has another shape.
+
+    One that cannot be evaluated there (another device, another domain) is checked at every later use.
+    """
+    x, u = torch.zeros(nx + 2, nx, dtype=torch.float64), torch.zeros(nx + 2, nu, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            value = prior(x, u)
+    except Exception:
+        return
+    known_part(where, lambda *_: value, x, u)
+
+
+def prior_jacobian(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
+    """∂prior/∂(x, u) at x (*b, nx), u (*b, nu): (*b, nx, nx + nu), or (nx, nx + nu) where it is the same everywhere.
+
+    The known part's own `jacobian` is used if it has one; else it is differentiated in forward mode.
+    """
+    nx = x.shape[-1]
+    size = nx + u.shape[-1]
+    if prior is zero_prior or prior is identity_prior:
+        eye = torch.eye(nx, size, dtype=x.dtype, device=x.device)
+        return eye if prior is identity_prior else torch.zeros_like(eye)
+    closed = getattr(prior, "jacobian", None)
+    if closed is not None:
+        value = torch.cat(closed(x, u), dim=-1)
+        return _require.shape(where, "the prior's jacobian", value, (*x.shape, size))
+    z = torch.cat([x, u], dim=-1)
+    basis = torch.eye(size, dtype=z.dtype, device=z.device)
+
+    def along(direction: Tensor) -> Tensor:
+        return torch.func.jvp(
+            lambda v: known_part(where, prior, v[..., :nx], v[..., nx:]), (z,), (direction.expand_as(z),)
+        )[1]
+
+    # out_dims=0: the tangent of a constant is not batched, and only then does vmap expand it correctly
+    return torch.func.vmap(along)(basis).movedim(0, -1)

@@ -1,0 +1,116 @@
+"""Margins for the rounding of posteriors cover what 45 digits say, with room, wherever the data lie."""
+
+import math
+
+import flint
+import pytest
+import reference
+import torch
+
+from gpsafe import kernels
+from gpsafe.confidence import Constant
+from gpsafe.confidence.rounding import Rounding
+from gpsafe.models import GP, LowRankGP
+from gpsafe.models._fast import usable
+
+# nu, arrangement, n, dimension, spread in length-scales, λ/k, k, rows appended at a time
+CASES = [
+    (math.inf, "path", 60, 2, 3.0, 1e-5, 1.0, 7),
+    (math.inf, "path", 60, 2, 30.0, 1e-5, 1.0, 60),
+    (math.inf, "uniform", 60, 1, 95.0, 1e-5, 0.01, 60),
+    (math.inf, "cluster", 60, 3, 60.0, 1e-5, 30.0, 15),
+    (math.inf, "path", 60, 1, 1.0, 1e-3, 1.0, 7),
+    (math.inf, "path", 60, 2, 2.0, 1e-10, 1.0, 15),
+    (math.inf, "duplicate", 60, 2, 40.0, 1e-8, 1.0, 20),
+    (2.5, "path", 60, 2, 2.0, 1e-9, 1.0, 7),
+    (1.5, "cluster", 60, 1, 10.0, 1e-8, 1.0, 60),
+    (0.5, "duplicate", 60, 2, 90.0, 1e-12, 1.0, 60),
+]
+
+
+def arrangement(kind: str, n: int, dim: int, spread: float) -> torch.Tensor:
+    g = torch.Generator().manual_seed(n + dim)
+    unit = torch.rand(n, dim, dtype=torch.float64, generator=g) - 0.5
+    if kind == "cluster":
+        centers = spread * (torch.rand(5, dim, dtype=torch.float64, generator=g) - 0.5)
+        return centers[torch.arange(n) % 5] + 1e-2 * unit
+    if kind == "duplicate":
+        return spread * unit[torch.arange(n) % (n // 4)]
+    if kind == "path":
+        time = torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
+        return torch.stack([spread * time, *(0.3 * torch.sin(7 * time + i) for i in range(1, dim))], -1) + 1e-3 * unit
+    return spread * unit
+
+
+def measured(nu, kind, n, dim, spread, ratio, variance, block):
+    """A posterior, queries, exact variances and means there, and the computed ones of both evaluation paths."""
+    x, regularizer = arrangement(kind, n, dim, spread), ratio * variance
+    kernel = kernels.rbf([1.0] * dim, variance) if math.isinf(nu) else kernels.matern(nu, [1.0] * dim, variance)
+    y = math.sqrt(variance) * torch.sin(3 * x[:, 0]) + math.sqrt(regularizer) * torch.cos(50 * x[:, 0])
+    model = GP.create(kernel, regularizer, nx=dim, nu=0, noise_std=1.0, outputs=(0,))
+    for start in range(0, n, block):
+        model = model.condition_on(x[start : start + block], y[start : start + block, None])
+    z = torch.cat([x[::20], x[::20] + 0.05, x[::30] + 0.7])
+    with flint.ctx.workdps(45):
+        exact = reference.exact_posterior(nu, [1.0] * dim, variance, regularizer, x, y, z)
+    assert usable(z)
+    return model, z, exact, (model.posterior(z), model._posterior(z))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[1]}-{c[0]}-{c[4]:g}-{c[5]:g}")
+def test_margins_cover_the_rounding_of_variance_and_mean_three_times(case):
+    model, z, (variances, means), computed = measured(*case)
+    rounding, prior = Rounding.of(model), model.prior_variance(z)
+    bound, half = Constant(value=2.0), None
+    for mean, std in computed:
+        margin = rounding.variance(std.square(), prior)
+        drift = rounding.mean(std.square() + margin, prior)
+        half = bound.half_width(model, torch.full((1,), 2.0, dtype=torch.float64), std, prior)
+        with flint.ctx.workdps(45):
+            for j in range(len(z)):
+                deficit = variances[j] - flint.arb(std[j, 0].item()) ** 2
+                error = abs(means[j] - flint.arb(mean[j, 0].item()))
+                assert 3 * deficit < flint.arb(margin[j, 0].item())
+                assert 3 * error < flint.arb(drift[j, 0].item())
+                # and so the interval contains the exact one
+                width = 2 * (variances[j] if variances[j] > 0 else flint.arb(0)).sqrt()
+                assert error + width < flint.arb(half[j, 0].item())
+
+
+def test_control_computed_variances_alone_are_too_small_somewhere():
+    _, z, (variances, _), computed = measured(*CASES[0])
+    with flint.ctx.workdps(45):
+        deficits = [
+            float(variances[j] - flint.arb(std[j, 0].item()) ** 2) for _, std in computed for j in range(len(z))
+        ]
+    assert max(deficits) > 1e-16
+
+
+def test_margins_cost_little_where_data_are_noisy():
+    """λ = 1e-4 k and 60 points: the variance grows by less than a millionth; far from data by nothing that matters."""
+    model, z, _, computed = measured(math.inf, "path", 60, 2, 3.0, 1e-4, 1.0, 60)
+    std = computed[0][1]
+    margin = Rounding.of(model).variance(std.square(), model.prior_variance(z))
+    assert float((margin / std.square()).max()) < 1e-6
+
+
+def test_without_data_only_the_floor_remains_and_hopeless_regularizers_give_the_prior():
+    empty = GP.create(kernels.rbf(1.0, 2.0), 1e-4, nx=1, nu=0, noise_std=1.0)
+    two = torch.full((3, 1), 2.0, dtype=torch.float64)
+    assert torch.equal(Rounding.of(empty).variance(two, two), 1e-12 * two)
+    assert torch.equal(Rounding.of(empty).mean(two, two), torch.zeros_like(two))
+    x = torch.linspace(0, 50, 50, dtype=torch.float64).unsqueeze(-1)
+    tiny = GP.create(kernels.rbf(0.1), 1e-15, nx=1, nu=0, noise_std=1.0).condition_on(x, torch.sin(x))
+    one = torch.ones(3, 1, dtype=torch.float64)
+    assert torch.equal(Rounding.of(tiny).variance(0 * one, one), one)
+
+
+def test_a_projection_has_the_margins_of_its_exact_posterior_and_outputs_their_own():
+    x = torch.linspace(0, 3, 20, dtype=torch.float64).reshape(10, 2)
+    family = [kernels.rbf(1.0, 2.0), kernels.linear(0.5)]
+    model = GP.create(family, (0.1, 0.2), nx=2, nu=0, noise_std=1.0).condition_on(x, torch.sin(x))
+    own = Rounding.of(model)
+    assert Rounding.of(model) is own
+    assert Rounding.of(LowRankGP.create(model, 3)) is own
+    assert own.trace.tolist() == pytest.approx([10 * 2.1, 0.5 * float(x.square().sum()) + 2.0])
+    assert own.output(1).trace == own.trace[1]
