@@ -186,6 +186,16 @@ def _tails() -> CostEdge:
     return CostEdge(bound, found.confidence, found.policies, truth)
 
 
+def _sure_part() -> CostEdge:
+    """One noisy step without data: x_1 = B√k + w, and half the threshold is used up by what is not noise."""
+    kernel, noise_std, gap = kernels.rbf(1.0, dims=(0,)), 0.1, 0.2
+    f = attaining(kernel, _z(0.0), vector(1.0), 1.0)
+    found = make_edge(_line(0.0, 0.0), (kernel,), (1.0,), None, (f,), vector(0.0), steps=1)
+    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0 + gap))
+    bound = GaussianTube(initial_state=vector(0.0), horizon=2, cost=cost, noise_std=vector(noise_std))
+    return CostEdge(bound, found.confidence, found.policies, _normal((found.reached() - 1.0 - gap) / noise_std))
+
+
 def _leaves_its_box() -> CostEdge:
     """x⁺ = a(1 − cos ωx) + w, a bend so sharp that it costs to leave the box ±κσ, and nothing else: J ≈ 2Φ(−κ)."""
     kappa, noise_std, size, frequency, threshold = 2.0, 0.01, 1000.0, 5.0, 5.05
@@ -244,6 +254,7 @@ _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
     "clipped in a cell": lambda: _bent_input(False),
     "curved by input": lambda: _bent_input(True),
     "tails": _tails,
+    "sure part": _sure_part,
     "failure": _leaves_its_box,
     "parting": _parting,
 }

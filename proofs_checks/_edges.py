@@ -147,19 +147,37 @@ def _linear(b: tuple[float, float] = (0.0, 0.0), slope: float = 0.0) -> AffineKn
 START = vector(10.0, -10.0)
 
 
-def _victim(points: list[float], weights: list[float], data: list[float], *, width: float, flat: bool = False) -> Edge:
+def _victim(
+    points: list[float],
+    weights: list[float],
+    data: list[float],
+    *,
+    width: float,
+    flat: bool = False,
+    dims: tuple[int, ...] = (0,),
+) -> Edge:
     """x⁺ = (f_1(x_2), f_2(x_1)): f_2 = Σ w k(points, ·) scaled to norm 1, observed at x_1 ∈ data and at x_0.
 
-    ``flat``: the known part takes the slope of f_2 at 0 away, so that nothing hides behind a linear part.
+    ``flat``: the known part takes the slope of f_2 at 0 away, so that nothing hides behind a linear part. ``dims = (0, 2)``:
+    f_2 depends on the input too, u = x_1, and points, data and width are distances along that diagonal.
     """
-    kernel = kernels.rbf(1.0, dims=(0,))
-    second = attaining(kernel, _at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
+    kernel, share = kernels.rbf([1.0] * len(dims), dims=dims), 1.0 / math.sqrt(len(dims))
+
+    def at(distances: list[float]) -> Tensor:
+        z = _at([share * distance for distance in distances])
+        z[:, 2] = z[:, 0] if 2 in dims else 0.0
+        return z
+
+    second = attaining(kernel, at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
     h = 1e-3
-    slope = float(second(_at([-h]))[0] - second(_at([h]))[0]) / (2 * h) if flat else 0.0
-    start = vector(math.copysign(10.0, -slope), -10.0)  # the first step stays below the last
-    push, first = _pusher(width, start)
-    seen = _at([float(start[0]), *data])
-    return make_edge(_linear(slope=slope), (push, kernel), (1.0, 1.0), seen, (first, second), start)
+    slope = float(second(at([-h]))[0] - second(at([h]))[0]) / (2 * h * share) if flat else 0.0
+    start = vector(math.copysign(10.0 * share, -slope), -10.0)  # the first step stays below the last
+    gain = vector(1.0 if 2 in dims else 0.0, 0.0).reshape(1, 1, 2)
+    policies = AffinePolicies(vector(0.0).reshape(1, 1), gain, Box(vector(-20.0), vector(20.0)))
+    push, first = _pusher(share * width, start)
+    known, seen = _linear(slope=slope), at([float(start[0]) / share, *data])
+    first = RKHSFunction(push, torch.cat([start, policies(start.reshape(1, 1, 2))[0, 0]]).unsqueeze(0), first.weights)
+    return make_edge(known, (push, kernel), (1.0, 1.0), seen, (first, second), start, policies=policies)
 
 
 _REST = ([0.3, 0.0, 1e-2, -1e-2], [1.0, -1.0, -15.0, 15.0])  # f(0.3) − f(0) − 0.3 f′(0), by a central difference
@@ -169,6 +187,11 @@ _SEEN = [0.0, 0.0, 0.2, -0.2, 0.1, -0.1]
 def _taylor() -> Edge:
     """f(z) − f(0) − ∂_z f(0) as large as ‖f‖ allows; value and gradient at 0 observed."""
     return _victim(*_REST, _SEEN, width=0.3, flat=True)
+
+
+def _taylor_in_two() -> Edge:
+    """`_taylor` along the diagonal of a state and the input."""
+    return _victim(*_REST, _SEEN, width=0.3, flat=True, dims=(0, 2))
 
 
 def _metric() -> Edge:
@@ -293,6 +316,7 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
     "value": _value,
     "cap": _cap,
     "taylor": _taylor,
+    "taylor in two": _taylor_in_two,
     "metric": _metric,
     "gradient": _gradient,
     "tilted": _tilted,
@@ -310,7 +334,7 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
 
 
 COMMON = (
-    *("value", "cap", "taylor", "metric", "gradient", "tilted", "curved", "curved by input"),
+    *("value", "cap", "taylor", "taylor in two", "metric", "gradient", "tilted", "curved", "curved by input"),
     *("clipped", "clipped residual", "drift"),
 )  # the plants that `tube_grades` needs
 

@@ -290,6 +290,14 @@ def _less_union(factor: float) -> AbstractContextManager[object]:
     return mock.patch.object(Stage, "exceed", exceed)
 
 
+def _less_extent(factor: float) -> AbstractContextManager[object]:
+    def exceed(self: Stage, cost: IndicatorCost) -> Tensor:
+        sure = replace(self.sure, generators=factor * self.sure.generators)
+        return _EXCEED(replace(self, sure=sure), cost)
+
+    return mock.patch.object(Stage, "exceed", exceed)
+
+
 def _less_deviation(stage: Stage, factor: float) -> Stage:
     return replace(stage, factor=factor * stage.factor)
 
@@ -338,6 +346,7 @@ _SOUND_GRADES = (
     _on("total variation: parting rate", ("parting",), EDGES, around(total_variation, "parting_rate", times)),
     _on("total variation: half-width of F_n", ("parting",), EDGES, _WIDTH),
     _on("Gaussian tube: tail beyond a half-space", ("tails",), EDGES, around(Stage, "exceed", times)),
+    _on("Gaussian tube: extent of Z_t", ("sure part",), EDGES, _less_extent),
     _on("Gaussian tube: union of half-spaces", ("tails",), EDGES, _less_union),
     _on("Gaussian tube: deviation L_t carried on", ("tails",), EDGES, around(GaussianTube, "step", _less_deviation)),
     _on("Gaussian tube: P(ν leaves its box)", ("failure",), EDGES, _less_failure),
