@@ -62,7 +62,7 @@ def _program(
     found: Edge, *, threshold: float = 1.0, noise_std: float = 0.0, upper: float = 2.0, horizon: int | None = None
 ) -> CostEdge:
     """The robust program on cells of width ½, and how many states of the worst member are beyond the threshold."""
-    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(threshold))
+    cost = IndicatorCost(found.normal.reshape(1, 1), vector(threshold))
     horizon = horizon or found.steps + 1
     grid = Grid(Box(vector(-2.0), vector(upper)), (round((upper + 2.0) / CELL),))
     bound = RobustDP(grid, found.initial_state, horizon, cost, vector(noise_std))
@@ -115,10 +115,11 @@ def _quiet() -> dict[str, Any]:
     }
 
 
-def _known_slope() -> CostEdge:
-    """x⁺ = 2x + c: over a cell the known part ranges over twice the cell."""
+def _known_slope(side: float = 1.0) -> CostEdge:
+    """x⁺ = 2x + c: over a cell the known part ranges over twice the cell. The other side is its mirror image."""
     constant = 1.0 + 3 * HAIR - 2 * NEAR
-    return _program(make_edge(_line(2.0, constant), **_quiet(), start=vector((NEAR - constant) / 2)))
+    start = vector(side * (NEAR - constant) / 2)
+    return _program(make_edge(_line(2.0, side * constant), **_quiet(), start=start, sign=side))
 
 
 def _known_curve() -> CostEdge:
@@ -142,9 +143,10 @@ def _averaged() -> CostEdge:
     return replace(_program(found, noise_std=noise_std), truth=_normal((mean - TINY - 1.0) / noise_std))
 
 
-def _outside() -> CostEdge:
-    """The first step leaves the grid, and the plant stays outside: it costs 1 at every later step."""
-    return _program(make_edge(_line(1.0, 3.0), **_quiet(), start=vector(0.0), steps=4))
+def _outside(side: float = 1.0, *, later: bool = False) -> CostEdge:
+    """The first step (or the second) leaves the grid, and the plant stays outside: it costs 1 at every later step."""
+    start, step = (-1.9, 2.5) if later else (0.0, 3.0)
+    return _program(make_edge(_line(1.0, side * step), **_quiet(), start=vector(side * start), steps=4, sign=side))
 
 
 def _stage() -> CostEdge:
@@ -249,6 +251,9 @@ _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
     "known curve": _known_curve,
     "averaged": _averaged,
     "outside": _outside,
+    "outside later": lambda: _outside(later=True),
+    "outside below": lambda: _outside(-1.0),
+    "known slope, below": lambda: _known_slope(-1.0),
     "stage": _stage,
     "spilled": _spilled,
     "clipped in a cell": lambda: _bent_input(False),

@@ -154,7 +154,7 @@ CHECKS = (
         assumptions=("f in F_n", "rkhs_norm<=B", "noise N(0, Σ_w)"),
         statistic="largest share of Z_t's extent (interval hull, or one direction) that x_t − ν_t uses; threshold 1",
         control="a quarter of the width by which the residual may differ from its linearisation",
-        shards={"quick": len(EDGES) + 8, "full": len(EDGES) + 80},
+        shards={"quick": len(EDGES) + 6, "full": len(EDGES) + 80},
         control_shards={"quick": len(EDGES) + 2, "full": len(EDGES) + 12},
         sample=_sample,
         judge=_judge,

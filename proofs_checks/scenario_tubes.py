@@ -206,7 +206,7 @@ CHECKS = (
         assumptions=("rkhs_norm<=B (exact twins)", "f* ∈ F_n"),
         statistic="largest share of a set's extent (interval hull, or one direction) that a trajectory uses; threshold 1",
         control="the affine enclosure of the residual keeps a quarter of its error term",
-        shards={"quick": len(EDGES) + 8, "full": len(EDGES) + 80},
+        shards={"quick": len(EDGES) + 6, "full": len(EDGES) + 80},
         control_shards={"quick": len(EDGES) + 2, "full": len(EDGES) + 12},
         sample=_sample,
         judge=_judge,
