@@ -27,6 +27,7 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown, SineKnown
+from gpsafe.systems.task import Task
 from proofs_checks._edges import TINY, Edge, attaining, make_edge
 
 HAIR = 1e-6
@@ -65,7 +66,7 @@ def _program(
     cost = IndicatorCost(found.normal.reshape(1, 1), vector(threshold))
     horizon = horizon or found.steps + 1
     grid = Grid(Box(vector(-2.0), vector(upper)), (round((upper + 2.0) / CELL),))
-    bound = RobustDP(grid, found.initial_state, horizon, cost, vector(noise_std))
+    bound = RobustDP(grid, Task(found.initial_state, horizon, cost, 0.0, vector(noise_std)))
     truth = max(float(cost(found.path(member)[:horizon]).sum()) for member in found.members)
     return CostEdge(bound, found.confidence, found.policies, truth)
 
@@ -183,7 +184,7 @@ def _tails() -> CostEdge:
     noise_std, gap = 0.1, 0.3
     found = make_edge(_line(1.0, 0.0), **_quiet(), start=vector(0.0))
     cost = IndicatorCost(vector(1.0, -1.0).reshape(2, 1), vector(gap, gap))
-    bound = GaussianTube(initial_state=vector(0.0), horizon=3, cost=cost, noise_std=vector(noise_std), width=8.0)
+    bound = GaussianTube(task=Task(vector(0.0), 3, cost, 0.0, vector(noise_std)), width=8.0)
     truth = sum(2 * _normal(-gap / (noise_std * math.sqrt(t))) for t in (1, 2))
     return CostEdge(bound, found.confidence, found.policies, truth)
 
@@ -194,7 +195,7 @@ def _sure_part() -> CostEdge:
     f = attaining(kernel, _z(0.0), vector(1.0), 1.0)
     found = make_edge(_line(0.0, 0.0), (kernel,), (1.0,), None, (f,), vector(0.0), steps=1)
     cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0 + gap))
-    bound = GaussianTube(initial_state=vector(0.0), horizon=2, cost=cost, noise_std=vector(noise_std))
+    bound = GaussianTube(task=Task(vector(0.0), 2, cost, 0.0, vector(noise_std)))
     return CostEdge(bound, found.confidence, found.policies, _normal((found.reached() - 1.0 - gap) / noise_std))
 
 
@@ -207,7 +208,7 @@ def _leaves_its_box() -> CostEdge:
     )  # fmt: skip
     found = make_edge(known, **_quiet(), start=vector(0.0))
     cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(threshold))
-    bound = GaussianTube(initial_state=vector(0.0), horizon=3, cost=cost, noise_std=vector(noise_std), width=kappa)
+    bound = GaussianTube(task=Task(vector(0.0), 3, cost, 0.0, vector(noise_std)), width=kappa)
     w = torch.linspace(-8.0, 8.0, 200_001, dtype=torch.float64)  # in σ: smooth at this spacing, so 1e-9 is generous
     weight = torch.exp(-0.5 * w.square()) / math.sqrt(2 * math.pi)
     exceed = torch.special.ndtr((size * (1.0 - torch.cos(frequency * noise_std * w)) - threshold) / noise_std)
@@ -229,9 +230,7 @@ def _parting() -> CostEdge:
     known = _line(3.0, 7.5, -7.5)
     found = make_edge(known, (kernel,), (cap,), seen, (f,), start, policies=policies)
     cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(0.0))
-    bound = TotalVariation(
-        initial_state=start, horizon=horizon, cost=cost, noise_std=noise_std, seed=7, samples=100_000, delta=0.01
-    )
+    bound = TotalVariation(task=Task(start, horizon, cost, 0.0, noise_std), seed=7, samples=100_000, delta=0.01)
     mean, variance, truth = float(found.path(found.members[0])[1]), 0.0, 0.0
     for _ in range(
         horizon - 1

@@ -39,6 +39,7 @@ from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
 from proofs_checks._cost_edges import EDGES, cost_edge
 from proofs_checks._defects import FACTORS, Scaled, around, times
@@ -76,7 +77,7 @@ def _confidence(seed: int, episodes: int) -> ConfidenceSet:
 def _setting(shard: int, chosen: Sequence[int]) -> tuple[AffinePolicies, ConfidenceSet, dict[str, Any]]:
     """Policies, F_n and the task of one shard."""
     system = _system()
-    task = {name: getattr(system, name) for name in ("initial_state", "horizon", "cost", "noise_std")}
+    task = {"task": Task.of(system)}
     return reference_1d_policies()[0].select(torch.tensor(chosen)), _confidence(shard, 1 + 2 * (shard % 3)), task
 
 
@@ -167,7 +168,7 @@ def _lower_estimates(shard: int) -> dict[str, list[float]]:
     if shard < len(REACHED):
         found = cost_edge(REACHED[shard])
         assert isinstance(found.bound, RobustDP)
-        task = {name: getattr(found.bound, name) for name in ("initial_state", "horizon", "cost", "noise_std")}
+        task = {"task": found.bound.task}
         confidence, policies, size = found.confidence, found.policies, {"samples": 400}
     else:
         policies, confidence, task = _setting(shard - len(REACHED), ORDERED)

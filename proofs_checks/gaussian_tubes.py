@@ -24,7 +24,8 @@ from gpsafe.cost import gaussian_tube
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.rollout import closed_loop
-from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.base import sample_noise
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
 from proofs_checks._defects import graded, tube_grades
 from proofs_checks._edges import COMMON, Edge, edge, share
@@ -57,10 +58,7 @@ def _shares(tube: GaussianTube, stages: list, states: Tensor, noise: Tensor) -> 
 def _edge_sample(found: Edge) -> Sample:
     """The share of the last Z that the members of an edge use; the noise is within rounding of the edge of its box."""
     noise_std = (found.noise.abs().amax(0) / (KAPPA * (1 - 1e-9))).clamp_min(1e-12)
-    tube = GaussianTube(
-        initial_state=found.initial_state, horizon=found.steps + 1, cost=IndicatorCost(found.normal[None], torch.ones(1)),
-        noise_std=noise_std, width=KAPPA, order=found.order,
-    )  # fmt: skip
+    tube = GaussianTube(task=found.task(noise_std), width=KAPPA, order=found.order)
     stages = list(tube.stages(found.confidence, found.policies))
     nu = torch.zeros_like(found.initial_state)
     for before, stage, noise in zip(stages, stages[1:], found.noise, strict=False):
@@ -89,14 +87,7 @@ def _learned_sample(shard: int) -> Sample:
     confidence = _confidence(name, shard // 2)
     model, horizon = confidence.model, system.horizon
     noise = sample_noise(system.noise_std, (horizon, 1, PATHS), torch.Generator().manual_seed(19_000 + shard))
-    cost = system.cost
-    tube = GaussianTube(
-        initial_state=system.initial_state,
-        horizon=horizon,
-        cost=cost,  # pyright: ignore[reportArgumentType]
-        noise_std=system.noise_std,
-        width=KAPPA,
-    )
+    tube = GaussianTube(task=Task.of(system), width=KAPPA)
     stages = list(tube.stages(confidence, policies))
     chosen, last = shard % policies.num, 2 + (3 * shard) % (horizon // 2)
     members = _members(confidence, policies, system.initial_state, noise[:last, 0, 0], chosen)

@@ -16,7 +16,7 @@ from torch import Tensor
 from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import monte_carlo
-from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.policies import AffinePolicies
@@ -75,7 +75,7 @@ def _sample_limits(shard: int, budget: Budget, broken: bool) -> Sample:
         cases = itertools.product(limits.items(), SIZES, DELTAS)
         return {"found": {f"{name}, N {n}, δ {delta:g}": _failure(f, n, delta) for (name, f), n, delta in cases}}
     policies, confidence, task = _setting(0, SPENT)
-    task = task | {"horizon": 3}
+    task = {"task": task["task"].with_(horizon=3)}
     # Σ_{n ≥ N} 1/n(n + 1) = 1/N: nothing is left out
     found = {
         "all stages": sum(monte_carlo.stage_delta(0.1, n, calls=2) * 2 for n in range(1, STAGES)) / 0.1 + 1.0 / STAGES
@@ -123,12 +123,12 @@ def _fewer_stages(factor: float) -> AbstractContextManager[object]:
 
 def _fewer_policies(factor: float) -> AbstractContextManager[object]:
     """δ_n is divided among 1 + g(P − 1) policies in place of P."""
-    original, count = MonteCarloTask.stage_delta, len(SPENT)
+    original, count = MonteCarloBound.stage_delta, len(SPENT)
 
-    def stage_delta(self: MonteCarloTask, confidence: ConfidenceSet) -> float:
+    def stage_delta(self: MonteCarloBound, confidence: ConfidenceSet) -> float:
         return original(self, confidence) * count / (1.0 + factor * (count - 1.0))
 
-    return mock.patch.object(MonteCarloTask, "stage_delta", stage_delta)
+    return mock.patch.object(MonteCarloBound, "stage_delta", stage_delta)
 
 
 CHECKS = (

@@ -27,7 +27,7 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rollout import closed_loop, transitions
-from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import (
     reference_1d,
     reference_1d_policies,
@@ -35,6 +35,7 @@ from gpsafe.systems.reference import (
     reference_pendulum_policies,
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
 from proofs_checks._defects import around, graded, tube_grades
 from proofs_checks._edges import COMMON, Edge, edge, share
@@ -104,10 +105,7 @@ def _edge_sample(found: Edge) -> Sample:
     """The share of the last set that the members of an edge use. Two more paths, without noise, draw the anchor to them."""
     none = torch.zeros_like(found.noise)
     noise = torch.stack([none, none, found.noise], dim=1).unsqueeze(1)
-    tube = ScenarioTube(
-        initial_state=found.initial_state, horizon=found.steps + 1, cost=IndicatorCost(found.normal[None], torch.ones(1)),
-        noise_std=torch.zeros_like(found.initial_state), seed=0, order=found.order, anchors=1,
-    )  # fmt: skip
+    tube = ScenarioTube(task=found.task(), seed=0, order=found.order, anchors=1)
     tubes = tube.tubes(found.confidence, found.policies, noise)
     support = tubes.sets[-1].support(found.normal[None])[0, -1, 0]
     worst = share(tubes.sets[-1].center[0, -1], support, found.reached(), found.normal)
@@ -128,9 +126,7 @@ def _learned_sample(shard: int) -> Sample:
     model, horizon = confidence.model, system.horizon
     generator = torch.Generator().manual_seed(9_000 + shard)
     noise = sample_noise(system.noise_std, (horizon, 1, PATHS), generator)
-    tube = ScenarioTube(
-        initial_state=system.initial_state, horizon=horizon, cost=system.cost, noise_std=system.noise_std, seed=shard
-    )
+    tube = ScenarioTube(task=Task.of(system), seed=shard)
     tubes = tube.tubes(confidence, policies, noise)
     chosen, last = shard % policies.num, 2 + (3 * shard) % (horizon // 2)
     members = _members(confidence, policies, system.initial_state, noise[:last, 0, 0], chosen)

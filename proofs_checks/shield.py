@@ -37,6 +37,7 @@ from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 from gpsafe.verdict import Verdict
 from proofs_checks._defects import FACTORS, around, graded, tube_grades
@@ -89,7 +90,7 @@ def _edge_sample(name: str, found: Edge) -> Sample:
     grid = AnchorGrid.create(Box(vector(-1.0, -1.0, -1.0), vector(1.0, 1.0, 1.0)), vector(1.0, math.inf, math.inf))
     judge = PlanTube(
         fallbacks=found.policies,
-        constraint=IndicatorCost(found.normal[None], offset),
+        task=found.task().with_(cost=IndicatorCost(found.normal[None], offset), horizon=found.steps),
         noise_radius=found.noise.abs().amax(0),
         input_box=found.policies.input_box,
         anchors=grid if name == "on a grid" else None,
@@ -98,7 +99,7 @@ def _edge_sample(name: str, found: Edge) -> Sample:
     )
     nx = found.initial_state.numel()
     tracking = Tracking(brakes=judge.fallbacks, authority=1.0, state_weight=torch.ones(nx), input_weight=vector(1.0))
-    start = Shield.start(judge, found.confidence, found.initial_state, tracking=tracking, horizon=found.steps)
+    start = Shield.start(judge, found.confidence, found.initial_state, tracking=tracking)
     if isinstance(start, NotCertified):
         return {"worst": start.margin, "sources": [], "path": [], "plant": "edge"}
     worst, path, nothing = -math.inf, [], torch.zeros(0, 1, 1, dtype=torch.float64)
@@ -130,7 +131,7 @@ def _episode(shard: int, broken: bool) -> Sample:
     assert isinstance(constraint, IndicatorCost)
     judge = PlanTube(
         fallbacks=policies.select(torch.tensor([HANGING])),
-        constraint=constraint,
+        task=Task.of(system),
         noise_radius=(0.0 if broken else BOX) * system.noise_std,
         input_box=system.input_box,
         anchors=AnchorGrid.create(Box(vector(-2.5, -8.0, -1.0), vector(2.5, 8.0, 1.0)), vector(0.2, 2.0, 0.25)),
@@ -154,7 +155,7 @@ def _episode(shard: int, broken: bool) -> Sample:
     if shard % 2:
         noise = radius.expand_as(noise)
     x, states, sources, silent = system.initial_state, [system.initial_state], [], 0
-    shield = Shield.start(judge, confidence, x, tracking=tracking, horizon=system.horizon, assume=True)
+    shield = Shield.start(judge, confidence, x, tracking=tracking, assume=True)
     assert isinstance(shield, Shield)
     for t in range(system.horizon):
         decision, shield = shield.decide(x, candidates, lengths)
@@ -206,11 +207,12 @@ _REFINE = PlanTube.refine
 def _shorter_landing(factor: float) -> AbstractContextManager[object]:
     """Landing sets are certified for g·T steps and believed for T."""
 
-    def refine(self: PlanTube, confidence: ConfidenceSet, horizon: int) -> PlanTube:
-        found = _REFINE(self, confidence, max(1, round(factor * horizon)))
+    def refine(self: PlanTube, confidence: ConfidenceSet) -> PlanTube:
+        horizon = self.task.horizon
+        found = _REFINE(replace(self, task=self.task.with_(horizon=max(1, round(factor * horizon)))), confidence)
         if found.certified is None:
-            return found
-        return replace(found, certified=torch.where(found.certified > 0, horizon, found.certified))
+            return replace(found, task=self.task)
+        return replace(found, task=self.task, certified=torch.where(found.certified > 0, horizon, found.certified))
 
     return mock.patch.object(PlanTube, "refine", refine)
 
