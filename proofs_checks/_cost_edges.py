@@ -44,12 +44,6 @@ class CostEdge:
     policies: AffinePolicies
     truth: float
 
-    @staticmethod
-    def of(bound: CostBound, found: Edge, truth: float) -> CostEdge:
-        """Observations of an edge are exact, so its R may be below the σ of the run: F_n is told to let that pass."""
-        confidence = ConfidenceSet(replace(found.confidence.bound, unchecked=True), found.confidence.generations)
-        return CostEdge(bound, confidence, found.policies, truth)
-
 
 def _line(slope: float, constant: float, gain: float = 0.0) -> AffineKnown:
     return AffineKnown(vector(slope).reshape(1, 1), vector(gain).reshape(1, 1), vector(constant))
@@ -69,12 +63,12 @@ def _program(
     found: Edge, *, threshold: float = 1.0, noise_std: float = 0.0, upper: float = 2.0, horizon: int | None = None
 ) -> CostEdge:
     """The robust program on cells of width ½, and how many states of the worst member are beyond the threshold."""
-    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(threshold))
+    cost = IndicatorCost(found.normal.reshape(1, 1), vector(threshold))
     horizon = horizon or found.steps + 1
     grid = Grid(Box(vector(-2.0), vector(upper)), (round((upper + 2.0) / CELL),))
     bound = RobustDP(grid, Task(found.initial_state, horizon, cost, 0.0, vector(noise_std)))
     truth = max(float(cost(found.path(member)[:horizon]).sum()) for member in found.members)
-    return CostEdge.of(bound, found, truth)
+    return CostEdge(bound, found.confidence, found.policies, truth)
 
 
 def _in_cell(axis: int) -> CostEdge:
@@ -122,10 +116,11 @@ def _quiet() -> dict[str, Any]:
     }
 
 
-def _known_slope() -> CostEdge:
-    """x⁺ = 2x + c: over a cell the known part ranges over twice the cell."""
+def _known_slope(side: float = 1.0) -> CostEdge:
+    """x⁺ = 2x + c: over a cell the known part ranges over twice the cell. The other side is its mirror image."""
     constant = 1.0 + 3 * HAIR - 2 * NEAR
-    return _program(make_edge(_line(2.0, constant), **_quiet(), start=vector((NEAR - constant) / 2)))
+    start = vector(side * (NEAR - constant) / 2)
+    return _program(make_edge(_line(2.0, side * constant), **_quiet(), start=start, sign=side))
 
 
 def _known_curve() -> CostEdge:
@@ -149,9 +144,10 @@ def _averaged() -> CostEdge:
     return replace(_program(found, noise_std=noise_std), truth=_normal((mean - TINY - 1.0) / noise_std))
 
 
-def _outside() -> CostEdge:
-    """The first step leaves the grid, and the plant stays outside: it costs 1 at every later step."""
-    return _program(make_edge(_line(1.0, 3.0), **_quiet(), start=vector(0.0), steps=4))
+def _outside(side: float = 1.0, *, later: bool = False) -> CostEdge:
+    """The first step (or the second) leaves the grid, and the plant stays outside: it costs 1 at every later step."""
+    start, step = (-1.9, 2.5) if later else (0.0, 3.0)
+    return _program(make_edge(_line(1.0, side * step), **_quiet(), start=vector(side * start), steps=4, sign=side))
 
 
 def _stage() -> CostEdge:
@@ -190,7 +186,17 @@ def _tails() -> CostEdge:
     cost = IndicatorCost(vector(1.0, -1.0).reshape(2, 1), vector(gap, gap))
     bound = GaussianTube(task=Task(vector(0.0), 3, cost, 0.0, vector(noise_std)), width=8.0)
     truth = sum(2 * _normal(-gap / (noise_std * math.sqrt(t))) for t in (1, 2))
-    return CostEdge.of(bound, found, truth)
+    return CostEdge(bound, found.confidence, found.policies, truth)
+
+
+def _sure_part() -> CostEdge:
+    """One noisy step without data: x_1 = B√k + w, and half the threshold is used up by what is not noise."""
+    kernel, noise_std, gap = kernels.rbf(1.0, dims=(0,)), 0.1, 0.2
+    f = attaining(kernel, _z(0.0), vector(1.0), 1.0)
+    found = make_edge(_line(0.0, 0.0), (kernel,), (1.0,), None, (f,), vector(0.0), steps=1)
+    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0 + gap))
+    bound = GaussianTube(task=Task(vector(0.0), 2, cost, 0.0, vector(noise_std)))
+    return CostEdge(bound, found.confidence, found.policies, _normal((found.reached() - 1.0 - gap) / noise_std))
 
 
 def _leaves_its_box() -> CostEdge:
@@ -206,7 +212,7 @@ def _leaves_its_box() -> CostEdge:
     w = torch.linspace(-8.0, 8.0, 200_001, dtype=torch.float64)  # in σ: smooth at this spacing, so 1e-9 is generous
     weight = torch.exp(-0.5 * w.square()) / math.sqrt(2 * math.pi)
     exceed = torch.special.ndtr((size * (1.0 - torch.cos(frequency * noise_std * w)) - threshold) / noise_std)
-    return CostEdge.of(bound, found, float(torch.trapezoid(weight * exceed, w)) - 1e-9)
+    return CostEdge(bound, found.confidence, found.policies, float(torch.trapezoid(weight * exceed, w)) - 1e-9)
 
 
 def _parting() -> CostEdge:
@@ -232,7 +238,7 @@ def _parting() -> CostEdge:
         variance = 9.0 * variance + float(noise_std) ** 2
         truth += _normal(mean / math.sqrt(variance))
         mean *= 3.0
-    return CostEdge.of(bound, found, truth - 1e-9)
+    return CostEdge(bound, found.confidence, found.policies, truth - 1e-9)
 
 
 _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
@@ -244,11 +250,15 @@ _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
     "known curve": _known_curve,
     "averaged": _averaged,
     "outside": _outside,
+    "outside later": lambda: _outside(later=True),
+    "outside below": lambda: _outside(-1.0),
+    "known slope, below": lambda: _known_slope(-1.0),
     "stage": _stage,
     "spilled": _spilled,
     "clipped in a cell": lambda: _bent_input(False),
     "curved by input": lambda: _bent_input(True),
     "tails": _tails,
+    "sure part": _sure_part,
     "failure": _leaves_its_box,
     "parting": _parting,
 }

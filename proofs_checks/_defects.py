@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpsafe.checks import Grade
 from gpsafe.confidence import Mixture
-from gpsafe.cost.local_affine import LocalAffine, Moduli
+from gpsafe.cost.local_affine import Displacements, LocalAffine, Moduli
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import KnownPart
@@ -122,6 +122,7 @@ def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
         ("cap B√k", "cap", _local(lambda local, g: replace(local, cap=g * local.cap))),
         ("RKHS norm B between points", "taylor", _local(lambda local, g: replace(local, norm=g * local.norm))),
         ("Taylor rest", "taylor", around(Moduli, "rest_within", times)),
+        ("norm of a displacement in several inputs", "taylor in two", around(Displacements, "scaled_norm", times)),
         ("kernel metric", "metric", around(Moduli, "metric", times)),
         ("correlation of value and gradient", "tilted", _local(_less_correlation)),
         ("gradient's confidence width", "gradient", _local(_less_gradient)),

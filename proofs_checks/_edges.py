@@ -28,8 +28,9 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import RKHSFunction
 from gpsafe.rollout import closed_loop
 from gpsafe.sets import Box
-from gpsafe.systems.base import KnownPart
+from gpsafe.systems.base import IndicatorCost, KnownPart
 from gpsafe.systems.known import AffineKnown, SineKnown
+from gpsafe.systems.task import Task
 
 FAR = 50.0  # second state of all data: there nothing is learned about the pusher at x_0
 LAMBDA, SUBGAUSSIAN = 1e-6, 1e-6
@@ -69,6 +70,12 @@ class Edge:
 
         return closed_loop(mean, self.policies, self.initial_state, self.noise[:, None, None, :])[0][0, 0]
 
+    def task(self, noise_std: Tensor | None = None) -> Task:
+        """What a tube is told: as many steps, and no noise but `noise_std`; the cost has no say in a tube."""
+        none = torch.zeros_like(self.initial_state)
+        cost = IndicatorCost(self.normal[None], torch.ones(1, dtype=torch.float64))
+        return Task(self.initial_state, self.steps + 1, cost, 0.0, none if noise_std is None else noise_std)
+
     def reached(self) -> float:
         """max over the members of normal·x at the last step."""
         return max(float(self.path(member)[-1] @ self.normal) for member in self.members)
@@ -97,8 +104,8 @@ def make_edge(
     model = GP.create(kernel, LAMBDA, nx=nx, nu=1, noise_std=noise.abs().amax(0), prior=known)
     if data is not None:
         model = model.condition_on(data, _joined(truth)(data))
-    size = SUBGAUSSIAN if data is not None else max(SUBGAUSSIAN, float(noise.abs().max()))
-    bound = Mixture(rkhs_norm=norms, subgaussian=size, delta=0.1)
+    # the data are exact, whatever the noise of a task: membership is verified below, not believed
+    bound = Mixture(rkhs_norm=norms, subgaussian=SUBGAUSSIAN, delta=0.1, unchecked=True)
     still = AffinePolicies(vector(0.0).reshape(1, 1), torch.zeros(1, 1, nx).double(), Box(vector(-1.0), vector(1.0)))
     normal = torch.zeros(nx, dtype=torch.float64)
     normal[-1] = sign
@@ -147,19 +154,37 @@ def _linear(b: tuple[float, float] = (0.0, 0.0), slope: float = 0.0) -> AffineKn
 START = vector(10.0, -10.0)
 
 
-def _victim(points: list[float], weights: list[float], data: list[float], *, width: float, flat: bool = False) -> Edge:
+def _victim(
+    points: list[float],
+    weights: list[float],
+    data: list[float],
+    *,
+    width: float,
+    flat: bool = False,
+    dims: tuple[int, ...] = (0,),
+) -> Edge:
     """x⁺ = (f_1(x_2), f_2(x_1)): f_2 = Σ w k(points, ·) scaled to norm 1, observed at x_1 ∈ data and at x_0.
 
-    ``flat``: the known part takes the slope of f_2 at 0 away, so that nothing hides behind a linear part.
+    ``flat``: the known part takes the slope of f_2 at 0 away, so that nothing hides behind a linear part. ``dims = (0, 2)``:
+    f_2 depends on the input too, u = x_1, and points, data and width are distances along that diagonal.
     """
-    kernel = kernels.rbf(1.0, dims=(0,))
-    second = attaining(kernel, _at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
+    kernel, share = kernels.rbf([1.0] * len(dims), dims=dims), 1.0 / math.sqrt(len(dims))
+
+    def at(distances: list[float]) -> Tensor:
+        z = _at([share * distance for distance in distances])
+        z[:, 2] = z[:, 0] if 2 in dims else 0.0
+        return z
+
+    second = attaining(kernel, at(points), torch.tensor(weights, dtype=torch.float64), 1.0)
     h = 1e-3
-    slope = float(second(_at([-h]))[0] - second(_at([h]))[0]) / (2 * h) if flat else 0.0
-    start = vector(math.copysign(10.0, -slope), -10.0)  # the first step stays below the last
-    push, first = _pusher(width, start)
-    seen = _at([float(start[0]), *data])
-    return make_edge(_linear(slope=slope), (push, kernel), (1.0, 1.0), seen, (first, second), start)
+    slope = float(second(at([-h]))[0] - second(at([h]))[0]) / (2 * h * share) if flat else 0.0
+    start = vector(math.copysign(10.0 * share, -slope), -10.0)  # the first step stays below the last
+    gain = vector(1.0 if 2 in dims else 0.0, 0.0).reshape(1, 1, 2)
+    policies = AffinePolicies(vector(0.0).reshape(1, 1), gain, Box(vector(-20.0), vector(20.0)))
+    push, first = _pusher(share * width, start)
+    known, seen = _linear(slope=slope), at([float(start[0]) / share, *data])
+    first = RKHSFunction(push, torch.cat([start, policies(start.reshape(1, 1, 2))[0, 0]]).unsqueeze(0), first.weights)
+    return make_edge(known, (push, kernel), (1.0, 1.0), seen, (first, second), start, policies=policies)
 
 
 _REST = ([0.3, 0.0, 1e-2, -1e-2], [1.0, -1.0, -15.0, 15.0])  # f(0.3) − f(0) − 0.3 f′(0), by a central difference
@@ -169,6 +194,11 @@ _SEEN = [0.0, 0.0, 0.2, -0.2, 0.1, -0.1]
 def _taylor() -> Edge:
     """f(z) − f(0) − ∂_z f(0) as large as ‖f‖ allows; value and gradient at 0 observed."""
     return _victim(*_REST, _SEEN, width=0.3, flat=True)
+
+
+def _taylor_in_two() -> Edge:
+    """`_taylor` along the diagonal of a state and the input."""
+    return _victim(*_REST, _SEEN, width=0.3, flat=True, dims=(0, 2))
 
 
 def _metric() -> Edge:
@@ -293,6 +323,7 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
     "value": _value,
     "cap": _cap,
     "taylor": _taylor,
+    "taylor in two": _taylor_in_two,
     "metric": _metric,
     "gradient": _gradient,
     "tilted": _tilted,
@@ -310,7 +341,7 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
 
 
 COMMON = (
-    *("value", "cap", "taylor", "metric", "gradient", "tilted", "curved", "curved by input"),
+    *("value", "cap", "taylor", "taylor in two", "metric", "gradient", "tilted", "curved", "curved by input"),
     *("clipped", "clipped residual", "drift"),
 )  # the plants that `tube_grades` needs
 

@@ -291,6 +291,14 @@ def _less_union(factor: float) -> AbstractContextManager[object]:
     return mock.patch.object(Stage, "exceed", exceed)
 
 
+def _less_extent(factor: float) -> AbstractContextManager[object]:
+    def exceed(self: Stage, cost: IndicatorCost) -> Tensor:
+        sure = replace(self.sure, generators=factor * self.sure.generators)
+        return _EXCEED(replace(self, sure=sure), cost)
+
+    return mock.patch.object(Stage, "exceed", exceed)
+
+
 def _less_deviation(stage: Stage, factor: float) -> Stage:
     return replace(stage, factor=factor * stage.factor)
 
@@ -323,10 +331,10 @@ _SOUND_GRADES = (
     _on("robust: cap B√k", ("cap",), EDGES, _CAP),
     _on("robust: kernel slack in cells", ("in a cell",), EDGES, around(kernels, "metric_over_box", times)),
     _on("robust: reach of the inputs in a cell", ("in a cell, by the input",), EDGES, _third("closed_loop_range", 2)),
-    _on("robust: range of the known part over a cell", ("known slope",), EDGES, _KNOWN),
+    _on("robust: range of the known part over a cell", ("known slope", "known slope, below"), EDGES, _KNOWN),
     _on("robust: Hessian remainder of the known part", ("known curve",), EDGES, _less_hessian),
     _on("robust: shift of the mean inside a sub-cell", ("averaged",), EDGES, _less_shift),
-    _on("robust: charge outside the grid", ("outside",), EDGES, _less_outside),
+    _on("robust: charge outside the grid", ("outside", "outside later", "outside below"), EDGES, _less_outside),
     _on("robust: probability that leaves the grid", ("spilled",), EDGES, around(robust_dp, "_blocks", _less_rest)),
     _on(
         "robust: slope of the policy over a cell",
@@ -339,6 +347,7 @@ _SOUND_GRADES = (
     _on("total variation: parting rate", ("parting",), EDGES, around(total_variation, "parting_rate", times)),
     _on("total variation: half-width of F_n", ("parting",), EDGES, _WIDTH),
     _on("Gaussian tube: tail beyond a half-space", ("tails",), EDGES, around(Stage, "exceed", times)),
+    _on("Gaussian tube: extent of Z_t", ("sure part",), EDGES, _less_extent),
     _on("Gaussian tube: union of half-spaces", ("tails",), EDGES, _less_union),
     _on("Gaussian tube: deviation L_t carried on", ("tails",), EDGES, around(GaussianTube, "step", _less_deviation)),
     _on("Gaussian tube: P(ν leaves its box)", ("failure",), EDGES, _less_failure),
@@ -375,7 +384,7 @@ CHECKS = (
         assumptions=_ASSUMED,
         statistic="largest J_c(π, f*) − bound over policies, data sets and bounds",
         control="the sampled estimate, a lower estimate of the supremum, is presented as a bound",
-        shards={"quick": len(EDGES) + 3, "full": len(EDGES) + 60},
+        shards={"quick": len(EDGES) + 2, "full": len(EDGES) + 60},
         control_shards={"quick": 1, "full": 12},
         sample=_sample,
         judge=_judge_sound,

@@ -75,6 +75,7 @@ def _sample_limits(shard: int, budget: Budget, broken: bool) -> Sample:
         cases = itertools.product(limits.items(), SIZES, DELTAS)
         return {"found": {f"{name}, N {n}, δ {delta:g}": _failure(f, n, delta) for (name, f), n, delta in cases}}
     policies, confidence, task = _setting(0, SPENT)
+    task = {"task": task["task"].with_(horizon=3)}
     # Σ_{n ≥ N} 1/n(n + 1) = 1/N: nothing is left out
     found = {
         "all stages": sum(monte_carlo.stage_delta(0.1, n, calls=2) * 2 for n in range(1, STAGES)) / 0.1 + 1.0 / STAGES

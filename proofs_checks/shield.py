@@ -90,9 +90,7 @@ def _edge_sample(name: str, found: Edge) -> Sample:
     grid = AnchorGrid.create(Box(vector(-1.0, -1.0, -1.0), vector(1.0, 1.0, 1.0)), vector(1.0, math.inf, math.inf))
     judge = PlanTube(
         fallbacks=found.policies,
-        task=Task(
-            found.initial_state, found.steps, IndicatorCost(found.normal[None], offset), 0.0, 0.0 * found.initial_state
-        ),
+        task=found.task().with_(cost=IndicatorCost(found.normal[None], offset), horizon=found.steps),
         noise_radius=found.noise.abs().amax(0),
         input_box=found.policies.input_box,
         anchors=grid if name == "on a grid" else None,
@@ -211,11 +209,10 @@ def _shorter_landing(factor: float) -> AbstractContextManager[object]:
 
     def refine(self: PlanTube, confidence: ConfidenceSet) -> PlanTube:
         horizon = self.task.horizon
-        shorter = replace(self, task=self.task.with_(horizon=max(1, round(factor * horizon))))
-        found = replace(_REFINE(shorter, confidence), task=self.task)
+        found = _REFINE(replace(self, task=self.task.with_(horizon=max(1, round(factor * horizon)))), confidence)
         if found.certified is None:
-            return found
-        return replace(found, certified=torch.where(found.certified > 0, horizon, found.certified))
+            return replace(found, task=self.task)
+        return replace(found, task=self.task, certified=torch.where(found.certified > 0, horizon, found.certified))
 
     return mock.patch.object(PlanTube, "refine", refine)
 
