@@ -19,7 +19,10 @@ import math
 import numpy as np
 from numba import njit
 
+from gpsafe.mpc._jets import jets
+
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
+ZERO, IDENTITY, TAPE = range(3)
 _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
@@ -125,13 +128,16 @@ def _row(normal, offset, x, Q, X, S, columns, dim, row, jacobian):
 
 
 @njit(cache=True, fastmath=_FAST)
-def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, Hx, hx, Hu, hu, Ht, ht, rows, jacobian):
+def sweep(
+    theta, sizes, kind, tape, limits, hard, scale, x0, inputs, gain, start, Hx, hx, Hu, hu, Ht, ht, rows, jacobian
+):
     """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt).
 
     Args:
         theta: (M, P) parameters, layer by layer W (d_in, d_out) and b, in plain units of z, of x⁺ and of its log-variance.
         sizes: (L + 1,) layer sizes.
-        identity: whether the network gives a difference x⁺ − x.
+        kind: known part: ZERO, IDENTITY, or TAPE.
+        tape: arrays of `_tape.Tape`; not read unless kind is TAPE.
         limits, hard: (2, nx) of the log-variance and how it is clamped.
         scale: (nx,) multiplies the variance.
         x0, inputs, gain: (nx,), (T, nu), (T, nu, nx).
@@ -157,6 +163,9 @@ def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, 
     FQ, dF, dG = np.empty((nx, nx)), np.empty((nx, nx, p)), np.empty((nx, nx, p))
     dW = np.empty((nx, p))
     tmp = np.empty(nx)
+    codes, operands, constants, outputs, order, wide, dims = tape
+    slots = order.shape[0]
+    value, grad, bent = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
     mx, mu, mt = Hx.shape[0], Hu.shape[0], Ht.shape[0]
     block = steps * (mx + mu) + mt
     for m in range(members):
@@ -202,10 +211,20 @@ def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, 
                     dz[nx + r, c] = dU[r, c]
                 dU[r, known + r] = 0.0
             _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, nx)
-            if identity:
+            if kind == IDENTITY:
                 for i in range(nx):
                     out[i] += x[i]
                     dout[i, i] += 1.0
+            elif kind == TAPE:
+                jets(z, codes, operands, constants, order, wide, dims, value, grad, bent)
+                for i in range(nx):
+                    o = outputs[i]
+                    out[i] += value[o]
+                    for a in range(nz):
+                        dout[a, i] += grad[o, a]
+                        if order[o] > 1:
+                            for b in range(nz):
+                                hess[i, a, b] += bent[o, a, b]
             trace_w = 0.0
             for i in range(nx):
                 raw, low, high = out[nx + i], limits[0, i], limits[1, i]

@@ -14,6 +14,7 @@ from torch import Tensor
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.mpc._tape import EMPTY, NotReadableError, Tape, tape_of
 from gpsafe.sets.polytope import Polytope
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
@@ -27,18 +28,14 @@ STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 i
 def sweep_of(problem: CertificationProblem, x0: Array) -> Sweep:
     """The fastest sweep there is for the problem's model.
 
-    Compiled: paper-mode ensembles of tanh networks with identity or zero prior, and sound-mode ones never: their remainder
-    is an interval bound without a useful derivative.
+    Compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.mpc._tape`); sound-mode ones never:
+    their remainder is an interval bound without a useful derivative.
     """
     model = problem.model
-    if (
-        isinstance(model, EnsembleTube)
-        and model.mode == "paper"
-        and model.ensemble.prior in (identity_prior, zero_prior)
-    ):
+    if isinstance(model, EnsembleTube) and model.mode == "paper":
         try:
             return compiled(problem, model, x0)
-        except ImportError:
+        except (ImportError, NotReadableError):
             pass
     return general(problem, x0)
 
@@ -91,6 +88,7 @@ def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> S
 
     Raises:
         ImportError: without numba.
+        NotReadableError: for a known part without a tape.
     """
     from gpsafe.mpc import _kernel
 
@@ -114,18 +112,32 @@ def _arrays(problem: CertificationProblem, model: EnsembleTube) -> tuple[tuple[A
     """
     ensemble, steps = model.ensemble, problem.steps
     theta, sizes = parameters(ensemble)
+    kind, tape = _known(ensemble)
     sets = [part for polytope in (problem.states, problem.inputs, problem.terminal) for part in _half_spaces(polytope)]
     count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]))
     before = (
         theta,
         sizes,
-        ensemble.prior is identity_prior,
+        kind,
+        tape.arrays,
         _array(ensemble.log_var_limits),
         ensemble.clamp == "hard",
         np.full(problem.nx, model.radius**2),
     )
     gain = _array(core.gains(problem.gain, steps, problem.nx, problem.nu))
     return before, (gain, core.START**2, *sets), count
+
+
+def _known(ensemble: Ensemble) -> tuple[int, Tape]:
+    """How the kernel gets the known part."""
+    from gpsafe.mpc import _kernel
+
+    if ensemble.prior is zero_prior or ensemble.prior is identity_prior:
+        return (_kernel.ZERO if ensemble.prior is zero_prior else _kernel.IDENTITY), EMPTY
+    tape = tape_of(ensemble.prior, ensemble.nx, ensemble.nu)
+    if tape is None:
+        raise NotReadableError("the known part has no tape")
+    return _kernel.TAPE, tape
 
 
 def general(problem: CertificationProblem, x0: Array) -> Sweep:
