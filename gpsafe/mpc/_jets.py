@@ -88,7 +88,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
         n = width[at]
         if code == _CONSTANT:
             value[at] = constants[k]
-        elif code == _ADD or code == _SUB:
+        elif code in (_ADD, _SUB):
             sign = 1.0 if code == _ADD else -1.0
             value[at] = value[a] + sign * value[b]
             for p in range(n):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,15 @@ Sweep = Callable[[Array], tuple[Array, Array]]
 STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 in a Jacobian of order 1
 
 
-def sweep_of(problem: CertificationProblem, x0: Array) -> Sweep:
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Rows are given as hardness·(c + offset), hardness 1 for terminal rows."""
+
+    offset: float = 0.0
+    hardness: float = 1.0
+
+
+def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """The fastest sweep there is for the problem's model.
 
     Compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.mpc._tape`); sound-mode ones never:
@@ -34,10 +43,10 @@ def sweep_of(problem: CertificationProblem, x0: Array) -> Sweep:
     model = problem.model
     if isinstance(model, EnsembleTube) and model.mode == "paper":
         try:
-            return compiled(problem, model, x0)
+            return compiled(problem, model, x0, scale)
         except (ImportError, NotReadableError):
             pass
-    return general(problem, x0)
+    return general(problem, x0, scale)
 
 
 def parameters(ensemble: Ensemble) -> tuple[Array, NDArray[np.int64]]:
@@ -83,7 +92,7 @@ def input_box(inputs: Polytope) -> tuple[Array, Array]:
     return np.minimum(lower, upper), upper
 
 
-def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> Sweep:
+def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array, scale: Scale = Scale()) -> Sweep:
     """By `gpsafe.mpc._kernel`.
 
     Raises:
@@ -94,7 +103,7 @@ def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> S
 
     size = problem.steps * problem.nu
     kernel: Any = _kernel.sweep
-    before, after, count = _arrays(problem, model)
+    before, after, count = _arrays(problem, model, scale)
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         rows, jacobian = np.empty(count), np.zeros((count, size))
@@ -105,7 +114,9 @@ def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> S
 
 
 @lru_cache(maxsize=8)
-def _arrays(problem: CertificationProblem, model: EnsembleTube) -> tuple[tuple[Any, ...], tuple[Any, ...], int]:
+def _arrays(
+    problem: CertificationProblem, model: EnsembleTube, scale: Scale
+) -> tuple[tuple[Any, ...], tuple[Any, ...], int]:
     """The kernel's arguments before x0 and after the inputs, and the number of rows. Problems compare by identity.
 
     A new ensemble or set is a new problem: 0.1 ms here, and no program to build.
@@ -113,7 +124,10 @@ def _arrays(problem: CertificationProblem, model: EnsembleTube) -> tuple[tuple[A
     ensemble, steps = model.ensemble, problem.steps
     theta, sizes = parameters(ensemble)
     kind, tape = _known(ensemble)
-    sets = [part for polytope in (problem.states, problem.inputs, problem.terminal) for part in _half_spaces(polytope)]
+    sets: list[Array] = []
+    for polytope, weight in ((problem.states, scale.hardness), (problem.inputs, scale.hardness), (problem.terminal, 1)):
+        H, h = _half_spaces(polytope)
+        sets += [weight * H, weight * (h - scale.offset)]
     count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]))
     before = (
         theta,
@@ -140,17 +154,20 @@ def _known(ensemble: Ensemble) -> tuple[int, Tape]:
     return _kernel.TAPE, tape
 
 
-def general(problem: CertificationProblem, x0: Array) -> Sweep:
+def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """By the problem's own tubes, for any model: all 2·T·nu + 1 plans of central differences in one batch."""
     start, size = torch.from_numpy(x0), problem.steps * problem.nu
     moves = torch.cat([torch.zeros(1, size), STEP * torch.eye(size), -STEP * torch.eye(size)]).to(torch.float64)
     moves = moves.reshape(-1, problem.steps, problem.nu)
+    block = np.full(problem.steps * (problem.states.rows + problem.inputs.rows) + problem.terminal.rows, scale.hardness)
+    block[len(block) - problem.terminal.rows :] = 1.0
+    counts = np.tile(block, problem.num_members)
 
     @torch.no_grad()
     def sweep(inputs: Array) -> tuple[Array, Array]:
         margins = problem.margins(problem.tube(start, torch.from_numpy(inputs) + moves))
         parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal)
-        values = -torch.cat(parts, dim=-1).flatten(1).numpy()
+        values = (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
         return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
 
     return sweep

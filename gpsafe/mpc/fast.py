@@ -35,12 +35,14 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
-from gpsafe.mpc._sweeps import Array, Sweep, input_box, sweep_of
+from gpsafe.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
 PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan, and until multipliers allow less
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
 CONVERGED = 1e-9  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
+GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
+NEAR = 1e-3  # largest violation at which such a promise is believed
 AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
@@ -113,26 +115,29 @@ class CondensedSQP:
         target = _array("learned", learned, (problem.nu,))
         first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
         best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
-        status = "diverged"
+        status, reason = "diverged", "the state or the proposed input is not finite"
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
-            ends: list[float] = []
+            enough, agreed = search.enough, 0
             for start in search.starts(first):
-                point, found, count = search.run(start)
+                point, found, count = search.run(start, best)
                 iterations += count
-                ends.append(point.excess)
-                if point.rank(search.enough) < best.rank(search.enough) or status == "diverged":
+                better = point.rank(enough) < best.rank(enough)
+                close = enough < best.excess <= (1 + AGREE) * point.excess
+                agreed = agreed + 1 if close and found != "diverged" else agreed
+                if better and point.excess < (1 - AGREE) * best.excess:
+                    agreed = 0
+                if better or status == "diverged":
                     best, status = point, found
-                if best.excess <= search.enough and (not self.exhaustive or best.cost <= CONVERGED):
+                if best.excess <= enough and best.cost <= CONVERGED:
                     break
-                low, high = min(ends), max(ends)
-                hopeless = len(ends) > 1 and search.enough < low and high <= (1 + AGREE) * low
-                if (hopeless and not self.exhaustive) or time.perf_counter() > search.deadline:
+                if (agreed >= 1 and not self.exhaustive) or time.perf_counter() > search.deadline:
                     break
+            reason = search.reason(best)
         work.seconds = time.perf_counter() - began
         slack = best.excess - self.margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
-        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack), work
+        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason), work
 
 
 def shifted(inputs: Tensor) -> Tensor:
@@ -177,11 +182,13 @@ class _Search:
         work: Work,
         deadline: float,
     ) -> None:
-        self.sweep: Sweep = sweep_of(problem, state)
+        self.problem = problem
+        scale = Scale(options.margin - problem.tolerance, options.hardness)
+        self.sweep: Sweep = sweep_of(problem, state, scale)
         self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
         self.steps, self.nu = problem.steps, problem.nu
         self.size = self.steps * self.nu
-        self.offset, self.enough = options.margin - problem.tolerance, 0.5 * options.margin
+        self.enough = 0.5 * options.margin
         weight = problem.weight
         self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
         self.lower, self.upper = input_box(problem.inputs)
@@ -192,9 +199,6 @@ class _Search:
         curvature[np.arange(self.size), np.arange(self.size)] += PROXIMAL
         curvature[-1, -1] = 1.0
         self.curvature: Array = curvature
-        block = np.ones(self.steps * (problem.states.rows + problem.inputs.rows) + problem.terminal.rows)
-        block[: len(block) - problem.terminal.rows] = options.hardness
-        self.counts: Array = np.tile(block, problem.num_members)
 
     def starts(self, warm: Array | None) -> Iterator[Array]:
         if warm is not None:
@@ -218,11 +222,9 @@ class _Search:
         rows, jacobian = self.sweep(inputs)
         self.work.sweep_seconds += time.perf_counter() - began
         self.work.sweeps += 1
-        rows = (rows + self.offset) * self.counts
-        jacobian = jacobian * self.counts[:, None]
         gap = inputs[0] - self.learned
         excess = float(rows.max())
-        if not (math.isfinite(excess) and np.isfinite(jacobian).all()):
+        if not (math.isfinite(excess) and math.isfinite(float(jacobian.sum()))):
             excess = math.inf
         return _Point(inputs, rows, jacobian, float(gap @ self.weight @ gap), excess)
 
@@ -254,8 +256,11 @@ class _Search:
         multipliers[chosen] = np.maximum(told["lam"][p + 1 :], 0.0)
         return found[:p], max(float(found[p]), 0.0), multipliers
 
-    def run(self, start: Array) -> tuple[_Point, str, int]:
-        """The last accepted plan from one start, its status, and the number of steps tried."""
+    def run(self, start: Array, best: _Point) -> tuple[_Point, str, int]:
+        """The last accepted plan from one start, its status, and the number of steps tried.
+
+        Ends early, as "dominated", where the linear model sees nothing better than `best`.
+        """
         at = self.evaluate(start)
         if math.isinf(at.excess):
             return at, "diverged", 0
@@ -274,6 +279,8 @@ class _Search:
             d, slack, multipliers = found
             merit = _merit(at, rho)
             trial = self.moved(at, d)
+            if self.dominated(at, trial, slack, reach, best):
+                return at, "dominated", count
             gap = trial[0] - self.learned
             expected = merit - (
                 float(gap @ self.weight @ gap) + rho * slack + 0.5 * slack**2 + 0.5 * float(d @ bend @ d)
@@ -308,6 +315,40 @@ class _Search:
             elif not ratio >= CORRECT:
                 reach = 0.3 * length
         return at, "infeasible" if at.excess > self.enough else "feasible", count
+
+    def dominated(self, at: _Point, trial: Array, slack: float, reach: float, best: _Point) -> bool:
+        """Whether the linear model, within half an input range or more, promises less than is gained already."""
+        if reach < 1.0 or math.isinf(best.excess):
+            return False
+        if best.excess > self.enough:
+            return slack >= (1 - AGREE) * best.excess
+        if at.excess > NEAR:
+            return False
+        gap = trial[0] - self.learned
+        return float(gap @ self.weight @ gap) >= best.cost - GAIN
+
+    def reason(self, best: _Point) -> str:
+        """Why the plan is not certified: its largest row; empty if it may be."""
+        if best.excess <= self.enough:
+            return ""
+        if not len(best.rows):
+            return "no start has a finite tube"
+        problem = self.problem
+        block = len(best.rows) // problem.num_members
+        member, place = divmod(int(best.rows.argmax()), block)
+        mx, mu = problem.states.rows, problem.inputs.rows
+        where, stage = "terminal", self.steps
+        if place < self.steps * mx:
+            where, (stage, place) = "state", divmod(place, mx)
+            stage += 1
+        elif place < self.steps * (mx + mu):
+            where, (stage, place) = "input", divmod(place - self.steps * mx, mu)
+        else:
+            place -= self.steps * (mx + mu)
+        return (
+            f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
+            f"{best.excess:.3g}"
+        )
 
     def moved(self, at: _Point, d: Array) -> Array:
         moved = at.inputs + d.reshape(self.steps, self.nu)
