@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import daqp
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpsafe import _require
@@ -38,10 +39,14 @@ from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
 PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan, and until multipliers allow less
+FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
-CONVERGED = 1e-9  # predicted decrease of f + ρs
+CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
 GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
+SAME = 0.01  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
+TURNS = 2  # starts made from the best plan
+CONFIRM = 2  # later starts that must agree that there is no plan
 NEAR = 1e-3  # largest violation at which such a promise is believed
 AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
@@ -64,13 +69,18 @@ class CondensedSQP:
     """Proposer of plans, see the module. Nothing is built for a problem; its arrays are kept for a few problems.
 
     Starts, in this order and without repetition: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the
-    inputs held, the lower end once and then the upper, the upper once and then the lower. Later ones are used if the earlier
-    ones failed without agreeing on the least violation, or always with `exhaustive`, which stops early only at cost 0.
+    inputs held, the lower end once and then the upper, the upper once and then the lower; then the best plan so far with its
+    last input, and its last two, turned to the other end (with four starts or more). All are used, since local optima are
+    common, but for cost 0, and a later one is given up as soon as
+
+    - its linear model, near feasibility and over half an input range or more, promises no lower cost,
+    - its program has the binding rows of the best plan's, and almost its cost: it is on the way to the same optimum, or
+    - nothing certified is known and it promises no smaller violation. Where enough starts agree on that, the search ends.
 
     Attributes:
         iterations: of each start.
-        starts: how many of them, beside `warm`, at most.
-        exhaustive: try all of them and keep the best.
+        starts: how many of them, beside `warm` and turned ones, at most.
+        exhaustive: give none of them up early.
         margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
         time_limit: seconds; then the best plan so far is returned.
         hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
@@ -119,7 +129,8 @@ class CondensedSQP:
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
-            for start in search.starts(first):
+            starts = search.starts(first)
+            while (start := next(starts, None)) is not None or (start := search.turned(best)) is not None:
                 point, found, count = search.run(start, best)
                 iterations += count
                 better = point.rank(enough) < best.rank(enough)
@@ -131,7 +142,7 @@ class CondensedSQP:
                     best, status = point, found
                 if best.excess <= enough and best.cost <= CONVERGED:
                     break
-                if (agreed >= 1 and not self.exhaustive) or time.perf_counter() > search.deadline:
+                if (agreed >= CONFIRM and not self.exhaustive) or time.perf_counter() > search.deadline:
                     break
             reason = search.reason(best)
         work.seconds = time.perf_counter() - began
@@ -199,6 +210,8 @@ class _Search:
         curvature[np.arange(self.size), np.arange(self.size)] += PROXIMAL
         curvature[-1, -1] = 1.0
         self.curvature: Array = curvature
+        self.turns = 0
+        self.binding: NDArray[np.int64] = np.zeros(0, np.int64)  # rows of the best plan's last program
 
     def starts(self, warm: Array | None) -> Iterator[Array]:
         if warm is not None:
@@ -216,6 +229,24 @@ class _Search:
             if np.isfinite(plan).all() and not any(np.array_equal(plan, one) for one in tried):
                 tried.append(plan)
                 yield plan
+
+    def turned(self, best: _Point) -> Array | None:
+        """The best plan with its last input, then its last two, at the other end: what a local search does not undo.
+
+        Late inputs act on the terminal set through the spread more than through the mean, and have optima at both ends.
+        """
+        self.turns += 1
+        if (
+            self.options.starts < 4
+            or self.turns > TURNS
+            or self.turns >= self.steps
+            or not np.isfinite(self.upper - self.lower).all()
+        ):
+            return None
+        plan = best.inputs.copy()
+        late = plan[-self.turns :]
+        late[:] = np.where(late > 0.5 * (self.lower + self.upper), self.lower, self.upper)
+        return plan
 
     def evaluate(self, inputs: Array) -> _Point:
         began = time.perf_counter()
@@ -277,9 +308,12 @@ class _Search:
                 bend, reach = nothing, 0.25 * reach
                 continue
             d, slack, multipliers = found
+            if slack > self.enough and rho < PENALTIES[0]:
+                rho = PENALTIES[0]
+                continue
             merit = _merit(at, rho)
             trial = self.moved(at, d)
-            if self.dominated(at, trial, slack, reach, best):
+            if self.dominated(at, trial, slack, multipliers, reach, best):
                 return at, "dominated", count
             gap = trial[0] - self.learned
             expected = merit - (
@@ -291,6 +325,8 @@ class _Search:
                 if infeasible and rho < PENALTIES[1]:
                     bend, rho = nothing, PENALTIES[1]
                     continue
+                if (not infeasible and at.cost < best.cost) or math.isinf(best.excess) or best.excess > self.enough:
+                    self.binding = _active(multipliers)
                 return at, "infeasible" if infeasible else "optimal", count
             to = self.evaluate(trial)
             ratio = (merit - _merit(to, rho)) / expected
@@ -306,7 +342,7 @@ class _Search:
                         d, to = second[0], corrected
                         ratio = (merit - _merit(to, rho)) / expected
             if slack <= self.enough:
-                rho = min(rho, max(PENALTIES[0], 3 * float(multipliers.sum())))
+                rho = min(PENALTIES[1], max(FLOOR, 3 * float(multipliers.sum())))
             length = float(np.abs(d / self.scale).max())
             if ratio > 1e-4:
                 at = to
@@ -316,16 +352,22 @@ class _Search:
                 reach = 0.3 * length
         return at, "infeasible" if at.excess > self.enough else "feasible", count
 
-    def dominated(self, at: _Point, trial: Array, slack: float, reach: float, best: _Point) -> bool:
+    def dominated(self, at: _Point, trial: Array, slack: float, multipliers: Array, reach: float, best: _Point) -> bool:
         """Whether the linear model, within half an input range or more, promises less than is gained already."""
-        if reach < 1.0 or math.isinf(best.excess):
+        if math.isinf(best.excess) or self.options.exhaustive:
             return False
         if best.excess > self.enough:
-            return slack >= (1 - AGREE) * best.excess
+            return reach >= 1.0 and slack >= (1 - AGREE) * best.excess and at.excess <= 2 * best.excess
         if at.excess > NEAR:
             return False
+        if (
+            abs(at.cost - best.cost) <= SAME
+            and slack <= self.enough
+            and np.array_equal(_active(multipliers), self.binding)
+        ):
+            return True
         gap = trial[0] - self.learned
-        return float(gap @ self.weight @ gap) >= best.cost - GAIN
+        return reach >= 1.0 and float(gap @ self.weight @ gap) >= best.cost - GAIN
 
     def reason(self, best: _Point) -> str:
         """Why the plan is not certified: its largest row; empty if it may be."""
@@ -358,6 +400,11 @@ class _Search:
 def _merit(at: _Point, rho: float) -> float:
     violation = max(at.excess, 0.0)
     return at.cost + rho * violation + 0.5 * violation**2
+
+
+def _active(multipliers: Array) -> NDArray[np.int64]:
+    """Rows whose multipliers count."""
+    return np.flatnonzero(multipliers > 1e-6 * max(float(multipliers.max(initial=0.0)), 1e-300))
 
 
 def _curvature(bend: Array, d: Array, change: Array) -> Array:

@@ -13,7 +13,8 @@ from gpsafe.models import Ensemble
 from gpsafe.models.gp import zero_prior
 from gpsafe.mpc.fast import CondensedSQP
 from gpsafe.mpc.reference import IpoptReference
-from gpsafe.systems.known import AffineKnown
+from gpsafe.sets import Box, Polytope
+from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.xmpsc import SimplePendulum
 from gpsafe.tube import EnsembleTube
 
@@ -47,6 +48,7 @@ PROBLEMS = {
     "zero prior": lambda: with_ensemble(prior=zero_prior),
     "affine prior": lambda: with_ensemble(prior=LINE),
     "sine prior": lambda: with_ensemble(prior=SimplePendulum().prior()),
+    "prior of a user": lambda: with_ensemble(prior=lambda x, u: x + 0.1 * torch.tanh(u * x[..., 1:]).clamp(-0.5, 0.5)),
     "gain per stage": lambda: replace(with_ensemble(), gain=vector(0.1, 0.2, 0.3, -0.1, 0.5, -0.3).reshape(3, 1, 2)),
     "sound linear": double_integrator,
 }
@@ -151,6 +153,56 @@ def test_linear_plants(form):
     assert best.certified and best.distance > 1e-3
     assert abs(found.distance - best.distance) < 1e-4
     assert found.certified == (form != "published")
+
+
+def wave_problem(seed: int) -> tuple[CertificationProblem, torch.Tensor]:
+    """x⁺ = x + 0.3u + a sin(fx + c) and almost no network, |u| ≤ 1, T = 4, a small terminal set near x_0: some have plans."""
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda: float(torch.rand(1, generator=g))  # noqa: E731
+    frequency, amplitude, phase = 1 + 3 * draw(), 0.2 + 0.5 * draw(), 4 * draw() - 2
+    one = vector(1.0).reshape(1, 1)
+    known = SineKnown(one, 0.3 * one, vector(0.0), amplitude * one, vector(frequency, 0.0).reshape(1, 2), vector(phase))
+    made = Ensemble.create(1, 1, generator=g, members=1, hidden=(3,), prior=known)
+    network = replace(made.network, weights=tuple(0.05 * w for w in made.network.weights))
+    ensemble = replace(made, network=network, log_var_limits=vector(-14.0, -12.0).reshape(2, 1))
+    x0 = 6 * draw() - 3
+    goal = x0 + 1.5 * (2 * draw() - 1)
+    boxes = (Box(vector(low), vector(high)) for low, high in ((-6.0, 6.0), (-1.0, 1.0), (goal - 0.15, goal + 0.15)))
+    sets = [Polytope.of_box(box) for box in boxes]
+    model = EnsembleTube.paper(ensemble)
+    return CertificationProblem(model, *sets, 0.1 * one, 4, tolerance=1e-6), vector(x0)
+
+
+@pytest.mark.parametrize("seed", [33, 45, 59])
+def test_a_feasible_problem_that_zeros_miss_is_solved_after_a_restart(seed):
+    """From zeros IPOPT says "infeasible", which is a statement about where it ended; the other starts find a plan."""
+    problem, x0 = wave_problem(seed)
+    form = IpoptReference(shared=True, expand=True)
+    once = replace(form, restarts=0).propose(problem, x0, vector(1.0))
+    assert once.status == "Infeasible_Problem_Detected" and "none of 1 starts" in once.reason
+    again = form.propose(problem, x0, vector(1.0))
+    assert judge(problem, x0, vector(1.0), again).certified
+    assert again.status == "Solve_Succeeded" and again.reason == "" and again.iterations > once.iterations
+
+
+@pytest.mark.parametrize("form", ["paper", "repaired"])
+def test_tightening_costs_nothing_that_is_measured(form):
+    """At a row's tolerance the condensed SQP's cost is the reference's to 1e-8, where 1e-7 of tightening cost 1e-6."""
+    pytest.importorskip("numba")
+    problem = replace(ensemble_pendulum(members=2, width=8, steps=3), tolerance=1e-6)
+    compared, loose = 0, replace(FORMS[form], tightening=1e-7)
+    for x0, learned in zip(*states(12), strict=True):
+        quick = judge(problem, x0, learned, CondensedSQP().propose(problem, x0, learned))
+        if not quick.certified or quick.distance < 1e-2:
+            continue
+        slow = judge(problem, x0, learned, FORMS[form].propose(problem, x0, learned))
+        assert slow.certified and slow.distance <= quick.distance + 1e-8
+        control = judge(problem, x0, learned, loose.propose(problem, x0, learned))
+        assert control.distance > quick.distance + 3e-8
+        compared += 1
+        if compared == 2:
+            break
+    assert compared == 2
 
 
 def test_warm_start_and_split():
