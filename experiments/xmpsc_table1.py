@@ -103,7 +103,7 @@ def _cell(arguments: Arguments, sweep: str, value: int, seed: int) -> Piece:
         x0 = 1.6 * torch.rand(most, value, dtype=torch.float64, generator=generator) - 0.8
         pairs = list(zip(x0, plant.input_box.sample(most, generator), strict=True))
     else:
-        sizes = dict(zip(SWEEPS, arguments.base, strict=True))
+        sizes: dict[str, int] = dict(zip(SWEEPS, arguments.base, strict=True))
         if sweep != "ladder":
             sizes["horizon" if sweep == "untrained" else sweep] = value
         steps = 0 if sweep == "untrained" else arguments.steps

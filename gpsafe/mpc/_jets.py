@@ -140,6 +140,6 @@ def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
     """Values (nx,), Jacobian (nx, nz) and Hessians (nx, nz, nz) of p at z (nz,)."""
     nz, slots = len(z), len(tape.order)
     value, grad, hess = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
-    codes, operands, constants, out, *rest = tape.arrays
-    jets(np.ascontiguousarray(z), codes, operands, constants, *rest, value, grad, hess)
+    codes, operands, constants, out, order, width, dims = tape.arrays
+    jets(np.ascontiguousarray(z), codes, operands, constants, order, width, dims, value, grad, hess)
     return value[out], grad[out], hess[out]

@@ -27,7 +27,7 @@ _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
 @njit(cache=True, fastmath=_FAST)
-def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, nx):
+def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, product, nx):
     """Outputs, Jacobian dout (nz, 2nx) and Hessian of the first nx outputs hess (nx, nz, nz) of one member at z."""
     layers = sizes.shape[0] - 1
     nz = sizes[0]
@@ -90,11 +90,14 @@ def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, nx):
             for j in range(n_in):
                 back[1, m, j] = back[0, m, j] * slope[layer, j]
                 back[0, m, j] = -2.0 * back[1, m, j] * hidden[layer, j]
-            for a in range(nz):
-                for b in range(a + 1):
+        for a in range(nz):
+            for b in range(a + 1):
+                for j in range(n_in):
+                    product[j] = pre[layer, a, j] * pre[layer, b, j]
+                for m in range(nx):
                     total = 0.0
                     for j in range(n_in):
-                        total += back[0, m, j] * pre[layer, a, j] * pre[layer, b, j]
+                        total += back[0, m, j] * product[j]
                     hess[m, a, b] += total
                     if a != b:
                         hess[m, b, a] += total
@@ -109,21 +112,24 @@ def _softplus(v):
 def _row(normal, offset, x, Q, X, S, columns, dim, row, jacobian):
     """h·x + √(hQh) − d into row[0], its derivative in the first `columns` inputs into `jacobian`."""
     center, spread = 0.0, 0.0
-    for i in range(dim):
-        center += normal[i] * x[i]
-        for j in range(dim):
-            spread += normal[i] * Q[i, j] * normal[j]
+    for i in range(dim):  # most rows bound few entries
+        if normal[i] != 0.0:
+            center += normal[i] * x[i]
+            for j in range(dim):
+                spread += normal[i] * Q[i, j] * normal[j]
     root = math.sqrt(max(spread, 0.0))
     half = 0.5 / root if root > 0.0 else 0.0
     for c in range(columns):
-        slope = 0.0
-        for i in range(dim):
-            slope += normal[i] * X[i, c]
-            turned = 0.0
+        jacobian[c] = 0.0
+    for i in range(dim):
+        if normal[i] != 0.0:
+            for c in range(columns):
+                jacobian[c] += normal[i] * X[i, c]
             for j in range(dim):
-                turned += S[i, j, c] * normal[j]
-            slope += half * normal[i] * turned
-        jacobian[c] = slope
+                weight = half * normal[i] * normal[j]
+                if weight != 0.0:
+                    for c in range(columns):
+                        jacobian[c] += weight * S[i, j, c]
     row[0] = center + root - offset
 
 
@@ -152,7 +158,7 @@ def sweep(
     hidden = np.empty((layers, width))
     slope = np.empty((layers, width))
     pre = np.empty((layers, nz, width))
-    back = np.empty((2, nx, width))
+    back, product = np.empty((2, nx, width)), np.empty(width)
     out, dout, hess = np.empty(2 * nx), np.empty((nz, 2 * nx)), np.empty((nx, nz, nz))
     z, dz = np.empty(nz), np.empty((nz, p))
     x, X = np.empty(nx), np.empty((nx, p))
@@ -210,7 +216,7 @@ def sweep(
                 for c in range(columns):
                     dz[nx + r, c] = dU[r, c]
                 dU[r, known + r] = 0.0
-            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, nx)
+            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, product, nx)
             if kind == IDENTITY:
                 for i in range(nx):
                     out[i] += x[i]

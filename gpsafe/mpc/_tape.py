@@ -64,9 +64,8 @@ class Tape:
         return self.codes, self.operands, self.constants, self.outputs, self.order, self.width, self.dims
 
 
-EMPTY = Tape(*(np.zeros(s, t) for s, t in (
-    (0, np.int64), ((0, 3), np.int64), (0, np.float64), (0, np.int64), (0, np.int64), (0, np.int64), ((0, 0), np.int64)
-)))  # fmt: skip
+_NONE = np.zeros(0, np.int64)
+EMPTY = Tape(_NONE, np.zeros((0, 3), np.int64), np.zeros(0), _NONE, _NONE, _NONE, np.zeros((0, 0), np.int64))
 
 
 class NotReadableError(Exception):

@@ -19,13 +19,13 @@ class Runner:
     def __init__(self, build: Builder) -> None:
         self.build = build
         b = build
-        self.add, self.sub = np.frompyfunc(b.plus, 2, 1), np.frompyfunc(b.minus, 2, 1)
-        self.mul, self.div = np.frompyfunc(b.times, 2, 1), np.frompyfunc(b.over, 2, 1)
-        self.pow, self.where = np.frompyfunc(b.power, 2, 1), np.frompyfunc(b.select, 3, 1)
-        self.lt = np.frompyfunc(lambda x, y: b.compare(LESS, x, y), 2, 1)
-        self.le = np.frompyfunc(lambda x, y: b.compare(LESS_EQUAL, x, y), 2, 1)
-        self.eq = np.frompyfunc(lambda x, y: b.compare(EQUAL, x, y), 2, 1)
-        self.unary = {name: np.frompyfunc(lambda x, n=name: b.unary(n, x), 1, 1) for name in UNARY}
+        fold: Any = np.frompyfunc
+        self.add, self.sub, self.mul = fold(b.plus, 2, 1), fold(b.minus, 2, 1), fold(b.times, 2, 1)
+        self.div, self.pow, self.where = fold(b.over, 2, 1), fold(b.power, 2, 1), fold(b.select, 3, 1)
+        self.lt = fold(lambda x, y: b.compare(LESS, x, y), 2, 1)
+        self.le = fold(lambda x, y: b.compare(LESS_EQUAL, x, y), 2, 1)
+        self.eq = fold(lambda x, y: b.compare(EQUAL, x, y), 2, 1)
+        self.unary = {name: fold(lambda x, n=name: b.unary(n, x), 1, 1) for name in UNARY}
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """By aten's names; views and their copies are the same."""

@@ -45,8 +45,8 @@ CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
 GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
 SAME = 0.01  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
-TURNS = 2  # starts made from the best plan
-CONFIRM = 2  # later starts that must agree that there is no plan
+PLAIN = 3  # starts that are not made from the best plan
+CONFIRM = 3  # later starts that must agree that there is no plan
 NEAR = 1e-3  # largest violation at which such a promise is believed
 AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
@@ -68,10 +68,10 @@ class Work:
 class CondensedSQP:
     """Proposer of plans, see the module. Nothing is built for a problem; its arrays are kept for a few problems.
 
-    Starts, in this order and without repetition: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the
-    inputs held, the lower end once and then the upper, the upper once and then the lower; then the best plan so far with its
-    last input, and its last two, turned to the other end (with four starts or more). All are used, since local optima are
-    common, but for cost 0, and a later one is given up as soon as
+    Starts, in this order: `warm` if given, (u_L, 0, …, 0), the upper end of the inputs once and then the lower, the lower once
+    and then the upper; then the best plan so far mirrored, and with its last two inputs at the lower and at the upper end
+    (chosen among twenty patterns, on states whose best known cost the first start misses). All are used, since local optima are
+    common, but for cost 0; a later one is given up as soon as
 
     - its linear model, near feasibility and over half an input range or more, promises no lower cost,
     - its program has the binding rows of the best plan's, and almost its cost: it is on the way to the same optimum, or
@@ -89,7 +89,7 @@ class CondensedSQP:
     """
 
     iterations: int = 50
-    starts: int = 4
+    starts: int = 6
     exhaustive: bool = False
     margin: float = 1e-9
     time_limit: float = math.inf
@@ -130,7 +130,11 @@ class CondensedSQP:
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
             starts = search.starts(first)
-            while (start := next(starts, None)) is not None or (start := search.turned(best)) is not None:
+            while True:
+                start = next(starts, None)
+                start = search.turned(best) if start is None else start
+                if start is None:
+                    break
                 point, found, count = search.run(start, best)
                 iterations += count
                 better = point.rank(enough) < best.rank(enough)
@@ -219,7 +223,7 @@ class _Search:
         plain = np.zeros((self.steps, self.nu))
         plain[0] = self.learned
         ends = self.upper, self.lower
-        pairs = [(self.learned, self.learned), *((e, e) for e in ends), ends[::-1], ends]
+        pairs = (ends, ends[::-1])
         tried = [np.clip(plain, self.lower, self.upper)]
         yield tried[0]
         for first, rest in pairs:
@@ -231,21 +235,17 @@ class _Search:
                 yield plan
 
     def turned(self, best: _Point) -> Array | None:
-        """The best plan with its last input, then its last two, at the other end: what a local search does not undo.
+        """Starts from the best plan: mirrored about the middle of the inputs, its last two inputs at an end.
 
         Late inputs act on the terminal set through the spread more than through the mean, and have optima at both ends.
         """
         self.turns += 1
-        if (
-            self.options.starts < 4
-            or self.turns > TURNS
-            or self.turns >= self.steps
-            or not np.isfinite(self.upper - self.lower).all()
-        ):
+        if self.turns > self.options.starts - PLAIN or not np.isfinite(self.upper - self.lower).all():
             return None
+        if self.turns == 1:
+            return self.lower + self.upper - best.inputs
         plan = best.inputs.copy()
-        late = plan[-self.turns :]
-        late[:] = np.where(late > 0.5 * (self.lower + self.upper), self.lower, self.upper)
+        plan[-2:] = self.lower if self.turns == 2 else self.upper
         return plan
 
     def evaluate(self, inputs: Array) -> _Point:

@@ -72,7 +72,7 @@ class IpoptReference:
         iterations: of IPOPT, for each start.
         tightening: how far inside its tolerance a row is sought, in its units. A row's multiplier times this is what it costs
             in the objective; IPOPT's bounds are not relaxed where it is positive, so that 10⁻⁹ is enough.
-        time_limit: CPU seconds; then IPOPT's last plan is returned.
+        time_limit: CPU seconds of a start; then IPOPT's last plan is returned, and no further start begins.
         name: of the proposer in what it proposes.
     """
 
@@ -157,7 +157,7 @@ class IpoptReference:
         parameters = np.concatenate([state, target])
         clipped = np.clip(target, lower, upper)
         best: _Answer | None = None
-        split, iterations = Split(0, 0, 0, 0, 0), 0
+        split, iterations, attempt = Split(0, 0, 0, 0, 0), 0, 0
         for attempt, guess in enumerate(_guesses(made, self, state, clipped, lower, upper, first)):
             began = time.process_time()
             found = solver(x0=guess, p=parameters, lbg=made.lower, ubg=made.upper)

@@ -308,9 +308,31 @@ def test_hardness_changes_no_plan_that_can_be_certified():
 def test_starts_are_distinct_also_where_the_proposed_input_is_at_its_limit():
     problem = double_integrator()
     for learned in (1.0, -1.0, 0.3, 5.0):
-        search = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=6), Work(), math.inf)
+        search = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(), Work(), math.inf)
         plans = [tuple(plan.ravel()) for plan in search.starts(None)]
-        assert len(set(plans)) == len(plans) >= 5
+        best = search.evaluate(np.full((problem.steps, 1), 0.25))
+        while (plan := search.turned(best)) is not None:
+            plans.append(tuple(plan.ravel()))
+        assert len(set(plans)) == len(plans) == 6
         assert all(-1.0 <= u <= 1.0 for plan in plans for u in plan)
-        few = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=4), Work(), math.inf)
-        assert [tuple(plan.ravel()) for plan in few.starts(None)] == plans[:4]
+        few = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=2), Work(), math.inf)
+        assert [tuple(plan.ravel()) for plan in few.starts(None)] == plans[:2]
+        assert few.turned(best) is None
+
+
+def test_a_second_start_finds_what_the_first_misses():
+    """u ↦ x⁺ has a bump: from (u_L, 0, …) the search ends at a worse local optimum; the default does not, and is not beaten."""
+    problem, missed = ensemble_pendulum(steps=9), 0
+    generator = torch.Generator().manual_seed(2)
+    angle = 2 * math.pi * torch.rand(60, dtype=torch.float64, generator=generator)
+    size = 0.9 + 0.6 * torch.rand(60, dtype=torch.float64, generator=generator)
+    states = torch.stack([math.pi + 0.25 * math.pi * size * angle.cos(), 1.2 * size * angle.sin()], dim=-1)
+    for x0, u in zip(states, torch.where(angle > math.pi, 1.0, -1.0).double().unsqueeze(-1), strict=True):
+        one, default = (
+            judge(problem, x0, u, CondensedSQP(starts=n).propose(problem, x0, u)) for n in (1, CondensedSQP().starts)
+        )
+        assert default.certified or not one.certified
+        if default.certified:
+            missed += not one.certified or one.distance > default.distance + 1e-6
+            assert not one.certified or default.distance <= one.distance + 1e-6
+    assert missed >= 1
