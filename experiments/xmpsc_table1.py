@@ -277,7 +277,7 @@ def _starts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         columns += [f"{name}: at the best known cost", f"{name}: ms (median / 95 % / max)"]
     columns += ["no plan known", "no plan: ms of the default (median / 95 % / max)"]
     caption = (
-        "Best known: the least certified cost of the default, all its starts to the end, the repaired reference with restarts "
+        "Best known: the least certified cost of the default, all its starts to the end, the repaired reference "
         "and random starts; within 10⁻⁶. Shares with 95 % Clopper–Pearson intervals; CPU ms, one thread."
     )
     return Table(columns=columns, rows=table, caption=caption)
@@ -364,8 +364,8 @@ EXPERIMENT = Experiment(
             data=200, steps=20,
         ),
         "quick": Arguments(
-            horizon=(3, 8), width=(60,), members=(1, 10), dimensions=(2, 4), states=12, slow=("repaired",),
-            ladder=("published", "paper", "repaired"), untrained=(), corrections=25, wide=6, pairs=50, steps=1000,
+            horizon=(3, 8), width=(60,), members=(10,), dimensions=(4,), states=12, slow=("repaired",),
+            ladder=("published", "paper", "repaired"), untrained=(), corrections=12, wide=6, pairs=50, steps=1000,
         ),
         "full": Arguments(
             horizon=tuple(PAPER["horizon"]), width=tuple(PAPER["width"]), members=tuple(PAPER["members"]),

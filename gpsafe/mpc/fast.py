@@ -45,9 +45,10 @@ CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
 GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
 SAME = 0.01  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
+LATER = 8  # iterations of a start once a certified plan is known
 PLAIN = 3  # starts that are not made from the best plan
 CONFIRM = 3  # later starts that must agree that there is no plan
-NEAR = 1e-3  # largest violation at which such a promise is believed
+NEAR = 1e-2  # largest violation at which such a promise is believed
 AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
@@ -300,7 +301,9 @@ class _Search:
         count = 0
         if at.excess <= self.enough and at.cost <= CONVERGED:
             return at, "optimal", 0
-        while count < self.options.iterations and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
+        later = best.excess <= self.enough and not self.options.exhaustive
+        most = min(self.options.iterations, LATER) if later else self.options.iterations
+        while count < most and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
             count += 1
             region = reach * self.scale
             found = self.step(at, at.rows, region, bend, rho)

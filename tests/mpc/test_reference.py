@@ -191,7 +191,7 @@ def test_tightening_costs_nothing_that_is_measured(form):
     pytest.importorskip("numba")
     problem = replace(ensemble_pendulum(members=2, width=8, steps=3), tolerance=1e-6)
     compared, loose = 0, replace(FORMS[form], tightening=1e-7)
-    for x0, learned in zip(*states(12), strict=True):
+    for x0, learned in zip(*states(40), strict=True):
         quick = judge(problem, x0, learned, CondensedSQP().propose(problem, x0, learned))
         if not quick.certified or quick.distance < 1e-2:
             continue
