@@ -144,7 +144,8 @@ class CondensedSQP:
                 if better and point.excess < (1 - AGREE) * best.excess:
                     agreed = 0
                 if better or status == "diverged":
-                    best, status = point, found
+                    given_up = "infeasible" if point.excess > enough else "feasible"
+                    best, status = point, given_up if found == "dominated" else found
                 if best.excess <= enough and best.cost <= CONVERGED:
                     break
                 if (agreed >= CONFIRM and not self.exhaustive) or time.perf_counter() > search.deadline:

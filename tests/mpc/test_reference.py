@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, pendulum_ensemble
+from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, pendulum_ensemble, wave_problem
 
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import zero_prior
 from gpsafe.mpc.fast import CondensedSQP
 from gpsafe.mpc.reference import IpoptReference
-from gpsafe.sets import Box, Polytope
-from gpsafe.systems.known import AffineKnown, SineKnown
+from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.xmpsc import SimplePendulum
 from gpsafe.tube import EnsembleTube
 
@@ -153,24 +152,6 @@ def test_linear_plants(form):
     assert best.certified and best.distance > 1e-3
     assert abs(found.distance - best.distance) < 1e-4
     assert found.certified == (form != "published")
-
-
-def wave_problem(seed: int) -> tuple[CertificationProblem, torch.Tensor]:
-    """x⁺ = x + 0.3u + a sin(fx + c) and almost no network, |u| ≤ 1, T = 4, a small terminal set near x_0: some have plans."""
-    g = torch.Generator().manual_seed(seed)
-    draw = lambda: float(torch.rand(1, generator=g))  # noqa: E731
-    frequency, amplitude, phase = 1 + 3 * draw(), 0.2 + 0.5 * draw(), 4 * draw() - 2
-    one = vector(1.0).reshape(1, 1)
-    known = SineKnown(one, 0.3 * one, vector(0.0), amplitude * one, vector(frequency, 0.0).reshape(1, 2), vector(phase))
-    made = Ensemble.create(1, 1, generator=g, members=1, hidden=(3,), prior=known)
-    network = replace(made.network, weights=tuple(0.05 * w for w in made.network.weights))
-    ensemble = replace(made, network=network, log_var_limits=vector(-14.0, -12.0).reshape(2, 1))
-    x0 = 6 * draw() - 3
-    goal = x0 + 1.5 * (2 * draw() - 1)
-    boxes = (Box(vector(low), vector(high)) for low, high in ((-6.0, 6.0), (-1.0, 1.0), (goal - 0.15, goal + 0.15)))
-    sets = [Polytope.of_box(box) for box in boxes]
-    model = EnsembleTube.paper(ensemble)
-    return CertificationProblem(model, *sets, 0.1 * one, 4, tolerance=1e-6), vector(x0)
 
 
 @pytest.mark.parametrize("seed", [33, 45, 59])
