@@ -47,7 +47,7 @@ GAIN = 1e-7  # a later start is given up if it promises to lower the cost by les
 SAME = 0.01  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
 LATER = 8  # iterations of a start once a certified plan is known
 PLAIN = 3  # starts that are not made from the best plan
-CONFIRM = 3  # later starts that must agree that there is no plan
+CONFIRM = 2  # later starts that must agree that there is no plan
 NEAR = 1e-2  # largest violation at which such a promise is believed
 AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
@@ -317,7 +317,7 @@ class _Search:
                 continue
             merit = _merit(at, rho)
             trial = self.moved(at, d)
-            if self.dominated(at, trial, slack, multipliers, reach, best):
+            if self.dominated(at, trial, slack, multipliers, reach, best, count):
                 return at, "dominated", count
             gap = trial[0] - self.learned
             expected = merit - (
@@ -356,12 +356,15 @@ class _Search:
                 reach = 0.3 * length
         return at, "infeasible" if at.excess > self.enough else "feasible", count
 
-    def dominated(self, at: _Point, trial: Array, slack: float, multipliers: Array, reach: float, best: _Point) -> bool:
-        """Whether the linear model, within half an input range or more, promises less than is gained already."""
+    def dominated(
+        self, at: _Point, trial: Array, slack: float, multipliers: Array, reach: float, best: _Point, count: int
+    ) -> bool:
+        """Whether this start may be given up, see `CondensedSQP`: heuristics, measured, not bounds."""
         if math.isinf(best.excess) or self.options.exhaustive:
             return False
         if best.excess > self.enough:
-            return reach >= 1.0 and slack >= (1 - AGREE) * best.excess and at.excess <= 2 * best.excess
+            wide = reach >= 1.0 and (at.excess <= 2 * best.excess or count >= 4)
+            return slack >= (1 - AGREE) * best.excess and (wide or count >= LATER)
         if at.excess > NEAR:
             return False
         if (
