@@ -38,7 +38,7 @@ from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
-PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan, and until multipliers allow less
+PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
 FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
 CONVERGED = 2e-8  # predicted decrease of f + ρs
