@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +80,27 @@ def plus_minus(values: Iterable[float], digits: int = 2) -> str:
     """'mean ± half-width'."""
     mean, half = mean_interval(values)
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def bootstrap_ratio(
+    above: Sequence[float],
+    below: Sequence[float],
+    strata: Sequence[str],
+    statistic: Callable[..., Any],
+    *,
+    draws: int = 2000,
+) -> tuple[float, float, float]:
+    """statistic(above)/statistic(below) of paired values with the ends of its 95 % percentile bootstrap interval.
+
+    Pairs are drawn anew within their stratum. `statistic` takes an axis (np.sum, np.median).
+    """
+    a, b, labels = np.asarray(above), np.asarray(below), np.asarray(strata)
+    generator = np.random.default_rng(0)
+    places = [np.flatnonzero(labels == label) for label in dict.fromkeys(strata)]
+    drawn = np.concatenate([generator.choice(place, (draws, len(place))) for place in places], axis=1)
+    ratios = statistic(a[drawn], axis=1) / statistic(b[drawn], axis=1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(statistic(a, axis=0) / statistic(b, axis=0)), float(low), float(high)
 
 
 def grouped(rows: Iterable[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:

@@ -1,6 +1,7 @@
 """Small certification problems, made once per process: a linear plant, a trained ensemble, a Gaussian process."""
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -13,7 +14,7 @@ from gpsafe.models import GP, Ensemble, Training, identity_prior
 from gpsafe.sets import Box, Polytope, convex_hull
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.double_integrator import DoubleIntegrator
-from gpsafe.systems.known import pendulum_known
+from gpsafe.systems.known import SineKnown, pendulum_known
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, constant_gain, lqr_gain
 
@@ -133,3 +134,27 @@ def gp_pendulum(*, steps: int = 4, delta: float = 0.1, count: int = 60) -> Certi
         lqr_gain(A[0], B[0], input_weight=torch.tensor([[10.0]]).double()),
         steps,
     )
+
+
+def wave_problem(seed: int) -> tuple[CertificationProblem, torch.Tensor]:
+    """x⁺ = x + 0.3u + a sin(fx + c) and almost no network, |u| ≤ 1, T = 4, a small terminal set near x_0: some have plans."""
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda: float(torch.rand(1, generator=g))  # noqa: E731
+    frequency, amplitude, phase = 1 + 3 * draw(), 0.2 + 0.5 * draw(), 4 * draw() - 2
+    one = _vector(1.0).reshape(1, 1)
+    known = SineKnown(
+        one, 0.3 * one, _vector(0.0), amplitude * one, _vector(frequency, 0.0).reshape(1, 2), _vector(phase)
+    )
+    made = Ensemble.create(1, 1, generator=g, members=1, hidden=(3,), prior=known)
+    network = replace(made.network, weights=tuple(0.05 * w for w in made.network.weights))
+    ensemble = replace(made, network=network, log_var_limits=_vector(-14.0, -12.0).reshape(2, 1))
+    x0 = 6 * draw() - 3
+    goal = x0 + 1.5 * (2 * draw() - 1)
+    boxes = (Box(_vector(low), _vector(high)) for low, high in ((-6.0, 6.0), (-1.0, 1.0), (goal - 0.15, goal + 0.15)))
+    sets = [Polytope.of_box(box) for box in boxes]
+    model = EnsembleTube.paper(ensemble)
+    return CertificationProblem(model, *sets, 0.1 * one, 4, tolerance=1e-6), _vector(x0)
+
+
+def _vector(*entries: float) -> torch.Tensor:
+    return torch.tensor(entries, dtype=torch.float64)

@@ -186,6 +186,7 @@ class Proposal:
         seconds: it took.
         proposer: name.
         slack: the largest violation the solver believes to have, ≤ 0 if it believes to be feasible.
+        reason: why there is no better one, in words, if the solver can say.
     """
 
     inputs: Tensor
@@ -194,6 +195,7 @@ class Proposal:
     seconds: float
     proposer: str
     slack: float
+    reason: str = ""
 
 
 class Proposer(Protocol):

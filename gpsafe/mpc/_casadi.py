@@ -11,9 +11,22 @@ import numpy as np
 
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
-from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.models.gp import Prior, identity_prior, zero_prior
 from gpsafe.mpc._sweeps import Array, input_box, parameters
-from gpsafe.systems.known import AffineKnown, SineKnown
+from gpsafe.mpc._tape import (
+    ADD,
+    CONSTANT,
+    EQUAL,
+    FIRST_UNARY,
+    LESS,
+    LESS_EQUAL,
+    MUL,
+    POWER,
+    SELECT,
+    SUB,
+    UNARY,
+    tape_of,
+)
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
 from gpsafe.tube.linear import LinearTube
@@ -76,20 +89,40 @@ def _network(theta: Array, sizes: list[int], z: Any) -> Any:
     return z
 
 
-def _prior(prior: object, x: Any, u: Any) -> Any:
+def _prior(prior: Prior, x: Any, u: Any) -> Any:
+    nx, nu = x.shape[0], u.shape[0]
     if prior is zero_prior:
-        return ca.DM.zeros(x.shape[0], 1)
+        return ca.DM.zeros(nx, 1)
     if prior is identity_prior:
         return x
-    if not isinstance(prior, AffineKnown | SineKnown):
-        raise ValueError(
-            f"IpoptReference: expected the zero, identity, affine or sine prior, got {type(prior).__name__}"
-        )
-    found = ca.mtimes(ca.DM(prior.A.numpy()), x) + ca.mtimes(ca.DM(prior.B.numpy()), u) + ca.DM(prior.c.numpy())
-    if isinstance(prior, SineKnown):
-        phase = ca.mtimes(ca.DM(prior.frequencies.numpy()), ca.vertcat(x, u)) + ca.DM(prior.phases.numpy())
-        found = found + ca.mtimes(ca.DM(prior.amplitudes.numpy().T), ca.sin(phase))
-    return found
+    tape = tape_of(prior, nx, nu)
+    if tape is None:
+        raise ValueError(f"IpoptReference: expected a prior that can be read as scalar operations, got {prior!r:.80}")
+    z = ca.SX.sym("z", nx + nu)
+    slots = ca.vertsplit(z)
+    for code, (i, j, k), constant in zip(tape.codes, tape.operands, tape.constants, strict=True):
+        slots.append(_operation(int(code), slots[i], slots[j], slots[k], float(constant)))
+    whole = ca.Function("prior", [z], [ca.vertcat(*(slots[i] for i in tape.outputs))])
+    return whole(ca.vertcat(x, u))
+
+
+def _operation(code: int, a: Any, b: Any, c: Any, constant: float) -> Any:
+    """One operation of a tape on scalars."""
+    binary = {
+        ADD: lambda: a + b,
+        SUB: lambda: a - b,
+        MUL: lambda: a * b,
+        LESS: lambda: a < b,
+        LESS_EQUAL: lambda: a <= b,
+        EQUAL: lambda: a == b,
+        SELECT: lambda: ca.if_else(a, b, c),
+        POWER: lambda: a**constant,
+        CONSTANT: lambda: ca.SX(constant),
+    }
+    if code in binary:
+        return binary[code]()
+    name = UNARY[code - FIRST_UNARY]
+    return 1.0 / a if name == "reciprocal" else getattr(ca, name)(a)
 
 
 def _log_variance(ensemble: Ensemble, raw: Any) -> Any:

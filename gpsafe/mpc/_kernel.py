@@ -20,12 +20,15 @@ import numpy as np
 
 from gpsafe.mpc._numba import njit
 
+from gpsafe.mpc._jets import jets
+
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
+ZERO, IDENTITY, TAPE = range(3)
 _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
 @njit(cache=True, fastmath=_FAST)
-def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, nx):
+def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, product, nx):
     """Outputs, Jacobian dout (nz, 2nx) and Hessian of the first nx outputs hess (nx, nz, nz) of one member at z."""
     layers = sizes.shape[0] - 1
     nz = sizes[0]
@@ -88,11 +91,14 @@ def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, nx):
             for j in range(n_in):
                 back[1, m, j] = back[0, m, j] * slope[layer, j]
                 back[0, m, j] = -2.0 * back[1, m, j] * hidden[layer, j]
-            for a in range(nz):
-                for b in range(a + 1):
+        for a in range(nz):
+            for b in range(a + 1):
+                for j in range(n_in):
+                    product[j] = pre[layer, a, j] * pre[layer, b, j]
+                for m in range(nx):
                     total = 0.0
                     for j in range(n_in):
-                        total += back[0, m, j] * pre[layer, a, j] * pre[layer, b, j]
+                        total += back[0, m, j] * product[j]
                     hess[m, a, b] += total
                     if a != b:
                         hess[m, b, a] += total
@@ -107,32 +113,38 @@ def _softplus(v):
 def _row(normal, offset, x, Q, X, S, columns, dim, row, jacobian):
     """h·x + √(hQh) − d into row[0], its derivative in the first `columns` inputs into `jacobian`."""
     center, spread = 0.0, 0.0
-    for i in range(dim):
-        center += normal[i] * x[i]
-        for j in range(dim):
-            spread += normal[i] * Q[i, j] * normal[j]
+    for i in range(dim):  # most rows bound few entries
+        if normal[i] != 0.0:
+            center += normal[i] * x[i]
+            for j in range(dim):
+                spread += normal[i] * Q[i, j] * normal[j]
     root = math.sqrt(max(spread, 0.0))
     half = 0.5 / root if root > 0.0 else 0.0
     for c in range(columns):
-        slope = 0.0
-        for i in range(dim):
-            slope += normal[i] * X[i, c]
-            turned = 0.0
+        jacobian[c] = 0.0
+    for i in range(dim):
+        if normal[i] != 0.0:
+            for c in range(columns):
+                jacobian[c] += normal[i] * X[i, c]
             for j in range(dim):
-                turned += S[i, j, c] * normal[j]
-            slope += half * normal[i] * turned
-        jacobian[c] = slope
+                weight = half * normal[i] * normal[j]
+                if weight != 0.0:
+                    for c in range(columns):
+                        jacobian[c] += weight * S[i, j, c]
     row[0] = center + root - offset
 
 
 @njit(cache=True, fastmath=_FAST)
-def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, Hx, hx, Hu, hu, Ht, ht, rows, jacobian):
+def sweep(
+    theta, sizes, kind, tape, limits, hard, scale, x0, inputs, gain, start, Hx, hx, Hu, hu, Ht, ht, rows, jacobian
+):
     """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt).
 
     Args:
         theta: (M, P) parameters, layer by layer W (d_in, d_out) and b, in plain units of z, of x⁺ and of its log-variance.
         sizes: (L + 1,) layer sizes.
-        identity: whether the network gives a difference x⁺ − x.
+        kind: known part: ZERO, IDENTITY, or TAPE.
+        tape: arrays of `_tape.Tape`; not read unless kind is TAPE.
         limits, hard: (2, nx) of the log-variance and how it is clamped.
         scale: (nx,) multiplies the variance.
         x0, inputs, gain: (nx,), (T, nu), (T, nu, nx).
@@ -147,7 +159,7 @@ def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, 
     hidden = np.empty((layers, width))
     slope = np.empty((layers, width))
     pre = np.empty((layers, nz, width))
-    back = np.empty((2, nx, width))
+    back, product = np.empty((2, nx, width)), np.empty(width)
     out, dout, hess = np.empty(2 * nx), np.empty((nz, 2 * nx)), np.empty((nx, nz, nz))
     z, dz = np.empty(nz), np.empty((nz, p))
     x, X = np.empty(nx), np.empty((nx, p))
@@ -158,6 +170,9 @@ def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, 
     FQ, dF, dG = np.empty((nx, nx)), np.empty((nx, nx, p)), np.empty((nx, nx, p))
     dW = np.empty((nx, p))
     tmp = np.empty(nx)
+    codes, operands, constants, outputs, order, wide, dims = tape
+    slots = order.shape[0]
+    value, grad, bent = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
     mx, mu, mt = Hx.shape[0], Hu.shape[0], Ht.shape[0]
     block = steps * (mx + mu) + mt
     for m in range(members):
@@ -202,11 +217,21 @@ def sweep(theta, sizes, identity, limits, hard, scale, x0, inputs, gain, start, 
                 for c in range(columns):
                     dz[nx + r, c] = dU[r, c]
                 dU[r, known + r] = 0.0
-            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, nx)
-            if identity:
+            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, product, nx)
+            if kind == IDENTITY:
                 for i in range(nx):
                     out[i] += x[i]
                     dout[i, i] += 1.0
+            elif kind == TAPE:
+                jets(z, codes, operands, constants, order, wide, dims, value, grad, bent)
+                for i in range(nx):
+                    o = outputs[i]
+                    out[i] += value[o]
+                    for a in range(nz):
+                        dout[a, i] += grad[o, a]
+                        if order[o] > 1:
+                            for b in range(nz):
+                                hess[i, a, b] += bent[o, a, b]
             trace_w = 0.0
             for i in range(nx):
                 raw, low, high = out[nx + i], limits[0, i], limits[1, i]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.mpc._tape import EMPTY, NotReadableError, Tape, tape_of
 from gpsafe.sets.polytope import Polytope
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
@@ -24,23 +26,27 @@ Sweep = Callable[[Array], tuple[Array, Array]]
 STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 in a Jacobian of order 1
 
 
-def sweep_of(problem: CertificationProblem, x0: Array) -> Sweep:
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Rows are given as hardness·(c + offset), hardness 1 for terminal rows."""
+
+    offset: float = 0.0
+    hardness: float = 1.0
+
+
+def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """The fastest sweep there is for the problem's model.
 
-    Compiled: paper-mode ensembles of tanh networks with identity or zero prior, and sound-mode ones never: their remainder
-    is an interval bound without a useful derivative.
+    Compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.mpc._tape`); sound-mode ones never:
+    their remainder is an interval bound without a useful derivative.
     """
     model = problem.model
-    if (
-        isinstance(model, EnsembleTube)
-        and model.mode == "paper"
-        and model.ensemble.prior in (identity_prior, zero_prior)
-    ):
+    if isinstance(model, EnsembleTube) and model.mode == "paper":
         try:
-            return compiled(problem, model, x0)
-        except ImportError:
+            return compiled(problem, model, x0, scale)
+        except (ImportError, NotReadableError):
             pass
-    return general(problem, x0)
+    return general(problem, x0, scale)
 
 
 def parameters(ensemble: Ensemble) -> tuple[Array, NDArray[np.int64]]:
@@ -86,17 +92,18 @@ def input_box(inputs: Polytope) -> tuple[Array, Array]:
     return np.minimum(lower, upper), upper
 
 
-def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> Sweep:
+def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array, scale: Scale = Scale()) -> Sweep:
     """By `gpsafe.mpc._kernel`.
 
     Raises:
         ImportError: without numba.
+        NotReadableError: for a known part without a tape.
     """
     from gpsafe.mpc import _kernel
 
     size = problem.steps * problem.nu
     kernel: Any = _kernel.sweep
-    before, after, count = _arrays(problem, model)
+    before, after, count = _arrays(problem, model, scale)
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         rows, jacobian = np.empty(count), np.zeros((count, size))
@@ -107,19 +114,26 @@ def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array) -> S
 
 
 @lru_cache(maxsize=8)
-def _arrays(problem: CertificationProblem, model: EnsembleTube) -> tuple[tuple[Any, ...], tuple[Any, ...], int]:
+def _arrays(
+    problem: CertificationProblem, model: EnsembleTube, scale: Scale
+) -> tuple[tuple[Any, ...], tuple[Any, ...], int]:
     """The kernel's arguments before x0 and after the inputs, and the number of rows. Problems compare by identity.
 
     A new ensemble or set is a new problem: 0.1 ms here, and no program to build.
     """
     ensemble, steps = model.ensemble, problem.steps
     theta, sizes = parameters(ensemble)
-    sets = [part for polytope in (problem.states, problem.inputs, problem.terminal) for part in _half_spaces(polytope)]
+    kind, tape = _known(ensemble)
+    sets: list[Array] = []
+    for polytope, weight in ((problem.states, scale.hardness), (problem.inputs, scale.hardness), (problem.terminal, 1)):
+        H, h = _half_spaces(polytope)
+        sets += [weight * H, weight * (h - scale.offset)]
     count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]))
     before = (
         theta,
         sizes,
-        ensemble.prior is identity_prior,
+        kind,
+        tape.arrays,
         _array(ensemble.log_var_limits),
         ensemble.clamp == "hard",
         np.full(problem.nx, model.radius**2),
@@ -128,17 +142,32 @@ def _arrays(problem: CertificationProblem, model: EnsembleTube) -> tuple[tuple[A
     return before, (gain, core.START**2, *sets), count
 
 
-def general(problem: CertificationProblem, x0: Array) -> Sweep:
+def _known(ensemble: Ensemble) -> tuple[int, Tape]:
+    """How the kernel gets the known part."""
+    from gpsafe.mpc import _kernel
+
+    if ensemble.prior is zero_prior or ensemble.prior is identity_prior:
+        return (_kernel.ZERO if ensemble.prior is zero_prior else _kernel.IDENTITY), EMPTY
+    tape = tape_of(ensemble.prior, ensemble.nx, ensemble.nu)
+    if tape is None:
+        raise NotReadableError("the known part has no tape")
+    return _kernel.TAPE, tape
+
+
+def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """By the problem's own tubes, for any model: all 2·T·nu + 1 plans of central differences in one batch."""
     start, size = torch.from_numpy(x0), problem.steps * problem.nu
     moves = torch.cat([torch.zeros(1, size), STEP * torch.eye(size), -STEP * torch.eye(size)]).to(torch.float64)
     moves = moves.reshape(-1, problem.steps, problem.nu)
+    block = np.full(problem.steps * (problem.states.rows + problem.inputs.rows) + problem.terminal.rows, scale.hardness)
+    block[len(block) - problem.terminal.rows :] = 1.0
+    counts = np.tile(block, problem.num_members)
 
     @torch.no_grad()
     def sweep(inputs: Array) -> tuple[Array, Array]:
         margins = problem.margins(problem.tube(start, torch.from_numpy(inputs) + moves))
         parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal)
-        values = -torch.cat(parts, dim=-1).flatten(1).numpy()
+        values = (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
         return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
 
     return sweep

@@ -31,16 +31,24 @@ from dataclasses import dataclass
 import daqp
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
-from gpsafe.mpc._sweeps import Array, Sweep, input_box, sweep_of
+from gpsafe.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
-PENALTIES = (1e3, 1e5)  # ρ: the second only if the first finds no feasible plan, and until multipliers allow less
+PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
+FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
-CONVERGED = 1e-9  # predicted decrease of f + ρs
+CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
+GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
+SAME = 0.01  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
+LATER = 8  # iterations of a start once a certified plan is known
+PLAIN = 3  # starts that are not made from the best plan
+CONFIRM = 3  # later starts that must agree that there is no plan
+NEAR = 1e-2  # largest violation at which such a promise is believed
 AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
@@ -61,14 +69,19 @@ class Work:
 class CondensedSQP:
     """Proposer of plans, see the module. Nothing is built for a problem; its arrays are kept for a few problems.
 
-    Starts, in this order and without repetition: `warm` if given, (u_L, 0, …, 0), u_L held, the upper and the lower end of the
-    inputs held, the lower end once and then the upper, the upper once and then the lower. Later ones are used if the earlier
-    ones failed without agreeing on the least violation, or always with `exhaustive`, which stops early only at cost 0.
+    Starts, in this order: `warm` if given, (u_L, 0, …, 0), the upper end of the inputs once and then the lower, the lower once
+    and then the upper; then the best plan so far mirrored, and with its last two inputs at the lower and at the upper end
+    (chosen among twenty patterns, on states whose best known cost the first start misses). All are used, since local optima are
+    common, but for cost 0; a later one is given up as soon as
+
+    - its linear model, near feasibility and over half an input range or more, promises no lower cost,
+    - its program has the binding rows of the best plan's, and almost its cost: it is on the way to the same optimum, or
+    - nothing certified is known and it promises no smaller violation. Where enough starts agree on that, the search ends.
 
     Attributes:
         iterations: of each start.
-        starts: how many of them, beside `warm`, at most.
-        exhaustive: try all of them and keep the best.
+        starts: how many of them, beside `warm` and turned ones, at most.
+        exhaustive: give none of them up early.
         margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
         time_limit: seconds; then the best plan so far is returned.
         hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
@@ -77,7 +90,7 @@ class CondensedSQP:
     """
 
     iterations: int = 50
-    starts: int = 4
+    starts: int = 6
     exhaustive: bool = False
     margin: float = 1e-9
     time_limit: float = math.inf
@@ -113,26 +126,35 @@ class CondensedSQP:
         target = _array("learned", learned, (problem.nu,))
         first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
         best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
-        status = "diverged"
+        status, reason = "diverged", "the state or the proposed input is not finite"
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
-            ends: list[float] = []
-            for start in search.starts(first):
-                point, found, count = search.run(start)
+            enough, agreed = search.enough, 0
+            starts = search.starts(first)
+            while True:
+                start = next(starts, None)
+                start = search.turned(best) if start is None else start
+                if start is None:
+                    break
+                point, found, count = search.run(start, best)
                 iterations += count
-                ends.append(point.excess)
-                if point.rank(search.enough) < best.rank(search.enough) or status == "diverged":
-                    best, status = point, found
-                if best.excess <= search.enough and (not self.exhaustive or best.cost <= CONVERGED):
+                better = point.rank(enough) < best.rank(enough)
+                close = enough < best.excess <= (1 + AGREE) * point.excess
+                agreed = agreed + 1 if close and found != "diverged" else agreed
+                if better and point.excess < (1 - AGREE) * best.excess:
+                    agreed = 0
+                if better or status == "diverged":
+                    given_up = "infeasible" if point.excess > enough else "feasible"
+                    best, status = point, given_up if found == "dominated" else found
+                if best.excess <= enough and best.cost <= CONVERGED:
                     break
-                low, high = min(ends), max(ends)
-                hopeless = len(ends) > 1 and search.enough < low and high <= (1 + AGREE) * low
-                if (hopeless and not self.exhaustive) or time.perf_counter() > search.deadline:
+                if (agreed >= CONFIRM and not self.exhaustive) or time.perf_counter() > search.deadline:
                     break
+            reason = search.reason(best)
         work.seconds = time.perf_counter() - began
         slack = best.excess - self.margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
-        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack), work
+        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason), work
 
 
 def shifted(inputs: Tensor) -> Tensor:
@@ -177,11 +199,13 @@ class _Search:
         work: Work,
         deadline: float,
     ) -> None:
-        self.sweep: Sweep = sweep_of(problem, state)
+        self.problem = problem
+        scale = Scale(options.margin - problem.tolerance, options.hardness)
+        self.sweep: Sweep = sweep_of(problem, state, scale)
         self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
         self.steps, self.nu = problem.steps, problem.nu
         self.size = self.steps * self.nu
-        self.offset, self.enough = options.margin - problem.tolerance, 0.5 * options.margin
+        self.enough = 0.5 * options.margin
         weight = problem.weight
         self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
         self.lower, self.upper = input_box(problem.inputs)
@@ -192,9 +216,8 @@ class _Search:
         curvature[np.arange(self.size), np.arange(self.size)] += PROXIMAL
         curvature[-1, -1] = 1.0
         self.curvature: Array = curvature
-        block = np.ones(self.steps * (problem.states.rows + problem.inputs.rows) + problem.terminal.rows)
-        block[: len(block) - problem.terminal.rows] = options.hardness
-        self.counts: Array = np.tile(block, problem.num_members)
+        self.turns = 0
+        self.binding: NDArray[np.int64] = np.zeros(0, np.int64)  # rows of the best plan's last program
 
     def starts(self, warm: Array | None) -> Iterator[Array]:
         if warm is not None:
@@ -202,7 +225,7 @@ class _Search:
         plain = np.zeros((self.steps, self.nu))
         plain[0] = self.learned
         ends = self.upper, self.lower
-        pairs = [(self.learned, self.learned), *((e, e) for e in ends), ends[::-1], ends]
+        pairs = (ends, ends[::-1])
         tried = [np.clip(plain, self.lower, self.upper)]
         yield tried[0]
         for first, rest in pairs:
@@ -213,16 +236,28 @@ class _Search:
                 tried.append(plan)
                 yield plan
 
+    def turned(self, best: _Point) -> Array | None:
+        """Starts from the best plan: mirrored about the middle of the inputs, its last two inputs at an end.
+
+        Late inputs act on the terminal set through the spread more than through the mean, and have optima at both ends.
+        """
+        self.turns += 1
+        if self.turns > self.options.starts - PLAIN or not np.isfinite(self.upper - self.lower).all():
+            return None
+        if self.turns == 1:
+            return self.lower + self.upper - best.inputs
+        plan = best.inputs.copy()
+        plan[-2:] = self.lower if self.turns == 2 else self.upper
+        return plan
+
     def evaluate(self, inputs: Array) -> _Point:
         began = time.perf_counter()
         rows, jacobian = self.sweep(inputs)
         self.work.sweep_seconds += time.perf_counter() - began
         self.work.sweeps += 1
-        rows = (rows + self.offset) * self.counts
-        jacobian = jacobian * self.counts[:, None]
         gap = inputs[0] - self.learned
         excess = float(rows.max())
-        if not (math.isfinite(excess) and np.isfinite(jacobian).all()):
+        if not (math.isfinite(excess) and math.isfinite(float(jacobian.sum()))):
             excess = math.inf
         return _Point(inputs, rows, jacobian, float(gap @ self.weight @ gap), excess)
 
@@ -254,8 +289,11 @@ class _Search:
         multipliers[chosen] = np.maximum(told["lam"][p + 1 :], 0.0)
         return found[:p], max(float(found[p]), 0.0), multipliers
 
-    def run(self, start: Array) -> tuple[_Point, str, int]:
-        """The last accepted plan from one start, its status, and the number of steps tried."""
+    def run(self, start: Array, best: _Point) -> tuple[_Point, str, int]:
+        """The last accepted plan from one start, its status, and the number of steps tried.
+
+        Ends early, as "dominated", where the linear model sees nothing better than `best`.
+        """
         at = self.evaluate(start)
         if math.isinf(at.excess):
             return at, "diverged", 0
@@ -264,7 +302,9 @@ class _Search:
         count = 0
         if at.excess <= self.enough and at.cost <= CONVERGED:
             return at, "optimal", 0
-        while count < self.options.iterations and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
+        later = best.excess <= self.enough and not self.options.exhaustive
+        most = min(self.options.iterations, LATER) if later else self.options.iterations
+        while count < most and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
             count += 1
             region = reach * self.scale
             found = self.step(at, at.rows, region, bend, rho)
@@ -272,8 +312,13 @@ class _Search:
                 bend, reach = nothing, 0.25 * reach
                 continue
             d, slack, multipliers = found
+            if slack > self.enough and rho < PENALTIES[0]:
+                rho = PENALTIES[0]
+                continue
             merit = _merit(at, rho)
             trial = self.moved(at, d)
+            if self.dominated(at, trial, slack, multipliers, reach, best, count):
+                return at, "dominated", count
             gap = trial[0] - self.learned
             expected = merit - (
                 float(gap @ self.weight @ gap) + rho * slack + 0.5 * slack**2 + 0.5 * float(d @ bend @ d)
@@ -284,6 +329,8 @@ class _Search:
                 if infeasible and rho < PENALTIES[1]:
                     bend, rho = nothing, PENALTIES[1]
                     continue
+                if (not infeasible and at.cost < best.cost) or math.isinf(best.excess) or best.excess > self.enough:
+                    self.binding = _active(multipliers)
                 return at, "infeasible" if infeasible else "optimal", count
             to = self.evaluate(trial)
             ratio = (merit - _merit(to, rho)) / expected
@@ -299,7 +346,7 @@ class _Search:
                         d, to = second[0], corrected
                         ratio = (merit - _merit(to, rho)) / expected
             if slack <= self.enough:
-                rho = min(rho, max(PENALTIES[0], 3 * float(multipliers.sum())))
+                rho = min(PENALTIES[1], max(FLOOR, 3 * float(multipliers.sum())))
             length = float(np.abs(d / self.scale).max())
             if ratio > 1e-4:
                 at = to
@@ -309,6 +356,49 @@ class _Search:
                 reach = 0.3 * length
         return at, "infeasible" if at.excess > self.enough else "feasible", count
 
+    def dominated(
+        self, at: _Point, trial: Array, slack: float, multipliers: Array, reach: float, best: _Point, count: int
+    ) -> bool:
+        """Whether this start may be given up, see `CondensedSQP`: heuristics, measured, not bounds."""
+        if math.isinf(best.excess) or self.options.exhaustive:
+            return False
+        if best.excess > self.enough:
+            wide = reach >= 1.0 and (at.excess <= 2 * best.excess or count >= 4)
+            return slack >= (1 - AGREE) * best.excess and (wide or count >= LATER)
+        if at.excess > NEAR:
+            return False
+        if (
+            abs(at.cost - best.cost) <= SAME
+            and slack <= self.enough
+            and np.array_equal(_active(multipliers), self.binding)
+        ):
+            return True
+        gap = trial[0] - self.learned
+        return reach >= 1.0 and float(gap @ self.weight @ gap) >= best.cost - GAIN
+
+    def reason(self, best: _Point) -> str:
+        """Why the plan is not certified: its largest row; empty if it may be."""
+        if best.excess <= self.enough:
+            return ""
+        if not len(best.rows):
+            return "no start has a finite tube"
+        problem = self.problem
+        block = len(best.rows) // problem.num_members
+        member, place = divmod(int(best.rows.argmax()), block)
+        mx, mu = problem.states.rows, problem.inputs.rows
+        where, stage = "terminal", self.steps
+        if place < self.steps * mx:
+            where, (stage, place) = "state", divmod(place, mx)
+            stage += 1
+        elif place < self.steps * (mx + mu):
+            where, (stage, place) = "input", divmod(place - self.steps * mx, mu)
+        else:
+            place -= self.steps * (mx + mu)
+        return (
+            f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
+            f"{best.excess:.3g}"
+        )
+
     def moved(self, at: _Point, d: Array) -> Array:
         moved = at.inputs + d.reshape(self.steps, self.nu)
         return np.minimum(np.maximum(moved, self.lower), self.upper)
@@ -317,6 +407,11 @@ class _Search:
 def _merit(at: _Point, rho: float) -> float:
     violation = max(at.excess, 0.0)
     return at.cost + rho * violation + 0.5 * violation**2
+
+
+def _active(multipliers: Array) -> NDArray[np.int64]:
+    """Rows whose multipliers count."""
+    return np.flatnonzero(multipliers > 1e-6 * max(float(multipliers.max(initial=0.0)), 1e-300))
 
 
 def _curvature(bend: Array, d: Array, change: Array) -> Array:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -44,6 +45,15 @@ class Split:
     other: float
     total: float
 
+    def __add__(self, more: Split) -> Split:
+        return Split(
+            self.hessian + more.hessian,
+            self.jacobian + more.jacobian,
+            self.values + more.values,
+            self.other + more.other,
+            self.total + more.total,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class IpoptReference:
@@ -56,9 +66,13 @@ class IpoptReference:
         terminal, inert, shared, expand: how the program is written, see `_casadi.Form`.
         hessian: "exact", or "limited-memory" (quasi-Newton).
         start: "zeros", as published, or "path": (u_L, 0, …, 0) with every member's nominal states.
-        iterations: of IPOPT.
-        tightening: how far inside its tolerance a row is sought, in its units: IPOPT's own tolerance is 10⁻⁸.
-        time_limit: CPU seconds; then IPOPT's last plan is returned.
+        restarts: how many more starts are tried, each on its nominal states, as long as none is solved: (u_L, 0, …, 0), the
+            upper and the lower end of the inputs held, u_L held. An interior-point method that ends at a locally least
+            violation has not shown that there is no plan: from zeros, which lie outside many state sets, it misses some.
+        iterations: of IPOPT, for each start.
+        tightening: how far inside its tolerance a row is sought, in its units. A row's multiplier times this is what it costs
+            in the objective; IPOPT's bounds are not relaxed where it is positive, so that 10⁻⁹ is enough.
+        time_limit: CPU seconds of a start; then IPOPT's last plan is returned, and no further start begins.
         name: of the proposer in what it proposes.
     """
 
@@ -68,8 +82,9 @@ class IpoptReference:
     expand: bool = False
     hessian: Literal["exact", "limited-memory"] = "exact"
     start: Literal["zeros", "path"] = "zeros"
+    restarts: int = 3
     iterations: int = 250
-    tightening: float = 1e-7
+    tightening: float = 1e-9
     time_limit: float = math.inf
     name: str = "IPOPT"
 
@@ -78,6 +93,7 @@ class IpoptReference:
         _require.one_of("IpoptReference", "hessian", self.hessian, ("exact", "limited-memory"))
         _require.one_of("IpoptReference", "start", self.start, ("zeros", "path"))
         _require.count("IpoptReference", "iterations", self.iterations)
+        _require.nonnegative("IpoptReference", "restarts", self.restarts)
         _require.nonnegative("IpoptReference", "tightening", self.tightening)
         if not self.time_limit > 0:
             raise _require.fail("IpoptReference", "time_limit > 0", self.time_limit)
@@ -89,8 +105,10 @@ class IpoptReference:
 
     @staticmethod
     def published(*, time_limit: float = math.inf) -> IpoptReference:
-        """What the released code solves; state and input rows are sought at their tolerance, not inside."""
-        return IpoptReference("soft", inert=True, tightening=0.0, time_limit=time_limit, name="IPOPT, published")
+        """What the released code solves, once, from zeros; state and input rows are sought at their tolerance, not inside."""
+        return IpoptReference(
+            "soft", inert=True, restarts=0, tightening=0.0, time_limit=time_limit, name="IPOPT, published"
+        )
 
     @staticmethod
     def repaired(*, time_limit: float = math.inf) -> IpoptReference:
@@ -135,36 +153,77 @@ class IpoptReference:
             nothing = torch.from_numpy(held).to(x0.device)
             return Proposal(nothing, "no finite question", 0, 0.0, self.name, math.inf), Split(0, 0, 0, 0, 0)
         made, solver = _solver(problem, self)
-        began, wall = time.process_time(), time.perf_counter()
-        guess = np.zeros(made.nlp["x"].shape[0])
-        size = made.nu * made.steps
-        if first is None and self.start == "path":
-            first = np.zeros((made.steps, made.nu))
-            first[0] = np.clip(target, lower, upper)
-        if first is not None:
-            guess[:size] = first.ravel()
-            path = np.asarray(made.nominal(state, first.T)).ravel(order="F")
-            guess[size : size + len(path)] = np.where(np.isfinite(path), path, 0.0)
+        wall = time.perf_counter()
         parameters = np.concatenate([state, target])
-        found = solver(x0=guess, p=parameters, lbg=made.lower, ubg=made.upper)
-        point = np.asarray(found["x"]).ravel()
-        stats = solver.stats()
-        seconds, status = time.perf_counter() - wall, str(stats["return_status"])
-        inputs, slack = point[:size].reshape(made.steps, made.nu), math.inf
-        if np.isfinite(point).all():
-            rows = np.asarray(found["g"]).ravel()
-            slack = float(np.maximum(rows - made.upper, made.lower - rows).max())
-            penalty = float(made.penalty(point, parameters))
-            if self.terminal == "soft":
-                slack = max(slack, math.sqrt(penalty / 1e6))
-                if status in SOLVED and not penalty < ACCEPT:
-                    status = "rejected"
-            slack = slack if math.isfinite(slack) else math.inf
-        else:
-            inputs = held
+        clipped = np.clip(target, lower, upper)
+        best: _Answer | None = None
+        split, iterations, attempt = Split(0, 0, 0, 0, 0), 0, 0
+        for attempt, guess in enumerate(_guesses(made, self, state, clipped, lower, upper, first)):
+            began = time.process_time()
+            found = solver(x0=guess, p=parameters, lbg=made.lower, ubg=made.upper)
+            stats = solver.stats()
+            iterations += int(stats.get("iter_count", 0))
+            answer = _answer(made, found, str(stats["return_status"]), parameters, self.terminal)
+            split = split + _split(stats, time.process_time() - began)
+            if best is None or (answer.status in SOLVED, -answer.slack) > (best.status in SOLVED, -best.slack):
+                best = answer
+            if best.status in SOLVED or attempt == self.restarts or split.total > self.time_limit:
+                break
+        assert best is not None
+        inputs = held if best.inputs is None else best.inputs
+        seconds = time.perf_counter() - wall
         plan = torch.from_numpy(np.ascontiguousarray(inputs)).to(x0.device)
-        proposal = Proposal(plan, status, int(stats.get("iter_count", 0)), seconds, self.name, slack)
-        return proposal, _split(stats, time.process_time() - began)
+        reason = "" if best.status in SOLVED else f"none of {attempt + 1} starts was solved: {best.status}"
+        return Proposal(plan, best.status, iterations, seconds, self.name, best.slack, reason), split
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Inputs (T, nu), None if not finite."""
+
+    inputs: Array | None
+    status: str
+    slack: float
+
+
+def _answer(made: Any, found: Any, status: str, parameters: Array, terminal: str) -> _Answer:
+    point, rows = np.asarray(found["x"]).ravel(), np.asarray(found["g"]).ravel()
+    if not np.isfinite(point).all():
+        return _Answer(None, status, math.inf)
+    slack = float(np.maximum(rows - made.upper, made.lower - rows).max())
+    if terminal == "soft":
+        penalty = float(made.penalty(point, parameters))
+        slack = max(slack, math.sqrt(penalty / 1e6))
+        if status in SOLVED and not penalty < ACCEPT:
+            status = "rejected"
+    inputs = point[: made.nu * made.steps].reshape(made.steps, made.nu)
+    return _Answer(inputs, status, slack if math.isfinite(slack) else math.inf)
+
+
+def _guesses(
+    made: Any, options: IpoptReference, state: Array, target: Array, lower: Array, upper: Array, warm: Array | None
+) -> Iterator[Array]:
+    """Starting points, see `IpoptReference`; plans with the nominal states of all members."""
+    zeros = np.zeros(made.nlp["x"].shape[0])
+    size = made.nu * made.steps
+
+    def of(plan: Array) -> Array:
+        guess = zeros.copy()
+        guess[:size] = plan.ravel()
+        path = np.asarray(made.nominal(state, plan.T)).ravel(order="F")
+        guess[size : size + len(path)] = np.where(np.isfinite(path), path, 0.0)
+        return guess
+
+    once = np.zeros((made.steps, made.nu))
+    once[0] = target
+    if warm is not None:
+        yield of(warm)
+    elif options.start == "zeros":
+        yield zeros
+    yield of(once)
+    for end in (upper, lower, target):
+        if np.isfinite(end).all():
+            yield of(np.tile(end, (made.steps, 1)))
 
 
 def _array(name: str, value: Tensor, shape: tuple[int, ...]) -> Array:
@@ -193,6 +252,8 @@ def _solver(problem: CertificationProblem, options: IpoptReference) -> tuple[Any
         "max_iter": options.iterations,
         "hessian_approximation": options.hessian,
     }
+    if options.tightening > 0:
+        ipopt |= {"bound_relax_factor": 0.0, "tol": 1e-9}
     if math.isfinite(options.time_limit):
         ipopt["max_cpu_time"] = options.time_limit
     settings = {

@@ -19,6 +19,7 @@ from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems.base import Cost, IndicatorCost, check_fields
 from gpsafe.systems.known import SineKnown, pendulum_known
+from gpsafe.systems.xmpsc_known import SafeCartPoleKnown
 
 
 def _uniform(size: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -205,6 +206,19 @@ class SafeCartPole:
     def cost(self) -> Cost:
         """1 outside the limits of position and angle."""
         return _leaves(self.state_box, (0, 2))
+
+    def prior(self, *, scale: float = 0.8) -> SafeCartPoleKnown:
+        """The published prior: the same equations with both masses and the length times `scale`; 1 gives the truth."""
+        _require.positive("SafeCartPole.prior", "scale", scale)
+        return SafeCartPoleKnown(
+            cart=scale * self.cart,
+            pole=scale * self.pole,
+            length=scale * self.length,
+            gravity=self.gravity,
+            friction=self.friction,
+            force=self.force,
+            dt=self.dt,
+        )
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """The step without noise, (*b, 4), (*b, 1) → (*b, 4); u is clipped."""

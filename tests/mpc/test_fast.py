@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from strategies import seeds
-from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum
+from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, wave_problem
 
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.models import Ensemble
@@ -108,16 +108,45 @@ def test_control_a_wrong_curvature_is_caught():
     assert np.abs(jacobian - slopes.numpy()).max() > 1e-3
 
 
-def test_known_priors_and_sound_tubes_take_the_general_sweep():
+def test_sound_tubes_and_unreadable_priors_take_the_general_sweep():
     from xmpsc_cases import PENDULUM, pendulum_ensemble
 
     problem = ensemble_pendulum()
-    known = replace(problem, model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=PENDULUM)))
-    sound = replace(problem, model=EnsembleTube.sound(pendulum_ensemble(), steps=4, delta=0.1))
     x0 = np.array([math.pi, 0.0])
-    assert "compiled" in _sweeps.sweep_of(problem, x0).__qualname__
-    assert "general" in _sweeps.sweep_of(known, x0).__qualname__
-    assert "general" in _sweeps.sweep_of(sound, x0).__qualname__
+
+    def with_prior(prior):
+        return replace(problem, model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=prior)))
+
+    sound = replace(problem, model=EnsembleTube.sound(pendulum_ensemble(), steps=4, delta=0.1))
+    unreadable = with_prior(lambda x, u: x if float(x.sum()) > 0 else x + u)
+    for kind, cases in {"compiled": (problem, with_prior(PENDULUM)), "general": (sound, unreadable)}.items():
+        for case in cases:
+            assert kind in _sweeps.sweep_of(case, x0).__qualname__
+
+
+def test_scaled_rows_are_hardness_times_row_and_offset():
+    problem, x0, inputs = drawn_problem(5, **CASES["pendulum"])
+    terminal = problem.terminal.rows
+    for build in (lambda *a: _sweeps.compiled(problem, problem.model, *a), lambda *a: _sweeps.general(problem, *a)):
+        rows, jacobian = build(x0.numpy())(inputs.numpy())
+        scaled, slopes = build(x0.numpy(), _sweeps.Scale(0.25, 10.0))(inputs.numpy())
+        hard = np.full((problem.num_members, len(rows) // problem.num_members), 10.0)
+        hard[:, -terminal:] = 1.0
+        assert np.allclose(scaled, hard.ravel() * (rows + 0.25), rtol=1e-12, atol=1e-12)
+        assert np.allclose(slopes, hard.ravel()[:, None] * jacobian, rtol=1e-6, atol=1e-6)
+
+
+def test_an_infeasible_answer_names_the_row_that_is_exceeded():
+    """The reason is the judge's tightest row, for a state from which the terminal set is out of reach."""
+    problem = ensemble_pendulum()
+    x0, learned = vector(math.pi + 1.4, 4.0), vector(1.0)
+    proposal = CondensedSQP().propose(problem, x0, learned)
+    tightest = judge(problem, x0, learned, proposal).tightest
+    assert proposal.status == "infeasible"
+    where = f"{tightest.kind} row {tightest.row} of member {tightest.member} at stage {tightest.stage}"
+    assert where in proposal.reason
+    fine = CondensedSQP().propose(problem, vector(math.pi, 0.0), vector(0.1))
+    assert fine.status == "optimal" and fine.reason == ""
 
 
 STATES = [(math.pi, 0.0, 0.3), (math.pi + 0.75, 0.3, 1.0), (math.pi - 0.7, -0.8, -1.0), (math.pi + 0.5, 1.1, 1.0)]
@@ -279,9 +308,38 @@ def test_hardness_changes_no_plan_that_can_be_certified():
 def test_starts_are_distinct_also_where_the_proposed_input_is_at_its_limit():
     problem = double_integrator()
     for learned in (1.0, -1.0, 0.3, 5.0):
-        search = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=6), Work(), math.inf)
+        search = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(), Work(), math.inf)
         plans = [tuple(plan.ravel()) for plan in search.starts(None)]
-        assert len(set(plans)) == len(plans) >= 5
+        best = search.evaluate(np.full((problem.steps, 1), 0.25))
+        while (plan := search.turned(best)) is not None:
+            plans.append(tuple(plan.ravel()))
+        assert len(set(plans)) == len(plans) == 6
         assert all(-1.0 <= u <= 1.0 for plan in plans for u in plan)
-        few = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=4), Work(), math.inf)
-        assert [tuple(plan.ravel()) for plan in few.starts(None)] == plans[:4]
+        few = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=2), Work(), math.inf)
+        assert [tuple(plan.ravel()) for plan in few.starts(None)] == plans[:2]
+        assert few.turned(best) is None
+
+
+@pytest.mark.parametrize(("seed", "learned"), [(33, -1.0), (53, 1.0), (59, -1.0), (82, -1.0), (135, 1.0)])
+def test_later_starts_find_what_the_first_misses(seed, learned):
+    """Waves in the mean: from (u_L, 0, …) the search ends at a local optimum that is worse, or certifies nothing."""
+    problem, x0 = wave_problem(seed)
+    one, default = (
+        judge(problem, x0, vector(learned), CondensedSQP(starts=n).propose(problem, x0, vector(learned)))
+        for n in (1, 6)
+    )
+    assert default.certified
+    assert not one.certified or one.distance > default.distance + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds())
+def test_more_starts_are_never_worse(seed):
+    problem, x0 = wave_problem(seed % 10_000)
+    learned = vector(1.0 if seed % 2 else -1.0)
+    one, default = (
+        judge(problem, x0, learned, CondensedSQP(starts=n).propose(problem, x0, learned))
+        for n in (1, CondensedSQP().starts)
+    )
+    assert default.certified or not one.certified
+    assert not one.certified or default.distance <= one.distance + 1e-7

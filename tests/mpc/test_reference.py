@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, pendulum_ensemble
+from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, pendulum_ensemble, wave_problem
 
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.models import Ensemble
@@ -47,6 +47,7 @@ PROBLEMS = {
     "zero prior": lambda: with_ensemble(prior=zero_prior),
     "affine prior": lambda: with_ensemble(prior=LINE),
     "sine prior": lambda: with_ensemble(prior=SimplePendulum().prior()),
+    "prior of a user": lambda: with_ensemble(prior=lambda x, u: x + 0.1 * torch.tanh(u * x[..., 1:]).clamp(-0.5, 0.5)),
     "gain per stage": lambda: replace(with_ensemble(), gain=vector(0.1, 0.2, 0.3, -0.1, 0.5, -0.3).reshape(3, 1, 2)),
     "sound linear": double_integrator,
 }
@@ -153,6 +154,38 @@ def test_linear_plants(form):
     assert found.certified == (form != "published")
 
 
+@pytest.mark.parametrize("seed", [33, 45, 59])
+def test_a_feasible_problem_that_zeros_miss_is_solved_after_a_restart(seed):
+    """From zeros IPOPT says "infeasible", which is a statement about where it ended; the other starts find a plan."""
+    problem, x0 = wave_problem(seed)
+    form = IpoptReference(shared=True, expand=True)
+    once = replace(form, restarts=0).propose(problem, x0, vector(1.0))
+    assert once.status == "Infeasible_Problem_Detected" and "none of 1 starts" in once.reason
+    again = form.propose(problem, x0, vector(1.0))
+    assert judge(problem, x0, vector(1.0), again).certified
+    assert again.status == "Solve_Succeeded" and again.reason == "" and again.iterations > once.iterations
+
+
+@pytest.mark.parametrize("form", ["paper", "repaired"])
+def test_tightening_costs_nothing_that_is_measured(form):
+    """At a row's tolerance the condensed SQP's cost is the reference's to 1e-8, where 1e-7 of tightening cost 1e-6."""
+    pytest.importorskip("numba")
+    problem = replace(ensemble_pendulum(members=2, width=8, steps=3), tolerance=1e-6)
+    compared, loose = 0, replace(FORMS[form], tightening=1e-7)
+    for x0, learned in zip(*states(40), strict=True):
+        quick = judge(problem, x0, learned, CondensedSQP().propose(problem, x0, learned))
+        if not quick.certified or quick.distance < 1e-2:
+            continue
+        slow = judge(problem, x0, learned, FORMS[form].propose(problem, x0, learned))
+        assert slow.certified and slow.distance <= quick.distance + 1e-8
+        control = judge(problem, x0, learned, loose.propose(problem, x0, learned))
+        assert control.distance > quick.distance + 3e-8
+        compared += 1
+        if compared == 2:
+            break
+    assert compared == 2
+
+
 def test_warm_start_and_split():
     problem = ensemble_pendulum(members=2, width=8, steps=3)
     reference, x0, learned = FORMS["repaired"], vector(3.2, 0.1), vector(0.7)
@@ -181,6 +214,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="paper-mode EnsembleTube"):
         FORMS["paper"].propose(gp_pendulum(), vector(0.0, 0.0), vector(0.5))
     with pytest.raises(ValueError, match="prior"):
-        FORMS["paper"].propose(with_ensemble(prior=lambda x, u: x), vector(3.0, 0.0), vector(0.5))
+        FORMS["paper"].propose(with_ensemble(prior=lambda x, u: torch.cumsum(x, -1)), vector(3.0, 0.0), vector(0.5))
     with pytest.raises(ValueError, match="terminal"):
         IpoptReference(terminal="none")  # type: ignore[arg-type]

@@ -10,11 +10,13 @@ from torch import Tensor
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, Cost, KnownPart, System, sample_noise
 from gpsafe.systems.cartpole import CartPole
+from gpsafe.systems.cartpole_local import CartPoleLocal
 from gpsafe.systems.chain import chain
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d, reference_pendulum
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
+from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 
 EXACT = 1e-12
 
@@ -46,12 +48,16 @@ SYSTEMS: dict[str, Callable[[], System]] = {
 
 TWINS = [name for name in SYSTEMS if "twin" in name or name.startswith(("rkhs", "reference"))]
 
+_SAFE_CARTPOLE = torch.tensor([2.4, 8.0, 2.0, 8.0, 1.0], dtype=torch.float64)
 PRIORS: dict[str, Callable[[], tuple[KnownPart, Box, int]]] = {
     "double-integrator": lambda: (DoubleIntegrator().prior(), _product(DoubleIntegrator()), 2),
     "pendulum": lambda: (Pendulum().prior(), _product(Pendulum()), 2),
     "pendulum-repeat-3": lambda: (Pendulum(action_repeat=3).prior(), _product(Pendulum()), 2),
     "cartpole": lambda: (CartPole().prior(), _product(CartPole()), 4),
     "cartpole-repeat-2": lambda: (CartPole(action_repeat=2).prior(), _product(CartPole()), 4),
+    "cartpole-local": lambda: (CartPoleLocal(CartPole().prior()), _product(CartPole()), 4),
+    "simple-pendulum": lambda: (SimplePendulum().prior(), _product(SimplePendulum()), 2),
+    "safe-cartpole": lambda: (SafeCartPole().prior(), Box(-_SAFE_CARTPOLE, _SAFE_CARTPOLE), 4),
     "reference-1d": lambda: (reference_1d().known, reference_1d().region, 1),
     "reference-pendulum": lambda: (reference_pendulum().known, reference_pendulum().region, 2),
 }
