@@ -1,6 +1,7 @@
 """`scripts/mutate.py` on a toy package: what is killed, what survives, what is declared, and that a stopped run goes on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "mutate.py"
+BARE = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they cost more to import than the toy to test
 
 SOURCE = '''
 """Toy."""
@@ -130,14 +132,14 @@ def command(root, *options):
 
 def mutate(root, *options):
     """Output and the rows by (function, before, after)."""
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command(root, *options), env=BARE, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((root / "report" / "mutation.json").read_text())
     return done.stdout, report, {(r["function"], r["before"], r["after"]): r for r in report["rows"]}
 
 
 def test_a_stopped_run_goes_on_and_every_mutant_gets_its_status(toy):
-    with subprocess.Popen(command(toy), stdout=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(command(toy), env=BARE, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
             if line.startswith("[2/"):
                 break
