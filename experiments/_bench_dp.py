@@ -18,6 +18,7 @@ from gpsafe.rollout import closed_loop, transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
+from gpsafe.systems.task import Task
 
 
 def _run(policies: int, cells: int, episodes: int, part: int, parts: int) -> dict[str, float]:
@@ -37,7 +38,7 @@ def _run(policies: int, cells: int, episodes: int, part: int, parts: int) -> dic
     model = model.condition(transitions(states, inputs))
     confidence = ConfidenceSet(bound).update(model)
     box = Box(torch.tensor([-1.0, -4.5], dtype=torch.float64), torch.tensor([1.6, 4.5], dtype=torch.float64))
-    dp = RobustDP(Grid(box, (cells, cells)), system.initial_state, system.horizon, system.cost, system.noise_std)
+    dp = RobustDP(Grid(box, (cells, cells)), Task.of(system))
     start = time.perf_counter()
     interval = dp.evaluate(confidence, many)
     whole = time.perf_counter() - start

@@ -25,7 +25,7 @@ SHARE = 0.1  # δ of the confidence set
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class Setting:
     """Everything a run of ActSafe needs, in theory mode: frozen before any data."""
 
     plant: RKHSTwin
@@ -61,7 +61,7 @@ def set_points(coarse: int, fine: int) -> Tensor:
     return torch.cat([first, torch.linspace(1.2, 1.7, fine + 1, dtype=torch.float64)[1:]])
 
 
-def task(*, noise: float, horizon: int, budget: float, gains: int, coarse: int, fine: int, pumps: int) -> Task:
+def task(*, noise: float, horizon: int, budget: float, gains: int, coarse: int, fine: int, pumps: int) -> Setting:
     """The plant, a family of gains × pumps × set-points, S_0 = {no pump, |g| ≤ 0.25 m}, the empty GP."""
     system = plant(noise=noise, horizon=horizon, budget=budget)
     found = [hanging_lqr(system.known, position=q, speed=0.1, swing=s, effort=1.0) for q, s in GAINS[:gains]]
@@ -78,10 +78,10 @@ def task(*, noise: float, horizon: int, budget: float, gains: int, coarse: int, 
     )
     norms, noises = system.rkhs_norm.tolist(), system.noise_std[learned].tolist()
     bound = Mixture(rkhs_norm=tuple(norms), subgaussian=tuple(noises), delta=SHARE)
-    return Task(system, family, family.near(0.25), model, bound)
+    return Setting(system, family, family.near(0.25), model, bound)
 
 
-def with_budget(given: Task, budget: float) -> Task:
+def with_budget(given: Setting, budget: float) -> Setting:
     """The same task with another d."""
     system = given.plant
     physics = system.physics

@@ -25,6 +25,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, exact_twin
+from gpsafe.systems.task import Task
 
 NORM = 4.0
 NOISE = 0.03
@@ -105,9 +106,7 @@ class Truth:
 
 def program(system: RKHSTwin, cells: int) -> RobustDP:
     """The robust program of the task on [−0.8, 1.8]."""
-    return RobustDP(
-        Grid(system.state_box, (cells,)), system.initial_state, system.horizon, system.cost, system.noise_std
-    )
+    return RobustDP(Grid(system.state_box, (cells,)), Task.of(system))
 
 
 def model(system: RKHSTwin, *, prior: AffineKnown | None = None) -> GP:

@@ -17,6 +17,7 @@ from gpsafe.rollout import closed_loop
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +107,7 @@ def true_costs(
         confidence: any set with the plant's B and known part (its intervals are replaced by f*).
         region: a box that each policy's window includes, (P, nx) twice.
     """
-    dp = RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+    dp = RobustDP(grid, Task.of(system))
     upper = torch.full((policies.num,), system.horizon * system.cost.ceiling, dtype=torch.float64)
     lower, estimate, reward = torch.zeros_like(upper), torch.zeros_like(upper), torch.zeros_like(upper)
     visits = torch.zeros(policies.num, VISITED.num, dtype=torch.uint8)

@@ -28,6 +28,7 @@ from gpsafe.models import GP
 from gpsafe.rkhs import grid
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
+from gpsafe.systems.task import Task
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 EPSILON = 0.1  # the gap ε in n*: half the budget d
@@ -69,7 +70,7 @@ def _ingredients(arguments: Arguments, bound: str) -> ActSafe:
 def _dp(cells: int) -> RobustDP:
     system = reference_1d()
     cut = Grid(Box(vector(-1.0), vector(1.5)), (cells,))
-    return RobustDP(cut, system.initial_state, system.horizon, system.cost, system.noise_std)
+    return RobustDP(cut, Task.of(system))
 
 
 def _truth(arguments: Arguments) -> Piece:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._cartpole import Task, centre_returns, task, truth, with_budget
+from experiments._cartpole import Setting, centre_returns, task, truth, with_budget
 from experiments._statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet
@@ -24,6 +24,7 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.rollout import transitions
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +59,23 @@ class Arguments:
     """Noise paths of scenario tubes and of total variation in the comparison."""
 
 
-def _task(arguments: Arguments) -> Task:
+def _task(arguments: Arguments) -> Setting:
     a = arguments
     return task(
         noise=a.noise, horizon=a.horizon, budget=1.0, gains=a.gains, coarse=a.coarse, fine=a.fine, pumps=a.pumps
     )
 
 
-def _tube(arguments: Arguments, given: Task, **changes: float) -> GaussianTube:
+def _tube(arguments: Arguments, given: Setting, **changes: float) -> GaussianTube:
     plant = given.plant
     settings = {"width": arguments.width, **changes}
     return GaussianTube(
-        initial_state=plant.initial_state,
-        horizon=plant.horizon,
-        cost=plant.physics.cost,  # pyright: ignore[reportArgumentType]
-        noise_std=plant.noise_std,
+        task=Task.of(plant),
         **settings,  # pyright: ignore[reportArgumentType]
     )
 
 
-def _run_budget(arguments: Arguments, given: Task, seed: int, cost: torch.Tensor, reward: torch.Tensor) -> Piece:
+def _run_budget(arguments: Arguments, given: Setting, seed: int, cost: torch.Tensor, reward: torch.Tensor) -> Piece:
     """ActSafe with one budget; `cost` (P, N) and `reward` (P, 2) are the truth."""
     policies, budget = given.family.policies, given.plant.budget
     tube = _tube(arguments, given, give_up=budget)
@@ -126,13 +124,10 @@ BOUNDS = (
 )
 
 
-def _bounds(arguments: Arguments, given: Task, seed: int) -> dict[str, CostBound]:
+def _bounds(arguments: Arguments, given: Setting, seed: int) -> dict[str, CostBound]:
     plant = given.plant
     monte_carlo = {
-        "initial_state": plant.initial_state,
-        "horizon": plant.horizon,
-        "cost": plant.cost,
-        "noise_std": plant.noise_std,
+        "task": Task.of(plant),
         "samples": arguments.scenarios,
         "seed": 77_000 + seed,
         "delta": 0.05,
@@ -148,7 +143,9 @@ def _bounds(arguments: Arguments, given: Task, seed: int) -> dict[str, CostBound
     return dict(zip(BOUNDS, found, strict=True))
 
 
-def _compare(arguments: Arguments, given: Task, seed: int, cost: torch.Tensor, source: Piece, episodes: int) -> Piece:
+def _compare(
+    arguments: Arguments, given: Setting, seed: int, cost: torch.Tensor, source: Piece, episodes: int
+) -> Piece:
     """All bounds on the same policies, given the data of the first `episodes` episodes of another piece."""
     generator = torch.Generator().manual_seed(500 + seed)
     chosen = torch.randperm(given.family.num, generator=generator)[: arguments.compare].sort().values

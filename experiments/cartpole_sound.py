@@ -43,6 +43,7 @@ from gpsafe.sets.zonotope import Zonotope
 from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 
 
@@ -105,7 +106,7 @@ class Knowledge:
         landing = tuple(Box(-s * vector(0.8, 0.1, 0.4, 0.3), s * vector(0.8, 0.1, 0.4, 0.3)) for s in (1.0, 0.5))
         self.judge = PlanTube(
             fallbacks=AffinePolicies(vector(0.0, 0.0).reshape(2, 1), -torch.stack(gains), system.input_box),
-            constraint=cost,
+            task=Task.of(system),
             noise_radius=noise_radius(noise, steps=arguments.steps * arguments.episodes, delta=arguments.delta_noise),
             input_box=system.input_box,
             anchors=AnchorGrid.create(system.region, vector(math.inf, 0.2, math.inf, 1.0, 0.4)),
@@ -133,9 +134,7 @@ class Knowledge:
 
     def shield(self) -> Shield | NotCertified:
         """Started at x_0; keeps the refined grid."""
-        found = Shield.start(
-            self.judge, self.confidence, self.system.initial_state, tracking=self.tracking, horizon=self.arguments.steps
-        )
+        found = Shield.start(self.judge, self.confidence, self.system.initial_state, tracking=self.tracking)
         if isinstance(found, Shield):
             self.judge = found.judge
         return found
@@ -223,7 +222,7 @@ def _braking(arguments: Arguments, knowledge: Knowledge, record: Record, seed: i
         confidence = ConfidenceSet(knowledge.confidence.bound)
         for generation in knowledge.confidence.generations[: None if index < 0 else index + 1]:
             confidence = confidence.update(generation)
-        judge = Knowledge(arguments, system).judge.refine(confidence, steps)
+        judge = Knowledge(arguments, system).judge.refine(confidence)
         for name, points in grids.items():
             admitted = torch.zeros(len(points), dtype=torch.bool)
             for f in range(fallbacks.num):

@@ -113,7 +113,7 @@ def _plant(arguments: Arguments, seed: int, number: int) -> Iterator[dict[str, A
                 )
             algorithm = ActSafe(
                 system, policies, [0, 1, 2, 3], line.model(believed), bound, line.program(believed, arguments.cells),
-                episodes=arguments.episodes, threshold=0.0 if learner == "ActSafe" else 1e9,
+                episodes=arguments.episodes, threshold=0.0 if learner == "ActSafe" else 1e9, unchecked=True,
             )  # fmt: skip
             found = algorithm.run(torch.Generator().manual_seed(start + 1))
             members = found.safe_set.members

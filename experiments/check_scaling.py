@@ -31,6 +31,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 EPISODE = ("append one episode", "refine the enclosure", "sweep: UCB", "sweep: exploration")
 
@@ -103,9 +104,7 @@ class Setting:
         """The robust program on part of the state box."""
         plant = _plant()
         box = Box(torch.tensor([-1.0, -4.5], dtype=torch.float64), torch.tensor([1.6, 4.5], dtype=torch.float64))
-        return RobustDP(
-            Grid(box, (self.cells, self.cells)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std
-        )
+        return RobustDP(Grid(box, (self.cells, self.cells)), Task.of(plant))
 
 
 def _pairs(model: GP, states: torch.Tensor, inputs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,10 +142,7 @@ def pieces(setting: Setting) -> Iterator[tuple[str, Callable[[], object]]]:
         return program.exploration(fine, after.posterior(fine.z)[1].norm(dim=-1))
 
     yield "sweep: exploration", exploration
-    tube = ScenarioTube(
-        initial_state=plant.initial_state, horizon=plant.horizon, cost=plant.cost, noise_std=plant.noise_std, seed=7,
-        samples=64,
-    )  # fmt: skip
+    tube = ScenarioTube(task=Task.of(plant), seed=7, samples=64)
     yield "scenario tubes, 64 paths", partial(tube.evaluate, second, family)
     settings = ICEM(samples=setting.candidates, elites=max(2, setting.candidates // 10))
 

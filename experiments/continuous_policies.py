@@ -34,6 +34,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 SHAPES = ((0.3, 1.0), (0.15, 0.6), (0.08, 0.4), (0.04, 0.25), (0.02, 0.12), (0.01, 0.06), (0.005, 0.03))
 INITIAL = ((-0.5, 3.0), (-0.45, 3.0), (-0.4, 3.0))
@@ -104,7 +105,7 @@ def program(cells: int) -> RobustDP:
     """The certifier."""
     system = plant()
     grid = Grid(Box(vector(-2.0), vector(1.5)), (cells,))
-    return RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+    return RobustDP(grid, Task.of(system))
 
 
 def learner() -> tuple[GP, Mixture]:

@@ -30,6 +30,7 @@ from gpsafe.safe_set import policy_distance
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def learner(arguments: Arguments) -> tuple[GP, ConfidenceBound]:
 def program(arguments: Arguments, system: RKHSTwin) -> RobustDP:
     """The robust program on the whole grid."""
     grid = Grid(BOX, (arguments.cells_angle, arguments.cells_speed), (arguments.split, arguments.split))
-    return RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+    return RobustDP(grid, Task.of(system))
 
 
 def truth(arguments: Arguments) -> Piece:
@@ -120,11 +121,13 @@ def explore(
     def start(confidence: ConfidenceSet) -> PrunedSession:
         probing = torch.Generator().manual_seed(10_000 + seed)
         options = {"shrink": arguments.shrink, "candidates": arguments.candidates or None, "region": members.region}
-        sessions.append(PrunedSession(dp, confidence, members.policies, system.budget, probing, **options))
+        sessions.append(PrunedSession(dp, confidence, members.policies, probing, **options))
         return sessions[-1]
 
     initial = members.initial.tolist()
-    algorithm = ActSafe(system, members.policies, initial, model, bound, dp, episodes=episodes, start=start)
+    algorithm = ActSafe(
+        system, members.policies, initial, model, bound, dp, episodes=episodes, start=start, unchecked=not bound.sound
+    )
     begun = time.perf_counter()
     run = algorithm.run(torch.Generator().manual_seed(seed))
     log: list[dict[str, float]] = [dict(entry) for entry in sessions[0].log]

@@ -37,6 +37,7 @@ from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 
 
@@ -150,7 +151,7 @@ class Knowledge:
         total = arguments.steps * (arguments.episodes + len(paper.TASKS))
         judge = PlanTube(
             fallbacks=hang,
-            constraint=cost,
+            task=Task.of(system),
             noise_radius=noise_radius(noise, steps=total, delta=arguments.delta_noise),
             input_box=system.input_box,
             anchors=AnchorGrid.create(system.region, vector(0.15, 1.5, 0.25)),
@@ -175,9 +176,7 @@ class Knowledge:
 
     def shield(self) -> Shield | NotCertified:
         """Started at x_0; keeps the refined grid."""
-        found = Shield.start(
-            self.judge, self.confidence, self.system.initial_state, tracking=self.tracking, horizon=self.arguments.steps
-        )
+        found = Shield.start(self.judge, self.confidence, self.system.initial_state, tracking=self.tracking)
         if isinstance(found, Shield):
             self.judge = found.judge
         return found

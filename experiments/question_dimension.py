@@ -33,6 +33,7 @@ from gpsafe.rollout import closed_loop, transitions
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.chain import chain, chain_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 SIZES = {2: (1, 1), 3: (2, 1), 4: (2, 2), 5: (3, 2), 6: (3, 3), 7: (4, 3), 8: (4, 4)}
 BOUNDS = {"scenario-tube": BLUE, "total-variation": ORANGE, "robust-dp": GREEN}
@@ -60,7 +61,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class Setting:
     """The plant, its policies and the learner before data."""
 
     plant: RKHSTwin
@@ -69,7 +70,7 @@ class Task:
     bound: Mixture
 
     @staticmethod
-    def create(dimension: int, policies: int, seed: int) -> Task:
+    def create(dimension: int, policies: int, seed: int) -> Setting:
         """The chain with nx + nu = dimension."""
         nx, nu = SIZES[dimension]
         plant = chain(nx, nu, generator=_generator(1000 * seed + dimension))
@@ -79,22 +80,19 @@ class Task:
             plant.kernels, float(noise[0]) ** 2, nx=nx, nu=nu, noise_std=noise, prior=plant.known, outputs=plant.outputs
         )
         bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=float(noise[0]), delta=0.1)
-        return Task(plant, chain_policies(nx, nu, targets), model, bound)
+        return Setting(plant, chain_policies(nx, nu, targets), model, bound)
 
     def bounds(self, samples: int) -> dict[str, CostBound]:
         """Every sound bound that applies in this dimension, none of them giving up early."""
         plant = self.plant
-        common: dict[str, Any] = {
-            "initial_state": plant.initial_state, "horizon": plant.horizon, "cost": plant.cost,
-            "noise_std": plant.noise_std, "seed": 77,
-        }  # fmt: skip
+        common: dict[str, Any] = {"task": Task.of(plant), "seed": 77}
         found: dict[str, CostBound] = {
             "scenario-tube": ScenarioTube(**common, samples=samples, limit=3.0),
             "total-variation": TotalVariation(**common, samples=samples),
         }
         if plant.nx in GRIDS:
             grid = Grid(plant.state_box, GRIDS[plant.nx])
-            found["robust-dp"] = RobustDP(grid, plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
+            found["robust-dp"] = RobustDP(grid, Task.of(plant))
         return found
 
     def truth(self, paths: int = 4000) -> Tensor:
@@ -126,7 +124,7 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 
 
 def _explore(arguments: Arguments, dimension: int, seed: int) -> Piece:
-    task = Task.create(dimension, arguments.policies, seed)
+    task = Setting.create(dimension, arguments.policies, seed)
     budget = task.plant.budget
     tube = task.bounds(arguments.samples)["scenario-tube"]
     assert isinstance(tube, ScenarioTube)
@@ -155,7 +153,7 @@ def _explore(arguments: Arguments, dimension: int, seed: int) -> Piece:
 
 
 def _measure(
-    task: Task, confidence: ConfidenceSet, samples: int, truth: Tensor, about: dict[str, Any]
+    task: Setting, confidence: ConfidenceSet, samples: int, truth: Tensor, about: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Each bound on F_n: seconds and memory of one evaluation of all policies, excess over the truth, vacuous share."""
     rows = []
@@ -182,10 +180,10 @@ def _measure(
 
 def _data(arguments: Arguments, dimension: int, seed: int) -> Piece:
     """Bounds of three set-points near x₁ = 0.3 after more and more runs of the middle one."""
-    task = Task.create(dimension, arguments.policies, seed)
+    task = Setting.create(dimension, arguments.policies, seed)
     plant = task.plant
     targets = torch.tensor([0.25, 0.3, 0.35], dtype=torch.float64)
-    near = Task(plant, chain_policies(plant.nx, plant.nu, targets), task.model, task.bound)
+    near = Setting(plant, chain_policies(plant.nx, plant.nu, targets), task.model, task.bound)
     truth, rows, model = near.truth(), [], task.model
     confidence, used = ConfidenceSet(task.bound), 0
     for count in arguments.data:

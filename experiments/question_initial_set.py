@@ -30,6 +30,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 CAPTION = (
     "Intervals are 95 %. A member is refuted when inf over F_n of its cost, by the lower sweep of the robust program, exceeds "
@@ -62,7 +63,7 @@ def _plant() -> RKHSTwin:
 
 def _program(cells: int) -> RobustDP:
     plant = _plant()
-    return RobustDP(Grid(GRID, (cells,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
+    return RobustDP(Grid(GRID, (cells,)), Task.of(plant))
 
 
 def _policies() -> AffinePolicies:

@@ -117,7 +117,14 @@ def _plant(arguments: Arguments, family: str, seed: int, number: int) -> Iterato
         bound = setting.bound(norm, line.NOISE)
         program = line.program(system, arguments.cells)
         algorithm = ActSafe(
-            system, policies, [0, 1, 2, 3], line.model(system), bound, program, episodes=arguments.episodes
+            system,
+            policies,
+            [0, 1, 2, 3],
+            line.model(system),
+            bound,
+            program,
+            episodes=arguments.episodes,
+            unchecked=not bound.sound,
         )
         found = algorithm.run(torch.Generator().manual_seed(start + 1))
         row = line.outcome(algorithm, truth, found, residual)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,49 @@ def count(where: str, name: str, value: int, minimum: int = 1) -> int:
     """An integer ≥ `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise fail(where, f"integer {name} >= {minimum}", repr(value))
+    return value
+
+
+def indices(where: str, name: str, value: Any, size: int) -> list[int]:
+    """The positions in 0..size − 1 that indexing an array of `size` entries with `value` picks, sorted, each once.
+
+    Lists, ranges, tensors and arrays of integers, Boolean masks of length `size`, and slices mean what they mean in NumPy.
+    Everything else is refused: floats, mixtures, masks of another length, a bare number, and negative integers, which as
+    members of a set are a slip more often than a count from the end.
+
+    >>> indices("f", "members", slice(None, 3), 10), indices("f", "members", [True, False, True], 3)
+    ([0, 1, 2], [0, 2])
+    """
+    expected = f"{name} as integers in 0..{size - 1}, a Boolean mask of length {size} or a slice"
+    if isinstance(value, slice):
+        return sorted(range(*value.indices(size)))
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+        raise fail(where, expected, repr(value))
+    kinds = {type(v) for v in value} if isinstance(value, Sequence) else set()
+    if bool in kinds and len(kinds) > 1:
+        raise fail(where, expected, f"Booleans and numbers in one list: {list(value)}")
+    array = np.asarray(value if len(value) else np.zeros(0, dtype=int))
+    if array.ndim != 1:
+        raise fail(where, expected, f"shape {array.shape}")
+    if array.dtype == bool:
+        if len(array) != size:
+            raise fail(where, expected, f"a mask of length {len(array)}")
+        return np.flatnonzero(array).tolist()
+    if array.dtype.kind not in "iu":
+        raise fail(where, expected, f"{array.dtype} entries: {array.tolist()}")
+    if not bool(((array >= 0) & (array < size)).all()):
+        raise fail(where, expected, array.tolist())
+    return sorted({int(i) for i in array})
+
+
+def kind(where: str, name: str, value: Any, expected: type) -> Any:
+    """An object of the expected class."""
+    if not isinstance(value, expected):
+        raise fail(where, f"{name} to be a {expected.__name__}", type(value).__name__)
     return value
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpsafe import _require, kernels
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import grow
 from gpsafe.cost.robust_dp import RobustDP
@@ -54,6 +54,7 @@ class SafeParameters:
         theta = _require.finite("SafeParameters", "theta", theta)
         if theta.ndim != 2:
             raise _require.fail("SafeParameters", "theta of shape (m, d)", f"shape {tuple(theta.shape)}")
+        _require.nonnegative("SafeParameters", "budget", budget)
         given = tuple(Witness(0, "given", math.nan, "assumption") for _ in theta)
         return SafeParameters(theta, given, torch.zeros_like(theta), budget)
 
@@ -82,6 +83,7 @@ class SafeParameters:
         Of two boxes neither of which contains the other the old one is kept: the box around both is not certified.
         """
         _require.shape("SafeParameters.with_boxes", "radius", radius, tuple(self.theta.shape))
+        _require.finite("SafeParameters.with_boxes", "radius", radius)
         larger = (radius >= self.radius).all(-1, keepdim=True)
         return replace(self, radius=torch.where(larger, radius, self.radius))
 
@@ -111,7 +113,7 @@ def sound_upper(bound: CostBound, confidence: ConfidenceSet, family: ParametricP
     def upper(theta: Tensor) -> Tensor:
         nonlocal made
         judge = bound
-        if isinstance(bound, MonteCarloTask):
+        if isinstance(bound, MonteCarloBound):
             made += 1
             if made > bound.calls:
                 raise _require.fail("sound_upper", f"at most {bound.calls} calls at a stage", made)
@@ -235,7 +237,7 @@ def box_upper(
     parts = [
         _box_upper(dp, confidence, family, c, r) for c, r in zip(center.split(step), radius.split(step), strict=True)
     ]
-    return grow(torch.cat(parts)).clamp_max(dp.horizon * dp.cost.ceiling)
+    return grow(torch.cat(parts)).clamp_max(dp.total_ceiling)
 
 
 def _box_upper(

@@ -49,12 +49,14 @@ class SafePolicySet:
     witnesses: Mapping[int, Witness]
 
     @staticmethod
-    def initial(num: int, members: Sequence[int], *, budget: float) -> SafePolicySet:
-        """S_0, assumed safe."""
+    def initial(num: int, members: Sequence[int] | Tensor | slice, *, budget: float) -> SafePolicySet:
+        """S_0, assumed safe: `members` picks from 0..num − 1 as an index of an array would (`_require.indices`)."""
         _require.count("SafePolicySet", "num", num)
-        if not members or not all(0 <= i < num for i in members):
-            raise _require.fail("SafePolicySet", f"a non-empty S_0 of indices in 0..{num - 1}", list(members))
-        return SafePolicySet(num, budget, {i: Witness(0, "given", math.nan, "assumption") for i in sorted(members)})
+        _require.nonnegative("SafePolicySet", "budget", budget)
+        chosen = _require.indices("SafePolicySet", "S_0", members, num)
+        if not chosen:
+            raise _require.fail("SafePolicySet", f"a non-empty S_0 of indices in 0..{num - 1}", members)
+        return SafePolicySet(num, budget, {i: Witness(0, "given", math.nan, "assumption") for i in chosen})
 
     def __len__(self) -> int:
         return len(self.witnesses)
@@ -88,7 +90,7 @@ class SafePolicySet:
         for i in torch.nonzero(upper <= self.budget).flatten().tolist():
             grown.setdefault(i, Witness(episode, "bound", float(upper[i]), bound))
         if distance is not None:
-            _require.shape("SafePolicySet.expand", "distance", distance, (self.num, self.num))
+            _check_distance("SafePolicySet.expand", distance, self.num)
             members = self.members
             through = upper[members].unsqueeze(-1) + distance[members]
             value, source = through.min(0)
@@ -113,6 +115,13 @@ class SafePolicySet:
             value = math.nan if row["value"] is None else row["value"]
             witnesses[int(key)] = Witness(row["episode"], row["rule"], value, row["bound"], row["neighbour"])
         return SafePolicySet(record["num"], record["budget"], witnesses)
+
+
+def _check_distance(where: str, distance: Tensor, num: int) -> None:
+    """D: (num, num), no entry negative or NaN (inf says that nothing is known)."""
+    _require.shape(where, "distance", distance, (num, num))
+    if not bool((distance >= 0).all()):
+        raise _require.fail(where, "distance >= 0", "negative or NaN entries")
 
 
 def policy_distance(
@@ -168,7 +177,7 @@ def _input_change(policies: AffinePolicies | FeaturePolicies, others: AffinePoli
 
 
 def reachable(
-    initial: Sequence[int],
+    initial: Sequence[int] | Tensor | slice,
     true_cost: Tensor,
     distance: Tensor,
     *,
@@ -181,7 +190,13 @@ def reachable(
     Args:
         true_cost: J_c(π, f*) or an upper bound of it (which makes the set smaller), (P,).
     """
-    current = set(initial)
+    where, num = "reachable", len(true_cost)
+    _check_distance(where, distance, num)
+    _require.nonnegative(where, "epsilon", epsilon)
+    _require.nonnegative(where, "budget", budget)
+    if bool(torch.isnan(true_cost).any()):
+        raise _require.fail(where, "true_cost without NaN", "NaN")
+    current = set(_require.indices(where, "initial", initial, num))
     for _ in range(len(true_cost) if rounds is None else rounds):
         members = torch.tensor(sorted(current))
         value = (true_cost[members].unsqueeze(-1) + distance[members]).min(0).values

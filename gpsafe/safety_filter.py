@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify.judge import Certificate, judge
 from gpsafe.certify.problem import CertificationProblem, Proposal, Proposer
 from gpsafe.terminal_set import Invariance
@@ -104,11 +105,10 @@ class SafetyFilter:
             _require.count("SafetyFilter", "soften", self.soften)
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[Believed, ...]:
         """What `backed` rests on."""
-        own = (*self.problem.model.assumptions, "state measured exactly", *self.problem.assumptions)
-        last = ("after a plan's last step: the terminal set is invariant under the backup (not certified)",)
-        return tuple(dict.fromkeys((*own, *(last if self.invariance is None else self.invariance.assumptions))))
+        uncertified = [Assumption.TERMINAL_INVARIANT(" under the backup after a plan's last step (not certified)")]
+        return listed(self.problem.believed, uncertified if self.invariance is None else self.invariance.assumptions)
 
     def start(self) -> SafetyFilter:
         """The filter at the start of an episode; X, U and X_f are checked (small linear programs).

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.plan_tube import SLACK, Plans, PlanTube
 from gpsafe.sets.zonotope import Zonotope
@@ -99,7 +100,6 @@ class Shield:
     Attributes:
         judge: refined for the confidence set of this episode.
         tracking: completes candidates.
-        horizon: T.
         basis: how S_0 is known: "certified" (tube from x_0) or "assumed".
         time: t.
         stored: the admitted plan (a batch of one) that is valid from the present state.
@@ -109,7 +109,6 @@ class Shield:
 
     judge: PlanTube
     tracking: Tracking
-    horizon: int
     basis: Literal["certified", "assumed"]
     time: int
     stored: Plans
@@ -123,7 +122,6 @@ class Shield:
         x0: Tensor,
         *,
         tracking: Tracking,
-        horizon: int,
         assume: bool = False,
     ) -> Shield | NotCertified:
         """Certifies a fallback from x_0 for the whole episode; the one with the largest margin is stored.
@@ -133,12 +131,10 @@ class Shield:
             confidence: F_n.
             x0: measured initial state, (nx,).
             tracking: completes candidates.
-            horizon: T, number of inputs of the episode.
             assume: if no fallback can be certified, take fallback 0 as assumed safe from x_0 instead of giving up.
         """
-        _require.count("Shield.start", "horizon", horizon)
         x0 = _require.shape("Shield.start", "x0", _require.finite("Shield.start", "x0", x0), (confidence.model.nx,))
-        judge = judge.refine(confidence, horizon)
+        judge, horizon = judge.refine(confidence), judge.task.horizon
         fallbacks = torch.arange(judge.fallbacks.num, device=x0.device)
         plans = Plans.of_fallbacks(fallbacks, x0.numel(), judge.input_box.dim)
         found = judge.verify(Zonotope.point(x0.expand(len(fallbacks), -1)), plans, horizon)
@@ -152,7 +148,6 @@ class Shield:
         return Shield(
             judge=judge,
             tracking=tracking,
-            horizon=horizon,
             basis="certified" if certified else "assumed",
             time=0,
             stored=chosen,
@@ -160,15 +155,15 @@ class Shield:
         )
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
+    def horizon(self) -> int:
+        """T, number of inputs of the episode."""
+        return self.judge.task.horizon
+
+    @property
+    def assumptions(self) -> tuple[Believed, ...]:
         """What the guarantee of this episode rests on."""
-        assert self.judge.confidence is not None
-        listed = [*self.judge.confidence.assumptions, f"|w|<={self.judge.noise_radius.tolist()} at every step"]
-        if not self.judge.confidence.sound:
-            listed.append("f* in F_n (the bound is no theorem for this model)")
-        if self.basis == "assumed":
-            listed.append("fallback 0 keeps the constraint from x_0 (S_0 assumed)")
-        return tuple(listed)
+        assumed = [Assumption.INITIAL_SET(": fallback 0 keeps the constraint from x_0 (S_0 assumed)")]
+        return listed(self.judge.believed(), assumed if self.basis == "assumed" else [])
 
     def decide(self, x: Tensor, candidates: Tensor, lengths: Tensor | None = None) -> tuple[Decision, Shield]:
         """The input for the measured state x (nx,), and the shield for the next step.

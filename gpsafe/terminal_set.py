@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, listed
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.sets.box import Box
 from gpsafe.sets.polytope import Polytope, Supported, convex_hull
@@ -178,12 +179,7 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     _require.count(where, "budget", budget)
     region = problem.terminal.intersect(problem.states)
     vertices = region.vertices()
-    told = (
-        *model.assumptions,
-        *problem.assumptions,
-        "state measured exactly",
-        "disturbance of a step in its ellipsoid for as long as the backup runs",
-    )
+    told = listed(problem.believed, Assumption.NOISE_ELLIPSOID(" for as long as the backup runs"))
 
     inputs = problem.inputs
     pushed = law(vertices)

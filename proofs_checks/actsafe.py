@@ -27,6 +27,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict, clopper_pearson
 
 DELTA = 0.1
@@ -36,7 +37,7 @@ CONTROL_RUNS: Mapping[Budget, int] = {"quick": 12, "full": 40}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class Setting:
     """A plant, its learner's ingredients, and the truth."""
 
     algorithm: ActSafe
@@ -44,24 +45,23 @@ class Task:
     truth_lower: Tensor
 
 
-def _task(algorithm: ActSafe, residual: RKHSFunction, fine: RobustDP) -> Task:
+def _task(algorithm: ActSafe, residual: RKHSFunction, fine: RobustDP) -> Setting:
     confidence = ConfidenceSet(algorithm.bound).update(algorithm.model)
     enclosure = fine.enclosure(confidence, algorithm.policies)
     exact = enclosure.with_residual(residual(enclosure.z).unsqueeze(-1))
-    return Task(algorithm, fine.upper(exact), fine.lower(exact))
+    return Setting(algorithm, fine.upper(exact), fine.lower(exact))
 
 
 @lru_cache(maxsize=1)
-def _expanding_task() -> Task:
+def _expanding_task() -> Setting:
     """The first reference system (81 set-points, S_0 of 5)."""
     system = reference_1d()
     policies, initial = reference_1d_policies()
     norm = tuple(system.rkhs_norm.tolist())
     model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
     bound = Mixture(rkhs_norm=norm, subgaussian=0.01, delta=DELTA)
-    task = (system.initial_state, system.horizon, system.cost, system.noise_std)
-    coarse = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (500,)), *task)
-    fine = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (2000,)), *task)
+    coarse = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (500,)), Task.of(system))
+    fine = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (2000,)), Task.of(system))
     algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=12)
     return _task(algorithm, system.residual[0], fine)
 
@@ -94,7 +94,7 @@ def _short_policies(count: int = 150) -> AffinePolicies:
     return set_point_policies(targets[:, None], vector(3.0).reshape(1, 1), torch.zeros(count, 1).double(), box)
 
 
-def _reaching_task(seed: int) -> Task:
+def _reaching_task(seed: int) -> Setting:
     """A random residual of norm exactly 1 (the first of its seed's sequence for which S_0 is safe), 150 set-points."""
     kernel = kernels.rbf([1.0, 2.0], variance=0.01)
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +106,7 @@ def _reaching_task(seed: int) -> Task:
         plant = _short_plant(residual, known)
         model = GP.create(kernel, 0.05**2, nx=1, nu=1, noise_std=0.05, prior=known)
         bound = Mixture(rkhs_norm=1.0 + 1e-9, subgaussian=0.05, delta=DELTA)
-        dp = RobustDP(Grid(plant.state_box, (320,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
+        dp = RobustDP(Grid(plant.state_box, (320,)), Task.of(plant))
         distance = policy_distance(
             policies, known, (kernel,), rkhs_norm=bound.norms(1), outputs=(0,), noise_std=plant.noise_std,
             horizon=plant.horizon, ceiling=1.0,
@@ -117,11 +117,11 @@ def _reaching_task(seed: int) -> Task:
             return task
 
 
-def _run(task: Task, seed: int, **changes: Any) -> ActSafeRun:
+def _run(task: Setting, seed: int, **changes: Any) -> ActSafeRun:
     return task.algorithm.with_(**changes).run(torch.Generator().manual_seed(seed))
 
 
-def _f_star_inside(task: Task, run: ActSafeRun, residual: RKHSFunction, seed: int) -> bool:
+def _f_star_inside(task: Setting, run: ActSafeRun, residual: RKHSFunction, seed: int) -> bool:
     z = task.algorithm.system.state_box.sample(300, torch.Generator().manual_seed(seed))
     u = 2 * torch.rand(300, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1)) - 1
     points = torch.cat([z, u], dim=-1)
@@ -138,7 +138,7 @@ def _sample_safety(shard: int, budget: Budget, broken: bool) -> Sample:
     if broken:  # the prior mean taken for the truth, and exploited at once
         bound = Constant(rkhs_norm=norm, subgaussian=0.01, delta=DELTA, value=1e-6)
         threshold = 100.0
-    run = _run(task, 1000 + shard, bound=bound, threshold=threshold)
+    run = _run(task, 1000 + shard, bound=bound, threshold=threshold, unchecked=broken)
     unsafe = task.truth_lower > task.algorithm.system.budget
     safe = task.truth_upper <= task.algorithm.system.budget
     executed = [e.policy for e in run.episodes]
@@ -264,7 +264,7 @@ def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
     algorithm = task.algorithm
     assert algorithm.distance is not None
     run = _run(task, 3000 + shard, episodes=1 if broken else algorithm.episodes)
-    initial = list(algorithm.initial_safe)
+    initial = sorted(run.safe_sets[0].witnesses)
     target = reachable(  # the larger reachable set: true costs from below
         initial, task.truth_lower, algorithm.distance, budget=algorithm.system.budget, epsilon=EPSILON
     )

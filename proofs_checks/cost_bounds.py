@@ -24,6 +24,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
 
 SOUND = ("robust-dp", "total-variation", "scenario-tube")
@@ -56,7 +57,7 @@ def _confidence(seed: int, episodes: int) -> ConfidenceSet:
 def _setting(shard: int) -> tuple[AffinePolicies, ConfidenceSet, dict[str, Any]]:
     """Policies, F_n and the task of one shard."""
     system = _system()
-    task = {name: getattr(system, name) for name in ("initial_state", "horizon", "cost", "noise_std")}
+    task = {"task": Task.of(system)}
     return reference_1d_policies()[0].select(torch.tensor(CHOSEN)), _confidence(shard, 1 + 2 * (shard % 3)), task
 
 

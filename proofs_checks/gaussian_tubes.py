@@ -19,6 +19,7 @@ from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
 from proofs_checks.scenario_tubes import _RANGE, PATHS, TESTED, _confidence, _plant, _shrunk
 
@@ -51,12 +52,8 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     confidence = _confidence(name, shard // 2)
     model, horizon = confidence.model, system.horizon
     noise = sample_noise(system.noise_std, (horizon, 1, PATHS), torch.Generator().manual_seed(19_000 + shard))
-    cost = system.cost
     tube = GaussianTube(
-        initial_state=system.initial_state,
-        horizon=horizon,
-        cost=cost,  # pyright: ignore[reportArgumentType]
-        noise_std=system.noise_std,
+        task=Task.of(system),
     )
     with mock.patch.object(LocalAffine, "range_outer", _shrunk if broken else _RANGE):
         stages = list(tube.stages(confidence, policies))

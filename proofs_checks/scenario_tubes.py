@@ -29,6 +29,7 @@ from gpsafe.systems.reference import (
     reference_pendulum_policies,
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict
 
 PATHS = 40
@@ -79,9 +80,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     model, horizon = confidence.model, system.horizon
     generator = torch.Generator().manual_seed(9_000 + shard)
     noise = sample_noise(system.noise_std, (horizon, 1, PATHS), generator)
-    tube = ScenarioTube(
-        initial_state=system.initial_state, horizon=horizon, cost=system.cost, noise_std=system.noise_std, seed=shard
-    )
+    tube = ScenarioTube(task=Task.of(system), seed=shard)
     with mock.patch.object(LocalAffine, "range_outer", _shrunk if broken else _RANGE):
         tubes = tube.tubes(confidence, policies, noise)
     mean_path, mean_inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, system.initial_state, noise)

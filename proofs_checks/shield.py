@@ -29,6 +29,7 @@ from gpsafe.shield import Shield
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 from gpsafe.verdict import Verdict
 
@@ -79,7 +80,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     assert isinstance(constraint, IndicatorCost)
     judge = PlanTube(
         fallbacks=policies.select(torch.tensor([HANGING])),
-        constraint=constraint,
+        task=Task.of(system),
         noise_radius=(0.0 if broken else BOX) * system.noise_std,
         input_box=system.input_box,
         anchors=AnchorGrid.create(Box(vector(-2.5, -8.0, -1.0), vector(2.5, 8.0, 1.0)), vector(0.2, 2.0, 0.25)),
@@ -102,7 +103,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
         noise = radius.expand_as(noise)
     x, states, sources, silent = system.initial_state, [system.initial_state], [], 0
     with mock.patch.object(LocalAffine, "range_outer", _blind) if broken else nullcontext():
-        shield = Shield.start(judge, confidence, x, tracking=tracking, horizon=system.horizon, assume=True)
+        shield = Shield.start(judge, confidence, x, tracking=tracking, assume=True)
         assert isinstance(shield, Shield)
         for t in range(system.horizon):
             decision, shield = shield.decide(x, candidates, lengths)

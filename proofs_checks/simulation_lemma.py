@@ -22,6 +22,7 @@ from gpsafe.rollout import closed_loop
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict, hoeffding_radius
 
 HORIZON = 5
@@ -41,7 +42,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     policies = set_point_policies(targets, gain, torch.zeros(8, 1).double(), Box(vector(-1.0), vector(1.0)))
     noise_std, start = vector(0.05), vector(0.5)
     cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0))
-    dp = RobustDP(Grid(Box(vector(-0.2), vector(1.8)), (1600,)), start, HORIZON, cost, noise_std)
+    dp = RobustDP(Grid(Box(vector(-0.2), vector(1.8)), (1600,)), Task(start, HORIZON, cost, 1.0, noise_std))
     model = GP.create(kernel, 0.0025, nx=1, nu=1, noise_std=noise_std, prior=known)
     bound = Mixture(rkhs_norm=1.0 + 1e-9, subgaussian=0.05, delta=0.1)
     enclosure = dp.enclosure(ConfidenceSet(bound).update(model), policies)

@@ -20,6 +20,7 @@ from gpsafe.systems.reference import (
     reference_pendulum_policies,
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.systems.task import Task
 
 
 def generator(seed: int) -> torch.Generator:
@@ -36,14 +37,10 @@ class Case:
 
     @property
     def task(self) -> dict:
-        s = self.system
-        return {
-            "initial_state": s.initial_state,
-            "horizon": s.horizon,
-            "cost": s.cost,
-            "noise_std": s.noise_std,
-            "seed": 11,
-        }
+        return {"task": Task.of(self.system), "seed": 11}
+
+    def task_with(self, **changes) -> dict:
+        return {**self.task, "task": Task.of(self.system).with_(**changes)}
 
     def choose(self, *index: int) -> AffinePolicies:
         return self.policies.select(torch.tensor(index))

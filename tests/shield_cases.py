@@ -14,6 +14,7 @@ from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.shield import Shield
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 
 HORIZON = 30
@@ -30,7 +31,7 @@ def judge_of(case: Case, *, grid: bool = True, landing: bool = True, **options) 
     region = Box(vector(-2.5, -8.0, -1.0), vector(2.5, 8.0, 1.0))
     return PlanTube(
         fallbacks=case.choose(HANGING),
-        constraint=case.system.cost,
+        task=Task.of(case.system),
         noise_radius=3.0 * case.system.noise_std,
         input_box=case.system.input_box,
         anchors=AnchorGrid.create(region, vector(0.25, 2.0, 0.25)) if grid else None,
@@ -48,11 +49,11 @@ def tracking_of(case: Case) -> Tracking:
 @lru_cache(maxsize=8)
 def judged(runs: tuple[int, ...] = (5, 14, 22, 28), grid: bool = True, norm_factor: float = 1.0) -> PlanTube:
     case = case_of(runs, norm_factor)
-    return judge_of(case, grid=grid).refine(case.confidence, HORIZON)
+    return judge_of(case, grid=grid).refine(case.confidence)
 
 
 def shield_of(case: Case, judge: PlanTube | None = None, **options) -> Shield:
-    arguments = {"tracking": tracking_of(case), "horizon": HORIZON, **options}
+    arguments = {"tracking": tracking_of(case), **options}
     found = Shield.start(judge or judge_of(case), case.confidence, case.system.initial_state, **arguments)
     assert isinstance(found, Shield), found
     return found

@@ -31,6 +31,7 @@ from gpsafe.sets import Box, Polytope
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d
+from gpsafe.systems.task import Task
 from gpsafe.tube import EnsembleTube, constant_gain, propagate
 
 DEVICES = [
@@ -97,7 +98,7 @@ def robust(device: str) -> Any:
     policies = moved(make_case("1d", ()).choose(3, 20, 40), device)
     s = case.system
     grid = moved(Grid(make_case("1d", ()).system.state_box, (200,)), device)
-    dp = RobustDP(grid, s.initial_state, s.horizon, s.cost, s.noise_std)
+    dp = RobustDP(grid, Task.of(s))
     return dp.upper(dp.enclosure(case.confidence, policies))
 
 
@@ -112,7 +113,7 @@ def surrogate(device: str) -> Any:
 
 def plans(device: str) -> Any:
     case = moved(case_of(), device)
-    made = moved(judge_of(case_of()), device).refine(case.confidence, HORIZON)
+    made = moved(judge_of(case_of()), device).refine(case.confidence)
     inputs = torch.linspace(-0.4, 0.4, 3, dtype=torch.float64, device=device).reshape(3, 1, 1).expand(3, 4, 1)
     lengths = torch.tensor([4, 2, 1], device=device)
     candidates = Plans.open_loop(inputs, lengths, torch.zeros(3, dtype=torch.long, device=device), 2)
@@ -160,7 +161,7 @@ CASES: dict[str, Callable[[str], Any]] = {
     "total variation": cost_bound(lambda case: TotalVariation(**case.task)),
     "scenario tube": cost_bound(lambda case: ScenarioTube(**case.task)),
     "gaussian tube": cost_bound(
-        lambda case: GaussianTube(**{k: v for k, v in case.task.items() if k != "seed"}),
+        lambda case: GaussianTube(task=case.task["task"]),
     ),
     "robust program": robust,
     "surrogate": surrogate,

@@ -235,7 +235,7 @@ def test_scenario_tubes_contain_the_true_paths_of_feature_policies():
         push=torch.tensor([0.2, 0.1]), spring=0.3, damping=0.2, gravity=0.4, pump=0.2, level=3.0, frequency_sq=8.9
     )
     policies = FeaturePolicies(theta, pendulum_features(), case.system.input_box)
-    options: dict[str, Any] = case.task | {"horizon": 8, "samples": 8}
+    options: dict[str, Any] = case.task_with(horizon=8) | {"samples": 8}
     task = ScenarioTube(**options)
     noise = sample_noise(case.system.noise_std, (8, 1, 8), generator(3))
     states, _ = closed_loop(case.system.mean, policies, case.system.initial_state, noise)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "gpsafe"
 
 LAYERS: list[set[str]] = [
-    {"verdict", "_require", "linalg", "store"},
+    {"verdict", "assumptions", "_require", "linalg", "store"},
     {"sets", "kernels", "rkhs", "data", "checks", "policies", "feature_policies", "parametric"},
     {"models", "systems", "envs", "_drawing"},
     {"confidence", "rollout"},

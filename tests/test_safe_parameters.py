@@ -19,6 +19,7 @@ from gpsafe.safe_set import policy_distance
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d
+from gpsafe.systems.task import Task
 
 UNIT = Box(torch.tensor([-1.0]), torch.tensor([1.0]))
 FAMILY = set_point_family((-0.6, 1.4), (1.0, 6.0), input_box=UNIT)
@@ -109,9 +110,7 @@ def learned():
         states, inputs = closed_loop(plant.mean, FAMILY(vector(*theta)[None]), plant.initial_state, noise)
         model = model.condition(transitions(states[0, 0], inputs[0, 0]))
         confidence = confidence.update(model)
-    dp = RobustDP(
-        Grid(Box(vector(-1.2), vector(1.4)), (400,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std
-    )
+    dp = RobustDP(Grid(Box(vector(-1.2), vector(1.4)), (400,)), Task.of(plant))
     return plant, confidence, dp
 
 
@@ -192,7 +191,7 @@ def test_unsound_certifiers_are_refused(learned):
 def test_monte_carlo_certifiers_get_fresh_noise_and_a_limit_of_calls(learned):
     plant, confidence, _ = learned
     tube = ScenarioTube(
-        initial_state=plant.initial_state, horizon=4, cost=plant.cost, noise_std=plant.noise_std, seed=1, samples=40,
+        task=Task.of(plant).with_(horizon=4), seed=1, samples=40,
         calls=2, anchors=4,
     )  # fmt: skip
     upper, theta = sound_upper(tube, confidence, FAMILY), torch.tensor([[0.1, 3.0]]).double()

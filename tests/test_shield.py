@@ -25,6 +25,7 @@ from gpsafe.sets.zonotope import Zonotope
 from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import SineKnown
+from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 
 NONE = torch.zeros(0, 1, 1, dtype=torch.float64)
@@ -131,13 +132,16 @@ def test_candidates_without_finite_gains_are_refused_and_the_fallback_answers(nu
     box, rest = Box(-ones[0], ones[0]), 0 * ones
     hold = AffinePolicies(rest, -3 / nu * ones.mT[None], box)
     judge = PlanTube(
-        fallbacks=hold, constraint=IndicatorCost(one, vector(1.0)), noise_radius=vector(1e-3), input_box=box
+        fallbacks=hold,
+        task=Task(vector(0.0), horizon, IndicatorCost(one, vector(1.0)), 0.0, vector(1e-4)),
+        noise_radius=vector(1e-3),
+        input_box=box,
     )
     tracking = Tracking(
         brakes=AffinePolicies(rest, 0 * ones.mT[None], box), authority=0.5, state_weight=vector(weight),
         input_weight=ones[0],
     )  # fmt: skip
-    shield = Shield.start(judge, confidence, vector(0.0), tracking=tracking, horizon=horizon)
+    shield = Shield.start(judge, confidence, vector(0.0), tracking=tracking)
     assert isinstance(shield, Shield)
     decision, _ = shield.decide(vector(0.0), torch.ones(2, 5, nu, dtype=torch.float64))
     assert decision.source == "fallback" and decision.admitted.tolist() == [False, False]
@@ -154,7 +158,7 @@ def test_a_state_that_the_assumptions_exclude_is_reported():
 def test_an_uncertified_fallback_is_a_value_and_may_be_assumed():
     case = case_of(())
     judge, x0 = judge_of(case), case.system.initial_state
-    found = Shield.start(judge, case.confidence, x0, tracking=tracking_of(case), horizon=HORIZON)
+    found = Shield.start(judge, case.confidence, x0, tracking=tracking_of(case))
     assert isinstance(found, NotCertified) and found.falsified is None and found.margin < 0 < found.steps
     shield = shield_of(case, judge, assume=True)
     assert shield.basis == "assumed" and any("S_0 assumed" in a for a in shield.assumptions)
@@ -164,19 +168,19 @@ def test_an_uncertified_fallback_is_a_value_and_may_be_assumed():
 
 def test_an_empty_confidence_set_certifies_nothing_even_if_s0_is_assumed():
     case = case_of()
-    tiny = Mixture(rkhs_norm=0.05, subgaussian=1e-4, delta=0.1)
+    tiny = Mixture(rkhs_norm=0.05, subgaussian=1e-4, delta=0.1, unchecked=True)
     model = replace(case.confidence.model, regularizer=case.confidence.model.regularizer)
     confidence = ConfidenceSet(tiny).update(model)
     judge, x0 = judge_of(case), case.system.initial_state
-    found = Shield.start(judge, confidence, x0, tracking=tracking_of(case), horizon=HORIZON, assume=True)
+    found = Shield.start(judge, confidence, x0, tracking=tracking_of(case), assume=True)
     assert isinstance(found, NotCertified) and "F_n is empty" in str(found.falsified)
 
 
 def test_grids_are_refined_by_intersection_from_episode_to_episode():
     case = make_case("pendulum", (5, 14))
-    first = judge_of(case).refine(ConfidenceSet(case.confidence.bound, case.confidence.generations[:1]), HORIZON)
-    step = first.refine(case.confidence, HORIZON)
-    direct = judge_of(case).refine(case.confidence, HORIZON)
+    first = judge_of(case).refine(ConfidenceSet(case.confidence.bound, case.confidence.generations[:1]))
+    step = first.refine(case.confidence)
+    direct = judge_of(case).refine(case.confidence)
     assert step.anchors is not None and direct.anchors is not None and first.anchors is not None
     new, old, once = step.anchors.local, first.anchors.local, direct.anchors.local
     assert new is not None and old is not None and once is not None
@@ -184,7 +188,7 @@ def test_grids_are_refined_by_intersection_from_episode_to_episode():
     assert bool((new.half <= old.half + 1e-12).all()) and step.anchors.generations == 3
     assert step.anchors.refine(case.confidence) is step.anchors
     with pytest.raises(ValueError, match="another history"):
-        step.refine(case_of().confidence, HORIZON)
+        step.refine(case_of().confidence)
 
 
 @given(seed=seeds())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
+from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
@@ -20,7 +21,9 @@ from gpsafe.models import GP
 from gpsafe.policies import PolicyClass
 from gpsafe.rollout import closed_loop, transitions
 from gpsafe.safe_set import SafePolicySet
+from gpsafe.sets import Box
 from gpsafe.systems.base import System, sample_noise
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +49,48 @@ class ActSafeRun:
     safe_sets: tuple[SafePolicySet, ...]
     confidence: ConfidenceSet
     falsified: Falsification | None = None
+    unsound: str | None = None  # why no guarantee stands behind the run; None if one does
 
     @property
     def safe_set(self) -> SafePolicySet:
         """The last S_n."""
         return self.safe_sets[-1]
+
+
+def check_parts(
+    where: str, system: System, model: GP, bound: ConfidenceBound, cost_bound: CostBound, *, unchecked: bool
+) -> str | None:
+    """Whether the parts speak of one task, each within its theorem: x_0, T, c, d and σ are those of the plant in the cost
+    bound too, and the confidence bound covers σ and the model. If not, S_n is a set of guesses.
+
+    Returns:
+        None if they do; what is wrong, if it is and `unchecked` allows it.
+
+    Raises:
+        ValueError: if it is wrong and not allowed.
+    """
+    if not cost_bound.sound:
+        raise _require.fail(where, "a sound cost bound", cost_bound.name)
+    try:
+        if not bound.sound or bound.unchecked:
+            got = f"{bound.name}, unchecked or heuristic"
+            raise _require.fail(where, "a sound confidence bound, used within its theorem", got)
+        bound.check(model)
+        Task.of(system).require_same(where, cost_bound.task)
+        check_task(where, cost_bound.task, ConfidenceSet(bound, (model,)))
+    except ValueError as error:
+        if not unchecked:
+            raise _require.fail(where, "parts within one theorem (or unchecked=True)", str(error)) from error
+        return str(error)
+    return None
+
+
+def check_inputs(where: str, system: System, policies: object) -> None:
+    """Refuses policies that ask for inputs beyond the plant's limits: what it applies then is not what was certified."""
+    box = getattr(policies, "input_box", None)
+    if isinstance(box, Box) and not bool(system.input_box.contains(torch.stack([box.lower, box.upper])).all()):
+        limits = [(b.lower.tolist(), b.upper.tolist()) for b in (system.input_box, box)]
+        raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +100,7 @@ class ActSafe:
     Args:
         system: the true plant (only sampled from; its `mean` is never shown to the learner).
         policies: finite policy class.
-        initial_safe: S_0, indices assumed safe.
+        initial_safe: S_0, assumed safe: indices, a Boolean mask over the class, or a slice.
         model: GP before data, in theory mode.
         bound: confidence bound.
         cost_bound: sound bound of the worst-case cost (RobustDP is updated incrementally; any other `CostBound` works).
@@ -69,12 +109,14 @@ class ActSafe:
         threshold: expansion ends when max_{S_n} of the exploration value falls below it.
         start: makes the session that answers for the class (e.g. a `PrunedSession` for thousands of policies); by default
             one that evaluates every policy asked for with `cost_bound`.
+        unchecked: also take parts that no theorem covers together (a constant β, another task than the plant's), as controls
+            and comparisons do. The run then says why it is not sound.
         view: what F_n is evaluated with, e.g. a low-rank posterior with a rigorous error term; identity by default.
     """
 
     system: System
     policies: PolicyClass
-    initial_safe: Sequence[int]
+    initial_safe: Sequence[int] | Tensor | slice
     model: GP
     bound: ConfidenceBound
     cost_bound: CostBound
@@ -83,19 +125,25 @@ class ActSafe:
     threshold: float = 0.0
     view: Callable[[GP], GP] = field(default=lambda model: model)
     start: Callable[[ConfidenceSet], Session] | None = None
+    unchecked: bool = False
 
     def __post_init__(self) -> None:
         _require.count("ActSafe", "episodes", self.episodes)
         _require.nonnegative("ActSafe", "threshold", self.threshold)
-        if not self.cost_bound.sound:
-            raise _require.fail("ActSafe", "a sound cost bound", self.cost_bound.name)
-        self.bound.check(self.model)
+        self.unsound_because()
+        check_inputs("ActSafe", self.system, self.policies)
+        SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
+
+    def unsound_because(self) -> str | None:
+        """Why no guarantee stands behind a run (only with `unchecked`); None if one does."""
+        parts = (self.system, self.model, self.bound, self.cost_bound)
+        return check_parts("ActSafe", *parts, unchecked=self.unchecked)
 
     def run(self, generator: torch.Generator) -> ActSafeRun:
         """Runs all episodes; stops early if F_n comes out empty (a falsified assumption)."""
         model, confidence = self.model, ConfidenceSet(self.bound).update(self.view(self.model))
         session = self._session(confidence, generator)
-        safe = SafePolicySet.initial(self.policies.num, list(self.initial_safe), budget=self.system.budget)
+        safe = SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
         safe_sets, episodes, exploring = [safe], [], True
         for number in range(1, self.episodes + 1):
             candidates = torch.arange(safe.num) if self.distance is not None else safe.outsiders
@@ -123,15 +171,17 @@ class ActSafe:
             session = session.update(confidence)
             falsified = session.falsified()
             if falsified is not None:
-                return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence, falsified)
-        return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence)
+                return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence, falsified, self.unsound_because())
+        return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence, None, self.unsound_because())
 
     def _session(self, confidence: ConfidenceSet, generator: torch.Generator) -> Session:
         if self.start is not None:
-            return self.start(confidence)
+            session = self.start(confidence)
+            self.cost_bound.task.require_same("ActSafe: session", session.task)
+            return session
         if isinstance(self.cost_bound, RobustDP):
             return DPSession.start(self.cost_bound, confidence, self.policies)
-        return EvaluationSession(self.cost_bound, confidence, self.policies, self.system, generator)
+        return EvaluationSession(self.cost_bound, confidence, self.policies, generator)
 
     def _execute(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         system = self.system

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.algorithms.actsafe import check_inputs, check_parts
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
@@ -111,12 +112,14 @@ class ContinuousActSafe:
         _require.count("ContinuousActSafe", "exploit", self.exploit, minimum=0)
         _require.count("ContinuousActSafe", "starts", self.starts)
         _require.count("ContinuousActSafe", "rounds", self.rounds, minimum=0)
-        self.bound.check(self.model)
+        check_parts("ContinuousActSafe", self.system, self.model, self.bound, self.cost_bound, unchecked=False)
+        theta = torch.as_tensor(self.initial)
+        check_inputs("ContinuousActSafe", self.system, self.family(theta))
 
     def run(self, generator: torch.Generator) -> ContinuousRun:
         """All episodes; stops early if F_n comes out empty at a data point (a falsified assumption)."""
         model, confidence = self.model, ConfidenceSet(self.bound).update(self.model)
-        safe = SafeParameters.initial(self.initial, budget=self.system.budget)
+        safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
         episodes: list[ContinuousEpisode] = []
         for number in range(1, self.episodes + self.exploit + 1):
             goal: Goal = "exploration" if number <= self.episodes else "reward"

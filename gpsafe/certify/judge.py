@@ -125,7 +125,7 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
             float(problem.distance(learned.to(plan), plan[0])),
             proposal,
             time.perf_counter() - start,
-            tuple(dict.fromkeys((*problem.model.assumptions, "state measured exactly", *problem.assumptions))),
+            problem.believed,
         )
 
     def unclear(reason: str) -> Certificate:

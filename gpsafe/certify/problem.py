@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.sets.polytope import Polytope
 from gpsafe.tube.core import Mode, Tube, TubeModel, gains, propagate
 
@@ -57,6 +58,11 @@ class CertificationProblem:
     weight: Tensor | None = None
     tolerance: float = 0.0
     assumptions: tuple[str, ...] = ()
+
+    @property
+    def believed(self) -> tuple[Believed, ...]:
+        """What a certificate for this problem rests on: the model's assumptions, exact state and input, the user's own."""
+        return listed(self.model.assumptions, Assumption.EXACT_STATE(), Assumption.EXACT_INPUT(), self.assumptions)
 
     def __post_init__(self) -> None:
         where, nx, nu = "CertificationProblem", self.model.nx, self.model.nu

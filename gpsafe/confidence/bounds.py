@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.models.gp import GP
 
 MARGIN = 1e-12  # outward rounding of the variance, relative to the prior variance: at least this
@@ -94,18 +95,25 @@ class ConfidenceBound(ABC):
             got = f"mode={model.mode}, lambda={model.regularizer.tolist()}, n={model.num_data}"
             raise _require.fail(type(self).__name__, f"{reason}; pass unchecked=True to compute it anyway", got)
 
-    def beliefs(self) -> tuple[str, ...]:
-        """What the theorem assumes of f* and of the noise."""
-        return (f"rkhs_norm<={self.rkhs_norm}", f"subgaussian({self.subgaussian})")
+    def noise_refusal(self, model: GP, noise_std: Tensor) -> str | None:
+        """Why the theorem does not cover observations with Gaussian noise of deviation `noise_std` (p,); None if it does."""
+        needed = noise_std.cpu() * (1 - MATCH)
+        if self.frequentist and bool((self.noise(model.num_outputs) < needed).any()):
+            return f"subgaussian R >= the task's noise deviation (R = {self.subgaussian})"
+        return None
 
-    def assumptions(self, model: GP) -> tuple[str, ...]:
+    def beliefs(self) -> tuple[Believed, ...]:
+        """What the theorem assumes of f* and of the noise."""
+        return (Assumption.RKHS_NORM(f"<={self.rkhs_norm}"), Assumption.SUBGAUSSIAN(f"({self.subgaussian})"))
+
+    def assumptions(self, model: GP) -> tuple[Believed, ...]:
         """What the bound believes."""
-        listed = [*self.beliefs(), "kernel and lambda fixed before data"]
+        entries = [*self.beliefs(), Assumption.FIXED_KERNEL(), Assumption.ALL_OBSERVATIONS()]
         if not self.sound:
-            listed.append(f"{self.name} is not a theorem")
+            entries.append(Assumption.NOT_A_THEOREM(f": {self.name}"))
         if self.unchecked:
-            listed.append(f"{self.name} used outside its theorem (unchecked)")
-        return tuple(listed)
+            entries.append(Assumption.UNCHECKED(f": {self.name}"))
+        return listed(entries)
 
     @abstractmethod
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
@@ -343,9 +351,9 @@ class Srinivas(ClosedForm):
                 return "information gain large enough for the theorem (or max_info_gain)"
         return super().refusal(model)
 
-    def beliefs(self) -> tuple[str, ...]:
+    def beliefs(self) -> tuple[Believed, ...]:
         """Bounded noise in place of sub-Gaussian noise."""
-        return (f"rkhs_norm<={self.rkhs_norm}", f"|noise|<={self.subgaussian}")
+        return (Assumption.RKHS_NORM(f"<={self.rkhs_norm}"), Assumption.BOUNDED_OBSERVATION(f"<={self.subgaussian}"))
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
         """See `ClosedForm.formula`; γ is at least g_n."""
@@ -375,9 +383,9 @@ class Constant(ClosedForm):
         super().__post_init__()
         _require.positive("Constant", "value", self.value)
 
-    def beliefs(self) -> tuple[str, ...]:
+    def beliefs(self) -> tuple[Believed, ...]:
         """Calibration by assertion."""
-        return (f"calibrated: |f - mean| <= {self.value} std everywhere",)
+        return (Assumption.CALIBRATED_CONSTANT(f" <= {self.value} std everywhere"),)
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
         """See `ClosedForm.formula`."""

@@ -10,6 +10,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.models.gp import GP
 from gpsafe.sets.box import Box
@@ -100,10 +101,19 @@ class Lederer(ConfidenceBound):
         longest = float((self.box.upper - self.box.lower).max())
         return 1e-6 * longest if self.grid_radius is None else self.grid_radius
 
-    def beliefs(self) -> tuple[str, ...]:
+    def beliefs(self) -> tuple[Believed, ...]:
         """Bayesian prior and Gaussian noise."""
-        smooth = () if self.lipschitz is None else (f"f is {self.lipschitz}-Lipschitz on the box",)
-        return ("f ~ GP(0, kernel)", "noise ~ N(0, lambda)", *smooth)
+        entries = [Assumption.GAUSSIAN_PRIOR(), Assumption.LAMBDA_NOISE()]
+        if self.lipschitz is not None:
+            entries.append(Assumption.SAMPLE_PATH(f" {self.lipschitz}-Lipschitz on the box"))
+        return tuple(entries)
+
+    def noise_refusal(self, model: GP, noise_std: Tensor) -> str | None:
+        """The posterior is the conditional law only for λ = noise_std²."""
+        target = noise_std.cpu().square()
+        if bool(((model.regularizer.cpu() - target).abs() > 1e-6 * target).any()):
+            return f"lambda = noise_std^2 = {target.tolist()}"
+        return None
 
     def refusal(self, model: GP) -> str | None:
         """Stationary kernels on the box's dimension; RBF unless `lipschitz` is given."""

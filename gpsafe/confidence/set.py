@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.models.gp import GP
@@ -62,7 +63,7 @@ class ConfidenceSet:
         return self.bound.sound and not self.bound.unchecked
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[Believed, ...]:
         """What membership of f* rests on."""
         return self.bound.assumptions(self.model)
 

@@ -1,4 +1,4 @@
-"""What the Monte-Carlo cost bounds share: the task, and where their noise and δ come from."""
+"""What cost bounds share: the task, what they believe, and where the Monte-Carlo ones take their noise and δ from."""
 
 from __future__ import annotations
 
@@ -8,30 +8,92 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.systems.base import Cost
+from gpsafe.systems.task import Task
+
+
+def check_task(where: str, task: Task, confidence: ConfidenceSet) -> None:
+    """Refuses a model of another state dimension, and a bound whose theorem does not cover the task's noise.
+
+    The data of F_n come from the plant that the task describes: an R below its σ, say, makes F_n too small, and nothing
+    in F_n shows it.
+    """
+    model = confidence.model
+    if task.nx != model.nx:
+        raise _require.fail(where, f"an initial state of dimension {model.nx}", task.nx)
+    reason = confidence.bound.noise_refusal(model, task.noise_std[list(model.outputs)])
+    if reason is not None and not confidence.bound.unchecked:
+        raise _require.fail(where, reason, f"noise_std {task.noise_std.tolist()} and {confidence.bound.name}")
+
+
+class OfTask:
+    """Gives a cost bound the fields of its `task` under their own names, and the list of what it believes."""
+
+    __slots__ = ()
+    task: Task
+
+    @property
+    def initial_state(self) -> Tensor:
+        """x_0, (nx,)."""
+        return self.task.initial_state
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.task.horizon
+
+    @property
+    def cost(self) -> Cost:
+        """c."""
+        return self.task.cost
+
+    @property
+    def noise_std(self) -> Tensor:
+        """Standard deviations of w, (nx,)."""
+        return self.task.noise_std
+
+    @property
+    def total_ceiling(self) -> float:
+        """T·C ≥ every J_c."""
+        return self.task.total_ceiling
+
+    def check(self, confidence: ConfidenceSet) -> None:
+        """See `check_task`."""
+        check_task(type(self).__name__, self.task, confidence)
+
+    def believed(self, confidence: ConfidenceSet, *further: Believed) -> tuple[Believed, ...]:
+        """What every bound of J_c rests on, and `further`."""
+        model = confidence.model
+        unlearned = [j for j in range(model.nx) if j not in model.outputs]
+        known = [Assumption.KNOWN_OUTPUTS(f" (states {unlearned})")] if unlearned else []
+        return listed(
+            confidence.assumptions,
+            known,
+            Assumption.TASK(),
+            Assumption.GAUSSIAN_NOISE(),
+            Assumption.EXACT_STATE(),
+            Assumption.EXACT_INPUT(),
+            further,
+            Assumption.ROUNDING(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MonteCarloTask:
-    """J_c(π, f) = E Σ_{t<T} c(x_t), x_0 given, x_{t+1} = f(x_t, π(x_t)) + w_t, w_t ~ N(0, diag(noise_std²)).
+class MonteCarloBound(OfTask):
+    """J_c(π, f) = E Σ_{t<T} c(x_t), x_0 given, x_{t+1} = f(x_t, π(x_t)) + w_t, w_t ~ N(0, diag(noise_std²)), by sampling w.
 
     Args:
-        initial_state: x₀, (nx,).
-        horizon: T.
-        cost: c ∈ [0, C].
-        noise_std: (nx,), ≥ 0.
+        task: x_0, T, c, σ.
         seed: of the Monte-Carlo noise; must not be the plant's.
         samples: N, number of noise paths.
         delta: total failure probability of the Monte-Carlo parts over a whole run (see `monte_carlo`).
         calls: number of different policy classes that may be evaluated at one stage.
     """
 
-    initial_state: Tensor
-    horizon: int
-    cost: Cost
-    noise_std: Tensor
+    task: Task
     seed: int
     samples: int = 256
     delta: float = 0.01
@@ -39,23 +101,11 @@ class MonteCarloTask:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        x0 = _require.finite(where, "initial_state", self.initial_state)
-        if x0.ndim != 1:
-            raise _require.fail(where, "initial_state of shape (nx,)", f"shape {tuple(x0.shape)}")
-        noise = _require.nonnegative(where, "noise_std", self.noise_std)
-        object.__setattr__(self, "initial_state", x0)
-        object.__setattr__(self, "noise_std", _require.shape(where, "noise_std", noise, tuple(x0.shape)))
-        _require.count(where, "horizon", self.horizon)
+        _require.kind(where, "task", self.task, Task)
         _require.count(where, "samples", self.samples, minimum=2)
         _require.count(where, "seed", self.seed, minimum=0)
         _require.count(where, "calls", self.calls)
         _require.probability(where, "delta", self.delta)
-        _require.positive(where, "cost.ceiling", self.cost.ceiling)
-
-    @property
-    def total_ceiling(self) -> float:
-        """T·C ≥ every J_c."""
-        return self.horizon * self.cost.ceiling
 
     def stage(self, confidence: ConfidenceSet) -> int:
         """n: number of generations of F_n."""
@@ -80,9 +130,3 @@ class MonteCarloTask:
     def generator(self, confidence: ConfidenceSet, purpose: int) -> torch.Generator:
         """Generator of (seed, stage, purpose)."""
         return monte_carlo.stream(self.seed, self.stage(confidence), purpose)
-
-    def check_model(self, confidence: ConfidenceSet) -> None:
-        """Refuses a model of another state dimension."""
-        nx = confidence.model.nx
-        if self.initial_state.numel() != nx:
-            raise _require.fail(type(self).__name__, f"an initial state of dimension {nx}", self.initial_state.numel())

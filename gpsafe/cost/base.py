@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.policies import PolicyClass
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,10 +42,15 @@ class CostInterval:
 
 @runtime_checkable
 class CostBound(Protocol):
-    """A way to bound sup_{f ∈ F_n} J_c(π, f). Implementations hold the task (x₀, T, cost, noise)."""
+    """A way to bound sup_{f ∈ F_n} J_c(π, f). Implementations hold the task that they speak of."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def task(self) -> Task:
+        """x₀, T, c, d and σ of the plant that it speaks of."""
+        ...
 
     @property
     def sound(self) -> bool:

@@ -33,13 +33,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet, Falsification
+from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
@@ -47,6 +49,7 @@ from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart
+from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # outward rounding of reaches and deviations
 
@@ -89,14 +92,11 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GaussianTube:
+class GaussianTube(OfTask):
     """The bound of the module. `upper` is a theorem given f* ∈ F_n and w_t i.i.d. N(0, diag(noise_std²)); δ = 0.
 
     Args:
-        initial_state: x₀, (nx,).
-        horizon: T.
-        cost: half-space cost in [0, C].
-        noise_std: (nx,), ≥ 0.
+        task: x_0, T, σ and a half-space cost c ∈ [0, C].
         width: κ, deviations for which the linearisation error is enclosed (about 5).
         give_up: a cost, such as the budget, beyond which a policy is not followed further (upper = T·C).
         order: number of generators at which Z_t is reduced; every reduction wraps, so let it hold those of all steps.
@@ -104,10 +104,7 @@ class GaussianTube:
         gradients: use gradients of the posterior (False: kernel metric only).
     """
 
-    initial_state: Tensor
-    horizon: int
-    cost: HalfspaceCost
-    noise_std: Tensor
+    task: Task
     width: float = 5.0
     give_up: float = math.inf
     order: int = 128
@@ -117,16 +114,17 @@ class GaussianTube:
     sound: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        x0 = _require.finite("GaussianTube", "initial_state", self.initial_state)
-        object.__setattr__(self, "initial_state", x0)
-        noise = _require.nonnegative("GaussianTube", "noise_std", self.noise_std)
-        object.__setattr__(self, "noise_std", _require.shape("GaussianTube", "noise_std", noise, tuple(x0.shape)))
-        _require.count("GaussianTube", "horizon", self.horizon)
+        _require.kind("GaussianTube", "task", self.task, Task)
         _require.count("GaussianTube", "order", self.order)
         for name in ("width", "limit"):
             _require.positive("GaussianTube", name, getattr(self, name))
-        if not isinstance(self.cost, HalfspaceCost):
-            raise _require.fail("GaussianTube", "a half-space cost", type(self.cost).__name__)
+        if not isinstance(self.task.cost, HalfspaceCost):
+            raise _require.fail("GaussianTube", "a half-space cost", type(self.task.cost).__name__)
+
+    @property
+    def cost(self) -> HalfspaceCost:
+        """c."""
+        return cast(HalfspaceCost, self.task.cost)  # checked above
 
     @property
     def failure(self) -> float:
@@ -136,8 +134,7 @@ class GaussianTube:
     def stages(self, confidence: ConfidenceSet, policies: PolicyClass) -> Iterator[Stage]:
         """t = 0 … T − 1."""
         nx = self.initial_state.numel()
-        if confidence.model.nx != nx:
-            raise _require.fail("GaussianTube", f"a model with nx = {nx}", confidence.model.nx)
+        self.check(confidence)
         if not isinstance(confidence.model.prior, KnownPart):
             raise _require.fail(
                 "GaussianTube", "a known part with hessian_bound", type(confidence.model.prior).__name__
@@ -157,7 +154,7 @@ class GaussianTube:
 
     def upper(self, confidence: ConfidenceSet, policies: PolicyClass) -> Tensor:
         """The bound, T·C for policies that came to cost more than `give_up`, (P,)."""
-        ceiling = self.horizon * self.cost.ceiling
+        ceiling = self.total_ceiling
         upper = torch.full((policies.num,), ceiling, dtype=torch.float64, device=self.initial_state.device)
         alive, total = torch.arange(policies.num, device=upper.device), torch.zeros_like(upper)
         stage = next(iter(self.stages(confidence, policies)))
@@ -180,8 +177,8 @@ class GaussianTube:
             upper,
             sound_upper=confidence.sound,
             method=self.name,
-            assumptions=(*confidence.assumptions, "noise exactly N(0, diag(noise_std^2)), independent over time"),
-            vacuous=upper >= self.horizon * self.cost.ceiling * (1 - 1e-9),
+            assumptions=self.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE()),
+            vacuous=upper >= self.total_ceiling * (1 - 1e-9),
         )
 
     def session(self, confidence: ConfidenceSet, policies: PolicyClass) -> TubeSession:
@@ -249,10 +246,15 @@ class TubeSession:
     policies: PolicyClass
     best: Tensor
 
+    @property
+    def task(self) -> Task:
+        """Of the bound."""
+        return self.bound.task
+
     @staticmethod
     def start(bound: GaussianTube, confidence: ConfidenceSet, policies: PolicyClass) -> TubeSession:
         """Before any episode."""
-        ceiling = bound.horizon * bound.cost.ceiling
+        ceiling = bound.total_ceiling
         return TubeSession(bound, confidence, policies, torch.full((policies.num,), ceiling, dtype=torch.float64))
 
     def upper(self, index: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
-from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.sampled import Sampled
 from gpsafe.policies import PolicyClass
@@ -59,7 +60,7 @@ class Adversary:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Hallucinated(MonteCarloTask):
+class Hallucinated(MonteCarloBound):
     """Lower limit of the cost under the worst adversary found; never below `Sampled` on the same task.
 
     `lower` is the larger of that limit (δ_n/2) and of `sampled`'s (the other δ_n/2); `upper` is T·C: nothing.
@@ -89,7 +90,7 @@ class Hallucinated(MonteCarloTask):
 
     def _sampled(self) -> Sampled:
         own = self.sampled
-        task = {name: getattr(self, name) for name in MonteCarloTask.__dataclass_fields__}
+        task = {name: getattr(self, name) for name in MonteCarloBound.__dataclass_fields__}
         task["delta"] = self.delta / 2
         if own is None:
             return Sampled(**task)
@@ -97,7 +98,7 @@ class Hallucinated(MonteCarloTask):
 
     def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
         """[lower limit, T·C]; `sound_upper` is False."""
-        self.check_model(confidence)
+        self.check(confidence)
         adversary = self.search(confidence, policies)
         share = 0.5 * self.stage_delta(confidence) / policies.num
         with torch.no_grad():
@@ -110,7 +111,7 @@ class Hallucinated(MonteCarloTask):
             sound_upper=False,
             method=self.name,
             delta=self.stage_delta(confidence),
-            assumptions=confidence.assumptions,
+            assumptions=self.believed(confidence, Assumption.MONTE_CARLO_SEED()),
             vacuous=torch.ones_like(lower, dtype=torch.bool),
         )
 

@@ -16,6 +16,7 @@ or computed at the tube's own centre.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -23,7 +24,9 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost._task import check_task
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
@@ -32,6 +35,7 @@ from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost, KnownPart
+from gpsafe.systems.task import Task
 
 SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
 
@@ -128,7 +132,7 @@ class PlanTube:
 
     Args:
         fallbacks: F policies a plan may end in.
-        constraint: the polytope; states outside it cost.
+        task: its cost is the indicator of the states that are forbidden; its horizon is that of an episode.
         noise_radius: w̄, (nx,) ≥ 0.
         input_box: to which the laws of a plan are clipped.
         anchors: grid at which F_n is tabulated; None: evaluated at every tube's own centre (slower, sharper).
@@ -138,7 +142,7 @@ class PlanTube:
     """
 
     fallbacks: PolicyClass
-    constraint: IndicatorCost
+    task: Task
     noise_radius: Tensor
     input_box: Box
     anchors: AnchorGrid | None = None
@@ -150,7 +154,9 @@ class PlanTube:
 
     def __post_init__(self) -> None:
         noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius)
-        nx = self.constraint.normals.shape[-1]
+        if not isinstance(self.task.cost, IndicatorCost):
+            raise _require.fail("PlanTube", "a task whose cost is an IndicatorCost", type(self.task.cost).__name__)
+        nx = self.task.nx
         object.__setattr__(self, "noise_radius", _require.shape("PlanTube", "noise_radius", noise, (nx,)))
         _require.count("PlanTube", "order", self.order)
         _require.positive("PlanTube", "limit", self.limit)
@@ -158,13 +164,39 @@ class PlanTube:
             if box.dim != nx:
                 raise _require.fail("PlanTube", f"landing boxes of dimension {nx}", box.dim)
 
-    def refine(self, confidence: ConfidenceSet, horizon: int) -> PlanTube:
-        """The judge for a new F_n: refills the grid and certifies the landing sets for `horizon` steps."""
+    @property
+    def constraint(self) -> IndicatorCost:
+        """The polytope; states outside it cost."""
+        return cast(IndicatorCost, self.task.cost)  # checked above
+
+    def believed(self) -> tuple[Believed, ...]:
+        """What an admitted plan rests on. The noise event is one of the whole episode."""
+        confidence, sigma, steps = self._confidence(), self.task.noise_std, self.task.horizon
+        model, radius = confidence.model, self.noise_radius
+        outside = torch.special.erfc(torch.where(sigma > 0, radius / sigma, torch.inf) / math.sqrt(2.0)).sum()
+        chance = min(1.0, steps * float(outside) * (1 + 1e-9))
+        unlearned = [j for j in range(model.nx) if j not in model.outputs]
+        return listed(
+            confidence.assumptions,
+            [] if confidence.sound else [Assumption.IN_SET(f" ({confidence.bound.name} is no theorem here)")],
+            [Assumption.KNOWN_OUTPUTS(f" (states {unlearned})")] if unlearned else [],
+            Assumption.TASK(),
+            Assumption.NOISE_BOX(
+                f"<={radius.tolist()} at every step of the episode (fails with probability ≤ {chance:.3g} for the task's noise)"
+            ),
+            Assumption.KNOWN_DERIVATIVES(),
+            Assumption.EXACT_STATE(),
+            Assumption.EXACT_INPUT(),
+            Assumption.ROUNDING(),
+        )
+
+    def refine(self, confidence: ConfidenceSet) -> PlanTube:
+        """The judge for a new F_n: refills the grid and certifies the landing sets for the task's horizon."""
         if not isinstance(confidence.model.prior, KnownPart):
             got = type(confidence.model.prior).__name__
             raise _require.fail("PlanTube", "a known part with hessian_bound", got)
-        if confidence.model.nx != self.noise_radius.numel():
-            raise _require.fail("PlanTube", f"a model with nx = {self.noise_radius.numel()}", confidence.model.nx)
+        check_task("PlanTube", self.task, confidence)
+        horizon = self.task.horizon
         anchors = None if self.anchors is None else self.anchors.refine(confidence)
         bare = replace(self, anchors=anchors, confidence=confidence, certified=None)
         if not self.landing:

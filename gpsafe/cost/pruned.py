@@ -26,6 +26,7 @@ from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.systems.base import sample_noise
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +134,6 @@ class PrunedSession:
         dp: the program on the whole grid.
         confidence: F_n.
         policies: the class.
-        budget: d, for the screen.
         generator: of the probing noise (separate from the plant's).
         shrink: a policy is evaluated again only when its probed width fell below this share of what it was.
         batch: policies refreshed at a time by the lazy maximum.
@@ -146,7 +146,6 @@ class PrunedSession:
     dp: RobustDP
     confidence: ConfidenceSet
     policies: PolicyClass
-    budget: float
     generator: torch.Generator
     shrink: float = 0.9
     batch: int = 16
@@ -156,13 +155,17 @@ class PrunedSession:
     memo: _Memo = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        _require.nonnegative("PrunedSession", "budget", self.budget)
         _require.count("PrunedSession", "batch", self.batch)
         if not 0.0 < self.shrink <= 1.0:
             raise _require.fail("PrunedSession", "shrink in (0, 1]", self.shrink)
         if self.memo is None:
             unknown = torch.full((self.policies.num,), math.inf, dtype=torch.float64)
             object.__setattr__(self, "memo", _Memo(unknown, unknown.clone(), unknown.clone()))
+
+    @property
+    def task(self) -> Task:
+        """Of the program; its budget decides what the screen lets through."""
+        return self.dp.task
 
     @property
     def log(self) -> list[dict[str, int]]:
@@ -186,9 +189,9 @@ class PrunedSession:
         if index.numel() == 0:
             return torch.zeros(0, dtype=torch.float64)
         guess, memo = self.probe(), self.memo
-        hopeful = guess.cost[index] <= self.budget
+        hopeful = guess.cost[index] <= self.task.budget
         due = hopeful & (guess.width[index] <= self.shrink * memo.seen_width[index])
-        chosen = index[due & (memo.upper[index] > self.budget)]
+        chosen = index[due & (memo.upper[index] > self.task.budget)]
         log = self.log[-1]
         log["screened"] += int((~hopeful).sum())
         log["kept"] += int((hopeful & ~due).sum())

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.enclosure import Enclosure, enclose, grow
 from gpsafe.policies import PolicyClass
 from gpsafe.sets import Box
-from gpsafe.systems.base import Cost
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,7 +252,7 @@ def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizo
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RobustDP:
+class RobustDP(OfTask):
     """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 2.
 
     F_n is {f : l_n ≤ f ≤ h_n, ‖f‖_k ≤ B}: the rectangular relaxation used here, and the kernel metric inside a cell, are
@@ -258,27 +260,20 @@ class RobustDP:
 
     Args:
         grid: cells.
-        initial_state: x₀, (nx,), inside the grid.
-        horizon: T.
-        cost: c with its supremum over boxes.
-        noise_std: σ_w, (nx,).
+        task: T, σ, c with its supremum over boxes, and x_0 inside the grid.
         chunk: number of policy-cells worked on at a time; small enough that the tables of a chunk stay in cache.
     """
 
     grid: Grid
-    initial_state: Tensor
-    horizon: int
-    cost: Cost
-    noise_std: Tensor
+    task: Task
     chunk: int = 150_000
     name: str = field(default="robust-dp", init=False)
     sound: bool = field(default=True, init=False)
     _average: Averager | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _require.kind("RobustDP", "task", self.task, Task)
         _require.shape("RobustDP", "initial_state", self.initial_state, (self.grid.box.dim,))
-        _require.shape("RobustDP", "noise_std", self.noise_std, (self.grid.box.dim,))
-        _require.count("RobustDP", "horizon", self.horizon)
         if not bool(self.grid.box.contains(self.initial_state)):
             raise _require.fail("RobustDP", "initial_state inside the grid", self.initial_state.tolist())
         average = Averager(self.grid, self.noise_std, self.initial_state.device)
@@ -289,6 +284,7 @@ class RobustDP:
 
         Built without data; `Enclosure.refine` intersects generations as they come.
         """
+        self.check(confidence)
         centers = torch.cat([self.grid.centers, self.initial_state.unsqueeze(0)])
         radius = torch.cat([(0.5 * self.grid.size).expand(self.grid.num, -1), torch.zeros_like(centers[-1:])])
         return enclose(centers, radius, confidence, policies)
@@ -346,13 +342,13 @@ class RobustDP:
         for i in range(0, policies.num, step):
             part = policies.select(torch.arange(i, min(i + step, policies.num)))
             uppers.append(self.upper(self.enclosure(confidence, part).refine(confidence)))
-        ceiling = self.horizon * self.cost.ceiling
+        ceiling = self.total_ceiling
         upper = grow(torch.cat(uppers)).clamp_max(ceiling)
         return CostInterval(
             torch.zeros_like(upper),
             upper,
             sound_upper=confidence.sound,
             method=self.name,
-            assumptions=confidence.assumptions,
+            assumptions=self.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE()),
             vacuous=upper >= ceiling,
         )

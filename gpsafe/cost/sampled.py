@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
-from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.models.samples import sample_functions
@@ -21,7 +22,7 @@ _NOISE, _DRAWS = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sampled(MonteCarloTask):
+class Sampled(MonteCarloBound):
     """max_m J_c(π, f_m) over posterior draws f_m, clipped into [l_n, h_n].
 
     `lower` is the largest one-sided Monte-Carlo limit (δ_n shared by P policies and all draws), hence a lower
@@ -49,7 +50,7 @@ class Sampled(MonteCarloTask):
 
     def costs(self, confidence: ConfidenceSet, policies: PolicyClass) -> Tensor:
         """Σ_t c per policy, draw and path, (P, draws, N)."""
-        self.check_model(confidence)
+        self.check(confidence)
         model, noise = confidence.model, self.noise(confidence, _NOISE)
         generator = self.generator(confidence, _DRAWS)
         exact = model.exact if isinstance(model, LowRankGP) else model
@@ -92,6 +93,6 @@ class Sampled(MonteCarloTask):
             sound_upper=False,
             method=self.name,
             delta=self.stage_delta(confidence),
-            assumptions=confidence.assumptions,
+            assumptions=self.believed(confidence, Assumption.MONTE_CARLO_SEED()),
             vacuous=torch.ones_like(lower, dtype=torch.bool),
         )

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, kernels
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
-from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
@@ -97,7 +98,7 @@ class Tubes:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ScenarioTube(MonteCarloTask):
+class ScenarioTube(MonteCarloBound):
     """E Y ≥ sup_{f ∈ F_n} J_c(π, f) with the Monte-Carlo limit of `monte_carlo.dominating_mean_upper`; see the module.
 
     Sound with probability ≥ 1 − delta over a run (`monte_carlo` has the accounting), on the event f* ∈ F_n.
@@ -151,7 +152,12 @@ class ScenarioTube(MonteCarloTask):
             sound_upper=confidence.sound,
             method=self.name,
             delta=self.stage_delta(confidence),
-            assumptions=(*confidence.assumptions, "Monte-Carlo seed independent of the plant's noise"),
+            assumptions=self.believed(
+                confidence,
+                Assumption.KNOWN_DERIVATIVES(),
+                Assumption.COST_RANGE(),
+                Assumption.MONTE_CARLO_SEED(),
+            ),
             vacuous=upper >= ceiling * (1 - 1e-9),
         )
 
@@ -172,7 +178,7 @@ class ScenarioTube(MonteCarloTask):
 
     def charges(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tensor:
         """Y = Σ_t sup_{X_t} c per policy and path, (P, N); T·C for policies that were given up."""
-        self.check_model(confidence)
+        self.check(confidence)
         paths = noise.shape[2]
         total = torch.full((policies.num, paths), self.total_ceiling, dtype=torch.float64, device=noise.device)
         alive = torch.arange(policies.num, device=noise.device)
@@ -191,7 +197,7 @@ class ScenarioTube(MonteCarloTask):
 
     def tubes(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tubes:
         """The sets themselves for noise paths (T, 1, N, nx)."""
-        self.check_model(confidence)
+        self.check(confidence)
         walk = _Walk.start(self, policies, noise.shape[2])
         sets, lost = [walk.tube], torch.full_like(walk.lost, self.horizon, dtype=torch.long)
         for t in range(1, self.horizon):

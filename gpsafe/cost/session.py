@@ -14,11 +14,17 @@ from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.rollout import closed_loop
-from gpsafe.systems.base import System, sample_noise
+from gpsafe.systems.base import sample_noise
+from gpsafe.systems.task import Task
 
 
 class Session(Protocol):
     """UCB_n and the exploration value of chosen policies, after each update of F_n."""
+
+    @property
+    def task(self) -> Task:
+        """The task that UCB_n speaks of."""
+        ...
 
     def upper(self, index: Tensor) -> Tensor:
         """Sound UCB_n of the policies `index`, (m,)."""
@@ -44,6 +50,11 @@ class DPSession:
     dp: RobustDP
     confidence: ConfidenceSet
     enclosure: Enclosure
+
+    @property
+    def task(self) -> Task:
+        """Of the program."""
+        return self.dp.task
 
     @staticmethod
     def start(dp: RobustDP, confidence: ConfidenceSet, policies: PolicyClass) -> DPSession:
@@ -78,9 +89,13 @@ class EvaluationSession:
     bound: CostBound
     confidence: ConfidenceSet
     policies: PolicyClass
-    system: System
     generator: torch.Generator
     paths: int = 16
+
+    @property
+    def task(self) -> Task:
+        """Of the bound."""
+        return self.bound.task
 
     def upper(self, index: Tensor) -> Tensor:
         """Upper ends of the bound's intervals."""
@@ -91,9 +106,10 @@ class EvaluationSession:
     def exploration(self, index: Tensor) -> Tensor:
         """Mean over paths of Σ‖σ_n‖ along the posterior mean with noise."""
         model = self.confidence.model
-        noise = sample_noise(self.system.noise_std, (self.system.horizon, 1, self.paths), self.generator)
+        task = self.task
+        noise = sample_noise(task.noise_std, (task.horizon, 1, self.paths), self.generator)
         policies = self.policies.select(index)
-        states, inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, self.system.initial_state, noise)
+        states, inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, task.initial_state, noise)
         _, std = model.posterior(torch.cat([states[..., :-1, :], inputs], dim=-1))
         return std.norm(dim=-1).sum(-1).mean(-1)
 

@@ -31,9 +31,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
-from gpsafe.cost._task import MonteCarloTask
+from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.policies import PolicyClass
 
@@ -64,7 +65,7 @@ def simulation_gap(rates: Tensor, ceiling: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TotalVariation(MonteCarloTask):
+class TotalVariation(MonteCarloBound):
     """J_c(π, m) + capped penalty, with m = (l_n + h_n)/2 as the centre model and τ from the half-width (h_n − l_n)/2.
 
     Every f between l_n and h_n is within the half-width of m at every z, so f* needs no Lipschitz property. Saturates
@@ -95,7 +96,7 @@ class TotalVariation(MonteCarloTask):
 
     def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
         """[lower limit of J_c(π, m), upper limit of J_c(π, m) + penalty], capped at T·C."""
-        self.check_model(confidence)
+        self.check(confidence)
         noise = self.noise(confidence, _NOISE)
         lowers, uppers = [], []
         share = self.stage_delta(confidence) / (policies.num * (self.horizon + 1))
@@ -110,7 +111,7 @@ class TotalVariation(MonteCarloTask):
             sound_upper=confidence.sound,
             method=self.name,
             delta=self.stage_delta(confidence),
-            assumptions=(*confidence.assumptions, "Monte-Carlo seed independent of the plant's noise"),
+            assumptions=self.believed(confidence, Assumption.MONTE_CARLO_SEED()),
             vacuous=upper >= self.total_ceiling * (1 - 1e-9),
         )
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Believed
 from gpsafe.sets.ellipsoid import Ellipsoid
 
 Mode = Literal["paper", "sound"]
@@ -68,7 +69,7 @@ class TubeModel(Protocol):
     @property
     def mode(self) -> Mode: ...
     @property
-    def assumptions(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[Believed, ...]:
         """What containment rests on."""
         ...
 

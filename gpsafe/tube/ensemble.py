@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, listed
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.data import Transitions
 from gpsafe.models.ensemble import Ensemble
@@ -58,13 +59,14 @@ class EnsembleTube:
     ensemble: Ensemble
     mode: Mode = "paper"
     radius: float = 1.0
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Believed, ...] = ()
     cells: int = 64
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive("EnsembleTube", "radius", self.radius)
         _require.count("EnsembleTube", "cells", self.cells)
+        object.__setattr__(self, "assumptions", listed(self.assumptions))
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -76,8 +78,10 @@ class EnsembleTube:
                 with which it was trained.
         """
         _require.one_of("EnsembleTube.paper", "variance", variance, ("clip", "trained"))
-        told = "one-sigma tube without linearisation error: containment is an assumption, and measured to be false"
-        return EnsembleTube(replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0, (told,))
+        told = Assumption.PAPER_TUBE()
+        return EnsembleTube(
+            replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0, listed(told)
+        )
 
     @staticmethod
     def sound(
@@ -91,9 +95,12 @@ class EnsembleTube:
         _require.nonnegative("EnsembleTube.sound", "epistemic", epistemic)
         _require.positive("EnsembleTube.sound", "aleatoric", aleatoric)
         radius = aleatoric * chi_square_radius(ensemble.nx, delta, steps) + epistemic
-        told = (
-            f"calibrated: for one member m, noise N(0, ≤ ({aleatoric:g} σ_m)²) and ‖(f − μ_m)/σ_m‖ ≤ {epistemic:g} on the tube",
-            f"noise events: probability ≥ {1 - delta:g} jointly over {steps} steps",
+        told = listed(
+            Assumption.CALIBRATED(f": one member m has noise ≤ {aleatoric:g} σ_m and ‖(f − μ_m)/σ_m‖ ≤ {epistemic:g}"),
+            Assumption.NOISE_ELLIPSOID(
+                f": for the {steps} steps of one plan, probability ≥ {1 - delta:g} for Gaussian noise"
+            ),
+            Assumption.ROUNDING(),
         )
         return EnsembleTube(ensemble, "sound", radius, told)
 
@@ -117,9 +124,13 @@ class EnsembleTube:
         if rank > n:
             least = math.ceil(steps / delta) - 1
             raise _require.fail("EnsembleTube.calibrated", f"at least {least} held-out rows", n)
-        told = (
-            f"calibrated: plan steps exchangeable with {n} held-out rows (conformal radius, all members)",
-            f"probability ≥ {1 - delta:g} jointly over {steps} steps",
+        told = listed(
+            Assumption.CALIBRATED(
+                f" by {n} held-out rows: probability ≥ {1 - delta:g} for the {steps} steps of one plan"
+            ),
+            Assumption.EXCHANGEABLE(": plan steps and held-out rows"),
+            Assumption.HELD_OUT(),
+            Assumption.ROUNDING(),
         )
         return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told)
 

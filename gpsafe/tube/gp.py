@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
@@ -84,14 +85,22 @@ class GPTube:
         return 1
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """Those of the confidence set, and Gaussian noise."""
+    def assumptions(self) -> tuple[Believed, ...]:
+        """Those of the confidence set, and of the noise of one plan."""
         if self.mode == "paper":
-            return ("one-sigma tube without linearisation error: containment is an assumption",)
-        bound = self.confidence.bound
-        proved = () if self.confidence.sound else (f"the bound {bound.name} is not a theorem here",)
-        noise = f"Gaussian noise of known std, in its ellipsoids jointly over {self.steps} steps: ≥ {1 - self.delta:g}"
-        return (*self.confidence.assumptions, *proved, noise)
+            return listed(Assumption.PAPER_TUBE())
+        model = self.model
+        unlearned = [j for j in range(model.nx) if j not in model.outputs]
+        ellipsoid = f": for the {self.steps} steps of one plan, probability ≥ {1 - self.delta:g} for Gaussian noise"
+        return listed(
+            self.confidence.assumptions,
+            [] if self.confidence.sound else [Assumption.IN_SET(f" ({self.confidence.bound.name} is no theorem here)")],
+            [Assumption.KNOWN_OUTPUTS(f" (states {unlearned})")] if unlearned else [],
+            Assumption.KNOWN_DERIVATIVES(),
+            Assumption.NOISE_ELLIPSOID(ellipsoid),
+            Assumption.GAUSSIAN_NOISE(),
+            Assumption.ROUNDING(),
+        )
 
     def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
         """See `TubeModel`; values and Jacobians without a graph."""

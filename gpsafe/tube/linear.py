@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube.core import MODES, Linearisation, Mode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearTube:
-    """x⁺ = Ax + Bu + c + w with w ∈ E(0, diag half_axes²), which is the only assumption.
+    """x⁺ = Ax + Bu + c + w with w ∈ E(0, diag half_axes²).
 
     Args:
         plant: A, B, c.
@@ -47,9 +48,12 @@ class LinearTube:
         return 1
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The bound on w."""
-        return (f"disturbance in the ellipsoid with half-axes {self.half_axes.tolist()}",)
+    def assumptions(self) -> tuple[Believed, ...]:
+        """The plant's matrices and the bound on w."""
+        axes = f": half-axes {self.half_axes.tolist()}, at every step"
+        return listed(
+            Assumption.KNOWN_OUTPUTS(" (all states)"), Assumption.NOISE_ELLIPSOID(axes), Assumption.ROUNDING()
+        )
 
     def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
         """Exact."""

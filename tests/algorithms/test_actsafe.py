@@ -12,6 +12,7 @@ from gpsafe.models import GP
 from gpsafe.rkhs import grid as regular_grid
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
+from gpsafe.systems.task import Task
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -26,10 +27,7 @@ def algorithm():
     bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
     dp = RobustDP(
         Grid(Box(vector(-1.0), vector(1.5)), (400,)),
-        system.initial_state,
-        system.horizon,
-        system.cost,
-        system.noise_std,
+        Task.of(system),
     )
     return ActSafe(system, policies, initial.tolist(), model, bound, dp, episodes=8, threshold=0.3)
 
@@ -71,8 +69,8 @@ def test_same_seed_same_run(algorithm, run):
 
 
 def test_norm_bound_far_too_small_is_falsified_and_stops_the_run(algorithm):
-    wrong = Mixture(rkhs_norm=0.05, subgaussian=0.001, delta=0.1)
-    run = algorithm.with_(bound=wrong).run(torch.Generator().manual_seed(0))
+    wrong = Mixture(rkhs_norm=0.05, subgaussian=0.001, delta=0.1, unchecked=True)
+    run = algorithm.with_(bound=wrong, unchecked=True).run(torch.Generator().manual_seed(0))
     assert run.falsified is not None and run.falsified.lower > run.falsified.upper
     assert "assumption" in str(run.falsified) and len(run.episodes) < algorithm.episodes
 
@@ -80,9 +78,11 @@ def test_norm_bound_far_too_small_is_falsified_and_stops_the_run(algorithm):
 def test_zero_width_certifies_an_unsafe_policy(algorithm, truth):
     """Control: without the confidence width S_n is not safe."""
     heuristic = Constant(rkhs_norm=4.47, subgaussian=0.01, delta=0.1, value=1e-6)
-    run = algorithm.with_(bound=heuristic, episodes=1).run(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="sound confidence bound"):
+        algorithm.with_(bound=heuristic)
+    run = algorithm.with_(bound=heuristic, episodes=1, unchecked=True).run(torch.Generator().manual_seed(0))
     assert bool((truth[run.safe_set.members] > algorithm.system.budget).any())
-    assert not run.confidence.sound
+    assert not run.confidence.sound and run.unsound is not None and "constant" in run.unsound
 
 
 def test_unsound_cost_bounds_are_refused(algorithm):

@@ -11,6 +11,7 @@ from gpsafe.parametric import feedback_family, set_point_family
 from gpsafe.search import FiniteGrid, LogBarrier, RandomSearch
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_pendulum
+from gpsafe.systems.task import Task
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -23,9 +24,7 @@ def algorithm():
     family = set_point_family((-0.6, 1.4), (1.0, 6.0), input_box=plant.input_box)
     model = GP.create(plant.kernels, 1e-4, nx=1, nu=1, noise_std=plant.noise_std, prior=plant.known)
     bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
-    dp = RobustDP(
-        Grid(Box(vector(-2.0), vector(1.5)), (500,)), plant.initial_state, plant.horizon, plant.cost, plant.noise_std
-    )
+    dp = RobustDP(Grid(Box(vector(-2.0), vector(1.5)), (500,)), Task.of(plant))
     initial = torch.tensor([[-0.5, 3.0], [-0.4, 3.0]]).double()
     return ContinuousActSafe(
         plant, family, initial, model, bound, dp, LogBarrier(steps=6), episodes=3, exploit=1, starts=4, rounds=4,
@@ -90,7 +89,7 @@ def test_heuristic_confidence_is_refused(algorithm):
 
 
 def test_a_false_norm_is_reported(algorithm):
-    wrong = Mixture(rkhs_norm=0.02, subgaussian=0.001, delta=0.1)
+    wrong = Mixture(rkhs_norm=0.002, subgaussian=0.01, delta=0.1)
     run = algorithm.with_(bound=wrong, search=RandomSearch(4)).run(torch.Generator().manual_seed(0))
     assert run.falsified is not None and len(run.episodes) < 4
 
@@ -104,7 +103,7 @@ def test_three_feedback_parameters_of_the_pendulum_expand_under_the_two_dimensio
     )
     bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
     grid = Grid(Box(vector(-1.6, -5.0), vector(1.6, 5.0)), (160, 160))
-    dp = RobustDP(grid, plant.initial_state, plant.horizon, plant.cost, plant.noise_std)
+    dp = RobustDP(grid, Task.of(plant))
     initial = torch.tensor([[-1.9, 2.667, 0.733], [-1.1, 2.667, 0.733]]).double()
     algorithm = ContinuousActSafe(
         plant, family, initial, model, bound, dp, LogBarrier(steps=6), episodes=3, exploit=0, starts=3, rounds=4,

@@ -141,8 +141,8 @@ def test_landing_sets_are_certified_for_the_fallback_that_lands_there():
     assert int(judged().certified) == HORIZON
     weak = judge_of(case)
     none = type(weak.fallbacks)(weak.fallbacks.offset + 0.5, 0.0 * weak.fallbacks.gain, weak.input_box)
-    assert int(replace(weak, fallbacks=none).refine(case.confidence, HORIZON).certified) == -1
-    huge = replace(weak, landing=(Box(vector(-0.2, -0.8), vector(1.3, 0.8)),)).refine(case.confidence, HORIZON)
+    assert int(replace(weak, fallbacks=none).refine(case.confidence).certified) == -1
+    huge = replace(weak, landing=(Box(vector(-0.2, -0.8), vector(1.3, 0.8)),)).refine(case.confidence)
     assert int(huge.certified) == -1
 
 
@@ -159,7 +159,7 @@ def test_landed_plans_keep_the_constraint_from_anywhere_in_the_landing_set(seed)
 
 def test_tubes_that_grow_beyond_the_limit_are_refused():
     case = case_of()
-    tiny = judge_of(case, landing=False, limit=1e-3).refine(case.confidence, HORIZON)
+    tiny = judge_of(case, landing=False, limit=1e-3).refine(case.confidence)
     plans = Plans.of_fallbacks(torch.tensor([0]), 2, 1)
     found = tiny.verify(Zonotope.point(case.system.initial_state.expand(1, -1)), plans, HORIZON)
     assert not bool(found.admitted) and float(found.margin) == -torch.inf and int(found.steps) == 1
@@ -225,4 +225,4 @@ def test_bad_arguments_are_refused():
         )
     rough = replace(case.confidence.model, prior=lambda x, u: x)
     with pytest.raises(ValueError, match="hessian_bound"):
-        judge_of(case).refine(replace(case.confidence, generations=(rough,)), HORIZON)
+        judge_of(case).refine(replace(case.confidence, generations=(rough,)))

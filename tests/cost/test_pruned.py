@@ -16,6 +16,7 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
+from gpsafe.systems.task import Task
 
 BUDGET = 0.2
 
@@ -27,12 +28,12 @@ def uniform(g: torch.Generator, *shape: int) -> torch.Tensor:
 def program(system, cells: int = 397) -> RobustDP:
     """No cell edge on the boundary x = 1, where rounding would decide whether the cell costs 1."""
     grid = Grid(system.state_box, (cells,))
-    return RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+    return RobustDP(grid, Task.of(system))
 
 
 def session(case, **changes) -> PrunedSession:
     every = case.policies.select(torch.arange(0, 81, 4))
-    return PrunedSession(program(case.system), case.confidence, every, BUDGET, generator(1), **changes)
+    return PrunedSession(program(case.system), case.confidence, every, generator(1), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +166,14 @@ def test_actsafe_with_a_pruned_session_expands_like_the_plain_one():
     plain = algorithm.run(generator(0))
 
     def start(confidence):
-        return PrunedSession(dp, confidence, policies, system.budget, generator(9))
+        return PrunedSession(dp, confidence, policies, generator(9))
 
     fast = algorithm.with_(start=start).run(generator(0))
     assert sum(e.cost for e in fast.episodes) == 0
     assert len(fast.safe_set) >= 0.8 * len(plain.safe_set) > len(initial)
 
 
-@pytest.mark.parametrize("change", [{"budget": -1.0}, {"shrink": 0.0}, {"batch": 0}])
+@pytest.mark.parametrize("change", [{"shrink": 0.0}, {"batch": 0}])
 def test_bad_sessions_are_refused(case, change):
     with pytest.raises(ValueError, match="PrunedSession"):
         dataclasses.replace(session(case), **change)

@@ -21,6 +21,7 @@ from gpsafe.systems.reference import (
     reference_pendulum,
     reference_pendulum_policies,
 )
+from gpsafe.systems.task import Task
 
 SOLVE = 1e-8
 
@@ -162,7 +163,7 @@ def one_d():
     system = reference_1d()
     policies, _ = reference_1d_policies()
     grid = Grid(system.state_box, (801,))
-    dp = RobustDP(grid, system.initial_state, system.horizon, system.cost, system.noise_std)
+    dp = RobustDP(grid, Task.of(system))
     model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=system.known)
     bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
     return system, policies.select(torch.arange(40, 70, 3)), dp, ConfidenceSet(bound).update(model)
@@ -195,14 +196,14 @@ def test_uninformed_bound_dominates_the_true_cost_and_control_is_caught(one_d):
 
 def test_evaluation_in_chunks_of_policies_changes_nothing(one_d):
     _, policies, dp, confidence = one_d
-    small = RobustDP(dp.grid, dp.initial_state, dp.horizon, dp.cost, dp.noise_std, chunk=801)
+    small = RobustDP(dp.grid, dp.task, chunk=801)
     whole, parts = dp.evaluate(confidence, policies).upper, small.evaluate(confidence, policies).upper
     assert torch.allclose(whole, parts, atol=SOLVE, rtol=0)
 
 
 def test_horizon_one_is_the_cost_of_the_initial_state(one_d):
     _, policies, dp, confidence = one_d
-    single = RobustDP(dp.grid, torch.tensor([1.2], dtype=torch.float64), 1, dp.cost, dp.noise_std)
+    single = RobustDP(dp.grid, dp.task.with_(initial_state=torch.tensor([1.2], dtype=torch.float64), horizon=1))
     assert torch.allclose(single.evaluate(confidence, policies).upper, torch.ones(policies.num).double(), atol=1e-6)
 
 
@@ -210,17 +211,13 @@ def test_horizon_one_is_the_cost_of_the_initial_state(one_d):
     "change",
     [
         {"initial_state": torch.tensor([9.0], dtype=torch.float64)},
-        {"horizon": 0},
-        {"noise_std": torch.ones(2, dtype=torch.float64)},
+        {"initial_state": torch.zeros(2).double(), "noise_std": torch.ones(2).double()},
     ],
 )
-def test_bad_tasks_are_refused(one_d, change):
+def test_tasks_of_another_grid_are_refused(one_d, change):
     _, _, dp, _ = one_d
-    task = {
-        "grid": dp.grid, "initial_state": dp.initial_state, "horizon": 3, "cost": dp.cost, "noise_std": dp.noise_std,
-    }  # fmt: skip
     with pytest.raises(ValueError, match="RobustDP"):
-        RobustDP(**{**task, **change})
+        RobustDP(dp.grid, dp.task.with_(**change))
 
 
 def test_grids_of_three_dimensions_are_refused():

@@ -31,10 +31,7 @@ def test_sampled_is_at_most_hallucinated_is_at_most_every_sound_bound(case, fron
     found = Hallucinated(**case.task, **SMALL, steps=5).evaluate(case.confidence, frontier)
     dp = RobustDP(
         Grid(case.system.state_box, (801,)),
-        case.system.initial_state,
-        case.system.horizon,
-        case.system.cost,
-        case.system.noise_std,
+        case.task["task"],
     )
     uppers = [
         bound.evaluate(case.confidence, frontier)
@@ -72,12 +69,12 @@ def test_lower_estimates_agree_with_the_brute_force_robust_value(case, index):
             cache[x] = center + float(low), center + float(high)
         return cache[x]
 
-    task = {**case.task, "horizon": horizon, "initial_state": torch.tensor([0.6], dtype=torch.float64)}
+    task = case.task_with(horizon=horizon, initial_state=torch.tensor([0.6], dtype=torch.float64))
     exact = robust_cost_1d(
         interval, policy, lambda x: float(x > 1.0), start=0.6, horizon=horizon, noise_std=0.01, low=-0.4, high=2.0
     )
     found = Hallucinated(**task, samples=400, steps=10).evaluate(case.confidence, policies)
-    dp = RobustDP(Grid(case.system.state_box, (2001,)), task["initial_state"], horizon, task["cost"], task["noise_std"])
+    dp = RobustDP(Grid(case.system.state_box, (2001,)), task["task"])
     upper = float(dp.evaluate(case.confidence, policies).upper)
     assert float(found.lower) <= exact + 0.02 <= upper + 0.04
     search = Hallucinated(**task, samples=400, steps=10)
@@ -104,7 +101,7 @@ def test_sampled_costs_are_costs_of_dynamics_inside_the_set(case, mode):
 def test_function_draws_are_one_function_and_particles_are_not(case):
     """Without noise every path of a function draw is the same trajectory; particles move independently."""
     cost = HingeCost(torch.tensor([1.0]), -2.0, 5.0)  # grows with every state
-    task = {**case.task, "noise_std": torch.zeros(1, dtype=torch.float64), "cost": cost}
+    task = case.task_with(noise_std=torch.zeros(1, dtype=torch.float64), cost=cost)
     spread = {
         mode: float(Sampled(**task, samples=16, mode=mode).costs(case.confidence, case.choose(52)).var(-1).amax())
         for mode in ("functions", "particles")
@@ -139,7 +136,7 @@ def test_costs_without_half_spaces_are_searched_without_gradients(case, frontier
         def lower(self, lower, upper):
             return self.inner.lower(lower, upper)
 
-    task = {**case.task, "cost": Opaque(case.system.cost)}
+    task = case.task_with(cost=Opaque(case.system.cost))
     plain = Hallucinated(**case.task, **SMALL, steps=0).evaluate(case.confidence, frontier)
     opaque = Hallucinated(**task, **SMALL, steps=5).evaluate(case.confidence, frontier)
     assert torch.allclose(plain.lower, opaque.lower, atol=1.0)
@@ -162,7 +159,5 @@ def test_candidates_cover_corners_feedback_and_random_walks():
     found = bound.candidates(case.confidence, case.choose(3, 9), noise)
     assert found.bias.shape == (2, 2 + 1 + 4 + 2, 30, 1)
     hinge = HingeCost(torch.tensor([1.0, 0.0]), 1.2, 0.5)
-    interval = Hallucinated(**{**case.task, "cost": hinge}, samples=8, steps=1).evaluate(
-        case.confidence, case.choose(3)
-    )
+    interval = Hallucinated(**case.task_with(cost=hinge), samples=8, steps=1).evaluate(case.confidence, case.choose(3))
     assert 0.0 <= float(interval.lower) <= float(interval.upper) == 15.0

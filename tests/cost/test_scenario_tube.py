@@ -35,7 +35,7 @@ def pendulum():
 
 
 def tube_of(case, **options) -> ScenarioTube:
-    return ScenarioTube(**case.task, **{"samples": 40, "anchors": 8, **options})
+    return ScenarioTube(**{**case.task, "samples": 40, "anchors": 8, **options})
 
 
 def escapes(case, f, policies, noise, tube) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_trajectories_of_members_stay_inside(case, seed, anchors, order, sign):
         case.confidence.contains(lambda v: f(v).unsqueeze(-1), case.system.region.sample(100, generator(1))).outcome
         == "HOLDS"
     )
-    tube = tube_of(case, anchors=anchors, order=order).with_(horizon=horizon)
+    tube = tube_of(case, anchors=anchors, order=order, **case.task_with(horizon=horizon))
     assert not bool(escapes(case, f, policies, noise, tube).any())
 
 
@@ -168,8 +168,8 @@ def test_upper_bound_dominates_the_true_cost(case):
 
 
 def test_horizon_one_charges_the_initial_state_alone(pendulum):
-    task = {**pendulum.task, "horizon": 1}
-    outside = {**task, "initial_state": torch.tensor([1.3, 0.0], dtype=torch.float64)}
+    task = pendulum.task_with(horizon=1)
+    outside = pendulum.task_with(horizon=1, initial_state=torch.tensor([1.3, 0.0], dtype=torch.float64))
     noise = torch.zeros(1, 1, 5, 2, dtype=torch.float64)
     for given_task, cost in ((task, 0.0), (outside, 1.0)):
         charges = ScenarioTube(**given_task, samples=5).charges(pendulum.confidence, pendulum.choose(3, 4), noise)
@@ -196,7 +196,7 @@ def test_screening_and_chunks_change_nothing_but_hopeless_policies(pendulum):
 def test_charges_of_a_path_may_depend_on_the_others_and_the_limit_allows_it(pendulum):
     """Anchors are chosen from all paths: the same path is charged differently in different company, never too little."""
     cost = HingeCost(torch.tensor([1.0, 0.0]), 0.2, 2.0)
-    task = {**pendulum.task, "cost": cost}
+    task = pendulum.task_with(cost=cost)
     noise = sample_noise(pendulum.system.noise_std, (30, 1, 30), generator(2))
     tube, policies = ScenarioTube(**task, samples=30, anchors=4), pendulum.choose(18)
     few, many = (tube.charges(pendulum.confidence, policies, noise[:, :, :n])[:, :10] for n in (10, 30))

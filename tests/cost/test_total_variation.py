@@ -18,6 +18,7 @@ from gpsafe.models import GP
 from gpsafe.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
+from gpsafe.systems.task import Task
 
 SOLVE = 1e-8
 
@@ -145,10 +146,7 @@ def noisy():
 def test_bound_dominates_the_true_cost_and_says_something_when_noise_is_large(noisy):
     plant, policies, confidence = noisy
     bound = TotalVariation(
-        initial_state=plant.initial_state,
-        horizon=6,
-        cost=plant.cost,
-        noise_std=plant.noise_std,
+        task=Task.of(plant).with_(horizon=6),
         seed=4,
         samples=4000,
     )
@@ -166,9 +164,7 @@ def test_more_data_lowers_the_penalty(noisy):
     plant, policies, confidence = noisy
     early = ConfidenceSet(confidence.bound).update(confidence.generations[0])
     noise = sample_noise(plant.noise_std, (6, 1, 50), torch.Generator().manual_seed(9))
-    task = TotalVariation(
-        initial_state=plant.initial_state, horizon=6, cost=plant.cost, noise_std=plant.noise_std, seed=4
-    )
+    task = TotalVariation(task=Task.of(plant).with_(horizon=6), seed=4)
     _, before = task.paths(early, policies, noise)
     _, after = task.paths(confidence, policies, noise)
     assert bool((after.mean(1) < before.mean(1)).all())
