@@ -3,6 +3,7 @@
 import json
 import math
 
+import gpytorch
 import pytest
 import torch
 
@@ -68,7 +69,7 @@ def test_what_the_distance_does_not_cover_is_refused():
     for noise in (tensor(0.1, 0.0), tensor(-0.1, 0.4)):
         with pytest.raises(ValueError, match="noise_std > 0"):
             distance(noise=noise)
-    rough = (kernels.linear(), kernels.linear())
+    rough = (gpytorch.kernels.PeriodicKernel().double(),) * 2
     with pytest.raises(ValueError, match="stationary kernels"):
         distance(kernel=rough)
     for place, accepted in (((0, 0, 1), True), ((0, 1, 2), False), ((1, 3, 3), False), ((1, 2, 0), False)):

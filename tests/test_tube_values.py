@@ -1,4 +1,4 @@
-"""Tubes equal their recursion term by term, down to the rounding they add: one that is too wide passes every containment test."""
+"""Tubes equal their recursion term by term, down to the rounding they add: too wide a tube passes every containment test."""
 
 import math
 from dataclasses import replace
@@ -68,7 +68,8 @@ def recursion(model: Stated, x0: Tensor, inputs: Tensor, gains: list[Tensor]):
             rest.append(model.share * size)
         closed = [model.A[m] + model.B[m] @ K for m in range(M)]
         Q = [
-            summed([closed[m] @ Q[m] @ closed[m].T, torch.diag(model.variance[m]), *segments(rest[m])]) for m in range(M)
+            summed([closed[m] @ Q[m] @ closed[m].T, torch.diag(model.variance[m]), *segments(rest[m])])
+            for m in range(M)
         ]
         x = [model.A[m] @ x[m] + model.B[m] @ v[m] + model.c[m] for m in range(M)]
         c = torch.stack(x).mean(0)

@@ -43,7 +43,9 @@ class Stated:
         return self.share * (1.0 + x.abs() + size.unsqueeze(-1))
 
 
-def stated(seed: int = 0, *, members: int = 2, nx: int = 2, nu: int = 2, share: float = 0.03, mode: str = "sound") -> Stated:
+def stated(
+    seed: int = 0, *, members: int = 2, nx: int = 2, nu: int = 2, share: float = 0.03, mode: str = "sound"
+) -> Stated:
     """Random members."""
     generator = torch.Generator().manual_seed(seed)
 

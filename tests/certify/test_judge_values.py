@@ -30,7 +30,12 @@ def problem(**changes) -> CertificationProblem:
     """Two members, gains of every stage, sets with slanted rows."""
     slanted = Polytope(tensor([[0.6, 0.8]]), tensor([30.0]))
     case = CertificationProblem(
-        stated(1), box(25.0).intersect(slanted), box(20.0).intersect(slanted), box(22.0), 0.3 * draw(2, STEPS, 2, 2), STEPS
+        stated(1),
+        box(25.0).intersect(slanted),
+        box(20.0).intersect(slanted),
+        box(22.0),
+        0.3 * draw(2, STEPS, 2, 2),
+        STEPS,
     )
     return replace(case, **changes)
 
@@ -100,7 +105,9 @@ def test_the_deciding_row_is_named(kind):
 def test_the_distance_is_weighted():
     weight = tensor([[2.0, 0.5], [0.5, 3.0]])
     gap = LEARNED - PLAN[0]
-    assert judge(problem(weight=weight), X0, LEARNED, proposed(PLAN)).distance == pytest.approx(float(gap @ weight @ gap))
+    assert judge(problem(weight=weight), X0, LEARNED, proposed(PLAN)).distance == pytest.approx(
+        float(gap @ weight @ gap)
+    )
     assert judge(problem(), X0, LEARNED, proposed(PLAN)).distance == pytest.approx(float(gap @ gap))
 
 
@@ -121,7 +128,9 @@ def test_a_tube_that_breaks_down_is_named_by_its_first_stage_and_member(part):
     class Breaking(Stated):
         def linearise(self, x, u):
             local = super().linearise(x, u)
-            late = (x[..., :1] - u[..., :1] > tensor([[3.5], [2.5]])) & (torch.arange(2) == torch.tensor([[0], [1]])).any(-1, True)
+            late = (x[..., :1] - u[..., :1] > tensor([[3.5], [2.5]])) & (
+                torch.arange(2) == torch.tensor([[0], [1]])
+            ).any(-1, True)
             return replace(local, **{part: torch.where(late, math.nan, getattr(local, part))})
 
     eye = torch.eye(2).double().expand(2, 2, 2)

@@ -1,4 +1,4 @@
-"""Every output gets its own B, R, λ and g and an equal share of δ; half-widths are β√(σ² + rounding) plus what the model adds."""
+"""Every output has its own B, R, λ, g and share of δ; half-widths are β√(σ² + rounding) plus what the model adds."""
 
 import math
 from dataclasses import replace
@@ -88,7 +88,9 @@ def test_every_output_has_its_own_formula(name):
     torch.testing.assert_close(high, mean + half, rtol=1e-9, atol=1e-12)
     assert bool((half > bound.beta(posterior) * std).all())
     norms = torch.tensor([math.inf] * 2 if name == "constant" else NORM, dtype=torch.float64)
-    torch.testing.assert_close(bound.prior_width(posterior, z), norms * torch.tensor([1.0, 2.0]).double().sqrt().expand(3, 2))
+    torch.testing.assert_close(
+        bound.prior_width(posterior, z), norms * torch.tensor([1.0, 2.0]).double().sqrt().expand(3, 2)
+    )
 
 
 def test_one_number_stands_for_all_outputs_and_other_lengths_are_refused():

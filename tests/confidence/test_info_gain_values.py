@@ -42,7 +42,10 @@ def test_greedy_takes_the_point_of_largest_variance_every_time():
     assert len(set(chosen)) < count  # repetitions count
     whole = float(run.gains[-1])
     assert float(info_gain.greedy_bound(K, count, LAM)) == pytest.approx(whole / (1 - 1 / math.e), rel=1e-12)
-    online = [float(g) + count / 2 * math.log(1 + float(v) / LAM) for g, v in zip(run.gains, run.largest_variance, strict=True)]
+    online = [
+        float(g) + count / 2 * math.log(1 + float(v) / LAM)
+        for g, v in zip(run.gains, run.largest_variance, strict=True)
+    ]
     assert float(info_gain.online_bound(K, count, LAM)) == pytest.approx(min(online), rel=1e-12)
     assert online.index(min(online)) not in (0, count)  # the minimum is a true one
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from gpsafe.cost.monte_carlo import dominating_mean_upper, kl_upper, mean_lower, mean_upper, noise_paths, stage_delta, stream
+from gpsafe.cost.monte_carlo import (
+    dominating_mean_upper,
+    kl_upper,
+    mean_lower,
+    mean_upper,
+    noise_paths,
+    stage_delta,
+    stream,
+)
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 
