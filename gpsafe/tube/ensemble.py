@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.assumptions import Assumption, listed
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.data import Transitions
 from gpsafe.models.ensemble import Ensemble
