@@ -9,6 +9,7 @@ import torch
 from test_safe_parameters import FAMILY, generator, learned, planted, start, vector
 
 from gpsafe import kernels, safe_parameters
+from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.robust_dp import RobustDP
@@ -47,6 +48,8 @@ def test_every_decision_is_that_of_a_loop(seed):
     certified = rows([-0.3, 2.0], [0.4, 1.7])
     safe = start().add(certified, planted(certified), episode=1, bound="old", rule="bound") if seed % 2 else start()
     theta, rounds, distance = FAMILY.box.sample(8, generator(seed)), 5, apart if seed != 2 else None
+    # Refused by the bound, and as good as known by the distance (the same k g) from one member, not from the other.
+    theta = torch.cat([theta[:6], rows([-0.1, 6.0], [0.2, 3.4])])
     looked = []
 
     def upper(of: torch.Tensor) -> torch.Tensor:
@@ -100,6 +103,14 @@ def test_members_are_as_they_were_given():
     for bad in (0.2 + 1e-12, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"values <= 0\.2"):
             safe.add(rows([0.1, 3.0], [0.2, 3.0]), rows(0.1, bad), episode=3, bound="b", rule="bound")
+    _, plain = admit(safe, rows([0.9, 3.0]), planted, family=FAMILY, episode=1, bound="b")
+    assert plain.calls == 1 + 5  # rounds, if not said
+    for budget in (-1e-9, math.nan):
+        with pytest.raises(ValueError, match="budget"):
+            SafeParameters.initial(rows([0.1, 3.0]), budget=budget)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite radius"):
+            safe.with_boxes(rows([0.1, bad], [0.1, 0.1]))
     with pytest.raises(ValueError, match="theta of shape"):
         SafeParameters.initial(vector(0.1, 3.0), budget=0.2)
     boxed = grown.with_boxes(rows([0.125, 0.125], [0.0, 0.0], [0.3, 0.1]))
@@ -235,6 +246,13 @@ def test_known_parts_that_bend_in_the_input_and_other_kernels_are_refused(learne
     bent = SimpleNamespace(model=replace(confidence.model, prior=known))
     with pytest.raises(ValueError, match="affine in u"):
         box_upper(dp, bent, FAMILY, *options)
+
+    class BentInTheState(AffineKnown):
+        hessian_bound = rows([1e-3, 0.0], [0.0, 0.0])[None]
+
+    state_only = BentInTheState(known.A, known.B, known.c)
+    bent = ConfidenceSet(confidence.bound).update(replace(confidence.model, prior=state_only))
+    assert float(box_upper(dp, bent, FAMILY, *options)) <= dp.total_ceiling
     monkeypatch.setattr(kernels, "metric_over_box", lambda kernel, box: None)
     with pytest.raises(ValueError, match="stationary kernels"):
         safe_parameters._metric(plant.kernels[0], torch.ones(1, 2).double())

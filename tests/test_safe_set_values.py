@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpsafe import kernels
+from gpsafe.feature_policies import FeaturePolicies
 from gpsafe.policies import AffinePolicies
 from gpsafe.safe_set import SafePolicySet, Witness, policy_distance, reachable
 from gpsafe.sets import Box
@@ -69,6 +70,8 @@ def test_what_the_distance_does_not_cover_is_refused():
     for noise in (tensor(0.1, 0.0), tensor(-0.1, 0.4)):
         with pytest.raises(ValueError, match="noise_std > 0"):
             distance(noise=noise)
+    with pytest.raises(ValueError, match="two classes of one kind"):
+        distance(second=FeaturePolicies.__new__(FeaturePolicies))
     rough = (gpytorch.kernels.PeriodicKernel().double(),) * 2
     with pytest.raises(ValueError, match="stationary kernels"):
         distance(kernel=rough)
@@ -108,6 +111,20 @@ def test_members_and_outsiders_share_the_class_and_witnesses_stay():
         safe.expand(torch.zeros(4).double(), episode=1, bound="b")
     with pytest.raises(ValueError, match="distance of shape"):
         safe.expand(torch.zeros(5).double(), episode=1, bound="b", distance=torch.zeros(5).double())
+    for bad in (-1e-9, math.nan):
+        wrong = D.clone()
+        wrong[3, 1] = bad
+        with pytest.raises(ValueError, match="distance >= 0"):
+            safe.expand(torch.zeros(5).double(), episode=1, bound="b", distance=wrong)
+        with pytest.raises(ValueError, match="distance >= 0"):
+            reachable([0], torch.zeros(5).double(), wrong, budget=0.5, epsilon=0.1)
+        for options in ({"budget": bad, "epsilon": 0.1}, {"budget": 0.5, "epsilon": bad}):
+            with pytest.raises(ValueError, match="reachable"):
+                reachable([0], torch.zeros(5).double(), D, **options)
+        with pytest.raises(ValueError, match="budget"):
+            SafePolicySet.initial(5, [0], budget=bad)
+    with pytest.raises(ValueError, match="true_cost without NaN"):
+        reachable([0], tensor(0.0, 0.0, math.nan, 0.0, 0.0), D, budget=0.5, epsilon=0.1)
     with pytest.raises(ValueError, match="num >= 1"):
         SafePolicySet.initial(0, [0], budget=0.5)
     with pytest.raises(ValueError, match=r"0\.\.4"):

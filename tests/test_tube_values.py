@@ -154,7 +154,7 @@ def test_sound_tubes_widen_by_the_rounding_of_all_sizes():
     carried = (A + B @ gain) @ tube.factor[0, 1]
     second = box(1, carried)
     flat = (carried.norm() + second.sum()) * (across.square() * second).sum()
-    assert float(across @ tube.shape[0, 2] @ across) == pytest.approx(float(flat), rel=1e-7)
+    assert float(across @ tube.shape[0, 2] @ across) == pytest.approx(float(flat), rel=1e-7, abs=0)
     calm = replace(model, share=0.5)  # R alone: every digit of the widening is seen
     tube = propagate(calm, x0, inputs[:1], gain)
     rest = 0.5 * (1 + x0.abs() + inputs[0].abs().sum() + gain.abs().sum())

@@ -76,14 +76,14 @@ def test_every_margin_is_lowered_by_the_rounding_of_its_row():
         place = (m, i) if kind == "terminal" else (m, k - 1 if kind == "state" else k, i)
         value, before = (float(getattr(of, kind)[place]) for of in (found.margins, computed))
         assert value == pytest.approx(margin, rel=1e-10)
-        assert before - value == pytest.approx(ROUNDING * size, rel=2e-3)
+        assert before - value == pytest.approx(ROUNDING * size, rel=2e-3, abs=0)
     assert found.margins.state.numel() + found.margins.input.numel() + found.margins.terminal.numel() == len(every)
     assert ROUNDING == 1e-12
     # The interval of the largest excess: from the margins that rounding could have hidden to those after rounding.
     assert found.certified and found.reason == ""
     least = min(every, key=lambda row: row[4])
-    assert found.verdict.upper + least[4] == pytest.approx(ROUNDING * least[5], rel=2e-3)
-    assert found.verdict.lower + least[4] == pytest.approx(-ROUNDING * least[5], rel=2e-3)
+    assert found.verdict.upper + least[4] == pytest.approx(ROUNDING * least[5], rel=2e-3, abs=0)
+    assert found.verdict.lower + least[4] == pytest.approx(-ROUNDING * least[5], rel=2e-3, abs=0)
     assert 0 <= found.seconds < 60 and torch.equal(found.action, PLAN[0])
 
 

@@ -48,7 +48,10 @@ def test_the_remainder_is_half_the_curvature_times_the_squared_reach():
             H = known.hessian_bound
             if isinstance(known, LocallyBent):
                 H = known.hessian_over(center[n] - radius[n], center[n] + radius[n])
-            exact = [0.5 * sum(float(H[i, j, k] * radius[n, j] * radius[n, k]) for j in range(3) for k in range(3)) for i in range(2)]
+            exact = [
+                0.5 * sum(float(H[i, j, k] * radius[n, j] * radius[n, k]) for j in range(3) for k in range(3))
+                for i in range(2)
+            ]
             for i in range(2):
                 assert exact[i] * (1 + 5e-13) < float(found[n, i]) < exact[i] * (1 + 2e-12)
 
@@ -115,7 +118,9 @@ def test_a_step_is_its_formula(curved):
         A, B = jacobians(known, c[None], u[None])
         feed = ((low + high) / 2)[:, None] * (K @ G)
         linear = A[0] @ G + B[0] @ feed
-        error = B[0].abs() @ kink + remainder_outer(known, torch.cat([c, u])[None], torch.cat([r, high * spread])[None])[0]
+        error = (
+            B[0].abs() @ kink + remainder_outer(known, torch.cat([c, u])[None], torch.cat([r, high * spread])[None])[0]
+        )
         z = torch.cat([c, u])[None, None]
         moves = Displacements(0 * z, torch.cat([G, feed])[None, None], torch.cat([0 * c, kink])[None, None])
         learned = LocalAffine.at(F, z).range_outer(moves)
@@ -126,7 +131,9 @@ def test_a_step_is_its_formula(curved):
         expected = Zonotope(center[None], linear[None, :, :3]).plus_box(error[None])
         torch.testing.assert_close(found.sure.center[p], center, rtol=1e-12, atol=1e-13)
         for n in draw(8, 5, 2):
-            assert float(found.sure.support(n[None])[p, 0]) == pytest.approx(float(expected.support(n[None])[0, 0]), rel=1e-9)
+            assert float(found.sure.support(n[None])[p, 0]) == pytest.approx(
+                float(expected.support(n[None])[0, 0]), rel=1e-9
+            )
         covariance = linear[:, 3:] @ linear[:, 3:].T / 16 + torch.diag(sigma**2)
         torch.testing.assert_close(found.factor[p] @ found.factor[p].T, covariance, rtol=1e-10, atol=1e-15)
         torch.testing.assert_close(found.moved[p], linear[:, 3:] / 4, rtol=1e-10, atol=1e-13)
@@ -138,7 +145,13 @@ def test_a_stage_charges_the_tails_of_its_half_spaces():
     center = tensor([[0.1, -0.2], [0.39, 0.0], [0.5, 0.0], [0.1, -0.2]])
     rays, factor = 0.02 * draw(1, 4, 2, 3), 0.3 * draw(2, 4, 2, 2)
     factor[1:3] = 0.0  # without noise: 1 or 0
-    stage = Stage(None, Zonotope(center, rays * tensor([1.0, 0.0, 0.0, 1.0])[:, None, None]), factor, factor, torch.tensor([False, False, False, True]))
+    stage = Stage(
+        None,
+        Zonotope(center, rays * tensor([1.0, 0.0, 0.0, 1.0])[:, None, None]),
+        factor,
+        factor,
+        torch.tensor([False, False, False, True]),
+    )
     tails = []
     for n, o in zip(cost.directions, cost.offsets, strict=True):
         gap = float(o - n @ center[0] - (n @ rays[0]).abs().sum())
@@ -162,7 +175,13 @@ def test_wide_tubes_are_given_up_and_parked():
     x0, sigma = case.system.initial_state, tensor([0.03, 0.02])
     cost = IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
     policies = case.policies.select(torch.tensor([0, 0, 0]))
-    point = Stage(policies, Zonotope.point(x0.expand(3, 2)), torch.zeros(3, 2, 2).double(), torch.zeros(3, 2, 2).double(), torch.tensor([False, True, False]))
+    point = Stage(
+        policies,
+        Zonotope.point(x0.expand(3, 2)),
+        torch.zeros(3, 2, 2).double(),
+        torch.zeros(3, 2, 2).double(),
+        torch.tensor([False, True, False]),
+    )
     free = GaussianTube(task=Task(x0, 9, cost, 1.0, sigma))
     after = free.step(F, point)
     assert after.lost.tolist() == [False, True, False]
