@@ -105,6 +105,11 @@ def test_members_are_as_they_were_given():
             safe.add(rows([0.1, 3.0], [0.2, 3.0]), rows(0.1, bad), episode=3, bound="b", rule="bound")
     _, plain = admit(safe, rows([0.9, 3.0]), planted, family=FAMILY, episode=1, bound="b")
     assert plain.calls == 1 + 5  # rounds, if not said
+    asked = []
+    _, easy = admit(
+        safe, rows([-0.5, 2.0]), lambda of: asked.append(len(of)) or planted(of), family=FAMILY, episode=1, bound="b"
+    )
+    assert (asked, easy.calls, easy.rule) == ([1], 1, ("bound",))  # nothing is refused: nothing more is asked
     for budget in (-1e-9, math.nan):
         with pytest.raises(ValueError, match="budget"):
             SafeParameters.initial(rows([0.1, 3.0]), budget=budget)

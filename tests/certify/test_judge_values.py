@@ -142,6 +142,13 @@ def test_a_tube_that_breaks_down_is_named_by_its_first_stage_and_member(part):
     assert (found.verdict.lower, found.verdict.upper) == (-math.inf, math.inf)
 
 
+def test_a_proposal_of_the_wrong_kind_is_described():
+    for inputs, told in ((PLAN[:2], "(2, 2)"), (None, "NoneType"), (PLAN.tolist(), "list"), (PLAN + 0j, "(3, 2)")):
+        found = judge(problem(), X0, LEARNED, proposed(inputs))
+        assert found.reason == f"the proposal has no real plan of shape (3, 2): {told}"
+        assert bool(found.inputs.isnan().all()) and found.inputs.shape == (3, 2) and math.isnan(found.distance)
+
+
 def test_what_a_certificate_rests_on_is_listed_once():
     found = judge(problem(assumptions=("stated", "another")), X0, LEARNED, proposed(PLAN))
     assert [found.assumptions.count(word) for word in ("stated", "another", "state measured exactly")] == [1, 1, 1]

@@ -132,11 +132,11 @@ def test_where_the_prior_has_no_variance_the_width_is_zero_even_without_a_norm()
 N = 20
 FIXED = 1 + 2 / N
 REFUSED = [
-    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 1e-8), FIXED), {}, r"lambda = 1 \+ 2/max_data = 1.1 "),
-    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED * (1 - 1e-8)), {}, r"lambda = 1 \+ 2/max_data"),
+    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 1.2e-9), FIXED), {}, r"lambda = 1 \+ 2/max_data = 1.1 "),
+    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED * (1 - 1.2e-9)), {}, r"lambda = 1 \+ 2/max_data"),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N + 1}, f"n <= max_data = {N}"),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N}, None),
-    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 1e-10), FIXED), {}, None),
+    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 0.8e-9), FIXED), {}, None),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
     (ActSafeForm(**ASSUMED), (0.3, 0.3), {}, "max_data"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
@@ -144,9 +144,9 @@ REFUSED = [
     (Fiedler(**ASSUMED, convention="published"), (0.3, 1.0 + 1e-9), {}, "lambda <= 1"),
     (Fiedler(**ASSUMED, convention="published"), (0.3, 1.0), {}, None),
     (Fiedler(**ASSUMED), (0.3, 1.5), {"mode": "practical"}, "theory-mode"),
-    (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2 * (1 + 1e-8)), {}, r"lambda = subgaussian\^2"),
-    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 - 1e-8), NOISE[1] ** 2), {}, r"lambda = subgaussian\^2"),
-    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 + 1e-10), NOISE[1] ** 2), {}, None),
+    (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2 * (1 + 1.2e-9)), {}, r"lambda = subgaussian\^2"),
+    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 - 1.2e-9), NOISE[1] ** 2), {}, r"lambda = subgaussian\^2"),
+    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 + 0.8e-9), NOISE[1] ** 2), {}, None),
     (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2), {"count": 0}, None),
     (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2), {"mode": "practical"}, "theory-mode"),
     (Mixture(**ASSUMED), (0.3, 0.3), {"mode": "practical"}, "theory-mode"),

@@ -1,4 +1,4 @@
-"""One step of a Gaussian tube, its charge and the second-order remainder against loops: no sub-term may be dropped or halved."""
+"""A step of a Gaussian tube, its charge and the second-order remainder against loops: no sub-term may be dropped or halved."""
 
 import math
 from dataclasses import dataclass, replace
