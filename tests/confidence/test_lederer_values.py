@@ -11,7 +11,6 @@ from gpsafe import kernels
 from gpsafe.confidence import Lederer
 from gpsafe.confidence.lederer import sample_path_lipschitz
 from gpsafe.models import GP
-from gpsafe.sets import Box
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 DELTA, EDGES, TAU, COUNT = 0.06, (0.5, 2.0), 0.03, 9
@@ -64,7 +63,7 @@ def test_half_widths_are_the_formula_of_each_output(model, given):
 def test_the_grid_is_fine_by_default_and_bad_ones_are_refused():
     assert replace(BOUND, grid_radius=None).radius == pytest.approx(2e-6)
     for change in ({"grid_radius": 0.0}, {"lipschitz": -1.0}, {"lower": (1.0, 1.0)}, {"lower": (1.6, -1.0)}):
-        with pytest.raises(ValueError, match="Lederer|lower"):
+        with pytest.raises(ValueError, match=r"Lederer|lower"):
             replace(BOUND, **change)
 
 
