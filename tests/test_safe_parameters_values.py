@@ -6,17 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_safe_parameters import FAMILY, generator, learned, planted, start, vector
+from test_safe_parameters import FAMILY, UNIT, generator, learned, planted, start, vector
 
 from gpsafe import kernels, safe_parameters
-from gpsafe.confidence import ConfidenceSet
+from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.robust_dp import RobustDP
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.models import GP
 from gpsafe.parametric import feedback_family
 from gpsafe.safe_parameters import SafeParameters, admit, box_upper, certified_boxes, lipschitz_boxes, sound_upper
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.task import Task
 
 __all__ = ["learned"]  # a fixture
@@ -110,6 +112,9 @@ def test_members_are_as_they_were_given():
         safe, rows([-0.5, 2.0]), lambda of: asked.append(len(of)) or planted(of), family=FAMILY, episode=1, bound="b"
     )
     assert (asked, easy.calls, easy.rule) == ([1], 1, ("bound",))  # nothing is refused: nothing more is asked
+    options = {"family": FAMILY, "episode": 1, "bound": "b", "distance": lambda first, second: 1 / 0}
+    assert admit(grown, rows([-0.5, 2.0]), planted, **options)[1].rule == ("bound",)  # nor any distance
+    assert admit(safe, rows([0.9, 3.0]), planted, **options)[1].rule == ("",)  # S_0 has no values to add it to
     for budget in (-1e-9, math.nan):
         with pytest.raises(ValueError, match="budget"):
             SafeParameters.initial(rows([0.1, 3.0]), budget=budget)
@@ -238,6 +243,30 @@ def test_the_program_of_a_box_is_given_wider_ranges_everywhere(learned, monkeypa
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=2e-12)
     monkeypatch.setattr(RobustDP, "upper", lambda self, enclosure: torch.full((len(enclosure.z),), 1e3).double())
     assert box_upper(dp, confidence, FAMILY, center[:1], radius[:1]).tolist() == [dp.horizon * dp.cost.ceiling]
+
+
+def test_boxes_of_policies_on_two_states(monkeypatch):
+    plant = reference_pendulum()
+    model = GP.create(
+        plant.kernels, 1e-4, nx=2, nu=1, noise_std=plant.noise_std, outputs=plant.outputs, prior=plant.known
+    )
+    confidence = ConfidenceSet(Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=0.1, delta=0.1)).update(
+        model
+    )
+    dp, family = (
+        RobustDP(Grid(plant.state_box, (5, 4)), Task.of(plant)),
+        feedback_family(*rows([-2.0] * 3, [2.0] * 3), input_box=UNIT, nx=2),
+    )
+    seen = []
+    monkeypatch.setattr(RobustDP, "upper", lambda self, wider: seen.append(wider) or torch.zeros(len(wider.z)).double())
+    center, radius = rows([0.1, -0.5, 0.3]), rows([0.05, 0.02, 0.1])
+    box_upper(dp, confidence, family, center, radius)
+    plain, x = dp.enclosure(confidence, family(center)), seen[0].centers
+    spread = family.spread(center, radius, x=x, x_radius=seen[0].radius)
+    zero = torch.zeros(1, 2).double()
+    B = plant.known(zero, torch.ones(1, 1).double()) - plant.known(zero, torch.zeros(1, 1).double())
+    assert float(B[0, 1]) != 0.0
+    torch.testing.assert_close(seen[0].known_radius, plain.known_radius + spread * B.abs(), rtol=1e-11, atol=2e-12)
 
 
 def test_known_parts_that_bend_in_the_input_and_other_kernels_are_refused(learned, monkeypatch):

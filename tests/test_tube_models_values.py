@@ -12,7 +12,6 @@ from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.shield import noise_radius
 from gpsafe.tube import EnsembleTube, GPTube, chi_square_radius
 from gpsafe.tube.ensemble import _cells
 
@@ -104,14 +103,6 @@ def test_radii_are_quantiles_with_the_union_over_steps():
     for delta, steps in ((0.0, 5), (1.0, 5), (0.1, 0)):
         with pytest.raises(ValueError, match="expected"):
             chi_square_radius(2, delta, steps)
-    sigma = tensor([0.5, 0.0, 2.0])
-    k = stats.norm.isf(0.03 / (2 * 40 * 3))  # two tails, 40 steps, 3 states
-    torch.testing.assert_close(noise_radius(sigma, steps=40, delta=0.03), sigma * (k + 1e-6), rtol=1e-9, atol=0)
-    for bad in ({"steps": 0, "delta": 0.1}, {"steps": 4, "delta": 0.0}):
-        with pytest.raises(ValueError, match="expected"):
-            noise_radius(sigma, **bad)
-    with pytest.raises(ValueError, match="noise_std"):
-        noise_radius(-sigma, steps=4, delta=0.1)
     ensemble = pendulum_ensemble()
     sound = EnsembleTube.sound(ensemble, steps=5, delta=0.1, aleatoric=1.5, epistemic=0.7)
     assert sound.radius == pytest.approx(1.5 * chi_square_radius(2, 0.1, 5) + 0.7, rel=1e-14)
@@ -142,3 +133,35 @@ def test_cells_are_the_cubes_of_a_grid_that_meet_the_ball():
     one, whole = _cells(3, 7, torch.zeros(1).double())
     assert whole == 1.0 and one.tolist() == [[0.0, 0.0, 0.0]]
     assert _cells(3, 27, torch.zeros(1).double())[1] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("cells", [1, 9])
+def test_ensemble_remainders_are_the_worst_cube(cells):
+    """|g(z_c)| + h Σ_j |((∂μ(z_c) − ∂μ(z̄))M)_j| + ½ rᵀHr and radius (sup σ − σ(z̄)), cube by cube and member by member."""
+    model = EnsembleTube(pendulum_ensemble(), "sound", 1.7, (), cells)
+    x, u = tensor([[3.2, 0.4], [3.1, 0.1], [2.9, -0.3]]), tensor([[0.1], [0.2], [0.3]])
+    factor = 0.05 * torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = model.remainder(x, u, factor, GAIN)
+    side = int(math.isqrt(cells))
+    line = [(2 * i + 1) / side - 1 for i in range(side)]
+    M = torch.cat([factor, GAIN @ factor], -2)
+    z = torch.cat([x, u], -1)
+    mean, slope, std = model._local(z)
+    worst, spread = torch.zeros(3, 2).double(), torch.zeros(3, 2).double()
+    for corner in ((a, b) for a in line for b in line):
+        point = z + (M @ tensor(corner)[:, None]).squeeze(-1)
+        reach = M.abs().sum(-1) / side
+        there = model._local(point)
+        H, sup = model._over(point, reach)
+        for m in range(3):
+            gap = (there[0] - mean)[m] - slope[m] @ (point - z)[m]
+            turned = ((there[1] - slope)[m] @ M[m]).abs().sum(-1) / side
+            bent = 0.5 * torch.stack([reach[m] @ H[m, i] @ reach[m] for i in range(2)])
+            worst[m] = torch.maximum(worst[m], gap.abs() + turned + bent)
+            spread[m] = torch.maximum(spread[m], 1.7 * (sup[m] - std[m]))
+    torch.testing.assert_close(found, worst + spread.clamp_min(0.0), rtol=1e-9, atol=0)
+    assert bool((found >= worst + spread).all())
+    for m in range(3):
+        predicted = model.ensemble.evaluate(x[m : m + 1], u[m : m + 1])
+        torch.testing.assert_close(model.linearise(x, u).mean[m], predicted[0][m, 0])
+        torch.testing.assert_close(model.linearise(x, u).variance[m].sqrt(), 1.7 * predicted[1][m, 0])

@@ -142,6 +142,19 @@ def test_a_tube_that_breaks_down_is_named_by_its_first_stage_and_member(part):
     assert (found.verdict.lower, found.verdict.upper) == (-math.inf, math.inf)
 
 
+def test_the_law_of_every_stage_and_no_other():
+    found = judge(problem(), X0, LEARNED, proposed(PLAN))
+    x = tensor([[0.3, -0.2], [1.0, 2.0]])
+    for k in range(STEPS):
+        expected = PLAN[k] + (x - found.tube.reference[k]) @ found.gain[k].mT
+        torch.testing.assert_close(found.law(k, x), expected)
+    for k in (-1, STEPS):
+        with pytest.raises(ValueError, match=rf"a stage in 0\.\.2, got {k}"):
+            found.law(k, x)
+    with pytest.raises(ValueError, match=r"a stage in 0\.\.-1, got 0"):
+        judge(problem(), X0, LEARNED, proposed(PLAN[:2])).law(0, x)
+
+
 def test_a_proposal_of_the_wrong_kind_is_described():
     for inputs, told in ((PLAN[:2], "(2, 2)"), (None, "NoneType"), (PLAN.tolist(), "list"), (PLAN + 0j, "(3, 2)")):
         found = judge(problem(), X0, LEARNED, proposed(inputs))

@@ -176,3 +176,14 @@ def test_srinivas_is_a_theorem_only_where_it_is_at_least_the_mixture_bound():
     one = torch.tensor([[0.3, 0.3]], dtype=torch.float64)
     with pytest.raises(ValueError, match="information gain large enough"):
         tiny.beta(prior.condition_on(one, one))
+
+
+def test_a_claimed_noise_below_the_tasks_is_refused_output_by_output():
+    posterior = model(0.3, 2.5)
+    sigma = torch.tensor(NOISE, dtype=torch.float64)
+    for j in range(2):
+        for factor, accepted in ((1 + 0.8e-9, True), (1 + 1.2e-9, False)):
+            larger = sigma.clone()
+            larger[j] *= factor
+            assert (Mixture(**ASSUMED).noise_refusal(posterior, larger) is None) == accepted
+    assert Constant(subgaussian=1e-9).noise_refusal(posterior, sigma) is None  # it claims nothing of the noise
