@@ -142,7 +142,7 @@ def test_ensemble_remainders_are_the_worst_cube(cells):
     x, u = tensor([[3.2, 0.4], [3.1, 0.1], [2.9, -0.3]]), tensor([[0.1], [0.2], [0.3]])
     factor = 0.05 * torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = model.remainder(x, u, factor, GAIN)
-    side = int(math.isqrt(cells))
+    side = math.isqrt(cells)
     line = [(2 * i + 1) / side - 1 for i in range(side)]
     M = torch.cat([factor, GAIN @ factor], -2)
     z = torch.cat([x, u], -1)

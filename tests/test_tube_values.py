@@ -149,12 +149,12 @@ def test_sound_tubes_widen_by_the_rounding_of_all_sizes():
     expected = (first.sum() * first).sqrt() * (1 + ROUNDING)
     torch.testing.assert_close(tube.factor[0, 1].norm(dim=-1), expected, rtol=1e-14, atol=0)
     W = torch.tensor([9.0, 0.0]).double()
-    once = Once(A[None], B[None], c[None], W[None])
-    tube = propagate(once, x0, inputs, gain)
-    carried = (A + B @ gain) @ tube.factor[0, 1]
-    second = box(1, carried)
-    flat = (carried.norm() + second.sum()) * (across.square() * second).sum()
-    assert float(across @ tube.shape[0, 2] @ across) == pytest.approx(float(flat), rel=1e-7, abs=0)
+    for sign in (1.0, -1.0):
+        tube = propagate(Once(sign * A[None], sign * B[None], c[None], W[None]), x0, inputs, gain)
+        carried = sign * (A + B @ gain) @ tube.factor[0, 1]
+        second = box(1, carried)
+        flat = (carried.norm() + second.sum()) * (across.square() * second).sum()
+        assert float(across @ tube.shape[0, 2] @ across) == pytest.approx(float(flat), rel=1e-7, abs=0)
     calm = replace(model, share=0.5)  # R alone: every digit of the widening is seen
     tube = propagate(calm, x0, inputs[:1], gain)
     rest = 0.5 * (1 + x0.abs() + inputs[0].abs().sum() + gain.abs().sum())

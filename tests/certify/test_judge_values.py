@@ -121,6 +121,13 @@ def test_the_initial_state_may_exceed_its_rows_by_the_tolerance(excess, certifie
     assert certified or found.reason == f"infeasible initial state: row {row} of the states is exceeded by {excess:.3g}"
 
 
+def test_a_row_that_overflows_at_the_initial_state_is_no_satisfied_row():
+    huge = Polytope(tensor([[1.7e308, -1.7e308]]), tensor([1.0]))
+    found = judge(problem(states=box(25.0).intersect(huge)), tensor([10.0, 10.0]), LEARNED, proposed(PLAN))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.reason == "the rows of the states overflow at the initial state"
+
+
 @pytest.mark.parametrize("part", ["mean", "variance"])
 def test_a_tube_that_breaks_down_is_named_by_its_first_stage_and_member(part):
     """Centres and sizes are looked at each on its own; the second member breaks down at the second step, the first later."""
