@@ -356,7 +356,8 @@ def _binary(node: ast.BinOp, at: _Place) -> Iterator[tuple[str, ast.AST]]:
             yield "drop-factor", right
         case ast.Div():
             yield "drop-factor", left
-            yield "drop-factor", ast.BinOp(ast.Constant(1.0), op, right)
+            if not (isinstance(left, ast.Constant) and left.value == 1):
+                yield "drop-factor", ast.BinOp(ast.Constant(1.0), op, right)
             yield "drop-factor", ast.BinOp(left, ast.Mult(), right)
         case ast.FloorDiv() | ast.Mod():
             yield "drop-factor", left

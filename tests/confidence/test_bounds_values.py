@@ -125,6 +125,7 @@ def test_where_the_prior_has_no_variance_the_width_is_zero_even_without_a_norm()
     flat = GP.create(kernels.linear(2.0), 0.3, nx=1, nu=0, noise_std=0.1)
     z = torch.tensor([[0.0], [3.0]], dtype=torch.float64)
     assert Constant().prior_width(flat, z).flatten().tolist() == [0.0, math.inf]
+    assert Constant().beta(flat).tolist() == [2.0]
     given = Mixture(rkhs_norm=1.5, subgaussian=0.1, delta=0.1)
     assert given.prior_width(flat, z).flatten().tolist() == pytest.approx([0.0, 1.5 * math.sqrt(2 * 9)])
 
@@ -165,6 +166,17 @@ def test_a_theorem_covers_its_models_and_refuses_the_others(case):
     anyway = replace(bound, unchecked=True)
     assert bool((anyway.beta(posterior) > 0).all())
     assert len(anyway.assumptions(posterior)) == len(bound.assumptions(posterior)) + 1
+
+
+def test_srinivas_compares_itself_with_the_mixture_bound_at_its_own_share_of_delta():
+    """B → 0, λ = R², γ ≫ g: β² ≥ mixture² is 300 γ (ln(n + 1) + ln(2/δ))³ ≥ 2 (g + ln(2/δ))."""
+    flat = tuple(kernels.rbf([0.4, 0.6], variance=1e-9) for _ in range(2))
+    one = torch.tensor([[0.3, 0.3]], dtype=torch.float64)
+    posterior = GP.create(flat, [r**2 for r in NOISE], nx=2, nu=0, noise_std=0.1).condition_on(one, one)
+    edge = 2 * LOG / (300 * (math.log(2) + LOG) ** 3)
+    for share, accepted in ((1.001, True), (0.999, False)):
+        bound = Srinivas(rkhs_norm=1e-6, subgaussian=NOISE, delta=DELTA, max_info_gain=lambda n, s=share: s * edge)
+        assert (bound.refusal(posterior) is None) == accepted
 
 
 def test_srinivas_is_a_theorem_only_where_it_is_at_least_the_mixture_bound():

@@ -213,7 +213,8 @@ def test_samples_fill_the_span_uniformly(order):
     again = torch.Generator().manual_seed(5)
     batch = Ellipsoid(torch.zeros(2, 1).double(), tensor([[[1.0]], [[3.0]]])).sample(4, again)
     assert batch.shape == (4, 2, 1) and len(set(batch.flatten().tolist())) == 8
-    assert torch.equal(Ellipsoid.point(body.center).sample(2, again), body.center.expand(2, 3))
+    for point in (Ellipsoid.point(body.center), Ellipsoid(body.center, torch.zeros(3, 2).double())):
+        assert torch.equal(point.sample(2, again), body.center.expand(2, 3))
 
 
 def test_ranks_count_what_is_above_rounding():
