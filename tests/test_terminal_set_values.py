@@ -24,9 +24,8 @@ def box(radius: float) -> Polytope:
 
 def problem(model: Stated, **changes) -> CertificationProblem:
     slanted = Polytope(tensor([[0.6, 0.8]]), tensor([1.1]))
-    return CertificationProblem(
-        model, **{"states": box(5.0), "inputs": box(4.0), "terminal": box(1.0).intersect(slanted), "gain": LAW.gain, "steps": 2, **changes}
-    )  # fmt: skip
+    sets = {"states": box(5.0), "inputs": box(4.0), "terminal": box(1.0).intersect(slanted), **changes}
+    return CertificationProblem(model, gain=LAW.gain, steps=2, **sets)
 
 
 def one_step(model: Stated, x: Tensor, H: Tensor, h: Tensor, r: Tensor | None, corners: Tensor):
@@ -137,7 +136,7 @@ def test_paper_models_and_laws_of_other_dimensions_are_refused():
     case = problem(contraction())
     with pytest.raises(ValueError, match="sound mode"):
         certify_invariance(problem(replace(contraction(), mode="paper")), REST)
-    with pytest.raises(ValueError, match="law.gain of shape"):
+    with pytest.raises(ValueError, match=r"law\.gain of shape"):
         certify_invariance(case, AffineLaw(torch.zeros(1, 2).double(), torch.zeros(1).double()))
     with pytest.raises(ValueError, match="budget >= 1"):
         certify_invariance(case, REST, budget=0)
@@ -166,7 +165,7 @@ def test_laws_and_hulls_to_the_letter():
     assert len(grown.update(initial).hulls) == 2
     for options, message in (
         ({"dims": ()}, "distinct coordinates"), ({"dims": (0, 0)}, "distinct coordinates"), ({"dims": (3,)}, r"0\.\.2"),
-        ({"dims": (-1,)}, r"0\.\.2"), ({"delay": -1}, "delay >= 0"),
+        ({"dims": (-1,)}, "TerminalSet"), ({"delay": -1}, "delay >= 0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             TerminalSet.start(initial, **options)
