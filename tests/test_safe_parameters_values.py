@@ -107,6 +107,8 @@ def test_members_are_as_they_were_given():
             safe.add(rows([0.1, 3.0], [0.2, 3.0]), rows(0.1, bad), episode=3, bound="b", rule="bound")
     _, plain = admit(safe, rows([0.9, 3.0]), planted, family=FAMILY, episode=1, bound="b")
     assert plain.calls == 1 + 5  # rounds, if not said
+    _, nothing = admit(safe, torch.zeros(0, 2).double(), planted, family=FAMILY, episode=1, bound="b")
+    assert (nothing.fallback.shape, nothing.fraction.shape, nothing.upper.shape) == ((0, 2), (0,), (0,))
     asked = []
     _, easy = admit(
         safe, rows([-0.5, 2.0]), lambda of: asked.append(len(of)) or planted(of), family=FAMILY, episode=1, bound="b"
@@ -179,17 +181,19 @@ def test_lipschitz_boxes_end_where_value_plus_distance_reaches_the_budget():
     """Planted: D = 0.01 + |Δ(k g)|, largest at a corner of the box."""
     theta = rows([0.1, 3.0], [0.2, 2.0], [0.3, 3.0])
     safe = start().add(theta, rows(0.1, 0.15, 0.2), episode=1, bound="b", rule="bound")
-    shape = vector(0.2, 0.5)
+    shape = vector(0.25, 0.5)
     found = lipschitz_boxes(safe, FAMILY, apart, shape=shape, rounds=25)
     assert found.shape == (5, 2) and not bool(found[:2].any()) and not bool(found[4].any())  # S_0; no room beside 0.01
     for i, ((g, k), room) in enumerate(zip(theta[:2].tolist(), (0.09, 0.04), strict=True)):
-        share = float(found[2 + i, 0]) / 0.2
+        share = float(found[2 + i, 0]) / 0.25
         assert torch.equal(found[2 + i], share * shape)
 
         def worst(s, g=g, k=k):
-            return max(abs((g + a * s * 0.2) * (k + b * s * 0.5) - g * k) for a in (-1, 1) for b in (-1, 1))
+            return max(abs((g + a * s * 0.25) * (k + b * s * 0.5) - g * k) for a in (-1, 1) for b in (-1, 1))
 
         assert 0.01 < share < 1 and worst(share) <= room + 1e-12 < worst(share + 2**-24) + 1e-12
+        coarse = float(lipschitz_boxes(safe, FAMILY, apart, shape=shape, rounds=3)[2 + i, 0]) / 0.25
+        assert (8 * coarse).is_integer() and worst(coarse) <= room < worst(coarse + 1 / 8)
     whole = lipschitz_boxes(safe, FAMILY, lambda a, b: 0.0 * apart(a, b), shape=shape)
     assert bool((whole[2:] >= (1 - 2**-29) * shape).all())  # value = budget and D = 0: all of the shape
     two = feedback_family(

@@ -62,6 +62,16 @@ def test_distances_are_their_formula():
             du = (FIRST.offset[i] - second.offset[j]).abs().tolist()
             assert float(table[i, j]) == pytest.approx(expected(du), rel=1e-6, abs=1e-7)
     assert float(square[0, 1]) < 1.5 < float(square[0, 2])  # the cap is not what decides here
+    pair = AffinePolicies(tensor([0.0], [0.3]), torch.zeros(2, 1, 2).double(), Box(tensor(-1.0), tensor(1.0)))
+    known = AffineKnown(KNOWN.A, KNOWN.B[:, :1], KNOWN.c)  # one input, two states
+    kernel = (kernels.rbf([0.5, 0.6, 1.0], variance=0.25), kernels.rbf([0.5, 0.6, 2.0], variance=0.125))
+    rho = [math.sqrt(2 * v * (1 - math.exp(-0.5 * (0.3 / s) ** 2))) for v, s in ((0.25, 1.0), (0.125, 2.0))]
+    delta = [0.03 * 0.3 + 0.3 * rho[1], 0.05 * 0.3 + 0.2 * rho[0]]
+    tau = math.erf(math.hypot(*(d / float(s) for d, s in zip(delta, NOISE, strict=True))) / (2 * math.sqrt(2)))
+    left, total = 1.0, 0.0
+    for t in range(HORIZON):
+        left, total = left - min(tau, left), total + min(tau, left) * (HORIZON - 1 - t) * CEILING
+    assert float(distance(pair, known=known, kernel=kernel)[0, 1]) == pytest.approx(total, rel=1e-7)
     one = distance(outputs=(1,), kernel=KERNELS[:1])
     assert float(one[0, 2]) == pytest.approx(expected([0.6, 0.9], outputs=(1,)), rel=1e-6)
 

@@ -11,7 +11,6 @@ from tube_cases import Stated, stated
 
 from gpsafe.tube.core import ROUNDING, START, Linearisation, outer_sum, propagate, sizes
 
-
 tensor = partial(torch.tensor, dtype=torch.float64)
 
 
