@@ -87,6 +87,16 @@ def test_every_margin_is_lowered_by_the_rounding_of_its_row():
     assert 0 <= found.seconds < 60 and torch.equal(found.action, PLAN[0])
 
 
+def test_rounding_counts_the_size_of_negative_offsets():
+    case = problem(terminal=Polytope(tensor([[1.0, 0.0]]), tensor([-30.0])))
+    found = judge(case, X0, LEARNED, proposed(PLAN))
+    computed = case.margins(case.tube(X0, PLAN))
+    for kind, _, m, i, _, size in rows(case, X0, PLAN):
+        if kind == "terminal":
+            lowered = float((computed.terminal - found.margins.terminal)[m, i])
+            assert lowered == pytest.approx(ROUNDING * size, rel=2e-3, abs=0)
+
+
 @pytest.mark.parametrize("kind", ["state", "input", "terminal"])
 def test_the_deciding_row_is_named(kind):
     """Each kind of rows in turn is made the tightest."""

@@ -83,6 +83,10 @@ def test_every_output_has_its_own_formula(name):
     mean, std = posterior.posterior(z)
     rounding = variance_margin(posterior.prior_variance(z), posterior.regularizer)
     half = torch.tensor(expected, dtype=torch.float64) * (std.square() + rounding).sqrt()
+    seen = (
+        bound.half_width(posterior, torch.ones(2).double(), std, posterior.prior_variance(z))
+    ).square() - std.square()
+    torch.testing.assert_close(seen, rounding, rtol=2e-3, atol=0)
     low, high = bound.interval(posterior, z)
     torch.testing.assert_close(low, mean - half, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(high, mean + half, rtol=1e-9, atol=1e-12)

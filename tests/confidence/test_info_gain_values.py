@@ -55,6 +55,12 @@ def test_a_point_without_variance_adds_nothing():
     assert run.gains.tolist() == [0.0, 0.0, 0.0] and run.largest_variance.tolist() == [0.0, 0.0, 0.0]
 
 
+def test_variances_that_rounding_would_make_negative_are_zero():
+    for value in torch.linspace(0.1, 1.0, 40, dtype=torch.float64):
+        run = info_gain.greedy(value * torch.ones(2, 2).double(), 3, 1e-18)
+        assert bool((run.largest_variance >= 0).all()) and bool(torch.isfinite(run.gains).all())
+
+
 def test_spectral_bounds_are_their_formulas():
     K = gram()
     values = sorted(torch.linalg.eigvalsh(K).tolist(), reverse=True)

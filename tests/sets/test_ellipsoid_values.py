@@ -102,6 +102,8 @@ def test_the_gauge_is_infinite_exactly_beyond_the_stated_distance_from_the_span(
     assert not bool(segment.contains(tensor([1.0, 2.0 + 1e-8, 0.0])))
     assert float(Ellipsoid.point(tensor([1.0, 2.0])).gauge(tensor([1.0, 2.0]))) == 0.0
     assert float(Ellipsoid.point(tensor([1.0, 2.0])).gauge(tensor([1.0, 2.1]))) == math.inf
+    nothing = Ellipsoid(tensor([1.0, 2.0]), torch.zeros(2, 2).double())  # columns without length
+    assert nothing.gauge(tensor([[1.0, 2.0], [1.0, 2.1]])).tolist() == [0.0, math.inf]
     turned = Ellipsoid(torch.zeros(2).double(), tensor([[3.0, 4.0], [-4.0, 3.0]]) / 5 @ torch.diag(tensor([2.0, 0.5])))
     x = tensor([0.7, -0.2])
     assert float(turned.gauge(x)) == pytest.approx(float((x @ torch.linalg.inv(turned.shape) @ x).sqrt()), rel=1e-12)
