@@ -83,7 +83,7 @@ def test_what_the_distance_does_not_cover_is_refused():
     with pytest.raises(ValueError, match="two classes of one kind"):
         distance(second=FeaturePolicies.__new__(FeaturePolicies))
     rough = (gpytorch.kernels.PeriodicKernel().double(),) * 2
-    with pytest.raises(ValueError, match="stationary kernels"):
+    with pytest.raises(ValueError, match=r"stationary|whose metric"):
         distance(kernel=rough)
     for place, accepted in (((0, 0, 1), True), ((0, 1, 2), False), ((1, 3, 3), False), ((1, 2, 0), False)):
         bent = torch.zeros(2, 4, 4).double()
@@ -133,8 +133,6 @@ def test_members_and_outsiders_share_the_class_and_witnesses_stay():
         safe.expand(torch.zeros(5).double(), episode=1, bound="b", distance=wrong)
     with pytest.raises(ValueError, match="distance >= 0"):
         reachable([0], torch.zeros(5).double(), wrong, budget=0.5, epsilon=0.1)
-    with pytest.raises(ValueError, match="true_cost"):
-        reachable([0], tensor(0.0, 0.0, math.nan, 0.0, 0.0), D, budget=0.5, epsilon=0.1)
     with pytest.raises(ValueError, match="num >= 1"):
         SafePolicySet.initial(0, [0], budget=0.5)
     with pytest.raises(ValueError, match=r"0\.\.4"):
