@@ -107,6 +107,9 @@ def test_radii_are_quantiles_with_the_union_over_steps():
     sound = EnsembleTube.sound(ensemble, steps=5, delta=0.1, aleatoric=1.5, epistemic=0.7)
     assert sound.radius == pytest.approx(1.5 * chi_square_radius(2, 0.1, 5) + 0.7, rel=1e-14)
     assert EnsembleTube.paper(ensemble).radius == 1.0
+    for bad in ({"aleatoric": 0.0}, {"epistemic": -1e-9}):
+        with pytest.raises(ValueError, match=r"EnsembleTube\.sound"):
+            EnsembleTube.sound(ensemble, steps=5, delta=0.1, **bad)
 
 
 @pytest.mark.parametrize(("steps", "delta", "count"), [(4, 0.1, 57), (1, 0.3, 9), (4, 0.1, 39)])

@@ -172,13 +172,13 @@ def test_the_largest_square_is_an_upper_bound_to_the_last_digits(seed, scale):
     assert float(upper[3]) == pytest.approx(float(max((a[3] + s * A[3, :, 0]).norm() for s in (-1, 1))) ** 2, rel=1e-12)
     nothing, none = maximize_square(a, A[..., :0])
     assert torch.equal(nothing, a.square().sum(-1)) and none.shape == (5, 0)
-    low, free = maximize_square(
-        tensor([0.5, 0.0]), tensor([[0.1, 0.0], [0.0, 2.0]])
-    )  # hard case: free along the top axis
-    assert float(low) == pytest.approx(
-        float((tensor([0.5, 0.0]) + tensor([0.1, 2.0]) * free).square().sum()), rel=1e-12
-    )
-    assert abs(float(free[1])) > 0.9
+    a, A = (
+        tensor([0.5, 0.0]),
+        tensor([1.5, 2.0]),
+    )  # hard case: free along the top axis, y₁ = 0.75/(4 − 2.25) along the other
+    top, free = maximize_square(a, torch.diag(A))
+    assert float(top) == pytest.approx(float((a + A * free).square().sum()), rel=1e-12)
+    torch.testing.assert_close(free.abs(), tensor([3 / 7, math.sqrt(1 - 9 / 49)]), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(4))
