@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly bench experiments notebooks lab lint format lock clean distclean
+.PHONY: help setup verify test test-all nightly mutate bench experiments notebooks lab lint format lock clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
@@ -47,6 +47,10 @@ test-all: setup ## run the tests with the slow ones
 nightly: setup ## run every test, with many more examples
 	@echo "nightly: every test, Hypothesis profile nightly"
 	@HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "" $(ARGS)
+
+mutate: setup ## plant small errors in the believed modules: which do the tests notice? -> report/mutation.json
+	@echo "mutate: single-point mutants against the tests -> report/mutation.json (a stopped run goes on)"
+	@$(ONE_THREAD) $(BIN)/python scripts/mutate.py $(ARGS)
 
 bench: setup ## run the benchmarks, write bench/results.json
 	@echo "bench: the benchmarks -> bench/results.json"

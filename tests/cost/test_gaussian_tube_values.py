@@ -1,0 +1,194 @@
+"""A step of a Gaussian tube, its charge and the second-order remainder against loops: no sub-term may be dropped or halved."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from cost_cases import alone, make_case
+from torch import Tensor
+
+from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
+from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.policies import AffinePolicies, Feedback
+from gpsafe.sets.zonotope import Zonotope
+from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Bent(AffineKnown):
+    """A known part with a stated bound of its curvature (it need not be one: only the arithmetic is looked at)."""
+
+    hessian_bound = torch.rand(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+class LocallyBent(Bent):
+    def hessian_over(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return (upper - lower).amax(-1)[..., None, None, None] * self.hessian_bound + lower[..., :1, None, None].abs()
+
+
+AFFINE = (tensor([[1.0, 0.1], [-0.3, 0.9]]), tensor([[0.02], [0.4]]), tensor([0.05, -0.1]))
+
+
+def test_the_remainder_is_half_the_curvature_times_the_squared_reach():
+    center, radius = draw(1, 4, 3), draw(2, 4, 3).abs()
+    for known in (Bent(*AFFINE), LocallyBent(*AFFINE)):
+        found = remainder_outer(known, center, radius)
+        for n in range(4):
+            H = known.hessian_bound
+            if isinstance(known, LocallyBent):
+                H = known.hessian_over(center[n] - radius[n], center[n] + radius[n])
+            exact = [
+                0.5 * sum(float(H[i, j, k] * radius[n, j] * radius[n, k]) for j in range(3) for k in range(3))
+                for i in range(2)
+            ]
+            for i in range(2):
+                assert exact[i] * (1 + 5e-13) < float(found[n, i]) < exact[i] * (1 + 2e-12)
+
+
+def confidence(known):
+    case = alone(make_case("pendulum", (0, 4)))
+    held = case.confidence
+    moved = replace(held.model, prior=known)
+    return type(held)(held.bound).update(moved), case
+
+
+@dataclass(frozen=True)
+class Curved:
+    """Affine policies that say that their gain leaves something out."""
+
+    inside: AffinePolicies
+    rest: float = 0.07
+
+    @property
+    def num(self) -> int:
+        return self.inside.num
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.inside(x)
+
+    def select(self, index: Tensor) -> "Curved":
+        return Curved(self.inside.select(index))
+
+    def slopes(self, lower: Tensor, upper: Tensor):
+        return self.inside.slopes(lower, upper)
+
+    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
+        gain, low, high = self.slopes(lower, upper)
+        return Feedback(gain.unsqueeze(1), low, high, self.rest + torch.zeros_like(low[:, :1]))
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_step_is_its_formula(curved):
+    """Near the pendulum's data, with inputs that saturate on a part of the set."""
+    F, case = confidence(Bent(*AFFINE))
+    affine = AffinePolicies(tensor([[0.75], [0.1]]), tensor([[[-1.0, -0.4]], [[-0.8, 0.5]]]), case.policies.input_box)
+    policies, rest = (Curved(affine), 0.07) if curved else (affine, 0.0)
+    x0 = case.system.initial_state
+    sigma = tensor([0.03, 0.02])
+    cost = IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+    bound = GaussianTube(task=Task(x0, 9, cost, 1.0, sigma), width=4.0)
+    sure = Zonotope(x0 + 0.05 * draw(5, 2, 2), 0.05 * draw(6, 2, 2, 3))
+    stage = Stage(policies, sure, 0.02 * draw(7, 2, 2, 2).tril(), 0.0 * draw(7, 2, 2, 2), torch.tensor([False, False]))
+    found = bound.step(F, stage)
+
+    known, saturated = F.model.prior, 0
+    for p in range(2):
+        c, K = sure.center[p], affine.gain[p]
+        G = torch.cat([sure.generators[p], 4.0 * stage.factor[p]], -1)
+        r = G.abs().sum(-1)
+        one = AffinePolicies(affine.offset[p : p + 1], affine.gain[p : p + 1], affine.input_box)
+        spread = (K @ G).abs().sum(-1) + rest
+        low, high = (s[0, 0] for s in one.slopes((c - r)[None, None], (c + r)[None, None])[1:])
+        if not curved:
+            low, high = (s[0, 0] for s in one.secants(c[None, None], spread[None, None]))
+        saturated += int(bool((low < high).all()))
+        kink = (high - low) / 2 * spread + (high + low) / 2 * rest
+        u = one(c[None, None])[0, 0]
+        A, B = jacobians(known, c[None], u[None])
+        feed = ((low + high) / 2)[:, None] * (K @ G)
+        linear = A[0] @ G + B[0] @ feed
+        error = (
+            B[0].abs() @ kink + remainder_outer(known, torch.cat([c, u])[None], torch.cat([r, high * spread])[None])[0]
+        )
+        z = torch.cat([c, u])[None, None]
+        moves = Displacements(0 * z, torch.cat([G, feed])[None, None], torch.cat([0 * c, kink])[None, None])
+        learned = LocalAffine.at(F, z).range_outer(moves)
+        center = known(c[None], u[None])[0]
+        center[1] += learned.value[0, 0, 0]
+        linear[1] += learned.linear[0, 0, 0]
+        error[1] += learned.error[0, 0, 0]
+        expected = Zonotope(center[None], linear[None, :, :3]).plus_box(error[None])
+        torch.testing.assert_close(found.sure.center[p], center, rtol=1e-12, atol=1e-13)
+        for n in draw(8, 5, 2):
+            assert float(found.sure.support(n[None])[p, 0]) == pytest.approx(
+                float(expected.support(n[None])[0, 0]), rel=1e-9
+            )
+        covariance = linear[:, 3:] @ linear[:, 3:].T / 16 + torch.diag(sigma**2)
+        torch.testing.assert_close(found.factor[p] @ found.factor[p].T, covariance, rtol=1e-10, atol=1e-15)
+        torch.testing.assert_close(found.moved[p], linear[:, 3:] / 4, rtol=1e-10, atol=1e-13)
+    assert saturated > 0 and not bool(found.lost.any())
+
+
+def test_a_stage_charges_the_tails_of_its_half_spaces():
+    cost = IndicatorCost(tensor([[1.0, 0.0], [-0.6, 2.0]]), tensor([0.4, 0.9]))
+    center = tensor([[0.1, -0.2], [0.39, 0.0], [0.5, 0.0], [0.1, -0.2]])
+    rays, factor = 0.02 * draw(1, 4, 2, 3), 0.3 * draw(2, 4, 2, 2)
+    factor[1:3] = 0.0  # without noise: 1 or 0
+    stage = Stage(
+        None,
+        Zonotope(center, rays * tensor([1.0, 0.0, 0.0, 1.0])[:, None, None]),
+        factor,
+        factor,
+        torch.tensor([False, False, False, True]),
+    )
+    tails = []
+    for n, o in zip(cost.directions, cost.offsets, strict=True):
+        gap = float(o - n @ center[0] - (n @ rays[0]).abs().sum())
+        tails.append(0.5 * math.erfc(gap / float((n @ factor[0]).norm()) / math.sqrt(2)))
+    found = stage.exceed(cost)
+    assert sum(tails) < float(found[0]) < sum(tails) * (1 + 1e-6) and 0.01 < sum(tails) < 0.9
+    assert found[1:].tolist() == [0.0, 1.0, 1.0]
+    bound = GaussianTube(task=Task(tensor([0.0, 0.0]), 5, cost, 1.0, tensor([0.1, 0.1])), width=3.0)
+    outside = 2 * 2 * 0.5 * math.erfc(3 / math.sqrt(2))
+    assert outside < bound.failure < outside * (1 + 1e-8)
+    for t in range(4):
+        expected = min(1.0, float(found[0]) + max(0, t - 1) * bound.failure)
+        assert float(bound.charge(stage, t)[0]) == pytest.approx(expected, rel=1e-14)
+        assert float(bound.charge(stage, t)[2]) == 1.0
+    edge = Stage(None, Zonotope.point(tensor([[0.4 - 1e-10, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
+    assert float(edge.exceed(cost)[0]) == 1.0 and ROUNDING == 1e-9  # within rounding of the edge: beyond it
+
+
+def test_wide_tubes_are_given_up_and_parked():
+    F, case = confidence(Bent(*AFFINE))
+    x0, sigma = case.system.initial_state, tensor([0.03, 0.02])
+    cost = IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+    policies = case.policies.select(torch.tensor([0, 0, 0]))
+    point = Stage(
+        policies,
+        Zonotope.point(x0.expand(3, 2)),
+        torch.zeros(3, 2, 2).double(),
+        torch.zeros(3, 2, 2).double(),
+        torch.tensor([False, True, False]),
+    )
+    free = GaussianTube(task=Task(x0, 9, cost, 1.0, sigma))
+    after = free.step(F, point)
+    assert after.lost.tolist() == [False, True, False]
+    assert torch.equal(after.sure.center[1], x0) and not bool(after.sure.generators[1].any())
+    torch.testing.assert_close(after.factor[1] @ after.factor[1].T, 2 * torch.diag(sigma**2))
+    width = float(after.sure.radius[0].max())
+    assert free.step(F, after).lost.tolist() == [False, True, False]
+    tight = replace(free, limit=0.9 * max(width, float(sigma.max())))
+    assert bool(tight.step(F, point).lost.all())
+    assert not bool(replace(free, limit=1.1 * max(width, float(sigma.max()))).step(F, point).lost[0])

@@ -1,0 +1,102 @@
+"""Limits of means equal their formulas term by term (a limit that is too wide passes every test of its probability)."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+
+from gpsafe.cost.monte_carlo import (
+    dominating_mean_upper,
+    kl_upper,
+    mean_lower,
+    mean_upper,
+    noise_paths,
+    stage_delta,
+    stream,
+)
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+def kl(p: float, q: float) -> float:
+    return sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0)
+
+
+def reference(mean: float, count: int, delta: float) -> float:
+    """sup{q : n KL(mean ‖ q) ≤ ln(1/δ)} by another root finder."""
+
+    def excess(q: float) -> float:
+        return count * kl(mean, q) - math.log(1 / delta)
+
+    return brentq(excess, mean, 1 - 1e-15, xtol=1e-15) if excess(1 - 1e-15) > 0 else 1.0
+
+
+@pytest.mark.parametrize("count", [2, 7, 900])
+@pytest.mark.parametrize("mean", [0.0, 0.001, 0.4, 0.97])
+def test_kl_limit_is_the_root_and_rounds_up(mean, count):
+    for delta in (0.4, 1e-5):
+        value, exact = float(kl_upper(tensor([mean]), count, delta)), reference(mean, count, delta)
+        assert exact * (1 - 1e-14) <= value <= min(1.0, exact * (1 + 3e-12))
+
+
+def test_kl_limit_of_a_mean_of_one_is_one_and_rows_are_apart():
+    means = torch.tensor([[0.1, 1.0], [0.7, 0.2]], dtype=torch.float64)
+    limits = kl_upper(means, 30, 0.1)
+    assert float(limits[0, 1]) == 1.0
+    for place in ((0, 0), (1, 0), (1, 1)):
+        assert float(limits[place]) == pytest.approx(reference(float(means[place]), 30, 0.1), rel=1e-11)
+
+
+def sample(kind: str) -> torch.Tensor:
+    """Two rows in [0, 5]: of small variance, or rare costs."""
+    noise = torch.rand(2, 3000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return 2.0 + 0.01 * noise if kind == "narrow" else 5.0 * (noise[:, :40] < 0.04).double()
+
+
+@pytest.mark.parametrize("kind", ["narrow", "rare"])
+def test_limits_of_means_are_their_formulas(kind):
+    samples, ceiling, delta = sample(kind), 5.0, 0.03
+    count = samples.shape[-1]
+    narrow = []
+    for i, row in enumerate((samples / ceiling).numpy()):
+        mean, variance, log = row.mean(), row.var(ddof=1), math.log(2 / (0.1 * delta))
+        bernstein = mean + math.sqrt(2 * variance * log / count) + 7 * log / (3 * (count - 1))
+        hoeffding = reference(mean, count, 0.9 * delta)
+        narrow.append(bernstein < hoeffding)
+        expected = ceiling * min(bernstein, hoeffding)
+        assert expected <= float(mean_upper(samples, ceiling, delta)[i]) <= expected * (1 + 1e-11)
+        plain = ceiling * reference(mean, count, delta)
+        assert plain <= float(dominating_mean_upper(samples, ceiling, delta)[i]) <= plain * (1 + 1e-11)
+    assert narrow == [kind == "narrow"] * 2  # each part of the formula decides once
+    mirrored = ceiling - mean_upper(ceiling - samples, ceiling, delta)
+    assert torch.equal(mean_lower(samples, ceiling, delta), mirrored)
+
+
+def test_samples_at_the_ceiling_give_the_ceiling_and_rounding_above_it_is_forgiven():
+    for limit in (mean_upper, dominating_mean_upper):
+        assert float(limit(tensor([5.0] * 4), 5.0, 0.1)) == 5.0
+        assert float(limit(tensor([5.0 * (1 + 1e-13)] * 4), 5.0, 0.1)) == 5.0
+        for bad in (5.0 * (1 + 1e-11), -1e-15, math.nan):
+            with pytest.raises(ValueError, match="samples in"):
+                limit(tensor([1.0, bad, 2.0]), 5.0, 0.1)
+        assert float(limit(tensor([0.0, 5.0]), 5.0, 0.1)) <= 5.0  # two samples are enough
+        with pytest.raises(ValueError, match="number of samples >= 2"):
+            limit(tensor([1.0]), 5.0, 0.1)
+    assert float(mean_lower(tensor([5.0 * (1 + 1e-13)] * 4), 5.0, 0.1)) > 0.0
+
+
+def test_a_stages_share_is_its_formula_and_the_noise_is_that_of_its_stream():
+    assert stage_delta(0.3, 4, calls=5) == pytest.approx(0.3 / (5 * 4 * 5), rel=1e-15)
+    assert stage_delta(0.3, 1) == 0.15
+    first, second = np.random.SeedSequence((7, 2, 3)).generate_state(2, np.uint32)
+    seed = int(first) * 2**31 + int(second) // 2
+    assert stream(7, 2, 3).initial_seed() == seed
+    assert stream(0, 2, 3).initial_seed() > 0  # the seed 0 is one
+    std = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    paths = noise_paths(std, 3, 4000, seed=7, stage=2, purpose=3, device=torch.device("cpu"))
+    assert paths.shape == (3, 1, 4000, 2)
+    normal = torch.randn(3, 1, 4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(paths, std * normal)

@@ -1,0 +1,74 @@
+"""The total-variation bound against loops: rates, paths, weights and the cut."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from cost_cases import make_case
+
+from gpsafe.cost import monte_carlo
+from gpsafe.cost.total_variation import TotalVariation, parting_rate, simulation_gap
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+def test_rates_are_those_of_gaussians_and_capped():
+    gap, noise = tensor([[0.3, 0.0], [0.2, 0.5], [0.0, 0.0], [90.0, 0.0]]), tensor([0.4, 2.0])
+    for found, row in zip(parting_rate(gap, noise).tolist(), gap.tolist(), strict=True):
+        exact = math.erf(math.hypot(row[0] / 0.4, row[1] / 2.0) / (2 * math.sqrt(2)))
+        assert exact * (1 - 1e-15) <= found <= min(1.0, exact * (1 + 1e-12))
+    assert parting_rate(tensor([1e-9, 0.0]), tensor([0.0, 1.0])).item() == 1.0  # without noise any gap parts
+    assert parting_rate(tensor([0.0, 0.0]), tensor([0.0, 1.0])).item() == 0.0
+
+
+def test_gaps_part_as_early_as_they_may():
+    rates = tensor([[0.1, 0.2, 0.3, 0.9], [0.7, 0.6, 0.1, 0.1], [0.0, 0.0, 0.0, 1.0]])
+    expected = [0.1 * 3 + 0.2 * 2 + 0.3, 0.7 * 3 + 0.3 * 2, 0.0]
+    torch.testing.assert_close(simulation_gap(rates, 2.5), 2.5 * tensor(expected))
+
+
+@pytest.fixture(scope="module")
+def bound():
+    case = make_case("1d", (0, 3))
+    return case, TotalVariation(**case.task_with(horizon=4), samples=25, chunk=60)
+
+
+def test_paths_follow_the_middle_of_the_set(bound):
+    case, tv = bound
+    policies, confidence = case.choose(0, 40), case.confidence
+    noise = tv.noise(confidence, 3)
+    total, rates = tv.paths(confidence, policies, noise)
+    assert total.shape == (2, 25) and rates.shape == (2, 25, 4) and float(rates.max()) > 0
+    for p in range(2):
+        for n in range(0, 25, 6):
+            x, cost = case.system.initial_state, 0.0
+            for t in range(4):
+                cost += float(tv.cost(x))
+                u = policies.select(torch.tensor([p]))(x[None, None])[0, 0]
+                low, high = (v[0] for v in confidence.bounds(torch.cat([x, u])[None]))
+                rate = parting_rate((high - low) / 2, tv.noise_std)
+                assert float(rates[p, n, t]) == pytest.approx(float(rate), rel=1e-9)
+                x = case.system.known(x[None], u[None])[0] + (low + high) / 2 + noise[t, 0, n]
+            assert float(total[p, n]) == pytest.approx(cost)
+
+
+def test_the_bound_is_the_least_of_its_limits(bound):
+    case, tv = bound
+    confidence = case.confidence
+    policies = case.choose(0, 40, 60)
+    found = tv.evaluate(confidence, policies)
+    cost, rates = tv.paths(confidence, policies, tv.noise(confidence, 3))
+    share = tv.stage_delta(confidence) / (3 * 5)
+    T, C = 4, tv.cost.ceiling
+    for p in range(3):
+        limits = [T * C]
+        for cut in range(T):
+            weights = [max(T - 1 - t - cut, 0) for t in range(T)]
+            sample = cost[p] + C * sum(w * rates[p, :, t] for t, w in enumerate(weights))
+            limits.append(C * cut + float(monte_carlo.mean_upper(sample, T * C + C * sum(weights), share)))
+        assert float(found.upper[p]) == pytest.approx(min(limits), rel=1e-12)
+        lower = float(monte_carlo.mean_lower(cost[p], T * C, share))
+        assert float(found.lower[p]) == pytest.approx(min(max(lower, 0.0), min(limits)), rel=1e-12, abs=1e-15)
+        assert bool(found.vacuous[p]) == (min(limits) >= T * C * (1 - 1e-9))
+    assert found.delta == tv.stage_delta(confidence) and found.sound_upper and found.method == tv.name

@@ -1,0 +1,170 @@
+"""What Gaussian-process and ensemble tubes hand to the recursion, against formulas for flat sections, and their radii."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+from xmpsc_cases import gp_confidence, pendulum_data, pendulum_ensemble
+
+from gpsafe.confidence import ConfidenceSet
+from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.tube import EnsembleTube, GPTube, chi_square_radius
+from gpsafe.tube.ensemble import _cells
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+X, U, GAIN = tensor([[0.4, -0.7]]), tensor([[0.2]]), tensor([[-0.9, -0.3]])
+
+
+def gp_tube(mode: str = "sound") -> GPTube:
+    confidence = gp_confidence()
+    newest = ConfidenceSet(confidence.bound).update(confidence.model)
+    return GPTube(newest, 7, 0.02, mode)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.1, 2.0, 50.0])
+def test_remainders_of_flat_sections_are_the_least_of_their_forms(size):
+    """One segment z̄ ± m: the suprema of the quadratic are at its two ends."""
+    tube = gp_tube()
+    factor = size * tensor([[[0.6], [0.8]]])
+    m = torch.cat([factor[0], GAIN @ factor[0]])[:, 0]
+    z = torch.cat([X, U], -1)
+    local = LocalAffine.at(tube.confidence, z)
+    assert local.mean is not None and local.cov is not None
+    mean, cov, middle, half = local.mean[0, 0], local.cov[0, 0], float(local.middle[0, 0]), float(local.half[0, 0])
+    B, value = float(local.norm[0]), abs(middle - float(mean[0])) + half
+    metric = value + abs(float(mean[1:] @ m)) + B * float(local.moduli.metric(m.abs()[None])[0, 0])
+    rest = B * float(local.moduli.rest_within(lambda scale: (scale * m).norm()[None])[0, 0])
+    ends = [torch.cat([tensor([1.0]), sign * m]) for sign in (-1, 1)]
+    joint = max(float(v @ cov @ v) for v in ends) ** 0.5
+    apart = value + float(m @ cov[1:, 1:] @ m) ** 0.5
+    expected = min(metric, min(joint, apart) + rest)
+    total = remainder_outer(tube.model.prior, z, m.abs()[None])[0]
+    total[1] += expected
+    found = tube.remainder(X, U, factor, GAIN)[0]
+    torch.testing.assert_close(found, total, rtol=1e-8, atol=1e-12)
+    assert float(found[1]) >= float(total[1]) * (1 - 1e-13)
+
+
+def test_each_form_is_the_least_somewhere():
+    tube, forms = gp_tube(), set()
+    for x in (X, tensor([[1.1, 5.5]]), tensor([[0.0, 0.0]])):
+        for size in (1e-3, 0.1, 2.0, 50.0):
+            factor = size * tensor([[[0.6], [0.8]]])
+            m = torch.cat([factor[0], GAIN @ factor[0]])[:, 0]
+            local = LocalAffine.at(tube.confidence, torch.cat([x, U], -1))
+            cov, value = local.cov[0, 0], float((local.middle - local.mean[..., 0]).abs() + local.half)
+            joint = max(float(v @ cov @ v) for v in (torch.cat([tensor([1.0]), s * m]) for s in (-1, 1))) ** 0.5
+            rest = float((local.norm * local.moduli.rest_within(lambda s, m=m: (s * m).norm()[None]))[0, 0])
+            metric = (
+                value
+                + float((local.mean[0, 0, 1:] @ m).abs())
+                + float((local.norm * local.moduli.metric(m.abs()[None]))[0, 0])
+            )
+            apart = value + float(m @ cov[1:, 1:] @ m) ** 0.5
+            forms.add(
+                min((("joint", joint + rest), ("apart", apart + rest), ("metric", metric)), key=lambda f: f[1])[0]
+            )
+    assert {"joint", "metric"} <= forms
+
+
+def test_linearisations_are_the_posteriors_with_the_noise_of_all_steps():
+    tube, paper = gp_tube(), gp_tube("paper")
+    model = tube.model
+    local, published = tube.linearise(X, U), paper.linearise(X, U)
+    predicted = model.predict(X, U)
+    A, B = jacobians(model.prior, X, U)
+    slope = model.gradient(torch.cat([X, U], -1))[0][:, 0]
+    torch.testing.assert_close(local.mean, predicted.mean)
+    torch.testing.assert_close(local.A[0, 0], A[0, 0])  # not learned
+    torch.testing.assert_close(local.A[0, 1], A[0, 1] + slope[0, :2])
+    torch.testing.assert_close(local.B[0, 1], B[0, 1] + slope[0, 2:])
+    noisy = int((model.noise_std > 0).sum())
+    torch.testing.assert_close(local.variance[0], stats.chi2.isf(0.02 / 7, noisy) * model.noise_std.square())
+    torch.testing.assert_close(published.variance, predicted.std.square() + model.noise_std.square())
+    assert not bool(paper.remainder(X, U, torch.eye(2).double()[None], GAIN).any())
+    assert (tube.num_members, tube.nx, tube.nu) == (1, 2, 1)
+
+
+def test_nothing_is_claimed_where_a_section_is_not_finite():
+    tube = gp_tube()
+    good = 0.1 * torch.eye(2).double()[None]
+    for x, factor in ((X * math.inf, good), (X, good * math.nan), (X, good * math.inf), (X * math.nan, good)):
+        assert tube.remainder(x, U, factor, GAIN).tolist() == [[math.inf, math.inf]]
+    assert bool(torch.isfinite(tube.remainder(X, U, good, GAIN)).all())
+
+
+def test_radii_are_quantiles_with_the_union_over_steps():
+    assert chi_square_radius(3, 0.1, 5) == pytest.approx(math.sqrt(stats.chi2.ppf(1 - 0.1 / 5, 3)), rel=1e-9)
+    assert chi_square_radius(0, 0.1, 5) == 0.0
+    for delta, steps in ((0.0, 5), (1.0, 5), (0.1, 0)):
+        with pytest.raises(ValueError, match="expected"):
+            chi_square_radius(2, delta, steps)
+    ensemble = pendulum_ensemble()
+    sound = EnsembleTube.sound(ensemble, steps=5, delta=0.1, aleatoric=1.5, epistemic=0.7)
+    assert sound.radius == pytest.approx(1.5 * chi_square_radius(2, 0.1, 5) + 0.7, rel=1e-14)
+    assert EnsembleTube.paper(ensemble).radius == 1.0
+    for bad in ({"aleatoric": 0.0}, {"epistemic": -1e-9}):
+        with pytest.raises(ValueError, match=r"EnsembleTube\.sound"):
+            EnsembleTube.sound(ensemble, steps=5, delta=0.1, **bad)
+
+
+@pytest.mark.parametrize(("steps", "delta", "count"), [(4, 0.1, 57), (1, 0.3, 9), (4, 0.1, 39)])
+def test_calibrated_radii_are_the_ranked_score(steps, delta, count):
+    ensemble, data = pendulum_ensemble(), pendulum_data(count, 5)
+    mean, std = ensemble.evaluate(data.x, data.u)
+    scores = sorted(
+        max(float(((data.x_next[i] - mean[m, i]) / std[m, i]).norm()) for m in range(3)) for i in range(count)
+    )
+    rank = math.ceil((count + 1) * (1 - delta / steps))
+    tube = EnsembleTube.calibrated(ensemble, data, steps=steps, delta=delta)
+    assert tube.radius == pytest.approx(scores[rank - 1], rel=1e-12)
+    least = math.ceil(steps / delta) - 1
+    few = pendulum_data(least - 1, 5)
+    with pytest.raises(ValueError, match=f"at least {least} held-out rows"):
+        EnsembleTube.calibrated(ensemble, few, steps=steps, delta=delta)
+
+
+def test_cells_are_the_cubes_of_a_grid_that_meet_the_ball():
+    centers, half = _cells(2, 30, torch.zeros(1).double())
+    assert half == 1 / 5
+    every = [(a, b) for a in (-0.8, -0.4, 0.0, 0.4, 0.8) for b in (-0.8, -0.4, 0.0, 0.4, 0.8)]
+    assert len(centers) == sum(math.hypot(max(abs(a) - 0.2, 0), max(abs(b) - 0.2, 0)) <= 1 for a, b in every)
+    one, whole = _cells(3, 7, torch.zeros(1).double())
+    assert whole == 1.0 and one.tolist() == [[0.0, 0.0, 0.0]]
+    assert _cells(3, 27, torch.zeros(1).double())[1] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("cells", [1, 9])
+def test_ensemble_remainders_are_the_worst_cube(cells):
+    """|g(z_c)| + h Σ_j |((∂μ(z_c) − ∂μ(z̄))M)_j| + ½ rᵀHr and radius (sup σ − σ(z̄)), cube by cube and member by member."""
+    model = EnsembleTube(pendulum_ensemble(), "sound", 1.7, (), cells)
+    x, u = tensor([[3.2, 0.4], [3.1, 0.1], [2.9, -0.3]]), tensor([[0.1], [0.2], [0.3]])
+    factor = 0.05 * torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = model.remainder(x, u, factor, GAIN)
+    side = math.isqrt(cells)
+    line = [(2 * i + 1) / side - 1 for i in range(side)]
+    M = torch.cat([factor, GAIN @ factor], -2)
+    z = torch.cat([x, u], -1)
+    mean, slope, std = model._local(z)
+    worst, spread = torch.zeros(3, 2).double(), torch.zeros(3, 2).double()
+    for corner in ((a, b) for a in line for b in line):
+        point = z + (M @ tensor(corner)[:, None]).squeeze(-1)
+        reach = M.abs().sum(-1) / side
+        there = model._local(point)
+        H, sup = model._over(point, reach)
+        for m in range(3):
+            gap = (there[0] - mean)[m] - slope[m] @ (point - z)[m]
+            turned = ((there[1] - slope)[m] @ M[m]).abs().sum(-1) / side
+            bent = 0.5 * torch.stack([reach[m] @ H[m, i] @ reach[m] for i in range(2)])
+            worst[m] = torch.maximum(worst[m], gap.abs() + turned + bent)
+            spread[m] = torch.maximum(spread[m], 1.7 * (sup[m] - std[m]))
+    torch.testing.assert_close(found, worst + spread.clamp_min(0.0), rtol=1e-9, atol=0)
+    assert bool((found >= worst + spread).all())
+    for m in range(3):
+        predicted = model.ensemble.evaluate(x[m : m + 1], u[m : m + 1])
+        torch.testing.assert_close(model.linearise(x, u).mean[m], predicted[0][m, 0])
+        torch.testing.assert_close(model.linearise(x, u).variance[m].sqrt(), 1.7 * predicted[1][m, 0])
