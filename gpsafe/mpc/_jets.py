@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from gpsafe.mpc import _tape
+from gpsafe.mpc._numba import njit
 
 Array = NDArray[np.float64]
 _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}

@@ -18,9 +18,8 @@ import math
 
 import numpy as np
 
-from gpsafe.mpc._numba import njit
-
 from gpsafe.mpc._jets import jets
+from gpsafe.mpc._numba import njit
 
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
 ZERO, IDENTITY, TAPE = range(3)
