@@ -106,6 +106,8 @@ class Check:
         control_shards: pieces of the control per budget (defaults to `shards`).
         judge: ``judge(samples, broken) -> Evidence`` over all pieces in shard order.
         grades: graded controls, one per named term.
+        most: the claim goes on, a few pieces at a time and up to this many, while its verdict is INCONCLUSIVE; `judge` must
+            then be valid at every number of pieces (`verdict.anytime_interval`). None: `shards` and no more.
         plot: optional ``plot(figure, claim_evidence_data, control_evidence_data)`` drawing on a Matplotlib figure
             from the two `Evidence.data` mappings.
     """
@@ -122,6 +124,12 @@ class Check:
     control_shards: Mapping[Budget, int] | None = None
     plot: Callable[[Figure, Mapping[str, Any], Mapping[str, Any]], None] | None = None
     grades: tuple[Grade, ...] = ()
+    most: Mapping[Budget, int] | None = None
+
+    def limit(self, budget: Budget, broken: bool) -> int:
+        """Largest number of pieces of the claim or of its control."""
+        start = self.num_shards(budget, broken)
+        return start if broken or self.most is None else max(start, self.most[budget])
 
     def num_shards(self, budget: Budget, broken: bool) -> int:
         """Number of pieces of the claim (``broken=False``) or of its control."""
@@ -130,7 +138,12 @@ class Check:
 
     def run(self, budget: Budget = "quick", broken: bool = False) -> Evidence:
         """Runs all pieces here, one after another (the command line runs them in parallel)."""
-        return self.judge([self.sample(i, budget, broken) for i in range(self.num_shards(budget, broken))], broken)
+        samples = [self.sample(i, budget, broken) for i in range(self.num_shards(budget, broken))]
+        evidence = self.judge(samples, broken)
+        while evidence.verdict.outcome is Outcome.INCONCLUSIVE and len(samples) < self.limit(budget, broken):
+            samples.append(self.sample(len(samples), budget, broken))
+            evidence = self.judge(samples, broken)
+        return evidence
 
     def measure(self, grade: Grade, budget: Budget = "quick") -> Graded:
         """The smallest defect of a term that this check notices.

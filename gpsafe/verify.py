@@ -9,6 +9,7 @@ same whether its pieces are fresh or kept, and whatever the number of workers.
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import time
 import traceback
@@ -22,9 +23,10 @@ from gpsafe import _require, _workers, store
 from gpsafe._check_result import CheckResult, Result, Status
 from gpsafe._provenance import fingerprint
 from gpsafe.checks import BUDGETS, Budget, Check, Evidence, Graded, discover
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Outcome, Verdict
 
 CACHE = Path("results/verify")
+GO_ON = 2  # pieces by which a sequential test goes on
 __all__ = ["CACHE", "CheckResult", "Progress", "Result", "Status", "Task", "execute", "piece_path", "select", "verify"]
 
 
@@ -91,6 +93,14 @@ def _read(folder: Path, task: Task) -> dict[str, Any] | None:
     return piece if isinstance(piece, dict) and {content, "seconds"} <= piece.keys() else None
 
 
+def _kept(folder: Path, name: str, broken: bool, most: int) -> list[dict[str, Any]]:
+    """The finished pieces 0, 1, 2 … of a claim or a control, up to the first that is missing."""
+    found: list[dict[str, Any]] = []
+    while len(found) < most and (piece := _read(folder, Task(name, broken, len(found)))) is not None:
+        found.append(piece)
+    return found
+
+
 def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Path) -> tuple[str, str] | None:
     """Does one piece here and keeps it. Returns None, or the error in one line and its traceback."""
     check, begun = checks[task.name], time.perf_counter()
@@ -101,9 +111,8 @@ def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Pat
             found = check.sample(task.shard, budget, task.broken)
             content = {"sample": store.plain(found)}
         else:
-            shards = range(check.num_shards(budget, task.broken))
-            pieces = [_read(folder, Task(task.name, task.broken, shard)) for shard in shards]
-            evidence = check.judge([piece["sample"] for piece in pieces if piece is not None], task.broken)
+            pieces = _kept(folder, task.name, task.broken, check.limit(budget, task.broken))
+            evidence = check.judge([piece["sample"] for piece in pieces], task.broken)
             if not isinstance(evidence, Evidence):
                 raise _require.fail(f"{task.name}: judge", "Evidence", type(evidence).__name__)
             content = {"evidence": store.plain(evidence)}
@@ -170,7 +179,7 @@ def verify(
     folder = Path(cache) / mark / budget
     timings_path = Path(cache) / "timings.json"
     timings = store.read_piece(timings_path)
-    timings = timings if isinstance(timings, dict) else {}
+    timings = expected(package) | (timings if isinstance(timings, dict) else {})
     run = _Run(checks, budget, folder, on_progress)
     tasks = run.plan(fresh)
     key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
@@ -191,6 +200,13 @@ def verify(
         if run.timings:
             store.write_piece(timings_path, timings | run.timings)
     return tuple(run.finished[name] for name in checks)
+
+
+def expected(package: str) -> dict[str, float]:
+    """Seconds a piece as measured once (``timings.json`` beside the checks): a first run starts with the slowest, too."""
+    root = Path(next(iter(importlib.import_module(package).__path__)))
+    found = store.read_piece(root / "timings.json")
+    return found if isinstance(found, dict) else {}
 
 
 def _timed(budget: Budget, task: Task) -> str:
@@ -247,12 +263,15 @@ class _Run:
         except (KeyError, ValueError) as error:
             self.jobs[name, broken] = _Job(0, errors={0: (f"shards: {type(error).__name__}: {error}", "")})
             return []
+        limit = check.limit(self.budget, broken)
+        if fresh:
+            for shard in range(limit):
+                piece_path(self.folder, Task(name, broken, shard)).unlink(missing_ok=True)
+        shards = max(shards, len(_kept(self.folder, name, broken, limit)))  # a sequential test that went on
         job = self.jobs[name, broken] = _Job(shards)
         self.total += shards
         missing: list[Task] = []
         for task in (Task(name, broken, shard) for shard in range(shards)):
-            if fresh:
-                piece_path(self.folder, task).unlink(missing_ok=True)
             piece = _read(self.folder, task)
             if piece is None:
                 missing.append(task)
@@ -265,7 +284,7 @@ class _Run:
         kept = None if missing else _read(self.folder, judgement)
         if kept is not None:
             self._take(job, kept)
-            return []
+            return self._go_on(judgement, job)
         piece_path(self.folder, judgement).unlink(missing_ok=True)
         return missing or [judgement]
 
@@ -299,6 +318,7 @@ class _Run:
         if task.shard is None:
             if piece is not None:
                 self._take(job, piece)
+                further = self._go_on(task, job)
             self._finish(task.name)
             return further
         job.waiting -= 1
@@ -312,6 +332,17 @@ class _Run:
         if job.waiting == 0 and job.errors:
             self._finish(task.name)
         return further
+
+    def _go_on(self, task: Task, job: _Job) -> list[Task]:
+        """More pieces for a sequential test that has not decided."""
+        check = self.checks[task.name]
+        more = min(GO_ON, check.limit(self.budget, task.broken) - job.shards)
+        if job.evidence is None or job.evidence.verdict.outcome is not Outcome.INCONCLUSIVE or more <= 0:
+            return []
+        tasks = [Task(task.name, task.broken, job.shards + i) for i in range(more)]
+        job.shards, job.waiting, job.evidence = job.shards + more, more, None
+        self.total += more
+        return tasks
 
     def _take(self, job: _Job, piece: Mapping[str, Any]) -> None:
         try:

@@ -28,11 +28,12 @@ from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
-from gpsafe.verdict import Verdict, clopper_pearson
+from gpsafe.verdict import Verdict, anytime_interval
 
 DELTA = 0.1
 CONFIDENCE = 0.95
-RUNS: Mapping[Budget, int] = {"quick": 40, "full": 200}
+RUNS: Mapping[Budget, int] = {"quick": 32, "full": 200}  # 32: the fewest that can show δ = 0.1
+MOST: Mapping[Budget, int] = {"quick": 100, "full": 400}
 CONTROL_RUNS: Mapping[Budget, int] = {"quick": 12, "full": 40}
 
 
@@ -168,7 +169,7 @@ def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
     failures = sum(s["unsafe_executed"] + s["undecided_executed"] > 0 for s in samples)
     if broken:  # one-sided the other way: only what is certainly unsafe counts against the control
         failures = sum(s["unsafe_executed"] > 0 for s in samples)
-    lower, upper = clopper_pearson(failures, runs, CONFIDENCE)
+    lower, upper = anytime_interval(failures, runs, 1 - CONFIDENCE)
     first = samples[0]
     witness = (
         f"{failures} of {runs} runs executed a policy not shown safe; mean |S_n| {first['initial']} → "
@@ -287,7 +288,7 @@ def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
 def _judge_reach(samples: Sequence[Sample], broken: bool) -> Evidence:
     runs = len(samples)
     failures = sum(s["missing"] > 0 for s in samples)
-    lower, upper = clopper_pearson(failures, runs, CONFIDENCE)
+    lower, upper = anytime_interval(failures, runs, 1 - CONFIDENCE)
     witness = (
         f"R of mean size {np.mean([s['target'] for s in samples]):.0f} (S_0: {samples[0]['initial']}, "
         f"S*: {np.mean([s['true_safe'] for s in samples]):.0f}, S_n: {np.mean([s['sizes'][-1] for s in samples]):.0f}) "
@@ -324,6 +325,7 @@ CHECKS = (
         statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*)",
         control="the confidence width is set to zero and the model is exploited at once",
         shards=RUNS,
+        most=MOST,
         control_shards=CONTROL_RUNS,
         sample=_sample_safety,
         judge=_judge_safety,
@@ -349,6 +351,7 @@ CHECKS = (
         statistic="share of runs on random exact-norm plants in which S_n misses a policy of R_ε^H(S_0)",
         control="stop after the first episode, before anything is learned",
         shards=RUNS,
+        most=MOST,
         control_shards=CONTROL_RUNS,
         sample=_sample_reach,
         judge=_judge_reach,

@@ -1,6 +1,7 @@
 """One vocabulary: every entry of every list has a kind and a sentence, and nothing that a bound uses is left out."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 from cost_cases import make_case
@@ -91,3 +92,10 @@ def test_every_kind_has_words_of_its_own_and_a_sentence(kind):
     assert kind.sentence.endswith(".") and (kind.words or kind is A.GIVEN)
     others = [other.words for other in Assumption if other not in (kind, A.GIVEN)]
     assert kind is A.GIVEN or not any(words.startswith(kind.words) and words == kind.words for words in others)
+
+
+def test_the_document_lists_the_whole_vocabulary():
+    table = (Path(__file__).parents[1] / "docs" / "theory.md").read_text().replace("\\|", "|")
+    for kind in Assumption:
+        entry = kind.words or "(the user's words)"
+        assert f"| `{kind.name}` | {entry} | {kind.sentence} |" in table

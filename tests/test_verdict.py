@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 from gpsafe.verdict import (
     Outcome,
     Verdict,
+    anytime_interval,
     bernstein_radius,
     clopper_pearson,
     clopper_pearson_upper,
@@ -54,6 +56,44 @@ def test_clopper_pearson_covers_each_probability_at_least_at_its_level(trials, p
     ends = [clopper_pearson(int(k), trials, confidence) for k in hits]
     covered = np.array([low <= p <= high for low, high in ends])
     assert law[covered].sum() >= confidence - 1e-12
+
+
+def ever_wrong(p: float, trials: int, wrong) -> float:
+    """P(∃ n ≤ trials: wrong(k, n)) for k ~ Binomial(n, p), exactly: paths are taken out where they first go wrong."""
+    law, gone = np.zeros(trials + 1), 0.0
+    law[0] = 1.0
+    for n in range(1, trials + 1):
+        law[1:] = law[1:] * (1 - p) + law[:-1] * p
+        law[0] *= 1 - p
+        out = np.array([k <= n and law[k] > 0 and wrong(k, n) for k in range(trials + 1)])
+        gone += law[out].sum()
+        law[out] = 0.0
+    return gone
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("alpha", [0.2, 0.05])
+def test_anytime_intervals_are_right_at_all_numbers_of_trials_at_once(p, alpha):
+    ends = cache(lambda k, n: anytime_interval(k, n, alpha))
+    assert ever_wrong(p, 120, lambda k, n: p > ends(k, n)[1]) <= alpha
+    assert ever_wrong(p, 120, lambda k, n: p < ends(k, n)[0]) <= alpha
+
+
+def test_control_intervals_of_one_size_are_not():
+    ends = cache(lambda k, n: clopper_pearson_upper(k, n, 0.05))
+    assert ever_wrong(0.1, 120, lambda k, n: ends(k, n) < 0.1) > 0.1
+
+
+def test_anytime_intervals_decide_soon_where_nothing_fails_and_shrink_with_more_trials():
+    assert anytime_interval(0, 32, 0.05)[1] <= 0.1 < anytime_interval(0, 31, 0.05)[1]
+    assert (
+        anytime_interval(1, 65, 0.05)[1] <= 0.1 < anytime_interval(1, 60, 0.05)[1]
+    )  # 40 of fixed size would not decide
+    for failures in (0, 1, 5):
+        uppers = [anytime_interval(failures, n, 0.05)[1] for n in range(failures + 1, 80)]
+        assert (uppers == sorted(uppers, reverse=True) and failures == 0) or anytime_interval(failures, failures, 0.05)[
+            1
+        ] == 1.0
 
 
 @given(st.integers(0, 300), st.integers(1, 300), st.floats(0.5, 0.9999))
@@ -108,6 +148,8 @@ def test_radii_scale_with_the_range_and_shrink_with_trials(trials, value_range, 
         lambda: clopper_pearson(-1, 2),
         lambda: clopper_pearson(1, 2, 1.0),
         lambda: clopper_pearson_upper(1, 2, 0.0),
+        lambda: anytime_interval(3, 2, 0.1),
+        lambda: anytime_interval(1, 2, 1.0),
         lambda: hoeffding_radius(0, 1.0, 0.1),
         lambda: hoeffding_radius(5, 1.0, 1.5),
         lambda: bernstein_radius(1, 1.0, 0.1, 0.1),

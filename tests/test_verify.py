@@ -254,3 +254,21 @@ def test_a_claim_passes_only_if_it_holds_and_its_control_is_violated(claim, cont
 def test_results_cannot_be_changed_after_the_fact():
     with pytest.raises(dataclasses.FrozenInstanceError):
         check_result(None, None).claim = None
+
+
+def test_a_sequential_claim_goes_on_until_it_decides_and_resumes_there(toy, tmp_path):
+    package, cache = toy("sequential", "undecided"), tmp_path / "cache"
+    first, events = run(package, cache)
+    assert [first[name].status for name in ("sequential", "undecided")] == [Status.HOLDS, Status.INCONCLUSIVE]
+    sizes = [first[name].claim.evidence.n for name in ("sequential", "undecided")]
+    assert sizes == [6, 4]  # two at a time from two, or at most four
+    assert events[-1].done == events[-1].total
+    folder = next(cache.glob("*/quick/sequential"))
+    (folder / "claim-verdict.json").unlink()
+    (folder / "claim-00005.json").unlink()
+    second, events = run(package, cache)
+    assert second["sequential"].claim.evidence.n == 5  # what is there is judged before more is made
+    fresh, _ = run(package, cache, fresh=True)
+    assert numbers(fresh) == numbers(first)
+    check = checks.discover(package)["sequential"]
+    assert check.run("quick").n == 5 and check.run("quick", broken=True).n == 2

@@ -109,6 +109,11 @@ TOY = textwrap.dedent(
     def grade(term, name, unseen="", **kwargs):
         return Grade(term, lambda factor: scaled(name, factor), unseen=unseen, **kwargs)
 
+    def slowly(samples, broken):  # decides after the fifth piece
+        wide = 1.0 if len(samples) < 5 else 0.05
+        ends = (0.5, 1.0) if broken else (0.0, wide)
+        return Evidence(len(samples), 0.0, Verdict(*ends, 0.1), {"hits": [s["hits"] for s in samples]})
+
     CHECKS = (SELECTED)
     """
 )
@@ -124,6 +129,8 @@ MAKERS = {
     "slow": 'make("slow", 0, 0, slow, shards=4)',
     "unbounded": 'make("unbounded", 0, 1, judge=unbounded, shards=1, control_shards={"quick": 2, "full": 2})',
     "not-json": 'make("not-json", 0, 0, lambda s, b, k: {"x": object()}, shards=1)',
+    "sequential": 'make("sequential", 0, 1, judge=slowly, shards=2, most={"quick": 9, "full": 9})',
+    "undecided": 'make("undecided", 0, 1, judge=slowly, shards=2, most={"quick": 4, "full": 4})',
     "graded": 'make("graded", 0, 0, level, highest, grades=('
     'grade("the share", "share", shards=(1,)), grade("spare", "spare", unseen="so they said")))',
     "blind": 'make("blind", 0, 0, level, highest, grades=(grade("nothing", "nothing"),))',
