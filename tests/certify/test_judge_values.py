@@ -131,6 +131,12 @@ def test_the_initial_state_may_exceed_its_rows_by_the_tolerance(excess, certifie
     assert certified or found.reason == f"infeasible initial state: row {row} of the states is exceeded by {excess:.3g}"
 
 
+def test_the_edge_of_the_states_belongs_to_them():
+    still = Stated(0.1 * torch.eye(2).double()[None], torch.eye(2).double()[None], *torch.zeros(2, 1, 2).double())
+    case = problem(model=still, states=box(25.0), gain=torch.zeros(2, 2).double())
+    assert judge(case, tensor([0.0, 25.0]), LEARNED, proposed(torch.zeros(STEPS, 2).double())).certified
+
+
 def test_a_row_that_overflows_at_the_initial_state_is_no_satisfied_row():
     huge = Polytope(tensor([[1.7e308, -1.7e308]]), tensor([1.0]))
     found = judge(problem(states=box(25.0).intersect(huge)), tensor([10.0, 10.0]), LEARNED, proposed(PLAN))

@@ -140,6 +140,7 @@ REFUSED = [
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N}, None),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 0.8e-9), FIXED), {}, None),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
+    (ChowdhuryGopalan(**ASSUMED, max_data=1), (3.0 * (1 + 0.8e-9), 3.0), {"count": 1}, None),
     (ActSafeForm(**ASSUMED), (0.3, 0.3), {}, "max_data"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N + 1}, "n <= max_data"),

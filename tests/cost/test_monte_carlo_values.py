@@ -95,6 +95,8 @@ def test_a_stages_share_is_its_formula_and_the_noise_is_that_of_its_stream():
     seed = int(first) * 2**31 + int(second) // 2
     assert stream(7, 2, 3).initial_seed() == seed
     assert stream(0, 2, 3).initial_seed() > 0  # the seed 0 is one
+    with pytest.raises(ValueError, match="stream: expected integer seed >= 0"):
+        stream(-1, 2, 3)
     std = torch.tensor([0.5, 2.0], dtype=torch.float64)
     paths = noise_paths(std, 3, 4000, seed=7, stage=2, purpose=3, device=torch.device("cpu"))
     assert paths.shape == (3, 1, 4000, 2)

@@ -46,6 +46,7 @@ def test_a_shape_may_be_indefinite_or_unsymmetric_by_rounding_only():
     exact = made([4.0, 1.0])
     torch.testing.assert_close(exact.shape, turn @ torch.diag(tensor([4.0, 1.0])) @ turn.mT)
     made([4.0, -4.0 * 0.8e-12])
+    assert not bool(made([0.0, 0.0]).factor.any())
     with pytest.raises(ValueError, match=r"smallest eigenvalue -4\.8"):
         made([4.0, -4.0 * 1.2e-12])
     size = float(exact.shape.abs().max())
