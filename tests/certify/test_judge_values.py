@@ -87,6 +87,15 @@ def test_every_margin_is_lowered_by_the_rounding_of_its_row():
     assert 0 <= found.seconds < 60 and torch.equal(found.action, PLAN[0])
 
 
+def test_rounding_of_inputs_counts_gains_times_all_that_the_law_sees():
+    case = problem(gain=5.0 * draw(2, STEPS, 2, 2), inputs=box(1e-3))
+    found, computed = judge(case, X0, LEARNED, proposed(PLAN)), case.margins(case.tube(X0, PLAN))
+    for kind, k, m, i, _, size in rows(case, X0, PLAN):
+        if kind == "input" and k < 2:
+            lowered = float((computed.input - found.margins.input)[m, k, i])
+            assert lowered == pytest.approx(ROUNDING * size, rel=2e-3, abs=0)
+
+
 def test_rounding_counts_the_size_of_negative_offsets():
     case = problem(terminal=Polytope(tensor([[1.0, 0.0]]), tensor([-30.0])))
     found = judge(case, X0, LEARNED, proposed(PLAN))

@@ -104,6 +104,9 @@ def test_one_number_stands_for_all_outputs_and_other_lengths_are_refused():
         for bad in (0.0, -1.0, math.inf, math.nan, (1.0, 0.0)):
             with pytest.raises(ValueError, match=field):
                 Mixture(**{**ASSUMED, field: bad})
+    for form in (ActSafeForm, ChowdhuryGopalan):
+        with pytest.raises(ValueError, match="max_data >= 1"):
+            form(**ASSUMED, max_data=0)
     with pytest.raises(ValueError, match="rkhs_norm"):
         Constant(rkhs_norm=-math.inf)
     assert Constant(rkhs_norm=math.inf, subgaussian=2.0).noise(2).tolist() == [2.0, 2.0]
