@@ -98,6 +98,8 @@ def test_one_number_stands_for_all_outputs_and_other_lengths_are_refused():
     posterior = model(0.3, 0.3)
     one, two = (Mixture(rkhs_norm=b, subgaussian=0.4, delta=DELTA) for b in (1.3, (1.3, 1.3)))
     assert torch.equal(one.beta(posterior), two.beta(posterior))
+    given = Mixture(rkhs_norm=torch.tensor([1.25, 2.0]), subgaussian=torch.tensor(0.5), delta=DELTA)
+    assert (given.rkhs_norm, given.subgaussian) == ((1.25, 2.0), 0.5)  # kept as numbers
     for field in ("rkhs_norm", "subgaussian"):
         with pytest.raises(ValueError, match=f"{field} scalar or of length 2"):
             Mixture(**{**ASSUMED, field: (1.0, 1.0, 1.0)}).beta(posterior)

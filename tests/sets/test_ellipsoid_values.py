@@ -242,6 +242,8 @@ def test_wrong_shapes_and_numbers_are_refused():
     ):
         with pytest.raises(ValueError, match="center"):
             Ellipsoid(center, factor)
+    with pytest.raises(ValueError, match="finite shape"):
+        Ellipsoid.from_shape(torch.zeros(1), tensor([[math.nan]]))
     with pytest.raises(ValueError, match="finite center"):
         Ellipsoid(tensor([math.nan]), torch.zeros(1, 0))
     assert Ellipsoid(torch.zeros(2), torch.zeros(2, 3)).factor.dtype == torch.float64
