@@ -57,7 +57,7 @@ class Run:
 
     # ------------------------------------------------------------------ choice
     def chosen(self) -> list[Mutant]:
-        """The sample, the same for the same seed whatever else changes."""
+        """The sample, the same for the same seed whatever else changes, and what survived before."""
         all_of_them = [m for source in self.project.sources.values() for m in source.mutants]
         if self.options.operator:
             all_of_them = [m for m in all_of_them if m.operator in self.options.operator]
@@ -65,6 +65,7 @@ class Run:
             return all_of_them
         rank = {m.id: hashlib.sha256(f"{self.options.seed}:{m.id}".encode()).digest() for m in all_of_them}
         kept = set(sorted(rank, key=rank.__getitem__)[: self.options.sample])
+        kept |= {i for i, row in self.rows.items() if row["status"] == "survived"}
         return [m for m in all_of_them if m.id in kept]
 
     def open(self, mutants: list[Mutant], stage: str) -> list[Mutant]:
@@ -96,11 +97,12 @@ class Run:
     def stage(self, name: str, mutants: list[Mutant]) -> None:
         """Runs the open ones of `mutants` against the tests of a stage."""
         todo = self.open(mutants, name)
-        for m in list(todo):
+        for m in mutants:
             reason = self.project.equivalent(m)
-            if reason is not None and not self.options.check_equivalent:
+            killed = self.rows.get(m.id, {}).get("status") == "killed"
+            if reason is not None and not killed and not self.options.check_equivalent:
                 self._row(m, {"status": "equivalent", "reason": reason, "killed_by": None, "seconds": 0.0}, name)
-                todo.remove(m)
+                todo = [other for other in todo if other is not m]
         if not todo:
             return
         files = {m.file for m in todo}

@@ -37,7 +37,9 @@ COMPARED: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.NotIn: (ast.In,),
 }  # fmt: skip
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.MatMult, ast.Pow)
-KEPT_ORDER = _words("isinstance getattr setattr __setattr__ range zip where fail cast field issubclass hasattr listed")
+KEPT_ORDER = _words(
+    "isinstance getattr setattr __setattr__ range zip where fail cast field issubclass hasattr listed min max minimum maximum"
+)
 KEPT_KEYWORDS = _words("strict frozen slots eq kw_only device dtype keepdim")
 REDUCES = _words("sum mean amax amin any all norm vector_norm min max argmin argmax cumsum cummax prod logsumexp")
 # Calls whose integers are axes or sizes: another one is a wrong shape, which any test sees.

@@ -83,7 +83,7 @@ def test_what_the_distance_does_not_cover_is_refused():
     with pytest.raises(ValueError, match="two classes of one kind"):
         distance(second=FeaturePolicies.__new__(FeaturePolicies))
     rough = (gpytorch.kernels.PeriodicKernel().double(),) * 2
-    with pytest.raises(ValueError, match=r"stationary|whose metric"):
+    with pytest.raises(ValueError, match=r"stationary kernels|kernels (whose|with)"):
         distance(kernel=rough)
     for place, accepted in (((0, 0, 1), True), ((0, 1, 2), False), ((1, 3, 3), False), ((1, 2, 0), False)):
         bent = torch.zeros(2, 4, 4).double()
@@ -103,6 +103,7 @@ def test_what_the_distance_does_not_cover_is_refused():
 def test_members_and_outsiders_share_the_class_and_witnesses_stay():
     safe = SafePolicySet.initial(5, [4, 0], budget=0.5)
     assert (len(safe), safe.members.tolist(), safe.outsiders.tolist()) == (2, [0, 4], [1, 2, 3])
+    assert SafePolicySet.initial(5, [0, 2], budget=0.5).outsiders.tolist() == [1, 3, 4]
     assert safe.members.dtype == safe.outsiders.dtype == torch.long
     assert list(safe.witnesses) == [0, 4] and (safe.witnesses[0].episode, safe.witnesses[0].rule) == (0, "given")
     D = torch.full((5, 5), 9.0).double()

@@ -151,7 +151,7 @@ def test_sound_tubes_widen_by_the_rounding_of_all_sizes():
     first = box(0, torch.zeros(2, 2).double())
     expected = (first.sum() * first).sqrt() * (1 + ROUNDING)
     torch.testing.assert_close(tube.factor[0, 1].norm(dim=-1), expected, rtol=1e-14, atol=0)
-    W = tensor([9.0, 0.0])
+    W = tensor([9.0, 4.0])
     for sign in (1.0, -1.0):
         tube = propagate(Once(sign * A[None], sign * B[None], c[None], W[None]), x0, inputs, gain)
         carried = sign * (A + B @ gain) @ tube.factor[0, 1]

@@ -87,6 +87,15 @@ def test_every_margin_is_lowered_by_the_rounding_of_its_row():
     assert 0 <= found.seconds < 60 and torch.equal(found.action, PLAN[0])
 
 
+def test_rounding_of_inputs_counts_gains_times_all_that_the_law_sees():
+    case = problem(gain=5.0 * draw(2, STEPS, 2, 2), inputs=box(1e-3))
+    found, computed = judge(case, X0, LEARNED, proposed(PLAN)), case.margins(case.tube(X0, PLAN))
+    for kind, k, m, i, _, size in rows(case, X0, PLAN):
+        if kind == "input" and k < 2:
+            lowered = float((computed.input - found.margins.input)[m, k, i])
+            assert lowered == pytest.approx(ROUNDING * size, rel=2e-3, abs=0)
+
+
 def test_rounding_counts_the_size_of_negative_offsets():
     case = problem(terminal=Polytope(tensor([[1.0, 0.0]]), tensor([-30.0])))
     found = judge(case, X0, LEARNED, proposed(PLAN))
@@ -129,6 +138,12 @@ def test_the_initial_state_may_exceed_its_rows_by_the_tolerance(excess, certifie
     assert found.certified == certified
     row = int((case.states.H @ tensor([0.0, 1.0]) - case.states.h).argmax())
     assert certified or found.reason == f"infeasible initial state: row {row} of the states is exceeded by {excess:.3g}"
+
+
+def test_the_edge_of_the_states_belongs_to_them():
+    still = Stated(0.1 * torch.eye(2).double()[None], torch.eye(2).double()[None], *torch.zeros(2, 1, 2).double())
+    case = problem(model=still, states=box(25.0), gain=torch.zeros(2, 2).double())
+    assert judge(case, tensor([0.0, 25.0]), LEARNED, proposed(torch.zeros(STEPS, 2).double())).certified
 
 
 def test_a_row_that_overflows_at_the_initial_state_is_no_satisfied_row():

@@ -98,12 +98,17 @@ def test_one_number_stands_for_all_outputs_and_other_lengths_are_refused():
     posterior = model(0.3, 0.3)
     one, two = (Mixture(rkhs_norm=b, subgaussian=0.4, delta=DELTA) for b in (1.3, (1.3, 1.3)))
     assert torch.equal(one.beta(posterior), two.beta(posterior))
+    given = Mixture(rkhs_norm=torch.tensor([1.25, 2.0]), subgaussian=torch.tensor(0.5), delta=DELTA)
+    assert (given.rkhs_norm, given.subgaussian) == ((1.25, 2.0), 0.5)  # kept as numbers
     for field in ("rkhs_norm", "subgaussian"):
         with pytest.raises(ValueError, match=f"{field} scalar or of length 2"):
             Mixture(**{**ASSUMED, field: (1.0, 1.0, 1.0)}).beta(posterior)
         for bad in (0.0, -1.0, math.inf, math.nan, (1.0, 0.0)):
             with pytest.raises(ValueError, match=field):
                 Mixture(**{**ASSUMED, field: bad})
+    for form in (ActSafeForm, ChowdhuryGopalan):
+        with pytest.raises(ValueError, match="max_data >= 1"):
+            form(**ASSUMED, max_data=0)
     with pytest.raises(ValueError, match="rkhs_norm"):
         Constant(rkhs_norm=-math.inf)
     assert Constant(rkhs_norm=math.inf, subgaussian=2.0).noise(2).tolist() == [2.0, 2.0]
@@ -140,6 +145,7 @@ REFUSED = [
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N}, None),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 0.8e-9), FIXED), {}, None),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
+    (ChowdhuryGopalan(**ASSUMED, max_data=1), (3.0 * (1 + 0.8e-9), 3.0), {"count": 1}, None),
     (ActSafeForm(**ASSUMED), (0.3, 0.3), {}, "max_data"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N + 1}, "n <= max_data"),

@@ -2,6 +2,7 @@
 
 import math
 
+import gpytorch
 import pytest
 import torch
 
@@ -93,6 +94,8 @@ def test_orders_count_the_active_inputs_and_the_smoothness():
     smooth = info_gain.asymptotic_order(kernels.rbf([0.4, 0.4]), 2)
     assert (smooth.power, smooth.log_power) == (0.0, 3.0)
     linear = info_gain.asymptotic_order(kernels.linear(), 3)
+    scaled = gpytorch.kernels.ScaleKernel(gpytorch.kernels.LinearKernel()).double()
+    assert info_gain.asymptotic_order(scaled, 3) == linear
     assert (linear.power, linear.log_power) == (0.0, 1.0)
     with pytest.raises(ValueError, match="an RBF, Matérn or linear kernel"):
         info_gain.asymptotic_order(kernels.rbf(0.4) + kernels.linear(), 1)

@@ -42,6 +42,12 @@ def test_kl_limit_is_the_root_and_rounds_up(mean, count):
         assert exact * (1 - 1e-14) <= value <= min(1.0, exact * (1 + 3e-12))
 
 
+def test_limits_of_no_trials_or_no_probability_are_refused():
+    for trials, delta in ((0, 0.1), (5, 0.0), (5, 1.0)):
+        with pytest.raises(ValueError, match="kl_upper: expected"):
+            kl_upper(tensor([0.5]), trials, delta)
+
+
 def test_kl_limit_of_a_mean_of_one_is_one_and_rows_are_apart():
     means = torch.tensor([[0.1, 1.0], [0.7, 0.2]], dtype=torch.float64)
     limits = kl_upper(means, 30, 0.1)
@@ -95,6 +101,8 @@ def test_a_stages_share_is_its_formula_and_the_noise_is_that_of_its_stream():
     seed = int(first) * 2**31 + int(second) // 2
     assert stream(7, 2, 3).initial_seed() == seed
     assert stream(0, 2, 3).initial_seed() > 0  # the seed 0 is one
+    with pytest.raises(ValueError, match="stream: expected integer seed >= 0"):
+        stream(-1, 2, 3)
     std = torch.tensor([0.5, 2.0], dtype=torch.float64)
     paths = noise_paths(std, 3, 4000, seed=7, stage=2, purpose=3, device=torch.device("cpu"))
     assert paths.shape == (3, 1, 4000, 2)

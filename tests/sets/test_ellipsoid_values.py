@@ -46,6 +46,7 @@ def test_a_shape_may_be_indefinite_or_unsymmetric_by_rounding_only():
     exact = made([4.0, 1.0])
     torch.testing.assert_close(exact.shape, turn @ torch.diag(tensor([4.0, 1.0])) @ turn.mT)
     made([4.0, -4.0 * 0.8e-12])
+    assert not bool(made([0.0, 0.0]).factor.any())
     with pytest.raises(ValueError, match=r"smallest eigenvalue -4\.8"):
         made([4.0, -4.0 * 1.2e-12])
     size = float(exact.shape.abs().max())
@@ -83,7 +84,8 @@ def test_outer_sums_of_batches_are_those_of_their_rows():
         torch.testing.assert_close(total.center[i], one.center[i] + two.center)
     assert total.factor.shape == (3, 2, 2)
     thin = Ellipsoid(draw(5, 3), draw(6, 3, 2))
-    assert thin.compress() is thin  # nothing to save
+    square = Ellipsoid(draw(5, 2), draw(6, 2, 2))
+    assert thin.compress() is thin and square.compress() is square  # nothing to save
     assert thin.minkowski_sum_outer().factor.shape == (3, 2)
 
 
@@ -117,6 +119,10 @@ def test_a_set_leaves_a_flat_one_exactly_beyond_the_stated_distance():
             flat, tol=1e-3
         )
         assert float(answer.margin) == (pytest.approx(1 - (2 + 3) / 5, abs=1e-12) if inside else -math.inf)
+    plane, size = Ellipsoid(torch.zeros(3).double(), tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]])), 2.0 + 0.5 + 5.0
+    for y, inside in ((0.99e-3 * size, True), (1.01e-3 * size, False)):
+        answer = Ellipsoid(tensor([1.2, 1.6, y]), tensor([[0.3], [0.4], [0.0]])).inside(plane, tol=1e-3)
+        assert math.isfinite(float(answer.margin)) == inside
     within = Ellipsoid(tensor([0.5, 0.0, 0.0]), tensor([[0.5, 1.0, 1.0], [0.0] * 3, [0.0] * 3])).inside(flat)
     assert float(within.margin) == pytest.approx(1 - 2 / 5, abs=1e-12)
     torch.testing.assert_close(within.witness, tensor([2.0, 0.0, 0.0]), rtol=0, atol=1e-9)
@@ -236,6 +242,8 @@ def test_wrong_shapes_and_numbers_are_refused():
     ):
         with pytest.raises(ValueError, match="center"):
             Ellipsoid(center, factor)
+    with pytest.raises(ValueError, match="finite shape"):
+        Ellipsoid.from_shape(torch.zeros(1), tensor([[math.nan]]))
     with pytest.raises(ValueError, match="finite center"):
         Ellipsoid(tensor([math.nan]), torch.zeros(1, 0))
     assert Ellipsoid(torch.zeros(2), torch.zeros(2, 3)).factor.dtype == torch.float64
