@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache as once
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -44,7 +45,7 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]]
             try:
                 made._cache = _Cache(function)
             except (RuntimeError, OSError):  # "no locator available"
-                _warn(f"no folder can be written for {function.__code__.co_filename}")
+                _warn(f"no folder can be written for {Path(function.__code__.co_filename).parent}")
         return made
 
     return decorate
