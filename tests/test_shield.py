@@ -199,6 +199,25 @@ def test_a_state_that_the_assumptions_exclude_is_reported():
     assert told is not None and "state 1 at t = 1" in told
 
 
+def test_a_refutation_stays_to_the_end_of_the_episode():
+    case = case_of()
+    _, following = shield_of(case, judged()).decide(case.system.initial_state, NONE)
+    refuted, later = following.decide(vector(0.0, 0.5), NONE)
+    assert later.expected is not None
+    again, last = later.decide(later.expected.center[0], NONE)
+    assert again.falsified == refuted.falsified is not None
+    assert last.falsified == refuted.falsified
+
+
+def test_an_episode_that_starts_elsewhere_is_not_what_was_certified():
+    """The fallback was certified from x_0 = 0; at θ = 1.19 with ω = 3 it cannot keep θ ≤ 1.2."""
+    case = case_of()
+    shield = shield_of(case, judged())
+    told = shield.decide(vector(1.19, 3.0), NONE)[0].falsified
+    assert told is not None and "at t = 0 is" in told and "x_0" in told
+    assert shield.decide(case.system.initial_state, NONE)[0].falsified is None
+
+
 def test_an_uncertified_fallback_is_a_value_and_may_be_assumed():
     case = case_of(())
     judge, x0 = judge_of(case), case.system.initial_state
