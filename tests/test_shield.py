@@ -18,7 +18,7 @@ from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
-from gpsafe.models import GP
+from gpsafe.models import GP, LowRankGP
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
@@ -26,7 +26,7 @@ from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
+from gpsafe.tracking import Tracking, linearised
 
 NONE = torch.zeros(0, 1, 1, dtype=torch.float64)
 
@@ -291,6 +291,16 @@ def test_tracking_gains_solve_the_riccati_recursion():
     plans = tracking.plans(judge, x, pushes(0, 3), torch.tensor([4, 12, 0]), HORIZON)
     first = plans.act(x.expand(3, -1), judge.fallbacks, judge.input_box)
     assert torch.allclose(first[:2], pushes(0, 3)[:2, 0])
+
+
+def test_candidates_are_completed_without_a_grid_for_a_low_rank_view_too():
+    """The view has no factors of its own: every candidate was refused, and only the fallback ran."""
+    case = case_of()
+    view = ConfidenceSet(case.confidence.bound).update(LowRankGP.create(case.confidence.model, 40))
+    judges = [judge_of(case, grid=False, landing=False).refine(c) for c in (view, case.confidence)]
+    x = case.system.initial_state.expand(3, -1)
+    low, exact = (linearised(judge, x, pushes(0, 3)[:, 0]) for judge in judges)
+    assert all(torch.equal(a, b) for a, b in zip(low, exact, strict=True))
 
 
 @pytest.mark.parametrize(

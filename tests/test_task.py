@@ -80,6 +80,10 @@ def test_a_task_owns_its_numbers():
     assert float(task.noise_std) == 0.01 and float(task.initial_state) == -0.5
     with pytest.raises(ValueError, match="one task throughout, got initial_state"):
         algorithm(system=system, cost_bound=dp)
+    limit = vector(1.0)
+    costs = IndicatorCost(vector(1.0).reshape(1, 1), limit), HingeCost(vector(1.0), limit)
+    limit.add_(9.0)
+    assert [float(cost.directions @ vector(0.0) - cost.excess(vector(0.0))) for cost in costs] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_policies_beyond_the_plants_inputs_are_refused():
 @pytest.mark.parametrize(
     "change",
     [
-        {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"noise_std": vector(-0.1)},
+        {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"budget": True}, {"budget": vector(0.1, 0.2)}, {"initial_state": torch.tensor([True])}, {"noise_std": vector(-0.1)},
         {"noise_std": vector(0.1, 0.1)}, {"initial_state": vector(float("nan"))}, {"initial_state": torch.zeros(1, 1)},
         {"cost": lambda x: x},
     ],

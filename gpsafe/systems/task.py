@@ -44,7 +44,7 @@ class Task:
         object.__setattr__(self, "initial_state", x0)
         object.__setattr__(self, "noise_std", _require.shape("Task", "noise_std", noise, tuple(x0.shape)))
         _require.count("Task", "horizon", self.horizon)
-        object.__setattr__(self, "budget", float(_require.nonnegative("Task", "budget", self.budget)))
+        object.__setattr__(self, "budget", _require.number("Task", "budget", self.budget, minimum=0.0))
         if not isinstance(self.cost, Cost):
             raise _require.fail("Task", "a Cost (ceiling, upper and lower over boxes)", type(self.cost).__name__)
         _require.positive("Task", "cost.ceiling", self.cost.ceiling)
