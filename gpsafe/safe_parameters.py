@@ -300,6 +300,6 @@ def lipschitz_boxes(
         corners = family.vertices(safe.theta, middle.unsqueeze(-1) * shape)
         all_pairs = distance(family(safe.theta), family(corners.reshape(-1, family.dim)))
         worst = all_pairs.reshape(len(safe), *corners.shape[:2])[members, members].amax(-1)
-        ok = safe.values + worst <= safe.budget
+        ok = torch.where((safe.values >= 0) & (worst >= 0), safe.values + worst, torch.inf) <= safe.budget
         low, high = torch.where(ok, middle, low), torch.where(ok, high, middle)
     return low.unsqueeze(-1) * shape

@@ -84,7 +84,8 @@ class Decision:
         index: of the candidate (in the order given) for "plan", else None.
         margin: of the plan that backs u, when it was admitted (see `Verification`); nan if it was assumed.
         admitted: (K,), which candidates were admitted with at least one brake.
-        falsified: why the measured state refutes the assumptions, or None. No guarantee is left if it is set.
+        falsified: why a measured state, this one or an earlier one, refutes the assumptions, or None. No guarantee is left if
+            it is set.
         reason: why the candidates could not be completed and judged, exceptions with kind and message; empty if they were.
     """
 
@@ -108,7 +109,9 @@ class Shield:
         time: t.
         stored: the admitted plan (a batch of one) that is valid from the present state.
         margin: its margin; nan if assumed.
-        expected: what the present state must lie in, by (a) and (b); None at t = 0.
+        expected: what the present state must lie in: {x_0} at t = 0, then the one-step set, by (a) and (b); None if nothing
+            is claimed.
+        falsified: the first measurement that refuted the assumptions, in words; it stays to the end of the episode.
     """
 
     judge: PlanTube
@@ -118,6 +121,7 @@ class Shield:
     stored: Plans
     margin: float
     expected: Zonotope | None = None
+    falsified: str | None = None
 
     @staticmethod
     def start(
@@ -156,6 +160,7 @@ class Shield:
             time=0,
             stored=chosen,
             margin=float(found.margin[best]) if certified else math.nan,
+            expected=Zonotope.point(x0.clone().unsqueeze(0)),
         )
 
     @property
@@ -190,7 +195,7 @@ class Shield:
         if lengths is None:
             lengths = torch.full((count,), candidates.shape[1], device=candidates.device)
         _require.shape("Shield.decide", "lengths", lengths, (count,))
-        falsified = self._outside(x)
+        falsified = self.falsified or self._outside(x)
         admitted = torch.zeros(count, dtype=torch.bool, device=x.device)
         plan, index, margin, reason = self.stored, None, self.margin, ""
         source: Source = "stored" if bool((plan.lengths > 0).all()) else "fallback"
@@ -216,7 +221,8 @@ class Shield:
                     source = "plan"
         u = plan.act(x.unsqueeze(0), judge.fallbacks, judge.input_box)[0]
         expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
-        following = replace(self, time=self.time + 1, stored=plan.shifted(), margin=margin, expected=expected)
+        time, stored = self.time + 1, plan.shifted()
+        following = replace(self, time=time, stored=stored, margin=margin, expected=expected, falsified=falsified)
         return Decision(u, source, index, margin, admitted, falsified, reason), following
 
     def _outside(self, x: Tensor) -> str | None:
@@ -228,6 +234,8 @@ class Shield:
         worst = int(excess.argmax())
         if float(excess[worst]) <= 0.0:
             return None
+        if self.time == 0:
+            return f"state {worst} at t = 0 is {float(excess[worst]):.3g} away from the x_0 that the episode was started with"
         return (
             f"state {worst} at t = {self.time} is {float(excess[worst]):.3g} beyond its one-step set "
             f"(half-width {float(radius[worst]):.3g}): f* is not in F_n, or the noise left its box"

@@ -20,6 +20,7 @@ from gpsafe import _require
 from gpsafe.confidence.functionals import jet
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.plan_tube import Plans, PlanTube
+from gpsafe.models.low_rank import LowRankGP
 from gpsafe.policies import PolicyClass
 
 
@@ -107,7 +108,8 @@ def linearised(judge: PlanTube, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, T
     z = torch.cat([x, u], dim=-1)
     local, offset = (None, torch.zeros_like(z)) if judge.anchors is None else judge.anchors.around(z)
     if local is None or local.mean is None:
-        mean, offset = jet(model, z).mean, torch.zeros_like(z)
+        exact = model.exact if isinstance(model, LowRankGP) else model
+        mean, offset = jet(exact, z).mean, torch.zeros_like(z)
     else:
         mean = local.mean
     slope = mean[..., 1:]

@@ -197,6 +197,8 @@ def test_lipschitz_boxes_end_where_value_plus_distance_reaches_the_budget():
         assert (8 * coarse).is_integer() and worst(coarse) <= room < worst(coarse + 1 / 8)
     whole = lipschitz_boxes(safe, FAMILY, lambda a, b: 0.0 * apart(a, b), shape=shape)
     assert bool((whole[2:] >= (1 - 2**-29) * shape).all())  # value = budget and D = 0: all of the shape
+    for nothing in (-1.0, torch.nan, torch.inf):  # no distance: it must not widen a box
+        assert not bool(lipschitz_boxes(safe, FAMILY, lambda a, b, v=nothing: v + 0.0 * apart(a, b), shape=shape).any())
     two = feedback_family(
         -torch.ones(4).double(),
         torch.ones(4).double(),

@@ -18,7 +18,7 @@ from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
-from gpsafe.models import GP
+from gpsafe.models import GP, LowRankGP
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
@@ -26,7 +26,7 @@ from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
+from gpsafe.tracking import Tracking, linearised
 
 NONE = torch.zeros(0, 1, 1, dtype=torch.float64)
 
@@ -199,6 +199,25 @@ def test_a_state_that_the_assumptions_exclude_is_reported():
     assert told is not None and "state 1 at t = 1" in told
 
 
+def test_a_refutation_stays_to_the_end_of_the_episode():
+    case = case_of()
+    _, following = shield_of(case, judged()).decide(case.system.initial_state, NONE)
+    refuted, later = following.decide(vector(0.0, 0.5), NONE)
+    assert later.expected is not None
+    again, last = later.decide(later.expected.center[0], NONE)
+    assert again.falsified == refuted.falsified is not None
+    assert last.falsified == refuted.falsified
+
+
+def test_an_episode_that_starts_elsewhere_is_not_what_was_certified():
+    """The fallback was certified from x_0 = 0; at θ = 1.19 with ω = 3 it cannot keep θ ≤ 1.2."""
+    case = case_of()
+    shield = shield_of(case, judged())
+    told = shield.decide(vector(1.19, 3.0), NONE)[0].falsified
+    assert told is not None and "at t = 0 is" in told and "x_0" in told
+    assert shield.decide(case.system.initial_state, NONE)[0].falsified is None
+
+
 def test_an_uncertified_fallback_is_a_value_and_may_be_assumed():
     case = case_of(())
     judge, x0 = judge_of(case), case.system.initial_state
@@ -272,6 +291,16 @@ def test_tracking_gains_solve_the_riccati_recursion():
     plans = tracking.plans(judge, x, pushes(0, 3), torch.tensor([4, 12, 0]), HORIZON)
     first = plans.act(x.expand(3, -1), judge.fallbacks, judge.input_box)
     assert torch.allclose(first[:2], pushes(0, 3)[:2, 0])
+
+
+def test_candidates_are_completed_without_a_grid_for_a_low_rank_view_too():
+    """The view has no factors of its own: every candidate was refused, and only the fallback ran."""
+    case = case_of()
+    view = ConfidenceSet(case.confidence.bound).update(LowRankGP.create(case.confidence.model, 40))
+    judges = [judge_of(case, grid=False, landing=False).refine(c) for c in (view, case.confidence)]
+    x = case.system.initial_state.expand(3, -1)
+    low, exact = (linearised(judge, x, pushes(0, 3)[:, 0]) for judge in judges)
+    assert all(torch.equal(a, b) for a, b in zip(low, exact, strict=True))
 
 
 @pytest.mark.parametrize(

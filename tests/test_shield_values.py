@@ -59,7 +59,8 @@ def test_the_fallback_of_largest_margin_is_stored():
     shield = start(verdicts([0.1, 0.5, 0.3]), asked=asked)
     assert isinstance(shield, Shield)
     assert (shield.basis, shield.time, shield.margin, shield.horizon) == ("certified", 0, 0.5, 6)
-    assert shield.stored.fallback.tolist() == [1] and shield.stored.lengths.tolist() == [0] and shield.expected is None
+    assert shield.stored.fallback.tolist() == [1] and shield.stored.lengths.tolist() == [0]
+    assert shield.expected is not None and torch.equal(shield.expected.center, X0[None]) and shield.expected.order == 0
     ((point, plans, remaining),) = asked
     assert remaining == 6 and plans.fallback.tolist() == [0, 1, 2] and torch.equal(point.center, X0.expand(3, 2))
     assert shield.assumptions == ()

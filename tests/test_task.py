@@ -9,9 +9,11 @@ from shield_cases import case_of, judge_of
 
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Lederer, Mixture
+from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.hallucinated import Hallucinated
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
-from gpsafe.cost.session import DPSession
+from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
@@ -69,6 +71,42 @@ def test_a_session_for_another_task_is_refused():
         made.run(torch.Generator().manual_seed(0))
 
 
+def test_a_task_owns_its_numbers():
+    """A program made for σ = 0.01 whose plant then got σ = 0.1, in place, certified 41 policies as if nothing had happened."""
+    system = reference_1d()
+    task, dp = Task.of(system), RobustDP(Grid(system.state_box, (120,)), Task.of(system))
+    system.noise_std.mul_(10)
+    system.initial_state.add_(0.1)
+    assert float(task.noise_std) == 0.01 and float(task.initial_state) == -0.5
+    with pytest.raises(ValueError, match="one task throughout, got initial_state"):
+        algorithm(system=system, cost_bound=dp)
+    limit = vector(1.0)
+    costs = IndicatorCost(vector(1.0).reshape(1, 1), limit), HingeCost(vector(1.0), limit)
+    limit.add_(9.0)
+    assert [float(cost.directions @ vector(0.0) - cost.excess(vector(0.0))) for cost in costs] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (
+            lambda c, task, p: EvaluationSession(Hallucinated(task=task, seed=1), c, p, torch.Generator()),
+            "a sound cost",
+        ),
+        (
+            lambda c, task, p: GaussianTube(task=task).session(ConfidenceSet(c.bound, (c.model,)), p),
+            "the confidence set",
+        ),
+        (lambda c, task, p: GaussianTube(task=task).session(c, p.select(torch.arange(9))), "the policies of the run"),
+    ],
+)
+def test_a_session_of_other_parts_than_the_runs_is_refused(start, reason):
+    task, policies = Task.of(reference_1d()), reference_1d_policies()[0]
+    made = algorithm(start=lambda confidence: start(confidence, task, policies))
+    with pytest.raises(ValueError, match=f"ActSafe: session: expected {reason}"):
+        made.run(torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize(
     ("bound", "reason"),
     [
@@ -115,7 +153,7 @@ def test_policies_beyond_the_plants_inputs_are_refused():
 @pytest.mark.parametrize(
     "change",
     [
-        {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"noise_std": vector(-0.1)},
+        {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"budget": True}, {"budget": vector(0.1, 0.2)}, {"initial_state": torch.tensor([True])}, {"noise_std": vector(-0.1)},
         {"noise_std": vector(0.1, 0.1)}, {"initial_state": vector(float("nan"))}, {"initial_state": torch.zeros(1, 1)},
         {"cost": lambda x: x},
     ],

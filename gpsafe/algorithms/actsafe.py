@@ -181,6 +181,12 @@ class ActSafe:
         if self.start is not None:
             session = self.start(confidence)
             self.cost_bound.task.require_same("ActSafe: session", session.task)
+            if not getattr(session, "bound", self.cost_bound).sound:
+                raise _require.fail("ActSafe: session", "a sound cost bound", session.bound.name)  # type: ignore[attr-defined]
+            if getattr(session, "confidence", confidence) is not confidence:
+                raise _require.fail("ActSafe: session", "the confidence set that it was started with", "another")
+            if getattr(session, "policies", self.policies).num != self.policies.num:
+                raise _require.fail("ActSafe: session", "the policies of the run", "a class of another size")
             return session
         if isinstance(self.cost_bound, RobustDP):
             return DPSession.start(self.cost_bound, confidence, self.policies)

@@ -121,6 +121,9 @@ class ContinuousActSafe:
         model, confidence = self.model, ConfidenceSet(self.bound).update(self.model)
         safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
         episodes: list[ContinuousEpisode] = []
+        falsified = None if model.inputs is None else confidence.falsified(model.inputs)
+        if falsified is not None:  # by data that came with the model
+            return ContinuousRun((), safe, confidence, falsified)
         for number in range(1, self.episodes + self.exploit + 1):
             goal: Goal = "exploration" if number <= self.episodes else "reward"
             problem = Rollouts.prepare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe.confidence.lineage import fingerprint, provably_equal, scales
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.gp import GP
@@ -17,6 +18,12 @@ def continues(old: ConfidenceSet, taken: int, new: ConfidenceSet) -> bool:
     if old.bound != new.bound or len(new.generations) < taken or not _one_prior(old.model, new.model):
         return False
     return all(_same(a, b) for a, b in zip(old.generations[:taken], new.generations[:taken], strict=True))
+
+
+def require_continuation(where: str, old: ConfidenceSet, new: ConfidenceSet) -> None:
+    """Refuses a set that does not go on where all of `old` stood: bounds found under `old` would not hold for it."""
+    if not continues(old, len(old.generations), new):
+        raise _require.fail(where, "a confidence set that continues the last one", "another history")
 
 
 def _one_prior(one: GP, other: GP) -> bool:

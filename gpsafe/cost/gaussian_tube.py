@@ -41,6 +41,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet, Falsification
+from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer, wide_axes
@@ -281,7 +282,8 @@ class TubeSession:
         return value
 
     def update(self, confidence: ConfidenceSet) -> Self:
-        """New F_n."""
+        """New F_n, which continues the old one: else the bounds kept in `best` would be those of other functions."""
+        require_continuation("TubeSession.update", self.confidence, confidence)
         return replace(self, confidence=confidence, best=self.best.clone())
 
     def falsified(self) -> Falsification | None:

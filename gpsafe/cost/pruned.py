@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.confidence.set import ConfidenceSet, Falsification
+from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.systems.base import sample_noise
@@ -236,7 +237,8 @@ class PrunedSession:
         return result * (1 + 1e-9) + 1e-9
 
     def update(self, confidence: ConfidenceSet) -> PrunedSession:
-        """The same with a new F_n; the bounds found so far are kept."""
+        """The same with a new F_n that continues the old one; the bounds found so far are kept."""
+        require_continuation("PrunedSession.update", self.confidence, confidence)
         return replace(self, confidence=confidence)
 
     def falsified(self) -> Falsification | None:

@@ -17,6 +17,7 @@ from gpsafe.planning.icem import Plan
 from gpsafe.sets import Box
 from gpsafe.shield import Shield
 from gpsafe.systems.base import System
+from gpsafe.systems.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +119,7 @@ def verified_episode(
     anew), as in `gpsafe.safety_filter`.
 
     Args:
-        system: the plant, started in its initial state, for which `shield` was started.
+        system: the plant, started in its initial state, for which `shield` was started; of the shield's task.
         planner: proposes; untrusted.
         model: what it plans with.
         shield: at t = 0, with a horizon of at least T.
@@ -127,6 +128,8 @@ def verified_episode(
         prefixes, levels: see :func:`proposals`.
     """
     _require.last_dim("episode", "noise", noise, system.nx)
+    if isinstance(shield, Shield):
+        Task.of(system).require_same("verified_episode", shield.judge.task)
     x, plan, falsified = system.initial_state, None, None
     states, inputs, values, sources = [x], [], [], []
     planning = verifying = 0.0

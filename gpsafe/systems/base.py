@@ -69,10 +69,10 @@ def _supports(normals: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Te
 
 
 def _check_halfspaces(where: str, normals: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    normals = _require.finite(where, "normals", normals)
+    normals = _require.real(where, "normals", normals)  # its own: a limit that moves was never certified
     if normals.ndim != 2:
         raise _require.fail(where, "normals of shape (m, nx)", f"shape {tuple(normals.shape)}")
-    offsets = _require.finite(where, "offsets", offsets)
+    offsets = _require.real(where, "offsets", offsets)
     return normals, _require.shape(where, "offsets", offsets, (normals.shape[0],))
 
 

@@ -19,7 +19,8 @@ class Task:
     """E Σ_{t<T} c(x_t) ≤ d from x_0, under w_t ~ N(0, diag(noise_std²)).
 
     A plant offers its own (`Task.of`); cost bounds, shields and learners hold the one that they speak of, and a learner
-    refuses a bound that speaks of another. For a robot there is no plant object: the task is then what its user states.
+    refuses a bound that speaks of another. For a robot there is no plant object: the task is then what its user states. It owns
+    its tensors: who writes on the plant's afterwards has another plant, and the task can tell.
 
     Args:
         initial_state: x_0, (nx,).
@@ -36,14 +37,14 @@ class Task:
     noise_std: Tensor
 
     def __post_init__(self) -> None:
-        x0 = _require.finite("Task", "initial_state", self.initial_state)
+        x0 = _require.real("Task", "initial_state", self.initial_state)
         if x0.ndim != 1:
             raise _require.fail("Task", "initial_state of shape (nx,)", f"shape {tuple(x0.shape)}")
-        noise = _require.nonnegative("Task", "noise_std", self.noise_std)
+        noise = _require.nonnegative("Task", "noise_std", _require.real("Task", "noise_std", self.noise_std))
         object.__setattr__(self, "initial_state", x0)
         object.__setattr__(self, "noise_std", _require.shape("Task", "noise_std", noise, tuple(x0.shape)))
         _require.count("Task", "horizon", self.horizon)
-        object.__setattr__(self, "budget", float(_require.nonnegative("Task", "budget", self.budget)))
+        object.__setattr__(self, "budget", _require.number("Task", "budget", self.budget, minimum=0.0))
         if not isinstance(self.cost, Cost):
             raise _require.fail("Task", "a Cost (ceiling, upper and lower over boxes)", type(self.cost).__name__)
         _require.positive("Task", "cost.ceiling", self.cost.ceiling)

@@ -94,6 +94,12 @@ def test_a_false_norm_is_reported(algorithm):
     assert run.falsified is not None and len(run.episodes) < 4
 
 
+def test_data_that_refute_an_assumption_are_reported_before_anything_is_run(algorithm):
+    z, y = torch.zeros(4, 2).double(), torch.full((4, 1), 5.0).double()
+    run = algorithm.with_(model=algorithm.model.condition_on(z, y)).run(torch.Generator().manual_seed(0))
+    assert run.falsified is not None and not run.episodes
+
+
 @pytest.mark.slow
 def test_three_feedback_parameters_of_the_pendulum_expand_under_the_two_dimensional_certifier():
     plant = reference_pendulum()

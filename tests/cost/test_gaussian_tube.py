@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -156,6 +157,16 @@ def test_session_keeps_the_smallest_bound_so_far() -> None:
     assert bool((after <= before).all())
     assert bool((after < before - 1e-6).any())
     assert bool((session.exploration(index[:3]) > 0).all())
+
+
+def test_a_session_is_not_updated_with_another_history() -> None:
+    """F_n with ten times the norm kept the bounds that were found with the smaller one."""
+    c = case("1d")
+    session = tube(c).session(c.confidence, c.policies)
+    wider = replace(c.confidence.bound, rkhs_norm=tuple(10 * b for b in c.confidence.bound.rkhs_norm))
+    for other in (ConfidenceSet(wider, c.confidence.generations), ConfidenceSet(c.confidence.bound)):
+        with pytest.raises(ValueError, match="update: expected a confidence set that continues"):
+            session.update(other)
 
 
 def test_lists_what_it_believes_and_refuses_what_it_does_not_cover() -> None:

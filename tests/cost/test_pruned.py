@@ -177,3 +177,9 @@ def test_actsafe_with_a_pruned_session_expands_like_the_plain_one():
 def test_bad_sessions_are_refused(case, change):
     with pytest.raises(ValueError, match="PrunedSession"):
         dataclasses.replace(session(case), **change)
+
+
+def test_a_session_is_not_updated_with_another_history(case):
+    wider = dataclasses.replace(case.confidence.bound, rkhs_norm=50.0)
+    with pytest.raises(ValueError, match="update: expected a confidence set that continues"):
+        session(case).update(ConfidenceSet(wider, case.confidence.generations))
