@@ -57,6 +57,13 @@ def test_a_bound_for_another_task_is_refused_by_name(name):
         algorithm(cost_bound=dp)
 
 
+def test_a_model_with_another_noise_than_the_tasks_is_refused():
+    system = reference_1d()
+    model = GP.create(system.kernels, 1e-4, nx=1, nu=1, noise_std=0.02, prior=system.known)
+    with pytest.raises(ValueError, match=r"noise_std, got \[0.02\] against \[0.01\]"):
+        algorithm(model=model)
+
+
 def test_equal_tasks_from_two_plants_are_one_task():
     assert not Task.of(reference_1d()).differences(Task.of(reference_1d()))
     assert Task.of(reference_1d()).differences(Task.of(reference_1d(noise_std=0.02))) == [
@@ -153,7 +160,8 @@ def test_policies_beyond_the_plants_inputs_are_refused():
 @pytest.mark.parametrize(
     "change",
     [
-        {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"budget": True}, {"budget": vector(0.1, 0.2)}, {"initial_state": torch.tensor([True])}, {"noise_std": vector(-0.1)},
+        {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"budget": True},
+        {"budget": vector(0.1, 0.2)}, {"initial_state": torch.tensor([True])}, {"noise_std": vector(-0.1)},
         {"noise_std": vector(0.1, 0.1)}, {"initial_state": vector(float("nan"))}, {"initial_state": torch.zeros(1, 1)},
         {"cost": lambda x: x},
     ],

@@ -77,6 +77,9 @@ def check_parts(
             raise _require.fail(where, "a sound confidence bound, used within its theorem", got)
         bound.check(model)
         Task.of(system).require_same(where, cost_bound.task)
+        if not torch.equal(model.noise_std.cpu(), cost_bound.task.noise_std.cpu()):
+            got = f"{model.noise_std.tolist()} against {cost_bound.task.noise_std.tolist()}"
+            raise _require.fail(where, "a model with the task's noise_std", got)
         check_task(where, cost_bound.task, ConfidenceSet(bound, (model,)))
     except ValueError as error:
         if not unchecked:
