@@ -300,10 +300,10 @@ class RobustDP(OfTask):
         return grow(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
 
     def lower(self, enclosure: Enclosure) -> Tensor:
-        """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down, (P,)."""
+        """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down but to 0, (P,)."""
         centers, radius = enclosure.centers, enclosure.radius
         stage = -self.cost.lower(centers - radius, centers + radius).unsqueeze(0)
-        return -grow(self._run(enclosure, stage, 0.0))
+        return (-grow(self._run(enclosure, stage, 0.0))).clamp_min(0.0)
 
     def exploration(self, enclosure: Enclosure, std: Tensor) -> Tensor:
         """Upper bound of sup_f E Σ_t ‖σ(z_t)‖ (the optimistic value of ActSafe's expansion phase), (P,).
