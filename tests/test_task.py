@@ -109,8 +109,8 @@ def test_a_task_owns_its_numbers():
             "a sound cost",
         ),
         (
-            lambda c, task, p: GaussianTube(task=task).session(ConfidenceSet(c.bound, (c.model,)), p),
-            "the confidence set",
+            lambda c, task, p: GaussianTube(task=task).session(narrower(c), p),
+            "a confidence set that continues",
         ),
         (lambda c, task, p: GaussianTube(task=task).session(c, p.select(torch.arange(9))), "the policies of the run"),
     ],
