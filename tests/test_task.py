@@ -101,6 +101,10 @@ def test_a_task_owns_its_numbers():
     assert [float(cost.directions @ vector(0.0) - cost.excess(vector(0.0))) for cost in costs] == [1.0, 1.0]
 
 
+def narrower(confidence: ConfidenceSet) -> ConfidenceSet:
+    return ConfidenceSet(replace(confidence.bound, rkhs_norm=0.1), confidence.generations)
+
+
 @pytest.mark.parametrize(
     ("start", "reason"),
     [
