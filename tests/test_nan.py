@@ -229,12 +229,9 @@ def test_no_policy_enters_on_an_empty_set(case):
 
 
 def test_actsafe_executes_nothing_if_the_first_set_is_empty(case):
-    confidence, s = contradictory(case), case.system
-    algorithm = ActSafe(s, case.policies, [0, 1], confidence.model, case.confidence.bound, program(case), episodes=2)
-    dp = program(case)
-    start = lambda _: dataclasses.replace(  # noqa: E731
-        PrunedSession(dp, confidence, case.policies, generator(1)),
-        confidence=confidence,
-    )
-    empty = algorithm.with_(start=start).run(generator(0))
-    assert empty.falsified is not None and not empty.episodes and len(empty.safe_set) == 2
+    """Data that came with the model say 5 where |f*| ≤ B√k = 0.45."""
+    s, bound, dp = case.system, case.confidence.bound, program(case)
+    model = case.confidence.generations[0].condition_on(torch.zeros(4, 2).double(), torch.full((4, 1), 5.0).double())
+    for start in (None, lambda confidence: PrunedSession(dp, confidence, case.policies, generator(1))):
+        empty = ActSafe(s, case.policies, [0, 1], model, bound, dp, episodes=2, start=start).run(generator(0))
+        assert empty.falsified is not None and not empty.episodes and len(empty.safe_set) == 2

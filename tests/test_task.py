@@ -78,6 +78,21 @@ def test_a_session_for_another_task_is_refused():
         made.run(torch.Generator().manual_seed(0))
 
 
+def test_a_session_keeps_no_boxes_of_another_program():
+    """The last boxes are those of x_0: with them a program for another x_0 spoke of the old one."""
+    case = make_case("1d", (4,))
+    dp = RobustDP(Grid(case.system.state_box, (60,)), Task.of(case.system))
+    session, index = DPSession.start(dp, case.confidence, case.policies), torch.arange(3)
+    for other in (
+        replace(dp, task=dp.task.with_(initial_state=vector(0.9))),
+        replace(dp, grid=Grid(Box(vector(-2.0), vector(2.0)), (60,))),
+    ):
+        for ask in (DPSession.upper, DPSession.exploration):
+            with pytest.raises(ValueError, match="its own cells and initial state"):
+                ask(replace(session, dp=other), index)
+    assert torch.equal(replace(session, dp=replace(dp, chunk=100)).upper(index), session.upper(index))
+
+
 def test_a_task_owns_its_numbers():
     """A program made for σ = 0.01 whose plant then got σ = 0.1, in place, certified 41 policies as if nothing had happened."""
     system = reference_1d()
@@ -93,6 +108,10 @@ def test_a_task_owns_its_numbers():
     assert [float(cost.directions @ vector(0.0) - cost.excess(vector(0.0))) for cost in costs] == [1.0, 1.0]
 
 
+def narrower(confidence: ConfidenceSet) -> ConfidenceSet:
+    return ConfidenceSet(replace(confidence.bound, rkhs_norm=0.1), confidence.generations)
+
+
 @pytest.mark.parametrize(
     ("start", "reason"),
     [
@@ -101,8 +120,8 @@ def test_a_task_owns_its_numbers():
             "a sound cost",
         ),
         (
-            lambda c, task, p: GaussianTube(task=task).session(ConfidenceSet(c.bound, (c.model,)), p),
-            "the confidence set",
+            lambda c, task, p: GaussianTube(task=task).session(narrower(c), p),
+            "a confidence set that continues",
         ),
         (lambda c, task, p: GaussianTube(task=task).session(c, p.select(torch.arange(9))), "the policies of the run"),
     ],
@@ -161,9 +180,9 @@ def test_policies_beyond_the_plants_inputs_are_refused():
     "change",
     [
         {"horizon": 0}, {"horizon": 2.0}, {"budget": -0.1}, {"budget": float("nan")}, {"budget": True},
-        {"budget": vector(0.1, 0.2)}, {"initial_state": torch.tensor([True])}, {"noise_std": vector(-0.1)},
-        {"noise_std": vector(0.1, 0.1)}, {"initial_state": vector(float("nan"))}, {"initial_state": torch.zeros(1, 1)},
-        {"cost": lambda x: x},
+        {"budget": vector(0.1, 0.2)}, {"noise_std": vector(-0.1)}, {"noise_std": vector(0.1, 0.1)},
+        {"initial_state": vector(float("nan"))}, {"initial_state": torch.zeros(1, 1)},
+        {"initial_state": torch.tensor([True])}, {"cost": lambda x: x},
     ],
 )  # fmt: skip
 def test_tasks_without_a_meaning_are_refused(change):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
+from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.robust_dp import RobustDP
@@ -186,8 +187,7 @@ class ActSafe:
             self.cost_bound.task.require_same("ActSafe: session", session.task)
             if not getattr(session, "bound", self.cost_bound).sound:
                 raise _require.fail("ActSafe: session", "a sound cost bound", session.bound.name)  # type: ignore[attr-defined]
-            if getattr(session, "confidence", confidence) is not confidence:
-                raise _require.fail("ActSafe: session", "the confidence set that it was started with", "another")
+            require_continuation("ActSafe: session", getattr(session, "confidence", confidence), confidence)
             if getattr(session, "policies", self.policies).num != self.policies.num:
                 raise _require.fail("ActSafe: session", "the policies of the run", "a class of another size")
             return session

@@ -288,9 +288,13 @@ class RobustDP(OfTask):
         Built without data; `Enclosure.refine` intersects generations as they come.
         """
         self.check(confidence)
-        centers = torch.cat([self.grid.centers, self.initial_state.unsqueeze(0)])
+        centers = self._centers()
         radius = torch.cat([(0.5 * self.grid.size).expand(self.grid.num, -1), torch.zeros_like(centers[-1:])])
         return enclose(centers, radius, confidence, policies)
+
+    def _centers(self) -> Tensor:
+        """Of the cells, and x₀, (N + 1, nx)."""
+        return torch.cat([self.grid.centers, self.initial_state.unsqueeze(0)])
 
     def upper(self, enclosure: Enclosure) -> Tensor:
         """V_0(x₀) for every policy of the enclosure, rounded up and at most T·C, (P,)."""
@@ -323,6 +327,8 @@ class RobustDP(OfTask):
         return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
 
     def _run(self, enclosure: Enclosure, stage: Tensor, outside_rate: float) -> Tensor:
+        if not torch.equal(enclosure.centers, self._centers()):
+            raise _require.fail("RobustDP", "an enclosure over its own cells and initial state", "another program's")
         low, high = enclosure.boxes()
         step = max(1, self.chunk // self.grid.num)
         stage = stage.expand(low.shape[0], -1)
