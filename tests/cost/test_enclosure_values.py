@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, residual_reach
+from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, jacobians, residual_reach
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, Feedback
 from gpsafe.sets import Box
@@ -98,6 +98,22 @@ def test_the_closed_loop_range_is_its_formula(nu, curved):
 
 def test_rounding_outwards_is_relative_and_absolute():
     assert grow(tensor([0.0, 3.0, -2.0])).tolist() == pytest.approx([1e-9, 3 + 4e-9, -2 + 3e-9], rel=1e-15, abs=1e-18)
+
+
+def test_jacobians_by_forward_differentiation_or_the_known_parts_own():
+    def bare(x, u):
+        return torch.stack([x[..., 0] * u[..., 1] + u[..., 0] ** 2, x[..., 1] ** 3, x[..., 0] * x[..., 1]], -1)
+
+    x, u = draw(1, 4, 5, 3), draw(2, 4, 5, 2)
+    a, b = jacobians(bare, x, u)
+    zero = torch.zeros_like(x[..., 0])
+    rows = [(u[..., 1], zero, zero), (zero, 3 * x[..., 1] ** 2, zero), (x[..., 1], x[..., 0], zero)]
+    torch.testing.assert_close(a, torch.stack([torch.stack(row, -1) for row in rows], -2))
+    rows = [(2 * u[..., 0], x[..., 0]), (zero, zero), (zero, zero)]
+    torch.testing.assert_close(b, torch.stack([torch.stack(row, -1) for row in rows], -2))
+    known = AffineKnown(draw(3, 3, 3), draw(4, 3, 2), draw(5, 3))
+    a, b = jacobians(known, x, u)
+    assert torch.equal(a, known.A.expand(4, 5, 3, 3)) and torch.equal(b, known.B.expand(4, 5, 3, 2))
 
 
 def two_outputs() -> ConfidenceSet:
