@@ -147,10 +147,13 @@ def test_the_cut_by_hand():
     local = replace(local, half=half, mean=None, cov=None)
     value = tensor([[0.5, 0.0], [1.9, 0.0], [-1.9, 0.0], [3.0, 0.0], [0.0, 0.0], [0.0, 0.0], [float("nan"), 0.0]])
     linear, error = tensor([0.2, -0.1]).expand(7, 2, 2).clone(), torch.full((7, 2), 0.3).double()
+    value[:, 1], error[:, 1] = 3.75, 0.25  # 3.75 + 0.5 + 0.25 is the cap of the second output: just within
+    linear[:, 1] = tensor([0.25, -0.25])
     found: AffineRange = local._cut(value, linear, error)
     assert found.value[:, 0].tolist() == pytest.approx([0.5, (1.3 + 2.0) / 2, -(1.3 + 2.0) / 2, (2.4 + 2) / 2, 0, 0, 0])
     assert found.error[:, 0].tolist() == pytest.approx([0.3, 0.35, 0.35, 0.0, 0.3, 0.3, 2.0])
     assert found.linear[:, 0].abs().sum(-1).tolist() == pytest.approx([0.3, 0, 0, 0, 0.3, 0.3, 0])
+    assert float(local.cap[1]) == 4.5 and torch.equal(found.linear[:, 1], linear[:, 1])
     assert found.empty.tolist() == [False, False, False, True, True, False, False]
 
 
@@ -172,6 +175,7 @@ def test_anchors_hold_what_the_posterior_says_there():
     for name in ("middle", "half", "mean", "cov"):
         for p in range(2):
             assert torch.equal(getattr(picked, name)[p], getattr(found, name)[p][index[p]])
+    assert picked.norm is found.norm and picked.cap is found.cap and picked.moduli is found.moduli
     bare = LocalAffine.at(F, z, gradients=False).gather(index)
     assert bare.mean is None and bare.cov is None and torch.equal(bare.half, picked.half)
     linear = GP.create(kernels.linear(1.0), 1e-4, nx=1, nu=1, noise_std=0.01)

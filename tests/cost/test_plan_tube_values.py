@@ -178,6 +178,36 @@ def test_landing_asks_for_the_place_the_time_the_fallback_and_the_plan():
     )
 
 
+@pytest.mark.parametrize(("center", "radius"), [(1000.0, 1.0), (0.0, 1000.0)])
+def test_rounding_at_a_landing_set_grows_with_where_and_how_wide_the_tube_is(center, radius):
+    judge = judged()
+    box = Box(tensor([center - radius, -1.0]), tensor([center + radius, 1.0]))
+    judge = replace(judge, landing=(box,), certified=torch.tensor([[5]]))
+    plans = Plans.of_fallbacks(torch.tensor([0, 0]), 2, 1)
+    rays = torch.diag_embed(tensor([[radius - 5e-7, 0.1], [radius - 2e-6, 0.1]]))
+    tube = Zonotope(tensor([center, 0.0]).expand(2, 2), rays)
+    assert judge._inside_landing(tube, plans, 0, 1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_settled_plans_leave_the_batch_only_where_the_others_cannot_notice(grid, monkeypatch):
+    case = case_of()
+    judge = judge_of(case, landing=False, grid=grid).refine(case.confidence)
+    inputs = tensor([1.0, 0.3, 0.0]).reshape(3, 1, 1).expand(3, 12, 1)
+    plans = Plans.open_loop(inputs, torch.tensor([12, 4, 0]), torch.zeros(3, dtype=torch.long), 2)
+    sizes, honest = [], PlanTube.reach
+
+    def counted(self, tube, part, time):
+        sizes.append(part.num)
+        return honest(self, tube, part, time)
+
+    monkeypatch.setattr(PlanTube, "reach", counted)
+    found = judge.verify(Zonotope.point(tensor([[0.9, 0.8], [0.1, 0.0], [1.3, 0.0]])), plans, 8)
+    assert found.admitted.tolist() == [False, True, False] and 1 < int(found.steps[0]) < 8
+    expected = [sum(t < int(steps) for steps in found.steps) for t in range(8)] if grid else [3] * 8
+    assert sizes == expected
+
+
 def test_a_certificate_belongs_to_its_fallback_and_its_box():
     """Rows are fallbacks, columns are boxes; T steps where the box was certified, −1 where not."""
     case = case_of()

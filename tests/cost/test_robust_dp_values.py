@@ -217,6 +217,21 @@ def test_the_value_is_a_sweep_and_one_step_from_the_initial_state(horizon):
     assert torch.equal(interval.vacuous, interval.upper >= 2.0 * horizon)
 
 
+@pytest.mark.parametrize(("chunk", "sizes"), [(20, [1, 1, 1]), (59, [2, 1]), (60, [3]), (3, [1, 1, 1])])
+def test_a_chunk_counts_policies_times_cells(chunk, sizes, monkeypatch):
+    dp, F, policies = program(horizon=2, chunk=chunk)
+    found, honest = [], RobustDP._chunk
+
+    def counted(self, low, high, stage, rate):
+        found.append(low.shape[0])
+        return honest(self, low, high, stage, rate)
+
+    monkeypatch.setattr(RobustDP, "_chunk", counted)
+    upper = dp.upper(dp.enclosure(F, policies).refine(F))
+    assert found == sizes
+    assert torch.equal(dp.evaluate(F, policies).upper, upper) and found == sizes + sizes
+
+
 def test_what_leaves_the_grid_or_has_no_number_costs_the_ceiling_for_the_rest():
     dp, F, policies = program(horizon=5)
     cells = dp.enclosure(F, policies)

@@ -10,6 +10,7 @@ from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturatin
 from gpsafe import kernels
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.scenario_tube import SLACK, ScenarioTube, Tubes, _scales, _Walk, charge_upper, farthest_points
+from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HingeCost, IndicatorCost
 from gpsafe.systems.task import Task
@@ -155,7 +156,8 @@ def charged():
     F, case = bent_pendulum()
     x0 = case.system.initial_state
     cost = HingeCost(tensor([[0.0, 1.0], [0.0, -1.0]]), tensor([float(x0[1]) + 0.15, -float(x0[1]) + 0.25]), 1.0)
-    policies = case.policies.select(torch.tensor([0, 4, 18, 36]))
+    gain = tensor([-0.4, -0.2]).expand(4, 1, 2)
+    policies = AffinePolicies(tensor([[0.9], [0.3], [-0.1], [0.1]]), gain, case.system.input_box)
     bound = bound_of(case, cost=cost, samples=30, pilot=4, anchors=4)
     return F, policies, bound, bound.noise(F, 4)
 
