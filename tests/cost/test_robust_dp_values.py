@@ -232,6 +232,14 @@ def test_a_chunk_counts_policies_times_cells(chunk, sizes, monkeypatch):
     assert torch.equal(dp.evaluate(F, policies).upper, upper) and found == sizes + sizes
 
 
+@pytest.mark.parametrize("field", [{"name": "other"}, {"sound": True}, {"_average": None}])
+def test_what_a_program_is_cannot_be_handed_in(field):
+    dp, _, _ = program()
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        RobustDP(dp.grid, dp.task, **field)
+    assert dp.name == "robust-dp" and dp.sound
+
+
 def test_what_leaves_the_grid_or_has_no_number_costs_the_ceiling_for_the_rest():
     dp, F, policies = program(horizon=5)
     cells = dp.enclosure(F, policies)
@@ -288,7 +296,7 @@ def test_exploration_charges_the_metric_inside_and_the_largest_deviation_outside
 
 def test_a_lower_value_rounds_down_and_takes_the_least_cost():
     """The infimum side of the same recursion: −lower is the sweep of −c with 0 outside."""
-    cost = HingeCost(tensor([1.0]), 0.0)
+    cost = HingeCost(tensor([[1.0], [-1.0]]), tensor([0.0, 0.0]))  # |x|: a cell's least value is at either end
     dp, F, policies = program(horizon=3, cost=cost)
     cells = dp.enclosure(F, policies)
     low, high = cells.boxes()
