@@ -83,7 +83,8 @@ def test_error_in_a_step_is_rounded_outwards_and_a_plan_without_numbers_poisons_
     worse = replace(plans, offset=plans.offset.clone())
     worse.offset[2, 0, 0] = float("inf")
     assert worse.finite.tolist() == [True, True, False]
-    assert judge.verify(tube, worse, 2).admitted.tolist()[2] is False
+    found = judge.verify(tube, worse, 2)
+    assert found.admitted.tolist()[2] is False and float(found.margin[2]) == -math.inf and int(found.steps[2]) == 0
 
 
 def test_plans_are_what_they_say():
@@ -176,6 +177,21 @@ def test_landing_asks_for_the_place_the_time_the_fallback_and_the_plan():
     assert not bool(
         replace(judge, certified=None)._inside_landing(point, Plans.of_fallbacks(torch.tensor([0]), 2, 1), 0, 1)
     )
+
+
+def test_a_plan_that_starts_in_a_landing_set_has_landed_unless_the_constraint_is_broken_there():
+    judge = judged()
+    certified = torch.full((1, 2), HORIZON)
+    inside, outside = judge.landing[0], Box(tensor([1.1, -0.5]), tensor([1.5, 0.5]))  # the edge is at 1.2
+    judge = replace(judge, landing=(inside, outside), certified=certified)
+    start = Zonotope.point(tensor([[0.0, 0.0], [1.3, 0.0], [1.15, 0.0]]))
+    plans = Plans.of_fallbacks(torch.tensor([0, 0, 0]), 2, 1)
+    found = judge.verify(start, plans, HORIZON)
+    assert found.landed.tolist() == [True, False, True] and found.admitted.tolist() == [True, False, True]
+    assert found.steps.tolist() == [0, 0, 0]
+    torch.testing.assert_close(found.margin, judge.slack(start))
+    later = judge.verify(start, plans, HORIZON + 1)  # certified for too few: the first lands a step later
+    assert later.steps[0] == 1 and bool(later.landed[0])
 
 
 @pytest.mark.parametrize(("center", "radius"), [(1000.0, 1.0), (0.0, 1000.0)])
