@@ -20,12 +20,16 @@ def test_rates_are_those_of_gaussians_and_capped():
         assert exact * (1 - 1e-15) <= found <= min(1.0, exact * (1 + 1e-12))
     assert parting_rate(tensor([1e-9, 0.0]), tensor([0.0, 1.0])).item() == 1.0  # without noise any gap parts
     assert parting_rate(tensor([0.0, 0.0]), tensor([0.0, 1.0])).item() == 0.0
+    for gap in (math.nan, -0.1, math.inf):
+        assert parting_rate(tensor([gap, 0.0]), tensor([1.0, 1.0])).item() == 1.0
 
 
 def test_gaps_part_as_early_as_they_may():
     rates = tensor([[0.1, 0.2, 0.3, 0.9], [0.7, 0.6, 0.1, 0.1], [0.0, 0.0, 0.0, 1.0]])
     expected = [0.1 * 3 + 0.2 * 2 + 0.3, 0.7 * 3 + 0.3 * 2, 0.0]
     torch.testing.assert_close(simulation_gap(rates, 2.5), 2.5 * tensor(expected))
+    strange = tensor([[0.0, math.nan, 0.0, 0.0], [0.25, -0.1, 0.0, 0.0], [0.25, 0.0, 1.5, 0.0]])  # no probabilities: 1
+    assert simulation_gap(strange, 1.0).tolist() == [2.0, 0.25 * 3 + 0.75 * 2, 0.25 * 3 + 0.75]
 
 
 @pytest.fixture(scope="module")

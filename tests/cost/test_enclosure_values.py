@@ -1,0 +1,214 @@
+"""Boxes of next means over cells against loops: every term of the range, the slack, the cap and the running intersection."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from cost_cases import make_case
+from torch import Tensor
+
+from gpsafe import kernels
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, jacobians, residual_reach
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies, Feedback
+from gpsafe.sets import Box
+from gpsafe.systems.known import AffineKnown
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Bent(AffineKnown):
+    """With a stated bound of its curvature (it need not be one: only the arithmetic is looked at)."""
+
+    @property
+    def hessian_bound(self) -> Tensor:
+        nz = self.A.shape[0] + self.B.shape[1]
+        return draw(3, self.A.shape[0], nz, nz).abs()
+
+
+@dataclass(frozen=True)
+class Curved:
+    """Affine policies that say that their gain leaves something out."""
+
+    inside: AffinePolicies
+    rest: float
+
+    @property
+    def num(self) -> int:
+        return self.inside.num
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.inside(x)
+
+    def select(self, index: Tensor) -> "Curved":
+        return Curved(self.inside.select(index), self.rest)
+
+    def slopes(self, lower: Tensor, upper: Tensor):
+        return self.inside.slopes(lower, upper)
+
+    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
+        gain, low, high = self.slopes(lower, upper)
+        return Feedback(gain.unsqueeze(1), low, high, self.rest + torch.zeros_like(low[:, :1]))
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("nu", [1, 2])
+def test_the_closed_loop_range_is_its_formula(nu, curved):
+    rest = 0.07 if curved else 0.0
+    known = Bent(tensor([[1.0, 0.1], [-0.3, 0.9]]), 0.5 * draw(4, 2, nu), tensor([0.05, -0.1]))
+    affine = AffinePolicies(0.3 * draw(5, 3, nu), draw(6, 3, nu, 2), Box(-torch.ones(nu), 0.8 * torch.ones(nu)))
+    policies = Curved(affine, rest) if curved else affine
+    centers, radius = 0.7 * draw(7, 6, 2), 0.3 * draw(8, 6, 2).abs()
+    middle, reach, inputs = closed_loop_range(known, policies, centers, radius)
+    _, low, high = affine.slopes((centers - radius)[None], (centers + radius)[None])
+    u = affine(centers[None])
+    partly = 0
+    for p in range(3):
+        K = affine.gain[p].tolist()
+        for n in range(6):
+            r, s, S = radius[n].tolist(), low[p, n].tolist(), high[p, n].tolist()
+            partly += s[0] < S[0]
+            rows = [sum(abs(K[v][j]) * r[j] for j in range(2)) for v in range(nu)]
+            dz = r + [S[v] * (rows[v] + rest) for v in range(nu)]
+            for v in range(nu):
+                assert float(inputs[p, n, v]) == pytest.approx(dz[2 + v], rel=1e-13)
+            for i in range(2):
+                A, B, H = known.A[i].tolist(), known.B[i].tolist(), known.hessian_bound[i]
+                if nu == 1:
+                    exact = max(sum(abs(A[j] + t * B[0] * K[0][j]) * r[j] for j in range(2)) for t in (s[0], S[0]))
+                else:
+                    mid = [0.5 * (a + b) for a, b in zip(s, S, strict=True)]
+                    exact = sum(abs(A[j] + sum(B[v] * mid[v] * K[v][j] for v in range(2))) * r[j] for j in range(2))
+                    exact += sum(abs(B[v]) * 0.5 * (S[v] - s[v]) * rows[v] for v in range(2))
+                exact += sum(abs(B[v]) * S[v] * rest for v in range(nu))
+                exact += 0.5 * sum(float(H[j, k]) * dz[j] * dz[k] for j in range(2 + nu) for k in range(2 + nu))
+                assert 0.9e-12 < float(reach[p, n, i]) - exact < 1.1e-12 * (1 + exact)
+                mean = sum(a * x for a, x in zip(A, centers[n].tolist(), strict=True)) + float(known.c[i])
+                mean += sum(b * v for b, v in zip(B, u[p, n].tolist(), strict=True))
+                assert float(middle[p, n, i]) == pytest.approx(mean, rel=1e-12, abs=1e-14)
+    assert 2 < partly < 18
+
+
+def test_rounding_outwards_is_relative_and_absolute():
+    assert grow(tensor([0.0, 3.0, -2.0])).tolist() == pytest.approx([1e-9, 3 + 4e-9, -2 + 3e-9], rel=1e-15, abs=1e-18)
+
+
+def test_jacobians_by_forward_differentiation_or_the_known_parts_own():
+    def bare(x, u):
+        return torch.stack([x[..., 0] * u[..., 1] + u[..., 0] ** 2, x[..., 1] ** 3, x[..., 0] * x[..., 1]], -1)
+
+    x, u = draw(1, 4, 5, 3), draw(2, 4, 5, 2)
+    a, b = jacobians(bare, x, u)
+    zero = torch.zeros_like(x[..., 0])
+    rows = [(u[..., 1], zero, zero), (zero, 3 * x[..., 1] ** 2, zero), (x[..., 1], x[..., 0], zero)]
+    torch.testing.assert_close(a, torch.stack([torch.stack(row, -1) for row in rows], -2))
+    rows = [(2 * u[..., 0], x[..., 0]), (zero, zero), (zero, zero)]
+    torch.testing.assert_close(b, torch.stack([torch.stack(row, -1) for row in rows], -2))
+    known = AffineKnown(draw(3, 3, 3), draw(4, 3, 2), draw(5, 3))
+    a, b = jacobians(known, x, u)
+    assert torch.equal(a, known.A.expand(4, 5, 3, 3)) and torch.equal(b, known.B.expand(4, 5, 3, 2))
+
+
+def two_outputs() -> ConfidenceSet:
+    """Two learned outputs with different kernels, the second first and partly linear."""
+    parts = (
+        kernels.rbf([0.5, 2.0, 1.0], 0.49),
+        kernels.additive(kernels.rbf([1.0, 0.7, 3.0], 0.25), kernels.linear(0.04)),
+    )
+    known = AffineKnown(torch.eye(2).double(), tensor([[0.1], [0.2]]), tensor([0.0, 0.0]))
+    model = GP.create(parts, 0.01, nx=2, nu=1, noise_std=0.1, outputs=(1, 0), prior=known)
+    return ConfidenceSet(Mixture(rkhs_norm=(1.7, 0.6), subgaussian=0.1, delta=0.1)).update(model)
+
+
+def test_what_the_norm_says_over_a_box_is_its_closed_form():
+    F, z, dz = two_outputs(), draw(1, 4, 3), 0.2 * draw(2, 4, 3).abs()
+    metric, slack, cap = residual_reach(F, z, dz)
+    scales, variances, norms = (tensor([0.5, 2.0, 1.0]), tensor([1.0, 0.7, 3.0])), (0.49, 0.25), (1.7, 0.6)
+    for n in range(4):
+        for j in range(2):
+            far = float((dz[n] / scales[j]).square().sum())
+            squared = 2 * variances[j] * (1 - math.exp(-far / 2))
+            sup = variances[j]
+            if j == 1:
+                squared += 0.04 * float(dz[n].square().sum())
+                sup += 0.04 * float((z[n].abs() + dz[n]).square().sum())
+            distance = math.sqrt(squared)
+            assert float(metric[n, j]) == pytest.approx(distance, rel=1e-9)
+            assert norms[j] * distance + 0.5e-12 < float(slack[n, j]) < norms[j] * distance * (1 + 1e-9) + 2e-12
+            assert float(cap[n, j]) == pytest.approx(norms[j] * math.sqrt(sup), rel=1e-12)
+            assert float(cap[n, j]) >= norms[j] * math.sqrt(sup) * (1 - 2e-16)
+
+
+def test_an_enclosure_before_data_is_the_ball_at_the_centres():
+    F = two_outputs()
+    policies = AffinePolicies(0.3 * draw(1, 2, 1), draw(2, 2, 1, 2), Box(-torch.ones(1), torch.ones(1)))
+    centers, radius = draw(3, 4, 2), 0.1 * draw(4, 4, 2).abs()
+    found = enclose(centers, radius, F, policies)
+    middle, reach, inputs = closed_loop_range(F.model.prior, policies, centers, radius)
+    assert torch.equal(found.known, middle) and torch.equal(found.known_radius, reach)
+    assert torch.equal(found.z, torch.cat([centers.expand(2, 4, 2), policies(centers[None])], -1))
+    metric, slack, cap = residual_reach(F, found.z, torch.cat([radius.expand(2, 4, 2), inputs], -1))
+    assert torch.equal(found.metric, metric) and torch.equal(found.slack, slack) and torch.equal(found.cap, cap)
+    for j, kernel in enumerate(F.model.kernels):
+        ball = (1.7, 0.6)[j] * kernel(found.z, diag=True).detach().sqrt()
+        torch.testing.assert_close(found.high[..., j], ball, rtol=1e-9, atol=0)
+    assert torch.equal(found.low, -found.high) and found.outputs == (1, 0) and found.generations == 0
+    assert found.source is F and found.kernels == F.model.kernels
+
+
+def test_generations_are_intersected_once_each():
+    whole = make_case("1d", (4, 12)).confidence
+    policies = make_case("1d", ()).policies.select(torch.tensor([4, 20]))
+    first = ConfidenceSet(whole.bound, whole.generations[:2])
+    centers, radius = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None], torch.full((9, 1), 0.05).double()
+    bare = enclose(centers, radius, first, policies)
+    early = bare.refine(first)
+    late = early.refine(whole)
+    low, high = whole.bounds(bare.z)
+    torch.testing.assert_close(late.low, torch.maximum(bare.low, low))
+    torch.testing.assert_close(late.high, torch.minimum(bare.high, high))
+    assert bool((late.high < early.high).any()) and bool((late.low > early.low).any())
+    assert (early.generations, late.generations) == (2, len(whole.generations))
+    assert late.source is whole and late.refine(whole) is late
+    narrow = replace(early, low=early.low.clamp_min(0.0), high=early.high.clamp_max(1e-3)).refine(whole)
+    assert bool((narrow.low >= 0).all()) and bool((narrow.high <= 1e-3).all())
+    picked = late.select(torch.tensor([1]))
+    for name in ("z", "known", "known_radius", "metric", "slack", "low", "high", "cap"):
+        assert torch.equal(getattr(picked, name), getattr(late, name)[1:])
+    with pytest.raises(ValueError, match=r"Enclosure.refine: expected a confidence set that continues"):
+        late.refine(make_case("1d", (20, 30)).confidence)
+
+
+def handmade(low, high, slack, cap, outputs=(1, 0)) -> Enclosure:
+    known = tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]])
+    low, high, slack, cap = (tensor(v).expand(1, 4, 2) for v in (low, high, slack, cap))
+    none = torch.zeros(4, 2).double()
+    return Enclosure(none, none, none, known, 0.25 + 0 * known, slack, slack, low, high, cap, (), outputs)
+
+
+def test_a_box_is_the_known_part_and_what_the_set_and_the_ball_leave():
+    low = [[-0.2, -0.3], [0.1, 0.0], [0.3, 0.3], [-2.0, 0.5]]
+    high = [[0.4, 0.1], [0.6, 0.0], [0.3 - 0.9 * EMPTY, 0.5], [-1.9, 0.5 - 1.5 * EMPTY]]
+    low_box, high_box = handmade(low, high, [0.05, 0.5], [10.0, 0.6]).boxes()
+    expected_low = [
+        [1.0 - 0.25 - 0.6, 2.0 - 0.25 - 0.25],
+        [3 - 0.25 - 0.5, 4 - 0.25 + 0.05],
+        [5 - 0.25 - 0.2, 6 - 0.25 + 0.25],
+    ]
+    expected_high = [[1.25 + 0.6, 2.25 + 0.45], [3.25 + 0.5, 4.25 + 0.65], [5.25 + 0.6, 6.25 + 0.35 - 0.9e-9]]
+    torch.testing.assert_close(low_box[0, :3], tensor(expected_low), rtol=0, atol=1e-14)
+    torch.testing.assert_close(high_box[0, :3], tensor(expected_high), rtol=0, atol=1e-14)
+    assert low_box[0, 3].tolist() == [-math.inf] * 2 and high_box[0, 3].tolist() == [math.inf] * 2
+    found = handmade(low, high, [0.05, 0.5], [10.0, 0.6])
+    assert found.empty() and not found.empty(tol=2 * EMPTY)
+    assert not handmade([0.3, 0.3], [0.3 - 0.9 * EMPTY, 0.3], [0.1, 0.1], [1.0, 1.0]).empty()
+    value = draw(1, 1, 4, 2)
+    one = found.with_residual(value)
+    assert torch.equal(one.low, value) and torch.equal(one.high, value) and torch.equal(one.slack, found.slack)

@@ -1,0 +1,222 @@
+"""A step of a scenario tube, its charges and its giving up against loops: no sub-term may be dropped or halved."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturating, tensor
+
+from gpsafe import kernels
+from gpsafe.cost import monte_carlo
+from gpsafe.cost.scenario_tube import SLACK, ScenarioTube, Tubes, _scales, _Walk, charge_upper, farthest_points
+from gpsafe.policies import AffinePolicies
+from gpsafe.sets.zonotope import Zonotope
+from gpsafe.systems.base import HingeCost, IndicatorCost
+from gpsafe.systems.task import Task
+
+FAR = IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+
+
+def bound_of(case, *, cost=FAR, horizon=6, **options) -> ScenarioTube:
+    task = Task(case.system.initial_state, horizon, cost, 1.0, case.system.noise_std)
+    return ScenarioTube(**{"task": task, "seed": 3, "samples": 8, "anchors": None, **options})
+
+
+@pytest.mark.parametrize("anchors", [None, 2])
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_step_is_its_formula(curved, anchors):
+    """Two policies with four paths each; the first saturates on a part of its sets."""
+    F, case = bent_pendulum()
+    x = case.system.initial_state + 0.05 * draw(5, 2, 4, 2)
+    affine = saturating(case)
+    affine.offset[0] = case.system.input_box.upper - 0.02 - affine.gain[0] @ x[0, 1]
+    bound = bound_of(case, anchors=anchors)
+    noise = 0.02 * draw(4, 1, 4, 2)
+    tube = Zonotope(x, 0.05 * draw(6, 2, 4, 2, 3))
+    walk = _Walk(Curved(affine) if curved else affine, tube, torch.zeros(2, 4, dtype=torch.bool))
+    found = walk.step(bound, F, noise)
+    assert not bool(found.lost.any())
+    kinked = []
+    for p in range(2):
+        one = affine.select(torch.tensor([p]))
+        steps = [one_step(F, one, x[p, n], tube.generators[p, n], rest=0.07 if curved else None) for n in range(4)]
+        z = torch.stack([step.z for step in steps])
+        chosen, nearest = farthest_points(z[None] / _scales(F, z), anchors or 4)
+        for n, step in enumerate(steps):
+            anchor = z[n] if anchors is None else z[chosen[0, nearest[0, n]]]
+            step = learned(F, step, anchor)
+            exact = Zonotope(step.center[None], step.linear[None]).plus_box(step.error[None])
+            torch.testing.assert_close(found.tube.center[p, n], step.center + noise[0, n], rtol=1e-12, atol=1e-13)
+            for normal in draw(8, 6, 2):
+                reach = float(exact.support(normal[None])[0, 0] + normal @ noise[0, n])
+                assert float(found.tube.support(normal[None])[p, n, 0]) == pytest.approx(reach, rel=1e-9)
+            kinked.append(step.kinked)
+    assert any(kinked) and not all(kinked)
+
+
+def test_wide_or_empty_tubes_are_lost_parked_and_charged_for_good():
+    F, case = bent_pendulum()
+    x0, policies = case.system.initial_state, case.policies.select(torch.tensor([0, 0]))
+    lost = torch.tensor([[False, True], [False, False]])
+    walk = _Walk(policies, Zonotope.point(x0.expand(2, 2, 2)), lost)
+    free, none = bound_of(case), torch.zeros(1, 2, 2).double()
+    after = walk.step(free, F, none)
+    assert torch.equal(after.lost, lost) and torch.equal(after.tube.center[0, 1], x0)
+    assert not bool(after.tube.generators[0, 1].any()) and torch.equal(after.step(free, F, none).lost, lost)
+    width = float(after.tube.radius[0, 0].max())
+    assert bool(walk.step(replace(free, limit=0.99 * width), F, none).lost.all())
+    assert torch.equal(walk.step(replace(free, limit=1.01 * width), F, none).lost, lost)
+    cost = HingeCost(tensor([1.0, 0.0]), float(x0[0]) - 0.25, 2.0)
+    torch.testing.assert_close(after.charge(cost)[0, 1], tensor(2.0))
+    torch.testing.assert_close(walk.charge(cost), tensor([[0.25, 2.0], [0.25, 0.25]]), rtol=1e-8, atol=0)
+    part = after.select(torch.tensor([True, False]))
+    assert part.lost.tolist() == [[False, True]] and part.policies.num == 1
+    assert torch.equal(part.tube.center, after.tube.center[:1])
+
+
+def test_a_charge_is_the_cost_of_the_farthest_point_rounded_up():
+    tube = Zonotope(0.3 * draw(1, 3, 4, 2), 0.2 * draw(2, 3, 4, 2, 3))
+    tube.center[2, 0, 0], tube.center[2, 1, 1], tube.generators[2, 2, 0, 0] = float("nan"), 1e200, float("inf")
+    normals, offsets = tensor([[1.0, -0.5], [-0.3, 2.0]]), tensor([0.2, -0.1])
+    cost = HingeCost(normals, offsets, 1.2)
+    found = charge_upper(cost, tube)
+    for p in range(2):
+        for n in range(4):
+            c, G = tube.center[p, n], tube.generators[p, n]
+            reach = [float(v @ c + (v @ G).abs().sum()) for v in normals]
+            worst = max(r + SLACK * (1 + abs(r)) - float(o) for r, o in zip(reach, offsets, strict=True))
+            assert float(found[p, n]) == pytest.approx(min(1.2, max(0.0, worst)), abs=1e-12)
+    assert found[2, :3].tolist() == [1.2] * 3
+
+    class Plain:
+        """Not known by half-spaces: the same cost, over the interval hull."""
+
+        ceiling = 1.2
+
+        def upper(self, lower, upper):
+            return cost.upper(lower, upper)
+
+    hull = charge_upper(Plain(), tube)
+    for p in range(2):
+        for n in range(4):
+            c, r = tube.center[p, n], tube.radius[p, n]
+            r = r + SLACK * (1 + c.abs() + r)
+            worst = max(float(v @ c + v.abs() @ r - o) for v, o in zip(normals, offsets, strict=True))
+            assert float(hull[p, n]) == pytest.approx(min(1.2, max(0.0, worst)), abs=1e-12)
+    assert hull[2, :3].tolist() == [1.2] * 3
+    edge = Zonotope.point(tensor([[0.5 - 1e-10, 0.0], [0.5 - 1e-8, 0.0]]))
+    assert charge_upper(IndicatorCost(tensor([[1.0, 0.0]]), tensor([0.5])), edge).tolist() == [1.0, 0.0]
+
+
+def test_anchors_are_taken_farthest_first_from_the_point_in_the_middle():
+    z = draw(3, 3, 11, 2)
+    chosen, nearest = farthest_points(z, 4)
+    for p in range(3):
+        points, taken = z[p], []
+        taken.append(int((points - points.mean(0)).norm(dim=-1).argmin()))
+        while len(taken) < 4:
+            gaps = torch.stack([(points - points[k]).norm(dim=-1) for k in taken]).amin(0)
+            taken.append(int(gaps.argmax()))
+        assert chosen[p].tolist() == taken
+        gaps = torch.stack([(points - points[k]).norm(dim=-1) for k in taken])
+        assert nearest[p].tolist() == gaps.argmin(0).tolist()
+    assert farthest_points(z, 40)[0].shape == (3, 11)
+
+
+def test_scales_are_the_smallest_of_all_kernels_and_one_where_none_looks():
+    parts = (kernels.rbf([0.5, 2.0], 1.0, dims=[0, 2]), kernels.rbf([0.7, 1.5], 1.0, dims=[0, 2]))
+    F = SimpleNamespace(model=SimpleNamespace(kernels=parts))
+    assert _scales(F, torch.zeros(1, 4).double()).tolist() == [0.5, 1.0, 1.5, 1.0]
+    whole = SimpleNamespace(model=SimpleNamespace(kernels=(kernels.rbf([0.5, 2.0], 1.0), kernels.linear(1.0))))
+    assert _scales(whole, torch.zeros(1, 2).double()).tolist() == [0.5, 2.0]
+
+
+def test_hulls_and_widths_of_tubes():
+    sets = tuple(Zonotope(draw(t, 1, 3, 2), 0.5 * draw(9 + t, 1, 3, 2, 2)) for t in range(3))
+    tubes = Tubes(sets, torch.tensor([[3, 1, 3]]))
+    states = torch.stack([part.center + part.radius for part in sets], -2)
+    assert tubes.contains_hull(states).tolist() == [[True, True, True]]
+    states[0, 0, 1, 1] += 1e-6
+    states[0, 1, 1, 0] += 5.0  # lost from step 1 on: no claim
+    states[0, 2, 2, 0] -= 2 * float(sets[2].radius[0, 2, 0]) + 1e-6
+    assert tubes.contains_hull(states).tolist() == [[False, True, False]]
+    states[0, 1, 0, 0] += 1e-6
+    assert tubes.contains_hull(states).tolist() == [[False, False, False]]
+    widths = tubes.widths()
+    for n in range(3):
+        for t in range(3):
+            exact = sets[t].radius[0, n] if (n, t) not in ((1, 1), (1, 2)) else tensor([torch.inf] * 2)
+            assert torch.equal(widths[0, n, t], exact)
+
+
+@pytest.fixture(scope="module")
+def charged():
+    """Policies of which some stay below and some above the edge that costs."""
+    F, case = bent_pendulum()
+    x0 = case.system.initial_state
+    cost = HingeCost(tensor([[0.0, 1.0], [0.0, -1.0]]), tensor([float(x0[1]) + 0.15, -float(x0[1]) + 0.25]), 1.0)
+    gain = tensor([-0.4, -0.2]).expand(4, 1, 2)
+    policies = AffinePolicies(tensor([[0.9], [0.3], [-0.1], [0.1]]), gain, case.system.input_box)
+    bound = bound_of(case, cost=cost, samples=30, pilot=4, anchors=4)
+    return F, policies, bound, bound.noise(F, 4)
+
+
+def test_charges_sum_the_steps_from_the_first_to_the_last_but_one(charged):
+    F, policies, bound, noise = charged
+    total = bound.charges(F, policies, noise)
+    tubes = bound.tubes(F, policies, noise)
+    assert len(tubes.sets) == bound.horizon and noise.shape == (bound.horizon, 1, 30, 2)
+    assert bool((tubes.lost == bound.horizon).all())
+    torch.testing.assert_close(total, sum(charge_upper(bound.cost, part) for part in tubes.sets))
+    walk = _Walk.start(bound, policies, 30)
+    for t in range(bound.horizon - 1):
+        walk = walk.step(bound, F, noise[t])
+        assert torch.equal(walk.tube.center, tubes.sets[t + 1].center)
+    tight = replace(bound, limit=1e-6)
+    lost = tight.tubes(F, policies, noise)
+    assert bool((lost.lost == 1).all()) and bool(torch.isinf(lost.widths()[:, :, 1:]).all())
+    start = charge_upper(bound.cost, lost.sets[0])
+    torch.testing.assert_close(tight.charges(F, policies, noise), start + (bound.horizon - 1) * 1.0)
+
+
+def test_policies_are_given_up_when_their_mean_exceeds_the_limit(charged):
+    F, policies, bound, noise = charged
+    total = bound.charges(F, policies, noise)
+    sets = bound.tubes(F, policies, noise).sets
+    seen = sum(charge_upper(bound.cost, part).mean(-1) for part in sets[:-1])  # nobody looks after the last charge
+    ranked = seen.sort().values
+    cut = replace(bound, give_up=float(ranked[1] + ranked[2]) / 2).charges(F, policies, noise)
+    kept = seen <= ranked[1]
+    assert float(ranked[2] - ranked[1]) > 1e-3 and int(kept.sum()) == 2
+    torch.testing.assert_close(cut[kept], total[kept], rtol=1e-9, atol=1e-12)
+    assert bool((cut[~kept] == bound.total_ceiling).all())
+    assert bool((replace(bound, give_up=-1.0).charges(F, policies, noise) == bound.total_ceiling).all())
+
+
+def test_the_interval_is_the_limit_of_the_charges_with_a_share_for_each_policy(charged):
+    F, policies, bound, noise = charged
+    total = bound.charges(F, policies, noise)
+    found = bound.evaluate(F, policies)
+    exact = monte_carlo.dominating_mean_upper(total, bound.total_ceiling, bound.stage_delta(F) / policies.num)
+    torch.testing.assert_close(found.upper, exact, rtol=1e-9, atol=0)
+    assert found.delta == bound.stage_delta(F) and not bool(found.lower.any()) and found.sound_upper
+    small = replace(bound, chunk=1).evaluate(F, policies)
+    torch.testing.assert_close(small.upper, exact, rtol=1e-9, atol=0)
+    assert torch.equal(found.vacuous, found.upper >= bound.total_ceiling * (1 - 1e-9))
+
+
+def test_screening_drops_what_its_own_paths_show_to_be_dear(charged):
+    F, policies, bound, noise = charged
+    first = bound.charges(F, policies, noise[:, :, :4])
+    low = monte_carlo.mean_lower(first, bound.total_ceiling, 0.05)
+    everything = torch.arange(4)
+    assert torch.equal(bound._plausible(F, policies, noise), everything)
+    limit = float(low.sort().values[2:].mean())
+    some = replace(bound, give_up=limit)
+    dear = monte_carlo.mean_lower(some.charges(F, policies, noise[:, :, :4]), bound.total_ceiling, 0.05) > limit
+    assert some._plausible(F, policies, noise).tolist() == everything[~dear].tolist() and bool(dear.any())
+    assert replace(some, chunk=4)._plausible(F, policies, noise).tolist() == everything[~dear].tolist()
+    assert torch.equal(replace(some, pilot=30)._plausible(F, policies, noise), everything)
+    found = some.evaluate(F, policies)
+    assert bool((found.upper[dear] == bound.total_ceiling).all()) and bool(found.vacuous[dear].all())

@@ -1,0 +1,135 @@
+"""What cost bounds share, and what sessions answer, against their definitions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cost_cases import generator, make_case
+
+from gpsafe import kernels
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import monte_carlo
+from gpsafe.cost._lineage import continues
+from gpsafe.cost._task import check_task
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.session import DPSession, EvaluationSession
+from gpsafe.cost.total_variation import TotalVariation
+from gpsafe.models import GP
+from gpsafe.rollout import closed_loop
+from gpsafe.systems.base import sample_noise
+from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_case("1d", (4, 12))
+
+
+def test_a_bound_speaks_of_its_task_and_shares_delta_over_its_stages(case):
+    task = Task.of(case.system)
+    bound = TotalVariation(task=task, seed=5, samples=7, delta=0.03, calls=2)
+    assert bound.initial_state is task.initial_state and bound.cost is task.cost and bound.noise_std is task.noise_std
+    assert bound.horizon == task.horizon and bound.total_ceiling == task.horizon * task.cost.ceiling
+    F, none = case.confidence, ConfidenceSet(case.confidence.bound)
+    assert (bound.stage(F), bound.stage(none)) == (len(F.generations), 1) == (3, 1)
+    assert bound.stage_delta(F) == monte_carlo.stage_delta(0.03, 3, calls=2)
+    for paths in (None, 4):
+        exact = monte_carlo.noise_paths(
+            task.noise_std, task.horizon, paths or 7, seed=5, stage=3, purpose=9, device=task.initial_state.device
+        )
+        assert torch.equal(bound.noise(F, 9, paths=paths), exact)
+    draws = [torch.rand(3, generator=g) for g in (bound.generator(F, 2), monte_carlo.stream(5, 3, 2))]
+    assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("change", [{"samples": 1}, {"seed": -1}, {"calls": 0}, {"delta": 0.0}, {"delta": 1.5}])
+def test_bad_options_of_monte_carlo_bounds_are_refused(case, change):
+    with pytest.raises(ValueError, match="TotalVariation"):
+        TotalVariation(**{"task": Task.of(case.system), "seed": 5, **change})
+
+
+def test_noise_that_the_theorem_does_not_cover_and_other_dimensions_are_refused(case):
+    task = Task.of(case.system)
+    check_task("here", task, case.confidence)
+    with pytest.raises(ValueError, match="here"):
+        check_task("here", task.with_(noise_std=2 * task.noise_std), case.confidence)
+    other = make_case("pendulum", ())
+    with pytest.raises(ValueError, match="here: expected an initial state of dimension 2, got 1"):
+        check_task("here", task, other.confidence)
+    pendulum = Task.of(other.system)
+    with pytest.raises(ValueError, match="here"):  # the noise of the learned state is the one that counts
+        check_task("here", pendulum.with_(noise_std=pendulum.noise_std * torch.tensor([1.0, 2.0])), other.confidence)
+    check_task("here", pendulum.with_(noise_std=pendulum.noise_std + torch.tensor([5.0, 0.0])), other.confidence)
+
+
+def test_a_set_goes_on_where_another_stood_by_its_numbers(case):
+    F = case.confidence
+    again = make_case("1d", (4, 12)).confidence
+    first = ConfidenceSet(F.bound, F.generations[:2])
+    assert continues(F, 3, F) and continues(F, 3, again) and continues(first, 2, again)
+    assert not continues(F, 3, first) and continues(F, 2, first)
+    assert not continues(F, 3, make_case("1d", (4, 13)).confidence) and continues(
+        F, 2, make_case("1d", (4, 13)).confidence
+    )
+    assert not continues(F, 2, make_case("1d", (5, 12)).confidence) and continues(
+        F, 1, make_case("1d", (5, 12)).confidence
+    )
+    other = Mixture(rkhs_norm=F.bound.rkhs_norm, subgaussian=F.bound.subgaussian, delta=0.05)
+    assert not continues(F, 3, ConfidenceSet(other, F.generations))
+
+
+def test_sets_without_data_differ_by_their_prior(case):
+    system, bound = case.system, case.confidence.bound
+
+    def fresh(regularizer=1e-4, **change) -> ConfidenceSet:
+        prior = AffineKnown(*(change.get(name, torch.eye(1).double()) for name in "AB"), torch.zeros(1).double())
+        kernel = kernels.rbf(change.get("scale", 1.0), 1.0)
+        model = GP.create(kernel, regularizer, nx=1, nu=1, noise_std=system.noise_std, prior=prior)
+        return ConfidenceSet(bound).update(model)
+
+    assert continues(fresh(), 1, fresh())
+    for change in (
+        {"regularizer": 2e-4},
+        {"A": 2 * torch.eye(1).double()},
+        {"B": torch.zeros(1, 1).double()},
+        {"scale": 2.0},
+    ):
+        assert not continues(fresh(), 1, fresh(**change)) and not continues(fresh(), 0, fresh(**change))
+    assert not continues(fresh(), 1, case.confidence)
+
+
+def test_sessions_answer_for_the_policies_asked(case):
+    policies, F = case.choose(4, 20, 33, 50), case.confidence
+    dp = RobustDP(Grid(case.system.state_box, (60,)), Task.of(case.system))
+    first = ConfidenceSet(F.bound, F.generations[:1])
+    session = DPSession.start(dp, first, policies).update(F)
+    assert session.task is dp.task and session.confidence is F and session.upper(torch.tensor([])).shape == (0,)
+    index = torch.tensor([2, 0])
+    whole = dp.evaluate(F, policies).upper
+    torch.testing.assert_close(session.upper(index), whole[index])
+    std = F.model.posterior(session.enclosure.z)[1].norm(dim=-1)
+    exact = dp.exploration(session.enclosure, std)
+    torch.testing.assert_close(session.exploration(index), exact[index])
+    assert session.falsified() is None
+    low = session.enclosure.low.clone()
+    low[1, 7] = session.enclosure.high[1, 7] + 1.0
+    assert replace(session, enclosure=replace(session.enclosure, low=low)).enclosure.empty()
+
+
+def test_a_session_of_evaluations_explores_along_the_mean(case):
+    policies, F = case.choose(4, 20, 33), case.confidence
+    bound = TotalVariation(task=Task.of(case.system), seed=5, samples=8)
+    session = EvaluationSession(
+        bound, ConfidenceSet(F.bound, F.generations[:1]), policies, generator(3), paths=6
+    ).update(F)
+    assert session.task is bound.task and session.upper(torch.tensor([])).shape == (0,)
+    index = torch.tensor([2, 1])
+    assert torch.equal(session.upper(index), bound.evaluate(F, policies.select(index)).upper)
+    noise = sample_noise(bound.noise_std, (bound.horizon, 1, 6), generator(3))
+    states, inputs = closed_loop(
+        lambda x, u: F.model.predict(x, u).mean, policies.select(index), bound.initial_state, noise
+    )
+    std = F.model.posterior(torch.cat([states[..., :-1, :], inputs], -1))[1].norm(dim=-1)
+    torch.testing.assert_close(session.exploration(index), std.sum(-1).mean(-1))
+    assert session.falsified() is None
