@@ -1,4 +1,4 @@
-"""The filter's bookkeeping to the digit: warm starts, stages, members, reasons, clipping, on proposers that are told what to do."""
+"""The filter's bookkeeping to the digit: warm starts, stages, members, reasons, clipping."""
 
 import logging
 import math
@@ -37,7 +37,6 @@ class Recorder:
 
     def propose(self, problem, x0, learned, *, warm=None):
         self.warm.append(warm)
-        return None
 
 
 # ------------------------------------------------------------------------------------------------------------- stages
@@ -57,7 +56,7 @@ def test_warm_starts_are_what_is_left_of_the_plan_and_its_last_input(steps):
 
 
 def test_the_law_of_every_stage_is_applied_at_the_centres_of_the_tube():
-    """At the centre of stage j the input is that of the plan; the last ellipsoid is looked at, and what comes after it is not."""
+    """At the centre of stage j the input is that of the plan; the last ellipsoid is looked at, nothing after it."""
     safe = replace(running(), proposer=SILENT)
     assert safe.stored is not None and safe.stored.tube is not None
     plan, tube, found = safe.stored.inputs, safe.stored.tube, []
@@ -89,7 +88,7 @@ def test_every_stage_up_to_the_last_can_refute(stage):
 
 
 def test_members_that_were_left_once_do_not_come_back():
-    """Three members' places: those that contained the plant at every stage count, and only while the law is followed."""
+    """Those that contained the plant at every stage count, and only while the law is followed."""
     problem, _ = linear_case()
     model = Pair(problem.model, tensor([0.02, 0.08]))
     _, safe = SafetyFilter(replace(problem, model=model), Moody()).decide(ORIGIN, tensor([0.0]))
@@ -147,7 +146,13 @@ def test_least_violating_plans_wait_until_the_stored_plan_has_ended():
     for _ in range(5):
         decision, safe = safe.decide(tensor([0.9, 0.9]), PUSH)  # in no tube
         found.append((decision.source, decision.backed, decision.stage))
-    assert found == [("stored", False, 1), ("stored", False, 2), ("stored", False, 3), ("soft", False, None), ("soft", False, None)]
+    assert found == [
+        ("stored", False, 1),
+        ("stored", False, 2),
+        ("stored", False, 3),
+        ("soft", False, None),
+        ("soft", False, None),
+    ]
     assert decision.u.tolist() == [1.0]  # clipped
     blind, _ = replace(safe, proposer=Odd(told(torch.full((4, 1), math.nan)))).decide(tensor([0.9, 0.9]), PUSH)
     assert (blind.source, blind.u.tolist()) == ("unfiltered", [0.25])
@@ -174,7 +179,11 @@ def test_reasons_are_told_in_their_order():
     narrow, _ = replace(bare, proposer=SILENT, backup=lambda x: x).decide(ORIGIN, PUSH)
     assert "the backup failed: ValueError: backup: expected u of shape (1,)" in narrow.reason
     held, _ = replace(bare, proposer=SILENT, backup=lambda x: 0.5 + 0.0 * x[:1]).decide(ORIGIN, PUSH)
-    assert (held.source, held.u.tolist(), held.reason) == ("backup", [0.5], "the proposer failed: it returned a NoneType, no Proposal")
+    assert (held.source, held.u.tolist(), held.reason) == (
+        "backup",
+        [0.5],
+        "the proposer failed: it returned a NoneType, no Proposal",
+    )
     lost, _ = linear_filter().decide(tensor([math.nan, 0.0]), PUSH)
     assert lost.reason == "the measured state is not finite" and lost.certificate is None
 
@@ -186,7 +195,10 @@ def test_a_failing_proposer_and_a_failing_backup_are_logged(caplog):
     bare = SafetyFilter(linear_case()[0], SILENT, backup=broken)
     with caplog.at_level(logging.WARNING):
         _, after = bare.decide(ORIGIN, PUSH)
-        assert [record.message.split(":")[0] for record in caplog.records] == ["the proposer failed", "the backup failed"]
+        assert [record.message.split(":")[0] for record in caplog.records] == [
+            "the proposer failed",
+            "the backup failed",
+        ]
         caplog.clear()
         after.decide(ORIGIN, PUSH)  # the proposer once in a row
         assert [record.message.split(":")[0] for record in caplog.records] == ["the backup failed"]
@@ -210,7 +222,9 @@ def test_whole_numbers_are_numbers_and_what_is_measured_stays_the_callers():
 def clipping(inputs: Polytope) -> SafetyFilter:
     box = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
     plant = AffineKnown(torch.eye(2).double(), torch.eye(2).double(), torch.zeros(2).double())
-    problem = CertificationProblem(LinearTube(plant, torch.ones(2).double()), box, inputs, box, torch.zeros(2, 2).double(), 2)
+    problem = CertificationProblem(
+        LinearTube(plant, torch.ones(2).double()), box, inputs, box, torch.zeros(2, 2).double(), 2
+    )
     return SafetyFilter(problem, SILENT)
 
 

@@ -19,13 +19,19 @@ def box(radius: float, dim: int = 2) -> Polytope:
 
 def problem(**changes) -> CertificationProblem:
     sets = {"states": box(3.0), "inputs": box(2.0), "terminal": box(1.0)}
-    return CertificationProblem(**{"model": stated(1), "gain": torch.zeros(2, 2).double(), "steps": 3, **sets, **changes})
+    return CertificationProblem(
+        **{"model": stated(1), "gain": torch.zeros(2, 2).double(), "steps": 3, **sets, **changes}
+    )
 
 
 def test_a_plan_serves_the_same_sets_and_no_others():
     """Each set counts, and of each its normals and its offsets."""
     case = problem()
-    assert case.asks_as(case) and case.asks_as(problem()) and case.asks_as(problem(steps=2, weight=2 * torch.eye(2).double()))
+    assert (
+        case.asks_as(case)
+        and case.asks_as(problem())
+        and case.asks_as(problem(steps=2, weight=2 * torch.eye(2).double()))
+    )
     for name in ("states", "inputs", "terminal"):
         body = getattr(case, name)
         h, H = body.h.clone(), body.H.clone()
@@ -67,7 +73,9 @@ def test_sets_that_admit_everything_or_nothing_are_named():
 
 
 def test_margins_are_offset_minus_support_of_every_member_and_stage():
-    case = problem(gain=0.5 * torch.eye(2).double(), terminal=box(1.0).intersect(Polytope(tensor([[0.6, 0.8]]), tensor([0.5]))))
+    case = problem(
+        gain=0.5 * torch.eye(2).double(), terminal=box(1.0).intersect(Polytope(tensor([[0.6, 0.8]]), tensor([0.5])))
+    )
     tube = case.tube(tensor([0.3, -0.2]), tensor([[0.1, 0.0], [0.0, -0.2], [0.3, 0.1]]))
     found = case.margins(tube)
     assert found.state.shape == (2, 3, 4) and found.input.shape == (2, 3, 4) and found.terminal.shape == (2, 5)

@@ -62,7 +62,9 @@ def test_the_worst_crossing_is_told_with_point_and_output():
     found = stated(FIRST, SECOND).falsified(POINTS)
     assert found is not None
     assert (found.point, found.output, found.lower, found.upper) == ((2.0, 9.0), 1, 0.5, 0.25)
-    assert stated(FIRST, SECOND).falsified(POINTS, tol=0.25) is None  # by 0.25: what is just the tolerance accuses nobody
+    assert (
+        stated(FIRST, SECOND).falsified(POINTS, tol=0.25) is None
+    )  # by 0.25: what is just the tolerance accuses nobody
     assert stated(FIRST, SECOND).falsified(POINTS, tol=0.24) == found
     assert stated(FIRST, SECOND).falsified(POINTS.reshape(3, 1, 2)) == found
     assert stated(FIRST, SECOND).falsified(POINTS[:2]) is None
@@ -106,7 +108,9 @@ BOUND = Mixture(rkhs_norm=(30.0, 20.0), subgaussian=(0.1, 0.3), delta=0.05, unch
 
 def observed(count: int, seed: int = 0, **options) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return torch.rand(20, 2, dtype=torch.float64, generator=g)[:count], torch.randn(20, 2, dtype=torch.float64, generator=g)[:count]
+    return torch.rand(20, 2, dtype=torch.float64, generator=g)[:count], torch.randn(
+        20, 2, dtype=torch.float64, generator=g
+    )[:count]
 
 
 def empty(*regularizer: float) -> GP:

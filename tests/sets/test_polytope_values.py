@@ -19,7 +19,9 @@ def ordered(points: torch.Tensor) -> list[list[float]]:
 @pytest.mark.parametrize("middle", [2.0, -3.0, 1.1e8, 0.1])
 def test_coordinates_that_are_fixed_move_the_rows_of_the_others(middle):
     """x = a, y ≥ 0, x + y ≤ a + 1: corners (a, 0) and (a, 1), to the digit."""
-    fixed = Polytope(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [1.0, 1.0]]), tensor([middle, -middle, 0.0, middle + 1.0]))
+    fixed = Polytope(
+        tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [1.0, 1.0]]), tensor([middle, -middle, 0.0, middle + 1.0])
+    )
     assert ordered(fixed.vertices()) == [[middle, 0.0], [middle, (middle + 1.0) - middle]]
     tall = Polytope(torch.cat([fixed.H.flip(1), tensor([[1.0, -1.0]])]), torch.cat([fixed.h, tensor([9.0 - middle])]))
     assert ordered(tall.vertices()) == [[0.0, middle], [(middle + 1.0) - middle, middle]]
@@ -50,12 +52,21 @@ def test_thin_sets_are_cut_across_their_thinnest_row():
 def test_rows_that_touch_nothing_change_no_corner():
     square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
     corners = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
-    for row, offset in (([1.0, 1.0], 2.5), ([1e-9, 1e-9], 1.0), ([1e9, -1e9], 1e10), ([0.0, 0.0], 0.0), ([1.0, 1.0], 2.0)):
+    for row, offset in (
+        ([1.0, 1.0], 2.5),
+        ([1e-9, 1e-9], 1.0),
+        ([1e9, -1e9], 1e10),
+        ([0.0, 0.0], 0.0),
+        ([1.0, 1.0], 2.0),
+    ):
         found = square.intersect(Polytope(tensor([row]), tensor([offset]))).vertices()
         torch.testing.assert_close(tensor(ordered(found.round(decimals=9))), tensor(corners), rtol=0, atol=1e-12)
     cut = square.intersect(Polytope(1e-9 * tensor([[1.0, 1.0]]), 1e-9 * tensor([1.0]))).vertices()
     torch.testing.assert_close(
-        tensor(ordered(cut.round(decimals=9))), tensor([[-1.0, -1.0], [-1.0, 1.0], [0.0, 1.0], [1.0, -1.0], [1.0, 0.0]]), rtol=0, atol=1e-12
+        tensor(ordered(cut.round(decimals=9))),
+        tensor([[-1.0, -1.0], [-1.0, 1.0], [0.0, 1.0], [1.0, -1.0], [1.0, 0.0]]),
+        rtol=0,
+        atol=1e-12,
     )
 
 
@@ -104,7 +115,7 @@ def test_boxes_are_sampled_between_their_ends():
 
 
 def test_the_largest_square_is_reached_and_never_exceeded():
-    """Distinct, equal and zero singular values, with and without a part along the largest: the bound is that of its maximiser."""
+    """Distinct, equal and zero singular values, with and without a part along the largest."""
     for a, A in (
         ([1.0, 0.0], [[2.0, 0.0], [0.0, 1.0]]), ([0.0, -1.0], [[2.0, 0.0], [0.0, 1.0]]), ([0.0, 0.1], [[2.0, 0.0], [0.0, 1.0]]),
         ([3.0, -4.0], [[2.0, 0.0], [0.0, 2.0]]), ([0.0, 0.0], [[0.5, 0.0], [0.0, 3.0]]), ([1.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),

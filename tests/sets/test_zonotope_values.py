@@ -12,7 +12,9 @@ tensor = partial(torch.tensor, dtype=torch.float64)
 
 def test_within_looks_at_every_half_width_and_at_every_coordinate():
     """The largest of either decides, and the limit itself is within."""
-    flat = Zonotope(torch.zeros(3, 2).double(), tensor([[[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, 0.5]], [[1.0, 0.0]] * 2]))
+    flat = Zonotope(
+        torch.zeros(3, 2).double(), tensor([[[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, 0.5]], [[1.0, 0.0]] * 2])
+    )
     assert flat.within(2.0).tolist() == [True, False, True]
     assert flat.within(2.5).tolist() == [True, True, True]
     assert flat.within(0.0).tolist() == [False, False, False]
@@ -61,5 +63,9 @@ def test_samples_fill_the_set_and_a_third_of_them_are_corners():
     corner = (xi.abs() == 1.0).all(-1)
     assert corner.tolist() == [True] * 100 + [False] * 200
     assert {tuple(row) for row in xi[:100].tolist()} == {(a, b) for a in (-1.0, 1.0) for b in (-1.0, 1.0)}
-    assert bool((xi.amin(0) < -0.9).all()) and bool((xi[100:].amin(0) < -0.9).all()) and bool((xi[100:].amax(0) > 0.9).all())
+    assert (
+        bool((xi.amin(0) < -0.9).all())
+        and bool((xi[100:].amin(0) < -0.9).all())
+        and bool((xi[100:].amax(0) > 0.9).all())
+    )
     assert float(xi.abs().max()) <= 1.0
