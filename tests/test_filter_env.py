@@ -1,6 +1,7 @@
 """The filter as a Gymnasium wrapper: the plant gets what was certified, through wrappers, vectors, pickles and agents."""
 
 import importlib.util
+import logging
 import math
 import pickle
 from dataclasses import replace
@@ -29,6 +30,7 @@ from hypothesis import strategies as st
 
 import gpsafe.envs  # noqa: F401 (registers)
 from gpsafe._actions import Channel
+from gpsafe._filter_env import _bounds
 from gpsafe.safety_filter import SafetyFilter, SafetyFilterWrapper
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import LinearTube
@@ -70,6 +72,35 @@ def test_an_agent_that_pushes_to_the_limit_is_kept_inside():
     assert env.decision is not None
     env.reset(seed=0)
     assert env.decision is None
+
+
+def test_only_the_first_refutation_is_logged_and_kept(caplog):
+    env = wrapped()
+    env.reset(seed=0)
+    with caplog.at_level(logging.WARNING):
+        env.step([0.0])
+        assert not caplog.records and env.falsified is None
+        for _ in range(2):
+            env.safety_filter = env.safety_filter.refuted("a premise")
+            assert env.step([0.0])[4]["filter"]["falsified"] == "a premise"
+        assert [r.message for r in caplog.records] == ["an assumption of the safety filter is false: a premise"]
+        env.reset(seed=0)
+        env.safety_filter = env.safety_filter.refuted("another")
+        info = env.step([0.0])[4]["filter"]
+    assert (info["falsified"], info["backed"], env.falsified) == ("another", False, "a premise")
+    assert len(caplog.records) == 1
+
+
+def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones():
+    alone = Polytope(torch.tensor([[4.0], [-0.5], [2.0]]).double(), torch.tensor([2.0, 1.0, 7.0]).double())
+    low, high = _bounds(alone)
+    assert (low.tolist(), high.tolist()) == ([-2.0], [0.5])
+    square = Polytope.of_box(Box(-torch.ones(2).double(), 2.0 * torch.ones(2).double()))
+    cut = square.intersect(Polytope(torch.tensor([[0.5, 0.25]]).double(), torch.tensor([0.25]).double()))
+    low, high = _bounds(cut)
+    assert (low.tolist(), high.tolist()) == ([-1.0, -1.0], [1.0, 2.0])
+    third = Polytope(torch.tensor([[3.0], [-3.0]]).double(), torch.tensor([1.0, 1.0]).double())
+    assert [end.tolist() for end in _bounds(third)] == [[-1.0 / 3.0], [1.0 / 3.0]]
 
 
 def test_control_unfiltered_the_same_agent_leaves():

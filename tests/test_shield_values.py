@@ -1,6 +1,8 @@
 """The shield with a judge whose verdicts are written down: which plan, which row, what is stored, what is reported."""
 
+import logging
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -170,6 +172,31 @@ def test_a_state_beyond_the_one_step_set_is_reported():
                 assert (told is not None) == refuted
                 assert told is None or told.startswith(f"state {i} at t = 1 is")
                 assert shield.decide(x, CANDIDATES)[0].falsified == told
+
+
+def test_the_slack_of_a_one_step_set_is_a_share_of_the_size_of_the_state():
+    """On either side of 0, and only a share of it: far out more is forgiven."""
+    _, shield, _, _ = decided([0.3] * 6)
+    for sign in (-1.0, 1.0):
+        far = Zonotope(tensor([[0.0, sign * 1e6]]), torch.zeros(1, 2, 0).double())
+        shield = replace(shield, expected=far)
+        for excess, refuted in ((0.9 * SLACK * 1e6, False), (1.1 * SLACK * 1e6, True)):
+            assert (shield._outside(tensor([0.0, sign * (1e6 + excess)])) is not None) == refuted
+            assert (shield._outside(tensor([0.0, sign * (1e6 - excess)])) is not None) == refuted
+
+
+def test_what_breaks_at_the_candidates_is_logged(caplog):
+    class Broken:
+        def plans(self, *arguments):
+            raise ArithmeticError("no gain")
+
+    shield = start(verdicts([0.1, 0.5, 0.3]), tracking=Broken())
+    with caplog.at_level(logging.WARNING):
+        decision, following = shield.decide(X0, CANDIDATES)
+    assert decision.reason == "the candidates could not be judged: ArithmeticError: no gain"
+    assert [record.message for record in caplog.records] == [decision.reason]
+    assert (decision.source, decision.u.tolist(), following.time) == ("fallback", [0.2], 1)
+    assert decision.admitted.tolist() == [False] * 3
 
 
 def test_callers_errors_are_refused():

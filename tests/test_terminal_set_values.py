@@ -132,6 +132,49 @@ def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
     assert hopeless.verdict.outcome is Outcome.INCONCLUSIVE
 
 
+def refine(case, law, region, hull, center, radius, scale, found: list[float]) -> None:
+    """Cell by cell: those that meet S by a linear program, halved until they hold."""
+    cell = Polytope.of_box(Box(center - radius, center + radius))
+    if cell.intersect(region).is_empty():
+        return
+    (excess,) = _excess(case, law, region, center[None], radius[None], hull).tolist()
+    found.append(excess)
+    if excess > 0.0:
+        for half in zip(*_halved(center[None], radius[None], scale), strict=True):
+            refine(case, law, region, hull, *half, scale, found)
+
+
+@pytest.mark.parametrize(("drift", "share"), [((0.12, 0.0), 0.11), ((0.0, -0.1), 0.12), ((-0.1, 0.05), 0.115)])
+def test_the_certified_excess_is_the_largest_of_all_cells_that_hold(drift, share):
+    """Cells that hold early may have the largest excess; those that miss S are not counted."""
+    model = replace(contraction(share), c=tensor([drift]))
+    case = problem(model)
+    found, region = certify_invariance(case, REST), case.terminal.intersect(case.states)
+    box_of, cells = region.bounding_box(), []
+    hull = _Hull.of(region, region.vertices())
+    refine(case, REST, region, hull, box_of.center, box_of.radius, box_of.radius, cells)
+    assert found.certified and found.cells == len(cells) > 3
+    assert found.verdict.upper == max(excess for excess in cells if excess <= 0.0)
+    assert found.verdict.lower <= found.verdict.upper and found.verdict.tol == 0.0 and found.verdict.threshold == 0.0
+    if found.cells > 1:
+        spent = certify_invariance(case, REST, budget=1)
+        assert spent.verdict.upper == cells[0] > 0.0 and spent.cells == 1
+        assert torch.equal(spent.witness, box_of.center)
+
+
+def test_a_hull_far_from_the_origin_is_grown_by_the_rounding_of_its_rows():
+    corners = tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    for middle in (tensor([1e5, -2e5]), tensor([-3e5, 0.0])):
+        square = Polytope.of_box(Box(middle - 1.0, middle + 1.0))
+        size = 2 * (float(middle.abs().max()) + 1.0)
+        assert _Hull.of(square, corners + middle).growth == pytest.approx(ROUNDING * size, rel=1e-3)
+    thin = tensor([[1.0, 0.9e-4], [1.0, -0.9e-4], [-1.0, 0.9e-4], [-1.0, -0.9e-4]])
+    needle = Polytope(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), tensor([1.0, 1.0, 0.9e-4, 0.9e-4]))
+    assert _Hull.of(needle, thin).growth == pytest.approx(1e-9)  # extent is counted along the facet's normal
+    turn = tensor([[0.6, -0.8], [0.8, 0.6]])
+    assert _Hull.of(needle.preimage(turn, torch.zeros(2).double()), thin @ turn).growth == math.inf
+
+
 def test_paper_models_and_laws_of_other_dimensions_are_refused():
     case = problem(contraction())
     with pytest.raises(ValueError, match="sound mode"):

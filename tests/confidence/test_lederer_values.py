@@ -9,8 +9,9 @@ import torch
 
 from gpsafe import kernels
 from gpsafe.confidence import Lederer
-from gpsafe.confidence.lederer import sample_path_lipschitz
+from gpsafe.confidence.lederer import covering_number, sample_path_lipschitz
 from gpsafe.models import GP
+from gpsafe.sets import Box
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 DELTA, EDGES, TAU, COUNT = 0.06, (0.5, 2.0), 0.03, 9
@@ -92,3 +93,17 @@ def test_what_the_theorem_does_not_cover_is_refused(model):
     for factor, accepted in ((1 + 0.9e-6, True), (1 + 1.1e-6, False), (1 - 1.1e-6, False)):
         noise = tensor(LAMBDAS).sqrt() * tensor([1.0, math.sqrt(factor)])
         assert (BOUND.noise_refusal(model, noise) is None) == accepted
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan])
+def test_the_lipschitz_constant_of_a_path_needs_a_probability(delta):
+    with pytest.raises(ValueError, match="sample_path_lipschitz"):
+        sample_path_lipschitz(kernels.rbf([0.5, 0.5], 1.0), BOUND.box, delta)
+
+
+def test_edges_are_covered_by_cubes_inscribed_in_balls():
+    box = Box(tensor([0.0, 0.0]), tensor([1.0, 3.0]))
+    side = 2 * 0.5 / math.sqrt(2)  # of the square in a ball of radius ½
+    assert covering_number(box, 0.5) == math.ceil(1 / side) * math.ceil(3 / side) == 2 * 5
+    assert covering_number(box, 100.0) == 1
+    assert covering_number(Box(tensor([0.0, 1.0]), tensor([1.0, 1.0])), 0.5) == 2  # an edge of length 0 counts as one

@@ -81,6 +81,25 @@ def test_single_observations_may_repeat():
     assert ConfidenceSet(BOUND).update(quiet).update(quiet.condition(rows(0, 20))).sound
 
 
+@pytest.mark.parametrize("n", [7, 12])
+def test_only_a_block_that_repeats_inputs_and_outcomes_is_a_repetition(n):
+    """The same inputs with other outcomes, the same outcomes at other inputs, and blocks that are short: all are new data."""
+    confidence, model, data = start(n)
+    model = empty(prior=lambda x, u: 0.0 * x).condition(data)
+    confidence = ConfidenceSet(BOUND).update(model)
+    other = rows(3, n)
+    for again in (Transitions(data.x, data.u, other.x_next), Transitions(other.x, other.u, data.x_next)):
+        assert confidence.update(model.condition(again)).sound
+    if n < 8:
+        assert confidence.update(model.condition(data)).sound
+    else:
+        refused(confidence, model.condition(data), "repeat its first rows")
+        first = Transitions(data.x[:8], data.u[:8], data.x_next[:8])
+        refused(confidence, model.condition(first), "the 8 rows after the last generation repeat")
+        fewer = Transitions(data.x[:7], data.u[:7], data.x_next[:7])
+        assert confidence.update(model.condition(fewer)).sound
+
+
 # -------------------------------------------------------------------------------------- what does not
 OTHERS = {
     "kernels": ({"kernel": [KERNELS[0], kernels.matern(2.5, 1.0, 0.5 * (1 + 1e-6))]}, "the same kernels"),

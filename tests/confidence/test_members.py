@@ -59,6 +59,25 @@ def by_cone_program(bound: Mixture, model: GP, z: torch.Tensor, weights: torch.T
     return float(problem.value)
 
 
+def test_the_share_of_a_member_weights_every_observation_by_its_own_noise():
+    """max{‖f‖/B, √((f − μ)(X)ᵀ diag(w)⁻² (f − μ)(X) + λ‖f − μ‖²)/(√λ β)} for scales w, by its matrices."""
+    z, scale = points(1, 6), torch.tensor([1.0, 1.25, 2.0, 1.5, 1.0, 3.0]).double()
+    y = torch.randn(6, 1, dtype=torch.float64, generator=generator(2))
+    model = GP.create(KERNEL, 0.04, nx=1, nu=1, noise_std=0.2).condition_on(z, y, noise_scale=scale)
+    bound = Mixture(rkhs_norm=3.0, subgaussian=0.2, delta=0.1)
+    f = RKHSFunction(KERNEL, points(5, 3), torch.tensor([0.5, -1.0, 0.75]).double())
+    K = kernels.cross(KERNEL, z, z)
+    alpha = torch.linalg.solve(K + 0.04 * torch.diag(scale.square()), y[:, 0])
+    centers, both = torch.cat([f.centers, z]), torch.cat([f.weights, -alpha])
+    gap = kernels.cross(KERNEL, z, centers) @ both
+    form = float((gap / scale).square().sum() + 0.04 * both @ kernels.cross(KERNEL, centers, centers) @ both)
+    expected = form**0.5 / (0.2 * float(bound.beta(model)[0]))
+    assert expected > float(f.norm) / 3.0
+    assert member_share(bound, model, f) == pytest.approx(expected, rel=1e-9)
+    large = Mixture(rkhs_norm=1e-3, subgaussian=0.2, delta=0.1)
+    assert member_share(large, model, f) >= float(f.norm) / 1e-3 * (1 - 1e-9)
+
+
 @given(seeds())
 def test_an_extremal_member_is_in_the_ball_and_in_the_ellipsoid(seed):
     model, bound = learned(seed, 0.05), Mixture(rkhs_norm=5.0, subgaussian=0.05, delta=0.1)

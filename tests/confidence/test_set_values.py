@@ -1,0 +1,185 @@
+"""Intersection, clip and falsification to the digit, on a bound whose every interval is stated; and what a prefix is."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpsafe import kernels
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence.history import is_prefix, posterior_history
+from gpsafe.models import GP
+from gpsafe.verdict import Outcome
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Generations are pairs (l, u) of tables over points; the clip is ±4, ±2."""
+
+    sound: bool = False
+    unchecked: bool = False
+
+    def check(self, model) -> None: ...
+
+    def prior_width(self, model, z: Tensor) -> Tensor:
+        return tensor([4.0, 2.0]).expand(*z.shape[:-1], 2)
+
+    def interval(self, model, z: Tensor) -> tuple[Tensor, Tensor]:
+        index = z[..., 0].long()
+        return model[0][index], model[1][index]
+
+
+FIRST = (tensor([[-9.0, -9.0], [-1.0, -9.0], [-9.0, 0.5]]), tensor([[9.0, 9.0], [3.0, 1.0], [9.0, 9.0]]))
+SECOND = (tensor([[-3.0, 1.5], [-2.0, 0.5], [-9.0, -9.0]]), tensor([[1.0, 9.0], [9.0, 9.0], [9.0, 0.25]]))
+POINTS = tensor([[0.0, 7.0], [1.0, 8.0], [2.0, 9.0]])
+
+
+def stated(*generations) -> ConfidenceSet:
+    return ConfidenceSet(Stated(), generations)
+
+
+def test_bounds_are_the_tightest_of_all_intervals_and_of_the_clip():
+    low, high = stated(FIRST, SECOND).bounds(POINTS)
+    assert low.tolist() == [[-3.0, 1.5], [-1.0, 0.5], [-4.0, 0.5]]
+    assert high.tolist() == [[1.0, 2.0], [3.0, 1.0], [4.0, 0.25]]
+    low, high = stated(FIRST, SECOND).bounds(POINTS, since=1)
+    assert low.tolist() == [[-3.0, 1.5], [-2.0, 0.5], [-4.0, -2.0]]
+    assert high.tolist() == [[1.0, 2.0], [4.0, 2.0], [4.0, 0.25]]
+    low, high = stated(FIRST, SECOND).bounds(POINTS, since=2)  # none: the clip alone
+    assert low.tolist() == [[-4.0, -2.0]] * 3 and high.tolist() == [[4.0, 2.0]] * 3
+    grid = POINTS.reshape(3, 1, 2)
+    assert torch.equal(stated(FIRST, SECOND).bounds(grid)[0], stated(FIRST, SECOND).bounds(POINTS)[0].unsqueeze(1))
+    assert stated(FIRST, SECOND).model is SECOND and stated(FIRST).update(SECOND).generations == (FIRST, SECOND)
+
+
+def test_the_worst_crossing_is_told_with_point_and_output():
+    assert stated(FIRST).falsified(POINTS) is None
+    found = stated(FIRST, SECOND).falsified(POINTS)
+    assert found is not None
+    assert (found.point, found.output, found.lower, found.upper) == ((2.0, 9.0), 1, 0.5, 0.25)
+    assert (
+        stated(FIRST, SECOND).falsified(POINTS, tol=0.25) is None
+    )  # by 0.25: what is just the tolerance accuses nobody
+    assert stated(FIRST, SECOND).falsified(POINTS, tol=0.24) == found
+    assert stated(FIRST, SECOND).falsified(POINTS.reshape(3, 1, 2)) == found
+    assert stated(FIRST, SECOND).falsified(POINTS[:2]) is None
+    worse = (tensor([[3.0, -9.0], [9.0, -9.0], [math.nan, -9.0]]), 9.0 * torch.ones(3, 2).double())
+    found = stated(FIRST, SECOND, worse).falsified(POINTS)
+    assert found is not None and (found.point, found.output, found.lower, found.upper) == ((1.0, 8.0), 0, 9.0, 3.0)
+    unknown = (torch.full((3, 2), math.nan).double(), 9.0 * torch.ones(3, 2).double())
+    assert stated(unknown).falsified(POINTS) is None
+    endless = (tensor([[0.0, 0.0], [0.0, math.inf], [0.0, 0.0]]), 9.0 * torch.ones(3, 2).double())
+    assert stated(FIRST, endless).falsified(POINTS) is not None
+    close = (tensor([[4.0 + 2e-9, 0.0]] * 3), 9.0 * torch.ones(3, 2).double())
+    assert stated(close).falsified(POINTS) is not None
+    assert stated((close[0] - 1.5e-9, close[1])).falsified(POINTS) is None
+
+
+def test_membership_is_judged_by_the_largest_excess_on_either_side():
+    confidence = stated(FIRST)  # [−4, 4] × [−2, 2], but for [−1, 3] × [−2, 1] at point 1 and l = 0.5 at point 2
+    middle = tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    inside = confidence.contains(lambda z: middle, POINTS)
+    assert (inside.outcome, inside.upper) == (Outcome.HOLDS, -0.5)
+    for change, amount, witness in (
+        ((1, 0, 3.5), 0.5, [1.0, 8.0]), ((1, 0, -1.25), 0.25, [1.0, 8.0]), ((0, 1, -2.125), 0.125, [0.0, 7.0]),
+        ((2, 1, 0.0), 0.5, [2.0, 9.0]), ((2, 1, 2.5), 0.5, [2.0, 9.0]),
+    ):  # fmt: skip
+        value = middle.clone()
+        value[change[0], change[1]] = change[2]
+        found = confidence.contains(lambda z, value=value: value, POINTS)
+        assert (found.outcome, found.upper, found.witness) == (Outcome.VIOLATED, amount, f"z = {witness}")
+        assert confidence.contains(lambda z, value=value: value, POINTS, tol=amount).outcome is Outcome.HOLDS
+    edge = middle.clone()
+    edge[1, 0] = 3.0 + 5e-10
+    assert confidence.contains(lambda z: edge, POINTS).outcome is Outcome.HOLDS
+    edge[1, 0] = 3.0 + 2e-9
+    assert confidence.contains(lambda z: edge, POINTS).outcome is Outcome.VIOLATED
+
+
+# ------------------------------------------------------------------------------------------------------- shared factors
+KERNELS = (kernels.rbf([0.7, 1.3], 1.5), kernels.matern(2.5, 1.0, 0.5))
+BOUND = Mixture(rkhs_norm=(30.0, 20.0), subgaussian=(0.1, 0.3), delta=0.05, unchecked=True)
+
+
+def observed(count: int, seed: int = 0, **options) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(20, 2, dtype=torch.float64, generator=g)[:count], torch.randn(
+        20, 2, dtype=torch.float64, generator=g
+    )[:count]
+
+
+def empty(*regularizer: float) -> GP:
+    return GP.create(list(KERNELS), list(regularizer), nx=2, nu=0, noise_std=[0.1, 0.3])
+
+
+PRIOR = empty(0.01, 0.09)
+
+
+def model(count: int, seed: int = 0, prior: GP = PRIOR) -> GP:
+    return prior.condition_on(*observed(count, seed)) if count else prior
+
+
+def test_generations_of_one_factor_are_intersected_each_with_its_own_interval():
+    """In whatever order they come, among posteriors of other data, with the prior as one of them."""
+    z = observed(20, 5)[0]
+    generations = [model(9), model(14), model(4, 3), model(0), model(12)]
+    low = high = None
+    for generation in generations:
+        lower, upper = BOUND.interval(generation, z)
+        low = lower if low is None else torch.maximum(low, lower)
+        high = upper if high is None else torch.minimum(high, upper)
+    width = BOUND.prior_width(generations[0], z)
+    low, high = torch.maximum(low, -width), torch.minimum(high, width)
+    found = ConfidenceSet(BOUND, tuple(generations)).bounds(z)
+    torch.testing.assert_close(found[0], low, rtol=0, atol=1e-8)
+    torch.testing.assert_close(found[1], high, rtol=0, atol=1e-8)
+
+
+def test_one_pass_gives_the_posteriors_of_every_output_and_batch_shape():
+    z = observed(20, 5)[0]
+    for queries in (z, z.reshape(4, 5, 2)):
+        mean, std = posterior_history(model(14), [0, 3, 9, 14], queries, chunk=7)
+        assert mean.shape == std.shape == (4, *queries.shape)
+        for i, count in enumerate((0, 3, 9, 14)):
+            one, other = model(count).posterior(queries)
+            torch.testing.assert_close(mean[i], one, rtol=0, atol=1e-10)
+            torch.testing.assert_close(std[i], other, rtol=0, atol=1e-9)
+
+
+def test_what_is_a_prefix():
+    old, new = model(5), model(9)
+    assert is_prefix(old, new) and is_prefix(new, new) and is_prefix(old, model(5)) and is_prefix(model(0), new)
+    assert not is_prefix(new, old) and not is_prefix(old, "no model") and not is_prefix("no model", new)  # type: ignore[arg-type]
+    assert not is_prefix(model(5, 1), new)
+    copied, other = empty(0.01, 0.09), replace(PRIOR, regularizer=tensor([0.01, 0.08]))
+    for prior in (copied, other):  # kernels are compared as objects
+        assert not is_prefix(model(5, prior=prior), new) and not is_prefix(prior, new)
+    inputs, targets = observed(5)
+    prior = PRIOR
+    for i in range(2):
+        moved = targets.clone()
+        moved[4, i] += 1e-12
+        assert not is_prefix(prior.condition_on(inputs, moved), new)
+        moved = inputs.clone()
+        moved[0, i] += 1e-12
+        assert not is_prefix(prior.condition_on(moved, targets), new)
+    scale = torch.ones(9).double()
+    scale[6] = 2.0
+    scaled = prior.condition_on(*observed(9), noise_scale=scale)
+    assert is_prefix(old, scaled) and not is_prefix(scaled, new)  # the scales differ later only
+    assert is_prefix(prior.condition_on(*observed(5), noise_scale=scale[:5]), scaled)
+    scale = scale.clone()
+    scale[4] = 1.5
+    assert not is_prefix(old, prior.condition_on(*observed(9), noise_scale=scale))
+    assert not is_prefix(prior.condition_on(*observed(5), noise_scale=scale[:5]), new)
+
+
+def test_a_bound_that_is_unchecked_claims_nothing():
+    assert not ConfidenceSet(BOUND).sound and ConfidenceSet(replace(BOUND, unchecked=False)).sound
+    with pytest.raises(ValueError, match="at least one model"):
+        _ = ConfidenceSet(BOUND).model

@@ -1,0 +1,149 @@
+"""Corners of sets that have no width along some coordinates, and what boxes and hulls of them are: values by hand."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from gpsafe.sets import Box, Polytope, convex_hull
+from gpsafe.sets._containment import Containment, maximize_square
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+def ordered(points: torch.Tensor) -> list[list[float]]:
+    return sorted((points + 0.0).tolist())
+
+
+@pytest.mark.parametrize("middle", [2.0, -3.0, 1.1e8, 0.1])
+def test_coordinates_that_are_fixed_move_the_rows_of_the_others(middle):
+    """x = a, y ≥ 0, x + y ≤ a + 1: corners (a, 0) and (a, 1), to the digit."""
+    fixed = Polytope(
+        tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [1.0, 1.0]]), tensor([middle, -middle, 0.0, middle + 1.0])
+    )
+    assert ordered(fixed.vertices()) == [[middle, 0.0], [middle, (middle + 1.0) - middle]]
+    tall = Polytope(torch.cat([fixed.H.flip(1), tensor([[1.0, -1.0]])]), torch.cat([fixed.h, tensor([9.0 - middle])]))
+    assert ordered(tall.vertices()) == [[0.0, middle], [(middle + 1.0) - middle, middle]]
+
+
+def test_points_and_segments_in_space():
+    box = Polytope.of_box(Box(tensor([1.0, -2.0, 0.25]), tensor([1.0, -2.0, 0.25])))
+    assert box.vertices().tolist() == [[1.0, -2.0, 0.25]]
+    line = Polytope.of_box(Box(tensor([1.0, -2.0, 0.25]), tensor([1.0, 4.0, 0.25])))
+    assert ordered(line.vertices()) == [[1.0, -2.0, 0.25], [1.0, 4.0, 0.25]]
+    plate = Polytope.of_box(Box(tensor([1.0, -2.0, 3.0]), tensor([5.0, -2.0, 4.0]))).intersect(
+        Polytope(tensor([[1.0, 1.0, 1.0]]), tensor([6.0]))
+    )
+    corners = ordered(plate.vertices())
+    assert len(corners) == 4 and [row[1] for row in corners] == [-2.0] * 4
+    expected = [[1.0, -2.0, 3.0], [1.0, -2.0, 4.0], [4.0, -2.0, 4.0], [5.0, -2.0, 3.0]]
+    torch.testing.assert_close(tensor(corners), tensor(expected), rtol=0, atol=1e-12)
+
+
+def test_thin_sets_are_cut_across_their_thinnest_row():
+    """The segment x + y = 1 from (0, 1) to (2, −1), with rows of very different lengths, one of them 0."""
+    for share in (1.0, 1e6, 1e-6):
+        H = tensor([[share, share], [-share, -share], [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+        found = Polytope(H, tensor([share, -share, 2.0, 0.0, 1.0])).vertices()
+        torch.testing.assert_close(tensor(ordered(found)), tensor([[0.0, 1.0], [2.0, -1.0]]), rtol=0, atol=1e-9)
+
+
+def test_rows_that_touch_nothing_change_no_corner():
+    square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
+    corners = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
+    for row, offset in (
+        ([1.0, 1.0], 2.5),
+        ([1e-9, 1e-9], 1.0),
+        ([1e9, -1e9], 1e10),
+        ([0.0, 0.0], 0.0),
+        ([1.0, 1.0], 2.0),
+    ):
+        found = square.intersect(Polytope(tensor([row]), tensor([offset]))).vertices()
+        torch.testing.assert_close(tensor(ordered(found.round(decimals=9))), tensor(corners), rtol=0, atol=1e-12)
+    cut = square.intersect(Polytope(1e-9 * tensor([[1.0, 1.0]]), 1e-9 * tensor([1.0]))).vertices()
+    torch.testing.assert_close(
+        tensor(ordered(cut.round(decimals=9))),
+        tensor([[-1.0, -1.0], [-1.0, 1.0], [0.0, 1.0], [1.0, -1.0], [1.0, 0.0]]),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_hulls_of_points_that_miss_a_dimension_stand_apart_by_the_rounding_only():
+    points = tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 0.0]])
+    hull = convex_hull(points)
+    assert hull.rows == 4
+    assert hull.contains(tensor([[1.0, 0.0], [1.0, 1e-12], [2.0 + 1e-12, -1.0 - 1e-12], [0.5, 0.5]])).tolist() == [
+        True, False, False, True,
+    ]  # fmt: skip
+    torch.testing.assert_close(hull.H.norm(dim=1), torch.ones(4).double(), rtol=1e-15, atol=0)
+    nearly = convex_hull(points + tensor([[0.0, 0.0], [0.0, 0.0], [1e-9, 1e-9]]))  # that is a triangle
+    assert nearly.rows == 3 and bool(nearly.contains(tensor([1.0 + 0.9e-9, 0.9e-9])))
+
+
+def test_hulls_with_a_fixed_coordinate_have_its_unit_vectors_for_rows():
+    for height in (5.0, -0.1, 1e8):
+        hull = convex_hull(tensor([[0.0, 0.0, height], [1.0, 0.0, height], [0.0, 1.0, height]]))
+        across = hull.H[:, 2] != 0
+        assert sorted(zip(hull.H[across].tolist(), hull.h[across].tolist(), strict=True)) == [
+            ([0.0, 0.0, -1.0], -height), ([0.0, 0.0, 1.0], height),
+        ]  # fmt: skip
+        assert hull.rows == 5
+    single = convex_hull(tensor([[3.0, -0.1]]))
+    assert sorted(single.H.abs().tolist()) == [[0.0, 1.0]] * 2 + [[1.0, 0.0]] * 2
+    assert single.vertices().tolist() == [[3.0, -0.1]]
+
+
+def test_offsets_of_a_hull_are_raised_by_the_rounding_of_a_sum_of_its_length():
+    """The facet x + y ≤ 0 of points whose terms cancel: 2γ_{d+2} times the sum of their sizes."""
+    hull = convex_hull(tensor([[1.0, -1.0], [-1.0, 1.0], [-2.0, -2.0]]))
+    row = int(hull.H.sum(1).argmax())
+    torch.testing.assert_close(hull.H[row], tensor([0.5**0.5] * 2), rtol=1e-15, atol=0)
+    size = 2 * 4 * 2.0**-53 * 2**0.5
+    assert 0.9 * size < float(hull.h[row]) < 1.5 * size
+
+
+def test_boxes_are_sampled_between_their_ends():
+    box = Box(tensor([2.0, -1.0]), tensor([6.0, 3.0]))
+    points = box.sample(500, torch.Generator().manual_seed(0))
+    assert points.shape == (500, 2) and bool(box.contains(points).all())
+    assert bool((points.amin(0) < box.lower + 0.1).all()) and bool((points.amax(0) > box.upper - 0.1).all())
+    assert ordered(box.vertices()) == [[2.0, -1.0], [2.0, 3.0], [6.0, -1.0], [6.0, 3.0]]
+    assert Box(tensor([1.0]), tensor([2.0])).vertices().tolist() == [[1.0], [2.0]]
+    assert Polytope.of_box(box).h.tolist() == [6.0, 3.0, -2.0, 1.0]
+
+
+def test_the_largest_square_is_reached_and_never_exceeded():
+    """Distinct, equal and zero singular values, with and without a part along the largest."""
+    for a, A in (
+        ([1.0, 0.0], [[2.0, 0.0], [0.0, 1.0]]), ([0.0, -1.0], [[2.0, 0.0], [0.0, 1.0]]), ([0.0, 0.1], [[2.0, 0.0], [0.0, 1.0]]),
+        ([3.0, -4.0], [[2.0, 0.0], [0.0, 2.0]]), ([0.0, 0.0], [[0.5, 0.0], [0.0, 3.0]]), ([1.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),
+        ([-1.0, 2.0], [[1.0, 2.0, -1.0], [0.0, 1.0, 3.0]]), ([-1.0, -1e-3], [[3.0, 0.0], [0.0, -1.0]]),
+    ):  # fmt: skip
+        upper, xi = maximize_square(tensor(a), tensor(A))
+        turn = torch.linspace(0, 2 * math.pi, 20001, dtype=torch.float64)
+        if len(A[0]) == 2:
+            circle = torch.stack([turn.cos(), turn.sin()])
+            assert float(upper) >= float((tensor(a)[:, None] + tensor(A) @ circle).square().sum(0).max())
+        reached = float((tensor(a) + tensor(A) @ xi).square().sum())
+        assert float(xi.norm()) == pytest.approx(1.0, rel=1e-12)
+        assert reached == pytest.approx(float(upper), rel=1e-12) and float(upper) >= reached * (1 - 1e-15)
+
+
+def test_rows_that_are_not_finite_are_bounded_by_nothing_and_others_do_not_notice():
+    a = tensor([[1.0, 0.0], [math.nan, 0.0], [1e200, 0.0], [0.0, 1.0]])
+    A = torch.eye(2).double().repeat(4, 1, 1)
+    A[3, 0, 0] = 1e200
+    upper, xi = maximize_square(a, A)
+    assert upper[1:].tolist() == [math.inf] * 3 and bool(torch.isfinite(xi).all())
+    alone, _ = maximize_square(a[:1], A[:1])
+    assert torch.equal(upper[:1], alone) and float(alone) == pytest.approx(4.0, rel=1e-14)
+    empty, none = maximize_square(a, A[..., :0])
+    assert empty.tolist() == [1.0, math.inf, math.inf, 1.0] and none.shape == (4, 0)
+
+
+def test_containment_holds_where_the_margin_is_none_or_more():
+    found = Containment(tensor([0.0, -1e-300, math.nan, 1.0]), torch.zeros(4, 1).double())
+    assert found.holds.tolist() == [True, False, False, True] and not bool(found)
+    assert bool(Containment(tensor([0.0, 2.0]), torch.zeros(2, 1).double()))
