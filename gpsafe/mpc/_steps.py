@@ -6,6 +6,8 @@ The matrices have a few hundred entries, so that NumPy's calls, twenty a step, w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ try:
     from gpsafe.mpc._numba import njit
 except ImportError:  # the same functions, interpreted: sweeps through torch take longer still
 
-    def njit(**_):
+    def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Any]:
         return lambda function: function
 
 

@@ -19,7 +19,7 @@ Why numba (five networks of width 20, CPU time of rows and Jacobian on one share
 same numbers to 2e-15; and 4 ms by central differences through torch, which serve any other model. numba costs 0.3 s at
 import, 8 s of compilation once per machine, version and change of the code, then 0.3 s to load from its disk cache. A quadratic
 program takes `daqp` 10 to 20 µs; writing it down, reading it and updating B are compiled too (:mod:`gpsafe.mpc._steps`), which
-takes about a third off a search and changes no plan by more than 1e-12 of cost.
+takes a quarter to a third off a search and changes no plan by more than 1e-12 of cost.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CondensedSQP:
     - its program has the binding rows of the best plan's, and almost its cost: it is on the way to the same optimum, or
     - nothing certified is known and it promises no smaller violation. Where enough starts agree on that, the search ends.
 
-    The first two rules were chosen on the steps of later starts, 3600 of them, of which only two led to a lower cost; neither
+    The first two rules were chosen on the steps of 3400 later starts, of which only two led to a lower cost; neither
     is lost. Random starts still find lower costs on some states.
 
     Attributes:
