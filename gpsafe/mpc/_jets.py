@@ -74,7 +74,7 @@ def _elementary(code, constant, v):
 
 @njit(cache=True, fastmath=_FAST)
 def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
-    """Runs a tape at z (nz,) into value (S,), grad (S, nz), hess (S, nz, nz).
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz), and the lower triangles of hess (S, nz, nz).
 
     Entries outside a slot's `dims` and orders are never written: they must hold zeros.
     """
@@ -95,20 +95,30 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
                 i = dims[at, p]
                 grad[at, i] = grad[a, i] + sign * grad[b, i]
                 if order[at] > 1:
-                    for q in range(n):
+                    for q in range(p + 1):
                         j = dims[at, q]
                         hess[at, i, j] = hess[a, i, j] + sign * hess[b, i, j]
+        elif code == _MUL and (order[a] == 0 or order[b] == 0):
+            factor, source = (value[a], b) if order[a] == 0 else (value[b], a)
+            value[at] = factor * value[source]
+            for p in range(n):
+                i = dims[at, p]
+                grad[at, i] = factor * grad[source, i]
+                if order[at] > 1:
+                    for q in range(p + 1):
+                        j = dims[at, q]
+                        hess[at, i, j] = factor * hess[source, i, j]
         elif code == _MUL:
             va, vb = value[a], value[b]
             value[at] = va * vb
             for p in range(n):
                 i = dims[at, p]
-                grad[at, i] = va * grad[b, i] + vb * grad[a, i]
-                if order[at] > 1:
-                    for q in range(n):
-                        j = dims[at, q]
-                        cross = grad[a, i] * grad[b, j] + grad[b, i] * grad[a, j]
-                        hess[at, i, j] = va * hess[b, i, j] + vb * hess[a, i, j] + cross
+                ga, gb = grad[a, i], grad[b, i]
+                grad[at, i] = va * gb + vb * ga
+                for q in range(p + 1):
+                    j = dims[at, q]
+                    cross = ga * grad[b, j] + gb * grad[a, j]
+                    hess[at, i, j] = va * hess[b, i, j] + vb * hess[a, i, j] + cross
         elif code == _LESS:
             value[at] = 1.0 if value[a] < value[b] else 0.0
         elif code == _LESS_EQUAL:
@@ -122,7 +132,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
                 i = dims[at, p]
                 grad[at, i] = grad[source, i]
                 if order[at] > 1:
-                    for q in range(n):
+                    for q in range(p + 1):
                         j = dims[at, q]
                         hess[at, i, j] = hess[source, i, j]
         else:
@@ -131,9 +141,10 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
             for p in range(n):
                 i = dims[at, p]
                 grad[at, i] = first * grad[a, i]
-                for q in range(n):
+                bend = second * grad[a, i]
+                for q in range(p + 1):
                     j = dims[at, q]
-                    hess[at, i, j] = first * hess[a, i, j] + second * grad[a, i] * grad[a, j]
+                    hess[at, i, j] = first * hess[a, i, j] + bend * grad[a, j]
 
 
 def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
@@ -142,4 +153,5 @@ def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
     value, grad, hess = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
     codes, operands, constants, out, order, width, dims = tape.arrays
     jets(np.ascontiguousarray(z), codes, operands, constants, order, width, dims, value, grad, hess)
-    return value[out], grad[out], hess[out]
+    lower = hess[out]
+    return value[out], grad[out], lower + np.tril(lower, -1).transpose(0, 2, 1)

@@ -13,8 +13,8 @@ from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, wave_
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
-from gpsafe.mpc import _sweeps
-from gpsafe.mpc.fast import PROXIMAL, CondensedSQP, Work, _curvature, _Search, shifted
+from gpsafe.mpc import _steps, _sweeps
+from gpsafe.mpc.fast import PROXIMAL, CondensedSQP, Work, _Search, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
 
@@ -208,6 +208,13 @@ def test_without_numba_the_plan_is_the_same(monkeypatch):
     )
 
 
+def curved(bend: np.ndarray, d: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """`_steps.curvature` for a change of the gradient that two Jacobians of two rows show."""
+    before = np.ones((2, len(d)))
+    after = before + np.stack([0.5 * change, np.zeros(len(d))])
+    return _steps.curvature(bend, d, before, after, np.array([2.0, 3.0]), PROXIMAL)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds())
 def test_curvature_stays_positive_semidefinite(seed):
@@ -215,12 +222,62 @@ def test_curvature_stays_positive_semidefinite(seed):
     rng = np.random.default_rng(seed)
     bend = np.zeros((4, 4))
     for _ in range(12):
-        bend = _curvature(
-            bend, rng.normal(size=4) * 10.0 ** rng.uniform(-4, 1), rng.normal(size=4) * 10.0 ** rng.uniform(-3, 3)
-        )
+        d, change = rng.normal(size=4) * 10.0 ** rng.uniform(-4, 1), rng.normal(size=4) * 10.0 ** rng.uniform(-3, 3)
+        last, bend = bend, curved(bend, d, change)
+        if d @ change >= 0.2 * d @ (last @ d + PROXIMAL * d):  # undamped: the secant equation
+            assert np.allclose(bend @ d + PROXIMAL * d, change, rtol=1e-6, atol=1e-9 * np.abs(bend).max())
     values = np.linalg.eigvalsh(bend + PROXIMAL * np.eye(4))
     assert values.min() >= -1e-9 * values.max()
-    assert np.array_equal(_curvature(bend, np.ones(4), np.full(4, np.nan)), bend)
+    assert np.array_equal(curved(bend, np.ones(4), np.full(4, np.nan)), bend)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds())
+def test_program_of_a_step_is_the_one_written_down(seed):
+    """Matrices in `daqp`'s form against NumPy's, only the rows that can become active, and the solution's plan."""
+    rng = np.random.default_rng(seed)
+    nu, steps, rows = int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.integers(1, 30))
+    p = nu * steps
+    values, jacobian = 3 * rng.normal(size=rows), rng.normal(size=(rows, p))
+    inputs, learned, reach = rng.uniform(-1, 1, p), rng.normal(size=nu), rng.uniform(0.01, 2, p)
+    half, low, high = rng.normal(size=(nu, nu)), np.full(p, -1.0), np.full(p, 1.0)
+    bend, curvature = rng.normal(size=(p, p)), rng.normal(size=(p + 1, p + 1))
+    curvature[p, p] = 1.0
+    n = p + 1
+    out = np.full((n, n), np.nan), np.full(n, np.nan), np.full((rows, n), np.nan), np.full(n + rows, np.nan)
+    upper, chosen = np.full(n + rows, np.nan), np.zeros(rows, np.int64)
+    count = _steps.program(
+        values, jacobian, inputs, learned, half @ half.T, low, high, reach, curvature, bend, 7.0, *out, upper, chosen
+    )
+    hessian, gradient, matrix, lower = out
+    expected = np.flatnonzero(values + np.abs(jacobian) @ reach > 0)
+    assert np.array_equal(chosen[:count], expected)
+    assert np.array_equal(matrix[:count], np.column_stack([jacobian[expected], -np.ones(count)]))
+    assert np.allclose(hessian, curvature + np.pad(bend, (0, 1)))
+    assert np.allclose(gradient, [*2 * half @ half.T @ (inputs[:nu] - learned), *np.zeros(p - nu), 7.0])
+    assert np.array_equal(lower[:p], np.maximum(-reach, low - inputs)) and np.all(lower[n : n + count] == -_steps.NONE)
+    assert np.array_equal(upper[:p], np.minimum(reach, high - inputs)) and np.array_equal(
+        upper[n : n + count], -values[expected]
+    )
+    assert lower[p] == 0.0 and upper[p] == _steps.NONE
+    found, dual, plan, multipliers = rng.normal(size=n), rng.normal(size=n + rows), np.empty(p), np.empty(rows)
+    finite, slack, bent, total = _steps.outcome(found, dual, chosen, count, bend, inputs, low, high, plan, multipliers)
+    assert finite and slack == max(found[p], 0.0) and bent == pytest.approx(found[:p] @ bend @ found[:p])
+    assert np.array_equal(plan, np.clip(inputs + found[:p], low, high))
+    assert np.array_equal(multipliers[expected], np.maximum(dual[n : n + count], 0.0))
+    assert total == pytest.approx(multipliers.sum())
+    found[int(rng.integers(n))] = rng.choice([np.nan, np.inf])
+    assert not _steps.outcome(found, dual, chosen, count, bend, inputs, low, high, plan, multipliers)[0]
+
+
+def test_excess_is_the_largest_row_and_infinite_if_anything_is_not_finite():
+    rows, jacobian = np.array([-1.0, 0.5, 0.2]), np.ones((3, 2))
+    assert _steps.excess(rows, jacobian) == 0.5
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in range(3):
+            broken, slopes = rows.copy(), jacobian.copy()
+            broken[at], slopes[at, at % 2] = bad, bad
+            assert _steps.excess(broken, jacobian) == _steps.excess(rows, slopes) == math.inf
 
 
 def test_warm_start_at_the_answer_needs_no_more_steps_than_a_cold_one():

@@ -89,6 +89,39 @@ def test_a_disk_that_fails_later_costs_a_compilation_only(method, monkeypatch, c
     assert thrice(2) == 6.0  # another signature
 
 
+CALLER = """
+from {module} import njit
+from _callee import inner
+
+@njit(cache=True)
+def outer(x):
+    return 10.0 * inner(x)
+
+print(outer(1.0), sum(outer.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize(("module", "after"), [("_numba", "20.0 0"), ("numba", "10.0 1")])
+def test_machine_code_is_kept_until_a_file_beside_it_changes(module, after, tmp_path):
+    """A function called from another file is built in. Numba itself, the control, goes on with what that file was."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'gpsafe' / 'mpc'}{os.pathsep}{tmp_path}",
+        "NUMBA_CACHE_DIR": str(tmp_path / "kept"),
+    }
+    (tmp_path / "_caller.py").write_text(CALLER.format(module=module))
+    told = []
+    for factor in (1.0, 1.0, 2.0):
+        (tmp_path / "_callee.py").write_text(
+            f"from {module} import njit\n\n@njit(cache=True)\ndef inner(x):\n    return {factor} * x\n"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", "import _caller"], env=environment, capture_output=True, text=True, check=True
+        )
+        told.append(found.stdout.strip())
+    assert told == ["10.0 0", "10.0 1", after]
+
+
 def test_control_numba_itself_would_refuse(monkeypatch):
     import numba
     from numba.core.caching import CompileResultCacheImpl
