@@ -19,6 +19,7 @@ from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP, LowRankGP
+from gpsafe.planning import verified_episode
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
@@ -216,6 +217,12 @@ def test_an_episode_that_starts_elsewhere_is_not_what_was_certified():
     told = shield.decide(vector(1.19, 3.0), NONE)[0].falsified
     assert told is not None and "at t = 0 is" in told and "x_0" in told
     assert shield.decide(case.system.initial_state, NONE)[0].falsified is None
+
+
+def test_an_episode_of_another_task_than_the_shields_is_refused():
+    case, other = case_of(), make_case("1d", ()).system
+    with pytest.raises(ValueError, match="verified_episode: expected one task throughout, got initial_state"):
+        verified_episode(other, None, None, shield_of(case, judged()), noise=torch.zeros(2, 1), generator=generator(0))
 
 
 def test_an_uncertified_fallback_is_a_value_and_may_be_assumed():
