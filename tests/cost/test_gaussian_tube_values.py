@@ -192,3 +192,57 @@ def test_wide_tubes_are_given_up_and_parked():
     tight = replace(free, limit=0.9 * max(width, float(sigma.max())))
     assert bool(tight.step(F, point).lost.all())
     assert not bool(replace(free, limit=1.1 * max(width, float(sigma.max()))).step(F, point).lost[0])
+
+
+def test_the_bound_sums_its_charges_and_rounds_up():
+    F, case = confidence(Bent(*AFFINE))
+    x0, sigma = case.system.initial_state, case.system.noise_std
+    gain = tensor([-0.4, -0.2]).expand(3, 1, 2)
+    policies = AffinePolicies(tensor([[0.0], [0.15], [0.3]]), gain, case.policies.input_box)
+    cost = IndicatorCost(tensor([[0.0, 1.0]]), x0[1:] + 0.1)
+    bound = GaussianTube(task=Task(x0, 4, cost, 1.0, sigma), width=4.0)
+    stages = list(bound.stages(F, policies))
+    charges = torch.stack([bound.charge(stage, t) for t, stage in enumerate(stages)])
+    total, found = charges.sum(0), bound.upper(F, policies)
+    assert len(stages) == 4 and 1e-3 < float(total.min()) < 0.99 * float(total.max())
+    below = total < 3.99
+    assert bool((found[below] > total[below] * (1 + 5e-13)).all()) and bool((found <= 4.0).all())
+    torch.testing.assert_close(found, total.clamp_max(4.0), rtol=1e-11, atol=0)
+    limit = float(total.sort().values[:2].mean())
+    cut = replace(bound, give_up=limit).upper(F, policies)
+    torch.testing.assert_close(cut, torch.where(total <= limit, found, 4.0), rtol=1e-9, atol=0)
+
+
+def test_only_half_space_costs_have_tails():
+    class Plain:
+        ceiling = 1.0
+
+        def __call__(self, x):
+            return x[..., 0].clamp(0.0, 1.0)
+
+        def upper(self, lower, upper):
+            return upper[..., 0].clamp(0.0, 1.0)
+
+        def lower(self, lower, upper):
+            return lower[..., 0].clamp(0.0, 1.0)
+
+    with pytest.raises(ValueError, match="GaussianTube: expected a half-space cost"):
+        GaussianTube(task=Task(tensor([0.0, 0.0]), 4, Plain(), 1.0, tensor([0.1, 0.1])))
+
+
+def test_a_session_explores_along_the_centres_and_looks_at_its_data():
+    F, case = confidence(Bent(*AFFINE))
+    cost = IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+    bound = GaussianTube(task=Task(case.system.initial_state, 4, cost, 1.0, case.system.noise_std))
+    policies = case.policies.select(torch.tensor([0, 4, 18]))
+    session = bound.session(F, policies)
+    index = torch.tensor([2, 0])
+    exact = torch.zeros(2).double()
+    for stage in bound.stages(F, policies.select(index)):
+        x = stage.sure.center.unsqueeze(1)
+        z = torch.cat([x, stage.policies(x)], -1)[:, 0]
+        exact += F.model.posterior(z)[1].norm(dim=-1) * ~stage.lost
+    torch.testing.assert_close(session.exploration(index), exact)
+    assert session.falsified() is None and session.task is bound.task
+    empty = type(F)(F.bound).update(make_case("pendulum", ()).confidence.model)
+    assert session.update(empty).falsified() is None
