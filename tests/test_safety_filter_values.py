@@ -111,6 +111,19 @@ def test_members_that_were_left_once_do_not_come_back():
     assert decision.backed and decision.falsified is None and after.members.tolist() == [True, True]
 
 
+def test_in_paper_mode_one_tube_of_any_member_is_enough():
+    """The published rule, which claims nothing that could be refuted."""
+    problem, _ = linear_case()
+    model = Pair(replace(problem.model, mode="paper"), tensor([0.02, 0.08]))
+    model.mode = "paper"
+    _, safe = SafetyFilter(replace(problem, model=model), Moody()).decide(ORIGIN, tensor([0.0]))
+    center, safe = safe.stored.tube.center, replace(safe, proposer=SILENT)
+    for x, inside in ((center[0, 1], True), (center[1, 1], True), (tensor([0.5, 0.5]), False)):
+        decision, after = safe.decide(x, PUSH)
+        assert (decision.source, decision.backed, decision.falsified, after.members) == ("stored", inside, None, None)
+        assert int(decision.contained.sum()) == inside
+
+
 def test_a_refutation_stays_the_first_until_the_start():
     safe = running().refuted("first").refuted("second")
     assert safe.falsified == "first"
