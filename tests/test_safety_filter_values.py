@@ -14,6 +14,7 @@ from gpsafe.safety_filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube import LinearTube
+from gpsafe.verdict import Verdict
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 ORIGIN, PUSH = tensor([0.0, 0.0]), tensor([0.25])
@@ -277,6 +278,14 @@ def test_stored_plans_and_counts_are_checked():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             replace(linear_filter(), **change)
+
+
+def test_an_invariance_that_is_not_certified_is_refused():
+    problem, sure = linear_case()
+    for verdict in (Verdict(-1.0, 1e-300, 0.0), Verdict(0.5, 1.0, 0.0)):
+        with pytest.raises(ValueError, match="a certified invariance"):
+            SafetyFilter(problem, Moody(), replace(sure, verdict=verdict))
+    assert SafetyFilter(problem, Moody(), replace(sure, verdict=Verdict(-1.0, 0.0, 0.0))).invariance is not None
 
 
 def test_the_proposer_is_made_ready_with_a_copy_of_the_problem():
