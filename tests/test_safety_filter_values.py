@@ -14,6 +14,7 @@ from gpsafe.safety_filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube import LinearTube
+from gpsafe.verdict import Verdict
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 ORIGIN, PUSH = tensor([0.0, 0.0]), tensor([0.25])
@@ -109,6 +110,19 @@ def test_members_that_were_left_once_do_not_come_back():
     known = replace(everywhere, stored=replace(safe.stored, tube=wide))
     decision, after = known.decide(center[0, 1], PUSH)
     assert decision.backed and decision.falsified is None and after.members.tolist() == [True, True]
+
+
+def test_in_paper_mode_one_tube_of_any_member_is_enough():
+    """The published rule, which claims nothing that could be refuted."""
+    problem, _ = linear_case()
+    model = Pair(replace(problem.model, mode="paper"), tensor([0.02, 0.08]))
+    model.mode = "paper"
+    _, safe = SafetyFilter(replace(problem, model=model), Moody()).decide(ORIGIN, tensor([0.0]))
+    center, safe = safe.stored.tube.center, replace(safe, proposer=SILENT)
+    for x, inside in ((center[0, 1], True), (center[1, 1], True), (tensor([0.5, 0.5]), False)):
+        decision, after = safe.decide(x, PUSH)
+        assert (decision.source, decision.backed, decision.falsified, after.members) == ("stored", inside, None, None)
+        assert int(decision.contained.sum()) == inside
 
 
 def test_a_refutation_stays_the_first_until_the_start():
@@ -264,6 +278,14 @@ def test_stored_plans_and_counts_are_checked():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             replace(linear_filter(), **change)
+
+
+def test_an_invariance_that_is_not_certified_is_refused():
+    problem, sure = linear_case()
+    for verdict in (Verdict(-1.0, 1e-300, 0.0), Verdict(0.5, 1.0, 0.0)):
+        with pytest.raises(ValueError, match="a certified invariance"):
+            SafetyFilter(problem, Moody(), replace(sure, verdict=verdict))
+    assert SafetyFilter(problem, Moody(), replace(sure, verdict=Verdict(-1.0, 0.0, 0.0))).invariance is not None
 
 
 def test_the_proposer_is_made_ready_with_a_copy_of_the_problem():

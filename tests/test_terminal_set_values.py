@@ -11,7 +11,16 @@ from tube_cases import Stated, stated
 
 from gpsafe.certify import CertificationProblem
 from gpsafe.sets import Box, Polytope
-from gpsafe.terminal_set import ROUNDING, AffineLaw, TerminalSet, _excess, _halved, _Hull, certify_invariance
+from gpsafe.terminal_set import (
+    ROUNDING,
+    AffineLaw,
+    TerminalSet,
+    _excess,
+    _halved,
+    _Hull,
+    certify_invariance,
+    invariant_polytope,
+)
 from gpsafe.verdict import Outcome
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -117,6 +126,7 @@ def test_inputs_of_the_backup_are_judged_over_the_region(reach, outcome):
         assert float(found.witness[0]) == 1.0 and found.verdict.lower == pytest.approx(1e-4, rel=1e-6)
     else:
         assert found.verdict.upper == pytest.approx(-1e-4, rel=1e-6)
+        assert found.verdict.upper > reach - 4.0 + 7 * ROUNDING  # raised by the sizes 4 and 4
 
 
 def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
@@ -155,7 +165,9 @@ def test_the_certified_excess_is_the_largest_of_all_cells_that_hold(drift, share
     refine(case, REST, region, hull, box_of.center, box_of.radius, box_of.radius, cells)
     assert found.certified and found.cells == len(cells) > 3
     assert found.verdict.upper == max(excess for excess in cells if excess <= 0.0)
-    assert found.verdict.lower <= found.verdict.upper and found.verdict.tol == 0.0 and found.verdict.threshold == 0.0
+    known = float(_excess(case, REST, region, region.vertices()).max())
+    assert found.verdict.lower == known < found.verdict.upper
+    assert (found.verdict.tol, found.verdict.threshold) == (0.0, 0.0)
     if found.cells > 1:
         spent = certify_invariance(case, REST, budget=1)
         assert spent.verdict.upper == cells[0] > 0.0 and spent.cells == 1
@@ -187,6 +199,24 @@ def test_paper_models_and_laws_of_other_dimensions_are_refused():
     assert found.concerns(case)
     for other in ({"inputs": box(3.9)}, {"terminal": box(0.9)}, {"model": contraction()}, {"states": box(0.5)}):
         assert not found.concerns(replace(case, **other))
+
+
+def test_rows_of_a_proposed_set_are_stricter_by_the_margin_once_for_each_step():
+    """x⁺ = (2x₂ + o + w, 0), |x| ≤ 1, |w| ≤ 0.1: |x| ≤ 1 − m first, then |2x₂ + o| ≤ 1 − 2m − 0.1, then nothing cuts."""
+    F, noise = tensor([[0.0, 2.0], [0.0, 0.0]]), Box(tensor([-0.1, 0.0]), tensor([0.1, 0.0]))
+    for share in (1.0, 100.0):
+        region = Polytope(share * box(1.0).H, share * box(1.0).h)
+        found = invariant_polytope(F, tensor([0.2, 0.0]), region, noise, margin=0.05)
+        reach = found.support(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        torch.testing.assert_close(reach, tensor([0.95, 0.95, 0.3, 0.5]), rtol=1e-12, atol=0)
+        assert found.rows == 4
+    with pytest.raises(ValueError, match="a non-empty invariant set"):
+        invariant_polytope(F, tensor([0.0, 0.0]), box(0.1), noise, margin=0.05)
+    for change, message in (({"margin": 0.0}, "margin > 0"), ({"iterations": 0}, "iterations")):
+        with pytest.raises(ValueError, match=message):
+            invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, **change)
+    with pytest.raises(ValueError, match="convergence within 1 iterations"):
+        invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, iterations=1)
 
 
 def test_laws_and_hulls_to_the_letter():
