@@ -80,7 +80,8 @@ class Assumption(Enum):
     )
     MONTE_CARLO_SEED = (
         "Monte-Carlo seed independent of the plant's noise",
-        "The pseudo-random numbers of the estimate behave as independent draws, and not the draws that drive the plant.",
+        "The pseudo-random numbers behave as independent draws, are not those that drive the plant, and serve one run: a set"
+        " built anew with as many generations would meet the same noise again.",
     )
     ROUNDING = (
         "float64 rounding within the outward margins",
