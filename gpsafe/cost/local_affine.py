@@ -70,13 +70,10 @@ class Displacements:
         return along + (normal.abs() @ self.error.unsqueeze(-1)).squeeze(-1)
 
     def scaled_norm(self, inverse_scale: Tensor) -> Tensor:
-        """An upper bound of sup ‖(z − a)∘inverse_scale‖ over the set, (*b,): the smaller of the norm of the interval
-        hull and the triangle inequality.
+        """An upper bound of sup ‖(z − a)∘inverse_scale‖ over the set, (*b,): the norm of the interval hull, which by the
+        triangle inequality is no larger than the sum of the norms of offset, generators and errors.
         """
-        hull = (self.radius * inverse_scale).square().sum(-1).sqrt()
-        parts = (self.generators * inverse_scale.unsqueeze(-1)).square().sum(-2).sqrt().sum(-1)
-        parts = parts + (self.offset * inverse_scale).square().sum(-1).sqrt()
-        return torch.minimum(hull, parts + (self.error * inverse_scale).sum(-1))
+        return (self.radius * inverse_scale).square().sum(-1).sqrt()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

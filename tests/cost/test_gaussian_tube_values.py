@@ -246,3 +246,16 @@ def test_a_session_explores_along_the_centres_and_looks_at_its_data():
     assert session.falsified() is None and session.task is bound.task
     empty = type(F)(F.bound).update(make_case("pendulum", ()).confidence.model)
     assert session.update(empty).falsified() is None
+
+
+def test_the_error_of_a_step_is_rounded_outwards():
+    F, case = confidence(Bent(*AFFINE))
+    x0, policies = case.system.initial_state, case.policies.select(torch.tensor([4]))
+    bound = GaussianTube(
+        task=Task(x0, 4, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0])), 1.0, case.system.noise_std)
+    )
+    none = torch.zeros(1, 2, 2).double()
+    found = bound.step(F, Stage(policies, Zonotope.point(x0[None]), none, none, torch.tensor([False])))
+    z = torch.cat([x0, policies(x0[None, None])[0, 0]])[None]
+    exact = LocalAffine.at(F, z).range_outer(Displacements(0 * z, 0 * z[..., None], 0 * z)).error
+    assert 4e-13 < float(found.sure.radius[0, 1] / exact) - 1 < 4e-12

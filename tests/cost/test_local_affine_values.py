@@ -38,11 +38,7 @@ def test_displacements_are_measured_term_by_term():
             assert float(cross.support(normal)[n, q]) == pytest.approx(exact, rel=1e-12)
         hull = float((tensor(radius) * scale).norm())
         parts = sum(float((v * scale).norm()) for v in columns)
-        assert float(cross.scaled_norm(scale)[n]) == pytest.approx(min(hull, parts), rel=1e-12)
-    thin = Displacements(torch.zeros(1, 2).double(), tensor([[[1.0], [1.0]]]), torch.zeros(1, 2).double())
-    wide = Displacements(torch.zeros(1, 2).double(), torch.eye(2).double()[None], torch.zeros(1, 2).double())
-    one = torch.ones(2).double()
-    assert float(thin.scaled_norm(one)) == pytest.approx(2**0.5) == float(wide.scaled_norm(one))
+        assert float(cross.scaled_norm(scale)[n]) == pytest.approx(hull, rel=1e-12) and hull <= parts
 
 
 def test_moduli_of_kernels_that_share_a_shape():

@@ -66,7 +66,7 @@ def test_a_step_is_its_formula(curved, tabulated):
 
 
 def test_error_in_a_step_is_rounded_outwards_and_a_plan_without_numbers_poisons_itself_only():
-    _F, case = bent_pendulum()
+    F, case = bent_pendulum()
     affine = saturating(case)
     judge = bent_judge(affine)
     plans = Plans(
@@ -74,6 +74,12 @@ def test_error_in_a_step_is_rounded_outwards_and_a_plan_without_numbers_poisons_
     )
     tube = Zonotope.point(case.system.initial_state.expand(3, 2))
     before, _ = judge.reach(tube, plans, 0)
+    for p in range(3):
+        law = AffinePolicies(plans.offset[p, :1], plans.gain[p, :1], case.system.input_box)
+        step = one_step(F, law, tube.center[p], tube.generators[p])
+        exact = learned(F, step, step.z).error + NOISE
+        grown = before.radius[p] / exact - 1
+        assert bool((grown > 4e-13).all()) and bool((grown < 4e-12).all())
     bad = replace(plans, gain=plans.gain.clone())
     bad.gain[1, 1, 0, 1] = float("nan")  # a law of another step counts as well
     assert bad.finite.tolist() == [True, False, True]

@@ -76,3 +76,19 @@ def test_the_bound_is_the_least_of_its_limits(bound):
         assert float(found.lower[p]) == pytest.approx(min(max(lower, 0.0), min(limits)), rel=1e-12, abs=1e-15)
         assert bool(found.vacuous[p]) == (min(limits) >= T * C * (1 - 1e-9))
     assert found.delta == tv.stage_delta(confidence) and found.sound_upper and found.method == tv.name
+
+
+def test_a_set_away_from_zero_is_as_wide_as_it_is_and_an_empty_one_parts(bound, monkeypatch):
+    case, tv = bound
+    noise = tv.noise(case.confidence, 3)
+    for low, high, rate in (
+        (1.0, 1.02, parting_rate(tensor([0.01]), tv.noise_std)),
+        (-1.02, -1.0, parting_rate(tensor([0.01]), tv.noise_std)),
+        (1.0 + 5e-10, 1.0, tensor(0.0)),
+        (1.0 + 2e-9, 1.0, tensor(1.0)),
+    ):
+        monkeypatch.setattr(
+            type(case.confidence), "bounds", lambda self, z, a=low, b=high: (0 * z[..., :1] + a, 0 * z[..., :1] + b)
+        )
+        rates = tv.paths(case.confidence, case.choose(0), noise)[1]
+        torch.testing.assert_close(rates, rate.expand_as(rates), rtol=1e-9, atol=0)
