@@ -72,6 +72,17 @@ def test_the_law_of_every_stage_is_applied_at_the_centres_of_the_tube():
     assert (after.source, after.backed, after.contained, after.stage) == ("backup", True, None, None)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_without_a_finite_state_the_plan_itself_goes_on(place):
+    safe, x = replace(running(), proposer=SILENT), ORIGIN.clone()
+    x[place] = math.nan
+    for stage in range(1, 4):
+        blind, safe = safe.decide(x, PUSH)
+        assert (blind.source, blind.backed, blind.stage, blind.contained) == ("stored", False, stage, None)
+        assert torch.equal(blind.u, running().stored.inputs[stage]) and float(blind.u.abs()) > 0.0
+        assert (safe.members, safe.resting, safe.falsified) == (None, False, None)
+
+
 @pytest.mark.parametrize("stage", [1, 3, 4])
 def test_every_stage_up_to_the_last_can_refute(stage):
     safe = replace(running(), proposer=SILENT)
