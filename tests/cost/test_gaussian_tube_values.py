@@ -245,7 +245,7 @@ def test_a_session_explores_along_the_centres_and_looks_at_its_data():
     torch.testing.assert_close(session.exploration(index), exact)
     assert session.falsified() is None and session.task is bound.task
     empty = type(F)(F.bound).update(make_case("pendulum", ()).confidence.model)
-    assert session.update(empty).falsified() is None
+    assert bound.session(empty, policies).falsified() is None
 
 
 def test_the_error_of_a_step_is_rounded_outwards():
