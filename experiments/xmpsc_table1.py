@@ -358,8 +358,8 @@ EXPERIMENT = Experiment(
     arguments=Arguments,
     budgets={
         "smoke": Arguments(
-            base=(3, 6, 1), horizon=(3, 4), width=(6,), members=(1,), dimensions=(2,), states=3, slow=("repaired",),
-            ladder=("published", "repaired"), untrained=(3,), studies=("pendulum, N = 10",), corrections=2, wide=1, pairs=2,
+            base=(3, 6, 1), horizon=(3,), width=(6,), members=(1,), dimensions=(2,), states=3, slow=("repaired",),
+            ladder=("published", "repaired"), untrained=(3,), studies=("pendulum, N = 10",), corrections=1, wide=1, pairs=1,
             data=200, steps=20,
         ),
         "quick": Arguments(

@@ -17,7 +17,10 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("module", MODULES)
+SLOW = {"xmpsc_table1"}  # IPOPT several times over: forty seconds
+
+
+@pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES])
 def test_smoke(module, tmp_path):
     experiment = importlib.import_module(f"experiments.{module}").EXPERIMENT
     assert isinstance(experiment, Experiment)

@@ -101,7 +101,9 @@ print(outer(1.0), sum(outer.stats.cache_hits.values()))
 """
 
 
-@pytest.mark.parametrize(("module", "after"), [("_numba", "20.0 0"), ("numba", "10.0 1")])
+@pytest.mark.parametrize(
+    ("module", "after"), [("_numba", "20.0 0"), pytest.param("numba", "10.0 1", marks=pytest.mark.slow)]
+)
 def test_machine_code_is_kept_until_a_file_beside_it_changes(module, after, tmp_path):
     """A function called from another file is built in. Numba itself, the control, goes on with what that file was."""
     environment = {
