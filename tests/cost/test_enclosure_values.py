@@ -1,27 +1,21 @@
 """Boxes of next means over cells against loops: every term of the range, the slack, the cap and the running intersection."""
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
 from cost_cases import make_case
+from step_cases import Curved, draw, tensor
 from torch import Tensor
 
 from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, jacobians, residual_reach
 from gpsafe.models import GP
-from gpsafe.policies import AffinePolicies, Feedback
+from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
-
-tensor = partial(torch.tensor, dtype=torch.float64)
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 class Bent(AffineKnown):
@@ -31,31 +25,6 @@ class Bent(AffineKnown):
     def hessian_bound(self) -> Tensor:
         nz = self.A.shape[0] + self.B.shape[1]
         return draw(3, self.A.shape[0], nz, nz).abs()
-
-
-@dataclass(frozen=True)
-class Curved:
-    """Affine policies that say that their gain leaves something out."""
-
-    inside: AffinePolicies
-    rest: float
-
-    @property
-    def num(self) -> int:
-        return self.inside.num
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.inside(x)
-
-    def select(self, index: Tensor) -> "Curved":
-        return Curved(self.inside.select(index), self.rest)
-
-    def slopes(self, lower: Tensor, upper: Tensor):
-        return self.inside.slopes(lower, upper)
-
-    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
-        gain, low, high = self.slopes(lower, upper)
-        return Feedback(gain.unsqueeze(1), low, high, self.rest + torch.zeros_like(low[:, :1]))
 
 
 @pytest.mark.parametrize("curved", [False, True])

@@ -1,43 +1,27 @@
 """A step of a Gaussian tube, its charge and the second-order remainder against loops: no sub-term may be dropped or halved."""
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
 from cost_cases import alone, make_case
+from step_cases import AFFINE, Bent, Curved, draw, tensor
 from torch import Tensor
 
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, Feedback
+from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost
-from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
-
-tensor = partial(torch.tensor, dtype=torch.float64)
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class Bent(AffineKnown):
-    """A known part with a stated bound of its curvature (it need not be one: only the arithmetic is looked at)."""
-
-    hessian_bound = torch.rand(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 class LocallyBent(Bent):
     def hessian_over(self, lower: Tensor, upper: Tensor) -> Tensor:
         return (upper - lower).amax(-1)[..., None, None, None] * self.hessian_bound + lower[..., :1, None, None].abs()
-
-
-AFFINE = (tensor([[1.0, 0.1], [-0.3, 0.9]]), tensor([[0.02], [0.4]]), tensor([0.05, -0.1]))
 
 
 def test_the_remainder_is_half_the_curvature_times_the_squared_reach():
@@ -61,31 +45,6 @@ def confidence(known):
     held = case.confidence
     moved = replace(held.model, prior=known)
     return type(held)(held.bound).update(moved), case
-
-
-@dataclass(frozen=True)
-class Curved:
-    """Affine policies that say that their gain leaves something out."""
-
-    inside: AffinePolicies
-    rest: float = 0.07
-
-    @property
-    def num(self) -> int:
-        return self.inside.num
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.inside(x)
-
-    def select(self, index: Tensor) -> "Curved":
-        return Curved(self.inside.select(index))
-
-    def slopes(self, lower: Tensor, upper: Tensor):
-        return self.inside.slopes(lower, upper)
-
-    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
-        gain, low, high = self.slopes(lower, upper)
-        return Feedback(gain.unsqueeze(1), low, high, self.rest + torch.zeros_like(low[:, :1]))
 
 
 @pytest.mark.parametrize("curved", [False, True])
