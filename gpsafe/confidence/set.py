@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.assumptions import Believed
+from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.confidence.lineage import Lineage, inconsistency
@@ -98,6 +98,12 @@ class ConfidenceSet:
     def assumptions(self) -> tuple[Believed, ...]:
         """What membership of f* rests on."""
         return self.bound.assumptions(self.model)
+
+    @property
+    def unlearned(self) -> tuple[Believed, ...]:
+        """What is believed of the states without a process of their own: nothing, if there is none."""
+        states = [j for j in range(self.model.nx) if j not in self.model.outputs]
+        return (Assumption.KNOWN_OUTPUTS(f" (states {states})"),) if states else ()
 
     def bounds(self, z: Tensor, *, since: int = 0) -> tuple[Tensor, Tensor]:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see

@@ -66,12 +66,9 @@ class OfTask:
 
     def believed(self, confidence: ConfidenceSet, *further: Believed) -> tuple[Believed, ...]:
         """What every bound of J_c rests on, and `further`."""
-        model = confidence.model
-        unlearned = [j for j in range(model.nx) if j not in model.outputs]
-        known = [Assumption.KNOWN_OUTPUTS(f" (states {unlearned})")] if unlearned else []
         return listed(
             confidence.assumptions,
-            known,
+            confidence.unlearned,
             Assumption.TASK(),
             Assumption.GAUSSIAN_NOISE(),
             Assumption.EXACT_STATE(),

@@ -180,14 +180,13 @@ class PlanTube:
     def believed(self) -> tuple[Believed, ...]:
         """What an admitted plan rests on. The noise event is one of the whole episode."""
         confidence, sigma, steps = self._confidence(), self.task.noise_std, self.task.horizon
-        model, radius = confidence.model, self.noise_radius
+        radius = self.noise_radius
         outside = torch.special.erfc(torch.where(sigma > 0, radius / sigma, torch.inf) / math.sqrt(2.0)).sum()
         chance = min(1.0, steps * float(outside) * (1 + 1e-9))
-        unlearned = [j for j in range(model.nx) if j not in model.outputs]
         return listed(
             confidence.assumptions,
             [] if confidence.sound else [Assumption.IN_SET(f" ({confidence.bound.name} is no theorem here)")],
-            [Assumption.KNOWN_OUTPUTS(f" (states {unlearned})")] if unlearned else [],
+            confidence.unlearned,
             Assumption.TASK(),
             Assumption.NOISE_BOX(
                 f"<={radius.tolist()} at every step of the episode (fails with probability ≤ {chance:.3g} for the task's noise)"

@@ -90,13 +90,11 @@ class GPTube:
         """Those of the confidence set, and of the noise of one plan."""
         if self.mode == "paper":
             return listed(Assumption.PAPER_TUBE())
-        model = self.model
-        unlearned = [j for j in range(model.nx) if j not in model.outputs]
         ellipsoid = f": for the {self.steps} steps of one plan, probability ≥ {1 - self.delta:g} for Gaussian noise"
         return listed(
             self.confidence.assumptions,
             [] if self.confidence.sound else [Assumption.IN_SET(f" ({self.confidence.bound.name} is no theorem here)")],
-            [Assumption.KNOWN_OUTPUTS(f" (states {unlearned})")] if unlearned else [],
+            self.confidence.unlearned,
             Assumption.KNOWN_DERIVATIVES(),
             Assumption.NOISE_ELLIPSOID(ellipsoid),
             Assumption.GAUSSIAN_NOISE(),
