@@ -118,11 +118,11 @@ def _cell(arguments: Arguments, sweep: str, value: int, seed: int) -> Piece:
 
 
 def _starts(arguments: Arguments, name: str, prior: bool, seed: int) -> Piece:
-    """States under proposals at their limits, drawn until `corrections` of them need a correction and have one."""
+    """States under proposals at their limits, drawn until `corrections` of them need a correction and have one, or have no plan."""
     plant, states = STUDIES[name]
     made, generator = plant(), torch.Generator().manual_seed(2000 + seed)
     question = xmpsc.problem(made, states, 10, 5, arguments.data, arguments.steps, seed, prior=prior)
-    screen, rows, needed = CondensedSQP(starts=1), [], 0
+    screen, rows, needed, without = CondensedSQP(starts=1), [], 0, 0
     label = f"{name}, known part" if prior else name
     for x0, drawn in xmpsc.instances(made, MOST * arguments.corrections, generator):
         learned = torch.where(drawn < 0, -1.0, 1.0).to(drawn)
@@ -132,7 +132,8 @@ def _starts(arguments: Arguments, name: str, prior: bool, seed: int) -> Piece:
             continue
         rows.append({"study": label, **xmpsc.corrected(question, x0, learned, arguments.wide, generator)})
         needed += rows[-1]["feasible"] and rows[-1]["best"] > xmpsc.FREE
-        if needed == arguments.corrections:
+        without += not rows[-1]["feasible"]
+        if needed == arguments.corrections or without == arguments.corrections:
             break
     return Piece(rows)
 
