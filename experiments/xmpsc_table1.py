@@ -118,7 +118,7 @@ def _cell(arguments: Arguments, sweep: str, value: int, seed: int) -> Piece:
 
 
 def _starts(arguments: Arguments, name: str, prior: bool, seed: int) -> Piece:
-    """States under proposals at their limits, drawn until `corrections` of them need a correction and have one, or have no plan."""
+    """States under proposals at their limits, until `corrections` of them need a correction and have one, or have no plan."""
     plant, states = STUDIES[name]
     made, generator = plant(), torch.Generator().manual_seed(2000 + seed)
     question = xmpsc.problem(made, states, 10, 5, arguments.data, arguments.steps, seed, prior=prior)
