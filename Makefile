@@ -55,11 +55,11 @@ mutate: setup ## plant small errors in the believed modules: which do the tests 
 bench: setup ## run the benchmarks, write bench/results.json
 	@echo "bench: the benchmarks -> bench/results.json"
 	@mkdir -p bench
-	@$(ONE_THREAD) $(BIN)/python -m experiments.bench --json bench/results.json $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m experiments.benchmarks.__main__ --json bench/results.json $(ARGS)
 
 experiments: setup ## run every experiment at the quick budget, write results/*/report
 	@echo "experiments: all at the quick budget -> results/NAME/report/index.md (a stopped run goes on)"
-	@for name in $$($(BIN)/python -c 'from gpsafe.experiment import discover; print(*discover()[0])'); do \
+	@for name in $$($(BIN)/python -c 'from gpsafe.testbed.experiment import discover; print(*discover()[0])'); do \
 		$(BIN)/gpsafe run $$name --budget quick $(ARGS) && $(BIN)/gpsafe report $$name || exit 1; \
 	done
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, make_bound
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
-from gpsafe.explore import sufficient_episodes
-from gpsafe.kernels import cross
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.planning.explore import sufficient_episodes
+from gpsafe.rkhs.kernels import cross
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.rkhs import grid

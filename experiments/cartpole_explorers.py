@@ -19,10 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._statistics import COLORS, mean_interval, plus_minus
+from experiments._report.statistics import COLORS, mean_interval, plus_minus
 from gpsafe.data import Transitions
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
-from gpsafe.experiment import Table as Sheet
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Table as Sheet
 from gpsafe.linalg import vector
 from gpsafe.models.gp import identity_prior
 from gpsafe.planning import (
@@ -36,7 +36,7 @@ from gpsafe.planning import (
     untrained,
     unverified_episode,
 )
-from gpsafe.rollout import transitions
+from gpsafe.policies.rollout import transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, sample_noise, step
 from gpsafe.systems.cartpole import CartPole

@@ -16,8 +16,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _line as line
-from experiments._statistics import (
+from experiments._report import line
+from experiments._report.statistics import (
     BLUE,
     GREEN,
     ORANGE,
@@ -30,9 +30,9 @@ from experiments._statistics import (
 )
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Constant
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
-from gpsafe.explore import expected_return
-from gpsafe.rollout import closed_loop
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.planning.explore import expected_return
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 
 CAPTION = (

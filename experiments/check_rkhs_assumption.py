@@ -24,12 +24,13 @@ from gpytorch.kernels import Kernel
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments import _line as line
-from experiments._statistics import BLUE, COLORS, GREEN, ORANGE, RED, Share, draw_shares, grouped
-from gpsafe import kernels, linalg
+from experiments._report import line
+from experiments._report.statistics import BLUE, COLORS, GREEN, ORANGE, RED, Share, draw_shares, grouped
+from gpsafe.rkhs import kernels
+from gpsafe import linalg
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Mixture
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
 from gpsafe.sets import Box
 from gpsafe.systems.base import System

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._statistics import COLORS, grouped
+from experiments._report.statistics import COLORS, grouped
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.planning.icem import ICEM, icem
 from gpsafe.planning.scores import imagine, penalised_return
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies

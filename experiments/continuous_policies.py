@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments._continuous_report import draw
+from experiments._report.continuous import draw
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.linalg import vector
 from gpsafe.models import GP
-from gpsafe.parametric import set_point_family
+from gpsafe.policies.parametric import set_point_family
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop
-from gpsafe.safe_parameters import SafeParameters, certified_boxes, lipschitz_boxes, sound_upper
-from gpsafe.safe_set import policy_distance
-from gpsafe.search import AugmentedLagrangian, BotorchSearch, FiniteGrid, LogBarrier, RandomSearch, Search
-from gpsafe.search.rollouts import Pessimism
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.safety.safe_parameters import SafeParameters, certified_boxes, lipschitz_boxes, sound_upper
+from gpsafe.safety.safe_set import policy_distance
+from gpsafe.planning.search import AugmentedLagrangian, BotorchSearch, FiniteGrid, LogBarrier, RandomSearch, Search
+from gpsafe.planning.search.rollouts import Pessimism
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from experiments import _pendulum as common
-from experiments import _pendulum_report as reporting
+from experiments._report import pendulum as common
+from experiments._report import pendulum_figures as reporting
 from gpsafe.data import Transitions
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.models.gp import identity_prior
 from gpsafe.planning import (
@@ -38,9 +38,9 @@ from gpsafe.planning import (
     unverified_episode,
     verified_episode,
 )
-from gpsafe.rollout import transitions
+from gpsafe.policies.rollout import transitions
 from gpsafe.sets import Box
-from gpsafe.shield import Shield
+from gpsafe.safety.shield import Shield
 from gpsafe.systems.base import HalfspaceCost, System, sample_noise
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 

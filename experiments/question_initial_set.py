@@ -17,12 +17,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments import _line as line
-from experiments._statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
+from experiments._report import line
+from experiments._report.statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube

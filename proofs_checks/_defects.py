@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from gpsafe.checks import Grade
+from gpsafe.testbed.check import Grade
 from gpsafe.confidence import Mixture
 from gpsafe.cost.local_affine import Displacements, LocalAffine, Moduli
 from gpsafe.policies import AffinePolicies

@@ -23,8 +23,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.rkhs import kernels
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.confidence import Mixture
 from gpsafe.confidence.info_gain import gram_info_gain
 from gpsafe.cost.total_variation import simulation_gap

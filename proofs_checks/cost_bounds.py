@@ -19,8 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
+from gpsafe.rkhs import kernels
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import enclosure, robust_dp, total_variation
 from gpsafe.cost.base import CostBound
@@ -33,7 +33,7 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.known import SineKnown

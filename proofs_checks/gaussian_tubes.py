@@ -18,12 +18,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import gaussian_tube
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 from gpsafe.verdict import Verdict

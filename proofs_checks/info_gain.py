@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.rkhs import kernels
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.confidence.info_gain import (
     eigenvalue_bound,
     gram_bound,

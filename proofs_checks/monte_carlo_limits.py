@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound

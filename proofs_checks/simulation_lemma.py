@@ -18,8 +18,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels, rkhs
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
+from gpsafe.rkhs import kernels
+from gpsafe import rkhs
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
 from gpsafe.linalg import vector
 from gpsafe.verdict import Verdict

@@ -11,7 +11,7 @@ from gpsafe.confidence import ConfidenceSet, Mixture, members
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import RKHSFunction
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import (
     reference_1d,

@@ -27,7 +27,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.confidence.bounds import ConfidenceBound, Mixture
 from gpsafe.confidence.rounding import MARGIN
 from gpsafe.models._gp_checks import plain_tensors

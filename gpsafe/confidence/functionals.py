@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.rounding import Rounding

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.models.gp import GP
 
 

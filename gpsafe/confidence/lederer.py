@@ -9,7 +9,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.models.gp import GP

@@ -24,7 +24,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.functionals import functional_beta
 from gpsafe.models.gp import GP

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe.rkhs import kernels
+from gpsafe import linalg
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.models.low_rank import LowRankGP

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.confidence.functionals import (
     differentiable,
     functional_beta,

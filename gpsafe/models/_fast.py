@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm  # type: ignore[attr-defined]
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe.rkhs import kernels
+from gpsafe import linalg
 from gpsafe.models._factor import Factor
 
 Array = NDArray[np.float64]

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe.rkhs import kernels
+from gpsafe import linalg
 from gpsafe.models import _fast
 from gpsafe.models._factor import Factor
 

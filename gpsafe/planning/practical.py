@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels, linalg
+from gpsafe import _require
+from gpsafe.rkhs import kernels
+from gpsafe import linalg
 from gpsafe.data import Transitions
 from gpsafe.models.base import Prediction
 from gpsafe.models.gp import GP

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw

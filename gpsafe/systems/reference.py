@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.sets import Box

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 from gpsafe.linalg import vector
 from gpsafe.rkhs import random_function
 from gpsafe.sets import Box

@@ -6,8 +6,8 @@ import torch
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.explore import sufficient_episodes
-from gpsafe.kernels import cross
+from gpsafe.planning.explore import sufficient_episodes
+from gpsafe.rkhs.kernels import cross
 from gpsafe.models import GP
 from gpsafe.rkhs import grid as regular_grid
 from gpsafe.sets import Box

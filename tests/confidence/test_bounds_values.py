@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import AbbasiYadkori, ActSafeForm, ChowdhuryGopalan, Constant, Fiedler, Mixture, Srinivas
 from gpsafe.models import GP, LowRankGP
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet, ConvexProgram, Mixture
 from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
 from gpsafe.confidence.convex_proposer import Proposer

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import (
     AbbasiYadkori,
     ChowdhuryGopalan,

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import AbbasiYadkori, Constant, Mixture, Srinivas
 from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
 from gpsafe.models import GP

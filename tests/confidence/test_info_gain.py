@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import info_gain
 from gpsafe.models.gp import GP
 from tests.strategies import seeds

@@ -6,7 +6,7 @@ import gpytorch
 import pytest
 import torch
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import info_gain
 from gpsafe.sets import Box
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import Constant, Mixture
 from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.models import GP

@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import Constant
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models import GP, LowRankGP

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import AbbasiYadkori, ConfidenceSet, Constant, ConvexProgram, Mixture
 from gpsafe.confidence.history import posterior_history
 from gpsafe.models.gp import GP

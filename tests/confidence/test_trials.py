@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import AbbasiYadkori, ConvexProgram, Lederer, Mixture
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import RKHSFunction

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceBound, ConfidenceSet, make_bound
 from gpsafe.models.gp import GP
 from tests.strategies import seeds

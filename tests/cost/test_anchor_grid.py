@@ -7,7 +7,7 @@ import pytest
 import torch
 from cost_cases import make_case
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.local_affine import EMPTY, LocalAffine

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage

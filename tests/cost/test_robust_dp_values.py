@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import grow
 from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, _average_matrices, _RangeMax, sweep

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.cost.monte_carlo import mean_lower

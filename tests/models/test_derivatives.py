@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import BOUNDS, Mixture
 from gpsafe.data import Transitions
 from gpsafe.models import GP, Ensemble, LowRankGP, Training, sample_functions

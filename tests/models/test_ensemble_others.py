@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from strategies import seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
 from gpsafe.models._mlp import MLP

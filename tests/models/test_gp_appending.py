@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from strategies import make_kernel
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.models import GP, _factor
 
 SOLVE = 1e-8

@@ -9,7 +9,7 @@ import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP
 from gpsafe.models.views import as_gpytorch, fit_hyperparameters

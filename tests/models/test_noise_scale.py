@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ALL_KERNELS, CLOSED_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture
 from gpsafe.confidence.functionals import functional_beta, jet

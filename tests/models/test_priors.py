@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.data import Transitions
 from gpsafe.models import GP, Ensemble, LowRankGP, Training, identity_prior
 from gpsafe.models.dropout import Dropout

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from linear_operator.utils.warnings import NumericalWarning
 from strategies import ALL_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP, identity_prior
 from gpsafe.models.views import as_botorch, as_gpytorch, fit_hyperparameters

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.data import Transitions
 from gpsafe.planning import angle_features, fit, untrained

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from strategies import seeds
 
-from gpsafe import kernels
+from gpsafe.rkhs import kernels
 from gpsafe.models import GP, Prediction, identity_prior
 from gpsafe.planning import Table
 from gpsafe.sets import Box
