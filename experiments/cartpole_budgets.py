@@ -22,9 +22,9 @@ from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.policies.rollout import transitions
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 
 @dataclass(frozen=True, slots=True)

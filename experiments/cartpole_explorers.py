@@ -20,26 +20,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments._report.statistics import COLORS, mean_interval, plus_minus
+from gpsafe.algorithms.episode import unverified_episode
 from gpsafe.data import Transitions
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
-from gpsafe.testbed.experiment import Table as Sheet
 from gpsafe.linalg import vector
 from gpsafe.models.gp import identity_prior
-from gpsafe.planning import (
-    EXPLORERS,
-    ICEM,
-    Constraint,
-    FeatureGP,
-    Planner,
-    Table,
-    fit,
-    untrained,
-    unverified_episode,
-)
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, FeatureGP, Planner, Table, fit, untrained
 from gpsafe.policies.rollout import transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, sample_noise, step
 from gpsafe.systems.cartpole import CartPole
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Table as Sheet
 
 PLANT, PLANNER, MODEL = 0, 1, 2  # streams of random numbers
 

@@ -19,32 +19,24 @@ from torch import Tensor
 from experiments._report.cartpole import hanging_lqr, plant
 from experiments._report.statistics import COLORS, mean_interval, plus_minus
 from experiments.cartpole_explorers import PLANNER, PLANT, generator_of
+from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import Plans, PlanTube
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
-from gpsafe.testbed.experiment import Table as Sheet
 from gpsafe.linalg import vector
 from gpsafe.models import GP
-from gpsafe.planning import (
-    EXPLORERS,
-    ICEM,
-    Constraint,
-    Planner,
-    Table,
-    Trajectory,
-    unverified_episode,
-    verified_episode,
-)
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table
+from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
-from gpsafe.planning.tracking import Tracking
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Table as Sheet
 
 
 @dataclass(frozen=True, slots=True)

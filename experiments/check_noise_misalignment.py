@@ -30,10 +30,10 @@ from experiments._report.statistics import (
 )
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Constant
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.planning.explore import expected_return
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 CAPTION = (
     "Intervals are 95 %. Regret is against the best surely safe policy, so an unsafe final policy may have a negative one. "

@@ -26,17 +26,17 @@ from torch import Tensor
 
 from experiments._report import line
 from experiments._report.statistics import BLUE, COLORS, GREEN, ORANGE, RED, Share, draw_shares, grouped
-from gpsafe.rkhs import kernels
 from gpsafe import linalg
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Mixture
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import System
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.pendulum import Pendulum
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 NORM_SEEDS = 3  # later seeds only add plants on a line
 FAMILIES = {"typical": line.typical, "dormant": line.dormant}

@@ -20,7 +20,6 @@ from experiments._report.statistics import COLORS, grouped
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.planning.icem import ICEM, icem
@@ -32,6 +31,7 @@ from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 EPISODE = ("append one episode", "refine the enclosure", "sweep: UCB", "sweep: exploration")
 

@@ -20,29 +20,17 @@ from torch import Tensor
 
 from experiments._report import pendulum as common
 from experiments._report import pendulum_figures as reporting
+from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
 from gpsafe.data import Transitions
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.models.gp import identity_prior
-from gpsafe.planning import (
-    EXPLORERS,
-    ICEM,
-    Constraint,
-    FeatureGP,
-    Planner,
-    Table,
-    Trajectory,
-    angle_features,
-    fit,
-    untrained,
-    unverified_episode,
-    verified_episode,
-)
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, FeatureGP, Planner, Table, angle_features, fit, untrained
 from gpsafe.policies.rollout import transitions
-from gpsafe.sets import Box
 from gpsafe.safety.shield import Shield
+from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, System, sample_noise
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 
 PLANT, PLANNER, MODEL = 0, 1, 2  # streams of random numbers
 

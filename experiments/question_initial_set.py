@@ -22,7 +22,6 @@ from experiments._report.statistics import BLUE, GREEN, ORANGE, RED, Share, grou
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
@@ -31,6 +30,7 @@ from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 CAPTION = (
     "Intervals are 95 %. A member is refuted when inf over F_n of its cost, by the lower sweep of the robust program, exceeds "

@@ -31,7 +31,6 @@ from gpsafe import rkhs
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.data import Transitions
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.linalg import vector
 from gpsafe.models import GP, DynamicsModel, Ensemble, Training
 from gpsafe.models.dropout import Dropout
@@ -42,6 +41,7 @@ from gpsafe.safety.safe_set import SafePolicySet
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 DELTA = 0.1
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)

@@ -1,11 +1,12 @@
 """Table 1 of the X-MPSC paper: CPU time of one certificate, cold start, one thread, on the Simple Pendulum.
 
-The condensed SQP and IPOPT in several forms (`gpsafe.planning.mpc.reference`) answer the same questions in one process, and the judge
-says which plans are certified. Horizon, width and ensemble size vary about N = 5, width 20, M = 5. Building an IPOPT program
-is apart. States lie about the edge of the terminal set; a cell has as many that are safe as proposed as ones that need a
-correction and ones for which no plan is found, and all proposers answer all of them: ratios are of totals and of medians over
-the same states, with bootstrap intervals. Untrained networks, on which the published table was most likely measured and which
-make every problem infeasible, have a table of their own. What a known part costs is measured on states of the problem without.
+The condensed SQP and IPOPT in several forms (`gpsafe.planning.mpc.reference`) answer the same questions in one process,
+and the judge says which plans are certified. Horizon, width and ensemble size vary about N = 5, width 20, M = 5. Building
+an IPOPT program is apart. States lie about the edge of the terminal set; a cell has as many that are safe as proposed as
+ones that need a correction and ones for which no plan is found, and all proposers answer all of them: ratios are of totals
+and of medians over the same states, with bootstrap intervals. Untrained networks, on which the published table was most
+likely measured and which make every problem infeasible, have a table of their own. What a known part costs is measured on
+states of the problem without.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from matplotlib.figure import Figure
 from experiments._report import xmpsc
 from experiments._report.statistics import COLORS, Share, bootstrap_ratio, grouped
 from gpsafe.certify import judge
-from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.tube import EnsembleTube
 
 SWEEPS = ("horizon", "width", "members")

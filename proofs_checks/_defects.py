@@ -11,12 +11,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from gpsafe.testbed.check import Grade
 from gpsafe.confidence import Mixture
 from gpsafe.cost.local_affine import Displacements, LocalAffine, Moduli
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import KnownPart
+from gpsafe.testbed.check import Grade
 from proofs_checks._edges import edge
 
 Scaled = Callable[[float], AbstractContextManager[object]]

@@ -18,7 +18,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import gaussian_tube
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
@@ -26,6 +25,7 @@ from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
 from proofs_checks._defects import graded, tube_grades
 from proofs_checks._edges import COMMON, Edge, edge, share

@@ -10,8 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.rkhs import kernels
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.confidence.info_gain import (
     eigenvalue_bound,
     gram_bound,
@@ -21,6 +19,8 @@ from gpsafe.confidence.info_gain import (
     linear_bound,
     online_bound,
 )
+from gpsafe.rkhs import kernels
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
 from proofs_checks._regression import generator
 

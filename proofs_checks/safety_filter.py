@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe.certify import CertificationProblem, Proposal
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.linalg import vector
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.double_integrator import DoubleIntegrator
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.tube import LinearTube, lqr_gain
 from gpsafe.verdict import Verdict
 

@@ -18,7 +18,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.cost import scenario_tube
@@ -36,6 +35,7 @@ from gpsafe.systems.reference import (
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
 from proofs_checks._defects import around, graded, tube_grades
 from proofs_checks._edges import COMMON, Edge, edge, share

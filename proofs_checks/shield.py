@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share
 from gpsafe.cost import plan_tube
@@ -29,16 +28,17 @@ from gpsafe.cost.local_affine import AffineRange, Displacements, LocalAffine
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
-from gpsafe.planning.tracking import Tracking
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
 from proofs_checks._defects import FACTORS, around, graded, tube_grades
 from proofs_checks._edges import COMMON, Edge, edge

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe.rkhs import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.cartpole import CartPole

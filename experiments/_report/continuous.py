@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from experiments._report.statistics import BLUE, COLORS, RED, SKY, plus_minus
-from gpsafe.testbed.experiment import Piece, Report, Run, Table
 from gpsafe.policies.parametric import ParametricPolicies
+from gpsafe.testbed.experiment import Piece, Report, Run, Table
 
 Arms = dict[str, list[Piece]]
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe.rkhs import kernels
 from gpsafe import rkhs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Mixture
@@ -21,7 +20,7 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies
-from gpsafe.rkhs import RKHSFunction
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown

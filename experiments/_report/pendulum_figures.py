@@ -14,9 +14,9 @@ from torch import Tensor
 
 from experiments._report import pendulum as common
 from experiments._report.statistics import COLORS, mean_interval
-from gpsafe.testbed.experiment import Animation, Piece, Report, Run, Table
 from gpsafe.systems.base import System
 from gpsafe.systems.pendulum import wrap_angle
+from gpsafe.testbed.experiment import Animation, Piece, Report, Run, Table
 from gpsafe.verdict import clopper_pearson
 
 LIMIT, UPRIGHT = 6.0, 0.5

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.pruned import windowed
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.policies import PolicyClass
-from gpsafe.rkhs import RKHSFunction
 from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.rkhs_twin import RKHSTwin

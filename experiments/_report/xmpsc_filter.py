@@ -12,12 +12,12 @@ from torch import Tensor
 
 from experiments._report.xmpsc_filter_questions import Case, Knowledge, Mode, Question, Sizes, question
 from gpsafe.certify import Certificate, judge
-from gpsafe.testbed.experiment import Piece
+from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.linalg import vector
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import Decision, SafetyFilter
 from gpsafe.sets import Ellipsoid, Polytope
-from gpsafe.certify.terminal_set import TerminalSet
+from gpsafe.testbed.experiment import Piece
 
 UNKNOWN = -1  # in the columns of containment: nothing was claimed
 KINDS = ("real_any", "real_all", "seen_any", "seen_all")  # of containment: true or measured state, a member or all

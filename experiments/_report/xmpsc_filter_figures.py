@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from experiments._report.statistics import BLUE, COLORS, GREEN, ORANGE, PURPLE, RED, Share, draw_shares, grouped
 from experiments._report.xmpsc_filter_questions import CASES, Case
-from gpsafe.testbed.experiment import Piece, Run
 from gpsafe.sets import Ellipsoid
 from gpsafe.sets.plot import draw
+from gpsafe.testbed.experiment import Piece, Run
 
 MODE = {"none": "black", "paper": RED, "sound": BLUE, "invariant": GREEN}
 SOURCE = {"plan": BLUE, "stored": GREEN, "backup": ORANGE, "soft": RED, "unfiltered": PURPLE, "none": "black"}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from experiments._report.xmpsc import TOLERANCE, collect
 from gpsafe.certify import CertificationProblem, Proposal, judge
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training
@@ -17,7 +18,6 @@ from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.tube import EnsembleTube, constant_gain, lqr_gain
 
 Mode = Literal["none", "paper", "sound", "invariant"]

@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from experiments.benchmarks.common import BENCHMARKS, Settings
-from gpsafe.testbed import provenance as _provenance
+from gpsafe.testbed import provenance
 
 MODULES = (
     "experiments.benchmarks.gp",
@@ -40,14 +40,14 @@ class Arguments(Settings):
 
 def environment() -> dict[str, object]:
     """Versions, processor, threads, load."""
-    revision, changed = _provenance.git_state()
+    revision, changed = provenance.git_state()
     processor = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = lines[0] if lines else processor
     return {
-        "versions": _provenance.versions(),
+        "versions": provenance.versions(),
         "revision": revision,
         "changed": changed,
         "processor": processor,

@@ -14,9 +14,9 @@ from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 
 from experiments.benchmarks.common import Record, Settings, benchmark, dgemm, paired, ratio, summary
-from gpsafe.rkhs import kernels
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models.views import as_gpytorch
+from gpsafe.rkhs import kernels
 
 OUTPUTS = 4
 POINTS, HORIZON = 1000, 50

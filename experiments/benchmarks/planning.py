@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.gp import Batched, fastest
 from experiments.benchmarks.common import Record, Settings, benchmark, paired, ratio, summary
-from gpsafe.rkhs import kernels
+from experiments.benchmarks.gp import Batched, fastest
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models.gp import identity_prior
 from gpsafe.models.views import as_gpytorch
 from gpsafe.planning import EXPLORERS, ICEM, PUBLISHED, Constraint, Planner, Table
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.pendulum import Pendulum

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from experiments._report import xmpsc
-from experiments.benchmarks.common import Record, Settings, benchmark
 from experiments._report.statistics import bootstrap_ratio
+from experiments.benchmarks.common import Record, Settings, benchmark
 from gpsafe.systems.xmpsc import SimplePendulum
 
 

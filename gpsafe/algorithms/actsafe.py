@@ -17,8 +17,8 @@ from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
-from gpsafe.planning.explore import expected_return
 from gpsafe.models import GP
+from gpsafe.planning.explore import expected_return
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_set import SafePolicySet

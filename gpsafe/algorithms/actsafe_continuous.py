@@ -24,11 +24,11 @@ from gpsafe.algorithms.actsafe import check_inputs, check_parts
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
+from gpsafe.planning.search.problem import Proposals, Search
+from gpsafe.planning.search.rollouts import Goal, Pessimism, Rollouts
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_parameters import Decisions, Distance, SafeParameters, admit, sound_upper
-from gpsafe.planning.search.problem import Proposals, Search
-from gpsafe.planning.search.rollouts import Goal, Pessimism, Rollouts
 from gpsafe.systems.base import System, sample_noise
 
 

@@ -14,8 +14,8 @@ from gpsafe import _require
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.explorers import Planner
 from gpsafe.planning.icem import Plan
-from gpsafe.sets import Box
 from gpsafe.safety.shield import Shield
+from gpsafe.sets import Box
 from gpsafe.systems.base import System
 from gpsafe.systems.task import Task
 

@@ -173,10 +173,10 @@ def _compute(
     command: str,
     package: str,
 ) -> int:
-    from gpsafe.testbed import workers as _workers
     from gpsafe.testbed import store
-    from gpsafe.testbed.experiment_store import Folder
+    from gpsafe.testbed import workers as pool
     from gpsafe.testbed.experiment import session
+    from gpsafe.testbed.experiment_store import Folder
 
     home = options.results / experiment.name
     try:
@@ -191,10 +191,10 @@ def _compute(
     log = home / "worker.log"
     log.write_bytes(b"")
     failures: dict[int, str] = {}
-    workers = min(options.workers or _workers.available_cores(), len(seeds))
+    workers = min(options.workers or pool.available_cores(), len(seeds))
     with _progress(console, home, seeds) as on_seed:
 
-        def on_done(done: _workers.Done) -> list[Any]:
+        def on_done(done: pool.Done) -> list[Any]:
             outcome = done.value or {"error": f"its worker {done.death}"}
             if "error" in outcome:
                 failures[done.task] = outcome["error"]
@@ -202,7 +202,7 @@ def _compute(
             return []
 
         work = _Work(package, experiment.name, arguments, home.absolute(), options.budget, session(command))
-        _workers.run(list(seeds), start=_start, args=(work,), workers=workers, log=log, on_done=on_done)
+        pool.run(list(seeds), start=_start, args=(work,), workers=workers, log=log, on_done=on_done)
     for seed, why in failures.items():
         console.print(f"seed {seed} failed: {why} (more in {log})", **PLAIN, soft_wrap=True)
     if not failures:
@@ -326,8 +326,7 @@ def report(words: Sequence[str], command: str, *, package: str = "experiments") 
     experiment = _named(words, REPORT_USAGE, package)
     known = [f.name for f in dataclasses.fields(ReportOptions)]
     options = parse(ReportOptions, words[1:], prog=f"gpsafe report {experiment.name}", known=known)
-    from gpsafe.testbed import experiment_report as _experiment_report
-    from gpsafe.testbed import store
+    from gpsafe.testbed import experiment_report, store
     from gpsafe.testbed.experiment import load
 
     output = options.output or options.results / experiment.name / "report"
@@ -340,8 +339,8 @@ def report(words: Sequence[str], command: str, *, package: str = "experiments") 
         why = "; ".join(stored.left_out) or "nothing"
         start = f"gpsafe run {experiment.name} computes them"
         raise UsageError(f"expected finished results in {options.results / experiment.name}, got {why}; {start}")
-    files = _experiment_report.write(experiment, stored, output)
-    for line in (*_experiment_report.mixtures(stored.runs), *stored.left_out):
+    files = experiment_report.write(experiment, stored, output)
+    for line in (*experiment_report.mixtures(stored.runs), *stored.left_out):
         print(f"note: {line}")
     print(f"wrote {files[0]} and {len(files) - 1} files beside it")
     return 0

@@ -66,9 +66,7 @@ def _verify(options: Verify, command: str) -> int:
 
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
-    from gpsafe.testbed import report
-    from gpsafe.testbed import store
-    from gpsafe.testbed import verify
+    from gpsafe.testbed import report, store, verify
 
     console = Console(width=width())
     chosen, known = _chosen(options)
@@ -86,9 +84,9 @@ def _verify(options: Verify, command: str) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
 
-    from gpsafe.testbed import workers as _workers
+    from gpsafe.testbed import workers as pool
 
-    workers = options.workers or _workers.available_cores()
+    workers = options.workers or pool.available_cores()
     started_at, begun = datetime.now(UTC), time.perf_counter()
     with _progress(console, workers, options.cache) as on_progress:
         results = verify.verify(
@@ -283,21 +281,21 @@ def _verify_words(words: Sequence[str], command: str) -> int:
 
 
 def _run_words(words: Sequence[str], command: str) -> int:
-    from gpsafe.cli import experiments as _cli_experiments
+    from gpsafe.cli import experiments
 
-    return _cli_experiments.run(words, command)
+    return experiments.run(words, command)
 
 
 def _report_words(words: Sequence[str], command: str) -> int:
-    from gpsafe.cli import experiments as _cli_experiments
+    from gpsafe.cli import experiments
 
-    return _cli_experiments.report(words, command)
+    return experiments.report(words, command)
 
 
 def _bench_words(words: Sequence[str], command: str) -> int:
-    from gpsafe.cli import experiments as _cli_experiments
+    from gpsafe.cli import experiments
 
-    return _cli_experiments.bench(words, command)
+    return experiments.bench(words, command)
 
 
 COMMANDS: dict[str, Command] = {

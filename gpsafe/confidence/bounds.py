@@ -16,8 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.rounding import EPS, Rounding
 from gpsafe.models.gp import GP

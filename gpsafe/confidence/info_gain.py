@@ -15,9 +15,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe.rkhs import kernels
-from gpsafe import linalg
 
 
 def gram_info_gain(gram: Tensor, regularizer: float) -> Tensor:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.rkhs import kernels
 from gpsafe.confidence.functionals import (
     differentiable,
     functional_beta,
@@ -32,6 +31,7 @@ from gpsafe.confidence.functionals import (
 )
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
+from gpsafe.rkhs import kernels
 
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 

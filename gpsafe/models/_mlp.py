@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 
 CURVATURE = 4.0 / (3.0 * math.sqrt(3.0))  # max |tanh''|, at |a| = artanh(1/√3)
 _PEAK = math.atanh(1.0 / math.sqrt(3.0))

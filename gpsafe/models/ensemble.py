@@ -14,8 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._mlp import MLP

@@ -26,14 +26,13 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe.rkhs import kernels
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.data import Transitions
 from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
 from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, zero_prior
 from gpsafe.models.base import Prediction
+from gpsafe.rkhs import kernels
 
 __all__ = ["GP", "Prior", "identity_prior", "zero_prior"]
 

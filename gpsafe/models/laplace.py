@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
 from gpsafe.models._prior import Prior, zero_prior

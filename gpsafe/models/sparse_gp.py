@@ -11,12 +11,11 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
-from gpsafe.rkhs import kernels as kernel_functions
+from gpsafe import _require, linalg
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._residual import ResidualModel
+from gpsafe.rkhs import kernels as kernel_functions
 
 
 @dataclass(frozen=True, slots=True, eq=False)

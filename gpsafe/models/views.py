@@ -24,12 +24,11 @@ from linear_operator import to_linear_operator
 from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
-from gpsafe.rkhs import kernels as kernel_functions
+from gpsafe import _require, linalg
 from gpsafe.models import _fitting
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels as kernel_functions
 
 
 class BotorchView(Model, FantasizeMixin):

@@ -8,9 +8,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe.rkhs import kernels
-from gpsafe import linalg
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,13 +41,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.safety.filter_env import SafetyFilterWrapper
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify.judge import Certificate, judge
 from gpsafe.certify.problem import CertificationProblem, Proposal, Proposer
 from gpsafe.certify.terminal_set import Invariance
 
-__all__ = ["Decision", "SafetyFilter", "SafetyFilterWrapper", "Source"]
+__all__ = ["Decision", "SafetyFilter", "Source"]
 
 Source = Literal["plan", "stored", "backup", "soft", "unfiltered"]
 Law = Callable[[Tensor], Tensor]

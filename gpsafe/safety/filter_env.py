@@ -1,4 +1,4 @@
-"""A Gymnasium wrapper with the safety filter inside (public name: `gpsafe.safety.filter.SafetyFilterWrapper`)."""
+"""A Gymnasium wrapper with the safety filter inside (public name: `gpsafe.safety.SafetyFilterWrapper`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.systems.actions import Array, Channel
 from gpsafe.sets.polytope import Polytope
+from gpsafe.systems.actions import Array, Channel
 
 if TYPE_CHECKING:
     from gpsafe.safety.filter import Decision, SafetyFilter
@@ -26,11 +26,12 @@ _log = logging.getLogger(__name__)
 class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Filters the actions of any agent: `env = SafetyFilterWrapper(env, filter)`.
 
-    The state is `info["state"]` where the environment gives it (as `gpsafe.systems.envs` does), else the observation, if no wrapper
-    changes it; `state` overrides that. The theorem needs u to be applied exactly, so the wrappers inside are read
-    (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a U that something on the way would
-    clip. What cannot be read is listed in `assumptions`: among it that actions are rounded, if an action space is float32. An
-    environment that tells the input that its plant got as `info["applied"]` (as `gpsafe.systems.envs` does) is held to it.
+    The state is `info["state"]` where the environment gives it (as `gpsafe.systems.envs` does), else the observation, if
+    no wrapper changes it; `state` overrides that. The theorem needs u to be applied exactly, so the wrappers inside are read
+    (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a U that something on
+    the way would clip. What cannot be read is listed in `assumptions`: among it that actions are rounded, if an action
+    space is float32. An environment that tells the input that its plant got as `info["applied"]` (as `gpsafe.systems.envs`
+    does) is held to it.
 
     The info of each step, and of a reset with the source "reset", gets "filter", whose entries keep their types, so that vector
     environments can stack them:

@@ -24,8 +24,8 @@ from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import grow, residual_reach
 from gpsafe.cost.robust_dp import RobustDP
-from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.policies import AffinePolicies
+from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.safety.safe_set import Rule, Witness, through
 
 Upper = Callable[[Tensor], Tensor]  # θ (m, d) → sound UCB_n, (m,)

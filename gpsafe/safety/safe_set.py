@@ -12,11 +12,11 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.rkhs import kernels
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
+from gpsafe.policies import AffinePolicies
 from gpsafe.policies.features import FeaturePolicies
 from gpsafe.policies.parametric import input_gap
-from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart
 
 Rule = Literal["given", "bound", "lipschitz"]

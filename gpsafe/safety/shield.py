@@ -1,6 +1,6 @@
 """A shield for receding-horizon planning: no input is applied without a certified plan to the end of the episode.
 
-At every step a planner proposes inputs. The shield completes each candidate with braking and feedback (`Tracking`,
+At every step a planner proposes inputs. The shield completes each candidate with braking and feedback (a `Completer`,
 untrusted) and lets a judge (`PlanTube`) follow all plans with a tube of everything that can happen under any f ∈ F_n and any
 noise in a box. It applies the first input of the first admitted plan, else goes on with the plan admitted before.
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -37,7 +37,6 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.plan_tube import SLACK, Plans, PlanTube
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.planning.tracking import Tracking
 
 Source = Literal["plan", "stored", "fallback"]
 _log = logging.getLogger(__name__)
@@ -56,6 +55,22 @@ def noise_radius(noise_std: Tensor, *, steps: int, delta: float) -> Tensor:
     share = _require.probability("noise_radius", "delta", delta) / (2 * steps * sigma.numel())
     tail = -torch.special.ndtri(torch.tensor(share, dtype=torch.float64, device=sigma.device))
     return sigma * (float(tail) + 1e-6)
+
+
+class Completer(Protocol):
+    """Makes whole plans of candidate inputs, with brakes and feedback; never believed. `gpsafe.planning.Tracking` is one."""
+
+    def plans(self, judge: PlanTube, x: Tensor, candidates: Tensor, lengths: Tensor, steps: int) -> Plans:
+        """K·M plans of `steps` laws from the measured state x (nx,), candidate-major, M ≥ 1 of each candidate.
+
+        Args:
+            judge: refined for the confidence set of the episode.
+            x: measured state.
+            candidates: (K, H, nu).
+            lengths: (K,), inputs used of each candidate.
+            steps: remaining steps of the episode.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +130,7 @@ class Shield:
     """
 
     judge: PlanTube
-    tracking: Tracking
+    tracking: Completer
     basis: Literal["certified", "assumed"]
     time: int
     stored: Plans
@@ -129,7 +144,7 @@ class Shield:
         confidence: ConfidenceSet,
         x0: Tensor,
         *,
-        tracking: Tracking,
+        tracking: Completer,
         assume: bool = False,
     ) -> Shield | NotCertified:
         """Certifies a fallback from x_0 for the whole episode; the one with the largest margin is stored.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.sets._containment import Containment, maximize_square
 
 _RANK = 1e-12  # singular values below this share of the largest count as 0 where a rank must be decided

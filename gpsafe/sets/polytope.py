@@ -18,8 +18,7 @@ import torch
 from scipy.spatial import Delaunay
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.sets import _hull, _lp
 from gpsafe.sets._containment import Containment
 from gpsafe.sets._lp import Program, Rational

@@ -18,8 +18,8 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpsafe.systems import drawing as _drawing
 from gpsafe import _require
+from gpsafe.systems import drawing
 from gpsafe.systems.base import System, sample_noise
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.double_integrator import DoubleIntegrator
@@ -139,7 +139,7 @@ class SystemEnv(gymnasium.Env[Array, Array]):
             return None
         if not self._trail:
             raise ResetNeeded("SystemEnv.render: expected a call of reset first, got none")
-        return _drawing.picture(self.system, torch.stack(self._trail), size=self.image_size)
+        return drawing.picture(self.system, torch.stack(self._trail), size=self.image_size)
 
 
 def _rkhs(build: Callable[..., System]) -> Callable[..., System]:
@@ -184,4 +184,6 @@ def make_env(
 
 for _plant in PLANTS:
     if f"gpsafe/{_plant}-v0" not in gymnasium.registry:
-        gymnasium.register(id=f"gpsafe/{_plant}-v0", entry_point="gpsafe.systems.envs:make_env", kwargs={"plant": _plant})
+        gymnasium.register(
+            id=f"gpsafe/{_plant}-v0", entry_point="gpsafe.systems.envs:make_env", kwargs={"plant": _plant}
+        )

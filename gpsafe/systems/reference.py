@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.rkhs import kernels
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies, set_point_policies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown, pendulum_known

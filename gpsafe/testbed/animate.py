@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.testbed import store
-from gpsafe.systems.drawing import PAPER, Canvas, picture
 from gpsafe.systems.base import System
+from gpsafe.systems.drawing import PAPER, Canvas, picture
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.systems.scene import ACCENT, DARK, GREY, RED
+from gpsafe.testbed import store
 
 MAX_BYTES = 1_500_000
 FRAME_MS = 60

@@ -21,11 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpsafe.testbed import provenance as _provenance
 from gpsafe import _require
-from gpsafe.testbed import store
-from gpsafe.testbed.experiment_store import Folder, Mismatch, Piece, as_plain, normal, revive
+from gpsafe.testbed import provenance, store
 from gpsafe.testbed.animate import Animation
+from gpsafe.testbed.experiment_store import Folder, Mismatch, Piece, as_plain, normal, revive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,9 +202,9 @@ def _now() -> str:
 
 def session(command: str = "") -> dict[str, Any]:
     """Where numbers that are computed from now on come from."""
-    revision, dirty = _provenance.git_state()
+    revision, dirty = provenance.git_state()
     about = {"command": command, "started_at": _now(), "seconds": None, "git_revision": revision, "git_dirty": dirty}
-    return {**about, "platform": platform.platform(), "versions": _provenance.versions()}
+    return {**about, "platform": platform.platform(), "versions": provenance.versions()}
 
 
 def run_seed(

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gpsafe import _require
-from gpsafe.testbed import animate
-from gpsafe.testbed import store
-from gpsafe.testbed.experiment_store import as_plain, differing
+from gpsafe.testbed import animate, store
 from gpsafe.testbed.experiment import Experiment, Report, Run, Stored, Table
+from gpsafe.testbed.experiment_store import as_plain, differing
 
 PNG_DPI = 140
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -13,8 +13,9 @@ import gpsafe
 
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
-    {"cli.py", "_cli_common.py", "_cli_experiments.py", "report.py", "_report_template.py", "_report_figures.py"}
-    | {"animate.py", "experiment.py", "_experiment_report.py", "_experiment_store.py"}
+    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments")}
+    | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate")}
+    | {f"testbed/experiment{part}.py" for part in ("", "_report", "_store")}
 )
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
 
@@ -45,7 +46,7 @@ def fingerprint(package: str = "proofs_checks") -> str:
 
 def git_state() -> tuple[str | None, bool | None]:
     """Revision of the checkout that gpsafe runs from, and whether it has changes; else Nones."""
-    root = Path(gpsafe.__file__).resolve().parent.parent
+    root = Path(gpsafe.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None, None
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from gpsafe.testbed import workers as _workers
+from gpsafe.testbed import workers as pool
+from gpsafe.testbed.check import Graded
 from gpsafe.testbed.provenance import git_state, versions
 from gpsafe.testbed.report_figures import figure_uri, interval_svg, number
 from gpsafe.testbed.report_template import PAGE, STYLE
-from gpsafe.testbed.check import Graded
 from gpsafe.testbed.verify import CheckResult, Result, Status
 
 SIGNS = {"HOLDS": "✓", "VIOLATED": "✗", "INCONCLUSIVE": "?", "UNPROVEN": "!", "ERROR": "×"}
@@ -48,7 +48,7 @@ def environment(
         **versions(),
         "gpsafe": version,
         "platform": platform.platform(),
-        "cpu_count": _workers.available_cores(),
+        "cpu_count": pool.available_cores(),
         "workers": workers,
         "git_revision": revision,
         "git_dirty": dirty,

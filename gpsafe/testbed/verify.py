@@ -20,11 +20,11 @@ from typing import Any
 from urllib.parse import quote
 
 from gpsafe import _require
-from gpsafe.testbed import workers as _workers
 from gpsafe.testbed import store
+from gpsafe.testbed import workers as pool
+from gpsafe.testbed.check import BUDGETS, Budget, Check, Evidence, Graded, discover
 from gpsafe.testbed.check_result import CheckResult, Result, Status
 from gpsafe.testbed.provenance import fingerprint
-from gpsafe.testbed.check import BUDGETS, Budget, Check, Evidence, Graded, discover
 from gpsafe.verdict import Outcome, Verdict
 
 CACHE = Path("results/verify")
@@ -175,7 +175,7 @@ def verify(
         makes its check an ERROR and nothing else.
     """
     _require.one_of("verify", "budget", budget, BUDGETS)
-    workers = _workers.available_cores() if workers is None else workers
+    workers = pool.available_cores() if workers is None else workers
     _require.count("verify", "workers", workers, minimum=0)
     mark = fingerprint(package)
     folder = Path(cache) / mark / budget
@@ -191,13 +191,13 @@ def verify(
         if workers == 0:
             while tasks:
                 task = tasks.pop(0)
-                tasks = run.on_done(_workers.Done(task, execute(task, checks, budget, folder))) + tasks
+                tasks = run.on_done(pool.Done(task, execute(task, checks, budget, folder))) + tasks
         elif tasks:
             Path(cache).mkdir(parents=True, exist_ok=True)
             log = Path(cache) / "worker.log"
             log.write_bytes(b"")
             args = (package, mark, budget, folder.absolute())
-            _workers.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
+            pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
     finally:
         if run.timings:
             store.write_piece(timings_path, timings | run.timings)
@@ -296,7 +296,7 @@ class _Run:
         for name in self.checks:
             self._finish(name)
 
-    def on_done(self, done: _workers.Done) -> list[Task]:
+    def on_done(self, done: pool.Done) -> list[Task]:
         """Books a finished task; returns the judgement if that was the last piece."""
         task: Task = done.task
         job = self.jobs[task.name, task.broken]

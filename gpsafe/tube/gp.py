@@ -8,8 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer

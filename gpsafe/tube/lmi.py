@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import _require
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe.sets.ellipsoid import Ellipsoid
 
 RATES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)

@@ -13,9 +13,9 @@ from strategies import seeds
 from xmpsc_cases import double_integrator, ensemble_pendulum
 
 from gpsafe.certify import CertificationProblem
+from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
-from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
 from gpsafe.tube import LinearTube
 from gpsafe.verdict import Outcome
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from tube_cases import Stated, stated
 
 from gpsafe.certify import CertificationProblem
-from gpsafe.sets import Box, Polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -21,6 +20,7 @@ from gpsafe.certify.terminal_set import (
     certify_invariance,
     invariant_polytope,
 )
+from gpsafe.sets import Box, Polytope
 from gpsafe.verdict import Outcome
 
 tensor = partial(torch.tensor, dtype=torch.float64)

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gpsafe.testbed import check as checks
 from gpsafe.cli import main as cli
+from gpsafe.testbed import check as checks
 from gpsafe.testbed import verify
 from tests import toy_checks
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from test_assumptions import USED
 from torch import Tensor
 
-from gpsafe.rkhs import kernels
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
@@ -27,6 +26,7 @@ from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, KnownPart, sample_noise
 from gpsafe.systems.known import AffineKnown

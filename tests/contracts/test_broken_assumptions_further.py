@@ -21,8 +21,8 @@ from gpsafe.confidence import ActSafeForm, ConfidenceBound, Constant, Lederer, M
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP
-from gpsafe.sets import Box, Polytope
 from gpsafe.safety.shield import Shield
+from gpsafe.sets import Box, Polytope
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.tube import EnsembleTube, LinearTube, Tube
 

@@ -24,9 +24,9 @@ from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models.gp import identity_prior
-from gpsafe.policies.parametric import set_point_family
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table
 from gpsafe.planning.search.rollouts import Rollouts
+from gpsafe.policies.parametric import set_point_family
 from gpsafe.sets import Box, Polytope
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.pendulum import Pendulum

@@ -18,7 +18,6 @@ from gpytorch.kernels import Kernel
 from strategies import ALL_KERNELS, CLOSED_KERNELS, make_kernel
 
 import gpsafe.cost
-from gpsafe.rkhs import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceSet, ConvexProgram, Mixture, make_bound
 from gpsafe.confidence.functionals import functional_beta
 from gpsafe.confidence.members import extremal_member
@@ -35,8 +34,8 @@ from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rkhs import RKHSFunction
 from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.safety.safe_set import policy_distance
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope

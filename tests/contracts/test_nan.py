@@ -9,7 +9,6 @@ from cost_cases import generator, make_case
 from poison_costs import Unchecked
 from shield_cases import case_of, judge_of, judged, shield_of
 
-from gpsafe.rkhs import kernels
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.gaussian_tube import GaussianTube
@@ -19,13 +18,14 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
+from gpsafe.safety.shield import NotCertified, Shield
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.safety.shield import NotCertified, Shield
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.task import Task
-from gpsafe.planning.tracking import Tracking
 
 UNIT = Box(vector(-1.0), vector(1.0))
 COST = IndicatorCost(vector(1.0).reshape(1, 1), vector(0.3))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from cost_cases import generator, make_case
 
-from gpsafe.rkhs import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._lineage import continues
@@ -16,6 +15,7 @@ from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP
 from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import kernels
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from experiments.benchmarks import common as benchmarks
 from experiments.benchmarks import __main__ as bench
+from experiments.benchmarks import common as benchmarks
 
 
 def test_ratio_is_the_median_within_rounds():

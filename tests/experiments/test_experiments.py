@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gpsafe.testbed.experiment_report import write
 from gpsafe.testbed.experiment import Experiment, find, load, run_seed
+from gpsafe.testbed.experiment_report import write
 
-FOLDER = Path(__file__).parents[1] / "experiments"
+FOLDER = Path(__file__).parents[2] / "experiments"
 MODULES = sorted(
     p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_") and "EXPERIMENT" in p.read_text(encoding="utf-8")
 )

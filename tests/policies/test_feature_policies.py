@@ -13,8 +13,8 @@ from strategies import seeds
 
 from gpsafe.cost.enclosure import closed_loop_range
 from gpsafe.cost.scenario_tube import ScenarioTube
-from gpsafe.policies.features import Feature, FeaturePolicies, pendulum_coefficients, pendulum_features
 from gpsafe.policies import AffinePolicies, feedback
+from gpsafe.policies.features import Feature, FeaturePolicies, pendulum_coefficients, pendulum_features
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.safety.safe_set import policy_distance
 from gpsafe.sets import Box

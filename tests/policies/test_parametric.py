@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.policies.parametric import feedback_family, input_gap, set_point_family
 from gpsafe.policies import AffinePolicies
+from gpsafe.policies.parametric import feedback_family, input_gap, set_point_family
 from gpsafe.sets import Box
 
 UNIT = Box(torch.tensor([-1.0]), torch.tensor([1.0]))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import ALL_KERNELS, CLOSED_KERNELS, GENERIC_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe.rkhs import kernels
 from gpsafe import rkhs
+from gpsafe.rkhs import kernels
 
 EXACT = 1e-12
 ROUNDING = 1e-14

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import kernel_names, make_kernel, seeds
 
-from gpsafe.rkhs import kernels
 from gpsafe import rkhs
+from gpsafe.rkhs import kernels
 
 EXACT, SOLVE = 1e-12, 1e-8
 LOW, HIGH = torch.full((2,), -2.0, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)

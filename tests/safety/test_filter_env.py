@@ -29,10 +29,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpsafe.systems.envs  # noqa: F401 (registers)
-from gpsafe.systems.actions import Channel
+from gpsafe.safety import SafetyFilter, SafetyFilterWrapper
 from gpsafe.safety.filter_env import _bounds
-from gpsafe.safety.filter import SafetyFilter, SafetyFilterWrapper
 from gpsafe.sets import Box, Polytope
+from gpsafe.systems.actions import Channel
 from gpsafe.tube import LinearTube
 
 needs_rl = pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs the extra 'rl'")

@@ -24,10 +24,10 @@ from hypothesis.stateful import (
 )
 
 from gpsafe.certify import Certificate, CertificationProblem, Margins
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.reference import reference_pendulum
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.tube import LinearTube, Tube
 
 FAILURES = ("far", "nan", "short", "breakdown", "singular", "states", "inputs", "terminal")

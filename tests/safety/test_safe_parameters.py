@@ -14,7 +14,14 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.policies.parametric import set_point_family
 from gpsafe.policies.rollout import closed_loop, transitions
-from gpsafe.safety.safe_parameters import SafeParameters, admit, box_upper, certified_boxes, lipschitz_boxes, sound_upper
+from gpsafe.safety.safe_parameters import (
+    SafeParameters,
+    admit,
+    box_upper,
+    certified_boxes,
+    lipschitz_boxes,
+    sound_upper,
+)
 from gpsafe.safety.safe_set import policy_distance
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise

@@ -9,15 +9,22 @@ import pytest
 import torch
 from test_safe_parameters import FAMILY, UNIT, generator, learned, planted, start, vector
 
-from gpsafe.rkhs import kernels
-from gpsafe.safety import safe_parameters
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
 from gpsafe.policies.parametric import feedback_family
-from gpsafe.safety.safe_parameters import SafeParameters, admit, box_upper, certified_boxes, lipschitz_boxes, sound_upper
+from gpsafe.rkhs import kernels
+from gpsafe.safety import safe_parameters
+from gpsafe.safety.safe_parameters import (
+    SafeParameters,
+    admit,
+    box_upper,
+    certified_boxes,
+    lipschitz_boxes,
+    sound_upper,
+)
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_pendulum

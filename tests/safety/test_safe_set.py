@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.rkhs import kernels
 from gpsafe import rkhs
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import kernels
 from gpsafe.safety.safe_set import SafePolicySet, policy_distance, reachable
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise

@@ -7,9 +7,9 @@ import gpytorch
 import pytest
 import torch
 
-from gpsafe.rkhs import kernels
-from gpsafe.policies.features import FeaturePolicies
 from gpsafe.policies import AffinePolicies
+from gpsafe.policies.features import FeaturePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.safety.safe_set import SafePolicySet, Witness, policy_distance, reachable
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown

@@ -14,20 +14,20 @@ from scipy import stats
 from shield_cases import HORIZON, case_of, corners, judge_of, judged, pushes, shield_of, tracking_of
 from strategies import seeds
 
-from gpsafe.rkhs import kernels
+from gpsafe.algorithms.episode import verified_episode
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP, LowRankGP
-from gpsafe.planning import verified_episode
+from gpsafe.planning.tracking import Tracking, linearised
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.task import Task
-from gpsafe.planning.tracking import Tracking, linearised
 
 NONE = torch.zeros(0, 1, 1, dtype=torch.float64)
 

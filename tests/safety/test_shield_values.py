@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gpsafe.cost.plan_tube import SLACK, Plans, Verification
 from gpsafe.policies import AffinePolicies
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 BOX = Box(tensor([-1.0]), tensor([1.0]))

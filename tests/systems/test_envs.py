@@ -12,9 +12,9 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from gpsafe.systems.envs import PLANTS, SystemEnv, make_env
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.double_integrator import DoubleIntegrator
+from gpsafe.systems.envs import PLANTS, SystemEnv, make_env
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gpsafe.testbed import animate
-from gpsafe.testbed.animate import Animation, save_gif
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d
+from gpsafe.testbed import animate
+from gpsafe.testbed.animate import Animation, save_gif
 
 
 def wander(system, episodes: int = 3, steps: int = 6, scale: float = 2.0) -> torch.Tensor:

@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from strategies import seeds
 from toy_experiment import importable, module
 
-from gpsafe.cli import experiments as _cli_experiments
+from gpsafe.cli import experiments
 from gpsafe.cli import main as cli
-from gpsafe.testbed import experiment
 from gpsafe.cli.common import UsageError
+from gpsafe.testbed import experiment
+from gpsafe.testbed.experiment import Experiment, Mismatch, Piece, Record, Report, Table, load, run_seed
 from gpsafe.testbed.experiment_report import markdown, write
 from gpsafe.testbed.experiment_store import Folder, as_plain, revive
-from gpsafe.testbed.experiment import Experiment, Mismatch, Piece, Record, Report, Table, load, run_seed
 
 ABOUT = {"command": "test", "started_at": "2026-01-01T00:00:00+00:00", "git_revision": "a" * 40, "git_dirty": False}
 
@@ -212,7 +212,7 @@ def test_a_killed_process_loses_only_the_piece_in_progress(toy, package, tmp_pat
     home = tmp_path / package
     (home / "waits").touch()
     code = (
-        f"import sys; sys.path[:0] = {[str(tmp_path), str(Path(experiment.__file__).parents[1])]!r}\n"
+        f"import sys; sys.path[:0] = {[str(tmp_path), str(Path(experiment.__file__).parents[2])]!r}\n"
         f"from {package}.toy_growth import EXPERIMENT, Arguments\n"
         "from gpsafe.testbed.experiment import run_seed\n"
         "run_seed(EXPERIMENT, Arguments(fault='waits'), 0, folder='results/toy-growth/0', about={})"
@@ -340,13 +340,13 @@ def test_cells_of_a_table():
 def test_wrong_usage_is_one_clear_error_before_any_work(package, words, expected):
     Path("file").touch()
     with pytest.raises(UsageError, match=expected):
-        getattr(_cli_experiments, words[0])(words[1:], "gpsafe", package=package)
+        getattr(experiments, words[0])(words[1:], "gpsafe", package=package)
     assert not Path("results").exists()
 
 
 def test_help_lists_the_arguments_with_the_budgets_defaults(package, capsys):
     with pytest.raises(SystemExit) as stop:
-        _cli_experiments.run(["toy-growth", "--budget", "full", "--help"], "gpsafe", package=package)
+        experiments.run(["toy-growth", "--budget", "full", "--help"], "gpsafe", package=package)
     out = capsys.readouterr().out
     assert not stop.value.code
     assert "Episodes of growth. (default: 9)" in out and "--workers" in out and "Noise that grows" in out
@@ -354,21 +354,21 @@ def test_help_lists_the_arguments_with_the_budgets_defaults(package, capsys):
 
 
 def test_list_names_experiments_and_broken_modules(package, capsys, tmp_path):
-    assert _cli_experiments.run(["--list"], "gpsafe", package=package) == 0
+    assert experiments.run(["--list"], "gpsafe", package=package) == 0
     assert re.search("toy-growth +Noise that grows +1, 2, 4", capsys.readouterr().out)
     (tmp_path / package / "torn.py").write_text("EXPERIMENT = 1 / 0\n")
-    assert _cli_experiments.run(["--list"], "gpsafe", package=package) == 1
+    assert experiments.run(["--list"], "gpsafe", package=package) == 1
     assert f"{package}.torn cannot be used: ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_a_worker_that_dies_loses_nothing_but_the_piece_in_progress(package, capsys, tmp_path):
     (tmp_path / package / "dies").touch()
     words = ["toy-growth", "--fault", "dies", "--seeds", "5", "--fresh"]
-    assert _cli_experiments.run(words, "gpsafe run toy-growth", package=package) == 0
+    assert experiments.run(words, "gpsafe run toy-growth", package=package) == 0
     assert "[1/1] seed 5: 3 pieces, 1 of them kept from before" in capsys.readouterr().out
     with pytest.raises(UsageError, match="fault = 'dies' there, '' now"):
-        _cli_experiments.run(["toy-growth", "--seeds", "5"], "gpsafe", package=package)
-    assert _cli_experiments.report(["toy-growth"], "gpsafe", package=package) == 0
+        experiments.run(["toy-growth", "--seeds", "5"], "gpsafe", package=package)
+    assert experiments.report(["toy-growth"], "gpsafe", package=package) == 0
     assert Path("results/toy-growth/report/growth.png").read_bytes()[:4] == b"\x89PNG"
     assert "`gpsafe run toy-growth`" in Path("results/toy-growth/report/index.md").read_text()
 
@@ -376,19 +376,19 @@ def test_a_worker_that_dies_loses_nothing_but_the_piece_in_progress(package, cap
 @pytest.mark.slow
 def test_a_seed_that_raises_is_named_and_the_others_finish(package, capsys, tmp_path):
     (tmp_path / package / "raises").touch()
-    assert _cli_experiments.run(["toy-growth", "--fault", "raises"], "gpsafe", package=package) == 1
+    assert experiments.run(["toy-growth", "--fault", "raises"], "gpsafe", package=package) == 1
     out = capsys.readouterr().out
     assert "seed 0 failed: ArithmeticError: no growth" in out and "seed 1 failed" in out
     assert "Traceback" in Path("results/toy-growth/worker.log").read_text()
     (tmp_path / package / "raises").unlink()
-    assert _cli_experiments.run(["toy-growth", "--fault", "raises"], "gpsafe", package=package) == 0
+    assert experiments.run(["toy-growth", "--fault", "raises"], "gpsafe", package=package) == 0
     assert "seed 0: 3 pieces, 1 of them kept" in capsys.readouterr().out
 
 
 def test_bench_runs_reports_and_prints_the_tables(package, capsys, monkeypatch):
-    monkeypatch.setitem(_cli_experiments.BENCH, "xmpsc", "toy-growth")
+    monkeypatch.setitem(experiments.BENCH, "xmpsc", "toy-growth")
     words = ["xmpsc", "--budget", "smoke", "--results", "elsewhere"]
-    assert _cli_experiments.bench(words, "gpsafe bench xmpsc", package=package) == 0
+    assert experiments.bench(words, "gpsafe bench xmpsc", package=package) == 0
     out = capsys.readouterr().out
     assert "[1/1] seed 0: 1 pieces" in out and "| seed | k\\|n | mean | far |" in out
     assert Path("elsewhere/toy-growth/report/index.md").exists()

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from experiments._report import line
 from experiments import cartpole_budgets
+from experiments._report import line
 from experiments._report.statistics import Share, mean_interval
 from experiments.check_rkhs_assumption import kernel, lower_norms
 from gpsafe import rkhs
@@ -87,7 +87,7 @@ def test_peak_memory_sees_an_allocation() -> None:
         "import torch; from experiments._report.statistics import peak_memory; "
         "print(*peak_memory(lambda: float(torch.ones(64 * 2**17, dtype=torch.float64).sum())))"
     )  # in a process of its own: elsewhere freed memory may serve the allocation
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     told = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     result, seconds, grown = map(float, told.split())
     assert result == 64 * 2**17 and seconds > 0

@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpsafe.testbed import check as checks
-from gpsafe.testbed import report
-from gpsafe.testbed import store
-from gpsafe.testbed import verify
+from gpsafe.testbed import report, store, verify
 from gpsafe.testbed.report_figures import figure_uri, interval_svg, number
 from tests import toy_checks
 

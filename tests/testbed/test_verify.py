@@ -15,14 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe.testbed import provenance as _provenance
-from gpsafe.testbed import workers as _workers
 from gpsafe.testbed import check as checks
-from gpsafe.testbed import store
-from gpsafe.testbed import verify
+from gpsafe.testbed import provenance, store, verify, workers
 from gpsafe.testbed.check import Check, Evidence
-from gpsafe.verdict import Outcome, Verdict
 from gpsafe.testbed.verify import CheckResult, Result, Status
+from gpsafe.verdict import Outcome, Verdict
 from tests import toy_checks
 
 KINDS = {
@@ -106,10 +103,10 @@ def test_pieces_of_other_sources_or_budgets_are_not_reused(toy, tmp_path):
     run(package, tmp_path / "cache")
     _, events = run(package, tmp_path / "cache", budget="full")
     assert events[0].reused == 0
-    before = _provenance.fingerprint(package)
+    before = provenance.fingerprint(package)
     with (tmp_path / package / "toy.py").open("a") as file:
         file.write("# another word\n")
-    assert _provenance.fingerprint(package) != before
+    assert provenance.fingerprint(package) != before
     _, events = run(package, tmp_path / "cache")
     assert events[0].reused == 0
 
@@ -152,7 +149,7 @@ def test_longest_pieces_come_first_once_times_are_known(toy, tmp_path, monkeypat
 
 def test_workers_that_cannot_start_are_one_error_and_no_endless_loop(tmp_path):
     with pytest.raises(RuntimeError, match="workers: expected a worker that starts"):
-        _workers.run([1], start=os._exit, args=(3,), workers=1, log=tmp_path / "log", on_done=lambda done: [])
+        workers.run([1], start=os._exit, args=(3,), workers=1, log=tmp_path / "log", on_done=lambda done: [])
 
 
 def test_sources_that_change_during_the_run_are_not_kept_under_the_old_name(toy, tmp_path):
@@ -162,7 +159,7 @@ def test_sources_that_change_during_the_run_are_not_kept_under_the_old_name(toy,
 
 def test_what_keeps_workers_from_starting_is_said(tmp_path):
     with pytest.raises(RuntimeError, match="invalid literal"):
-        _workers.run([1], start=int, args=("x",), workers=1, log=tmp_path / "log", on_done=lambda done: [])
+        workers.run([1], start=int, args=("x",), workers=1, log=tmp_path / "log", on_done=lambda done: [])
 
 
 LONELY = """
@@ -175,8 +172,8 @@ def start():
     return work
 
 if __name__ == "__main__":
-    from gpsafe.testbed import workers as _workers
-    _workers.run([1], start=start, args=(), workers=1, log=pathlib.Path("log"), on_done=lambda done: [])
+    from gpsafe.testbed import workers
+    workers.run([1], start=start, args=(), workers=1, log=pathlib.Path("log"), on_done=lambda done: [])
 """
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import Prior, identity_prior, zero_prior
+from gpsafe.planning.mpc._known import tape_of
 from gpsafe.planning.mpc._sweeps import Array, input_box, parameters
 from gpsafe.planning.mpc._tape import (
     ADD,
@@ -25,7 +26,6 @@ from gpsafe.planning.mpc._tape import (
     SELECT,
     SUB,
     UNARY,
-    tape_of,
 )
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube

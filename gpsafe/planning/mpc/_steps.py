@@ -1,4 +1,5 @@
-"""What a step of the condensed SQP costs beside its sweep and its quadratic program, compiled: see :mod:`gpsafe.planning.mpc.fast`.
+"""What a step of the condensed SQP costs beside its sweep and its quadratic program, compiled: see
+:mod:`gpsafe.planning.mpc.fast`.
 
 The matrices have a few hundred entries, so that NumPy's calls, twenty a step, would take longer than the sweep.
 """

@@ -15,7 +15,8 @@ from torch import Tensor
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
-from gpsafe.planning.mpc._tape import EMPTY, NotReadableError, Tape, tape_of
+from gpsafe.planning.mpc._known import tape_of
+from gpsafe.planning.mpc._tape import EMPTY, NotReadableError, Tape
 from gpsafe.sets.polytope import Polytope
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
@@ -37,8 +38,8 @@ class Scale:
 def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """The fastest sweep there is for the problem's model.
 
-    Compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.planning.mpc._tape`); sound-mode ones never:
-    their remainder is an interval bound without a useful derivative.
+    Compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.planning.mpc._tape`); sound-mode
+    ones never: their remainder is an interval bound without a useful derivative.
     """
     model = problem.model
     if isinstance(model, EnsembleTube) and model.mode == "paper":

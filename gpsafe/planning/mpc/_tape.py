@@ -3,22 +3,22 @@
 The function is traced once (`make_fx`, to aten operations on a batch of one), and the trace is run on arrays of symbols:
 constants are folded, equal operations shared. What is left is data, like a network's weights: the compiled sweep runs it
 forward with first and second derivatives (:mod:`gpsafe.planning.mpc._jets`), and CasADi gets the same operations
-(:mod:`gpsafe.planning.mpc._casadi`). So every known part, of a stock system or of a user, has one text, in torch, and exact derivatives.
+(:mod:`gpsafe.planning.mpc._casadi`). So every known part, of a stock system or of a user, has one text, in torch, and
+exact derivatives.
 
 Not every function can be read: control flow that depends on values, randomness, operations without a scalar form here, more
-than `LONGEST` operations. `tape_of` then says None. A tape is compared with its function before it is used.
+than `LONGEST` operations. `gpsafe.planning.mpc._known.tape_of` then says None. A tape is compared with its function before
+it is used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -202,41 +202,3 @@ def _order(code: int, orders: list[int]) -> int:
     if code == MUL:
         return min(2, sum(orders))
     return 2 if orders[0] else 0
-
-
-def tape_of(known: Known, nx: int, nu: int) -> Tape | None:
-    """The tape of p if it can be read and agrees with p at drawn points, else None; kept for a few p."""
-    if not isinstance(known, Hashable):
-        return None
-    for attempt in range(2):
-        tape = _kept(known, nx, nu)
-        if tape is None or agrees(tape, known, nx, nu):
-            return tape
-        if attempt == 0:  # p has changed since it was read (weights of a module, say)
-            _kept.cache_clear()
-    return None
-
-
-@lru_cache(maxsize=32)
-def _kept(known: Known, nx: int, nu: int) -> Tape | None:
-    from gpsafe.planning.mpc._trace import read
-
-    try:
-        return read(known, nx, nu)
-    except NotReadableError:
-        return None
-
-
-def agrees(tape: Tape, known: Known, nx: int, nu: int, *, points: int = 16, tolerance: float = 1e-10) -> bool:
-    """Whether the tape's values are p's at points of sizes 0.1 to 10."""
-    from gpsafe.planning.mpc._jets import evaluate
-
-    generator = torch.Generator().manual_seed(0)
-    size = torch.logspace(-1, 1, points, dtype=torch.float64).unsqueeze(-1)
-    z = size * torch.randn(points, nx + nu, dtype=torch.float64, generator=generator)
-    with torch.no_grad():
-        expected = known(z[:, :nx], z[:, nx:])
-    if expected.shape != (points, nx):
-        return False
-    found = np.stack([evaluate(tape, point)[0] for point in z.numpy()])
-    return bool(np.allclose(found, expected.numpy(), rtol=tolerance, atol=tolerance, equal_nan=True))

@@ -18,8 +18,9 @@ Why numba (five networks of width 20, CPU time of rows and Jacobian on one share
 330 and 1250 µs by CasADi's virtual machine with weights as parameters (MX, `buffer()`; more if expanded to SX), which gives the
 same numbers to 2e-15; and 4 ms by central differences through torch, which serve any other model. numba costs 0.3 s at
 import, 8 s of compilation once per machine, version and change of the code, then 0.3 s to load from its disk cache. A quadratic
-program takes `daqp` 10 to 20 µs; writing it down, reading it and updating B are compiled too (:mod:`gpsafe.planning.mpc._steps`), which
-takes a quarter to a third off a search and changes no plan by more than 1e-12 of cost.
+program takes `daqp` 10 to 20 µs; writing it down, reading it and updating B are compiled too
+(:mod:`gpsafe.planning.mpc._steps`), which takes a quarter to a third off a search and changes no plan by more than 1e-12
+of cost.
 """
 
 from __future__ import annotations

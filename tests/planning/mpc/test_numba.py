@@ -11,7 +11,7 @@ import pytest
 
 from gpsafe.planning.mpc import _numba
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DECIDE = """
 import logging, math, sys
 logging.basicConfig(level=logging.WARNING)
@@ -108,7 +108,7 @@ def test_machine_code_is_kept_until_a_file_beside_it_changes(module, after, tmp_
     """A function called from another file is built in. Numba itself, the control, goes on with what that file was."""
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT / 'gpsafe' / 'mpc'}{os.pathsep}{tmp_path}",
+        "PYTHONPATH": f"{ROOT / 'gpsafe' / 'planning' / 'mpc'}{os.pathsep}{tmp_path}",
         "NUMBA_CACHE_DIR": str(tmp_path / "kept"),
     }
     (tmp_path / "_caller.py").write_text(CALLER.format(module=module))

@@ -23,7 +23,7 @@ from tests.systems import _claims as claims
 
 pytest.importorskip("numba")
 
-from gpsafe.planning.mpc import _sweeps, _tape, _trace
+from gpsafe.planning.mpc import _known, _sweeps, _tape, _trace
 from gpsafe.planning.mpc._jets import evaluate
 from gpsafe.planning.mpc.fast import CondensedSQP
 
@@ -74,7 +74,7 @@ CASES |= {name: (lambda pair=pair: pair) for name, pair in USERS.items()}
 @given(seed=seeds())
 def test_value_jacobian_and_hessian_are_torchs(name, seed):
     known, nx = CASES[name]()
-    tape = _tape.tape_of(known, nx, 1)
+    tape = _known.tape_of(known, nx, 1)
     assert tape is not None
     z = 1.5 * torch.randn(nx + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     point = lambda z: known(z[None, :nx], z[None, nx:])[0]  # noqa: E731
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_has_no_tape():
         return flag["gain"] * x
 
     for known in (branching, through_numpy, cumulative, changing):
-        assert _tape.tape_of(known, 2, 1) is None
+        assert _known.tape_of(known, 2, 1) is None
     with pytest.raises(_tape.NotReadableError, match="cumsum"):
         _trace.read(cumulative, 2, 1)
     with pytest.raises(_tape.NotReadableError, match="outputs"):
@@ -125,9 +125,9 @@ def test_weights_changed_in_place_are_read_anew():
     def known(x, u):
         return layer(torch.cat([x, u], dim=-1))
 
-    before = _tape.tape_of(known, 2, 1)
+    before = _known.tape_of(known, 2, 1)
     layer.weight.mul_(2.0)
-    after = _tape.tape_of(known, 2, 1)
+    after = _known.tape_of(known, 2, 1)
     assert after is not before and after is not None
     z = np.array([0.3, -0.2, 0.5])
     assert np.allclose(evaluate(after, z)[1], layer.weight.numpy(), atol=1e-15)
@@ -135,8 +135,8 @@ def test_weights_changed_in_place_are_read_anew():
 
 def test_control_a_tape_of_another_function_does_not_agree():
     tape = _trace.read(SimplePendulum().prior(), 2, 1)
-    assert _tape.agrees(tape, SimplePendulum().prior(), 2, 1)
-    assert not _tape.agrees(tape, SimplePendulum().prior(scale=0.800001), 2, 1)
+    assert _known.agrees(tape, SimplePendulum().prior(), 2, 1)
+    assert not _known.agrees(tape, SimplePendulum().prior(scale=0.800001), 2, 1)
 
 
 @settings(max_examples=20, deadline=None)

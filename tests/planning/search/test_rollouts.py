@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.models import GP
-from gpsafe.policies.parametric import feedback_family, set_point_family
-from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.planning.search.problem import value_and_gradients
 from gpsafe.planning.search.rollouts import Rollouts, hinge
+from gpsafe.policies.parametric import feedback_family, set_point_family
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d, reference_pendulum
 

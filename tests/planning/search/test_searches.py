@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.planning.search import AugmentedLagrangian, BotorchSearch, FiniteGrid, LogBarrier, RandomSearch, RolloutAcquisition
+from gpsafe.planning.search import (
+    AugmentedLagrangian,
+    BotorchSearch,
+    FiniteGrid,
+    LogBarrier,
+    RandomSearch,
+    RolloutAcquisition,
+)
 from gpsafe.planning.search.log_barrier import barrier_step
 from gpsafe.planning.search.problem import value_and_gradients
 

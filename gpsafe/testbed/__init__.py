@@ -1,0 +1,1 @@
+"""What people run: checks and their verification, experiments, stored results, reports. Knows nothing of Gaussian processes."""
