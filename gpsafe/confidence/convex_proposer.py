@@ -27,15 +27,18 @@ class Proposer:
 
     def __init__(self, values: Tensor, targets: Tensor, radius_sq: Tensor, norm: Tensor) -> None:
         """Compiles for s = `values` (n,), Uᵀy = `targets` (n,), R_n² and B, see `convex_program.Program`."""
-        values, targets = values.cpu().numpy(), targets.cpu().numpy()
-        keep = values > RANK * values.max()
-        self._roots = np.where(keep, np.sqrt(np.where(keep, values, 1.0)), np.inf)  # p_i = 0 for dropped directions
+        eigenvalues = values.cpu().numpy()
+        keep = eigenvalues > RANK * eigenvalues.max()
+        self._roots = np.where(
+            keep, np.sqrt(np.where(keep, eigenvalues, 1.0)), np.inf
+        )  # p_i = 0 for dropped directions
         self._radius = float(radius_sq.sqrt())
         self._norm = float(norm)
-        n = len(values)
+        n = len(eigenvalues)
         self._slope, self._rest = cp.Parameter(n), cp.Parameter()
         weights, extra = cp.Variable(n), cp.Variable()
-        self._fit = cp.norm(cp.multiply(np.where(keep, self._roots, 0.0), weights) - targets) <= self._radius
+        misfit = cp.multiply(np.where(keep, self._roots, 0.0), weights) - targets.cpu().numpy()
+        self._fit = cp.norm(misfit) <= self._radius
         self._size = cp.norm(cp.hstack([weights, extra])) <= self._norm
         objective = cp.Maximize(self._slope @ weights + self._rest * extra)
         self.problem = cp.Problem(objective, [self._fit, self._size])
