@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._report.cartpole import Setting, centre_returns, task, truth, with_budget
-from experiments._report.statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
@@ -25,6 +23,9 @@ from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.policies.rollout import transitions
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report.cartpole import Setting, centre_returns, task, truth, with_budget
+from ._report.statistics import COLORS, mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)

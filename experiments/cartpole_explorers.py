@@ -19,7 +19,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._report.statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.episode import unverified_episode
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
@@ -31,6 +30,8 @@ from gpsafe.systems.base import HalfspaceCost, sample_noise, step
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.testbed.experiment import Table as Sheet
+
+from ._report.statistics import COLORS, mean_interval, plus_minus
 
 PLANT, PLANNER, MODEL = 0, 1, 2  # streams of random numbers
 

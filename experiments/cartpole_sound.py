@@ -16,9 +16,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._report.cartpole import hanging_lqr, plant
-from experiments._report.statistics import COLORS, mean_interval, plus_minus
-from experiments.cartpole_explorers import PLANNER, PLANT, generator_of
 from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
@@ -37,6 +34,10 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.testbed.experiment import Table as Sheet
+
+from ._report.cartpole import hanging_lqr, plant
+from ._report.statistics import COLORS, mean_interval, plus_minus
+from .cartpole_explorers import PLANNER, PLANT, generator_of
 
 
 @dataclass(frozen=True, slots=True)

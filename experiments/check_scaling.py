@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._report.statistics import COLORS, grouped
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
@@ -32,6 +31,8 @@ from gpsafe.systems.reference import reference_pendulum, reference_pendulum_poli
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report.statistics import COLORS, grouped
 
 EPISODE = ("append one episode", "refine the enclosure", "sweep: UCB", "sweep: exploration")
 

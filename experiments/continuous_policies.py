@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments._report.continuous import draw
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
@@ -35,6 +34,8 @@ from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+
+from ._report.continuous import draw
 
 SHAPES = ((0.3, 1.0), (0.15, 0.6), (0.08, 0.4), (0.04, 0.25), (0.02, 0.12), (0.01, 0.06), (0.005, 0.03))
 INITIAL = ((-0.5, 3.0), (-0.45, 3.0), (-0.4, 3.0))

@@ -18,8 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from experiments._report import pendulum as common
-from experiments._report import pendulum_figures as reporting
 from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
 from gpsafe.data import Transitions
 from gpsafe.models.base import DynamicsModel, Prediction
@@ -31,6 +29,9 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, System, sample_noise
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+
+from ._report import pendulum as common
+from ._report import pendulum_figures as reporting
 
 PLANT, PLANNER, MODEL = 0, 1, 2  # streams of random numbers
 

@@ -16,9 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments._report.policies import report
-from experiments._report.policies_family import Family, family
-from experiments._report.policies_truth import BOX, both_sides, paths, true_costs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.pruned import PrunedSession
@@ -31,6 +28,10 @@ from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record
+
+from ._report.policies import report
+from ._report.policies_family import Family, family
+from ._report.policies_truth import BOX, both_sides, paths, true_costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from experiments import pendulum_paper as paper
-from experiments._report import pendulum as common
-from experiments._report import pendulum_figures as reporting
 from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
@@ -41,6 +38,10 @@ from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+
+from . import pendulum_paper as paper
+from ._report import pendulum as common
+from ._report import pendulum_figures as reporting
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._report import line
-from experiments._report.statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
@@ -31,6 +29,9 @@ from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
 
 CAPTION = (
     "Intervals are 95 %. A member is refuted when inf over F_n of its cost, by the lower sweep of the robust program, exceeds "

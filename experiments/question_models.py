@@ -25,8 +25,6 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from experiments._report import line
-from experiments._report.statistics import BLUE, COLORS, ORANGE, Share, grouped, plus_minus
 from gpsafe import rkhs
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import Enclosure
@@ -42,6 +40,9 @@ from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import BLUE, COLORS, ORANGE, Share, grouped, plus_minus
 
 DELTA = 0.1
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._report import xmpsc
-from experiments._report.statistics import COLORS, Share, bootstrap_ratio, grouped
 from gpsafe.certify import judge
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.tube import EnsembleTube
+
+from ._report import xmpsc
+from ._report.statistics import COLORS, Share, bootstrap_ratio, grouped
 
 SWEEPS = ("horizon", "width", "members")
 PAPER = {  # ms, 2.2 GHz i7

@@ -28,7 +28,8 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
-from proofs_checks._edges import TINY, Edge, attaining, make_edge
+
+from ._edges import TINY, Edge, attaining, make_edge
 
 HAIR = 1e-6
 CELL = 0.5

@@ -17,7 +17,8 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import KnownPart
 from gpsafe.testbed.check import Grade
-from proofs_checks._edges import edge
+
+from ._edges import edge
 
 Scaled = Callable[[float], AbstractContextManager[object]]
 FACTORS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.0)

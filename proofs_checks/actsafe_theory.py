@@ -30,8 +30,9 @@ from gpsafe.models import GP
 from gpsafe.rkhs import kernels, random_function
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._finite import FinitePlant
-from proofs_checks._regression import generator
+
+from ._finite import FinitePlant
+from ._regression import generator
 
 ROOT = math.sqrt(2 * math.pi)
 HORIZONS = (2, 3, 5, 10)

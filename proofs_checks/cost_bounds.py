@@ -41,8 +41,9 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._cost_edges import EDGES, cost_edge
-from proofs_checks._defects import FACTORS, Scaled, around, times
+
+from ._cost_edges import EDGES, cost_edge
+from ._defects import FACTORS, Scaled, around, times
 
 SOUND = ("robust-dp", "total-variation", "scenario-tube", "gaussian-tube")
 HEURISTIC = ("sampled", "hallucinated")

@@ -27,9 +27,10 @@ from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import graded, tube_grades
-from proofs_checks._edges import COMMON, Edge, edge, share
-from proofs_checks.scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
+
+from ._defects import graded, tube_grades
+from ._edges import COMMON, Edge, edge, share
+from .scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
 
 EDGES = (*COMMON, "curved by noise")
 KAPPA = 5.0

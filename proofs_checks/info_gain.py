@@ -22,7 +22,8 @@ from gpsafe.confidence.info_gain import (
 from gpsafe.rkhs import kernels
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._regression import generator
+
+from ._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
 SHARDS: dict[Budget, int] = {"quick": 4, "full": 40}

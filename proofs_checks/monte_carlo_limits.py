@@ -21,8 +21,9 @@ from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.policies import AffinePolicies
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import FACTORS, Scaled
-from proofs_checks.cost_bounds import _setting
+
+from ._defects import FACTORS, Scaled
+from .cost_bounds import _setting
 
 SIZES = (20, 100, 400)
 DELTAS = (0.05, 1e-4)

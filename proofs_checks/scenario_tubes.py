@@ -37,8 +37,9 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import around, graded, tube_grades
-from proofs_checks._edges import COMMON, Edge, edge, share
+
+from ._defects import around, graded, tube_grades
+from ._edges import COMMON, Edge, edge, share
 
 EDGES = (*COMMON, "anchored")
 PATHS = 40

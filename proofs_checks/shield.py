@@ -40,8 +40,9 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import FACTORS, around, graded, tube_grades
-from proofs_checks._edges import COMMON, Edge, edge
+
+from ._defects import FACTORS, around, graded, tube_grades
+from ._edges import COMMON, Edge, edge
 
 EDGES = (*COMMON, "noise", "on a grid", "landing")
 HAIR = 1e-6  # by how much a member's last state is beyond the constraint of an edge

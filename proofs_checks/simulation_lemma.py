@@ -24,7 +24,8 @@ from gpsafe.linalg import vector
 from gpsafe.rkhs import kernels
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import FACTORS, around, times
+
+from ._defects import FACTORS, around, times
 
 PAIRS = 40
 

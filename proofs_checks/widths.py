@@ -16,7 +16,8 @@ from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._regression import generator
+
+from ._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
 NOISE = 0.2

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from experiments._report.statistics import BLUE, COLORS, RED, SKY, plus_minus
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.testbed.experiment import Piece, Report, Run, Table
+
+from .._report.statistics import BLUE, COLORS, RED, SKY, plus_minus
 
 Arms = dict[str, list[Piece]]
 

@@ -12,12 +12,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._report import pendulum as common
-from experiments._report.statistics import COLORS, mean_interval
 from gpsafe.systems.base import System
 from gpsafe.systems.pendulum import wrap_angle
 from gpsafe.testbed.experiment import Animation, Piece, Report, Run, Table
 from gpsafe.verdict import clopper_pearson
+
+from .._report import pendulum as common
+from .._report.statistics import COLORS, mean_interval
 
 LIMIT, UPRIGHT = 6.0, 0.5
 SOURCES = ("plan", "stored", "fallback", "initial")

@@ -9,10 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._report.policies_family import NAMES, Family, family
-from experiments._report.policies_truth import BOX, VISITED
-from experiments._report.statistics import BLUE, GREEN, ORANGE, RED
 from gpsafe.testbed.experiment import Piece, Report, Run, Table
+
+from .._report.policies_family import NAMES, Family, family
+from .._report.policies_truth import BOX, VISITED
+from .._report.statistics import BLUE, GREEN, ORANGE, RED
 
 BUDGET = 0.2
 LIMIT = 1.2  # rad

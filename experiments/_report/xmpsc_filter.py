@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments._report.xmpsc_filter_questions import Case, Knowledge, Mode, Question, Sizes, question
 from gpsafe.certify import Certificate, judge
 from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.linalg import vector
@@ -18,6 +17,8 @@ from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import Decision, SafetyFilter
 from gpsafe.sets import Ellipsoid, Polytope
 from gpsafe.testbed.experiment import Piece
+
+from .._report.xmpsc_filter_questions import Case, Knowledge, Mode, Question, Sizes, question
 
 UNKNOWN = -1  # in the columns of containment: nothing was claimed
 KINDS = ("real_any", "real_all", "seen_any", "seen_all")  # of containment: true or measured state, a member or all

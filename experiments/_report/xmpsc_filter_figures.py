@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments._report.statistics import BLUE, COLORS, GREEN, ORANGE, PURPLE, RED, Share, draw_shares, grouped
-from experiments._report.xmpsc_filter_questions import CASES, Case
 from gpsafe.sets import Ellipsoid
 from gpsafe.sets.plot import draw
 from gpsafe.testbed.experiment import Piece, Run
+
+from .._report.statistics import BLUE, COLORS, GREEN, ORANGE, PURPLE, RED, Share, draw_shares, grouped
+from .._report.xmpsc_filter_questions import CASES, Case
 
 MODE = {"none": "black", "paper": RED, "sound": BLUE, "invariant": GREEN}
 SOURCE = {"plan": BLUE, "stored": GREEN, "backup": ORANGE, "soft": RED, "unfiltered": PURPLE, "none": "black"}

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from experiments._report.xmpsc import TOLERANCE, collect
 from gpsafe.certify import CertificationProblem, Proposal, judge
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.data import Transitions
@@ -19,6 +18,8 @@ from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.tube import EnsembleTube, constant_gain, lqr_gain
+
+from .._report.xmpsc import TOLERANCE, collect
 
 Mode = Literal["none", "paper", "sound", "invariant"]
 Plant = SimplePendulum | SafeCartPole

@@ -1,4 +1,4 @@
-"""Benchmarks, paired in one process: ``python -m experiments.benchmarks.__main__ --json OUT [--only NAME ...] [--quick]``.
+"""Benchmarks, paired in one process: ``python -m experiments.benchmarks --json OUT [--only NAME ...] [--quick]``.
 
 Every ratio is the median over rounds in which the contestants ran one after another; absolute times depend on
 the machine and on what else it was doing. Pin threads (``make bench`` does: OMP_NUM_THREADS=1).
@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 import tyro
 
-from experiments.benchmarks.common import BENCHMARKS, Settings
 from gpsafe.testbed import provenance
 
+from .common import BENCHMARKS, Settings
+
 MODULES = (
-    "experiments.benchmarks.gp",
-    "experiments.benchmarks.dp",
-    "experiments.benchmarks.planning",
-    "experiments.benchmarks.xmpsc",
+    "gp",
+    "dp",
+    "planning",
+    "xmpsc",
 )
 
 
@@ -62,7 +63,7 @@ def environment() -> dict[str, object]:
 def main(arguments: Arguments) -> None:
     """Runs the benchmarks one after another and writes JSON after each of them."""
     for module in MODULES:
-        importlib.import_module(module)
+        importlib.import_module(f".{module}", __package__)
     unknown = set(arguments.only) - set(BENCHMARKS)
     if unknown:
         raise SystemExit(f"bench: expected names in {{{', '.join(BENCHMARKS)}}}, got {', '.join(sorted(unknown))}")

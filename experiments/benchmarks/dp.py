@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from experiments.benchmarks.common import Record, Settings, benchmark
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
@@ -19,6 +18,8 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.task import Task
+
+from .common import Record, Settings, benchmark
 
 
 def _run(policies: int, cells: int, episodes: int, part: int, parts: int) -> dict[str, float]:

@@ -13,10 +13,11 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 
-from experiments.benchmarks.common import Record, Settings, benchmark, dgemm, paired, ratio, summary
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models.views import as_gpytorch
 from gpsafe.rkhs import kernels
+
+from .common import Record, Settings, benchmark, dgemm, paired, ratio, summary
 
 OUTPUTS = 4
 POINTS, HORIZON = 1000, 50

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.common import Record, Settings, benchmark, paired, ratio, summary
-from experiments.benchmarks.gp import Batched, fastest
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models.gp import identity_prior
@@ -25,6 +23,9 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.pendulum import Pendulum
+
+from .common import Record, Settings, benchmark, paired, ratio, summary
+from .gp import Batched, fastest
 
 COUNTS = (90, 33, 7)
 SIZES = (50, 200, 500, 1000)

@@ -10,10 +10,11 @@ import statistics
 import numpy as np
 import torch
 
-from experiments._report import xmpsc
-from experiments._report.statistics import bootstrap_ratio
-from experiments.benchmarks.common import Record, Settings, benchmark
 from gpsafe.systems.xmpsc import SimplePendulum
+
+from .._report import xmpsc
+from .._report.statistics import bootstrap_ratio
+from .common import Record, Settings, benchmark
 
 
 @benchmark("certificate")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import itertools
 import math
 import signal
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gpsafe.testbed.experiment import Experiment
+
+OURS = "gpsafe.experiments"
+"""The project's own; `gpsafe.testbed.experiment.OURS`, whose import takes seconds."""
 
 RUN_USAGE = """\
 usage: gpsafe run NAME [--budget smoke|quick|full] [--seeds 0 1 2] [--workers N] [--fresh] [arguments]
@@ -71,23 +75,37 @@ class ReportOptions:
     """These seeds only (default: all that are finished)."""
 
 
+def _homes(package: str) -> list[str]:
+    """`package`; beside ours also a folder experiments/ of the user's own in the current one."""
+    see_current_folder()
+    own = Path.cwd() / "experiments"
+    ours = importlib.util.find_spec(package)
+    places = [Path(place) for place in (ours and ours.submodule_search_locations) or []]
+    theirs = package == OURS and own.is_dir() and not any(place.exists() and own.samefile(place) for place in places)
+    return [package, "experiments"] if theirs else [package]
+
+
 def _experiments(package: str) -> tuple[dict[str, Experiment], dict[str, str]]:
     from gpsafe.testbed.experiment import discover
 
-    see_current_folder()
-    found, broken = discover(package)
+    found: dict[str, Experiment] = {}
+    broken: dict[str, str] = {}
+    for home in _homes(package):
+        there, wrong = discover(home)
+        found |= {name: experiment for name, experiment in there.items() if name not in found}
+        broken |= wrong
     if not found and not broken:
-        raise UsageError(f"gpsafe: expected experiments in the folder {package}/ here, got none")
+        raise UsageError(f"gpsafe: expected experiments in {package}, got none")
     return found, broken
 
 
-def _named(words: Sequence[str], usage: str, package: str) -> Experiment:
-    """The experiment that the first word names."""
+def _named(words: Sequence[str], usage: str, package: str) -> tuple[Experiment, str]:
+    """The experiment that the first word names, and the package it is from."""
     from gpsafe.testbed.experiment import find
 
-    see_current_folder()
-    if words and (experiment := find(words[0], package)) is not None:
-        return experiment
+    for home in _homes(package) if words else ():
+        if (experiment := find(words[0], home)) is not None:
+            return experiment, home
     found, broken = _experiments(package)
     if not words or words[0].startswith("-"):
         raise UsageError(f"expected the name of an experiment first; there are {', '.join(found)}\n{usage}")
@@ -126,7 +144,7 @@ def _option(words: Sequence[str], name: str, default: str) -> str:
     return default
 
 
-def run(words: Sequence[str], command: str, *, package: str = "experiments") -> int:
+def run(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     """``gpsafe run``: computes the seeds of an experiment in worker processes. Exit code 1 if one fails."""
     from rich.console import Console
 
@@ -136,7 +154,7 @@ def run(words: Sequence[str], command: str, *, package: str = "experiments") -> 
     if list(words) in (["--help"], ["-h"]):
         print(RUN_USAGE)
         return 0
-    experiment = _named(words, RUN_USAGE, package)
+    experiment, package = _named(words, RUN_USAGE, package)
     budget: Any = _option(words[1:], "--budget", "quick")  # sets the defaults of all else
     kind = dataclasses.make_dataclass(
         "Options",
@@ -318,12 +336,12 @@ def _progress(console: Console, home: Path, seeds: list[int]) -> Iterator[Callab
             watcher.join()
 
 
-def report(words: Sequence[str], command: str, *, package: str = "experiments") -> int:
+def report(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     """``gpsafe report``: figures, tables and animations of an experiment, from stored results only."""
     if list(words) in (["--help"], ["-h"]):
         print(REPORT_USAGE)
         return 0
-    experiment = _named(words, REPORT_USAGE, package)
+    experiment, _ = _named(words, REPORT_USAGE, package)
     known = [f.name for f in dataclasses.fields(ReportOptions)]
     options = parse(ReportOptions, words[1:], prog=f"gpsafe report {experiment.name}", known=known)
     from gpsafe.testbed import experiment_report, store
@@ -346,7 +364,7 @@ def report(words: Sequence[str], command: str, *, package: str = "experiments") 
     return 0
 
 
-def bench(words: Sequence[str], command: str, *, package: str = "experiments") -> int:
+def bench(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     """``gpsafe bench``: a timing experiment, run alone, then its report and its tables on the screen."""
     if not words or words[0] in ("--help", "-h"):
         print(BENCH_USAGE, file=sys.stdout if words else sys.stderr)

@@ -57,8 +57,8 @@ class Verify:
     """Do all pieces again instead of reusing finished ones."""
     cache: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("results/verify")
     """Where finished pieces are kept."""
-    package: Annotated[str, tyro.conf.arg(metavar="MODULE")] = "proofs_checks"
-    """Package that holds the checks."""
+    package: Annotated[str, tyro.conf.arg(metavar="MODULE")] = "gpsafe.proofs_checks"
+    """Package that holds the checks (default: the project's own)."""
 
 
 def _verify(options: Verify, command: str) -> int:
@@ -69,9 +69,11 @@ def _verify(options: Verify, command: str) -> int:
     from gpsafe.testbed import report, store, verify
 
     console = Console(width=width())
-    chosen, known = _chosen(options)
+    chosen, known, missing = _chosen(options)
     if options.list:
         console.print(_list_table(chosen, options.budget))
+        for module, why in missing.items():
+            console.print(f"{module} {why}", **PLAIN, soft_wrap=True)
         return 0
     outputs = [path for path in (options.json, options.html) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
@@ -106,6 +108,7 @@ def _verify(options: Verify, command: str) -> int:
         workers=workers,
         selected=len(chosen),
         known=len(known),
+        not_run=missing,
     )
     console.print(results_table(results, console.width))
     if options.json is not None:
@@ -118,31 +121,41 @@ def _verify(options: Verify, command: str) -> int:
     for result in results:
         if result.grades:
             console.print(f"{result.check.name} notices {report.noticed(result)}", **PLAIN, soft_wrap=True)
+    for module, why in missing.items():
+        console.print(f"NOT RUN {module} {why}", **PLAIN, soft_wrap=True)
     console.print(report.summary(results), **PLAIN, soft_wrap=True)
     for path in outputs:
         console.print(f"wrote {path}", **PLAIN, soft_wrap=True)
     return 0 if all(result.passed for result in results) else 1
 
 
-def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check]]:
-    from gpsafe.testbed.check import discover
+def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check], dict[str, str]]:
+    """The checks asked for, all there are, and what keeps others from running."""
+    from gpsafe.testbed.check import survey
     from gpsafe.testbed.verify import select
 
     see_current_folder()
     try:
-        known = discover(options.package)
+        known, missing = survey(options.package)
     except Exception as error:  # a module of checks may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"--package: expected checks in {options.package!r}, got {reason}") from None
     if not known:
-        raise UsageError(f"--package: expected at least one check in {options.package!r}, got none")
+        raise UsageError(
+            f"--package: expected at least one check in {options.package!r}, got {_not_run(missing) or 'none'}"
+        )
     names = [name.strip() for part in options.only for name in part.split(",")]
     if options.only and not any(names):
         raise UsageError("--only: expected names of checks, got none")
     try:
-        return select(known, [name for name in names if name]), known
+        return select(known, [name for name in names if name]), known, missing
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError("; ".join(filter(None, [str(error), _not_run(missing)]))) from None
+
+
+def _not_run(missing: dict[str, str]) -> str:
+    """Which modules of checks need an extra that is not installed."""
+    return "; ".join(f"{module} {why}" for module, why in missing.items())
 
 
 @contextlib.contextmanager

@@ -12,11 +12,13 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from gpsafe import _require
-from gpsafe.testbed import store
+from gpsafe.testbed import extras, store
 from gpsafe.verdict import Outcome, Verdict
 
 Budget = Literal["quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("quick", "full")
+OURS = "gpsafe.proofs_checks"
+"""The project's own checks."""
 Sample = dict[str, Any]  # JSON-able numbers, strings, lists and dicts
 
 
@@ -166,14 +168,32 @@ class Check:
         return Graded(grade.term, None, tuple(tried), grade.unseen)
 
 
-def discover(package: str = "proofs_checks") -> dict[str, Check]:
-    """All checks of a package: each module's ``CHECKS`` tuple, sorted by name. Raises on a duplicate name."""
+def survey(package: str = OURS) -> tuple[dict[str, Check], dict[str, str]]:
+    """All checks of a package, each module's ``CHECKS`` tuple, sorted by name; and the modules that need an extra that is not
+    installed, with what to do. Any other failure to import is raised, as is a name that stands twice.
+    """
     found: dict[str, Check] = {}
+    missing: dict[str, str] = {}
     root = importlib.import_module(package)
     for info in pkgutil.iter_modules(root.__path__):
-        module = importlib.import_module(f"{package}.{info.name}")
+        name = f"{package}.{info.name}"
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            if (why := extras.needed(error)) is None:
+                raise
+            missing[name] = why
+            continue
         for check in getattr(module, "CHECKS", ()):
             if check.name in found:
                 raise _require.fail("discover", "unique check names", repr(check.name))
             found[check.name] = check
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), missing
+
+
+def discover(package: str = OURS) -> dict[str, Check]:
+    """All checks of a package by name, see `survey`. Raises ImportError if a module of it needs an extra that is missing."""
+    found, missing = survey(package)
+    if missing:
+        raise ImportError("; ".join(f"{module} {why}" for module, why in missing.items()))
+    return found

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpsafe import _require
-from gpsafe.testbed import provenance, store
+from gpsafe.testbed import extras, provenance, store
 from gpsafe.testbed.animate import Animation
 from gpsafe.testbed.experiment_store import Folder, Mismatch, Piece, as_plain, normal, revive
 
@@ -48,6 +48,8 @@ __all__ = [
 
 Budget = Literal["smoke", "quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
+OURS = "gpsafe.experiments"
+"""The project's own experiments."""
 RESERVED = frozenset({"budget", "seed", "seeds", "workers", "fresh", "results", "list", "help"})  # of the command line
 
 _log = logging.getLogger(__name__)
@@ -309,7 +311,7 @@ def _load_seed(experiment: Experiment, folder: Folder, seed: int) -> Run | str:
     return Run(seed, arguments, provenance | {"revisions": sorted(map(str, revisions))}, pieces)
 
 
-def discover(package: str = "experiments") -> tuple[dict[str, Experiment], dict[str, str]]:
+def discover(package: str = OURS) -> tuple[dict[str, Experiment], dict[str, str]]:
     """All experiments of a package by name, and the modules that could not be imported with the reason.
 
     A module is one of ours if its source mentions ``EXPERIMENT``; others are not imported.
@@ -329,11 +331,12 @@ def discover(package: str = "experiments") -> tuple[dict[str, Experiment], dict[
             _require_experiment(module, experiment, found)
             found[experiment.name] = experiment
         except Exception as error:  # a module may raise anything; the others must stay usable
-            broken[module] = " ".join(f"{type(error).__name__}: {error}".split())
+            why = extras.needed(error) if isinstance(error, ImportError) else None
+            broken[module] = why or " ".join(f"{type(error).__name__}: {error}".split())
     return dict(sorted(found.items())), broken
 
 
-def find(name: str, package: str = "experiments") -> Experiment | None:
+def find(name: str, package: str = OURS) -> Experiment | None:
     """The experiment of this name, or None. Looks first into the module of the same name, and imports no other then."""
     spec = importlib.util.find_spec(package)
     likely = name.replace("-", "_")

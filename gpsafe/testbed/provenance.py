@@ -31,15 +31,18 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def fingerprint(package: str = "proofs_checks") -> str:
+def fingerprint(package: str = "gpsafe.proofs_checks") -> str:
     """16 hex digits that change with the sources of gpsafe and of the checks and with the versions used."""
     digest = hashlib.sha256(repr(sorted(versions().items())).encode())
-    for name in ("gpsafe", package):
-        spec = importlib.util.find_spec(name)
-        for root in (spec.submodule_search_locations or ()) if spec else ():
+    spec = importlib.util.find_spec(package)
+    roots = {"gpsafe": [str(Path(gpsafe.__file__).parent)], package: (spec and spec.submodule_search_locations) or []}
+    for name, places in roots.items():
+        for root in places:
             for path in sorted(Path(root).rglob("*.py")):
                 inside = path.relative_to(root).as_posix()
-                if name != "gpsafe" or inside not in PRESENTATION:
+                if name != "gpsafe" or not (
+                    inside in PRESENTATION or inside.startswith(("experiments/", "proofs_checks/"))
+                ):
                     digest.update(f"\0{name}/{inside}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

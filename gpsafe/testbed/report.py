@@ -26,7 +26,15 @@ WORDS = {
 
 
 def environment(
-    *, budget: str, command: str, started_at: str, seconds: float, workers: int, selected: int, known: int
+    *,
+    budget: str,
+    command: str,
+    started_at: str,
+    seconds: float,
+    workers: int,
+    selected: int,
+    known: int,
+    not_run: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What a reader needs to run the same again: versions, machine, revision, budget, time.
 
@@ -38,6 +46,7 @@ def environment(
         workers: number of worker processes.
         selected: how many checks ran.
         known: how many there are.
+        not_run: modules of checks that need an extra that is not installed, with what to do.
     """
     revision, dirty = git_state()
     try:
@@ -55,6 +64,7 @@ def environment(
         "budget": budget,
         "checks_selected": selected,
         "checks_known": known,
+        "not_run": dict(not_run or {}),
         "started_at": started_at,
         "seconds": seconds,
         "command": command,
@@ -141,6 +151,7 @@ def html(results: Sequence[CheckResult], env: Mapping[str, Any]) -> str:
     records = [record(result) for result in results]
     left_out = env["checks_known"] - env["checks_selected"]
     words = summary(results) + (f" {left_out} further checks were not selected for this run." if left_out else "")
+    words += "".join(f" Not run: {module}, {why}." for module, why in env["not_run"].items())
     return PAGE.substitute(
         title=f"Guarantee report: {escape(summary(results))}",
         style=STYLE,

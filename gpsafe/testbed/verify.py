@@ -22,7 +22,7 @@ from urllib.parse import quote
 from gpsafe import _require
 from gpsafe.testbed import store
 from gpsafe.testbed import workers as pool
-from gpsafe.testbed.check import BUDGETS, Budget, Check, Evidence, Graded, discover
+from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, survey
 from gpsafe.testbed.check_result import CheckResult, Result, Status
 from gpsafe.testbed.provenance import fingerprint
 from gpsafe.verdict import Outcome, Verdict
@@ -132,7 +132,7 @@ def _start(package: str, expected: str, budget: Budget, folder: Path) -> Callabl
     import torch
 
     torch.set_num_threads(1)
-    checks = discover(package)
+    checks, _ = survey(package)
     if fingerprint(package) != expected:  # pieces of other sources must not be kept under this name
         raise RuntimeError("the sources changed while the checks were starting: run them again")
     return lambda task: execute(task, checks, budget, folder)
@@ -152,7 +152,7 @@ def _graded(piece: Mapping[str, Any]) -> Graded:
 def verify(
     checks: Mapping[str, Check],
     *,
-    package: str = "proofs_checks",
+    package: str = OURS,
     budget: Budget = "quick",
     workers: int | None = None,
     cache: Path = CACHE,
@@ -162,7 +162,7 @@ def verify(
     """Runs all pieces of all checks and of their controls.
 
     Args:
-        checks: some or all of ``discover(package)``.
+        checks: some or all of ``survey(package)[0]``.
         package: where the worker processes find the checks.
         budget: ``quick`` or ``full``.
         workers: number of processes (default: the available cores); 0 runs everything here.
