@@ -124,6 +124,9 @@ from .systems import (
     Task as Task,
 )
 from .systems import (
+    plant as plant,
+)
+from .systems import (
     twin as twin,
 )
 from .testbed.check import Check as Check

@@ -1,5 +1,6 @@
 """Plants, their known parts, costs and tasks. ``import gpsafe.systems.envs`` registers them with Gymnasium."""
 
+from gpsafe.systems.adapt import KnownFunction, episode, from_casadi, from_numpy, from_ode, plant
 from gpsafe.systems.base import (
     CallableSystem,
     Cost,
@@ -39,6 +40,7 @@ __all__ = [
     "HalfspaceCost",
     "HingeCost",
     "IndicatorCost",
+    "KnownFunction",
     "KnownPart",
     "Pendulum",
     "RKHSTwin",
@@ -50,9 +52,14 @@ __all__ = [
     "TwinError",
     "chain",
     "chain_policies",
+    "episode",
     "exact_twin",
+    "from_casadi",
+    "from_numpy",
+    "from_ode",
     "hanging_lqr",
     "pendulum_known",
+    "plant",
     "reference_1d",
     "reference_1d_policies",
     "reference_pendulum",
