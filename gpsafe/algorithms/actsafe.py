@@ -73,20 +73,25 @@ def check_parts(
     if not cost_bound.sound:
         raise _require.fail(where, "a sound cost bound", cost_bound.name)
     try:
-        if not bound.sound or bound.unchecked:
-            got = f"{bound.name}, unchecked or heuristic"
-            raise _require.fail(where, "a sound confidence bound, used within its theorem", got)
-        bound.check(model)
-        Task.of(system).require_same(where, cost_bound.task)
-        if not torch.equal(model.noise_std.cpu(), cost_bound.task.noise_std.cpu()):
-            got = f"{model.noise_std.tolist()} against {cost_bound.task.noise_std.tolist()}"
-            raise _require.fail(where, "a model with the task's noise_std", got)
-        check_task(where, cost_bound.task, ConfidenceSet(bound, (model,)))
+        check_theorem(where, Task.of(system), model, bound, cost_bound.task)
     except ValueError as error:
         if not unchecked:
             raise _require.fail(where, "parts within one theorem (or unchecked=True)", str(error)) from error
         return str(error)
     return None
+
+
+def check_theorem(where: str, plant: Task, model: GP, bound: ConfidenceBound, certified: Task) -> None:
+    """Raises ValueError unless one theorem covers model and bound, and what is certified is the plant's task."""
+    if not bound.sound or bound.unchecked:
+        got = f"{bound.name}, unchecked or heuristic"
+        raise _require.fail(where, "a sound confidence bound, used within its theorem", got)
+    bound.check(model)
+    plant.require_same(where, certified)
+    if not torch.equal(model.noise_std.cpu(), certified.noise_std.cpu()):
+        got = f"{model.noise_std.tolist()} against {certified.noise_std.tolist()}"
+        raise _require.fail(where, "a model with the task's noise_std", got)
+    check_task(where, certified, ConfidenceSet(bound, (model,)))
 
 
 def check_inputs(where: str, system: System, policies: object) -> None:

@@ -1,6 +1,6 @@
 """Receding-horizon planning with Gaussian processes: untrusted proposals, priced by samples, explored with one flag."""
 
-from gpsafe.planning.episode import Trajectory, proposals, unverified_episode, verified_episode
+from gpsafe.planning.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.planning.explorers import EXPLORERS, Explorer, Planner
 from gpsafe.planning.icem import ICEM, PUBLISHED, Plan, colored_noise, icem
 from gpsafe.planning.practical import FeatureGP, angle_features, fit, untrained
@@ -15,6 +15,7 @@ __all__ = [
     "Explorer",
     "FeatureGP",
     "Imagined",
+    "Pilot",
     "Plan",
     "Planner",
     "Table",
