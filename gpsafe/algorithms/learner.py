@@ -113,7 +113,8 @@ class Book:
         logger: a row each.
         refuted: what spoke against its assumptions first, in words.
         asked: the policy of the episode that is being flown.
-        counts: what else a method counts over its life.
+        counts: what else a method counts over its life; saved.
+        state: what a method keeps between episodes: derived from the history, in its order.
         cache: derived from the rest: may be forgotten at any time.
     """
 
@@ -122,6 +123,7 @@ class Book:
     refuted: str | None = None
     asked: EpisodePolicy | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
 
 
