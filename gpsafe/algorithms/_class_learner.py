@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from gpsafe import _require
@@ -81,9 +82,11 @@ class ClassLearner(Learner, Generic[S, C]):
             book.state["decided"] = (self.told, *self._decide(at, self.stream(self.seed, PLANNER, self.told)))
         return book.state["decided"][1:]
 
-    def _choose(self, number: int) -> EpisodePolicy:
+    def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
         _, choice = self._decided()
-        return EpisodePolicy(_alone(self._policy(choice)), self.system, number=number, unsound=self.unsound)
+        away = None if torch.equal(start, self.system.initial_state) else "policies are certified from x_0 alone"
+        act, unsound = _alone(self._policy(choice)), self.unsound or away
+        return EpisodePolicy(act, self.system, number=number, start=start, unsound=unsound)
 
     def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
         at, choice = self._decided()

@@ -151,13 +151,17 @@ def _feed(update: Any, value: Any, above: tuple[int, ...]) -> None:
         tag("type", value.__module__, value.__qualname__)
     elif isinstance(value, (tuple, list)):
         each(type(value).__name__, value)
+    elif isinstance(value, (set, frozenset)):
+        each("set", sorted(digest(item) for item in value))
     elif isinstance(value, Mapping):
         each("mapping", [part for pair in value.items() for part in pair])
     elif isinstance(value, types.FunctionType):
         tag("function", value.__module__, value.__qualname__, *value.__code__.co_names)
         plain = [c for c in value.__code__.co_consts if isinstance(c, (bool, int, float, str)) and c != value.__doc__]
-        captured = [cell.cell_contents for cell in value.__closure__ or ()]
-        each("code", [plain, captured, value.__defaults__, value.__kwdefaults__])
+        each(
+            "code",
+            [plain, [_content(cell) for cell in value.__closure__ or ()], value.__defaults__, value.__kwdefaults__],
+        )
     elif isinstance(value, types.MethodType):
         each("method", [value.__func__, value.__self__])
     elif isinstance(value, functools.partial):
@@ -169,6 +173,13 @@ def _feed(update: Any, value: Any, above: tuple[int, ...]) -> None:
         each(f"{type(value).__module__}.{type(value).__qualname__}", _arguments(value))
     else:
         each(f"{type(value).__module__}.{type(value).__qualname__}", sorted(getattr(value, "__dict__", {}).items()))
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return types.CellType
 
 
 def _plain(part: torch.nn.Module) -> list[tuple[str, str]]:

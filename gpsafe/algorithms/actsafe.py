@@ -255,7 +255,3 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         policy = self.policies.select(torch.tensor([index]))
         states, inputs = closed_loop(system.mean, policy, system.initial_state, noise)
         return states[0, 0], inputs[0, 0]
-
-    def with_(self, **changes: object) -> ActSafe:
-        """A copy with some arguments replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]

@@ -229,10 +229,6 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         states, inputs = closed_loop(system.mean, self.family(theta.unsqueeze(0)), system.initial_state, noise)
         return states[0, 0], inputs[0, 0]
 
-    def with_(self, **changes: object) -> ContinuousActSafe:
-        """A copy with some arguments replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
 
 def _falsified(model: GP, confidence: ConfidenceSet) -> Falsification | None:
     """A data point at which F_n is empty."""

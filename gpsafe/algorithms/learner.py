@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -50,15 +50,16 @@ class EpisodePolicy:
 
     Attributes:
         number: of the episode.
+        start: the state that it begins in, (nx,).
         unsound: why no guarantee stands behind it; None if one does.
         states, inputs: what it was asked and answered so far.
     """
 
     def __init__(
-        self, act: Callable[[Tensor], Tensor], system: System, *, number: int, unsound: str | None = None
+        self, act: Callable[[Tensor], Tensor], system: System, *, number: int, start: Tensor, unsound: str | None
     ) -> None:
         self._act, self._nx, self.horizon = act, system.nx, system.horizon
-        self.number, self.unsound = number, unsound
+        self.number, self.start, self.unsound = number, start, unsound
         self.states: list[Tensor] = []
         self.inputs: list[Tensor] = []
 
@@ -146,8 +147,8 @@ class Learner(ABC):
         """Why no guarantee stands behind the learner's episodes; None if one does."""
 
     @abstractmethod
-    def _choose(self, number: int) -> EpisodePolicy:
-        """The policy of episode `number`; from what was told, and from generators of this seed and episode only."""
+    def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
+        """The policy of episode `number` from x = start: of what was told, and of generators of this seed and episode."""
 
     @abstractmethod
     def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
@@ -178,12 +179,22 @@ class Learner(ABC):
         """What refuted an assumption, in words; None while nothing did. It stays: no later episode is guaranteed."""
         return self._book.refuted
 
-    def ask(self) -> EpisodePolicy:
-        """A policy for the next episode. Asked again before it was told, the same one; from its start if it was used."""
-        asked = self._book.asked
-        if asked is None or asked.inputs:
-            asked = self._book.asked = self._choose(self.told)
+    def ask(self, start: Any = None) -> EpisodePolicy:
+        """A policy for the next episode. Asked again before it was told, the same one; from its start if it was used.
+
+        Args:
+            start: the measured state that the episode begins in, if it is not exactly x_0.
+        """
+        x, asked = self._start_of(type(self).__name__ + ".ask", start), self._book.asked
+        if asked is None or asked.inputs or not torch.equal(asked.start, x):
+            asked = self._book.asked = self._choose(self.told, x)
         return asked
+
+    def _start_of(self, where: str, start: Any) -> Tensor:
+        """x_0, or the measured state that is given instead."""
+        if start is None:
+            return self.system.initial_state
+        return _require.shape(where, "start", _require.real(where, "start", start), (self.system.nx,))
 
     def tell(self, states: Any, inputs: Any, *, falsified: str | None = None) -> None:
         """What was measured in an episode, whoever chose the inputs: states (t + 1, nx), inputs (t, nu), t ≥ 1.
@@ -212,6 +223,8 @@ class Learner(ABC):
         reason = row["unsound"] or before or row["falsified"]
         if not reason and not row["followed"]:
             reason = "other inputs were applied, or other states measured, than those that the policy saw"
+        if not reason and asked is not None and not torch.equal(x[0], asked.start.to(x.device)):
+            reason = "it began in another state than it was asked for"
         row["unsound"], row["guaranteed"] = reason or "", not reason
         self._book.history.append((x, u))
         self._book.logger.rows.append(row)
@@ -221,7 +234,7 @@ class Learner(ABC):
         """One episode of a policy on the plant with the noise of its number: states (T + 1, nx), inputs (T, nu)."""
         system = self.system
         noise = sample_noise(system.noise_std, (system.horizon,), self.stream(self.seed, PLANT, policy.number))
-        return one_episode(system.mean, policy, system.initial_state, noise)
+        return one_episode(system.mean, policy, policy.start, noise)
 
     def learn(self, episodes: int, callback: Callable[[Self], object] | None = None) -> Self:
         """`episodes` more episodes on the plant: ask, roll out, tell. Ends early once an assumption is falsified.
@@ -269,6 +282,10 @@ class Learner(ABC):
         book = self._book
         about = {"learner": type(self).__name__, "seed": self.seed, "parts": _saved.fingerprints(self)}
         return {**about, "rows": book.logger.rows, "falsified": book.refuted, "counts": book.counts}
+
+    def with_(self, **changes: Any) -> Self:
+        """A new learner with some arguments replaced. It was told nothing."""
+        return replace(self, **changes)  # type: ignore[type-var]
 
     def __repr__(self) -> str:
         told = "guaranteed under its assumptions" if self.unsound is None else f"heuristic: {self.unsound}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class RecedingActSafe(Learner):
         model: before any data: `TheoryModel` (frozen, F_n, a judge), `PracticalModel` (refitted), another `LearnedModel`.
         initial: S_0: a policy class, or generator → policy of one episode. None only without a verifier.
         initial_episodes: how many episodes are spent on S_0 before any planning.
-        explorer: another one than the planner's: one of `EXPLORERS`, by name if you like.
+        explorer: another one than the planner's, itself or by its name in `EXPLORERS`.
         pessimism: another one than the explorer's: "none", "mean", "sampled" or "sound".
         delta_noise: probability that the noise leaves the judge's box in any step of any episode or task.
         seed: all random numbers are made of (seed, purpose, episode).
@@ -76,6 +76,7 @@ class RecedingActSafe(Learner):
     seed: int = 0
     stream: Stream = stream
     _book: Book = field(init=False, repr=False, default_factory=Book)
+    _free: ClassVar[tuple[str, ...]] = ("explorer", "pessimism")  # the planner has them
 
     def __post_init__(self) -> None:
         where = "RecedingActSafe"
@@ -87,8 +88,6 @@ class RecedingActSafe(Learner):
             explorer = EXPLORERS[_require.one_of(where, "explorer", explorer, EXPLORERS)]
         if self.pessimism is not None and self.pessimism != explorer.pessimism:
             explorer = explorer.with_pessimism(self.pessimism)
-        object.__setattr__(self, "explorer", explorer)
-        object.__setattr__(self, "pessimism", explorer.pessimism)
         object.__setattr__(self, "planner", replace(self.planner, explorer=explorer))
         if self.verified:
             if not isinstance(self.model, TheoryModel) or self.model.judge is None:
@@ -140,16 +139,18 @@ class RecedingActSafe(Learner):
         return counts[name]
 
     # ------------------------------------------------------------------ episodes
-    def _choose(self, number: int) -> EpisodePolicy:
+    def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
         generator = self.stream(self.seed, PLANNER, number)
         if number < self.initial_episodes:
-            return self._on_initial(number, generator, "S_0 is assumed safe")
+            return self._on_initial(number, start, generator, "S_0 is assumed safe")
         if self.verified and self.falsified is not None:
-            return self._on_initial(number, generator, f"an assumption was refuted ({self.falsified})")
-        shield = self._shield(self.system.initial_state) if self.verified else None
+            return self._on_initial(number, start, generator, f"an assumption was refuted ({self.falsified})")
+        shield = self._shield(start) if self.verified else None
         if isinstance(shield, NotCertified):
-            return self._on_initial(number, generator, "no fallback is certified: S_0 is assumed safe")
-        return self._piloted(self.planner, shield, number, generator)
+            self._book.refuted = shield.falsified
+            told = "no fallback is certified" if shield.falsified is None else shield.falsified
+            return self._on_initial(number, start, generator, f"{told}: S_0 is assumed safe")
+        return self._piloted(self.planner, shield, number, start, generator)
 
     def _shield(self, x: Tensor) -> Shield | NotCertified:
         """A shield for one more episode, if the noise box may be used for another one."""
@@ -164,10 +165,10 @@ class RecedingActSafe(Learner):
         return found
 
     def _piloted(
-        self, planner: Planner, shield: Shield | None, number: int, generator: torch.Generator
+        self, planner: Planner, shield: Shield | None, number: int, start: Tensor, generator: torch.Generator
     ) -> PilotedPolicy:
         pilot = Pilot(planner, self.planning_model, self.system.input_box, generator, shield)
-        return PilotedPolicy(pilot, self.system, number=number, unsound=self.unsound)
+        return PilotedPolicy(pilot, self.system, number=number, start=start, unsound=self.unsound)
 
     @property
     def planning_model(self) -> DynamicsModel:
@@ -177,11 +178,10 @@ class RecedingActSafe(Learner):
             cache["table"] = (self.told, self.known.planning())
         return cache["table"][1]
 
-    def _on_initial(self, number: int, generator: torch.Generator, reason: str) -> EpisodePolicy:
-        given = self.initial
-        assert given is not None
-        start = member(given) if isinstance(given, PolicyClass) else given
-        return EpisodePolicy(start(generator), self.system, number=number, unsound=reason)
+    def _on_initial(self, number: int, start: Tensor, generator: torch.Generator, reason: str) -> EpisodePolicy:
+        assert self.initial is not None
+        draw = member(self.initial) if isinstance(self.initial, PolicyClass) else self.initial
+        return EpisodePolicy(draw(generator), self.system, number=number, start=start, unsound=reason)
 
     def flown(self, policy: EpisodePolicy, states: Tensor, inputs: Tensor) -> Trajectory:
         """What happened in an episode of a policy of this learner, and who chose its inputs ("initial": S_0)."""
@@ -207,7 +207,7 @@ class RecedingActSafe(Learner):
         *,
         planner: Planner | None = None,
         number: int | None = None,
-        start: Tensor | None = None,
+        start: Any = None,
     ) -> EpisodePolicy | NotCertified:
         """A policy for one episode that seeks a reward with what was learned, under the same pessimism; not to be told.
 
@@ -219,14 +219,15 @@ class RecedingActSafe(Learner):
         """
         if self.verified and self.falsified is not None:
             return NotCertified(-torch.inf, 0, self.falsified)
-        shield = self._shield(self.system.initial_state if start is None else start) if self.verified else None
+        x = self._start_of("RecedingActSafe.task", start)
+        shield = self._shield(x) if self.verified else None
         if isinstance(shield, NotCertified):
             return shield
         number = TASK + (self._count("tasks") - 1 if number is None else number)
         planner = planner or self.planner
         explorer = replace(self.planner.explorer, extrinsic=1.0, intrinsic=0.0, uniform=False)
         planner = replace(planner, explorer=explorer, reward=reward or planner.reward, over_particles="mean")
-        return self._piloted(planner, shield, number, self.stream(self.seed, PLANNER, number))
+        return self._piloted(planner, shield, number, x, self.stream(self.seed, PLANNER, number))
 
     def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
         """u (nu,) that seeks the task's reward at the measured state (nx,): plan, and shield if there is one.
@@ -240,7 +241,7 @@ class RecedingActSafe(Learner):
         x = _require.real("predict", "observation", observation)
         running = self._book.cache.get("task")
         if episode_start or running is None or running[0] != self.told or len(running[1].inputs) >= self.system.horizon:
-            found = self.task(start=_require.shape("predict", "observation", x, (self.system.nx,)))
+            found = self.task(start=x)
             if isinstance(found, NotCertified):
                 expected = "a state from which a fallback is certified"
                 raise _require.fail("RecedingActSafe.predict", expected, f"{x.tolist()}: {found}")
@@ -251,6 +252,6 @@ class RecedingActSafe(Learner):
 class PilotedPolicy(EpisodePolicy):
     """An episode of planning."""
 
-    def __init__(self, pilot: Pilot, system: System, *, number: int, unsound: str | None) -> None:
-        EpisodePolicy.__init__(self, pilot, system, number=number, unsound=unsound)
+    def __init__(self, pilot: Pilot, system: System, **about: Any) -> None:
+        EpisodePolicy.__init__(self, pilot, system, **about)
         self.pilot = pilot
