@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.algorithms.actsafe import check_theorem
+from gpsafe.algorithms.actsafe import check_inputs, check_theorem
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet
 from gpsafe.cost.plan_tube import PlanTube
 from gpsafe.data import Transitions
@@ -17,6 +17,7 @@ from gpsafe.models import GP
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.practical import FeatureGP, fit
 from gpsafe.shield import NotCertified, Shield
+from gpsafe.systems.base import System
 from gpsafe.systems.task import Task
 from gpsafe.tracking import Tracking
 
@@ -59,6 +60,8 @@ class TheoryModel:
     def __post_init__(self) -> None:
         if (self.judge is None) != (self.tracking is None):
             raise _require.fail("TheoryModel", "judge and tracking together", "one of them")
+        if not self.confidence.generations or self.confidence.model is not self.gp:
+            raise _require.fail("TheoryModel", "the confidence set of this gp (make both with `create`)", "another one")
 
     @staticmethod
     def create(
@@ -77,13 +80,17 @@ class TheoryModel:
         """See `LearnedModel`."""
         return "no verifier was given" if self.judge is None else None
 
-    def require_theorem(self, where: str, task: Task) -> None:
-        """Refuses parts that no theorem covers together, as `ActSafe` does: another task, a heuristic bound, another σ."""
+    def require_theorem(self, where: str, system: System) -> None:
+        """Refuses parts that no theorem covers together, as `ActSafe` does: another task, a heuristic bound, another σ, inputs
+        beyond the plant's.
+        """
         assert self.judge is not None
         try:
-            check_theorem(where, task, self.gp, self.confidence.bound, self.judge.task)
+            check_theorem(where, Task.of(system), self.gp, self.confidence.bound, self.judge.task)
         except ValueError as error:
             raise _require.fail(where, "parts within one theorem", str(error)) from error
+        for policies in (self.judge, self.judge.fallbacks):
+            check_inputs(where, system, policies)
 
     def condition(self, data: Transitions) -> TheoryModel:
         """F_{n+1}."""

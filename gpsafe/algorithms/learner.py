@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from gpsafe import _require
@@ -171,8 +172,8 @@ class Learner(ABC):
 
     @property
     def history(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """States and inputs of the told episodes."""
-        return tuple(self._book.history)
+        """Copies of the states and inputs of the told episodes."""
+        return tuple((states.clone(), inputs.clone()) for states, inputs in self._book.history)
 
     @property
     def falsified(self) -> str | None:
@@ -236,14 +237,18 @@ class Learner(ABC):
         noise = sample_noise(system.noise_std, (system.horizon,), self.stream(self.seed, PLANT, policy.number))
         return one_episode(system.mean, policy, policy.start, noise)
 
-    def learn(self, episodes: int, callback: Callable[[Self], object] | None = None) -> Self:
+    def learn(
+        self, episodes: int, callback: Callable[[Self], object] | None = None, *, progress_bar: bool = False
+    ) -> Self:
         """`episodes` more episodes on the plant: ask, roll out, tell. Ends early once an assumption is falsified.
 
         Args:
             episodes: how many.
             callback: called with the learner after each; False ends the loop.
+            progress_bar: draws one on the terminal.
         """
-        for _ in range(_require.count(f"{type(self).__name__}.learn", "episodes", episodes, minimum=0)):
+        steps = range(_require.count(f"{type(self).__name__}.learn", "episodes", episodes, minimum=0))
+        for _ in track(steps, type(self).__name__) if progress_bar else steps:
             if self.falsified is not None:
                 break
             self.tell(*self.rollout(self.ask()))
@@ -262,7 +267,7 @@ class Learner(ABC):
     def load(self, folder: str | Path) -> Self:
         """Goes on where a saved learner of the same parts and seed stood. This one must be new.
 
-        What the method knows is derived anew from the trajectories: a file can refuse to load, but cannot certify.
+        What the method knows is derived anew from the trajectories, in the time that this took: a file cannot certify.
 
         Raises:
             ValueError: naming what is torn, foreign or different.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.learned import LearnedModel, TheoryModel
 from gpsafe.algorithms.learner import PLANNER, Book, EpisodePolicy, Learner, Stream, stream
 from gpsafe.models.base import DynamicsModel
@@ -31,7 +32,6 @@ from gpsafe.policies import PolicyClass
 from gpsafe.rollout import transitions
 from gpsafe.shield import NotCertified, Shield, noise_risk
 from gpsafe.systems.base import System
-from gpsafe.systems.task import Task
 
 TASK = 1000  # tasks take their random numbers as episodes from here on
 Initial = Callable[[torch.Generator], Callable[[Tensor], Tensor]]
@@ -92,7 +92,8 @@ class RecedingActSafe(Learner):
         if self.verified:
             if not isinstance(self.model, TheoryModel) or self.model.judge is None:
                 raise _require.fail(where, 'a TheoryModel with a judge for pessimism "sound"', self.model.heuristic)
-            self.model.require_theorem(where, Task.of(self.system))
+            self.model.require_theorem(where, self.system)
+            check_inputs(where, self.system, self.initial)
         if self.initial is None and (self.verified or self.initial_episodes):
             raise _require.fail(where, "S_0 as `initial` (or no verifier and initial_episodes=0)", None)
 

@@ -20,6 +20,7 @@ from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.planning import EXPLORERS, ICEM, fit, untrained
 from gpsafe.rollout import one_episode
+from gpsafe.sets import Box
 from gpsafe.shield import NotCertified, noise_radius, noise_risk
 from gpsafe.systems.reference import reference_pendulum_policies
 
@@ -64,11 +65,23 @@ def test_sound_pessimism_needs_parts_within_one_theorem():
             sound(model=model)
         assert sound(model=model, pessimism="sampled").unsound is not None
     heuristic = Constant(rkhs_norm=21.5, subgaussian=0.01, delta=0.1, value=1.0)
+    parts = {"judge": theory().judge, "tracking": theory().tracking}
     with pytest.raises(ValueError, match="a sound confidence bound"):
-        sound(model=replace(theory(), confidence=TheoryModel.create(theory().gp, heuristic).confidence))
+        sound(model=TheoryModel.create(theory().gp, heuristic, **parts))
+    with pytest.raises(ValueError, match="the confidence set of this gp"):
+        replace(theory(), gp=theory().gp)
     other = replace(swing(), physics=replace(swing().physics, budget=0.3))  # type: ignore[type-var]
     with pytest.raises(ValueError, match="one task throughout, got budget"):
         sound(other)
+    wide = Box(vector(-2.0), vector(2.0))
+    judge = theory().judge
+    assert judge is not None
+    affine = reference_pendulum_policies()[0].select(torch.tensor([12]))
+    for changes in ({"input_box": wide}, {"fallbacks": replace(affine, input_box=wide)}):
+        with pytest.raises(ValueError, match="within the plant's input box"):
+            sound(model=replace(theory(), judge=replace(judge, **changes)))
+    with pytest.raises(ValueError, match="within the plant's input box"):
+        RecedingActSafe(swing(), planner(swing()), theory(), replace(affine, input_box=wide))
     with pytest.raises(ValueError, match="S_0 as `initial`"):
         RecedingActSafe(swing(), planner(swing()), theory())
     with pytest.raises(ValueError, match="explorer in"):

@@ -98,6 +98,16 @@ def test_a_policy_is_asked_again_until_it_is_used_and_not_after_its_last_step(na
 
 
 @every_learner
+def test_what_was_told_is_the_learners_own(name):
+    learner, (states, inputs) = LEARNERS[name](), learnt(name).history[0]
+    given = states.clone()
+    learner.tell(given, inputs)
+    for tensor in (given, learner.history[0][0]):
+        tensor.fill_(7.0)
+    assert torch.equal(learner.history[0][0], states)
+
+
+@every_learner
 def test_what_was_told_is_checked(name):
     learner, (states, inputs) = LEARNERS[name](), learnt(name).history[0]
     for x, u in (
@@ -156,7 +166,7 @@ def test_a_callback_sees_every_episode_and_may_stop(name):
         seen.append(learner.told)
         return learner.told < 2
 
-    assert LEARNERS[name]().learn(9, callback=stop).told == 2 and seen == [1, 2]
+    assert LEARNERS[name]().learn(9, callback=stop, progress_bar=name == "finite").told == 2 and seen == [1, 2]
 
 
 @every_learner
