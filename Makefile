@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly mutate bench experiments notebooks lab lint format lock clean distclean
+.PHONY: help setup verify test test-all nightly mutate bench experiments notebooks lab lint format lock dist clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
@@ -55,11 +55,11 @@ mutate: setup ## plant small errors in the believed modules: which do the tests 
 bench: setup ## run the benchmarks, write bench/results.json
 	@echo "bench: the benchmarks -> bench/results.json"
 	@mkdir -p bench
-	@$(ONE_THREAD) $(BIN)/python -m experiments.bench --json bench/results.json $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m experiments.benchmarks --json bench/results.json $(ARGS)
 
 experiments: setup ## run every experiment at the quick budget, write results/*/report
 	@echo "experiments: all at the quick budget -> results/NAME/report/index.md (a stopped run goes on)"
-	@for name in $$($(BIN)/python -c 'from gpsafe.experiment import discover; print(*discover()[0])'); do \
+	@for name in $$($(BIN)/python -c 'from gpsafe.testbed.experiment import discover; print(*discover()[0])'); do \
 		$(BIN)/gpsafe run $$name --budget quick $(ARGS) && $(BIN)/gpsafe report $$name || exit 1; \
 	done
 
@@ -87,6 +87,11 @@ format: setup ## format the code and sort the imports
 
 lock: ## resolve the dependencies anew into requirements.lock
 	@"$(PYTHON)" scripts/bootstrap.py --relock
+
+dist: setup ## build the wheel and the source distribution into dist/
+	@echo "dist: wheel and sdist -> dist/"
+	@rm -rf build dist
+	@$(BIN)/python scripts/dist.py
 
 clean: ## remove reports, results and caches
 	@echo "clean: removing reports, results and caches"

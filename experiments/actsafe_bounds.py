@@ -20,15 +20,15 @@ from torch import Tensor
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, make_bound
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
-from gpsafe.explore import sufficient_episodes
-from gpsafe.kernels import cross
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import grid
+from gpsafe.rkhs.kernels import cross
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 EPSILON = 0.1  # the gap ε in n*: half the budget d

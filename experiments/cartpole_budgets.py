@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._cartpole import Setting, centre_returns, task, truth, with_budget
-from experiments._statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
-from gpsafe.rollout import transitions
+from gpsafe.policies.rollout import transitions
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report.cartpole import Setting, centre_returns, task, truth, with_budget
+from ._report.statistics import COLORS, mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,20 +19,21 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.learned import PracticalModel
 from gpsafe.algorithms.learner import MODEL, EpisodePolicy, stream
 from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.data import Transitions
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
-from gpsafe.experiment import Table as Sheet
 from gpsafe.linalg import vector
 from gpsafe.models.gp import identity_prior
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table, untrained
+from gpsafe.safety.shield import NotCertified
 from gpsafe.sets import Box
-from gpsafe.shield import NotCertified
 from gpsafe.systems.base import HalfspaceCost, sample_noise, step
 from gpsafe.systems.cartpole import CartPole
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Table as Sheet
+
+from ._report.statistics import COLORS, mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)

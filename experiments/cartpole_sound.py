@@ -1,7 +1,7 @@
 """Cart-pole with pessimism that is a bound: no input is applied that keeps |x| ≤ 1.5 m only by luck.
 
 Theory mode on the RKHS twin of ``_cartpole.py`` with small noise. The first episodes are spent on S_0 (damped set-points within
-0.25 m of rest, safe by assumption); after that iCEM proposes and `gpsafe.shield` admits, from x_0 certified. The same
+0.25 m of rest, safe by assumption); after that iCEM proposes and `gpsafe.safety.shield` admits, from x_0 certified. The same
 planner runs on the same plant, data and noise without the verifier. A second piece asks where braking is certified.
 """
 
@@ -16,27 +16,28 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._cartpole import hanging_lqr, plant
-from experiments._statistics import COLORS, mean_interval, plus_minus
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import stream
 from gpsafe.algorithms.receding import Initial, RecedingActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import Plans, PlanTube
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
-from gpsafe.experiment import Table as Sheet
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table
+from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies, set_point_policies
+from gpsafe.safety.shield import noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.shield import noise_radius
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+from gpsafe.testbed.experiment import Table as Sheet
+
+from ._report.cartpole import hanging_lqr, plant
+from ._report.statistics import COLORS, mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _line as line
-from experiments._statistics import (
+from gpsafe.algorithms.actsafe import ActSafe
+from gpsafe.confidence import Constant
+from gpsafe.planning.explore import expected_return
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.systems.base import sample_noise
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import (
     BLUE,
     GREEN,
     ORANGE,
@@ -28,12 +35,6 @@ from experiments._statistics import (
     mean_interval,
     plus_minus,
 )
-from gpsafe.algorithms.actsafe import ActSafe
-from gpsafe.confidence import Constant
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
-from gpsafe.explore import expected_return
-from gpsafe.rollout import closed_loop
-from gpsafe.systems.base import sample_noise
 
 CAPTION = (
     "Intervals are 95 %. Regret is against the best surely safe policy, so an unsafe final policy may have a negative one. "

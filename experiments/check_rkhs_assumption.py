@@ -24,18 +24,20 @@ from gpytorch.kernels import Kernel
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments import _line as line
-from experiments._statistics import BLUE, COLORS, GREEN, ORANGE, RED, Share, draw_shares, grouped
-from gpsafe import kernels, linalg
+from gpsafe import linalg
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Mixture
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import System
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.pendulum import Pendulum
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import BLUE, COLORS, GREEN, ORANGE, RED, Share, draw_shares, grouped
 
 NORM_SEEDS = 3  # later seeds only add plants on a line
 FAMILIES = {"typical": line.typical, "dormant": line.dormant}

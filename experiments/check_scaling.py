@@ -16,22 +16,23 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments._statistics import COLORS, grouped
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.planning.icem import ICEM, icem
 from gpsafe.planning.scores import imagine, penalised_return
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report.statistics import COLORS, grouped
 
 EPISODE = ("append one episode", "refine the enclosure", "sweep: UCB", "sweep: exploration")
 

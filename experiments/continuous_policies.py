@@ -16,25 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments._continuous_report import draw
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.linalg import vector
 from gpsafe.models import GP
-from gpsafe.parametric import set_point_family
+from gpsafe.planning.search import AugmentedLagrangian, BotorchSearch, FiniteGrid, LogBarrier, RandomSearch, Search
+from gpsafe.planning.search.rollouts import Pessimism
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop
-from gpsafe.safe_parameters import SafeParameters, certified_boxes, lipschitz_boxes, sound_upper
-from gpsafe.safe_set import policy_distance
-from gpsafe.search import AugmentedLagrangian, BotorchSearch, FiniteGrid, LogBarrier, RandomSearch, Search
-from gpsafe.search.rollouts import Pessimism
+from gpsafe.policies.parametric import set_point_family
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.safety.safe_parameters import SafeParameters, certified_boxes, lipschitz_boxes, sound_upper
+from gpsafe.safety.safe_set import policy_distance
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+
+from ._report.continuous import draw
 
 SHAPES = ((0.3, 1.0), (0.15, 0.6), (0.08, 0.4), (0.04, 0.25), (0.02, 0.12), (0.01, 0.06), (0.005, 0.03))
 INITIAL = ((-0.5, 3.0), (-0.45, 3.0), (-0.4, 3.0))

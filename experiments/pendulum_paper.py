@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import _pendulum as common
-from experiments import _pendulum_report as reporting
+from gpsafe.algorithms.episode import Trajectory
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel
 from gpsafe.algorithms.learner import MODEL
 from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.data import Transitions
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.models.gp import identity_prior
 from gpsafe.planning import (
@@ -33,14 +31,17 @@ from gpsafe.planning import (
     Constraint,
     Planner,
     Table,
-    Trajectory,
     angle_features,
     untrained,
 )
+from gpsafe.safety.shield import NotCertified
 from gpsafe.sets import Box
-from gpsafe.shield import NotCertified
 from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+
+from ._report import pendulum as common
+from ._report import pendulum_figures as reporting
 
 
 @dataclass(frozen=True, slots=True)

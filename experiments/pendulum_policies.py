@@ -16,21 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments._policies_family import Family, family
-from experiments._policies_report import report
-from experiments._policies_truth import BOX, both_sides, paths, true_costs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record
-from gpsafe.feature_policies import FeaturePolicies
 from gpsafe.models import GP
-from gpsafe.safe_set import policy_distance
+from gpsafe.policies.features import FeaturePolicies
+from gpsafe.safety.safe_set import policy_distance
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record
+
+from ._report.policies import report
+from ._report.policies_family import Family, family
+from ._report.policies_truth import BOX, both_sides, paths, true_costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 The task of ``pendulum_paper.py`` in theory mode. The plant is an RKHS twin of the pendulum (its clip cannot act before
 |ω| ≤ 6 is violated), the known part believes in a length and a mass that are 10 % off, kernel and λ are frozen, B is that of
-the twin. iCEM proposes, `gpsafe.shield` decides. ``actsafe-sampled`` and ``opax`` run on the same plant and model without it.
+the twin. iCEM proposes, `gpsafe.safety.shield` decides. ``actsafe-sampled`` and ``opax`` run on the same plant and model
+without it.
 
 S_0: inputs |u| ≤ 0.2 from hanging, assumed safe: the most resonant of them, u = 0.2 sign ω, reaches |ω| = 4.5 rad/s in 50 steps
 with length and mass both 10 % below the nominal, 2.7 with both above, 3.4 at the nominal ones.
@@ -18,28 +19,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from experiments import _pendulum as common
-from experiments import _pendulum_report as reporting
-from experiments import pendulum_paper as paper
-from gpsafe import kernels
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import MODEL
 from gpsafe.algorithms.receding import Initial, RecedingActSafe
 from gpsafe.confidence import Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import PlanTube
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.models.gp import identity_prior
 from gpsafe.planning import ICEM, Table
+from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
+from gpsafe.safety.shield import noise_radius
 from gpsafe.sets import Box
-from gpsafe.shield import noise_radius
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
+
+from . import pendulum_paper as paper
+from ._report import pendulum as common
+from ._report import pendulum_figures as reporting
 
 
 @dataclass(frozen=True, slots=True)

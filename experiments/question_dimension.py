@@ -19,21 +19,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments._statistics import BLUE, GREEN, ORANGE, grouped, mean_interval, peak_memory, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.chain import chain, chain_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report.statistics import BLUE, GREEN, ORANGE, grouped, mean_interval, peak_memory, plus_minus
 
 SIZES = {2: (1, 1), 3: (2, 1), 4: (2, 2), 5: (3, 2), 6: (3, 3), 7: (4, 3), 8: (4, 4)}
 BOUNDS = {"scenario-tube": BLUE, "total-variation": ORANGE, "robust-dp": GREEN}

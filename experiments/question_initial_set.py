@@ -17,12 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments import _line as line
-from experiments._statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
@@ -31,6 +28,10 @@ from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
 
 CAPTION = (
     "Intervals are 95 %. A member is refuted when inf over F_n of its cost, by the lower sweep of the robust program, exceeds "

@@ -25,23 +25,24 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from experiments import _line as line
-from experiments._statistics import BLUE, COLORS, ORANGE, Share, grouped, plus_minus
 from gpsafe import rkhs
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.data import Transitions
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.linalg import vector
 from gpsafe.models import GP, DynamicsModel, Ensemble, Training
 from gpsafe.models.dropout import Dropout
 from gpsafe.models.laplace import LastLayerLaplace
 from gpsafe.models.sparse_gp import SparseGP
-from gpsafe.rollout import closed_loop, transitions
-from gpsafe.safe_set import SafePolicySet
+from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.safety.safe_set import SafePolicySet
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import BLUE, COLORS, ORANGE, Share, grouped, plus_minus
 
 DELTA = 0.1
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)

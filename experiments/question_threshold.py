@@ -18,11 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments import _line as line
-from experiments._statistics import BLUE, GREEN, ORANGE, RED, Share, draw_shares, grouped
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceBound, Constant, Mixture
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report import line
+from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, draw_shares, grouped
 
 CLAIMED = 0.1
 CAPTION = (

@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib
 import tyro
 
-from gpsafe import store
-from gpsafe.checks import discover
+from gpsafe.testbed import store
+from gpsafe.testbed.check import discover
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments import _xmpsc_filter_figures as figures
-from experiments._statistics import Share, grouped, plus_minus
-from experiments._xmpsc_filter import KINDS, arm
-from experiments._xmpsc_filter_questions import CASES, Knowledge, Mode, Sizes
-from gpsafe.experiment import Experiment, Record, Report, Run, Table
+from gpsafe.testbed.experiment import Experiment, Record, Report, Run, Table
+
+from ._report import xmpsc_filter_figures as figures
+from ._report.statistics import Share, grouped, plus_minus
+from ._report.xmpsc_filter import KINDS, arm
+from ._report.xmpsc_filter_questions import CASES, Knowledge, Mode, Sizes
 
 LEARNERS = ("uniform", "adversary")
 MODES: tuple[Mode, ...] = ("none", "paper", "sound", "invariant")

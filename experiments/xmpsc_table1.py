@@ -1,11 +1,12 @@
 """Table 1 of the X-MPSC paper: CPU time of one certificate, cold start, one thread, on the Simple Pendulum.
 
-The condensed SQP and IPOPT in several forms (`gpsafe.mpc.reference`) answer the same questions in one process, and the judge
-says which plans are certified. Horizon, width and ensemble size vary about N = 5, width 20, M = 5. Building an IPOPT program
-is apart. States lie about the edge of the terminal set; a cell has as many that are safe as proposed as ones that need a
-correction and ones for which no plan is found, and all proposers answer all of them: ratios are of totals and of medians over
-the same states, with bootstrap intervals. Untrained networks, on which the published table was most likely measured and which
-make every problem infeasible, have a table of their own. What a known part costs is measured on states of the problem without.
+The condensed SQP and IPOPT in several forms (`gpsafe.planning.mpc.reference`) answer the same questions in one process,
+and the judge says which plans are certified. Horizon, width and ensemble size vary about N = 5, width 20, M = 5. Building
+an IPOPT program is apart. States lie about the edge of the terminal set; a cell has as many that are safe as proposed as
+ones that need a correction and ones for which no plan is found, and all proposers answer all of them: ratios are of totals
+and of medians over the same states, with bootstrap intervals. Untrained networks, on which the published table was most
+likely measured and which make every problem infeasible, have a table of their own. What a known part costs is measured on
+states of the problem without.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments import _xmpsc as xmpsc
-from experiments._statistics import COLORS, Share, bootstrap_ratio, grouped
 from gpsafe.certify import judge
-from gpsafe.experiment import Experiment, Piece, Record, Report, Run, Table
-from gpsafe.mpc.fast import CondensedSQP
+from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 from gpsafe.tube import EnsembleTube
+
+from ._report import xmpsc
+from ._report.statistics import COLORS, Share, bootstrap_ratio, grouped
 
 SWEEPS = ("horizon", "width", "members")
 PAPER = {  # ms, 2.2 GHz i7
@@ -118,11 +120,11 @@ def _cell(arguments: Arguments, sweep: str, value: int, seed: int) -> Piece:
 
 
 def _starts(arguments: Arguments, name: str, prior: bool, seed: int) -> Piece:
-    """States under proposals at their limits, drawn until `corrections` of them need a correction and have one."""
+    """States under proposals at their limits, until `corrections` of them need a correction and have one, or have no plan."""
     plant, states = STUDIES[name]
     made, generator = plant(), torch.Generator().manual_seed(2000 + seed)
     question = xmpsc.problem(made, states, 10, 5, arguments.data, arguments.steps, seed, prior=prior)
-    screen, rows, needed = CondensedSQP(starts=1), [], 0
+    screen, rows, needed, without = CondensedSQP(starts=1), [], 0, 0
     label = f"{name}, known part" if prior else name
     for x0, drawn in xmpsc.instances(made, MOST * arguments.corrections, generator):
         learned = torch.where(drawn < 0, -1.0, 1.0).to(drawn)
@@ -132,7 +134,8 @@ def _starts(arguments: Arguments, name: str, prior: bool, seed: int) -> Piece:
             continue
         rows.append({"study": label, **xmpsc.corrected(question, x0, learned, arguments.wide, generator)})
         needed += rows[-1]["feasible"] and rows[-1]["best"] > xmpsc.FREE
-        if needed == arguments.corrections:
+        without += not rows[-1]["feasible"]
+        if needed == arguments.corrections or without == arguments.corrections:
             break
     return Piece(rows)
 

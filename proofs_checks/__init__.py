@@ -1,1 +1,1 @@
-"""Executable theorems: one file per theorem, found automatically by :func:`gpsafe.checks.discover`."""
+"""Executable theorems: one file per theorem, found automatically by :func:`gpsafe.testbed.check.discover`."""

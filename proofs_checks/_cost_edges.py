@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
@@ -24,11 +23,13 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
-from proofs_checks._edges import TINY, Edge, attaining, make_edge
+
+from ._edges import TINY, Edge, attaining, make_edge
 
 HAIR = 1e-6
 CELL = 0.5

@@ -11,13 +11,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from gpsafe.checks import Grade
 from gpsafe.confidence import Mixture
 from gpsafe.cost.local_affine import Displacements, LocalAffine, Moduli
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import KnownPart
-from proofs_checks._edges import edge
+from gpsafe.testbed.check import Grade
+
+from ._edges import edge
 
 Scaled = Callable[[float], AbstractContextManager[object]]
 FACTORS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.0)

@@ -19,14 +19,13 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import Residual, member_share, worst_member
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rkhs import RKHSFunction
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, KnownPart
 from gpsafe.systems.known import AffineKnown, SineKnown

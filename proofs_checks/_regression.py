@@ -17,9 +17,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.confidence.rounding import MARGIN
+from gpsafe.rkhs import kernels
 from gpsafe.verdict import Verdict, clopper_pearson
 
 Mode = Literal["random", "adaptive"]

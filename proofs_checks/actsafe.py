@@ -13,21 +13,21 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels, rkhs
+from gpsafe import rkhs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies
-from gpsafe.rkhs import RKHSFunction
-from gpsafe.safe_set import policy_distance, reachable
+from gpsafe.rkhs import RKHSFunction, kernels
+from gpsafe.safety.safe_set import policy_distance, reachable
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict, anytime_interval
 
 DELTA = 0.1

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe.algorithms.actsafe import ActSafe
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict, clopper_pearson_upper
 
 DELTA = 0.1

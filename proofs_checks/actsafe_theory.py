@@ -23,16 +23,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import Mixture
 from gpsafe.confidence.info_gain import gram_info_gain
 from gpsafe.cost.total_variation import simulation_gap
 from gpsafe.models import GP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._finite import FinitePlant
-from proofs_checks._regression import generator
+
+from ._finite import FinitePlant
+from ._regression import generator
 
 ROOT = math.sqrt(2 * math.pi)
 HORIZONS = (2, 3, 5, 10)

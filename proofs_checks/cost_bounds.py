@@ -19,8 +19,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import enclosure, robust_dp, total_variation
 from gpsafe.cost.base import CostBound
@@ -33,16 +31,19 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._cost_edges import EDGES, cost_edge
-from proofs_checks._defects import FACTORS, Scaled, around, times
+
+from ._cost_edges import EDGES, cost_edge
+from ._defects import FACTORS, Scaled, around, times
 
 SOUND = ("robust-dp", "total-variation", "scenario-tube", "gaussian-tube")
 HEURISTIC = ("sampled", "hallucinated")

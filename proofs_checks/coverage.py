@@ -14,7 +14,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import (
     AbbasiYadkori,
     ActSafeForm,
@@ -27,8 +26,10 @@ from gpsafe.confidence import (
 )
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.confidence.convex_program import Program, Spectrum
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import clopper_pearson
-from proofs_checks._regression import (
+
+from ._regression import (
     CONFIDENCE,
     DELTAS,
     MODES,

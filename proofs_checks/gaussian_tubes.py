@@ -18,18 +18,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import gaussian_tube
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import graded, tube_grades
-from proofs_checks._edges import COMMON, Edge, edge, share
-from proofs_checks.scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
+
+from ._defects import graded, tube_grades
+from ._edges import COMMON, Edge, edge, share
+from .scenario_tubes import PATHS, TESTED, _confidence, _members, _plant, _shrunk
 
 EDGES = (*COMMON, "curved by noise")
 KAPPA = 5.0

@@ -10,8 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence.info_gain import (
     eigenvalue_bound,
     gram_bound,
@@ -21,8 +19,11 @@ from gpsafe.confidence.info_gain import (
     linear_bound,
     online_bound,
 )
+from gpsafe.rkhs import kernels
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._regression import generator
+
+from ._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
 SHARDS: dict[Budget, int] = {"quick": 4, "full": 40}

@@ -13,16 +13,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.policies import AffinePolicies
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import FACTORS, Scaled
-from proofs_checks.cost_bounds import _setting
+
+from ._defects import FACTORS, Scaled
+from .cost_bounds import _setting
 
 SIZES = (20, 100, 400)
 DELTAS = (0.05, 1e-4)

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe.certify import CertificationProblem, Proposal
-from gpsafe.checks import Budget, Check, Evidence, Sample
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.linalg import vector
-from gpsafe.mpc.fast import CondensedSQP
-from gpsafe.safety_filter import SafetyFilter
+from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.double_integrator import DoubleIntegrator
-from gpsafe.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.tube import LinearTube, lqr_gain
 from gpsafe.verdict import Verdict
 
@@ -123,7 +123,7 @@ CHECKS = (
         name="xmpsc-filter",
         claim="From any start in the terminal set every decision of the filter is backed and the linear plant stays in X, "
         "under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their ellipsoid.",
-        source="theory §6 (recursive feasibility); gpsafe.safety_filter",
+        source="theory §6 (recursive feasibility); gpsafe.safety.filter",
         assumptions=("disturbance in its ellipsoid", "state measured exactly"),
         statistic="the larger of: largest excess of a row of X, share of unbacked decisions if any; threshold 0",
         control="the model believes in a fifth of the disturbance",

@@ -18,7 +18,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.cost import scenario_tube
@@ -26,7 +25,7 @@ from gpsafe.cost.local_affine import AffineRange, Displacements, LocalAffine
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import (
     reference_1d,
@@ -36,9 +35,11 @@ from gpsafe.systems.reference import (
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import around, graded, tube_grades
-from proofs_checks._edges import COMMON, Edge, edge, share
+
+from ._defects import around, graded, tube_grades
+from ._edges import COMMON, Edge, edge, share
 
 EDGES = (*COMMON, "anchored")
 PATHS = 40

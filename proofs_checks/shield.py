@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share
 from gpsafe.cost import plan_tube
@@ -29,19 +28,21 @@ from gpsafe.cost.local_affine import AffineRange, Displacements, LocalAffine
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop, transitions
+from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.shield import NotCertified, Shield, noise_radius
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.reference import reference_pendulum, reference_pendulum_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import FACTORS, around, graded, tube_grades
-from proofs_checks._edges import COMMON, Edge, edge
+
+from ._defects import FACTORS, around, graded, tube_grades
+from ._edges import COMMON, Edge, edge
 
 EDGES = (*COMMON, "noise", "on a grid", "landing")
 HAIR = 1e-6  # by how much a member's last state is beyond the constraint of an edge
@@ -279,7 +280,7 @@ CHECKS = (
     Check(
         name="noise-box",
         claim="P(|w_t| ≤ w̄ componentwise at all steps counted) ≥ 1 − δ for w̄ = noise_radius(σ, steps, δ).",
-        source="gpsafe.shield.noise_radius",
+        source="gpsafe.safety.shield.noise_radius",
         assumptions=("w_t ~ N(0, diag(σ²))",),
         statistic="largest P(some component leaves the box at some step)/δ, exact; threshold 1",
         control="no union bound: the box of a single step",
@@ -295,7 +296,7 @@ CHECKS = (
         name="shield",
         claim="A planner that always pushes towards θ = 1.2 never gets a shielded plant beyond it, for f* and for members "
         "at the edge of F_n, with noise in its box.",
-        source="gpsafe.shield, theory §6 (hard constraints, recursive feasibility)",
+        source="gpsafe.safety.shield, theory §6 (hard constraints, recursive feasibility)",
         assumptions=("rkhs_norm<=B (exact twin)", "f* ∈ F_n", "|w| <= 3 sigma at every step", "S_0 safe"),
         statistic="largest excess over the constraint (θ − 1.2), of all states of all episodes; the margin where refused",
         control="the judge takes the posterior mean for the truth and forgets the noise",

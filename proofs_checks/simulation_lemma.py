@@ -18,12 +18,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels, rkhs
-from gpsafe.checks import Budget, Check, Evidence, Grade, Sample
+from gpsafe import rkhs
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
 from gpsafe.linalg import vector
+from gpsafe.rkhs import kernels
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._defects import FACTORS, around, times
+
+from ._defects import FACTORS, around, times
 
 PAIRS = 40
 

@@ -11,13 +11,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import kernels
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceBound, ConvexProgram, Fiedler, Mixture
 from gpsafe.models.gp import GP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.verdict import Verdict
-from proofs_checks._regression import generator
+
+from ._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
 NOISE = 0.2

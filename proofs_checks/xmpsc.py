@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.checks import Budget, Check, Evidence, Sample
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member
 from gpsafe.data import Transitions
@@ -23,6 +22,7 @@ from gpsafe.systems.base import sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.xmpsc import SimplePendulum
+from gpsafe.testbed.check import Budget, Check, Evidence, Sample
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, Tube, TubeModel, propagate
 from gpsafe.tube.core import outer_sum
 from gpsafe.verdict import Verdict, clopper_pearson

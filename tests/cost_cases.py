@@ -10,8 +10,8 @@ from torch import Tensor
 from gpsafe.confidence import ConfidenceSet, Mixture, members
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.rkhs import RKHSFunction
-from gpsafe.rollout import closed_loop, transitions
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import (
     reference_1d,

@@ -8,12 +8,12 @@ import torch
 from xmpsc_cases import gp_pendulum
 
 from gpsafe.certify import CertificationProblem, Proposal
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.cost.enclosure import jacobians
-from gpsafe.mpc.fast import CondensedSQP
-from gpsafe.safety_filter import SafetyFilter
+from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.reference import reference_pendulum
-from gpsafe.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.tube import LinearTube, lqr_gain
 from proofs_checks.safety_filter import linear_case
 

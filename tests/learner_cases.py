@@ -20,11 +20,11 @@ from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
-from gpsafe.parametric import set_point_family
 from gpsafe.planning import ICEM, Constraint, Planner, untrained
 from gpsafe.planning.explorers import EXPLORERS
+from gpsafe.planning.search import RandomSearch
 from gpsafe.policies import AffinePolicies
-from gpsafe.search import RandomSearch
+from gpsafe.policies.parametric import set_point_family
 from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.systems.real import RealPlant

@@ -12,13 +12,13 @@ from poison_tubes import KNOWN
 from shield_cases import judged
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture
 from gpsafe.confidence.functionals import jet, taylor_modulus
 from gpsafe.cost.enclosure import closed_loop_range, jacobians
 from gpsafe.cost.local_affine import Displacements
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 
 

@@ -15,7 +15,6 @@ from poison_sets import INDICATOR, bodies
 from shield_cases import case_of, judge_of, judged, shield_of
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.base import CostBound
@@ -29,11 +28,12 @@ from gpsafe.cost.session import DPSession, Session
 from gpsafe.cost.total_variation import TotalVariation, parting_rate, simulation_gap
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies
-from gpsafe.rollout import closed_loop
-from gpsafe.safe_set import SafePolicySet, policy_distance, through
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import kernels
+from gpsafe.safety.safe_set import SafePolicySet, policy_distance, through
+from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.shield import Shield
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.verdict import Verdict

@@ -11,11 +11,11 @@ from torch import Tensor
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
+from gpsafe.planning.tracking import Tracking
+from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.shield import Shield
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
 
 HORIZON = 30
 HANGING = 12  # set-point 0

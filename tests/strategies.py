@@ -13,7 +13,7 @@ def make_kernel(name: str, dim: int):
     """One kernel of each kind on `dim` inputs, length-scales about 1."""
     import gpytorch
 
-    from gpsafe import kernels
+    from gpsafe.rkhs import kernels
 
     scales = [0.7 + 0.3 * i for i in range(dim)]
     last = [dim - 1]

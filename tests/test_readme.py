@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpsafe.checks import discover
+from gpsafe.testbed.check import discover
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

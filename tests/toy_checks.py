@@ -15,7 +15,7 @@ TOY = textwrap.dedent(
     """
     import contextlib, math, os, pathlib, signal, time
     import torch
-    from gpsafe.checks import Check, Evidence, Grade
+    from gpsafe.testbed.check import Check, Evidence, Grade
     from gpsafe.verdict import Verdict, clopper_pearson
 
     HERE = pathlib.Path(__file__).parent

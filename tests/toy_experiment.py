@@ -19,7 +19,7 @@ TOY = textwrap.dedent(
     from dataclasses import dataclass
     import torch
     from matplotlib.figure import Figure
-    from gpsafe.experiment import Experiment, Piece, Report, Table
+    from gpsafe.testbed.experiment import Experiment, Piece, Report, Table
 
     HERE = pathlib.Path(__file__).parent
 

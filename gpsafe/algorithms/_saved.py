@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import types
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import _require, store
+from gpsafe import _require
+from gpsafe._files import write_bytes
 
 FORMAT = "gpsafe learner 1"
 History = list[tuple[Tensor, Tensor]]
@@ -36,9 +38,9 @@ def write(folder: str | Path, header: Mapping[str, Any], history: Sequence[tuple
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     data = buffer.getvalue()
-    store.write_bytes(home / "episodes.npz", data)
+    write_bytes(home / "episodes.npz", data)
     about = {"format": FORMAT, **header, "episodes": len(history), "arrays": hashlib.sha256(data).hexdigest()}
-    store.write_piece(home / "learner.json", about)
+    write_bytes(home / "learner.json", json.dumps(about).encode())
     return home
 
 
@@ -57,7 +59,10 @@ def read(
         ValueError: naming the file that is missing, torn or foreign, or the parts that differ.
     """
     head, body = Path(folder) / "learner.json", Path(folder) / "episodes.npz"
-    found = store.read_piece(head)
+    try:
+        found = json.loads(head.read_bytes())
+    except (OSError, ValueError):
+        found = None
     if not isinstance(found, dict) or not str(found.get("format", "")).startswith("gpsafe learner "):
         raise _require.fail(where, "a saved learner", f"{head}: missing, torn or foreign")
     if found["format"] != FORMAT:

@@ -19,11 +19,11 @@ from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
-from gpsafe.explore import expected_return
 from gpsafe.models import GP
+from gpsafe.planning.explore import expected_return
 from gpsafe.policies import PolicyClass
-from gpsafe.rollout import closed_loop, transitions
-from gpsafe.safe_set import SafePolicySet
+from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.safety.safe_set import SafePolicySet
 from gpsafe.sets import Box
 from gpsafe.systems.base import System, sample_noise
 from gpsafe.systems.task import Task

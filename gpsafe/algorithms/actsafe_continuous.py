@@ -27,12 +27,12 @@ from gpsafe.algorithms.learner import Book, Stream, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
-from gpsafe.parametric import ParametricPolicies
+from gpsafe.planning.search.problem import Proposals, Search
+from gpsafe.planning.search.rollouts import Goal, Pessimism, Rollouts
 from gpsafe.policies import PolicyClass
-from gpsafe.rollout import closed_loop, transitions
-from gpsafe.safe_parameters import Decisions, Distance, SafeParameters, admit, sound_upper
-from gpsafe.search.problem import Proposals, Search
-from gpsafe.search.rollouts import Goal, Pessimism, Rollouts
+from gpsafe.policies.parametric import ParametricPolicies
+from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.safety.safe_parameters import Decisions, Distance, SafeParameters, admit, sound_upper
 from gpsafe.systems.base import System, sample_noise
 
 

@@ -16,10 +16,9 @@ from gpsafe.data import Transitions
 from gpsafe.models import GP
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.practical import FeatureGP, fit
-from gpsafe.shield import NotCertified, Shield
+from gpsafe.safety.shield import Completer, NotCertified, Shield
 from gpsafe.systems.base import System
 from gpsafe.systems.task import Task
-from gpsafe.tracking import Tracking
 
 
 class LearnedModel(Protocol):
@@ -55,7 +54,7 @@ class TheoryModel:
     confidence: ConfidenceSet
     tabulate: Callable[[GP], DynamicsModel] = lambda gp: gp
     judge: PlanTube | None = None
-    tracking: Tracking | None = None
+    tracking: Completer | None = None
 
     def __post_init__(self) -> None:
         if (self.judge is None) != (self.tracking is None):
@@ -70,7 +69,7 @@ class TheoryModel:
         *,
         tabulate: Callable[[GP], DynamicsModel] = lambda gp: gp,
         judge: PlanTube | None = None,
-        tracking: Tracking | None = None,
+        tracking: Completer | None = None,
     ) -> TheoryModel:
         """Before any data."""
         return TheoryModel(gp, ConfidenceSet(bound).update(gp), tabulate, judge, tracking)

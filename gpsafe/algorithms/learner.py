@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.algorithms import _saved
-from gpsafe.rollout import one_episode
+from gpsafe.policies.rollout import one_episode
 from gpsafe.systems.base import System, sample_noise
 
 if TYPE_CHECKING:

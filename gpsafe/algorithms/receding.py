@@ -1,7 +1,7 @@
 """ActSafe in its receding-horizon form: a planner proposes at every step, a shield decides, model and F_n learn.
 
 The first episodes are spent on S_0, policies that are assumed safe; then the planner explores. With pessimism "sound" an
-input is applied only if `gpsafe.shield` admits it, from an x_0 for which a fallback is certified; if none is, and after
+input is applied only if `gpsafe.safety.shield` admits it, from an x_0 for which a fallback is certified; if none is, and after
 an assumption was refuted, the episode is spent on S_0. With any other pessimism, and with a model that is refitted to its data
 (`PracticalModel`, the published form), plans are applied as they come: a **heuristic**, and called so.
 
@@ -22,15 +22,16 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.algorithms.actsafe import check_inputs
+from gpsafe.algorithms.episode import Pilot, Trajectory
 from gpsafe.algorithms.learned import LearnedModel, TheoryModel
 from gpsafe.algorithms.learner import PLANNER, Book, EpisodePolicy, Learner, Stream, stream
 from gpsafe.models.base import DynamicsModel
-from gpsafe.planning import EXPLORERS, Explorer, Pilot, Planner, Trajectory
+from gpsafe.planning import EXPLORERS, Explorer, Planner
 from gpsafe.planning.explorers import Pessimism
 from gpsafe.planning.scores import Reward
 from gpsafe.policies import PolicyClass
-from gpsafe.rollout import transitions
-from gpsafe.shield import NotCertified, Shield, noise_risk
+from gpsafe.policies.rollout import transitions
+from gpsafe.safety.shield import NotCertified, Shield, noise_risk
 from gpsafe.systems.base import System
 
 TASK = 1000  # tasks take their random numbers as episodes from here on
@@ -158,7 +159,9 @@ class RecedingActSafe(Learner):
         known, risk = self.known, self._risk(self._book.counts.get("boxed", 0) + 1)
         if risk > self.delta_noise:
             expected = f"a noise box for one more episode under delta_noise = {self.delta_noise:g}"
-            raise _require.fail("RecedingActSafe", expected, f"{risk:.3g} with it (see gpsafe.shield.noise_radius)")
+            raise _require.fail(
+                "RecedingActSafe", expected, f"{risk:.3g} with it (see gpsafe.safety.shield.noise_radius)"
+            )
         assert isinstance(known, TheoryModel)
         found = known.shield(x)
         if isinstance(found, Shield):

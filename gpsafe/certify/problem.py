@@ -199,7 +199,7 @@ class Proposal:
 
 
 class Proposer(Protocol):
-    """Searches a plan. Whatever it returns or raises, nothing more than its plan is lost (`gpsafe.safety_filter`).
+    """Searches a plan. Whatever it returns or raises, nothing more than its plan is lost (`gpsafe.safety.filter`).
 
     It may also have `prepare(problem)`, called at the start of an episode: what raises there reaches the user.
     """

@@ -27,11 +27,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.confidence.bounds import ConfidenceBound, Mixture
 from gpsafe.confidence.rounding import MARGIN
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 EPS = 2.0**-52
 EMPTY = 1e-9  # relative margin below zero at which s(η) counts as negative
@@ -295,8 +296,9 @@ class ConvexProgram(ConfidenceBound):
 
         def solve(program: Program) -> tuple[Tensor, Tensor]:
             if not proposer:
-                proposer.append(Proposer(program))
-            proposals = proposer[0].multipliers(program)
+                spectrum = program.spectrum
+                proposer.append(Proposer(spectrum.values, spectrum.targets, program.radius_sq, program.norm))
+            proposals = proposer[0].multipliers(program.cross, program.prior)
             return bound_at(program, proposals, float(model.regularizer[output]))
 
         return solve

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from gpsafe.confidence.convex_program import Program
 
 RANK = 1e-13  # eigenvalues below RANK times the largest carry no direction of their own
 
@@ -28,30 +25,32 @@ class Proposer:
     parameters.
     """
 
-    def __init__(self, program: Program) -> None:
-        """Compiles for the data of `program` (no batch dims)."""
-        values = program.spectrum.values.cpu().numpy()
-        targets = program.spectrum.targets.cpu().numpy()
-        keep = values > RANK * values.max()
-        self._roots = np.where(keep, np.sqrt(np.where(keep, values, 1.0)), np.inf)  # p_i = 0 for dropped directions
-        self._radius = float(program.radius_sq.sqrt())
-        self._norm = float(program.norm)
-        n = len(values)
+    def __init__(self, values: Tensor, targets: Tensor, radius_sq: Tensor, norm: Tensor) -> None:
+        """Compiles for s = `values` (n,), Uᵀy = `targets` (n,), R_n² and B, see `convex_program.Program`."""
+        eigenvalues = values.cpu().numpy()
+        keep = eigenvalues > RANK * eigenvalues.max()
+        self._roots = np.where(
+            keep, np.sqrt(np.where(keep, eigenvalues, 1.0)), np.inf
+        )  # p_i = 0 for dropped directions
+        self._radius = float(radius_sq.sqrt())
+        self._norm = float(norm)
+        n = len(eigenvalues)
         self._slope, self._rest = cp.Parameter(n), cp.Parameter()
         weights, extra = cp.Variable(n), cp.Variable()
-        self._fit = cp.norm(cp.multiply(np.where(keep, self._roots, 0.0), weights) - targets) <= self._radius
+        misfit = cp.multiply(np.where(keep, self._roots, 0.0), weights) - targets.cpu().numpy()
+        self._fit = cp.norm(misfit) <= self._radius
         self._size = cp.norm(cp.hstack([weights, extra])) <= self._norm
         objective = cp.Maximize(self._slope @ weights + self._rest * extra)
         self.problem = cp.Problem(objective, [self._fit, self._size])
 
-    def optimum(self, program: Program, index: int, sign: float) -> tuple[float, float]:
-        """The solver's claims at point `index`: sign·max sign·f(z), and η = (ρ_norm R_n)/(ρ_fit B). NaN if it
-        failed.
+    def optimum(self, cross: Tensor, prior: Tensor, sign: float) -> tuple[float, float]:
+        """The solver's claims for Uᵀk(X, z) = `cross` (n,) and k(z, z) = `prior`: sign·max sign·f(z), and η = (ρ_norm
+        R_n)/(ρ_fit B). NaN if it failed.
 
         The multipliers ρ belong to norms; those of the squared constraints are ρ/(2R_n) and ρ/(2B).
         """
-        slope = program.cross[:, index].cpu().numpy() / self._roots
-        rest = float(program.prior[index]) - float(slope @ slope)
+        slope = cross.cpu().numpy() / self._roots
+        rest = float(prior) - float(slope @ slope)
         self._slope.value = sign * slope
         self._rest.value = np.sqrt(max(0.0, rest))
         try:
@@ -65,11 +64,10 @@ class Proposer:
         eta = size * self._radius / (fit * self._norm) if fit > 0 else math.inf
         return sign * value, math.nan if math.isnan(fit) else eta
 
-    def multipliers(self, program: Program) -> tuple[Tensor, Tensor]:
-        """Proposed η of the upper and of the lower bound at every point, (m,) each."""
-        count = program.prior.shape[-1]
-        found = [[self.optimum(program, i, sign)[1] for i in range(count)] for sign in (1.0, -1.0)]
-        device = program.prior.device
+    def multipliers(self, cross: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Proposed η of the upper and of the lower bound at every point, (m,) each, from cross (n, m) and prior (m,)."""
+        found = [[self.optimum(a, b, sign)[1] for a, b in zip(cross.T, prior, strict=True)] for sign in (1.0, -1.0)]
+        device = prior.device
         return (
             torch.tensor(found[0], dtype=torch.float64, device=device),
             torch.tensor(found[1], dtype=torch.float64, device=device),

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 JET_MARGIN = 1e-10  # outward rounding of posterior variances, relative to their prior value: at least this
 

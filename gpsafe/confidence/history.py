@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 
 def is_prefix(old: GP, new: GP) -> bool:

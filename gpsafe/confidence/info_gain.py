@@ -15,7 +15,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels, linalg
+from gpsafe import _require, linalg
+from gpsafe.rkhs import kernels
 
 
 def gram_info_gain(gram: Tensor, regularizer: float) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets.box import Box
 
 

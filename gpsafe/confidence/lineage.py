@@ -24,9 +24,9 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 PROBES = 16  # points of each kind at which the known part must keep its values
 REPEATED = 8  # rows of appended data that equal the first rows bit by bit: no noise does that by chance

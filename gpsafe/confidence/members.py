@@ -21,11 +21,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.functionals import functional_beta
 from gpsafe.models.gp import GP
-from gpsafe.rkhs import RKHSFunction
+from gpsafe.rkhs import RKHSFunction, kernels
 
 Residual = Callable[[Tensor], Tensor]
 _INSIDE = 1 - 1e-9  # of each constraint that a member uses, for rounding

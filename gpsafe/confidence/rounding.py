@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe import linalg
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.models.low_rank import LowRankGP
+from gpsafe.rkhs import kernels
 
 MARGIN = 1e-12  # of the variance relative to k(z, z): at least this
 PRODUCT = 0.25  # see the module

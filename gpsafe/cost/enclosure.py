@@ -8,10 +8,11 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.policies import PolicyClass, feedback
+from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart
 
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only

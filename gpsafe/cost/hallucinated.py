@@ -23,7 +23,7 @@ from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.sampled import Sampled
 from gpsafe.policies import PolicyClass
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import HalfspaceCost
 
 _SEARCH, _FINAL, _INIT = 5, 6, 7

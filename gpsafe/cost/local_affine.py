@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.confidence.functionals import (
     differentiable,
     functional_beta,
@@ -31,6 +31,7 @@ from gpsafe.confidence.functionals import (
 )
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
+from gpsafe.rkhs import kernels
 
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 

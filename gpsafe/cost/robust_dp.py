@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.enclosure import Enclosure, enclose, grow
 from gpsafe.policies import PolicyClass
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
@@ -34,6 +34,7 @@ from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, KnownPart
 

@@ -13,7 +13,7 @@ from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import PolicyClass
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 

@@ -12,7 +12,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe import linalg
+from gpsafe.rkhs import kernels
 
 
 def _write(buffer: Tensor, start: int, stop: int, rows: Tensor) -> None:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm  # type: ignore[attr-defined]
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe import linalg
 from gpsafe.models._factor import Factor
+from gpsafe.rkhs import kernels
 
 Array = NDArray[np.float64]
 SCRATCH = 2**19  # numbers

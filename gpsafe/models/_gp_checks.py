@@ -10,7 +10,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
+from gpsafe.rkhs import kernels
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.models._factor import Factor
+from gpsafe.rkhs import kernels
 
-if TYPE_CHECKING:
-    from gpsafe.models.gp import GP
+
+class Posterior(Protocol):
+    """What is read of a GP: one factor a distinct kernel, `_index` the factor of each output."""
+
+    @property
+    def inputs(self) -> Tensor | None: ...
+    @property
+    def weights(self) -> Tensor: ...
+    @property
+    def num_outputs(self) -> int: ...
+    @property
+    def _factors(self) -> tuple[Factor, ...]: ...
+    @property
+    def _index(self) -> tuple[int, ...]: ...
+    def _outputs_of(self, i: int) -> list[int]: ...
+    def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def closed(factor: Factor) -> kernels.Stationary | None:
@@ -49,7 +63,7 @@ def stationary_gradient(
     return -full[:, :-1], full[:, -1] * inverse.unsqueeze(-1)
 
 
-def posterior_gradient(model: GP, z: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def posterior_gradient(model: Posterior, z: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """∇mean and ∇std of the posterior at z (m, d), both (m, p, d): see `GP.gradient`."""
     means = torch.zeros(z.shape[0], model.num_outputs, z.shape[1], dtype=z.dtype, device=z.device)
     stds = torch.zeros_like(means)

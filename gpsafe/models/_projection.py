@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import kernels, linalg
+from gpsafe import linalg
 from gpsafe.models import _fast
 from gpsafe.models._factor import Factor
+from gpsafe.rkhs import kernels
 
 OWN_ROUNDING = 1e-12  # of the exact model's computed variance, relative to k(z, z): the margin that bounds state for it
 

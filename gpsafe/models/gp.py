@@ -26,12 +26,13 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpsafe import _require, kernels, linalg
+from gpsafe import _require, linalg
 from gpsafe.data import Transitions
 from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
 from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, zero_prior
 from gpsafe.models.base import Prediction
+from gpsafe.rkhs import kernels
 
 __all__ = ["GP", "Prior", "identity_prior", "zero_prior"]
 
@@ -91,8 +92,8 @@ class GP:
             noise_std: aleatoric standard deviation, scalar or (nx,), ≥ 0.
             outputs: learned state indices (default: all).
             prior: known mean, (*b, nx), (*b, nu) → (*b, nx).
-            mode: see the class. Default: "theory" if every kernel is as :mod:`gpsafe.kernels` built it
-                (`gpsafe.kernels.is_stated`), "practical" otherwise, since a kernel that came from elsewhere (a fitted
+            mode: see the class. Default: "theory" if every kernel is as :mod:`gpsafe.rkhs.kernels` built it
+                (`gpsafe.rkhs.kernels.is_stated`), "practical" otherwise, since a kernel that came from elsewhere (a fitted
                 BoTorch or GPyTorch model, `fit_hyperparameters`) may have been trained on these very data. Passing
                 mode="theory" declares that kernel and λ were fixed before the data. That is all anyone can check:
                 hyperparameters that were fitted, then typed in as numbers, look the same.

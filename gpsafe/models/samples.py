@@ -26,10 +26,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels, linalg
+from gpsafe import _require, linalg
 from gpsafe.models._factor import Factor
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 
 def _randn(generator: torch.Generator, *shape: int) -> Tensor:

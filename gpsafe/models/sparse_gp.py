@@ -12,10 +12,10 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
-from gpsafe import kernels as kernel_functions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._residual import ResidualModel
+from gpsafe.rkhs import kernels as kernel_functions
 
 
 @dataclass(frozen=True, slots=True, eq=False)

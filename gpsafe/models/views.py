@@ -25,10 +25,10 @@ from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 
 from gpsafe import _require, linalg
-from gpsafe import kernels as kernel_functions
 from gpsafe.models import _fitting
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels as kernel_functions
 
 
 class BotorchView(Model, FantasizeMixin):

@@ -1,11 +1,11 @@
 """Receding-horizon planning with Gaussian processes: untrusted proposals, priced by samples, explored with one flag."""
 
-from gpsafe.planning.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.planning.explorers import EXPLORERS, Explorer, Planner
 from gpsafe.planning.icem import ICEM, PUBLISHED, Plan, colored_noise, icem
 from gpsafe.planning.practical import FeatureGP, angle_features, fit, untrained
 from gpsafe.planning.scores import Constraint, Imagined, imagine, intrinsic_reward, penalised_return
 from gpsafe.planning.table import Table, TableError
+from gpsafe.planning.tracking import Tracking
 
 __all__ = [
     "EXPLORERS",
@@ -15,12 +15,11 @@ __all__ = [
     "Explorer",
     "FeatureGP",
     "Imagined",
-    "Pilot",
     "Plan",
     "Planner",
     "Table",
     "TableError",
-    "Trajectory",
+    "Tracking",
     "angle_features",
     "colored_noise",
     "fit",
@@ -28,8 +27,5 @@ __all__ = [
     "imagine",
     "intrinsic_reward",
     "penalised_return",
-    "proposals",
     "untrained",
-    "unverified_episode",
-    "verified_episode",
 ]

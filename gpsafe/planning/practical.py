@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels, linalg
+from gpsafe import _require, linalg
 from gpsafe.data import Transitions
 from gpsafe.models.base import Prediction
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 LOG_RANGE = (-3.0, 5.0)  # of log ℓ on standardised inputs: beyond it the likelihood is flat or the data are isolated
 

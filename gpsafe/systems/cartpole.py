@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.linalg import vector
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems._magnitude import leaf

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.linalg import vector
-from gpsafe.rkhs import RKHSFunction
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems.base import Cost, IndicatorCost, check_fields

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies, set_point_policies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown, pendulum_known

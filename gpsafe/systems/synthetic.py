@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpsafe import _require, kernels
+from gpsafe import _require
 from gpsafe.linalg import vector
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown

@@ -6,10 +6,10 @@ import torch
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
-from gpsafe.explore import sufficient_episodes
-from gpsafe.kernels import cross
 from gpsafe.models import GP
+from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import grid as regular_grid
+from gpsafe.rkhs.kernels import cross
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task

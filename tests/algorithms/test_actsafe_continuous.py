@@ -7,8 +7,8 @@ from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
-from gpsafe.parametric import feedback_family, set_point_family
-from gpsafe.search import FiniteGrid, LogBarrier, RandomSearch
+from gpsafe.planning.search import FiniteGrid, LogBarrier, RandomSearch
+from gpsafe.policies.parametric import feedback_family, set_point_family
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_pendulum
 from gpsafe.systems.task import Task

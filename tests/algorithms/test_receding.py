@@ -19,9 +19,9 @@ from gpsafe.confidence import Constant
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.planning import EXPLORERS, ICEM, fit, untrained
-from gpsafe.rollout import one_episode
+from gpsafe.policies.rollout import one_episode
+from gpsafe.safety.shield import NotCertified, noise_radius, noise_risk
 from gpsafe.sets import Box
-from gpsafe.shield import NotCertified, noise_radius, noise_risk
 from gpsafe.systems.reference import reference_pendulum_policies
 
 

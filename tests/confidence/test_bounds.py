@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
 from gpsafe.confidence import (
     AbbasiYadkori,
     ActSafeForm,
@@ -20,6 +19,7 @@ from gpsafe.confidence import (
 )
 from gpsafe.confidence.lederer import covering_number, sample_path_lipschitz
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets.box import Box
 from tests.strategies import seeds
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, ActSafeForm, ChowdhuryGopalan, Constant, Fiedler, Mixture, Srinivas
 from gpsafe.models import GP, LowRankGP
+from gpsafe.rkhs import kernels
 
 NORM, NOISE, DELTA, COUNT = (1.3, 0.7), (0.4, 0.25), 0.06, 11
 LOG = math.log(2 / DELTA)  # two outputs share δ

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, ConvexProgram, Mixture
 from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
 from gpsafe.confidence.convex_proposer import Proposer
 from gpsafe.models.gp import GP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
 from tests.strategies import seeds
 
 EXACT, SOLVE, OPT = 1e-12, 1e-8, 1e-6
@@ -43,10 +42,11 @@ def test_dual_equals_the_primal_optimum_of_the_conic_solver(lam, count):
     model, _ = posterior(3, lam=lam, count=count)
     program = ConvexProgram(**ASSUMED).program(model, 0, GRID)
     upper, lower, eta_upper, _ = program.solve()
-    proposer = Proposer(program)
+    spectrum = program.spectrum
+    proposer = Proposer(spectrum.values, spectrum.targets, program.radius_sq, program.norm)
     for index in range(0, len(GRID), 4):
-        top, eta = proposer.optimum(program, index, 1.0)
-        bottom, _ = proposer.optimum(program, index, -1.0)
+        top, eta = proposer.optimum(program.cross[:, index], program.prior[index], 1.0)
+        bottom, _ = proposer.optimum(program.cross[:, index], program.prior[index], -1.0)
         assert abs(float(upper[index]) - top) <= OPT
         assert abs(float(lower[index]) - bottom) <= OPT
         if math.isfinite(float(eta_upper[index])) and 1e-3 < eta < 1e2:

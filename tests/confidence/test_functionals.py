@@ -10,7 +10,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import (
     AbbasiYadkori,
     ChowdhuryGopalan,
@@ -22,7 +21,7 @@ from gpsafe.confidence import (
 )
 from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
 from gpsafe.models import GP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
 
 KERNELS = {
     "rbf": lambda: kernels.rbf([0.7, 1.4], 0.5),

@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, Constant, Mixture, Srinivas
 from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 PROFILES = {

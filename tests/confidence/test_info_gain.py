@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
 from gpsafe.confidence import info_gain
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 from tests.strategies import seeds
 
 EXACT, SOLVE = 1e-12, 1e-8

@@ -6,8 +6,8 @@ import gpytorch
 import pytest
 import torch
 
-from gpsafe import kernels
 from gpsafe.confidence import info_gain
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 
 LAM = 0.3

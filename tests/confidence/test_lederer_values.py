@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from gpsafe import kernels
 from gpsafe.confidence import Lederer
 from gpsafe.confidence.lederer import covering_number, sample_path_lipschitz
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 
 tensor = partial(torch.tensor, dtype=torch.float64)

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Constant, Mixture
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
 from gpsafe.systems.known import AffineKnown
 from gpsafe.verdict import Outcome
 

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import Constant, Mixture
 from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.models import GP
-from gpsafe.rkhs import RKHSFunction, random_function
+from gpsafe.rkhs import RKHSFunction, kernels, random_function
 
 KERNEL = kernels.rbf([0.7, 1.4], 0.5)
 

@@ -7,11 +7,11 @@ import pytest
 import reference
 import torch
 
-from gpsafe import kernels
 from gpsafe.confidence import Constant
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models._fast import usable
+from gpsafe.rkhs import kernels
 
 # nu, arrangement, n, dimension, spread in length-scales, λ/k, k, rows appended at a time
 CASES = [

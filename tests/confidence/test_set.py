@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, ConfidenceSet, Constant, ConvexProgram, Mixture
 from gpsafe.confidence.history import posterior_history
 from gpsafe.models.gp import GP
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
 from gpsafe.verdict import Outcome
 from tests.strategies import seeds
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 from gpsafe.verdict import Outcome
 
 tensor = partial(torch.tensor, dtype=torch.float64)

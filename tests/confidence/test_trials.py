@@ -10,10 +10,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, ConvexProgram, Lederer, Mixture
 from gpsafe.models.gp import GP
-from gpsafe.rkhs import RKHSFunction
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.verdict import Outcome
 from proofs_checks import coverage, falsification, info_gain, widths
 from proofs_checks._regression import MODES, Run, Setting, functions, generator, rate_verdict, simulate

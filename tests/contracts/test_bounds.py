@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceBound, ConfidenceSet, make_bound
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 from tests.strategies import seeds
 
 EXACT = 1e-12

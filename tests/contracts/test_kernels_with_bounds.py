@@ -1,6 +1,6 @@
 """Every kernel that a GP takes, with every bound that claims something: sound against extremal members, or refused by name.
 
-A kernel family enters by `strategies.ALL_KERNELS` (every builder of `gpsafe.kernels` must have one), a confidence bound by
+A kernel family enters by `strategies.ALL_KERNELS` (every builder of `gpsafe.rkhs.kernels` must have one), a confidence bound by
 `BOUNDS`, a cost bound by being a class in `gpsafe.cost` whose `sound` is True; each is then tried with each.
 """
 
@@ -18,7 +18,6 @@ from gpytorch.kernels import Kernel
 from strategies import ALL_KERNELS, CLOSED_KERNELS, make_kernel
 
 import gpsafe.cost
-from gpsafe import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceSet, ConvexProgram, Mixture, make_bound
 from gpsafe.confidence.functionals import functional_beta
 from gpsafe.confidence.members import extremal_member
@@ -35,9 +34,9 @@ from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rkhs import RKHSFunction
-from gpsafe.rollout import closed_loop
-from gpsafe.safe_set import policy_distance
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import RKHSFunction, kernels
+from gpsafe.safety.safe_set import policy_distance
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost, sample_noise

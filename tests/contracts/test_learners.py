@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gpsafe.algorithms.learner import Learner, stream
-from gpsafe.rollout import one_episode
+from gpsafe.policies.rollout import one_episode
 from gpsafe.systems.base import System
 from tests import learner_cases as cases
 from tests.learner_cases import LEARNERS, robot_of

@@ -19,7 +19,7 @@ from poison import ROWS, PoisonCase, draw, violations
 from gpsafe import tube
 from gpsafe.confidence import BOUNDS
 from gpsafe.cost import scenario_tube
-from gpsafe.kernels import Stationary
+from gpsafe.rkhs.kernels import Stationary
 from gpsafe.sets.zonotope import Zonotope
 
 CASES = {**poison_sets.CASES, **poison_tubes.CASES, **poison_costs.CASES, **poison_confidence.CASES}
@@ -32,7 +32,7 @@ PACKAGES = {
     "confidence": "set bounds functionals",
 }
 MODULES = [f"{package}.{name}" for package, names in PACKAGES.items() for name in names.split()]
-MODULES += ["shield", "safe_set", "verdict"]
+MODULES += ["safety.shield", "safety.safe_set", "verdict"]
 # Looked at through the case that calls them.
 PARTS = {
     "ScenarioTube": "ScenarioTube.charges ScenarioTube.tubes Tubes.contains_hull farthest_points noise_paths",
@@ -60,10 +60,10 @@ NO_CLAIM = {
 }
 # Tested elsewhere: they refuse, or answer for all rows at once.
 ELSEWHERE = {
-    "noise_radius": "tests/test_shield.py",
+    "noise_radius": "tests/safety/test_shield.py",
     "reachable": "the same `through` as SafePolicySet.expand",
-    "SafePolicySet.initial": "tests/test_safe_set.py",
-    "ConfidenceBound.noise_refusal": "tests/test_task.py: a task's noise is finite",
+    "SafePolicySet.initial": "tests/safety/test_safe_set.py",
+    "ConfidenceBound.noise_refusal": "tests/systems/test_task.py: a task's noise is finite",
     "ConfidenceSet.falsified": "test_nan_accuses_nobody",
     "ConfidenceSet.contains": "test_nan_accuses_nobody",
 }

@@ -7,12 +7,12 @@ import pytest
 import torch
 from cost_cases import make_case
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.local_affine import EMPTY, LocalAffine
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 
 BOUND = Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)

@@ -9,11 +9,11 @@ from cost_cases import make_case
 from step_cases import Curved, draw, tensor
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, jacobians, residual_reach
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from strategies import seeds
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.known import AffineKnown

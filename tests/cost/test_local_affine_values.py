@@ -8,11 +8,11 @@ import torch
 from cost_cases import alone, make_case
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.functionals import functional_beta, jet, taylor_modulus
 from gpsafe.cost.local_affine import EMPTY, AffineRange, Displacements, LocalAffine, Moduli
 from gpsafe.models import GP
+from gpsafe.rkhs import kernels
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 

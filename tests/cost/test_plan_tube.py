@@ -14,8 +14,8 @@ from strategies import seeds
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.cost.plan_tube import Plans
-from gpsafe.feature_policies import FeaturePolicies, pendulum_features
 from gpsafe.linalg import vector
+from gpsafe.policies.features import FeaturePolicies, pendulum_features
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.known import AffineKnown

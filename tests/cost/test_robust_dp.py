@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.enclosure import enclose
 from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, sweep
 from gpsafe.cost.session import DPSession
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
-from gpsafe.rkhs import RKHSFunction
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.double_integrator import DoubleIntegrator

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import grow
 from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, _average_matrices, _RangeMax, sweep
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import HingeCost
 from gpsafe.systems.known import AffineKnown

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.cost.monte_carlo import mean_lower
 from gpsafe.cost.scenario_tube import ScenarioTube, charge_upper, farthest_points
 from gpsafe.models import GP, LowRankGP
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HingeCost, IndicatorCost, sample_noise

@@ -7,10 +7,10 @@ import pytest
 import torch
 from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturating, tensor
 
-from gpsafe import kernels
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.scenario_tube import SLACK, ScenarioTube, Tubes, _scales, _Walk, charge_upper, farthest_points
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HingeCost, IndicatorCost
 from gpsafe.systems.task import Task

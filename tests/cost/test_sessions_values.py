@@ -6,7 +6,6 @@ import pytest
 import torch
 from cost_cases import generator, make_case
 
-from gpsafe import kernels
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._lineage import continues
@@ -15,7 +14,8 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import kernels
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task

@@ -15,7 +15,7 @@ from gpsafe.cost.monte_carlo import mean_lower
 from gpsafe.cost.total_variation import TotalVariation, parting_rate, simulation_gap
 from gpsafe.data import Transitions
 from gpsafe.models import GP
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task

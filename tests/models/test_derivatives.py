@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import BOUNDS, Mixture
 from gpsafe.data import Transitions
 from gpsafe.models import GP, Ensemble, LowRankGP, Training, sample_functions
 from gpsafe.models.dropout import Dropout
 from gpsafe.models.laplace import LastLayerLaplace
 from gpsafe.models.sparse_gp import SparseGP
+from gpsafe.rkhs import kernels
 
 SMOOTH = {
     "rbf": lambda d: kernels.rbf([0.7 + 0.1 * i for i in range(d)], 1.3),

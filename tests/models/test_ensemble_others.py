@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from strategies import seeds
 
-from gpsafe import kernels
 from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
 from gpsafe.models._mlp import MLP
@@ -13,6 +12,7 @@ from gpsafe.models._regression import fit_network
 from gpsafe.models.dropout import Dropout
 from gpsafe.models.laplace import LastLayerLaplace, _features, _last_layer
 from gpsafe.models.sparse_gp import SparseGP
+from gpsafe.rkhs import kernels
 
 KERNEL = kernels.rbf([0.8, 0.8, 0.8], variance=1.0)
 NOISE = 0.1

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import ALL_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe import kernels
 from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
 from gpsafe.models.views import as_gpytorch
+from gpsafe.rkhs import kernels
 
 EXACT, SOLVE = 1e-12, 1e-8
 

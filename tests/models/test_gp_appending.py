@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from strategies import make_kernel
 
-from gpsafe import kernels
 from gpsafe.models import GP, _factor
+from gpsafe.rkhs import kernels
 
 SOLVE = 1e-8
 QUERIES = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2)

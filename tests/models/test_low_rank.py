@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import CLOSED_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, ConfidenceSet, Mixture
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
+from gpsafe.rkhs import kernels
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:

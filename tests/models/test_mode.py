@@ -9,10 +9,10 @@ import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 
-from gpsafe import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP
 from gpsafe.models.views import as_gpytorch, fit_hyperparameters
+from gpsafe.rkhs import kernels
 
 X = torch.linspace(0, 3, 25, dtype=torch.float64).unsqueeze(-1)
 Y = torch.sin(3 * X)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ALL_KERNELS, CLOSED_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe import kernels
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture
 from gpsafe.confidence.functionals import functional_beta, jet
@@ -19,7 +18,7 @@ from gpsafe.cost._lineage import continues
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP, identity_prior, sample_functions
 from gpsafe.models.views import as_botorch, as_gpytorch, fit_hyperparameters
-from gpsafe.rkhs import random_function
+from gpsafe.rkhs import kernels, random_function
 
 SOLVE = 1e-8
 ASSUMED = {"rkhs_norm": 2.0, "subgaussian": 0.1, "delta": 0.1}

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpsafe import kernels
 from gpsafe.data import Transitions
 from gpsafe.models import GP, Ensemble, LowRankGP, Training, identity_prior
 from gpsafe.models.dropout import Dropout
 from gpsafe.models.laplace import LastLayerLaplace
 from gpsafe.models.sparse_gp import SparseGP
 from gpsafe.models.views import as_botorch
+from gpsafe.rkhs import kernels
 from gpsafe.sets.box import Box
 
 NX, NU = 2, 1

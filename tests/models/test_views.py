@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from linear_operator.utils.warnings import NumericalWarning
 from strategies import ALL_KERNELS, kernel_names, make_kernel, seeds
 
-from gpsafe import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP, identity_prior
 from gpsafe.models.views import as_botorch, as_gpytorch, fit_hyperparameters
+from gpsafe.rkhs import kernels
 
 SOLVE = 1e-8
 CUBE = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
+from gpsafe.algorithms.episode import proposals, verified_episode
 from gpsafe.models import Prediction
-from gpsafe.planning import EXPLORERS, ICEM, Constraint, Plan, Planner, proposals, verified_episode
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, Plan, Planner
 from gpsafe.sets import Box
 from gpsafe.systems.pendulum import Pendulum
 

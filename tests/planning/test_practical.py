@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from gpsafe import kernels
 from gpsafe.confidence import Mixture
 from gpsafe.data import Transitions
 from gpsafe.planning import angle_features, fit, untrained
 from gpsafe.planning.practical import LOG_RANGE, negative_log_likelihood
+from gpsafe.rkhs import kernels
 from gpsafe.systems.pendulum import Pendulum
 
 PLANT = Pendulum(action_repeat=2)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from strategies import seeds
 
+from gpsafe.algorithms.episode import unverified_episode
 from gpsafe.models import Prediction
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Imagined, Planner, imagine, intrinsic_reward, penalised_return
-from gpsafe.planning.episode import unverified_episode
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.pendulum import Pendulum
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from strategies import seeds
 
-from gpsafe import kernels
 from gpsafe.models import GP, Prediction, identity_prior
 from gpsafe.planning import Table
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.chain import chain, chain_policies
 

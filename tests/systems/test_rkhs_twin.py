@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsafe import kernels
-from gpsafe.rollout import closed_loop
+from gpsafe.policies.rollout import closed_loop
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.cartpole import CartPole

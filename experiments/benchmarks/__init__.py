@@ -1,0 +1,1 @@
+"""Benchmarks: paired ratios in one run (`make bench`)."""

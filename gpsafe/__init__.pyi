@@ -1,0 +1,141 @@
+from . import (
+    algorithms as algorithms,
+)
+from . import (
+    certify as certify,
+)
+from . import (
+    confidence as confidence,
+)
+from . import (
+    cost as cost,
+)
+from . import (
+    models as models,
+)
+from . import (
+    planning as planning,
+)
+from . import (
+    policies as policies,
+)
+from . import (
+    rkhs as rkhs,
+)
+from . import (
+    safety as safety,
+)
+from . import (
+    sets as sets,
+)
+from . import (
+    systems as systems,
+)
+from . import (
+    testbed as testbed,
+)
+from . import (
+    tube as tube,
+)
+from .algorithms import ActSafe as ActSafe
+from .algorithms import ContinuousActSafe as ContinuousActSafe
+from .assumptions import Assumption as Assumption
+from .certify import CertificationProblem as CertificationProblem
+from .certify import judge as judge
+from .confidence import ConfidenceSet as ConfidenceSet
+from .confidence import ConvexProgram as ConvexProgram
+from .confidence import Lederer as Lederer
+from .confidence import Mixture as Mixture
+from .cost import (
+    AnchorGrid as AnchorGrid,
+)
+from .cost import (
+    GaussianTube as GaussianTube,
+)
+from .cost import (
+    Grid as Grid,
+)
+from .cost import (
+    PlanTube as PlanTube,
+)
+from .cost import (
+    RobustDP as RobustDP,
+)
+from .cost import (
+    ScenarioTube as ScenarioTube,
+)
+from .cost import (
+    TotalVariation as TotalVariation,
+)
+from .data import Transitions as Transitions
+from .models import GP as GP
+from .models import Ensemble as Ensemble
+from .planning import EXPLORERS as EXPLORERS
+from .planning import ICEM as ICEM
+from .planning import Planner as Planner
+from .planning import Tracking as Tracking
+from .planning.mpc.fast import CondensedSQP as CondensedSQP
+from .planning.mpc.reference import IpoptReference as IpoptReference
+from .policies import AffinePolicies as AffinePolicies
+from .policies import FeaturePolicies as FeaturePolicies
+from .policies import ParametricPolicies as ParametricPolicies
+from .rkhs import kernels as kernels
+from .safety import (
+    SafePolicySet as SafePolicySet,
+)
+from .safety import (
+    SafetyFilter as SafetyFilter,
+)
+from .safety import (
+    SafetyFilterWrapper as SafetyFilterWrapper,
+)
+from .safety import (
+    Shield as Shield,
+)
+from .sets import Box as Box
+from .sets import Ellipsoid as Ellipsoid
+from .sets import Polytope as Polytope
+from .sets import Zonotope as Zonotope
+from .systems import (
+    AffineKnown as AffineKnown,
+)
+from .systems import (
+    CallableSystem as CallableSystem,
+)
+from .systems import (
+    CartPole as CartPole,
+)
+from .systems import (
+    DoubleIntegrator as DoubleIntegrator,
+)
+from .systems import (
+    HingeCost as HingeCost,
+)
+from .systems import (
+    IndicatorCost as IndicatorCost,
+)
+from .systems import (
+    Pendulum as Pendulum,
+)
+from .systems import (
+    RKHSTwin as RKHSTwin,
+)
+from .systems import (
+    Task as Task,
+)
+from .systems import (
+    plant as plant,
+)
+from .systems import (
+    twin as twin,
+)
+from .testbed.check import Check as Check
+from .testbed.experiment import Experiment as Experiment
+from .testbed.verify import verify as verify
+from .tube import EnsembleTube as EnsembleTube
+from .tube import GPTube as GPTube
+from .tube import LinearTube as LinearTube
+from .verdict import Outcome as Outcome
+from .verdict import Verdict as Verdict
+
+__version__: str

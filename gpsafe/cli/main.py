@@ -1,0 +1,376 @@
+"""The command line. Exit codes: 0 all claims hold and can fail, 1 not so, 2 wrong usage, 130 after Ctrl-C.
+
+`COMMANDS` names the commands. The options of one are a frozen dataclass, read by tyro. Heavy libraries are loaded
+inside the functions, so that ``--help`` and mistakes answer quickly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from gpsafe.cli.common import PLAIN, UsageError, parse, see_current_folder, width
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gpsafe.testbed.check import Check
+    from gpsafe.testbed.verify import CheckResult, Progress
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Runs the checks with their controls and prints which claims stand.
+
+    Finished pieces are kept, so a run that was stopped goes on where it was. Exit code 0 if every claim HOLDS
+    and every control is VIOLATED, else 1; 2 for wrong usage; 130 after Ctrl-C.
+    """
+
+    budget: Literal["quick", "full"] = "quick"
+    """How much work: minutes, or hours."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME[,NAME]")] = ()
+    """Run these checks only."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the records and the environment here."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the report here, one self-contained page."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Number of worker processes (default: the available cores)."""
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List the checks and stop."""
+    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Do all pieces again instead of reusing finished ones."""
+    cache: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("results/verify")
+    """Where finished pieces are kept."""
+    package: Annotated[str, tyro.conf.arg(metavar="MODULE")] = "gpsafe.proofs_checks"
+    """Package that holds the checks (default: the project's own)."""
+
+
+def _verify(options: Verify, command: str) -> int:
+    from rich.console import Console
+
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
+    from gpsafe.testbed import report, store, verify
+
+    console = Console(width=width())
+    chosen, known, missing = _chosen(options)
+    if options.list:
+        console.print(_list_table(chosen, options.budget))
+        for module, why in missing.items():
+            console.print(f"{module} {why}", **PLAIN, soft_wrap=True)
+        return 0
+    outputs = [path for path in (options.json, options.html) if path is not None]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UsageError(f"--html: expected another file than --json, got {str(options.html)!r}")
+    try:
+        for name in ("json", "html"):
+            if getattr(options, name) is not None:
+                store.require_writable(f"--{name}", getattr(options, name))
+        store.require_writable("--cache", options.cache / "timings.json")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+    from gpsafe.testbed import workers as pool
+
+    workers = options.workers or pool.available_cores()
+    started_at, begun = datetime.now(UTC), time.perf_counter()
+    with _progress(console, workers, options.cache) as on_progress:
+        results = verify.verify(
+            chosen,
+            package=options.package,
+            budget=options.budget,
+            workers=workers,
+            cache=options.cache,
+            fresh=options.fresh,
+            on_progress=on_progress,
+        )
+    env = report.environment(
+        budget=options.budget,
+        command=command,
+        started_at=started_at.isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - begun,
+        workers=workers,
+        selected=len(chosen),
+        known=len(known),
+        not_run=missing,
+    )
+    console.print(results_table(results, console.width))
+    if options.json is not None:
+        store.write_json(options.json, report.document(results, env))
+    if options.html is not None:
+        store.write_text(options.html, report.html(results, env))
+    for result in results:
+        if not result.passed:
+            console.print(f"{result.status} {result.check.name}: {result.reason}", **PLAIN, soft_wrap=True)
+    for result in results:
+        if result.grades:
+            console.print(f"{result.check.name} notices {report.noticed(result)}", **PLAIN, soft_wrap=True)
+    for module, why in missing.items():
+        console.print(f"NOT RUN {module} {why}", **PLAIN, soft_wrap=True)
+    console.print(report.summary(results), **PLAIN, soft_wrap=True)
+    for path in outputs:
+        console.print(f"wrote {path}", **PLAIN, soft_wrap=True)
+    return 0 if all(result.passed for result in results) else 1
+
+
+def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check], dict[str, str]]:
+    """The checks asked for, all there are, and what keeps others from running."""
+    from gpsafe.testbed.check import survey
+    from gpsafe.testbed.verify import select
+
+    see_current_folder()
+    try:
+        known, missing = survey(options.package)
+    except Exception as error:  # a module of checks may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"--package: expected checks in {options.package!r}, got {reason}") from None
+    if not known:
+        raise UsageError(
+            f"--package: expected at least one check in {options.package!r}, got {_not_run(missing) or 'none'}"
+        )
+    names = [name.strip() for part in options.only for name in part.split(",")]
+    if options.only and not any(names):
+        raise UsageError("--only: expected names of checks, got none")
+    try:
+        return select(known, [name for name in names if name]), known, missing
+    except ValueError as error:
+        raise UsageError("; ".join(filter(None, [str(error), _not_run(missing)]))) from None
+
+
+def _not_run(missing: dict[str, str]) -> str:
+    """Which modules of checks need an extra that is not installed."""
+    return "; ".join(f"{module} {why}" for module, why in missing.items())
+
+
+@contextlib.contextmanager
+def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal, else one plain line at the start and one per finished check."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    state: Progress | None = None
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    work = bar.add_task("pieces", total=None)
+    checks = 0
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal state, checks
+        if state is None:
+            kept = f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
+            console.print(f"{progress.total} pieces on {workers} workers{kept}", **PLAIN, soft_wrap=True)
+        state = progress
+        if progress.finished is not None:
+            checks += 1
+            bar.update(work, description=f"{checks} checks done, pieces")
+            if not console.is_terminal and progress.done > progress.reused:
+                finished = progress.finished
+                console.print(
+                    f"[{progress.done}/{progress.total}] {finished.status} {finished.check.name}",
+                    **PLAIN,
+                    soft_wrap=True,
+                )
+        bar.update(work, total=progress.total, completed=progress.done)
+
+    try:
+        with bar:
+            yield on_progress
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this line
+        kept = "nothing was finished yet" if state is None else f"{state.done} of {state.total} pieces are kept"
+        sys.stdout.flush()
+        sys.stderr.write(f"gpsafe verify: stopped; {kept} in {cache}; the same command (without --fresh) goes on\n")
+        raise
+    finally:
+        console.file.flush()
+
+
+_COLOURS = {
+    "HOLDS": "bold blue",
+    "VIOLATED": "bold red",
+    "INCONCLUSIVE": "bold yellow",
+    "UNPROVEN": "bold magenta",
+    "ERROR": "bold reverse",
+}
+
+
+def results_table(results: Sequence[CheckResult], width: int) -> Table:
+    """The verdicts. Under 130 columns the source stands below the name, the interval below the estimate.
+
+    Under 98 columns n and the seconds are left out.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpsafe.testbed.report import duration, record
+
+    wide, tight = width >= 130, width < 98
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("claim" if wide else "claim, source", overflow="fold", min_width=10 if tight else 24)
+    if wide:
+        table.add_column("source", overflow="fold")
+    for title in ("estimate [interval]", "threshold") if tight else ("n", "estimate [interval]", "threshold"):
+        table.add_column(title, justify="right", no_wrap=wide)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("control", no_wrap=True)
+    if not tight:
+        table.add_column("seconds", justify="right", no_wrap=True)
+    for item in map(record, results):
+        name = Text(item["name"])
+        first = [name, Text(item["source"])] if wide else [name.append("\n" + item["source"], style="dim")]
+        estimate = _number(item["estimate"])
+        if item["lower"] is not None:
+            between = " " if wide else "\n"
+            estimate += f"{between}[{_number(item['lower'])}, {_number(item['upper'])}]"
+        control = item["control_verdict"]
+        table.add_row(
+            *first,
+            *([] if tight else [Text("-" if item["n"] is None else str(item["n"]))]),
+            Text(estimate),
+            Text(_number(item["threshold"])),
+            Text(item["verdict"], style=_COLOURS[item["verdict"]]),
+            Text(control) if control == "VIOLATED" else Text(f"! {control}", style="bold reverse"),
+            *([] if tight else [Text(duration(item["seconds"]))]),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if math.isfinite(value) else str(value)
+
+
+def _list_table(checks: dict[str, Check], budget: Literal["quick", "full"]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("claim", overflow="fold")
+    table.add_column("source", overflow="fold")
+    table.add_column(f"pieces ({budget})", justify="right")
+    for check in checks.values():
+        pieces = f"{check.num_shards(budget, False)} + {check.num_shards(budget, True)}"
+        table.add_row(Text(check.name), Text(check.claim), Text(check.source), pieces)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: what runs it, given the words after its name and the whole command, and one line of help."""
+
+    run: Callable[[Sequence[str], str], int]
+    help: str
+
+
+def _verify_words(words: Sequence[str], command: str) -> int:
+    return _verify(parse(Verify, words, prog="gpsafe verify"), command)
+
+
+def _run_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import experiments
+
+    return experiments.run(words, command)
+
+
+def _report_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import experiments
+
+    return experiments.report(words, command)
+
+
+def _bench_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import experiments
+
+    return experiments.bench(words, command)
+
+
+COMMANDS: dict[str, Command] = {
+    "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
+    "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
+    "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
+    "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    more = "gpsafe COMMAND --help: its options; gpsafe --version: the version"
+    return f"usage: gpsafe COMMAND [options]\n\n{listed}\n\n{more}"
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        import importlib.metadata
+
+        print(importlib.metadata.version("gpsafe"))
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        raise UsageError(
+            f"gpsafe: expected one of the commands {', '.join(COMMANDS)}, got {words[0]!r}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    command = COMMANDS[words[0]]
+    return command.run(words[1:], shlex.join(["gpsafe", *words]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line (default: ``sys.argv[1:]``) and returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a claim with ≤ in it must not fail on a plain terminal
+    words = sys.argv[1:] if argv is None else list(argv)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has gone, as in `gpsafe verify | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    finally:
+        with contextlib.suppress(ValueError, TypeError):  # not the main thread, or a handler set outside Python
+            signal.signal(signal.SIGINT, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

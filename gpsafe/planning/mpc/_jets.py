@@ -1,0 +1,157 @@
+"""Compiled interpreter of tapes: values, gradients and Hessians of all operations, forward."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpsafe.planning.mpc import _tape
+from gpsafe.planning.mpc._numba import njit
+
+Array = NDArray[np.float64]
+_FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
+
+_ADD, _SUB, _MUL, _LESS, _LESS_EQUAL = _tape.ADD, _tape.SUB, _tape.MUL, _tape.LESS, _tape.LESS_EQUAL
+_EQUAL, _SELECT, _POWER, _CONSTANT = _tape.EQUAL, _tape.SELECT, _tape.POWER, _tape.CONSTANT
+_SIN, _COS, _TAN, _TANH, _EXP = (_tape.CODES[name] for name in ("sin", "cos", "tan", "tanh", "exp"))
+_LOG, _SQRT, _RECIPROCAL, _ATAN = (_tape.CODES[name] for name in ("log", "sqrt", "reciprocal", "atan"))
+_ASIN, _ACOS, _SINH, _COSH = (_tape.CODES[name] for name in ("asin", "acos", "sinh", "cosh"))
+_LOG1P, _EXPM1, _SIGN = (_tape.CODES[name] for name in ("log1p", "expm1", "sign"))
+
+
+@njit(cache=True, fastmath=_FAST)
+def _elementary(code, constant, v):
+    """f, f′, f″ at v."""
+    if code == _SIN:
+        s = math.sin(v)
+        return s, math.cos(v), -s
+    if code == _COS:
+        c = math.cos(v)
+        return c, -math.sin(v), -c
+    if code == _RECIPROCAL:
+        r = 1.0 / v
+        return r, -r * r, 2.0 * r * r * r
+    if code == _SQRT:
+        r = math.sqrt(v)
+        return r, 0.5 / r, -0.25 / (r * v)
+    if code == _TANH:
+        t = math.tanh(v)
+        return t, 1.0 - t * t, -2.0 * t * (1.0 - t * t)
+    if code == _EXP:
+        e = math.exp(v)
+        return e, e, e
+    if code == _LOG:
+        return math.log(v), 1.0 / v, -1.0 / (v * v)
+    if code == _LOG1P:
+        return math.log1p(v), 1.0 / (1.0 + v), -1.0 / ((1.0 + v) * (1.0 + v))
+    if code == _EXPM1:
+        e = math.exp(v)
+        return math.expm1(v), e, e
+    if code == _TAN:
+        t = math.tan(v)
+        return t, 1.0 + t * t, 2.0 * t * (1.0 + t * t)
+    if code == _ATAN:
+        d = 1.0 / (1.0 + v * v)
+        return math.atan(v), d, -2.0 * v * d * d
+    if code == _ASIN:
+        d = 1.0 / math.sqrt(1.0 - v * v)
+        return math.asin(v), d, v * d * d * d
+    if code == _ACOS:
+        d = 1.0 / math.sqrt(1.0 - v * v)
+        return math.acos(v), -d, -v * d * d * d
+    if code == _SINH:
+        return math.sinh(v), math.cosh(v), math.sinh(v)
+    if code == _COSH:
+        return math.cosh(v), math.sinh(v), math.cosh(v)
+    if code == _POWER:
+        return v**constant, constant * v ** (constant - 1.0), constant * (constant - 1.0) * v ** (constant - 2.0)
+    if code == _SIGN:
+        return (1.0 if v > 0.0 else -1.0 if v < 0.0 else v), 0.0, 0.0
+    return math.floor(v), 0.0, 0.0
+
+
+@njit(cache=True, fastmath=_FAST)
+def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz), and the lower triangles of hess (S, nz, nz).
+
+    Entries outside a slot's `dims` and orders are never written: they must hold zeros.
+    """
+    nz = z.shape[0]
+    for i in range(nz):
+        value[i] = z[i]
+        grad[i, i] = 1.0
+    for k in range(codes.shape[0]):
+        code, at = codes[k], nz + k
+        a, b, c = operands[k, 0], operands[k, 1], operands[k, 2]
+        n = width[at]
+        if code == _CONSTANT:
+            value[at] = constants[k]
+        elif code in (_ADD, _SUB):
+            sign = 1.0 if code == _ADD else -1.0
+            value[at] = value[a] + sign * value[b]
+            for p in range(n):
+                i = dims[at, p]
+                grad[at, i] = grad[a, i] + sign * grad[b, i]
+                if order[at] > 1:
+                    for q in range(p + 1):
+                        j = dims[at, q]
+                        hess[at, i, j] = hess[a, i, j] + sign * hess[b, i, j]
+        elif code == _MUL and (order[a] == 0 or order[b] == 0):
+            factor, source = (value[a], b) if order[a] == 0 else (value[b], a)
+            value[at] = factor * value[source]
+            for p in range(n):
+                i = dims[at, p]
+                grad[at, i] = factor * grad[source, i]
+                if order[at] > 1:
+                    for q in range(p + 1):
+                        j = dims[at, q]
+                        hess[at, i, j] = factor * hess[source, i, j]
+        elif code == _MUL:
+            va, vb = value[a], value[b]
+            value[at] = va * vb
+            for p in range(n):
+                i = dims[at, p]
+                ga, gb = grad[a, i], grad[b, i]
+                grad[at, i] = va * gb + vb * ga
+                for q in range(p + 1):
+                    j = dims[at, q]
+                    cross = ga * grad[b, j] + gb * grad[a, j]
+                    hess[at, i, j] = va * hess[b, i, j] + vb * hess[a, i, j] + cross
+        elif code == _LESS:
+            value[at] = 1.0 if value[a] < value[b] else 0.0
+        elif code == _LESS_EQUAL:
+            value[at] = 1.0 if value[a] <= value[b] else 0.0
+        elif code == _EQUAL:
+            value[at] = 1.0 if value[a] == value[b] else 0.0
+        elif code == _SELECT:
+            source = b if value[a] != 0.0 else c
+            value[at] = value[source]
+            for p in range(n):
+                i = dims[at, p]
+                grad[at, i] = grad[source, i]
+                if order[at] > 1:
+                    for q in range(p + 1):
+                        j = dims[at, q]
+                        hess[at, i, j] = hess[source, i, j]
+        else:
+            f, first, second = _elementary(code, constants[k], value[a])
+            value[at] = f
+            for p in range(n):
+                i = dims[at, p]
+                grad[at, i] = first * grad[a, i]
+                bend = second * grad[a, i]
+                for q in range(p + 1):
+                    j = dims[at, q]
+                    hess[at, i, j] = first * hess[a, i, j] + bend * grad[a, j]
+
+
+def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
+    """Values (nx,), Jacobian (nx, nz) and Hessians (nx, nz, nz) of p at z (nz,)."""
+    nz, slots = len(z), len(tape.order)
+    value, grad, hess = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
+    codes, operands, constants, out, order, width, dims = tape.arrays
+    jets(np.ascontiguousarray(z), codes, operands, constants, order, width, dims, value, grad, hess)
+    lower = hess[out]
+    return value[out], grad[out], lower + np.tril(lower, -1).transpose(0, 2, 1)

@@ -1,0 +1,147 @@
+"""What a step of the condensed SQP costs beside its sweep and its quadratic program, compiled: see
+:mod:`gpsafe.planning.mpc.fast`.
+
+The matrices have a few hundred entries, so that NumPy's calls, twenty a step, would take longer than the sweep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+try:
+    from gpsafe.planning.mpc._numba import njit
+except ImportError:  # the same functions, interpreted: sweeps through torch take longer still
+
+    def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+        return lambda function: function
+
+
+NONE = 1e30  # no bound, as `daqp` has it
+
+
+@njit(cache=True)
+def excess(rows, jacobian):
+    """The largest row; +inf if a row or an entry of the Jacobian is not finite."""
+    worst, total = -math.inf, 0.0
+    for r in range(rows.shape[0]):
+        worst = max(worst, rows[r])
+        total += 0.0 * rows[r]
+        for c in range(jacobian.shape[1]):
+            total += 0.0 * jacobian[r, c]
+    return worst if total == 0.0 else math.inf
+
+
+@njit(cache=True)
+def distance(inputs, learned, weight):
+    """f: (u_0 − u_L)ᵀ weight (u_0 − u_L) for inputs (T·nu,)."""
+    total = 0.0
+    for i in range(learned.shape[0]):
+        for j in range(learned.shape[0]):
+            total += (inputs[i] - learned[i]) * weight[i, j] * (inputs[j] - learned[j])
+    return total
+
+
+@njit(cache=True)
+def program(
+    rows, jacobian, inputs, learned, weight, lowest, highest, reach, curvature, bend, rho,
+    hessian, gradient, matrix, lower, upper, chosen,
+):  # fmt: skip
+    """Fills the quadratic program of one step, in `daqp`'s form, and says how many rows it has.
+
+    Args:
+        rows, jacobian: (R,), (R, p).
+        inputs, lowest, highest, reach: the plan, its bounds, how far each entry may move, (p,).
+        learned, weight: of f.
+        curvature, bend: of f and the slack (p + 1, p + 1), and of the rows (p, p).
+        rho: price of the slack, the last variable.
+        hessian, gradient, matrix, lower, upper: outputs, (p + 1, p + 1), (p + 1,), (R, p + 1), (p + 1 + R,) twice.
+        chosen: output (R,): the rows that can become active within reach.
+    """
+    p, nu = inputs.shape[0], learned.shape[0]
+    for i in range(p):
+        for j in range(p):
+            hessian[i, j] = curvature[i, j] + bend[i, j]
+        hessian[i, p] = curvature[i, p]
+        hessian[p, i] = curvature[p, i]
+        gradient[i] = 0.0
+        lower[i] = max(-reach[i], lowest[i] - inputs[i])
+        upper[i] = min(reach[i], highest[i] - inputs[i])
+    hessian[p, p] = curvature[p, p]
+    for i in range(nu):
+        for j in range(nu):
+            gradient[i] += 2.0 * weight[i, j] * (inputs[j] - learned[j])
+    gradient[p] = rho
+    lower[p], upper[p] = 0.0, NONE
+    count = 0
+    for r in range(rows.shape[0]):
+        most = rows[r]
+        for c in range(p):
+            most += abs(jacobian[r, c]) * reach[c]
+        if most > 0.0:
+            for c in range(p):
+                matrix[count, c] = jacobian[r, c]
+            matrix[count, p] = -1.0
+            lower[p + 1 + count], upper[p + 1 + count] = -NONE, -rows[r]
+            chosen[count] = r
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def outcome(found, dual, chosen, count, bend, inputs, lowest, highest, trial, multipliers):
+    """Plan (p,) and multipliers (R,) that a solved program leads to; whether finite, the slack, dᵀBd, Σ multipliers."""
+    p = inputs.shape[0]
+    finite = True
+    for i in range(p + 1):
+        finite = finite and math.isfinite(found[i])
+    bent, total = 0.0, 0.0
+    for i in range(p):
+        trial[i] = min(max(inputs[i] + found[i], lowest[i]), highest[i])
+        for j in range(p):
+            bent += found[i] * bend[i, j] * found[j]
+    for r in range(multipliers.shape[0]):
+        multipliers[r] = 0.0
+    for k in range(count):
+        multipliers[chosen[k]] = max(dual[p + 1 + k], 0.0)
+        total += multipliers[chosen[k]]
+    return finite, max(found[p], 0.0), bent, total
+
+
+@njit(cache=True)
+def curvature(bend, step, before, after, multipliers, proximal):
+    """Powell's damped BFGS update of B (p, p): positive semidefinite whatever the true curvature is.
+
+    The change of the Lagrangian's gradient over `step` (p,) is (after − before)ᵀ multipliers, of two Jacobians (R, p).
+    """
+    p = step.shape[0]
+    change, along = np.zeros(p), np.zeros(p)
+    for r in range(multipliers.shape[0]):
+        if multipliers[r] != 0.0:
+            for c in range(p):
+                change[c] += multipliers[r] * (after[r, c] - before[r, c])
+    length, product = 0.0, 0.0
+    for i in range(p):
+        if not math.isfinite(change[i]):
+            return bend
+        for j in range(p):
+            along[i] += bend[i, j] * step[j]
+        along[i] += proximal * step[i]
+        length += step[i] * along[i]
+        product += step[i] * change[i]
+    if product < 0.2 * length:
+        mix = 0.8 * length / (length - product)
+        product = 0.0
+        for i in range(p):
+            change[i] = mix * change[i] + (1.0 - mix) * along[i]
+            product += step[i] * change[i]
+    if min(length, product) < 1e-30:
+        return bend
+    updated = np.empty((p, p))
+    for i in range(p):
+        for j in range(p):
+            updated[i, j] = bend[i, j] - along[i] * along[j] / length + change[i] * change[j] / product
+    return updated

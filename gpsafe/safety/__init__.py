@@ -1,0 +1,20 @@
+"""What decides: safe policy sets, the shield of plans, the safety filter of a learner's actions."""
+
+from gpsafe.safety.filter import SafetyFilter
+from gpsafe.safety.filter_env import SafetyFilterWrapper
+from gpsafe.safety.safe_parameters import SafeParameters, sound_upper
+from gpsafe.safety.safe_set import SafePolicySet, policy_distance, reachable
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius
+
+__all__ = [
+    "NotCertified",
+    "SafeParameters",
+    "SafePolicySet",
+    "SafetyFilter",
+    "SafetyFilterWrapper",
+    "Shield",
+    "noise_radius",
+    "policy_distance",
+    "reachable",
+    "sound_upper",
+]

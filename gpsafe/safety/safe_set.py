@@ -1,0 +1,214 @@
+"""The pessimistic safe-policy set S_n, policy distances and reachable sets (theory §4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.cost.total_variation import parting_rate, simulation_gap
+from gpsafe.policies import AffinePolicies
+from gpsafe.policies.features import FeaturePolicies
+from gpsafe.policies.parametric import input_gap
+from gpsafe.rkhs import kernels
+from gpsafe.systems.base import KnownPart
+
+Rule = Literal["given", "bound", "lipschitz"]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Why a policy is in S_n.
+
+    Args:
+        episode: n at which it entered.
+        rule: "given" (S_0), "bound" (UCB_n(π) ≤ d) or "lipschitz" (UCB_n(π′) + D(π, π′) ≤ d).
+        value: the number that was compared with d (nan for S_0).
+        bound: name of the cost bound.
+        neighbour: π′ of the Lipschitz rule.
+    """
+
+    episode: int
+    rule: Rule
+    value: float
+    bound: str
+    neighbour: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SafePolicySet:
+    """S_n over a finite class of `num` policies: frozen and monotone, every member with its witness."""
+
+    num: int
+    budget: float
+    witnesses: Mapping[int, Witness]
+
+    @staticmethod
+    def initial(num: int, members: Sequence[int] | Tensor | slice, *, budget: float) -> SafePolicySet:
+        """S_0, assumed safe: `members` picks from 0..num − 1 as an index of an array would (`_require.indices`)."""
+        _require.count("SafePolicySet", "num", num)
+        _require.nonnegative("SafePolicySet", "budget", budget)
+        chosen = _require.indices("SafePolicySet", "S_0", members, num)
+        if not chosen:
+            raise _require.fail("SafePolicySet", f"a non-empty S_0 of indices in 0..{num - 1}", members)
+        return SafePolicySet(num, budget, {i: Witness(0, "given", math.nan, "assumption") for i in chosen})
+
+    def __len__(self) -> int:
+        return len(self.witnesses)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self.witnesses
+
+    @property
+    def members(self) -> Tensor:
+        """Sorted indices, (|S_n|,)."""
+        return torch.tensor(sorted(self.witnesses), dtype=torch.long)
+
+    @property
+    def outsiders(self) -> Tensor:
+        """Indices not in S_n."""
+        return torch.tensor([i for i in range(self.num) if i not in self.witnesses], dtype=torch.long)
+
+    def expand(self, upper: Tensor, *, episode: int, bound: str, distance: Tensor | None = None) -> SafePolicySet:
+        """S_n from S_{n−1}: adds UCB_n(π) ≤ d, and UCB_n(π′) + D(π, π′) ≤ d with π′ ∈ S_{n−1}.
+
+        Args:
+            upper: sound UCB_n of all policies, (num,); inf where it was not computed.
+            episode: n.
+            bound: name of the cost bound, for the witness.
+            distance: D, (num, num), or None to skip the Lipschitz rule.
+        """
+        _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
+        if not bool((upper > -torch.inf).all()):
+            raise _require.fail(
+                "SafePolicySet.expand", "upper without NaN or -inf", upper[~(upper > -torch.inf)].tolist()
+            )
+        grown = dict(self.witnesses)
+        for i in torch.nonzero(upper <= self.budget).flatten().tolist():
+            grown.setdefault(i, Witness(episode, "bound", float(upper[i]), bound))
+        if distance is not None:
+            _check_distance("SafePolicySet.expand", distance, self.num)
+            members = self.members
+            value, source = through(upper[members], distance[members]).min(0)
+            for i in torch.nonzero(value <= self.budget).flatten().tolist():
+                grown.setdefault(i, Witness(episode, "lipschitz", float(value[i]), bound, int(members[source[i]])))
+        return SafePolicySet(self.num, self.budget, grown)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form (nan of S_0 becomes null)."""
+        rows = {}
+        for i, witness in sorted(self.witnesses.items()):
+            row = asdict(witness)
+            row["value"] = None if math.isnan(witness.value) else witness.value
+            rows[str(i)] = row
+        return {"num": self.num, "budget": self.budget, "witnesses": rows}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> SafePolicySet:
+        """Inverse of `to_json`."""
+        witnesses = {}
+        for key, row in record["witnesses"].items():
+            value = math.nan if row["value"] is None else row["value"]
+            witnesses[int(key)] = Witness(row["episode"], row["rule"], value, row["bound"], row["neighbour"])
+        return SafePolicySet(record["num"], record["budget"], witnesses)
+
+
+def through(value: Tensor, distance: Tensor) -> Tensor:
+    """value_i + D_ij, (m, num); inf for a pair whose value or distance is no number ≥ 0, which then admits nobody."""
+    total = value.unsqueeze(-1) + distance
+    return torch.where((value >= 0).unsqueeze(-1) & (distance >= 0), total, torch.inf)
+
+
+def _check_distance(where: str, distance: Tensor, num: int) -> None:
+    """D: (num, num), no entry negative (inf and NaN say that nothing is known: see `through`)."""
+    _require.shape(where, "distance", distance, (num, num))
+    if bool((distance < 0).any()):
+        raise _require.fail(where, "distance >= 0", f"{int((distance < 0).sum())} negative entries")
+
+
+def policy_distance(
+    policies: AffinePolicies | FeaturePolicies,
+    known: KnownPart,
+    kernel: Sequence[Kernel],
+    *,
+    rkhs_norm: Tensor,
+    outputs: Sequence[int],
+    noise_std: Tensor,
+    horizon: int,
+    ceiling: float,
+    others: AffinePolicies | FeaturePolicies | None = None,
+) -> Tensor:
+    """D(π, π′) ≥ sup_f |J_c(π, f) − J_c(π′, f)| for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
+
+    τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
+    the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum over
+    all states is that of `parametric.input_gap` or of `FeaturePolicies.input_change`. d_k must depend on Δu alone, as it does
+    for sums of RBF, Matérn and linear kernels (others are refused); p must be affine in u with a constant input matrix
+    (Hessian bound zero in every entry that involves u).
+
+    Returns:
+        (P, P), symmetric, zero diagonal, capped at T·C; with `others` (Q policies): (P, Q).
+    """
+    nx, nu = noise_std.numel(), policies.input_box.dim
+    if bool((known.hessian_bound[:, :, nx:] != 0).any()):
+        raise _require.fail(
+            "policy_distance", "a known part affine in u with a constant input matrix", "curvature in u"
+        )
+    _require.positive("policy_distance", "noise_std", noise_std)
+    zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
+    basis = torch.eye(nu, dtype=torch.float64)
+    matrix = (known(zero_x.expand(nu, nx), basis) - known(zero_x, zero_u)).abs().T  # |∂p/∂u|, (nx, nu)
+    change = _input_change(policies, policies if others is None else others)  # (P, Q, nu)
+    shift = change @ matrix.T
+    step = torch.cat([torch.zeros(*change.shape[:-1], nx, dtype=torch.float64), change], dim=-1)
+    for j, output in enumerate(outputs):
+        sup = kernels.metric_over_box(kernel[j], step)
+        if sup is None:
+            expected = "kernels whose metric depends on z − z′ (sums of RBF, Matérn and linear kernels)"
+            raise _require.fail("policy_distance", expected, kernels.describe(kernel[j]))
+        shift[..., output] += rkhs_norm[j] * sup
+    rates = parting_rate(shift, noise_std).unsqueeze(-1).expand(*shift.shape[:-1], horizon)
+    return simulation_gap(rates, ceiling).clamp_max(horizon * ceiling)
+
+
+def _input_change(policies: AffinePolicies | FeaturePolicies, others: AffinePolicies | FeaturePolicies) -> Tensor:
+    if isinstance(policies, AffinePolicies) and isinstance(others, AffinePolicies):
+        return input_gap(policies, others)
+    if isinstance(policies, FeaturePolicies) and isinstance(others, FeaturePolicies):
+        return policies.input_change(others)
+    raise _require.fail("policy_distance", "two classes of one kind", f"{type(policies)} and {type(others)}")
+
+
+def reachable(
+    initial: Sequence[int] | Tensor | slice,
+    true_cost: Tensor,
+    distance: Tensor,
+    *,
+    budget: float,
+    epsilon: float,
+    rounds: int | None = None,
+) -> set[int]:
+    """R_ε^H(S_0): H rounds of S ∪ {π : ∃π′ ∈ S, J_c(π′, f*) + D(π, π′) ≤ d − ε} (until it stops growing if None).
+
+    Args:
+        true_cost: J_c(π, f*) or an upper bound of it (which makes the set smaller), (P,).
+    """
+    where, num = "reachable", len(true_cost)
+    _check_distance(where, distance, num)
+    _require.nonnegative(where, "epsilon", epsilon)
+    _require.nonnegative(where, "budget", budget)
+    current = set(_require.indices(where, "initial", initial, num))
+    for _ in range(len(true_cost) if rounds is None else rounds):
+        members = torch.tensor(sorted(current))
+        value = through(true_cost[members], distance[members]).min(0).values
+        grown = current | set(torch.nonzero(value <= budget - epsilon).flatten().tolist())
+        if grown == current:
+            break
+        current = grown
+    return current

@@ -1,0 +1,12 @@
+from .animate import Animation as Animation
+from .animate import save_gif as save_gif
+from .check import Check as Check
+from .check import Evidence as Evidence
+from .check import Grade as Grade
+from .check import Graded as Graded
+from .experiment import Experiment as Experiment
+from .experiment import Piece as Piece
+from .experiment import Record as Record
+from .experiment import Report as Report
+from .experiment import Run as Run
+from .experiment import Table as Table

@@ -1,0 +1,201 @@
+"""One seed of an experiment on the disk: its arguments, where its numbers come from, and its pieces.
+
+A folder ``results/NAME/<seed>/`` holds
+
+- ``config.json``: experiment, budget, seed, arguments;
+- ``provenance.json``: one entry a session that worked here (revision, versions, command, start, seconds);
+- ``pieces/<key>.json`` and, if it has tensors, ``pieces/<key>.pt``;
+- ``done.json``: the keys of all pieces, once the run has returned.
+
+Every file is whole or absent (`gpsafe.testbed.store`). A piece is its ``.json``: it names the SHA-256 of the ``.pt`` that
+belongs to it and a digest of the experiment, the seed and the arguments it was computed for, so that a torn pair
+of files and a piece of other arguments are recognised and count as absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.testbed import store
+
+FORMAT = "gpsafe piece 1"
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.=+-]*)*")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """What one stretch of work found: rows of scalars (for tables) and named tensors (for figures)."""
+
+    rows: Sequence[Mapping[str, Any]] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Mismatch(ValueError):
+    """A folder holds results of other arguments."""
+
+
+def normal(key: str, piece: Piece) -> Piece:
+    """The piece as it will be read back: Python's own scalars; detached, contiguous copies of the tensors on the CPU.
+
+    Raises ValueError if a row holds anything but scalars, or a tensor is none.
+    """
+    where = f"piece {key!r}"
+    if not isinstance(piece, Piece):
+        raise _require.fail(where, "a Piece", type(piece).__name__)
+    rows = []
+    for row in piece.rows:
+        plain = store.plain(dict(row))
+        for name, value in plain.items() if isinstance(plain, dict) else ():
+            if isinstance(value, (list, dict)):
+                raise _require.fail(where, f"a scalar in column {name!r}", type(value).__name__)
+        rows.append(plain)
+    for name, tensor in piece.tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise _require.fail(where, f"a tensor in {name!r}", type(tensor).__name__)
+    return Piece(rows, {name: t.detach().cpu().contiguous().clone() for name, t in piece.tensors.items()})
+
+
+def as_plain(arguments: Any) -> dict[str, Any]:
+    """The fields of a dataclass in JSON's terms."""
+    fields = store.jsonable(arguments)
+    assert isinstance(fields, dict)
+    return fields
+
+
+def differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """``field = stored, not wanted`` for each field that differs."""
+    gone = object()
+    return [
+        f"{name} = {stored.get(name, 'absent')!r} there, {wanted.get(name, 'absent')!r} now"
+        for name in dict.fromkeys((*stored, *wanted))
+        if stored.get(name, gone) != wanted.get(name, gone)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one seed."""
+
+    path: Path
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON object of this folder; None if the file is missing, torn or something else."""
+        found = store.read_piece(self.path / name)
+        return found if isinstance(found, dict) else None
+
+    def config(self) -> dict[str, Any] | None:
+        """Experiment, budget, seed and arguments; None if they cannot be read."""
+        found = self.read("config.json")
+        if found is None or not isinstance(found.get("arguments"), dict) or not isinstance(found.get("seed"), int):
+            return None
+        return found
+
+    def require_same(self, experiment: str, arguments: Any, seed: int) -> None:
+        """Raises Mismatch, naming the fields, if results of other arguments are here."""
+        stored = self.config()
+        if stored is None:
+            return
+        wanted = {"experiment": experiment, "seed": seed, **as_plain(arguments)}
+        there = {"experiment": stored.get("experiment"), "seed": stored["seed"], **stored["arguments"]}
+        if differs := differing(there, wanted):
+            expected = f"{self.path}: expected the arguments of the results stored there"
+            raise Mismatch(f"{expected}, got others ({'; '.join(differs)}); --fresh starts anew")
+
+    def clear(self) -> None:
+        """Removes the results of this seed, and nothing that this module does not write."""
+        for name in ("done.json", "config.json", "provenance.json", "progress.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for file in sorted((self.path / "pieces").rglob("*")):
+            if file.suffix in (".json", ".pt", ".tmp"):
+                file.unlink()
+
+    def digest(self) -> str:
+        """Which work the pieces here belong to: 16 hex digits of experiment, seed and arguments."""
+        config = self.config() or {}
+        identity = [config.get(name) for name in ("experiment", "seed", "arguments")]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def write_piece(self, key: str, piece: Piece, made: Mapping[str, Any]) -> None:
+        """Stores a piece; tensors first, since the ``.json`` vouches for them."""
+        target = self.file(key)
+        found: dict[str, Any] = {"format": FORMAT, "key": key, "work": self.digest(), "made": dict(made)}
+        found |= {"rows": list(piece.rows), "tensors": None}
+        if piece.tensors:
+            buffer = io.BytesIO()
+            torch.save(dict(piece.tensors), buffer)
+            store.write_bytes(target.with_name(target.name + ".pt"), buffer.getvalue())
+            found["tensors"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+        store.write_piece(target.with_name(target.name + ".json"), found)
+
+    def file(self, key: str) -> Path:
+        """Path of a piece's files, without suffix."""
+        if not _KEY.fullmatch(key):
+            expected = "words of letters, digits and _.=+-, joined by /, as the key of a piece"
+            raise _require.fail("Record.piece", expected, repr(key))
+        return self.path / "pieces" / key
+
+    def read_piece(self, key: str) -> tuple[Piece, dict[str, Any]] | str | None:
+        """The piece and how it was made; the reason if its files are unusable; None if there is none."""
+        target = self.file(key)
+        head, body = target.with_name(target.name + ".json"), target.with_name(target.name + ".pt")
+        if not head.exists():
+            return None
+        found = store.read_piece(head)
+        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("rows"), list):
+            return f"{head}: torn or foreign, counts as absent"
+        if found.get("key") != key or found.get("work") != self.digest():
+            return f"{head}: belongs to other work, counts as absent"
+        tensors: dict[str, Tensor] = {}
+        if found["tensors"] is not None:
+            try:
+                data = body.read_bytes()
+            except OSError:
+                return f"{body}: missing, counts as absent"
+            if hashlib.sha256(data).hexdigest() != found["tensors"]:
+                return f"{body}: not the tensors that were stored, counts as absent"
+            tensors = torch.load(io.BytesIO(data), weights_only=True)
+        return Piece(found["rows"], tensors), found.get("made", {})
+
+
+def revive(kind: Any, stored: Mapping[str, Any]) -> Any:
+    """The dataclass instance that `as_plain` wrote; ValueError, naming the fields, if it does not fit `kind` today.
+
+    Values come back through those of the default instance: a tuple where it has a tuple (at any depth), a path where
+    it has a path, an enum where it has one, "Infinity" and "NaN" as numbers. A field that is None by default is
+    taken as it is, lists as tuples.
+    """
+    default = kind()
+    names = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(names.symmetric_difference(stored)):
+        raise _require.fail(kind.__name__, f"the fields {sorted(names)}", f"others: {', '.join(unknown)}")
+    found = kind(**{name: _like(getattr(default, name), stored[name]) for name in names})
+    if differs := differing(stored, as_plain(found)):
+        raise _require.fail(kind.__name__, "arguments that read back", "; ".join(differs))
+    return found
+
+
+def _like(default: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        first = default[0] if isinstance(default, (tuple, list)) and default else None
+        items = [_like(first, item) for item in value]
+        return items if isinstance(default, list) else tuple(items)
+    if dataclasses.is_dataclass(default) and isinstance(value, dict):
+        return revive(type(default), value)
+    if isinstance(value, str) and not isinstance(default, str) and default is not None:
+        kind: Any = type(default)
+        return kind(value)
+    if value in ("Infinity", "-Infinity", "NaN") and default is None:
+        return float(value)
+    return value

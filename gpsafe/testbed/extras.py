@@ -1,0 +1,23 @@
+"""Optional dependencies: which extra brings a module that is missing."""
+
+from __future__ import annotations
+
+EXTRAS = {
+    "casadi": "mpc", "daqp": "mpc", "numba": "mpc",
+    "sb3_contrib": "rl", "stable_baselines3": "rl",
+    "flint": "rigor",
+    "pybullet": "bullet",
+    "imageio": "lab", "ipywidgets": "lab", "jupytext": "lab", "plotly": "lab", "pyarrow": "lab",
+}  # fmt: skip
+"""Module → extra of gpsafe."""
+
+
+def needed(error: ImportError) -> str | None:
+    """What to install, if `error` says that the module of an extra is missing, also where another error was raised from it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        module = (getattr(cause, "name", None) or "").split(".")[0]
+        if module in EXTRAS:
+            return f"needs {module}: pip install 'gpsafe[{EXTRAS[module]}]'"
+        cause = cause.__cause__
+    return None

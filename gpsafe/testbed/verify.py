@@ -1,0 +1,374 @@
+"""Runs checks and their controls in parallel, piece by piece, and says which claims stand.
+
+A *piece* is one shard of a claim or of its control, or one graded control. Each finished piece is a file under
+``<cache>/<fingerprint>/<budget>/<check>/``, so a run that was stopped goes on where it was, and a run after a
+change of the sources starts anew. Samples always pass through JSON before they are judged: a judgement is the
+same whether its pieces are fresh or kept, and whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gpsafe import _require
+from gpsafe.testbed import store
+from gpsafe.testbed import workers as pool
+from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, survey
+from gpsafe.testbed.check_result import CheckResult, Result, Status
+from gpsafe.testbed.provenance import fingerprint
+from gpsafe.verdict import Outcome, Verdict
+
+CACHE = Path("results/verify")
+GO_ON = 2  # pieces by which a sequential test goes on
+__all__ = ["CACHE", "CheckResult", "Progress", "Result", "Status", "Task", "execute", "piece_path", "select", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of a run: pieces done of all, those kept from earlier runs, the check that is just finished."""
+
+    done: int
+    total: int
+    reused: int
+    finished: CheckResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One shard, or (``shard is None``) the judgement over all of them, or (``grade`` given) one graded control."""
+
+    name: str
+    broken: bool
+    shard: int | None
+    grade: int | None = None
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        if self.grade is not None:
+            return f"grade {self.grade}"
+        return "judge" if self.shard is None else f"piece {self.shard}"
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is known so far of a claim or of a control."""
+
+    shards: int
+    waiting: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)
+    evidence: Evidence | None = None
+
+    def result(self) -> Result:
+        error, details = None, ""
+        if self.errors:
+            error, details = self.errors[min(self.errors)]
+            if len(self.errors) > 1:
+                error += f" (and {len(self.errors) - 1} more of {self.shards} pieces failed)"
+        return Result(self.evidence, self.shards, self.reused, self.seconds, error, details)
+
+
+def piece_path(folder: Path, task: Task) -> Path:
+    """Where a piece is kept; `folder` is ``<cache>/<fingerprint>/<budget>``."""
+    if task.grade is not None:
+        return folder / quote(task.name, safe="") / f"grade-{task.grade:05d}.json"
+    variant = "control" if task.broken else "claim"
+    number = "verdict" if task.shard is None else f"{task.shard:05d}"
+    return folder / quote(task.name, safe="") / f"{variant}-{number}.json"
+
+
+def _read(folder: Path, task: Task) -> dict[str, Any] | None:
+    """A kept piece, or None if it is missing or damaged: then it is made again."""
+    piece = store.read_piece(piece_path(folder, task))
+    content = "graded" if task.grade is not None else "evidence" if task.shard is None else "sample"
+    return piece if isinstance(piece, dict) and {content, "seconds"} <= piece.keys() else None
+
+
+def _kept(folder: Path, name: str, broken: bool, most: int) -> list[dict[str, Any]]:
+    """The finished pieces 0, 1, 2 … of a claim or a control, up to the first that is missing."""
+    found: list[dict[str, Any]] = []
+    while len(found) < most and (piece := _read(folder, Task(name, broken, len(found)))) is not None:
+        found.append(piece)
+    return found
+
+
+def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Path) -> tuple[str, str] | None:
+    """Does one piece here and keeps it. Returns None, or the error in one line and its traceback."""
+    check, begun = checks[task.name], time.perf_counter()
+    try:
+        if task.grade is not None:
+            content = {"graded": store.plain(check.measure(check.grades[task.grade], budget))}
+        elif task.shard is not None:
+            found = check.sample(task.shard, budget, task.broken)
+            content = {"sample": store.plain(found)}
+        else:
+            pieces = _kept(folder, task.name, task.broken, check.limit(budget, task.broken))
+            evidence = check.judge([piece["sample"] for piece in pieces], task.broken)
+            if not isinstance(evidence, Evidence):
+                raise _require.fail(f"{task.name}: judge", "Evidence", type(evidence).__name__)
+            content = {"evidence": store.plain(evidence)}
+        store.write_piece(piece_path(folder, task), content | {"seconds": time.perf_counter() - begun})
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a check may raise anything, SystemExit too: it is the check's result
+        line = " ".join(f"{task.where}: {type(error).__name__}: {error}".split())
+        return line, traceback.format_exc()
+    return None
+
+
+def _start(package: str, expected: str, budget: Budget, folder: Path) -> Callable[[Task], Any]:
+    """Called in each worker: loads the checks and returns what does one task."""
+    import torch
+
+    torch.set_num_threads(1)
+    checks, _ = survey(package)
+    if fingerprint(package) != expected:  # pieces of other sources must not be kept under this name
+        raise RuntimeError("the sources changed while the checks were starting: run them again")
+    return lambda task: execute(task, checks, budget, folder)
+
+
+def _evidence(piece: Mapping[str, Any]) -> Evidence:
+    found = piece["evidence"]
+    return Evidence(found["n"], found["estimate"], Verdict(**found["verdict"]), found["data"])
+
+
+def _graded(piece: Mapping[str, Any]) -> Graded:
+    found = piece["graded"]
+    tried = tuple((factor, outcome) for factor, outcome in found["tried"])
+    return Graded(**(found | {"tried": tried, "seconds": piece["seconds"]}))
+
+
+def verify(
+    checks: Mapping[str, Check],
+    *,
+    package: str = OURS,
+    budget: Budget = "quick",
+    workers: int | None = None,
+    cache: Path = CACHE,
+    fresh: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[CheckResult, ...]:
+    """Runs all pieces of all checks and of their controls.
+
+    Args:
+        checks: some or all of ``survey(package)[0]``.
+        package: where the worker processes find the checks.
+        budget: ``quick`` or ``full``.
+        workers: number of processes (default: the available cores); 0 runs everything here.
+        cache: folder of the finished pieces.
+        fresh: make all pieces again.
+        on_progress: called at the start and after each piece.
+
+    Returns:
+        One result per check, in the order of `checks`. A piece that raises, or whose worker dies twice,
+        makes its check an ERROR and nothing else.
+    """
+    _require.one_of("verify", "budget", budget, BUDGETS)
+    workers = pool.available_cores() if workers is None else workers
+    _require.count("verify", "workers", workers, minimum=0)
+    mark = fingerprint(package)
+    folder = Path(cache) / mark / budget
+    timings_path = Path(cache) / "timings.json"
+    timings = store.read_piece(timings_path)
+    timings = expected(package) | (timings if isinstance(timings, dict) else {})
+    run = _Run(checks, budget, folder, on_progress)
+    tasks = run.plan(fresh)
+    key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
+    tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
+    run.announce()
+    try:
+        if workers == 0:
+            while tasks:
+                task = tasks.pop(0)
+                tasks = run.on_done(pool.Done(task, execute(task, checks, budget, folder))) + tasks
+        elif tasks:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            log = Path(cache) / "worker.log"
+            log.write_bytes(b"")
+            args = (package, mark, budget, folder.absolute())
+            pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
+    finally:
+        if run.timings:
+            store.write_piece(timings_path, timings | run.timings)
+    return tuple(run.finished[name] for name in checks)
+
+
+def expected(package: str) -> dict[str, float]:
+    """Seconds a piece as measured once (``timings.json`` beside the checks): a first run starts with the slowest, too."""
+    root = Path(next(iter(importlib.import_module(package).__path__)))
+    found = store.read_piece(root / "timings.json")
+    return found if isinstance(found, dict) else {}
+
+
+def _timed(budget: Budget, task: Task) -> str:
+    """The name under which the time of one such task is kept."""
+    return f"{budget}/{task.name}/{task.broken if task.grade is None else f'grade {task.grade}'}"
+
+
+class _Run:
+    """Book-keeping of one call of `verify`."""
+
+    def __init__(
+        self, checks: Mapping[str, Check], budget: Budget, folder: Path, report: Callable[[Progress], None]
+    ) -> None:
+        self.checks, self.folder, self.report = checks, folder, report
+        self.budget: Budget = budget
+        self.jobs: dict[tuple[str, bool], _Job] = {}
+        self.grades: dict[str, dict[int, Graded | None]] = {}  # None: not measured yet
+        self.finished: dict[str, CheckResult] = {}
+        self.timings: dict[str, float] = {}
+        self.done = self.total = self.reused = 0
+
+    def plan(self, fresh: bool) -> list[Task]:
+        """All that is to be done now; takes over the finished pieces."""
+        tasks: list[Task] = []
+        for name, check in self.checks.items():
+            for broken in (False, True):
+                tasks += self._plan(name, check, broken, fresh)
+            tasks += self._plan_grades(name, check, fresh)
+        return tasks
+
+    def _plan_grades(self, name: str, check: Check, fresh: bool) -> list[Task]:
+        tasks = [Task(name, False, None, number) for number in range(len(check.grades))]
+        self.grades[name] = {}
+        for task in tasks:
+            piece = None if fresh else _read(self.folder, task)
+            self._take_grade(task, piece, None)
+            self.reused += piece is not None
+            self.done += piece is not None
+        self.total += len(tasks)
+        return [task for task in tasks if self.grades[name][task.grade or 0] is None]
+
+    def _take_grade(self, task: Task, piece: Mapping[str, Any] | None, error: str | None) -> None:
+        assert task.grade is not None
+        term = self.checks[task.name].grades[task.grade].term
+        try:
+            found = None if piece is None else _graded(piece)
+        except (KeyError, TypeError, ValueError) as broken:
+            found, error = None, f"grade {task.grade}: {type(broken).__name__}: {broken}"
+        self.grades[task.name][task.grade] = Graded(term, None, (), error=error) if error else found
+
+    def _plan(self, name: str, check: Check, broken: bool, fresh: bool) -> list[Task]:
+        try:
+            shards = _require.count(name, f"shards for {self.budget}", check.num_shards(self.budget, broken))
+        except (KeyError, ValueError) as error:
+            self.jobs[name, broken] = _Job(0, errors={0: (f"shards: {type(error).__name__}: {error}", "")})
+            return []
+        limit = check.limit(self.budget, broken)
+        if fresh:
+            for shard in range(limit):
+                piece_path(self.folder, Task(name, broken, shard)).unlink(missing_ok=True)
+        shards = max(shards, len(_kept(self.folder, name, broken, limit)))  # a sequential test that went on
+        job = self.jobs[name, broken] = _Job(shards)
+        self.total += shards
+        missing: list[Task] = []
+        for task in (Task(name, broken, shard) for shard in range(shards)):
+            piece = _read(self.folder, task)
+            if piece is None:
+                missing.append(task)
+            else:
+                job.seconds += piece["seconds"]
+        job.waiting, job.reused = len(missing), shards - len(missing)
+        self.reused += job.reused
+        self.done += job.reused
+        judgement = Task(name, broken, None)
+        kept = None if missing else _read(self.folder, judgement)
+        if kept is not None:
+            self._take(job, kept)
+            return self._go_on(judgement, job)
+        piece_path(self.folder, judgement).unlink(missing_ok=True)
+        return missing or [judgement]
+
+    def announce(self) -> None:
+        """Reports the state at the start: what is kept, and which checks need nothing more."""
+        self.report(Progress(self.done, self.total, self.reused))
+        for name in self.checks:
+            self._finish(name)
+
+    def on_done(self, done: pool.Done) -> list[Task]:
+        """Books a finished task; returns the judgement if that was the last piece."""
+        task: Task = done.task
+        job = self.jobs[task.name, task.broken]
+        failure = done.value
+        if done.death is not None:
+            failure = f"{task.where}: its worker process {done.death}, twice", ""
+        piece = _read(self.folder, task) if failure is None else None
+        if piece is None and failure is None:
+            failure = f"{piece_path(self.folder, task)} was written and cannot be read", ""
+        if task.grade is not None:
+            self._take_grade(task, piece, None if failure is None else failure[0])
+            self.done += 1
+            if piece is not None:
+                self.timings[_timed(self.budget, task)] = piece["seconds"]
+            self.report(Progress(self.done, self.total, self.reused))
+            self._finish(task.name)
+            return []
+        if failure is not None:
+            job.errors[-1 if task.shard is None else task.shard] = failure
+        further: list[Task] = []
+        if task.shard is None:
+            if piece is not None:
+                self._take(job, piece)
+                further = self._go_on(task, job)
+            self._finish(task.name)
+            return further
+        job.waiting -= 1
+        self.done += 1
+        if piece is not None:
+            job.seconds += piece["seconds"]
+        if job.waiting == 0 and not job.errors:
+            further = [Task(task.name, task.broken, None)]
+            self.timings[_timed(self.budget, task)] = job.seconds / job.shards
+        self.report(Progress(self.done, self.total, self.reused))
+        if job.waiting == 0 and job.errors:
+            self._finish(task.name)
+        return further
+
+    def _go_on(self, task: Task, job: _Job) -> list[Task]:
+        """More pieces for a sequential test that has not decided."""
+        check = self.checks[task.name]
+        more = min(GO_ON, check.limit(self.budget, task.broken) - job.shards)
+        if job.evidence is None or job.evidence.verdict.outcome is not Outcome.INCONCLUSIVE or more <= 0:
+            return []
+        tasks = [Task(task.name, task.broken, job.shards + i) for i in range(more)]
+        job.shards, job.waiting, job.evidence = job.shards + more, more, None
+        self.total += more
+        return tasks
+
+    def _take(self, job: _Job, piece: Mapping[str, Any]) -> None:
+        try:
+            job.evidence = _evidence(piece)
+            job.seconds += piece["seconds"]
+        except (KeyError, TypeError, ValueError) as error:
+            job.errors[-1] = (f"judge: {type(error).__name__}: {error}", "")
+
+    def _finish(self, name: str) -> None:
+        jobs = [self.jobs[name, broken] for broken in (False, True)]
+        waiting = any(job.waiting or (job.evidence is None and not job.errors) for job in jobs)
+        grades = tuple(grade for grade in self.grades[name].values() if grade is not None)
+        if name in self.finished or waiting or len(grades) < len(self.checks[name].grades):
+            return
+        self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result(), grades)
+        self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
+
+
+def select(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
+    """The checks of these names (all, if there are none). Raises ValueError with the closest known names."""
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in checks:
+            near = difflib.get_close_matches(name, checks, n=3, cutoff=0.5)
+            known = f"one like {', '.join(near)}" if near else f"one of {', '.join(checks)}"
+            raise _require.fail("--only", f"the name of a check, {known}", repr(name))
+    return {name: check for name, check in checks.items() if not wanted or name in wanted}

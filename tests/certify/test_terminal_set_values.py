@@ -1,0 +1,248 @@
+"""The one-step excess over cells equals its formula down to the rounding, on a model whose every number is stated."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from tube_cases import Stated, stated
+
+from gpsafe.certify import CertificationProblem
+from gpsafe.certify.terminal_set import (
+    ROUNDING,
+    AffineLaw,
+    TerminalSet,
+    _excess,
+    _halved,
+    _Hull,
+    certify_invariance,
+    invariant_polytope,
+)
+from gpsafe.sets import Box, Polytope
+from gpsafe.verdict import Outcome
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+LAW = AffineLaw(tensor([[0.3, -0.2], [0.1, 0.4]]), tensor([0.05, -0.1]))
+
+
+def box(radius: float) -> Polytope:
+    return Polytope.of_box(Box(torch.full((2,), -radius).double(), torch.full((2,), radius).double()))
+
+
+def problem(model: Stated, **changes) -> CertificationProblem:
+    slanted = Polytope(tensor([[0.6, 0.8]]), tensor([1.1]))
+    sets = {"states": box(5.0), "inputs": box(4.0), "terminal": box(1.0).intersect(slanted), **changes}
+    return CertificationProblem(model, gain=LAW.gain, steps=2, **sets)
+
+
+def one_step(model: Stated, x: Tensor, H: Tensor, h: Tensor, r: Tensor | None, corners: Tensor):
+    """(excess without rounding, sizes) of the worst row and member at one centre."""
+    u, rows = LAW.gain @ x + LAW.offset, []
+    for m in range(model.num_members):
+        A, B, c, W = model.A[m], model.B[m], model.c[m], model.variance[m]
+        mean = A @ x + B @ u + c
+        size = 1 + mean.abs() + A.abs() @ x.abs() + B.abs() @ (u.abs() + LAW.gain.abs() @ x.abs())
+        for a, offset in zip(H, h, strict=True):
+            value, total = a @ mean + (a.square() @ W).sqrt() - offset, a.abs() @ size + offset.abs()
+            if r is not None:
+                moved = a @ (A + B @ LAW.gain)
+                boxed = moved.abs() @ r
+                rest = model.share * (
+                    1 + x.abs() + u.abs().sum() + math.sqrt(2) * (1 + 1e-12) * r.norm() + LAW.gain.abs().sum()
+                )
+                value = value + torch.minimum(boxed, ((corners - x) @ moved).max()) + a.abs() @ rest
+                total = total + boxed
+            rows.append((float(value), float(total)))
+    return rows
+
+
+@pytest.mark.parametrize("radius", [0.02, 0.9])
+def test_the_excess_of_a_cell_is_its_formula(radius):
+    model = stated(2)
+    case = problem(model)
+    region = case.terminal.intersect(case.states)
+    hull = _Hull.of(region, region.vertices())
+    assert hull.growth == pytest.approx(1e-9)
+    corners = hull.middle + (1 + hull.growth) * (hull.vertices - hull.middle)
+    centers = tensor([[0.1, -0.3], [0.7, 0.2], [-0.6, -0.8]])
+    radii = radius * tensor([[1.0, 0.5], [0.3, 1.0], [1.0, 1.0]])
+    over, at = _excess(case, LAW, region, centers, radii, hull), _excess(case, LAW, region, centers)
+    for n in range(3):
+        cell = one_step(model, centers[n], region.H, region.h, radii[n], corners)
+        assert float(over[n]) == pytest.approx(max(v + ROUNDING * s for v, s in cell), rel=0, abs=5e-14)
+        point = one_step(model, centers[n], region.H, region.h, None, corners)
+        assert float(at[n]) == pytest.approx(max(v - ROUNDING * s for v, s in point), rel=0, abs=5e-14)
+    assert ROUNDING == 1e-12
+
+
+def test_the_hull_of_the_vertices_and_what_it_may_have_missed():
+    square, corners = box(1.0), tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    hull, normals = _Hull.of(square, corners), tensor([[[1.0, 0.0], [3.0, -4.0]]])
+    torch.testing.assert_close(
+        hull.highest(normals, tensor([[0.5, 0.25]])), tensor([[0.5, 7.0 - 0.5]]), rtol=1e-8, atol=0
+    )
+    assert bool((hull.highest(normals, tensor([[0.5, 0.25]])) >= tensor([[0.5, 6.5]])).all())
+    less = _Hull.of(square, 0.8 * corners)  # vertices that miss a fifth: grown by a quarter
+    assert less.growth == pytest.approx(0.25, rel=1e-9)
+    torch.testing.assert_close(less.highest(normals, tensor([[0.5, 0.25]])), tensor([[0.5, 6.5]]), rtol=1e-9, atol=0)
+    assert _Hull.of(square, 0.4 * corners).growth == math.inf  # the facets say nothing
+    assert _Hull.of(square, 0.4 * corners).highest(normals, tensor([[0.5, 0.25]])).tolist() == [[math.inf, math.inf]]
+
+
+def test_cells_are_cut_across_their_longest_side_in_units_of_the_box():
+    centers, radii = _halved(tensor([[0.0, 1.0], [2.0, 3.0]]), tensor([[0.4, 0.5], [0.5, 4.0]]), tensor([1.0, 10.0]))
+    assert centers.tolist() == [[-0.2, 1.0], [1.75, 3.0], [0.2, 1.0], [2.25, 3.0]]
+    assert radii.tolist() == [[0.2, 0.5], [0.25, 4.0]] * 2
+    tall, _ = _halved(tensor([[0.0, 0.0]]), tensor([[0.4, 5.0]]), tensor([1.0, 10.0]))
+    assert tall.tolist() == [[0.0, -2.5], [0.0, 2.5]]
+
+
+def contraction(share: float = 0.0, *, factor: float = 0.5, noise: float = 0.1) -> Stated:
+    eye = torch.eye(2).double()[None]
+    return Stated(factor * eye, 0.0 * eye, torch.zeros(1, 2).double(), noise**2 * torch.ones(1, 2).double(), share)
+
+
+REST = AffineLaw(torch.zeros(2, 2).double(), torch.zeros(2).double())
+
+
+@pytest.mark.parametrize(("noise", "outcome"), [(0.4999, Outcome.HOLDS), (0.5001, Outcome.VIOLATED)])
+def test_a_contraction_of_a_box_is_decided_to_the_digit(noise, outcome):
+    """½x + w in the unit box: w may reach ½."""
+    found = certify_invariance(problem(contraction(noise=noise), terminal=box(1.0)), REST)
+    assert found.verdict.outcome is outcome and found.certified == (outcome is Outcome.HOLDS)
+    assert found.verdict.upper == pytest.approx(noise - 0.5, abs=1e-9)
+    assert found.cells == (1 if outcome is Outcome.HOLDS else 0)
+    assert found.witness.abs().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("reach", "outcome"), [(3.9999, Outcome.HOLDS), (4.0001, Outcome.VIOLATED)])
+def test_inputs_of_the_backup_are_judged_over_the_region(reach, outcome):
+    law = AffineLaw(tensor([[reach - 1.0, 0.0], [0.0, 0.0]]), tensor([1.0, 0.0]))
+    found = certify_invariance(problem(contraction(), terminal=box(1.0)), law)
+    assert found.verdict.outcome is outcome
+    if outcome is Outcome.VIOLATED:
+        assert float(found.witness[0]) == 1.0 and found.verdict.lower == pytest.approx(1e-4, rel=1e-6)
+    else:
+        assert found.verdict.upper == pytest.approx(-1e-4, rel=1e-6)
+        assert found.verdict.upper > reach - 4.0 + 7 * ROUNDING  # raised by the sizes 4 and 4
+
+
+def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
+    """The remainder is a share of 1 + |x| + √2‖r‖: 3 for the whole box, near 2 for a small cell at its edge."""
+    case = problem(contraction(0.17), terminal=box(1.0))
+    found = certify_invariance(case, REST)
+    assert found.certified and found.cells > 4
+    spent = certify_invariance(case, REST, budget=found.cells - 1)
+    assert spent.verdict.outcome is Outcome.INCONCLUSIVE and spent.cells <= found.cells - 1
+    assert spent.verdict.upper > 0.0 > spent.verdict.lower
+    assert certify_invariance(case, REST, budget=found.cells).certified
+    hopeless = certify_invariance(problem(contraction(0.21), terminal=box(1.0)), REST, budget=300)
+    assert hopeless.verdict.outcome is Outcome.INCONCLUSIVE
+
+
+def refine(case, law, region, hull, center, radius, scale, found: list[float]) -> None:
+    """Cell by cell: those that meet S by a linear program, halved until they hold."""
+    cell = Polytope.of_box(Box(center - radius, center + radius))
+    if cell.intersect(region).is_empty():
+        return
+    (excess,) = _excess(case, law, region, center[None], radius[None], hull).tolist()
+    found.append(excess)
+    if excess > 0.0:
+        for half in zip(*_halved(center[None], radius[None], scale), strict=True):
+            refine(case, law, region, hull, *half, scale, found)
+
+
+@pytest.mark.parametrize(("drift", "share"), [((0.12, 0.0), 0.11), ((0.15, 0.1), 0.1), ((0.1, 0.1), 0.11)])
+def test_the_certified_excess_is_the_largest_of_all_cells_that_hold(drift, share):
+    """Cells that hold early may have the largest excess; those that miss S are not counted."""
+    model = replace(contraction(share), c=tensor([drift]))
+    case = problem(model)
+    found, region = certify_invariance(case, REST), case.terminal.intersect(case.states)
+    box_of, cells = region.bounding_box(), []
+    hull = _Hull.of(region, region.vertices())
+    refine(case, REST, region, hull, box_of.center, box_of.radius, box_of.radius, cells)
+    assert found.certified and found.cells == len(cells) > 3
+    assert found.verdict.upper == max(excess for excess in cells if excess <= 0.0)
+    known = float(_excess(case, REST, region, region.vertices()).max())
+    assert found.verdict.lower == known < found.verdict.upper
+    assert (found.verdict.tol, found.verdict.threshold) == (0.0, 0.0)
+    if found.cells > 1:
+        spent = certify_invariance(case, REST, budget=1)
+        assert spent.verdict.upper == cells[0] > 0.0 and spent.cells == 1
+        assert torch.equal(spent.witness, box_of.center)
+
+
+def test_a_hull_far_from_the_origin_is_grown_by_the_rounding_of_its_rows():
+    corners = tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    for middle in (tensor([1e5, -2e5]), tensor([-3e5, 0.0])):
+        square = Polytope.of_box(Box(middle - 1.0, middle + 1.0))
+        size = 2 * (float(middle.abs().max()) + 1.0)
+        assert _Hull.of(square, corners + middle).growth == pytest.approx(ROUNDING * size, rel=1e-3)
+    thin = tensor([[1.0, 0.9e-4], [1.0, -0.9e-4], [-1.0, 0.9e-4], [-1.0, -0.9e-4]])
+    needle = Polytope(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), tensor([1.0, 1.0, 0.9e-4, 0.9e-4]))
+    assert _Hull.of(needle, thin).growth == pytest.approx(1e-9)  # extent is counted along the facet's normal
+    turn = tensor([[0.6, -0.8], [0.8, 0.6]])
+    assert _Hull.of(needle.preimage(turn, torch.zeros(2).double()), thin @ turn).growth == math.inf
+
+
+def test_paper_models_and_laws_of_other_dimensions_are_refused():
+    case = problem(contraction())
+    with pytest.raises(ValueError, match="sound mode"):
+        certify_invariance(problem(replace(contraction(), mode="paper")), REST)
+    with pytest.raises(ValueError, match=r"law\.gain of shape"):
+        certify_invariance(case, AffineLaw(torch.zeros(1, 2).double(), torch.zeros(1).double()))
+    with pytest.raises(ValueError, match="budget >= 1"):
+        certify_invariance(case, REST, budget=0)
+    found = certify_invariance(case, REST)
+    assert found.concerns(case)
+    for other in ({"inputs": box(3.9)}, {"terminal": box(0.9)}, {"model": contraction()}, {"states": box(0.5)}):
+        assert not found.concerns(replace(case, **other))
+
+
+def test_rows_of_a_proposed_set_are_stricter_by_the_margin_once_for_each_step():
+    """x⁺ = (2x₂ + o + w, 0), |x| ≤ 1, |w| ≤ 0.1: |x| ≤ 1 − m first, then |2x₂ + o| ≤ 1 − 2m − 0.1, then nothing cuts."""
+    F, noise = tensor([[0.0, 2.0], [0.0, 0.0]]), Box(tensor([-0.1, 0.0]), tensor([0.1, 0.0]))
+    for share in (1.0, 100.0):
+        region = Polytope(share * box(1.0).H, share * box(1.0).h)
+        found = invariant_polytope(F, tensor([0.2, 0.0]), region, noise, margin=0.05)
+        reach = found.support(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        torch.testing.assert_close(reach, tensor([0.95, 0.95, 0.3, 0.5]), rtol=1e-12, atol=0)
+        assert found.rows == 4
+    with pytest.raises(ValueError, match="a non-empty invariant set"):
+        invariant_polytope(F, tensor([0.0, 0.0]), box(0.1), noise, margin=0.05)
+    for change, message in (({"margin": 0.0}, "margin > 0"), ({"iterations": 0}, "iterations")):
+        with pytest.raises(ValueError, match=message):
+            invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, **change)
+    with pytest.raises(ValueError, match="convergence within 1 iterations"):
+        invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, iterations=1)
+
+
+def test_laws_and_hulls_to_the_letter():
+    about = AffineLaw.about(tensor([[2.0, -1.0]]), tensor([1.0, 3.0]), tensor([0.5]))
+    assert about(tensor([[1.0, 3.0], [2.0, 3.0]])).tolist() == [[0.5], [2.5]]
+    with pytest.raises(ValueError, match="gain of shape"):
+        AffineLaw(tensor([1.0, 2.0]), tensor([0.0]))
+    with pytest.raises(ValueError, match="offset of shape"):
+        AffineLaw(tensor([[1.0, 2.0]]), tensor([0.0, 0.0]))
+    initial = tensor([[0.0, 7.0, 0.0], [1.0, 8.0, 0.0], [0.0, 9.0, 1.0], [0.25, 0.0, 0.25]])
+    hull = TerminalSet.start(initial, dims=(2, 0), delay=1)
+    assert (hull.nx, hull.dims, hull.delay) == (3, (2, 0), 1)
+    assert sorted(hull.points.tolist()) == [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]  # (x₂, x₀); the inner one is dropped
+    x = tensor([[0.4, 99.0, 0.5], [0.4, 99.0, 0.7]])
+    assert hull.polytope.contains(x).tolist() == [True, False]
+    grown = hull.update(tensor([[1.0, 0.0, 1.0]]))
+    assert grown.polytope.contains(x).tolist() == [True, False] and len(grown.hulls) == 2
+    assert grown.update(torch.zeros(0, 3).double()).polytope.contains(x).tolist() == [True, True]
+    assert len(grown.update(initial).hulls) == 2
+    for options, message in (
+        ({"dims": ()}, "distinct coordinates"), ({"dims": (0, 0)}, "distinct coordinates"), ({"dims": (3,)}, r"0\.\.2"),
+        ({"dims": (-1,)}, "TerminalSet"), ({"delay": -1}, "delay >= 0"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            TerminalSet.start(initial, **options)
+    with pytest.raises(ValueError, match="initial of shape"):
+        TerminalSet.start(initial[0])
+    with pytest.raises(ValueError, match="certified"):
+        hull.update(torch.zeros(1, 2).double())

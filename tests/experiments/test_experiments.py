@@ -1,0 +1,42 @@
+"""Every experiment of the project: runs at the smoke budget, goes on without work, and is drawn from what it stored."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpsafe.testbed.experiment import Experiment, find, load, run_seed
+from gpsafe.testbed.experiment_report import write
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+MODULES = sorted(
+    p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_") and "EXPERIMENT" in p.read_text(encoding="utf-8")
+)
+
+
+SLOW = {"xmpsc_table1"}  # IPOPT several times over: forty seconds
+
+
+@pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES])
+def test_smoke(module, tmp_path):
+    experiment = importlib.import_module(f"experiments.{module}").EXPERIMENT
+    assert isinstance(experiment, Experiment)
+    assert find(experiment.name) is experiment
+    arguments = experiment.budgets["smoke"]
+    for seed in range(experiment.seeds["smoke"]):
+        folder = tmp_path / experiment.name / str(seed)
+        record = run_seed(experiment, arguments, seed, folder=folder, about={})
+        assert record.keys
+        again = run_seed(experiment, arguments, seed, folder=folder, about={})
+        assert again.reused == len(again.keys) and again.keys == record.keys
+
+    def never(*_):
+        pytest.fail("a report must not compute")
+
+    stored = load(experiment, tmp_path)
+    assert stored.left_out == ()
+    files = write(replace(experiment, run=never), stored, tmp_path / "out")
+    assert any(file.suffix == ".png" for file in files) and any(file.suffix == ".md" for file in files[1:])

@@ -1,0 +1,402 @@
+"""The condensed SQP: its sweep against finite differences, autograd and the judge's tubes, its plans against a grid."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from strategies import seeds
+from xmpsc_cases import double_integrator, ensemble_pendulum, gp_pendulum, wave_problem
+
+from gpsafe.certify import CertificationProblem, judge
+from gpsafe.models import Ensemble
+from gpsafe.models.gp import identity_prior, zero_prior
+from gpsafe.planning.mpc import _steps, _sweeps
+from gpsafe.planning.mpc.fast import PROXIMAL, CondensedSQP, Work, _Search, shifted
+from gpsafe.sets import Box, Polytope
+from gpsafe.tube import EnsembleTube
+
+pytest.importorskip("numba")
+
+
+def vector(*entries: float) -> torch.Tensor:
+    return torch.tensor(entries, dtype=torch.float64)
+
+
+def drawn_problem(seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps: int, clamp: str, prior) -> tuple:
+    """Random networks with weights large enough to bend, random normalisation, sets without symmetry, gains per stage."""
+    g = torch.Generator().manual_seed(seed)
+    randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
+    made = Ensemble.create(nx, nu, generator=g, members=2, hidden=hidden, prior=prior)
+    network = replace(
+        made.network,
+        weights=tuple(1.5 * w for w in made.network.weights),
+        biases=tuple(0.3 * randn(*b.shape) for b in made.network.biases),
+    )
+    inputs = replace(made.inputs, offset=0.3 * randn(nx + nu), scale=0.5 + randn(nx + nu).abs())
+    targets = replace(made.targets, offset=0.1 * randn(nx), scale=0.3 + 0.5 * randn(nx).abs())
+    limits = torch.stack([torch.full((nx,), -8.0), torch.full((nx,), -1.0)]).double()
+    ensemble = replace(made, network=network, inputs=inputs, targets=targets, log_var_limits=limits)
+    problem = CertificationProblem(
+        EnsembleTube.paper(ensemble, variance="clip" if clamp == "hard" else "trained"),
+        Polytope(randn(4, nx), randn(4).abs() + 1.0),
+        Polytope(torch.cat([torch.eye(nu), -torch.eye(nu)]).double(), torch.ones(2 * nu).double()),
+        Polytope(randn(5, nx), randn(5).abs()),
+        0.3 * randn(steps, nu, nx),
+        steps,
+    )
+    return problem, randn(nx), 0.7 * randn(steps, nu)
+
+
+def autograd(
+    problem: CertificationProblem, x0: torch.Tensor, inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and Jacobian through torch, from the tubes the judge uses."""
+
+    def rows(plan: torch.Tensor) -> torch.Tensor:
+        margins = problem.margins(problem.tube(x0, plan))
+        return -torch.cat([margins.state.flatten(1), margins.input.flatten(1), margins.terminal], dim=1).flatten()
+
+    return rows(inputs), torch.autograd.functional.jacobian(rows, inputs).flatten(1)
+
+
+CASES = {
+    "pendulum": {"nx": 2, "nu": 1, "hidden": (8, 8), "steps": 4, "clamp": "hard", "prior": identity_prior},
+    "one layer": {"nx": 3, "nu": 1, "hidden": (6,), "steps": 3, "clamp": "soft", "prior": zero_prior},
+    "three layers, two inputs": {
+        "nx": 2,
+        "nu": 2,
+        "hidden": (5, 4, 6),
+        "steps": 3,
+        "clamp": "soft",
+        "prior": identity_prior,
+    },
+    "linear": {"nx": 2, "nu": 1, "hidden": (), "steps": 2, "clamp": "hard", "prior": zero_prior},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=4, deadline=None)
+@given(seed=seeds())
+def test_compiled_sweep_is_the_tube_and_its_derivative(name, seed):
+    problem, x0, inputs = drawn_problem(seed, **CASES[name])
+    rows, jacobian = _sweeps.compiled(problem, problem.model, x0.numpy())(inputs.numpy())
+    expected, slopes = autograd(problem, x0, inputs)
+    scale = 1.0 + float(slopes.abs().max())
+    assert np.abs(rows - expected.numpy()).max() <= 1e-10 * (1.0 + float(expected.abs().max()))
+    assert np.abs(jacobian - slopes.numpy()).max() <= 1e-7 * scale
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=seeds())
+def test_compiled_sweep_against_finite_differences(seed):
+    problem, x0, inputs = drawn_problem(seed, **(CASES["pendulum"] | {"clamp": "soft"}))
+    _, jacobian = _sweeps.compiled(problem, problem.model, x0.numpy())(inputs.numpy())
+    rows, differences = _sweeps.general(problem, x0.numpy())(inputs.numpy())
+    assert np.abs(jacobian - differences).max() <= 1e-6 * (1.0 + np.abs(jacobian).max())
+    assert np.isfinite(rows).all()
+
+
+def test_control_a_wrong_curvature_is_caught():
+    """The same comparison fails if the derivative of the closed loop is left out (weights changed between the two)."""
+    problem, x0, inputs = drawn_problem(3, **CASES["pendulum"])
+    other = drawn_problem(4, **CASES["pendulum"])[0]
+    _, jacobian = _sweeps.compiled(problem, other.model, x0.numpy())(inputs.numpy())
+    _, slopes = autograd(problem, x0, inputs)
+    assert np.abs(jacobian - slopes.numpy()).max() > 1e-3
+
+
+def test_sound_tubes_and_unreadable_priors_take_the_general_sweep():
+    from xmpsc_cases import PENDULUM, pendulum_ensemble
+
+    problem = ensemble_pendulum()
+    x0 = np.array([math.pi, 0.0])
+
+    def with_prior(prior):
+        return replace(problem, model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=prior)))
+
+    sound = replace(problem, model=EnsembleTube.sound(pendulum_ensemble(), steps=4, delta=0.1))
+    unreadable = with_prior(lambda x, u: x if float(x.sum()) > 0 else x + u)
+    for kind, cases in {"compiled": (problem, with_prior(PENDULUM)), "general": (sound, unreadable)}.items():
+        for case in cases:
+            assert kind in _sweeps.sweep_of(case, x0).__qualname__
+
+
+def test_scaled_rows_are_hardness_times_row_and_offset():
+    problem, x0, inputs = drawn_problem(5, **CASES["pendulum"])
+    terminal = problem.terminal.rows
+    for build in (lambda *a: _sweeps.compiled(problem, problem.model, *a), lambda *a: _sweeps.general(problem, *a)):
+        rows, jacobian = build(x0.numpy())(inputs.numpy())
+        scaled, slopes = build(x0.numpy(), _sweeps.Scale(0.25, 10.0))(inputs.numpy())
+        hard = np.full((problem.num_members, len(rows) // problem.num_members), 10.0)
+        hard[:, -terminal:] = 1.0
+        assert np.allclose(scaled, hard.ravel() * (rows + 0.25), rtol=1e-12, atol=1e-12)
+        assert np.allclose(slopes, hard.ravel()[:, None] * jacobian, rtol=1e-6, atol=1e-6)
+
+
+def test_an_infeasible_answer_names_the_row_that_is_exceeded():
+    """The reason is the judge's tightest row, for a state from which the terminal set is out of reach."""
+    problem = ensemble_pendulum()
+    x0, learned = vector(math.pi + 1.4, 4.0), vector(1.0)
+    proposal = CondensedSQP().propose(problem, x0, learned)
+    tightest = judge(problem, x0, learned, proposal).tightest
+    assert proposal.status == "infeasible"
+    where = f"{tightest.kind} row {tightest.row} of member {tightest.member} at stage {tightest.stage}"
+    assert where in proposal.reason
+    fine = CondensedSQP().propose(problem, vector(math.pi, 0.0), vector(0.1))
+    assert fine.status == "optimal" and fine.reason == ""
+
+
+STATES = [(math.pi, 0.0, 0.3), (math.pi + 0.75, 0.3, 1.0), (math.pi - 0.7, -0.8, -1.0), (math.pi + 0.5, 1.1, 1.0)]
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_plans_are_certified_and_no_grid_plan_is_better(case):
+    """T = 2: every plan of a fine grid that the judge's margins allow costs at least as much, up to the grid."""
+    problem = ensemble_pendulum(steps=2)
+    x0, learned = vector(*case[:2]), vector(case[2])
+    proposal = CondensedSQP(exhaustive=True).propose(problem, x0, learned)
+    certificate = judge(problem, x0, learned, proposal)
+    axis = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis).unsqueeze(-1)
+    margins = problem.margins(problem.tube(x0, grid))
+    least = torch.stack([m.flatten(1).amin(1) for m in (margins.state, margins.input, margins.terminal)]).amin(0)
+    best = torch.where(least >= 0, problem.distance(learned, grid[:, 0]), torch.inf).amin()
+    assert certificate.certified == (proposal.slack <= 0)
+    assert certificate.certified or not bool(torch.isfinite(best))
+    assert certificate.distance <= float(best) + 1e-6 or not certificate.certified
+    if proposal.status == "infeasible":
+        assert proposal.slack <= float(-least.amax()) * 1.02  # a least-violating plan, to the early exit's share
+
+
+def test_all_kinds_of_outcome_occur():
+    problem = ensemble_pendulum()
+    generator = torch.Generator().manual_seed(0)
+    box = Box(vector(math.pi - 0.9, -2.0), vector(math.pi + 0.9, 2.0))
+    states, learned = box.sample(60, generator), 2 * torch.rand(60, 1, dtype=torch.float64, generator=generator) - 1
+    seen = set()
+    for x0, u in zip(states, learned, strict=True):
+        proposal = CondensedSQP().propose(problem, x0, u)
+        certificate = judge(problem, x0, u, proposal)
+        assert certificate.certified == (proposal.slack <= 0)
+        seen.add((proposal.status, certificate.distance > 1e-7))
+    assert {("optimal", False), ("optimal", True), ("infeasible", True)} <= seen
+
+
+def test_linear_and_gaussian_process_tubes_behind_the_same_interface():
+    problem = double_integrator()
+    proposal = CondensedSQP().propose(problem, vector(0.3, 0.4), vector(1.0))
+    assert judge(problem, vector(0.3, 0.4), vector(1.0), proposal).certified
+    problem = gp_pendulum(steps=2)
+    proposal = CondensedSQP().propose(problem, vector(0.1, 0.0), vector(0.2))
+    assert judge(problem, vector(0.1, 0.0), vector(0.2), proposal).certified == (proposal.slack <= 0)
+
+
+def test_without_numba_the_plan_is_the_same(monkeypatch):
+    def absent(*_):
+        raise ImportError
+
+    problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
+    expected = CondensedSQP().propose(problem, x0, learned)
+    monkeypatch.setattr(_sweeps, "compiled", absent)
+    found = CondensedSQP().propose(problem, x0, learned)
+    assert found.status == expected.status == "optimal"
+    assert float(problem.distance(learned, found.inputs[0])) == pytest.approx(
+        float(problem.distance(learned, expected.inputs[0])), abs=1e-6
+    )
+
+
+def curved(bend: np.ndarray, d: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """`_steps.curvature` for a change of the gradient that two Jacobians of two rows show."""
+    before = np.ones((2, len(d)))
+    after = before + np.stack([0.5 * change, np.zeros(len(d))])
+    return _steps.curvature(bend, d, before, after, np.array([2.0, 3.0]), PROXIMAL)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds())
+def test_curvature_stays_positive_semidefinite(seed):
+    """Also for changes that show negative curvature, which the damping turns around."""
+    rng = np.random.default_rng(seed)
+    bend = np.zeros((4, 4))
+    for _ in range(12):
+        d, change = rng.normal(size=4) * 10.0 ** rng.uniform(-4, 1), rng.normal(size=4) * 10.0 ** rng.uniform(-3, 3)
+        last, bend = bend, curved(bend, d, change)
+        if d @ change >= 0.2 * d @ (last @ d + PROXIMAL * d):  # undamped: the secant equation
+            assert np.allclose(bend @ d + PROXIMAL * d, change, rtol=1e-6, atol=1e-9 * np.abs(bend).max())
+    values = np.linalg.eigvalsh(bend + PROXIMAL * np.eye(4))
+    assert values.min() >= -1e-9 * values.max()
+    assert np.array_equal(curved(bend, np.ones(4), np.full(4, np.nan)), bend)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds())
+def test_program_of_a_step_is_the_one_written_down(seed):
+    """Matrices in `daqp`'s form against NumPy's, only the rows that can become active, and the solution's plan."""
+    rng = np.random.default_rng(seed)
+    nu, steps, rows = int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.integers(1, 30))
+    p = nu * steps
+    values, jacobian = 3 * rng.normal(size=rows), rng.normal(size=(rows, p))
+    inputs, learned, reach = rng.uniform(-1, 1, p), rng.normal(size=nu), rng.uniform(0.01, 2, p)
+    half, low, high = rng.normal(size=(nu, nu)), np.full(p, -1.0), np.full(p, 1.0)
+    bend, curvature = rng.normal(size=(p, p)), rng.normal(size=(p + 1, p + 1))
+    curvature[p, p] = 1.0
+    n = p + 1
+    out = np.full((n, n), np.nan), np.full(n, np.nan), np.full((rows, n), np.nan), np.full(n + rows, np.nan)
+    upper, chosen = np.full(n + rows, np.nan), np.zeros(rows, np.int64)
+    count = _steps.program(
+        values, jacobian, inputs, learned, half @ half.T, low, high, reach, curvature, bend, 7.0, *out, upper, chosen
+    )
+    hessian, gradient, matrix, lower = out
+    expected = np.flatnonzero(values + np.abs(jacobian) @ reach > 0)
+    assert np.array_equal(chosen[:count], expected)
+    assert np.array_equal(matrix[:count], np.column_stack([jacobian[expected], -np.ones(count)]))
+    assert np.allclose(hessian, curvature + np.pad(bend, (0, 1)))
+    assert np.allclose(gradient, [*2 * half @ half.T @ (inputs[:nu] - learned), *np.zeros(p - nu), 7.0])
+    assert np.array_equal(lower[:p], np.maximum(-reach, low - inputs)) and np.all(lower[n : n + count] == -_steps.NONE)
+    assert np.array_equal(upper[:p], np.minimum(reach, high - inputs)) and np.array_equal(
+        upper[n : n + count], -values[expected]
+    )
+    assert lower[p] == 0.0 and upper[p] == _steps.NONE
+    found, dual, plan, multipliers = rng.normal(size=n), rng.normal(size=n + rows), np.empty(p), np.empty(rows)
+    finite, slack, bent, total = _steps.outcome(found, dual, chosen, count, bend, inputs, low, high, plan, multipliers)
+    assert finite and slack == max(found[p], 0.0) and bent == pytest.approx(found[:p] @ bend @ found[:p])
+    assert np.array_equal(plan, np.clip(inputs + found[:p], low, high))
+    assert np.array_equal(multipliers[expected], np.maximum(dual[n : n + count], 0.0))
+    assert total == pytest.approx(multipliers.sum())
+    found[int(rng.integers(n))] = rng.choice([np.nan, np.inf])
+    assert not _steps.outcome(found, dual, chosen, count, bend, inputs, low, high, plan, multipliers)[0]
+
+
+def test_excess_is_the_largest_row_and_infinite_if_anything_is_not_finite():
+    rows, jacobian = np.array([-1.0, 0.5, 0.2]), np.ones((3, 2))
+    assert _steps.excess(rows, jacobian) == 0.5
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in range(3):
+            broken, slopes = rows.copy(), jacobian.copy()
+            broken[at], slopes[at, at % 2] = bad, bad
+            assert _steps.excess(broken, jacobian) == _steps.excess(rows, slopes) == math.inf
+
+
+def test_warm_start_at_the_answer_needs_no_more_steps_than_a_cold_one():
+    problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
+    cold = CondensedSQP().propose(problem, x0, learned)
+    warm = CondensedSQP().propose(problem, x0, learned, warm=cold.inputs)
+    assert warm.iterations <= cold.iterations and judge(problem, x0, learned, cold).distance > 1.0
+    assert judge(problem, x0, learned, warm).distance == pytest.approx(
+        judge(problem, x0, learned, cold).distance, abs=1e-7
+    )
+    assert shifted(vector(1.0, 2.0, 3.0).unsqueeze(1)).flatten().tolist() == [2.0, 3.0, 3.0]
+
+
+def test_weight_decides_which_input_gives_way():
+    """Two inputs that move the same state: the cheaper one is changed."""
+    problem, x0, _ = drawn_problem(0, **CASES["three layers, two inputs"])
+    free = Polytope(torch.cat([torch.eye(2), -torch.eye(2)]).double(), torch.full((4,), 50.0).double())
+    halved = Polytope(vector(1.0, 1.0).unsqueeze(0), vector(0.0))
+    problem = replace(
+        problem, states=free, terminal=free, inputs=problem.inputs.intersect(halved), gain=0 * problem.gain
+    )
+    actions = []
+    for weight in (torch.diag(vector(1.0, 100.0)), torch.diag(vector(100.0, 1.0))):
+        plan = CondensedSQP().propose(replace(problem, weight=weight), 0 * x0, vector(0.5, 0.5)).inputs
+        actions.append(plan[0])
+    # min w₁(½ − a)² + w₂(½ − b)² over a + b = 0: the gaps ½ − a, ½ − b add to 1 in the ratio w₂ : w₁.
+    assert torch.allclose(actions[0], vector(0.5 - 100 / 101, 0.5 - 1 / 101), atol=1e-5)
+    assert torch.allclose(actions[1], vector(0.5 - 1 / 101, 0.5 - 100 / 101), atol=1e-5)
+
+
+@pytest.mark.parametrize(("x0", "learned"), [((math.nan, 0.0), 0.0), ((math.pi, 0.0), math.inf), ((1e200, 0.0), 0.0)])
+def test_numeric_failure_is_a_status(x0, learned):
+    problem = ensemble_pendulum()
+    proposal = CondensedSQP().propose(problem, vector(*x0), vector(learned))
+    assert proposal.status in ("diverged", "infeasible") and proposal.slack > 0
+    assert proposal.inputs.shape == (problem.steps, 1) and bool(torch.isfinite(proposal.inputs).all())
+
+
+def test_limits_and_bad_arguments():
+    problem, x0, learned = ensemble_pendulum(), vector(*STATES[1][:2]), vector(1.0)
+    assert CondensedSQP(iterations=1).propose(problem, x0, learned).iterations <= 4
+    hurried, work = CondensedSQP(time_limit=1e-9).search(problem, x0, learned)
+    assert hurried.inputs.shape == (4, 1) and work.sweeps <= 3
+    with pytest.raises(ValueError, match="x0"):
+        CondensedSQP().propose(problem, vector(1.0), learned)
+    lost = CondensedSQP().propose(problem, x0, learned, warm=torch.full((4, 1), math.nan).double())
+    assert bool(torch.isfinite(lost.inputs).all())
+    with pytest.raises(ValueError, match="warm"):
+        CondensedSQP().propose(problem, x0, learned, warm=torch.zeros(3, 1).double())
+    with pytest.raises(ValueError, match="time_limit"):
+        CondensedSQP(time_limit=0.0)
+    with pytest.raises(ValueError, match="iterations"):
+        CondensedSQP(iterations=0)
+
+
+def test_hard_rows_are_kept_when_the_terminal_set_is_out_of_reach():
+    """A terminal set two units beyond the limits: equal rows share the violation, hard ones leave it to the terminal set."""
+    base = double_integrator()
+    edge = float(base.states.support(torch.tensor([[1.0, 0.0]]).double()))
+    H = torch.tensor([[-1.0, 0.0]], dtype=torch.float64)
+    problem = replace(base, terminal=Polytope(H, torch.tensor([-edge - 2.0]).double()))
+    x0, learned = torch.tensor([0.9 * edge, 0.0]).double(), torch.zeros(1).double()
+    found = {}
+    for hardness in (1.0, 100.0):
+        proposal = CondensedSQP(hardness=hardness).propose(problem, x0, learned)
+        assert proposal.status == "infeasible"
+        margins = problem.margins(problem.tube(x0, proposal.inputs))
+        found[hardness] = -float(margins.state.min()), -float(margins.terminal.min())
+    assert found[1.0][0] > 0.02
+    assert found[100.0][0] < 0.1 * found[1.0][0]
+    assert found[100.0][1] < 3.0
+
+
+def test_hardness_changes_no_plan_that_can_be_certified():
+    problem, x0 = ensemble_pendulum(), torch.tensor([0.2, 0.3]).double()
+    for learned in (-1.0, 0.4, 1.0):
+        proposed = torch.tensor([learned]).double()
+        plans = [CondensedSQP(hardness=h).propose(problem, x0, proposed) for h in (1.0, 100.0)]
+        certificates = [judge(problem, x0, proposed, plan) for plan in plans]
+        assert certificates[0].certified == certificates[1].certified
+        if certificates[0].certified:
+            assert certificates[1].distance == pytest.approx(certificates[0].distance, abs=1e-6)
+
+
+def test_starts_are_distinct_also_where_the_proposed_input_is_at_its_limit():
+    problem = double_integrator()
+    for learned in (1.0, -1.0, 0.3, 5.0):
+        search = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(), Work(), math.inf)
+        plans = [tuple(plan.ravel()) for plan in search.starts(None)]
+        best = search.evaluate(np.full((problem.steps, 1), 0.25))
+        while (plan := search.turned(best)) is not None:
+            plans.append(tuple(plan.ravel()))
+        assert len(set(plans)) == len(plans) == 6
+        assert all(-1.0 <= u <= 1.0 for plan in plans for u in plan)
+        few = _Search(problem, np.zeros(2), np.array([learned]), CondensedSQP(starts=2), Work(), math.inf)
+        assert [tuple(plan.ravel()) for plan in few.starts(None)] == plans[:2]
+        assert few.turned(best) is None
+
+
+@pytest.mark.parametrize(("seed", "learned"), [(33, -1.0), (53, 1.0), (59, -1.0), (82, -1.0), (135, 1.0)])
+def test_later_starts_find_what_the_first_misses(seed, learned):
+    """Waves in the mean: from (u_L, 0, …) the search ends at a local optimum that is worse, or certifies nothing."""
+    problem, x0 = wave_problem(seed)
+    one, default = (
+        judge(problem, x0, vector(learned), CondensedSQP(starts=n).propose(problem, x0, vector(learned)))
+        for n in (1, 6)
+    )
+    assert default.certified
+    assert not one.certified or one.distance > default.distance + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds())
+def test_more_starts_are_never_worse(seed):
+    problem, x0 = wave_problem(seed % 10_000)
+    learned = vector(1.0 if seed % 2 else -1.0)
+    one, default = (
+        judge(problem, x0, learned, CondensedSQP(starts=n).propose(problem, x0, learned))
+        for n in (1, CondensedSQP().starts)
+    )
+    assert default.certified or not one.certified
+    assert not one.certified or default.distance <= one.distance + 1e-7

@@ -1,0 +1,142 @@
+"""Compiled code where nothing can be written: slower at the start, never absent, and told in the log."""
+
+import ast
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpsafe.planning.mpc import _numba
+
+ROOT = Path(__file__).parents[3]
+DECIDE = """
+import logging, math, sys
+logging.basicConfig(level=logging.WARNING)
+sys.path.insert(0, "tests")
+import torch
+from dataclasses import replace
+from xmpsc_cases import double_integrator
+from gpsafe.models import Ensemble, identity_prior
+from gpsafe.tube import EnsembleTube
+from gpsafe.planning.mpc import _sweeps
+from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.safety.filter import SafetyFilter
+
+def slow(*_):
+    raise AssertionError("not the compiled sweep")
+
+_sweeps.general = slow
+untrained = Ensemble.create(2, 1, generator=torch.Generator().manual_seed(0), members=1, hidden=(4,), prior=identity_prior)
+problem = replace(double_integrator(steps=2), model=EnsembleTube.paper(untrained))
+x, u = torch.zeros(2).double(), torch.tensor([0.1]).double()
+decision, _ = SafetyFilter(problem, CondensedSQP(starts=1, iterations=2)).start().decide(x, u)
+print(decision.certificate is not None and decision.certificate.margins is not None, decision.reason)
+"""
+
+
+@pytest.fixture
+def fresh():
+    _numba._warn.cache_clear()
+
+
+def test_without_a_folder_to_write_in_the_filter_still_finds_plans():
+    """In a process of its own, whose only place for machine code is no folder. Interpreted, to save the compilation."""
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": "/dev/null/numba"}
+    environment = {**os.environ, **nowhere, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-c", DECIDE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.stdout.startswith("True"), (found.stdout, found.stderr)
+    assert found.stderr.count("machine code is not kept on disk") == 1, found.stderr
+    assert "no folder can be written" in found.stderr
+
+
+def test_compilation_goes_on_without_a_folder(monkeypatch, caplog, fresh):
+    from numba.core.caching import CompileResultCacheImpl
+
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    monkeypatch.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "")
+
+    @_numba.njit(cache=True)
+    def twice(x):
+        return 2.0 * x
+
+    assert twice(1.5) == 3.0
+    assert twice.signatures
+    assert "no folder can be written" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["_load_index", "_save_index", "_save_data"])
+def test_a_disk_that_fails_later_costs_a_compilation_only(method, monkeypatch, caplog, fresh):
+    """A full disk, files of another user, half-written files."""
+    from numba.core.caching import IndexDataCacheFile
+
+    def fails(self, *_):
+        raise OSError(28, "No space left on device")
+
+    @_numba.njit(cache=True)
+    def thrice(x):
+        return 3.0 * x
+
+    thrice._cache.flush()  # of what an earlier run kept
+    monkeypatch.setattr(IndexDataCacheFile, method, fails)
+    with caplog.at_level(logging.WARNING):
+        assert thrice(1.5) == 4.5
+    assert "No space left on device" in caplog.text
+    assert thrice(2) == 6.0  # another signature
+
+
+CALLER = """
+from {module} import njit
+from _callee import inner
+
+@njit(cache=True)
+def outer(x):
+    return 10.0 * inner(x)
+
+print(outer(1.0), sum(outer.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "after"), [("_numba", "20.0 0"), pytest.param("numba", "10.0 1", marks=pytest.mark.slow)]
+)
+def test_machine_code_is_kept_until_a_file_beside_it_changes(module, after, tmp_path):
+    """A function called from another file is built in. Numba itself, the control, goes on with what that file was."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'gpsafe' / 'planning' / 'mpc'}{os.pathsep}{tmp_path}",
+        "NUMBA_CACHE_DIR": str(tmp_path / "kept"),
+    }
+    (tmp_path / "_caller.py").write_text(CALLER.format(module=module))
+    told = []
+    for factor in (1.0, 1.0, 2.0):
+        (tmp_path / "_callee.py").write_text(
+            f"from {module} import njit\n\n@njit(cache=True)\ndef inner(x):\n    return {factor} * x\n"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", "import _caller"], env=environment, capture_output=True, text=True, check=True
+        )
+        told.append(found.stdout.strip())
+    assert told == ["10.0 0", "10.0 1", after]
+
+
+def test_control_numba_itself_would_refuse(monkeypatch):
+    import numba
+    from numba.core.caching import CompileResultCacheImpl
+
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="cannot cache function"):
+        numba.njit(cache=True)(lambda x: x)
+
+
+def test_nobody_compiles_past_the_fallback():
+    for path in (ROOT / "gpsafe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+            imported = any((name or "").split(".")[0] == "numba" for name in names)
+            assert not imported or path.name == "_numba.py", f"{path}: compile with gpsafe.planning.mpc._numba"

@@ -1,0 +1,199 @@
+"""Known parts as tapes: compiled values and derivatives are torch's, for every known part and for users' functions."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds
+from xmpsc_cases import ensemble_pendulum, pendulum_data, pendulum_ensemble
+
+import gpsafe.systems
+from gpsafe.certify import judge
+from gpsafe.models import Ensemble, Training
+from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.tube import EnsembleTube
+from tests.systems import _claims as claims
+
+pytest.importorskip("numba")
+
+from gpsafe.planning.mpc import _known, _sweeps, _tape, _trace
+from gpsafe.planning.mpc._jets import evaluate
+from gpsafe.planning.mpc.fast import CondensedSQP
+
+WIDE = replace(SafeCartPole(), cart=0.8, pole=0.08, length=0.4)
+NETWORK = (
+    torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double().requires_grad_(False)
+)
+
+
+def written_in_place(x, u):
+    y = x.clone()
+    y[..., 0] = x[..., 0] + 0.1 * torch.tanh(x[..., 1]) * u[..., 0]
+    y[..., 1] += torch.where(x[..., 0] > 0.3, x[..., 0].square(), x[..., 1].abs())
+    return y
+
+
+def mixed(x, u):
+    a, b = x.unbind(-1)
+    first = torch.exp(-a.square()) / (1.0 + b**2) + torch.sqrt(1.0 + a**2) ** 3 - torch.sigmoid(b) * u[..., 0]
+    second = (
+        torch.atan(b) + torch.log1p(a**2) + torch.minimum(a, 0.5 * b).clamp(-0.7, 0.9) + torch.expm1(0.3 * u).sum(-1)
+    )
+    return torch.cat([first.unsqueeze(-1), second[..., None]], dim=-1)
+
+
+def products(x, u):
+    A = torch.tensor([[1.0, 0.1], [-0.2, 0.9]], dtype=torch.float64)
+    z = torch.cat([x, u], dim=-1)
+    turned = (A @ x.unsqueeze(-1)).squeeze(-1) + torch.einsum("ij,...j->...i", A, torch.sin(x))
+    return turned + torch.nn.functional.softplus(z[..., 1:]) + z.mean(-1, keepdim=True) - torch.relu(z[..., :2] - 0.2)
+
+
+USERS = {
+    "in place": (written_in_place, 2),
+    "mixed": (mixed, 2),
+    "products": (products, 2),
+    "network": (lambda x, u: NETWORK(torch.cat([x, u], dim=-1)), 2),
+    "plant": (WIDE.mean, 4),
+    "constant": (lambda x, u: torch.ones_like(x), 2),
+    "remainder": (lambda x, u: torch.remainder(x + math.pi, 2 * math.pi) - math.pi + 0 * u, 2),
+}
+CASES = {name: (lambda make=make: make()[::2]) for name, make in claims.PRIORS.items()}
+CASES |= {name: (lambda pair=pair: pair) for name, pair in USERS.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=3, deadline=None)
+@given(seed=seeds())
+def test_value_jacobian_and_hessian_are_torchs(name, seed):
+    known, nx = CASES[name]()
+    tape = _known.tape_of(known, nx, 1)
+    assert tape is not None
+    z = 1.5 * torch.randn(nx + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    point = lambda z: known(z[None, :nx], z[None, nx:])[0]  # noqa: E731
+    jacobian = torch.func.jacrev(point)
+    expected = point(z), jacobian(z), torch.func.jacfwd(jacobian)(z)
+    for found, value in zip(evaluate(tape, z.numpy()), expected, strict=True):
+        assert np.abs(found - value.numpy()).max() <= 1e-12 * (1.0 + float(value.abs().max()))
+
+
+def test_every_known_part_of_the_systems_is_among_the_cases():
+    found = set()
+    for module in pkgutil.iter_modules(gpsafe.systems.__path__):
+        for _, kind in inspect.getmembers(importlib.import_module(f"gpsafe.systems.{module.name}"), inspect.isclass):
+            protocol = getattr(kind, "_is_protocol", False)
+            if hasattr(kind, "hessian_bound") and kind.__module__.startswith("gpsafe.systems") and not protocol:
+                found.add(kind)
+    assert found <= {type(make()[0]) for make in claims.PRIORS.values()}
+    assert len(found) >= 5
+
+
+def test_what_cannot_be_read_has_no_tape():
+    flag = {"gain": 1.0}
+
+    def branching(x, u):
+        return x if float(x.sum()) > 0 else -x
+
+    def through_numpy(x, u):
+        return torch.from_numpy(np.sin(x.detach().numpy()))
+
+    def cumulative(x, u):
+        return torch.cumsum(x, -1)
+
+    def changing(x, u):
+        flag["gain"] += 1.0
+        return flag["gain"] * x
+
+    for known in (branching, through_numpy, cumulative, changing):
+        assert _known.tape_of(known, 2, 1) is None
+    with pytest.raises(_tape.NotReadableError, match="cumsum"):
+        _trace.read(cumulative, 2, 1)
+    with pytest.raises(_tape.NotReadableError, match="outputs"):
+        _trace.read(lambda x, u: x[..., :1], 2, 1)
+
+
+def test_weights_changed_in_place_are_read_anew():
+    layer = torch.nn.Linear(3, 2).double().requires_grad_(False)
+
+    def known(x, u):
+        return layer(torch.cat([x, u], dim=-1))
+
+    before = _known.tape_of(known, 2, 1)
+    layer.weight.mul_(2.0)
+    after = _known.tape_of(known, 2, 1)
+    assert after is not before and after is not None
+    z = np.array([0.3, -0.2, 0.5])
+    assert np.allclose(evaluate(after, z)[1], layer.weight.numpy(), atol=1e-15)
+
+
+def test_control_a_tape_of_another_function_does_not_agree():
+    tape = _trace.read(SimplePendulum().prior(), 2, 1)
+    assert _known.agrees(tape, SimplePendulum().prior(), 2, 1)
+    assert not _known.agrees(tape, SimplePendulum().prior(scale=0.800001), 2, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds(), length=st.integers(1, 30))
+def test_random_programs(seed, length):
+    """Sums, products, quotients and functions of what came before, over and over."""
+    draw = np.random.default_rng(seed).integers(0, 1000, (length, 3))
+
+    def known(x, u):
+        parts = [*x.unbind(-1), u[..., 0]]
+        for code, i, j in draw:
+            a, b = parts[i % len(parts)], parts[j % len(parts)]
+            parts.append(
+                (a + b, a * b, torch.sin(a) - b, a / (1.5 + torch.cos(b)), torch.where(a < b, a, torch.tanh(b)))[
+                    code % 5
+                ]
+            )
+        return torch.stack([torch.tanh(parts[-1]), parts[-2]], dim=-1)
+
+    tape = _trace.read(known, 2, 1)
+    z = torch.tensor([0.4, -0.7, 0.2], dtype=torch.float64)
+    point = lambda z: known(z[None, :2], z[None, 2:])[0]  # noqa: E731
+    value, jacobian, hessian = evaluate(tape, z.numpy())
+    expected = point(z), torch.func.jacrev(point)(z), torch.func.hessian(point)(z)
+    for found, right in zip((value, jacobian, hessian), expected, strict=True):
+        assert np.abs(found - right.numpy()).max() <= 1e-10 * (1.0 + float(right.abs().max()))
+
+
+def with_prior(prior):
+    problem = ensemble_pendulum(members=2, width=6)
+    model = Ensemble.create(
+        2, 1, generator=torch.Generator().manual_seed(1), members=2, hidden=(6, 6), prior=prior,
+        training=Training(epochs=1, steps=300),
+    )  # fmt: skip
+    return replace(problem, model=EnsembleTube.paper(model.condition(pendulum_data(400))))
+
+
+@pytest.mark.parametrize("prior", [SimplePendulum().prior(), SimplePendulum().mean, USERS["network"][0]])
+def test_compiled_and_generic_plans_agree(prior, monkeypatch):
+    problem = with_prior(prior)
+    x0, learned = torch.tensor([math.pi + 0.6, 0.6], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    point, plan = x0.numpy(), 0.3 * np.ones((4, 1))
+    rows, jacobian = _sweeps.compiled(problem, problem.model, point)(plan)
+    generic, differences = _sweeps.general(problem, point)(plan)
+    assert np.abs(rows - generic).max() <= 1e-10
+    assert np.abs(jacobian - differences).max() <= 1e-6
+    found = CondensedSQP().propose(problem, x0, learned)
+    monkeypatch.setattr(_sweeps, "compiled", lambda *_: (_ for _ in ()).throw(ImportError))
+    slow = CondensedSQP().propose(problem, x0, learned)
+    one, other = (judge(problem, x0, learned, plan) for plan in (found, slow))
+    assert one.certified == other.certified
+    assert one.distance == pytest.approx(other.distance, abs=1e-6)
+
+
+def test_the_ensembles_prior_decides_nothing_but_the_tape():
+    """Reading happens once per problem: the sweep of a problem with a stock prior is the compiled one."""
+    problem = replace(
+        ensemble_pendulum(), model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=SimplePendulum().prior()))
+    )
+    assert "compiled" in _sweeps.sweep_of(problem, np.array([math.pi, 0.0])).__qualname__

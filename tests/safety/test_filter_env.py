@@ -1,0 +1,450 @@
+"""The filter as a Gymnasium wrapper: the plant gets what was certified, through wrappers, vectors, pickles and agents."""
+
+import importlib.util
+import logging
+import math
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from filter_cases import Moody, linear_case, linear_filter
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import (
+    ClipAction,
+    DelayObservation,
+    RecordEpisodeStatistics,
+    RepeatAction,
+    RescaleAction,
+    StickyAction,
+    TimeLimit,
+    TransformAction,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpsafe.systems.envs  # noqa: F401 (registers)
+from gpsafe.safety import SafetyFilter, SafetyFilterWrapper
+from gpsafe.safety.filter_env import _bounds
+from gpsafe.sets import Box, Polytope
+from gpsafe.systems.actions import Channel
+from gpsafe.tube import LinearTube
+
+needs_rl = pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs the extra 'rl'")
+NOISE = torch.tensor([0.001, 0.004], dtype=torch.float64)
+
+
+def plain(**options) -> gymnasium.Env:
+    return gymnasium.make("gpsafe/DoubleIntegrator-v0", noise_std=NOISE, **options)
+
+
+def wrapped(inside=lambda env: env, safe: SafetyFilter | None = None, options: dict | None = None, **arguments):
+    return SafetyFilterWrapper(inside(plain(**(options or {}))), safe or linear_filter(), **arguments)
+
+
+def pushed(env: SafetyFilterWrapper, action: float, steps: int = 25) -> list[dict]:
+    """Infos of an episode under one action."""
+    env.reset(seed=0)
+    return [env.step([action])[4] for _ in range(steps)]
+
+
+def test_an_agent_that_pushes_to_the_limit_is_kept_inside():
+    env, safe = wrapped(), 0
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step([1.0])
+    for seed in range(2):
+        env.reset(seed=seed)
+        for step in range(25):
+            _, _, _, _, info = env.step([1.0])
+            told = info["filter"]
+            safe += told["backed"]
+            assert math.isnan(told["contained"]) if step == 0 else told["contained"] == 1.0
+            assert told["falsified"] == ""
+            assert info["cost_next"] == 0.0
+            assert told["applied"] <= told["proposed"] + 1e-9
+            assert np.array_equal(told["applied"], info["applied"])
+    assert safe == 50
+    assert env.decision is not None
+    env.reset(seed=0)
+    assert env.decision is None
+
+
+def test_only_the_first_refutation_is_logged_and_kept(caplog):
+    env = wrapped()
+    env.reset(seed=0)
+    with caplog.at_level(logging.WARNING):
+        env.step([0.0])
+        assert not caplog.records and env.falsified is None
+        for _ in range(2):
+            env.safety_filter = env.safety_filter.refuted("a premise")
+            assert env.step([0.0])[4]["filter"]["falsified"] == "a premise"
+        assert [r.message for r in caplog.records] == ["an assumption of the safety filter is false: a premise"]
+        env.reset(seed=0)
+        env.safety_filter = env.safety_filter.refuted("another")
+        info = env.step([0.0])[4]["filter"]
+    assert (info["falsified"], info["backed"], env.falsified) == ("another", False, "a premise")
+    assert len(caplog.records) == 1
+
+
+def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones():
+    alone = Polytope(torch.tensor([[4.0], [-0.5], [2.0]]).double(), torch.tensor([2.0, 1.0, 7.0]).double())
+    low, high = _bounds(alone)
+    assert (low.tolist(), high.tolist()) == ([-2.0], [0.5])
+    square = Polytope.of_box(Box(-torch.ones(2).double(), 2.0 * torch.ones(2).double()))
+    cut = square.intersect(Polytope(torch.tensor([[0.5, 0.25]]).double(), torch.tensor([0.25]).double()))
+    low, high = _bounds(cut)
+    assert (low.tolist(), high.tolist()) == ([-1.0, -1.0], [1.0, 2.0])
+    third = Polytope(torch.tensor([[3.0], [-3.0]]).double(), torch.tensor([1.0, 1.0]).double())
+    assert [end.tolist() for end in _bounds(third)] == [[-1.0 / 3.0], [1.0 / 3.0]]
+
+
+def test_control_unfiltered_the_same_agent_leaves():
+    env = wrapped().env
+    env.reset(seed=0)
+    assert sum(env.step([1.0])[4]["cost_next"] for _ in range(25)) > 0
+
+
+# -------------------------------------------------------------------------------------------------------- actions
+def wide(factor: float) -> SafetyFilter:
+    """Certificates with inputs that the plant does not apply."""
+    problem, _ = linear_case()
+    return SafetyFilter(replace(problem, inputs=Polytope(problem.inputs.H, factor * problem.inputs.h)), Moody())
+
+
+def in_actions(factor: float) -> SafetyFilter:
+    """The same plant as seen through actions `factor` times as large as its inputs."""
+    problem, _ = linear_case()
+    assert isinstance(problem.model, LinearTube)
+    plant = replace(problem.model.plant, B=problem.model.plant.B / factor)
+    inputs = Polytope(problem.inputs.H, factor * problem.inputs.h)
+    return SafetyFilter(
+        replace(problem, model=replace(problem.model, plant=plant), inputs=inputs, gain=factor * problem.gain), Moody()
+    )
+
+
+def rescaled(env: gymnasium.Env, limit: float = 3.0) -> gymnasium.Env:
+    return RescaleAction(env, np.array([-limit]), np.array([limit]))
+
+
+@pytest.mark.parametrize("inside", [lambda e: e, ClipAction, lambda e: ClipAction(rescaled(e, 1.0))])
+def test_inputs_that_would_be_clipped_are_refused(inside):
+    with pytest.raises(ValueError, match="a U whose inputs all reach the plant unclipped"):
+        wrapped(inside, wide(1.001))
+    assert wrapped(inside, wide(1.0)).reset(seed=0)[1]["filter"]["source"] == "reset"
+
+
+def test_rescaled_actions_are_refused_until_their_units_are_said():
+    with pytest.raises(ValueError, match="units"):
+        wrapped(rescaled)
+    with pytest.raises(ValueError, match="unclipped"):
+        wrapped(rescaled, wide(3.0), units="plant")
+    with pytest.raises(ValueError, match="unclipped"):
+        wrapped(lambda env: rescaled(env, 0.5), units="action")
+    with pytest.raises(ValueError, match="units in"):
+        wrapped(rescaled, units="agent")
+
+
+@pytest.mark.parametrize("units", ["plant", "action"])
+def test_what_is_certified_is_what_the_plant_gets_through_a_rescaling(units):
+    """Bit for bit the same motion as without it; three times the action, in either reading."""
+    bare = pushed(wrapped(), 1.0)
+    env = wrapped(rescaled, linear_filter() if units == "plant" else in_actions(3.0), units=units)
+    for info, expected in zip(pushed(env, 3.0), bare, strict=True):
+        told = info["filter"]
+        assert told["backed"]
+        assert told["falsified"] == ""
+        assert info["cost_next"] == 0.0
+        assert info["state"] == pytest.approx(expected["state"], abs=1e-5)
+        assert told["action"] == pytest.approx(3.0 * info["applied"], rel=1e-12)
+        assert told["applied"] == pytest.approx(info["applied"] * (1.0 if units == "plant" else 3.0), rel=1e-12)
+        assert told["proposed"] == pytest.approx([1.0 if units == "plant" else 3.0])
+
+
+def test_control_a_wrong_reading_of_the_units_is_caught_by_the_tube():
+    """A third of what was certified reaches the plant, which then is where it cannot be."""
+    infos = pushed(wrapped(rescaled, units="action"), 1.0)
+    refuted = [bool(info["filter"]["falsified"]) for info in infos]
+    assert any(refuted)
+    assert not any(info["filter"]["backed"] for info, false in zip(infos, refuted, strict=True) if false)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["clip", "scale"]), st.floats(0.1, 5.0), st.floats(-2.0, 2.0)), max_size=4))
+def test_the_channel_says_what_arrives(layers):
+    """Against the wrappers themselves: all allowed actions arrive as computed, and those beyond are clipped or out of space."""
+    env = gymnasium.make("gpsafe/DoubleIntegrator-v0").unwrapped
+    inner = env
+    for kind, size, middle in layers:
+        env = ClipAction(env) if kind == "clip" else env
+        if kind == "scale" and np.isfinite(env.action_space.low).all():
+            env = RescaleAction(env, np.array([middle - size]), np.array([middle + size]))
+    channel = Channel.through(env)
+    env.reset(seed=0)
+    for share in (0.0, 0.3, 1.0):
+        action = channel.low + share * (channel.high - channel.low)
+        got = env.step(action)[4]["applied"]
+        assert got == pytest.approx(channel.input(action), abs=1e-12)
+        assert channel.action(channel.input(action)) == pytest.approx(action, abs=1e-12)
+    beyond = channel.high + 0.1 * (channel.high - channel.low)
+    assert channel.allows(channel.low, channel.high, plant=False)
+    assert not channel.allows(channel.low, beyond, plant=False)
+    assert env.step(beyond)[4]["applied"] < channel.input(beyond)
+    assert inner is env.unwrapped
+
+
+class Doubled(gymnasium.Wrapper):
+    """Acts in its own way."""
+
+    def step(self, action):
+        return self.env.step(2.0 * action)
+
+
+class Bystander(gymnasium.Wrapper):
+    """Has its own step but leaves actions alone."""
+
+    def step(self, action):
+        return super().step(action)
+
+
+class Named(TimeLimit):
+    """No step of its own."""
+
+
+def stubborn(env):
+    env.step = partial(gymnasium.Wrapper.step, env)
+    return env
+
+
+@pytest.mark.parametrize(
+    ("inside", "name"),
+    [
+        (Doubled, "Doubled"),
+        (Bystander, "Bystander"),
+        (lambda env: TransformAction(env, lambda a: 0.5 * a, env.action_space), "TransformAction"),
+        (lambda env: StickyAction(env, 0.5), "StickyAction"),
+        (lambda env: RepeatAction(env, 2), "RepeatAction"),
+        (gymnasium.wrappers.Autoreset, "Autoreset"),
+        (lambda env: SafetyFilterWrapper(env, linear_filter()), "SafetyFilterWrapper"),
+        (stubborn, "the instance"),
+        (lambda env: TimeLimit(Doubled(env), 10), "Doubled"),
+    ],
+)
+def test_wrappers_whose_doing_is_unknown_are_refused(inside, name):
+    with pytest.raises(ValueError, match=f"hand actions on.*{name}"):
+        wrapped(inside)
+
+
+def test_known_wrappers_and_those_that_the_user_answers_for_are_let_through():
+    env = wrapped(lambda env: RecordEpisodeStatistics(Named(env, 25)))
+    assert all(info["filter"]["backed"] for info in pushed(env, 1.0, 5))
+    assert not any("hands actions on" in told for told in env.assumptions)
+    answered = wrapped(Bystander, passing=(Bystander,))
+    assert "Bystander hands actions on as they are" in answered.assumptions
+    told = wrapped(Doubled, passing=(Doubled,))
+    infos = pushed(told, 1.0, 3)
+    assert infos[0]["filter"]["falsified"].startswith("the environment applied")
+    assert not any(info["filter"]["backed"] for info in infos)
+    told.reset(seed=1)
+    assert told.step([0.0])[4]["filter"]["falsified"] == ""  # twice nothing
+    assert told.falsified == infos[0]["filter"]["falsified"]
+
+
+class Foreign(gymnasium.Env):
+    """An environment of somebody else: float32 spaces, no info, the state as observation."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = torch.zeros(2, dtype=torch.float64)
+        return self.x.numpy(), {}
+
+    def step(self, action):
+        assert action.dtype == np.float32
+        model = linear_case()[0].model
+        assert isinstance(model, LinearTube)
+        self.x = model.plant(self.x, torch.as_tensor(action.astype(np.float64)))
+        return self.x.numpy(), 0.0, False, False, {}
+
+
+def test_another_environment_is_believed_in_words():
+    env = SafetyFilterWrapper(Foreign(), linear_filter())
+    assert all(info["filter"]["backed"] for info in pushed(env, 1.0))
+    told = " ".join(env.assumptions)
+    assert "Foreign applies every action of its action space as it is" in told
+    assert "float32" in told
+    assert "float32" not in " ".join(wrapped().assumptions)
+
+
+def test_a_changed_observation_is_not_taken_for_the_state():
+    pushed(wrapped(lambda env: DelayObservation(env, 2)), 0.0, 3)  # has info["state"]
+    env = SafetyFilterWrapper(DelayObservation(Foreign(), 2), linear_filter())
+    with pytest.raises(ValueError, match=r"info\[.state.\]"):
+        env.reset(seed=0)
+    own = SafetyFilterWrapper(DelayObservation(Foreign(), 2), linear_filter(), state=lambda seen, info: [0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="state of shape"):
+        own.reset(seed=0)
+
+
+def test_wrong_action_spaces_are_refused():
+    problem, _ = linear_case()
+    plane = replace(
+        problem,
+        inputs=Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double())),
+        gain=torch.zeros(2, 2).double(),
+        model=TwoInputs(problem.model),
+    )
+    with pytest.raises(ValueError, match="actions of shape"):
+        wrapped(safe=SafetyFilter(plane, Moody()))
+    switch = Foreign()
+    switch.action_space = spaces.Discrete(2)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="Box of real actions"):
+        SafetyFilterWrapper(switch, linear_filter())
+    env = wrapped()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action of shape"):
+        env.step([0.0, 0.0])
+
+
+class TwoInputs:
+    """Only its dimensions matter."""
+
+    nx, nu, num_members, mode, assumptions = 2, 2, 1, "sound", ()
+
+    def __init__(self, model):
+        self.model = model
+
+
+# ------------------------------------------------------------------------------------- vectors, pickles, agents
+def made(steps: int = 3) -> gymnasium.Env:
+    return wrapped(options={"horizon": steps})
+
+
+KINDS = {"source": object, "backed": bool, "contained": float, "reason": object, "falsified": object} | dict.fromkeys(
+    ("proposed", "applied", "action"), float
+)
+
+
+@pytest.mark.parametrize("vector", [SyncVectorEnv, partial(AsyncVectorEnv, context="fork")])
+def test_infos_of_vectors_are_those_of_their_environments(vector):
+    """At every step, over an automatic reset, which comes at different times: nothing unknown becomes a refutation."""
+    lengths, count = (2, 4), 6
+    envs = vector([partial(made, n) for n in lengths])
+    _, told = envs.reset(seed=[0, 1])
+    seen = [told]
+    for _ in range(count):
+        seen.append(envs.step(np.ones((2, 1)))[4])
+    envs.close()
+    for i, length in enumerate(lengths):
+        env = made(length)
+        _, alone = env.reset(seed=i)
+        ended = False
+        for infos in seen:
+            for name, kind in KINDS.items():
+                column = infos["filter"][name]
+                assert column.dtype == kind
+                assert infos["filter"][f"_{name}"][i]
+                np.testing.assert_array_equal(column[i], alone["filter"][name])
+            assert infos["filter"]["contained"][i] != 0.0
+            if ended:
+                _, alone = env.reset()
+                ended = False
+            else:
+                *_, ended, alone = env.step([1.0])
+
+
+def test_an_unknown_containment_is_no_refutation_where_only_some_environments_end():
+    envs = SyncVectorEnv([partial(made, 2), partial(made, 9)], autoreset_mode=AutoresetMode.SAME_STEP)
+    envs.reset(seed=0)
+    for _ in range(3):
+        infos = envs.step(np.ones((2, 1)))[4]
+        assert not (infos["filter"]["contained"] == 0.0).any()
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_wrapper_pickles_in_the_middle_of_an_episode(pickler):
+    env = wrapped()
+    pushed(env, 1.0, 3)
+    other = pickle.loads(pickler.dumps(env))
+    for _ in range(3):
+        a, b = env.step([1.0]), other.step([1.0])
+        assert np.array_equal(a[0], b[0])
+        assert a[4]["filter"]["applied"] == b[4]["filter"]["applied"]
+        assert b[4]["filter"]["backed"]
+
+
+@needs_rl
+@pytest.mark.slow
+def test_subprocesses_of_stable_baselines3_tell_the_same():
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    envs = SubprocVecEnv([made, made], start_method="fork")
+    envs.seed(0)
+    envs.reset()
+    for _ in range(4):
+        _, _, _, infos = envs.step(np.ones((2, 1)))
+        assert all(info["filter"]["backed"] for info in infos)
+    envs.close()
+
+
+@needs_rl
+def test_replay_buffers_store_what_was_applied():
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.monitor import Monitor
+
+    from gpsafe.safety.replay import AppliedActions
+
+    env = wrapped(lambda env: Monitor(rescaled(env)), units="plant")
+    agent = SAC(
+        "MlpPolicy",
+        env,
+        replay_buffer_class=AppliedActions,
+        learning_starts=8,
+        buffer_size=64,
+        batch_size=8,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"net_arch": [8]},
+    )
+    seen, step = [], env.step
+
+    def watched(action):
+        result = step(action)
+        seen.append((result[4]["applied"], result[4]["filter"]["proposed"]))
+        return result
+
+    env.step = watched  # type: ignore[method-assign]
+    agent.learn(24)
+    buffer = agent.replay_buffer
+    assert isinstance(buffer, AppliedActions)
+    applied, proposed = (np.array(part) for part in zip(*seen, strict=True))
+    assert buffer.actions[:24, 0] == pytest.approx(applied, abs=1e-6)
+    assert np.abs(applied - proposed).max() > 0.01, "the filter changed something"
+    with pytest.raises(ValueError, match="SafetyFilterWrapper"):
+        buffer.add(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+
+
+@needs_rl
+@pytest.mark.slow
+def test_a_stable_baselines3_agent_learns_behind_the_filter():
+    from stable_baselines3 import PPO
+
+    env = wrapped()
+    agent = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    seen = []
+    step = env.step
+
+    def watched(action):
+        result = step(action)
+        seen.append((result[4]["filter"]["backed"], result[4]["cost_next"]))
+        return result
+
+    env.step = watched  # type: ignore[method-assign]
+    agent.learn(128)
+    assert len(seen) == 128
+    assert all(backed and cost == 0.0 for backed, cost in seen)
