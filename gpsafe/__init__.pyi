@@ -39,6 +39,8 @@ from . import (
 )
 from .algorithms import ActSafe as ActSafe
 from .algorithms import ContinuousActSafe as ContinuousActSafe
+from .algorithms import RecedingActSafe as RecedingActSafe
+from .algorithms import sound_learner as sound_learner
 from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem
 from .certify import judge as judge
