@@ -1,4 +1,4 @@
-"""Confidence sets F_n = {f : l_n ≤ f ≤ h_n} with running intersection (theory §2)."""
+"""Confidence sets F_n = {f : l_n ≤ f ≤ h_n} with running intersection (theory §2.9, §2.10)."""
 
 from __future__ import annotations
 
