@@ -43,7 +43,7 @@ class Starts:
         self.bounded = bool(np.isfinite(upper - lower).all())
         choices = 3**nu
         blocks = min(steps - 1, int(np.log(MOST / steps) / np.log(choices)))
-        if blocks == 0 or not self.bounded:
+        if blocks < 1 or not self.bounded:
             self.violations = None
         else:
             self.values = np.array(list(itertools.product(*zip(lower, 0.5 * (lower + upper), upper, strict=True))))

@@ -70,7 +70,7 @@ CASES |= {name: (lambda pair=pair: pair) for name, pair in USERS.items()}
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=seeds())
 def test_value_jacobian_and_hessian_are_torchs(name, seed):
     known, nx = CASES[name]()
@@ -202,7 +202,7 @@ def test_operations_are_read(name):
             assert np.abs(found - value.numpy()).max() <= 1e-12 * (1.0 + float(value.abs().max()))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=seeds(), length=st.integers(1, 30))
 def test_random_programs(seed, length):
     """Sums, products, quotients and functions of what came before, over and over."""
