@@ -23,9 +23,9 @@ class Starts:
     the proposed one, since only plans with such a one are better; and blocks, each at the lower end, the middle or the upper
     end of the inputs. Those with the least violation come first.
 
-    Elsewhere, and before the patterns while no plan is known: the upper end once and then the lower, the lower once and then
-    the upper. Elsewhere, at last: the best plan mirrored, and with its last two inputs at the lower and at the upper end; late
-    inputs act on the terminal set through the spread more than through the mean, and have optima at both ends.
+    After the patterns, or before them while no plan is known: the upper end once and then the lower, the lower once and then
+    the upper. At last the best plan mirrored, and with its last two inputs at the lower and at the upper end: late inputs act
+    on the terminal set through the spread more than through the mean, and have optima at both ends.
     """
 
     def __init__(
@@ -68,14 +68,18 @@ class Starts:
         if self.given >= self.most or not self.bounded:
             return None
         self.given += 1
-        if self.violations is None or not feasible:
-            for first, rest in ((self.upper, self.lower), (self.lower, self.upper)):
-                plan = np.vstack([first, np.tile(rest, (self.steps - 1, 1))])
-                if not any(np.array_equal(plan, one) for one in self.tried):
-                    self.tried.append(plan)
-                    return plan
-        if self.violations is not None:
-            return self._pattern(best[0] if feasible else self.lower + self.upper - self.wanted)
+        sources = (self._pattern, self._pair, self._turned) if feasible else (self._pair, self._turned, self._pattern)
+        return next((plan for plan in (source(best, feasible) for source in sources) if plan is not None), None)
+
+    def _pair(self, best: Array, feasible: bool) -> Array | None:
+        for first, rest in ((self.upper, self.lower), (self.lower, self.upper)):
+            plan = np.vstack([first, np.tile(rest, (self.steps - 1, 1))])
+            if not any(np.array_equal(plan, one) for one in self.tried):
+                self.tried.append(plan)
+                return plan
+        return None
+
+    def _turned(self, best: Array, feasible: bool) -> Array | None:
         self.turns += 1
         if self.turns > TURNED:
             return None
@@ -85,8 +89,10 @@ class Starts:
         plan[-2:] = self.lower if self.turns == 2 else self.upper
         return plan
 
-    def _pattern(self, known: Array) -> Array | None:
-        assert self.violations is not None
+    def _pattern(self, best: Array, feasible: bool) -> Array | None:
+        if self.violations is None:
+            return None
+        known = best[0] if feasible else self.lower + self.upper - self.wanted
         first = known + TOWARDS * (self.wanted - known)
         if self.first is None or not np.array_equal(first, self.first):
             found = self.violations(first, self.values, self.lengths)
