@@ -1,5 +1,6 @@
 """What a learner for a plant of one's own is made of: derived, never believed."""
 
+import itertools
 import math
 
 import pytest
@@ -55,7 +56,7 @@ def test_landing_boxes_fit_into_the_room_and_shrink():
     for box, size in zip(boxes, defaults.LANDINGS, strict=True):
         assert float(box.radius[0]) <= size * 0.7 + 1e-12
         assert torch.allclose(box.center, rest.x)
-    assert all(bool((a.radius > b.radius).all()) for a, b in zip(boxes, boxes[1:], strict=False))
+    assert all(bool((a.radius > b.radius).all()) for a, b in itertools.pairwise(boxes))
 
 
 def test_room_is_the_way_to_the_first_limit():
