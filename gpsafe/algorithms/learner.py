@@ -156,8 +156,13 @@ class Learner(ABC):
         """Takes in an episode; further columns of its row ("falsified": an assumption refuted, in words)."""
 
     @abstractmethod
-    def predict(self, observation: Any) -> Tensor:
-        """The input u (nu,) for the measured state (nx,), after what was learned; nothing is learned from it."""
+    def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
+        """The input u (nu,) for the measured state (nx,), after what was learned; nothing is learned from it.
+
+        Args:
+            observation: a tensor, an array or a list.
+            episode_start: this state is the first of an episode (for methods that remember within one).
+        """
 
     # ------------------------------------------------------------------ of all
     @property
