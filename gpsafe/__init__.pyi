@@ -39,6 +39,9 @@ from . import (
 )
 from .algorithms import ActSafe as ActSafe
 from .algorithms import ContinuousActSafe as ContinuousActSafe
+from .algorithms import PracticalModel as PracticalModel
+from .algorithms import RecedingActSafe as RecedingActSafe
+from .algorithms import TheoryModel as TheoryModel
 from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem
 from .certify import judge as judge
@@ -116,6 +119,9 @@ from .systems import (
 )
 from .systems import (
     Pendulum as Pendulum,
+)
+from .systems import (
+    RealPlant as RealPlant,
 )
 from .systems import (
     RKHSTwin as RKHSTwin,

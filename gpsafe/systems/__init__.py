@@ -18,6 +18,7 @@ from gpsafe.systems.chain import chain, chain_policies
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
+from gpsafe.systems.real import RealPlant
 from gpsafe.systems.reference import (
     reference_1d,
     reference_1d_policies,
@@ -44,6 +45,7 @@ __all__ = [
     "KnownPart",
     "Pendulum",
     "RKHSTwin",
+    "RealPlant",
     "SafeCartPole",
     "SimplePendulum",
     "SineKnown",
