@@ -192,7 +192,8 @@ class Learner(ABC):
             start: the measured state that the episode begins in, if it is not exactly x_0.
         """
         x, asked = self._start_of(type(self).__name__ + ".ask", start), self._book.asked
-        if asked is None or asked.inputs or not torch.equal(asked.start, x):
+        refuted = asked is not None and asked.unsound is None and self.falsified is not None
+        if asked is None or asked.inputs or refuted or not torch.equal(asked.start, x):
             asked = self._book.asked = self._choose(self.told, x)
         return asked
 

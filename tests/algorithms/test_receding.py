@@ -139,6 +139,19 @@ def test_a_push_that_no_member_explains_refutes_the_learner():
     assert "refuted" in str(learner.ask().unsound)
 
 
+@pytest.mark.parametrize("flown", ["asked", "task", "predict"])
+def test_a_refutation_is_known_at_once_even_if_the_episode_is_never_told(flown):
+    learner = continued()
+    waiting = learner.ask()
+    fly = {"asked": waiting, "task": learner.task(), "predict": learner.predict}[flown]
+    assert callable(fly) and waiting.unsound is None
+    fly(swing().initial_state)
+    fly(torch.tensor([0.0, 3.0]))
+    assert "beyond its one-step set" in str(learner.falsified)
+    assert learner.ask() is not waiting and "refuted" in str(learner.ask().unsound)
+    assert isinstance(learner.task(), NotCertified)
+
+
 def test_telling_alone_leads_where_asking_led():
     """As a run that reads its finished pieces: the judge's grid and the next plan are the same bit by bit."""
     one, other = sound().learn(3), continued()
