@@ -2,6 +2,7 @@
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
+from gpsafe.algorithms.defaults import sound_learner
 from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel
 from gpsafe.algorithms.learner import EpisodePolicy, Learner
@@ -21,6 +22,7 @@ __all__ = [
     "TheoryModel",
     "Trajectory",
     "proposals",
+    "sound_learner",
     "unverified_episode",
     "verified_episode",
 ]
