@@ -39,7 +39,9 @@ from . import (
 )
 from .algorithms import ActSafe as ActSafe
 from .algorithms import ContinuousActSafe as ContinuousActSafe
+from .algorithms import PracticalModel as PracticalModel
 from .algorithms import RecedingActSafe as RecedingActSafe
+from .algorithms import TheoryModel as TheoryModel
 from .algorithms import sound_learner as sound_learner
 from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem
@@ -118,6 +120,9 @@ from .systems import (
 )
 from .systems import (
     Pendulum as Pendulum,
+)
+from .systems import (
+    RealPlant as RealPlant,
 )
 from .systems import (
     RKHSTwin as RKHSTwin,

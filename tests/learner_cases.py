@@ -82,16 +82,17 @@ def planner(system: System, explorer: str = "actsafe-sound") -> Planner:
     cost = system.cost
     assert isinstance(cost, HalfspaceCost)
     return Planner(
-        EXPLORERS[explorer], ICEM(12, 4, 2, 5), system.input_box, system.reward, Constraint(cost), particles=2
+        EXPLORERS[explorer], ICEM(8, 3, 1, 4), system.input_box, system.reward, Constraint(cost), particles=2
     )
 
 
-def theory(norm: float = 1.0, deviation: float = 0.01, **options: Any) -> TheoryModel:
+@cache
+def theory(norm: float = 1.0) -> TheoryModel:
     plant, (policies, _) = swing(), reference_pendulum_policies()
     gp = GP.create(plant.kernels, 1e-4, nx=2, nu=1, noise_std=plant.noise_std, outputs=plant.outputs, prior=plant.known)
-    bound = Mixture(rkhs_norm=tuple((norm * plant.rkhs_norm).tolist()), subgaussian=deviation, delta=0.1)
+    bound = Mixture(rkhs_norm=tuple((norm * plant.rkhs_norm).tolist()), subgaussian=0.01, delta=0.1)
     case = Case(plant, policies, ConfidenceSet(bound))
-    return TheoryModel.create(gp, bound, judge=judge_of(case, **options), tracking=tracking_of(case))
+    return TheoryModel.create(gp, bound, judge=judge_of(case), tracking=tracking_of(case))
 
 
 def sound(system: System | None = None, **changes: Any) -> RecedingActSafe:

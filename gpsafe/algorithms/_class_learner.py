@@ -94,7 +94,7 @@ class ClassLearner(Learner, Generic[S, C]):
         falsified = None if after.falsified is None else str(after.falsified)
         return {**self._row(choice), "falsified": falsified}
 
-    def predict(self, observation: Any) -> Tensor:
+    def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
         """u (nu,) of the certified policy with the largest expected return (an estimate), at the measured state (nx,)."""
         at, _ = self._decided()
         found = self._book.cache.get("best", (None,))

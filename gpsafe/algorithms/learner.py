@@ -156,8 +156,13 @@ class Learner(ABC):
         """Takes in an episode; further columns of its row ("falsified": an assumption refuted, in words)."""
 
     @abstractmethod
-    def predict(self, observation: Any) -> Tensor:
-        """The input u (nu,) for the measured state (nx,), after what was learned; nothing is learned from it."""
+    def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
+        """The input u (nu,) for the measured state (nx,), after what was learned; nothing is learned from it.
+
+        Args:
+            observation: a tensor, an array or a list.
+            episode_start: this state is the first of an episode (for methods that remember within one).
+        """
 
     # ------------------------------------------------------------------ of all
     @property
@@ -187,7 +192,8 @@ class Learner(ABC):
             start: the measured state that the episode begins in, if it is not exactly x_0.
         """
         x, asked = self._start_of(type(self).__name__ + ".ask", start), self._book.asked
-        if asked is None or asked.inputs or not torch.equal(asked.start, x):
+        refuted = asked is not None and asked.unsound is None and self.falsified is not None
+        if asked is None or asked.inputs or refuted or not torch.equal(asked.start, x):
             asked = self._book.asked = self._choose(self.told, x)
         return asked
 

@@ -172,7 +172,11 @@ class RecedingActSafe(Learner):
         self, planner: Planner, shield: Shield | None, number: int, start: Tensor, generator: torch.Generator
     ) -> PilotedPolicy:
         pilot = Pilot(planner, self.planning_model, self.system.input_box, generator, shield)
-        return PilotedPolicy(pilot, self.system, number=number, start=start, unsound=self.unsound)
+        return PilotedPolicy(pilot, self._refute, self.system, number=number, start=start, unsound=self.unsound)
+
+    def _refute(self, reason: str) -> None:
+        """At once, since not every episode or task is told."""
+        self._book.refuted = self._book.refuted or reason
 
     @property
     def planning_model(self) -> DynamicsModel:
@@ -254,8 +258,14 @@ class RecedingActSafe(Learner):
 
 
 class PilotedPolicy(EpisodePolicy):
-    """An episode of planning."""
+    """An episode of planning; a measurement that refutes its shield's assumptions is passed on to `refute`."""
 
-    def __init__(self, pilot: Pilot, system: System, **about: Any) -> None:
-        EpisodePolicy.__init__(self, pilot, system, **about)
+    def __init__(self, pilot: Pilot, refute: Callable[[str], None], system: System, **about: Any) -> None:
+        def act(x: Tensor) -> Tensor:
+            u = pilot(x)
+            if pilot.falsified is not None:
+                refute(pilot.falsified)
+            return u
+
+        EpisodePolicy.__init__(self, act, system, **about)
         self.pilot = pilot
