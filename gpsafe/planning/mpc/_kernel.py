@@ -1,6 +1,6 @@
 """One compiled forward sweep: every constraint row of all members and its exact Jacobian in the inputs.
 
-Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory 6):
+Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory §6):
 
     F = A + BK_k,  G = F Q Fᵀ,  Q⁺ = (s + w)(G/s + W/w),  s = √tr G, w = √tr W, W = diag(scale · exp ℓ(z)),
     rows  h·x̄ + √(hᵀQh) − d  (states of stages 1…T, then inputs with Q → KQKᵀ of stages 0…T−1, then terminal).
