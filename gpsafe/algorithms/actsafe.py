@@ -134,7 +134,8 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         cost_bound: sound bound of the worst-case cost (RobustDP is updated incrementally; any other `CostBound` works).
         distance: D(π, π′), or None to leave the Lipschitz rule out.
         episodes: number of episodes of `run`; `learn` is told its own.
-        threshold: expansion ends for good the first time that max_{S_n} of the exploration value falls below it: enough for R_ε,
+        threshold: expansion ends for good the first time that max_{S_n} of the exploration value falls below it: enough
+        for R_ε,
             one round of expansion; rounds beyond need as many such episodes (theory §4 (vi)).
         start: makes the session that answers for the class (e.g. a `PrunedSession` for thousands of policies); by default
             one that evaluates every policy asked for with `cost_bound`.
