@@ -174,6 +174,18 @@ def test_the_certified_excess_is_the_largest_of_all_cells_that_hold(drift, share
         assert torch.equal(spent.witness, box_of.center)
 
 
+def test_cells_are_dropped_only_when_they_miss_the_region_by_more_than_the_rounding_of_its_rows():
+    """x + y ≥ −1 + gap in [−1, 1]², far from the origin: of 4 × 4 cells the first touches it at the corner (−½, −½)."""
+    middle = tensor([1e5, -2e5])
+    model = replace(contraction(1e-4), c=0.5 * middle[None])
+    for gap, cells in ((0.0, 31), (0.3 * ROUNDING * 3e5, 31), (3 * ROUNDING * 3e5, 30)):
+        cut = Polytope(tensor([[-1.0, -1.0]]), 1.0 - middle.sum()[None] - gap)
+        region = Polytope.of_box(Box(middle - 1.0, middle + 1.0)).intersect(cut)
+        found = certify_invariance(problem(model, terminal=region, states=box(1e6)), REST, budget=50)
+        assert found.verdict.outcome is Outcome.INCONCLUSIVE
+        assert found.cells == cells  # 1 + 2 + 4 + 8 + 16: each of them fails
+
+
 def test_a_hull_far_from_the_origin_is_grown_by_the_rounding_of_its_rows():
     corners = tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     for middle in (tensor([1e5, -2e5]), tensor([-3e5, 0.0])):

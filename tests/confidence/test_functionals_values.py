@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gpsafe import kernels
-from gpsafe.confidence import AbbasiYadkori, Constant, Mixture, Srinivas
+from gpsafe.confidence import AbbasiYadkori, Constant, ConvexProgram, Mixture, Srinivas
 from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
-from gpsafe.models import GP
+from gpsafe.models import GP, LowRankGP
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 PROFILES = {
@@ -95,3 +95,26 @@ def test_only_bounds_that_say_something_of_functionals_have_a_beta():
     rough = GP.create([kernels.rbf(0.5), kernels.matern(0.5, 0.5)], 0.04, nx=2, nu=0, noise_std=0.2)
     assert not differentiable(rough)
     assert not differentiable(GP.create(kernels.linear(), 0.04, nx=1, nu=0, noise_std=0.2))
+
+
+def test_the_taylor_modulus_is_raised_by_the_rounding_of_its_terms():
+    """At tiny r the terms cancel to 0 or below for some r: 32ε(r²·(−κ″(0)) + r²) remains, and 1 in place of r² from 1 on."""
+    form, eps = kernels.stationary(kernels.matern(1.5, [1.0], 2.0)), 2.0**-52
+    r = tensor([1e-16 * (1 + i / 100) for i in range(200)])
+    least = float((taylor_modulus(form, r) / r).square().min()) / 2.0
+    assert least == pytest.approx(32 * eps * (3.0 + 1.0), rel=1e-9)
+
+
+def test_a_set_that_is_empty_and_other_models_have_no_functional_beta():
+    options = {"rkhs_norm": 1.0, "subgaussian": 0.2, "delta": 0.1}
+    x, y = tensor([[0.1], [0.5]]), tensor([[1.0], [0.3]])
+    model = GP.create(kernels.rbf(0.5), 0.04, nx=1, nu=0, noise_std=0.2).condition_on(x, y)
+    assert functional_beta(Mixture(**options), LowRankGP.create(model, 1)) is None
+    for scale in (None, 0.5):
+        bound = ConvexProgram(**options, scale=scale)
+        assert torch.equal(functional_beta(bound, model), bound.beta(model))
+    torn = GP.create(kernels.rbf(0.5), 0.04, nx=1, nu=0, noise_std=0.2).condition_on(x, 50 * y)
+    assert functional_beta(ConvexProgram(**options, scale=100.0), torn) is None
+    free = GP.create(kernels.rbf(0.5), 0.04, nx=1, nu=0, noise_std=0.2, outputs=[0])
+    two = GP.create([kernels.matern(1.5, 0.5), kernels.matern(0.5, 0.5)], 0.04, nx=2, nu=0, noise_std=0.2)
+    assert differentiable(free) and not differentiable(two)

@@ -49,6 +49,24 @@ def test_thin_sets_are_cut_across_their_thinnest_row():
         torch.testing.assert_close(tensor(ordered(found)), tensor([[0.0, 1.0], [2.0, -1.0]]), rtol=0, atol=1e-9)
 
 
+def test_rows_along_the_normal_of_a_thin_set_do_not_cut_its_slice():
+    """The segment (t, −t), |t| ≤ 1, and a row that meets its normal at an angle s and would cut it at t = ½."""
+    flat = tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
+    for s, end in ((1.5e-9, 0.5), (0.7e-9, 1.0)):
+        H = torch.cat([flat, tensor([[1.0 + s, 1.0 - s]])])
+        found = Polytope(H, tensor([1e-13, 1e-13, 1.0, 1.0, s])).vertices()
+        torch.testing.assert_close(tensor(ordered(found)), tensor([[-1.0, 1.0], [end, -end]]), rtol=0, atol=1e-4)
+
+
+def test_points_span_a_direction_if_they_spread_along_it_by_more_than_its_level():
+    along = tensor(
+        [[0.0, 0.0], [0.6, 0.8], [0.3, 0.4]]
+    )  # a third point off by b has singular values in the ratio b/1.25
+    for share, rows in ((1.4, 3), (0.7, 4)):
+        off = tensor([[0.0, 0.0], [0.0, 0.0], [-0.8, 0.6]])
+        assert convex_hull(along + share * 1.25e-12 * off).rows == rows
+
+
 def test_rows_that_touch_nothing_change_no_corner():
     square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
     corners = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
