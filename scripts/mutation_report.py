@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -20,12 +21,26 @@ def rate(killed: int, judged: int, confidence: float = 0.95) -> dict[str, Any]:
     The interval holds for a random sample of one population. For equal samples from several modules it is that of their
     mean rate, and too wide if anything: a sum of independent draws with unequal chances varies less than a binomial one.
     """
-    from scipy.special import betaincinv
-
     tail = (1.0 - confidence) / 2.0
-    low = float(betaincinv(killed, judged - killed + 1, tail)) if killed else 0.0
-    high = float(betaincinv(killed + 1, judged - killed, 1.0 - tail)) if killed < judged else 1.0
+    low = _least(killed, judged, tail) if killed else 0.0
+    high = 1.0 - _least(judged - killed, judged, tail) if killed < judged else 1.0
     return {"killed": killed, "judged": judged, "share": killed / judged if judged else None, "low": low, "high": high}
+
+
+def _least(count: int, trials: int, tail: float) -> float:
+    """The p < count/trials at which `count` or more of the trials succeed with probability `tail`, by bisection."""
+    low, high = 0.0, count / trials
+    choose = math.lgamma(trials + 1) - math.lgamma(count + 1) - math.lgamma(trials - count + 1)
+    for _ in range(60):
+        p = 0.5 * (low + high)
+        total = term = math.exp(choose + count * math.log(p) + (trials - count) * math.log1p(-p))
+        for i in range(count, trials):
+            term *= (trials - i) / (i + 1) * p / (1 - p)
+            total += term
+            if term < 1e-17 * total:
+                break
+        low, high = (p, high) if total < tail else (low, p)
+    return low
 
 
 def summary(rows: Iterable[dict[str, Any]], drawn: set[str], totals: dict[str, int]) -> dict[str, Any]:

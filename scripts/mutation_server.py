@@ -30,7 +30,8 @@ from mutation_operators import Source
 PROFILE = "mutate"  # Hypothesis: few derandomised examples, no shrinking
 SPARE = 4 << 30  # bytes that a mutant may allocate beyond what its parent has
 OPTIONS = (
-    "-q", "-s", "--no-header", "--no-summary", "-W", "ignore::pytest.PytestAssertRewriteWarning",  # Hypothesis came first
+    "-q", "-s", "--no-header", "--no-summary", "--tb=short",  # no long words about models that are arguments
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # Hypothesis came first
     *(word for name in ("cacheprovider", "xdist", "nbmake", "faulthandler") for word in ("-p", f"no:{name}")),
 )  # fmt: skip
 
