@@ -1,6 +1,7 @@
 """What Gaussian-process and ensemble tubes hand to the recursion, against formulas for flat sections, and their radii."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.models.gp import zero_prior
 from gpsafe.tube import EnsembleTube, GPTube, chi_square_radius
 from gpsafe.tube.ensemble import _cells
 
@@ -168,3 +170,60 @@ def test_ensemble_remainders_are_the_worst_cube(cells):
         predicted = model.ensemble.evaluate(x[m : m + 1], u[m : m + 1])
         torch.testing.assert_close(model.linearise(x, u).mean[m], predicted[0][m, 0])
         torch.testing.assert_close(model.linearise(x, u).variance[m].sqrt(), 1.7 * predicted[1][m, 0])
+
+
+def test_networks_are_bounded_over_the_whole_cell_in_their_own_units(monkeypatch):
+    """The box z ± reach in normalised coordinates, outwards by its rounding; second derivatives and σ in those of x and z."""
+    tube = EnsembleTube(pendulum_ensemble(), "sound", 1.7)
+    model, g = tube.ensemble, torch.Generator().manual_seed(3)
+    z, reach = 2 * torch.randn(2, 3, 3, dtype=torch.float64, generator=g), tensor([0.3, 0.7, 0.05]).expand(2, 3, 3)
+    asked, ranges = [], type(model.network).ranges
+    monkeypatch.setattr(type(model.network), "ranges", lambda own, *box: asked.append(box) or ranges(own, *box))
+    hessian, std = tube._over(z, reach)
+    ((low, high),) = asked
+    found = ranges(model.network, low, high)
+    limits, scale = model.log_var_limits, model.inputs.scale
+    for m in range(3):
+        for b in range(2):
+            for j in range(3):
+                offset, unit = float(model.inputs.offset[j]), float(scale[j])
+                slack = 1e-15 * (abs(float(z[b, m, j])) + float(reach[b, m, j]) + abs(offset)) / unit
+                below = (float(z[b, m, j]) - float(reach[b, m, j]) - offset) / unit - slack
+                above = (float(z[b, m, j]) + float(reach[b, m, j]) - offset) / unit + slack
+                assert float(low[m, b, j]) == pytest.approx(below, rel=3e-16, abs=1e-16)
+                assert float(high[m, b, j]) == pytest.approx(above, rel=3e-16, abs=1e-16)
+            exact = found.hessian[m, b, :2] / (scale[:, None] * scale) * model.targets.scale[:, None, None]
+            torch.testing.assert_close(hessian[b, m] / exact, torch.full_like(exact, 1 + 1e-12), rtol=1e-14, atol=0)
+            raw = (found.value + found.value_radius)[m, b, 2:]
+            torch.testing.assert_close(std[b, m], (0.5 * model._log_var(raw)).exp(), rtol=1e-14, atol=0)
+            assert bool((std[b, m] <= (0.5 * limits[1]).exp() * (1 + 1e-12)).all())
+
+
+def test_remainders_of_ensembles_over_a_known_part_add_its_own():
+    """On sections with fewer columns than states; for batches of any shape; priors of unknown curvature are refused."""
+    ensemble, known = pendulum_ensemble(), gp_tube().model.prior
+    plain = EnsembleTube(replace(ensemble, prior=zero_prior), "sound", 1.7, (), 5)
+    added = EnsembleTube(replace(ensemble, prior=known), "sound", 1.7, (), 5)
+    x, u, factor = X.expand(3, 2), U.expand(3, 1), 0.2 * tensor([[[0.6], [0.8]]] * 3)
+    without, found = plain.remainder(x, u, factor, GAIN), added.remainder(x, u, factor, GAIN)
+    M, z = torch.cat([factor, GAIN @ factor], -2), torch.cat([x, u], -1)
+    assert len(_cells(1, 5, z)[0]) == 5
+    least = torch.zeros(3, 2).double()
+    for xi in (-0.8, -0.4, 0.0, 0.4, 0.8):
+        point, reach = z + xi * M[..., 0], M[..., 0].abs() / 5
+        (mean, slope, _), (there, turned, _) = added._local(z), added._local(point)
+        bent = (there - mean - (slope @ (point - z).unsqueeze(-1)).squeeze(-1)).abs()
+        bent = bent + ((turned - slope) @ M).abs().sum(-1) / 5
+        H, _ = added._over(point, reach)
+        bent = bent + 0.5 * torch.einsum("mijk,mj,mk->mi", H, reach, reach) + remainder_outer(known, point, reach)
+        least = torch.maximum(least, bent)
+    grown = torch.stack(
+        [added._over(z + xi * M[..., 0], M[..., 0].abs() / 5)[1] for xi in (-0.8, -0.4, 0.0, 0.4, 0.8)]
+    ).amax(0)
+    spread = 1.7 * (grown * (1 + 1e-12) - added._local(z)[2]).clamp_min(0.0)
+    torch.testing.assert_close(found, least * (1 + 1e-12) + spread, rtol=2e-13, atol=0)
+    assert bool((found > without).any())
+    stacked = added.remainder(x.expand(2, 4, 3, 2), u.expand(2, 4, 3, 1), factor.expand(2, 4, 3, 2, 1), GAIN)
+    torch.testing.assert_close(stacked, found.expand(2, 4, 3, 2), rtol=1e-11, atol=0)
+    with pytest.raises(ValueError, match="a prior that has a hessian_bound"):
+        EnsembleTube(replace(ensemble, prior=lambda x, u: x), "sound").remainder(x, u, factor, GAIN)

@@ -88,6 +88,16 @@ def test_rows_that_touch_nothing_change_no_corner():
     )
 
 
+def test_a_row_that_touches_only_the_far_end_of_a_needle_cuts_it():
+    """A cone in four dimensions about the diagonal, whose deepest point is near its base, and its tip cut off."""
+    base = 0.15 * torch.cat([torch.eye(4), -torch.eye(4)]).double()
+    cone = convex_hull(torch.cat([base, tensor([[1.84] * 4])]))
+    row, offset = tensor([[0.999] * 4]), 0.999 * 4 * 1.8
+    found = cone.intersect(Polytope(row, tensor([offset]))).vertices()
+    tip = (found @ row.T).squeeze(-1)
+    assert float(tip.max()) == pytest.approx(offset, rel=1e-9) and int((tip > 6.0).sum()) == 8
+
+
 def test_hulls_of_points_that_miss_a_dimension_stand_apart_by_the_rounding_only():
     points = tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 0.0]])
     hull = convex_hull(points)
