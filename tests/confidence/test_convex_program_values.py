@@ -58,11 +58,11 @@ def test_the_dual_is_its_formula_down_to_the_margins(case, eta):
         for z in range(2):
             mean, half = by_hand(p, eta, z)
             upper, lower = (end[b, z] for end in both.dual(tensor([[eta], [eta]])))
-            assert float(upper - lower) == pytest.approx(2 * half, rel=1e-9)
-            assert float(upper + lower) == pytest.approx(2 * mean, rel=1e-9, abs=1e-12 * half)
+            assert float(upper - lower) == pytest.approx(2 * half, rel=1e-7, abs=0)
+            assert float(upper + lower) == pytest.approx(2 * mean, rel=1e-9, abs=1e-7 * half)
             table = both.dual_table(tensor([[7.0, eta], [7.0, eta]]))
-            assert float(table[0][b, 1, z]) == pytest.approx(mean + half, rel=1e-9)
-            assert float(table[1][b, 1, z]) == pytest.approx(mean - half, rel=1e-9, abs=1e-12 * half)
+            assert float(table[0][b, 1, z]) == pytest.approx(mean + half, rel=1e-7, abs=0)
+            assert float(table[1][b, 1, z]) == pytest.approx(mean - half, rel=1e-7, abs=1e-9 * half)
     if case is MARGINS:
         v, c = tensor(case[0]), tensor(case[2])
         assert float((c[:, 0].square() / (v + eta)).sum()) > 1.0 and bool(
@@ -85,7 +85,7 @@ def test_the_spectrum_is_that_of_the_matrix_and_its_radius_the_formula():
         matrix = torch.eye(4).double() + c / R**2 * gram[b]
         fit = float(y[b] @ torch.linalg.solve(matrix, y[b]))
         exact = fit + R**2 * float(torch.linalg.slogdet(matrix).logabsdet) + 2 * R**2 * log
-        assert float(radius_sq[b]) / exact - 1 == pytest.approx(1e-12, rel=0.1)
+        assert float(radius_sq[b]) / exact - 1 == pytest.approx(1e-12, rel=0.1, abs=0)
 
 
 def test_multipliers_are_searched_between_rounding_and_the_ball():
@@ -93,7 +93,7 @@ def test_multipliers_are_searched_between_rounding_and_the_ball():
         (1.0, 5.0, 2.0, 1.25e-9, 1e6), (1.0, 1e5, 2.0, 2.5e-5, 2.5e7), (30.0, 1.0, 1.0, 3e-8, 3e7),
     ):  # fmt: skip
         found = program([0.1, top], [0.0, 0.0], [[0.0], [0.0]], [1.0], radius_sq, norm).range()
-        assert [float(edge) for edge in found] == pytest.approx([low, high], rel=1e-14)
+        assert [float(edge) for edge in found] == pytest.approx([low, high], rel=1e-14, abs=0)
 
 
 def test_a_set_counts_as_empty_when_its_least_gap_is_below_zero_by_more_than_rounding():
