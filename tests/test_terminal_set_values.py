@@ -258,3 +258,21 @@ def test_laws_and_hulls_to_the_letter():
         TerminalSet.start(initial[0])
     with pytest.raises(ValueError, match="certified"):
         hull.update(torch.zeros(1, 2).double())
+
+
+@pytest.mark.parametrize(("high", "low"), [(math.inf, -1.0), (1.0, -math.inf), (math.nan, -1.0), (-2.0, 2.0)])
+def test_a_box_of_cells_that_makes_no_sense_settles_nothing(monkeypatch, high, low):
+    """Supports of an extreme region may overflow or cross by their rounding."""
+    exact, eye = Polytope.support_outer, torch.eye(2).double()
+
+    def support(self, normals):
+        if torch.equal(normals.abs(), eye):
+            return tensor([high, 1.0] if bool((normals >= 0).all()) else [-low, 1.0])
+        return exact(self, normals)
+
+    case = problem(contraction(), terminal=box(1.0))
+    monkeypatch.setattr(Polytope, "support_outer", support)
+    found = certify_invariance(case, REST)
+    assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.verdict.upper == math.inf and found.cells == 0
+    assert found.model is case.model and found.law is REST and found.witness.abs().tolist() == [1.0, 1.0]
+    assert found.verdict.lower == pytest.approx(-0.4, rel=1e-9) and found.inputs is case.inputs

@@ -14,7 +14,8 @@ from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.models.gp import zero_prior
-from gpsafe.tube import EnsembleTube, GPTube, chi_square_radius
+from gpsafe.systems.known import AffineKnown
+from gpsafe.tube import EnsembleTube, GPTube, LinearTube, chi_square_radius
 from gpsafe.tube.ensemble import _cells
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -227,3 +228,37 @@ def test_remainders_of_ensembles_over_a_known_part_add_its_own():
     torch.testing.assert_close(stacked, found.expand(2, 4, 3, 2), rtol=1e-11, atol=0)
     with pytest.raises(ValueError, match="a prior that has a hessian_bound"):
         EnsembleTube(replace(ensemble, prior=lambda x, u: x), "sound").remainder(x, u, factor, GAIN)
+
+
+def test_linear_tubes_are_their_plant_and_add_nothing():
+    plant = AffineKnown(tensor([[1.0, 0.5], [0.0, 0.9]]), tensor([[0.1], [2.0]]), tensor([0.3, -0.2]))
+    tube = LinearTube(plant, [0.2, 0.0])
+    x, u = tensor([[1.0, -2.0], [0.5, 3.0]]), tensor([[0.7], [-1.0]])
+    local = tube.linearise(x, u)
+    for i in range(2):
+        exact = plant.A @ x[i] + plant.B @ u[i] + plant.c
+        torch.testing.assert_close(local.mean[i], exact)
+        assert torch.equal(local.A[i], plant.A) and torch.equal(local.B[i], plant.B)
+        assert local.variance[i].tolist() == [0.2 * 0.2, 0.0]
+    assert tube.remainder(x, u, torch.eye(2).double().expand(2, 2, 2), GAIN).tolist() == [[0.0, 0.0]] * 2
+    assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
+    assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
+    for bad in ({"mode": "both"}, {"half_axes": [0.2]}, {"half_axes": [0.2, -1e-9]}):
+        with pytest.raises(ValueError, match="LinearTube"):
+            LinearTube(plant, **{"half_axes": [0.2, 0.0], **bad})
+
+
+def test_gaussian_process_tubes_take_batches_of_any_shape():
+    """Each point as if it were alone: inputs shared by a batch, sections of their own."""
+    tube, g = gp_tube(), torch.Generator().manual_seed(4)
+    x, u = 0.4 * torch.randn(2, 3, 1, 2, dtype=torch.float64, generator=g), tensor([0.2])
+    factor = 0.1 * torch.randn(2, 3, 1, 2, 2, dtype=torch.float64, generator=g)
+    local, rest = tube.linearise(x, u), tube.remainder(x, u, factor, GAIN)
+    assert local.A.shape == (2, 3, 1, 2, 2) and local.B.shape == (2, 3, 1, 2, 1) and rest.shape == (2, 3, 1, 2)
+    for i in range(2):
+        for j in range(3):
+            one = tube.linearise(x[i, j], u)
+            for name in ("mean", "A", "B", "variance"):
+                torch.testing.assert_close(getattr(local, name)[i, j], getattr(one, name), rtol=1e-10, atol=1e-12)
+            alone = tube.remainder(x[i, j], u, factor[i, j], GAIN)
+            torch.testing.assert_close(rest[i, j], alone, rtol=1e-9, atol=1e-13)

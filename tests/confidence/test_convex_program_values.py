@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import cvxpy as cp
 import pytest
 import torch
 
@@ -247,3 +248,16 @@ def test_intervals_are_the_least_of_ball_mixture_and_dual_for_every_output(scale
     width = bound.prior_width(torn, z)
     assert torch.equal(low[..., 0], width[..., 0]) and torch.equal(high[..., 0], -width[..., 0])
     assert bool((low[..., 1] < high[..., 1]).all())
+
+
+def test_a_solver_that_fails_proposes_nothing(monkeypatch):
+    one = program(*PLAIN)
+    proposer = Proposer(one)
+
+    def fail(**_):
+        raise cp.SolverError("no")
+
+    monkeypatch.setattr(proposer.problem, "solve", fail)
+    assert all(math.isnan(v) for v in proposer.optimum(one, 0, 1.0))
+    above, below = proposer.multipliers(one)
+    assert bool(above.isnan().all()) and bool(below.isnan().all()) and len(above) == 2

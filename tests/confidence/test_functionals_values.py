@@ -8,7 +8,9 @@ import torch
 
 from gpsafe import kernels
 from gpsafe.confidence import AbbasiYadkori, Constant, ConvexProgram, Mixture, Srinivas
+from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
+from gpsafe.confidence.rounding import Rounding
 from gpsafe.models import GP, LowRankGP
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -118,3 +120,34 @@ def test_a_set_that_is_empty_and_other_models_have_no_functional_beta():
     free = GP.create(kernels.rbf(0.5), 0.04, nx=1, nu=0, noise_std=0.2, outputs=[0])
     two = GP.create([kernels.matern(1.5, 0.5), kernels.matern(0.5, 0.5)], 0.04, nx=2, nu=0, noise_std=0.2)
     assert differentiable(free) and not differentiable(two)
+
+
+def test_jets_have_the_margin_of_rounding_of_every_functional():
+    """The diagonal exceeds the exact covariance by 1e-10 of the prior and (1 + d) times the rounding of its variance."""
+    x = torch.linspace(0.0, 2.0, 30, dtype=torch.float64)[:, None]
+    model = GP.create(kernels.rbf(0.5, 1.5), 1e-6, nx=1, nu=0, noise_std=1e-3).condition_on(x, x.sin())
+    z = tensor([[2.6], [2.3], [-0.8]])
+    gap = z - x.T
+    row = 1.5 * torch.exp(-gap.square() / 0.5)
+    D = torch.stack([row, -gap / 0.25 * row], -1)  # (3, 30, 2)
+    K = kernels.cross(model.kernels[0], x, x) + 1e-6 * torch.eye(30).double()
+    prior = tensor([1.5, 1.5 / 0.25])
+    variance = prior - (D * torch.linalg.solve(K, D)).sum(1)
+    margin = 1e-10 * prior + 2 * Rounding.of(model).output(0).variance(variance, prior)
+    found = jet(model, z).cov[:, 0].diagonal(dim1=-2, dim2=-1) - variance
+    assert float((margin / (1e-10 * prior)).min()) > 10.0
+    torch.testing.assert_close(found, margin, rtol=0.1, atol=0)
+
+
+class Stranger(ConfidenceBound):
+    """A theorem about values, from elsewhere."""
+
+    name, source = "stranger", "none"
+
+    def _beta(self, model, norm, noise, log_inv_delta):
+        return torch.full((model.num_outputs,), 100.0).double()
+
+
+def test_a_theorem_of_another_form_says_nothing_of_functionals():
+    model = GP.create(kernels.rbf(0.5), 0.04, nx=1, nu=0, noise_std=0.2)
+    assert functional_beta(Stranger(rkhs_norm=1.0, subgaussian=0.2, delta=0.1), model) is None

@@ -12,6 +12,7 @@ from strategies import make_kernel, seeds
 
 from gpsafe import kernels
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Constant, Mixture
+from gpsafe.confidence.lineage import fingerprint
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
 from gpsafe.rkhs import random_function
@@ -230,6 +231,29 @@ def test_a_known_part_whose_captured_variable_changes_is_refused():
     for confidence, model in sets:
         with pytest.raises(ValueError, match="still has the values"):
             confidence.update(model.condition(rows(0, 3)))
+
+
+def test_a_known_part_that_changes_only_where_data_lie_is_refused():
+    far, data = [0.0], rows(0, 5)
+    data = Transitions(data.x + 50.0, data.u, data.x_next)
+
+    def prior(x, u):
+        return x + far[0] * (x > 40.0)
+
+    model = empty(prior=prior).condition(data)
+    confidence = ConfidenceSet(BOUND).update(model)
+    assert confidence.update(model.condition(rows(1, 3))).sound
+    far[0] = 1.0
+    with pytest.raises(ValueError, match="still has the values"):
+        confidence.update(model.condition(rows(1, 3)))
+
+
+def test_the_order_in_which_attributes_were_set_says_nothing():
+    one, other = kernels.matern(2.5, 1.0), kernels.matern(2.5, 1.0)
+    base = vars(other.base_kernel)
+    name = next(k for k, v in base.items() if isinstance(v, (bool, float)) and k != "training")
+    base[name] = base.pop(name)
+    assert list(base) != list(vars(one.base_kernel)) and fingerprint(one) == fingerprint(other)
 
 
 def test_equal_functions_are_the_same_known_part_and_others_are_not():

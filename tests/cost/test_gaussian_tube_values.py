@@ -9,13 +9,14 @@ from cost_cases import alone, make_case
 from step_cases import AFFINE, Bent, Curved, draw, tensor
 from torch import Tensor
 
-from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.known import SineKnown
 from gpsafe.systems.task import Task
 
 
@@ -218,3 +219,24 @@ def test_the_error_of_a_step_is_rounded_outwards():
     z = torch.cat([x0, policies(x0[None, None])[0, 0]])[None]
     exact = LocalAffine.at(F, z).range_outer(Displacements(0 * z, 0 * z[..., None], 0 * z)).error
     assert 4e-13 < float(found.sure.radius[0, 1] / exact) - 1 < 4e-12
+
+
+def test_a_tube_whose_noise_alone_is_too_wide_is_lost():
+    F, case = confidence(Bent(*AFFINE))
+    x0, cost = case.system.initial_state, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+    none = torch.zeros(1, 2, 2).double()
+    point = Stage(case.policies.select(torch.tensor([0])), Zonotope.point(x0[None]), none, none, torch.tensor([False]))
+    for limit, lost in ((2.0, True), (6.0, False)):
+        bound = GaussianTube(task=Task(x0, 9, cost, 1.0, tensor([5.0, 0.02])), limit=limit)
+        after = bound.step(F, point)
+        assert after.lost.tolist() == [lost] and float(after.sure.radius.max()) < 2.0
+
+
+def test_axes_may_widen_that_are_learned_or_bent_or_feel_the_input():
+    """Of four states the third bends, the fourth is moved by u, the second is learned, and the first is none of these."""
+    B = tensor([[0.0], [0.0], [0.0], [0.5]])
+    amplitudes, frequencies = tensor([[0.0, 0.0, 0.3, 0.0]]), tensor([[1.0, 0.0, 0.0, 0.0, 0.0]])
+    known = SineKnown(torch.eye(4).double(), B, torch.zeros(4).double(), amplitudes, frequencies, tensor([0.2]))
+    assert (
+        wide_axes(known, (1,)) == (1, 2, 3) and wide_axes(known, ()) == (2, 3) and wide_axes(known, (0,)) == (0, 2, 3)
+    )

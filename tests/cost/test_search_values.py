@@ -24,7 +24,9 @@ def case():
 
 
 def options(case, **changes) -> dict:
-    return case.task_with(horizon=4, cost=SLOPED, **changes) | {"samples": 3}
+    """Four steps from a state that is thrown back to the unsafe side: the last one is the worst."""
+    start = {"initial_state": tensor([-0.4, -1.5])}
+    return case.task_with(horizon=4, cost=SLOPED, **start | changes) | {"samples": 3}
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -135,9 +137,10 @@ def test_the_search_keeps_the_best_candidate_and_only_fresh_noise_counts(case):
     assert inner.task is not given.task and inner.seed == 11 and inner.samples == 3
 
 
-def test_the_first_step_of_the_ascent_moves_every_bias_that_matters_by_the_rate(case):
+@pytest.mark.parametrize("std", [0.5, 1e-3])  # the surrogate's width: with the second the sigmoids are flat
+def test_the_first_step_of_the_ascent_moves_every_bias_that_matters_by_the_rate(case, std):
     """Adam's first step is rate·sign of the gradient; the last η is never used; biases start at 0.7 of themselves."""
-    wide = options(case, noise_std=tensor([0.5, 0.5]))  # the surrogate's width, so that it is not flat
+    wide = options(case, noise_std=tensor([std, std]))
     bound, policies, F = Hallucinated(**wide, steps=1, rate=0.25), case.choose(3), case.confidence
     start = Adversary(
         tensor([0.5, -0.5, 2.0, 1.0]).reshape(1, 1, 4, 1), torch.zeros(1, 1, 4, 1, 2).double(),
@@ -159,8 +162,19 @@ def test_the_first_step_of_the_ascent_moves_every_bias_that_matters_by_the_rate(
             assert float(found.bias[0, 0, t, 0]) == pytest.approx(2 * (first + 0.25 * sign), abs=1e-4)
     assert float(found.bias[0, 0, 3, 0]) == pytest.approx(2 * 0.7)
     assert not bool(found.slope[0, 0, 3].any())
-    for t, expected in ((1, [[0.0, 0.5]]), (2, [[0.5, 0.5]])):  # a position that is still 0 has no slope to learn
-        torch.testing.assert_close(found.slope[0, 0, t].abs(), tensor(expected), rtol=0, atol=1e-3)
+    for t in (0, 1):
+        torch.testing.assert_close(found.slope[0, 0, t].abs(), tensor([[0.5, 0.5]]), rtol=0, atol=1e-3)
+
+
+def test_policies_whose_paths_are_lost_do_not_spoil_the_ascent(case):
+    bound, policies, F = Hallucinated(**options(case), steps=2), case.choose(3, 9), case.confidence
+    start, noise = adversaries(2, 1, 4), torch.zeros(4, 1, 2, 2).double()
+    start.path[1, 0] = math.nan
+    found = bound._ascend(F, policies, start, noise, SLOPED)
+    assert bool(torch.isfinite(found.bias).all() and torch.isfinite(found.slope).all())
+    torch.testing.assert_close(found.bias[1], 1.4 * start.bias[1].clamp(-1.5, 1.5))
+    alone = Adversary(start.bias[:1], start.slope[:1], start.path[:1], start.scale[:1])
+    torch.testing.assert_close(found.bias[:1], bound._ascend(F, case.choose(3), alone, noise, SLOPED).bias)
 
 
 @pytest.mark.parametrize("mode", ["functions", "particles"])
@@ -207,3 +221,43 @@ def test_sampled_costs_are_those_of_their_draws_clipped_into_the_set(case, mode)
 def test_bad_options_are_refused(case, kind, change):
     with pytest.raises(ValueError, match=kind.__name__):
         kind(**options(case) | change)
+
+
+def test_options_that_are_not_given_are_the_documented_ones(case):
+    plain, sampled = Hallucinated(**case.task), Sampled(**case.task)
+    assert (plain.search_paths, plain.random, plain.steps, plain.rate, plain.sampled) == (16, 4, 15, 0.3, None)
+    assert (sampled.draws, sampled.features, sampled.mode, sampled.samples) == (8, 128, "functions", 256)
+    assert (plain.delta, plain.calls, plain.samples) == (0.01, 1, 256) and not plain.sound and not sampled.sound
+    assert (plain.name, sampled.name) == ("hallucinated", "sampled")
+    assert Sampled(**case.task | {"seed": 0}).seed == 0
+
+
+def test_scores_look_at_the_worst_of_several_half_spaces(case):
+    """Ties of cost are broken by the mean over paths of the largest excess over times and half-spaces."""
+    both = HingeCost(tensor([[1.0, 0.5], [-1.0, 0.3]]), tensor([2.0, 1.5]), 6.0)
+    bound, policies, F = (
+        Hallucinated(**options(case) | case.task_with(horizon=4, cost=both)),
+        case.choose(3, 9),
+        case.confidence,
+    )
+    adversary, noise = adversaries(2, 2, 4), 0.3 * draws(4, 1, 3, 2, seed=6)
+    states = bound._states(F, policies, adversary, noise)
+    for p in range(2):
+        for k in range(2):
+            near = sum(max(float(both.excess(x[p, k, n]).max()) for x in states) for n in range(3)) / 3
+            costs = sum(float(both(x[p, k, n])) for x in states for n in range(3)) / 3
+            score = bound._score(F, policies, adversary, noise)[p, k]
+            assert float(score) == pytest.approx(costs + 1e-3 * math.tanh(near), rel=1e-12, abs=0)
+
+
+def test_a_poor_adversary_does_not_spoil_the_lower_limit(case, monkeypatch):
+    task = options(case) | {"samples": 200}
+    bound, policies, F = Hallucinated(**task), case.choose(3, 9), case.confidence
+    poor = adversaries(2, 1, 4)
+    poor = Adversary(0 * poor.bias - 1.0, 0 * poor.slope, poor.path, poor.scale)
+    monkeypatch.setattr(Hallucinated, "search", lambda *_: poor)
+    final = bound.simulate(F, policies, poor, bound.noise(F, 6))[:, 0]
+    own = monte_carlo.mean_lower(final, 24.0, 0.5 * bound.stage_delta(F) / 2)
+    half = Sampled(**task | {"delta": 0.005}).evaluate(F, policies).lower
+    assert bool((half > own + 1e-3).all()) and bool((own > 0.1).all())
+    torch.testing.assert_close(bound.evaluate(F, policies).lower, half, rtol=1e-14, atol=0)

@@ -11,6 +11,7 @@ from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._lineage import continues
 from gpsafe.cost._task import check_task
+from gpsafe.cost.base import CostInterval
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.cost.total_variation import TotalVariation
@@ -41,6 +42,16 @@ def test_a_bound_speaks_of_its_task_and_shares_delta_over_its_stages(case):
         assert torch.equal(bound.noise(F, 9, paths=paths), exact)
     draws = [torch.rand(3, generator=g) for g in (bound.generator(F, 2), monte_carlo.stream(5, 3, 2))]
     assert torch.equal(*draws)
+
+
+def test_intervals_that_say_no_more_are_of_a_deterministic_bound():
+    plain = CostInterval(torch.zeros(2), torch.ones(2), True, "by hand")
+    assert (plain.delta, plain.assumptions, plain.vacuous.shape) == (0.0, (), (0,))
+
+
+def test_the_smallest_options_are_allowed(case):
+    bound = TotalVariation(task=Task.of(case.system), seed=0, samples=2)
+    assert (bound.seed, bound.samples, bound.delta, bound.calls) == (0, 2, 0.01, 1)
 
 
 @pytest.mark.parametrize("change", [{"samples": 1}, {"seed": -1}, {"calls": 0}, {"delta": 0.0}, {"delta": 1.5}])
@@ -132,4 +143,8 @@ def test_a_session_of_evaluations_explores_along_the_mean(case):
     )
     std = F.model.posterior(torch.cat([states[..., :-1, :], inputs], -1))[1].norm(dim=-1)
     torch.testing.assert_close(session.exploration(index), std.sum(-1).mean(-1))
+    plain = EvaluationSession(bound, F, policies, generator(3))
+    assert plain.paths == 16 and torch.equal(
+        plain.exploration(index), replace(plain, generator=generator(3), paths=16).exploration(index)
+    )
     assert session.falsified() is None
