@@ -310,3 +310,12 @@ def test_the_proposer_is_made_ready_with_a_copy_of_the_problem():
     safe = linear_filter(proposer=ready)
     safe.start()
     assert ready.given is safe.problem.lent() and ready.given is not safe.problem
+
+
+def test_what_a_backup_returns_stays_its_own_and_resting_alone_blames_nobody():
+    mine = tensor([0.125])
+    safe = replace(linear_filter(), proposer=SILENT, backup=lambda x: mine, invariance=None)
+    found, _ = replace(safe, resting=True).decide(ORIGIN, PUSH)
+    assert found.source == "backup" and found.falsified is None and torch.equal(found.u, mine)
+    mine[0] = 9.0
+    assert float(found.u) == 0.125

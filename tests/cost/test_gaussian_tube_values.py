@@ -112,12 +112,16 @@ def test_a_stage_charges_the_tails_of_its_half_spaces():
         factor,
         torch.tensor([False, False, False, True]),
     )
-    tails = []
+    tails, raised = [], []
     for n, o in zip(cost.directions, cost.offsets, strict=True):
         gap = float(o - n @ center[0] - (n @ rays[0]).abs().sum())
+        less = gap - 1e-9 * float(1 + center[0].abs().sum() + rays[0].abs().sum()) * max(1.0, float(n.abs().max()))
+        noise = float((n @ factor[0]).norm()) * (1 + 1e-9)
+        raised.append(0.5 * math.erfc(less / noise / math.sqrt(2)) * (1 + 1e-9))
         tails.append(0.5 * math.erfc(gap / float((n @ factor[0]).norm()) / math.sqrt(2)))
     found = stage.exceed(cost)
     assert sum(tails) < float(found[0]) < sum(tails) * (1 + 1e-6) and 0.01 < sum(tails) < 0.9
+    assert float(found[0]) == pytest.approx(sum(raised), rel=1e-12, abs=0)
     assert found[1:].tolist() == [0.0, 1.0, 1.0]
     bound = GaussianTube(task=Task(tensor([0.0, 0.0]), 5, cost, 1.0, tensor([0.1, 0.1])), width=3.0)
     outside = 2 * 2 * 0.5 * math.erfc(3 / math.sqrt(2))

@@ -132,6 +132,8 @@ def test_a_range_is_the_narrowest_of_three_forms_cut_to_the_ball():
     blind = replace(local, mean=None, cov=None).range_outer(cross)
     assert not bool(blind.linear.any()) and bool((blind.error >= found.error - found.linear.abs().sum(-1) - 10).all())
     exact = local.half + local.norm * local.moduli.metric(cross.radius)
+    half = replace(local, cov=None).range_outer(cross)  # values alone say nothing of slopes
+    assert torch.equal(half.error, blind.error) and torch.equal(half.value, blind.value)
     inside = local.middle.abs() + exact <= local.cap
     torch.testing.assert_close(blind.error[inside], exact[inside], rtol=1e-11, atol=0)
 

@@ -92,3 +92,15 @@ def test_a_set_away_from_zero_is_as_wide_as_it_is_and_an_empty_one_parts(bound, 
         )
         rates = tv.paths(case.confidence, case.choose(0), noise)[1]
         torch.testing.assert_close(rates, rate.expand_as(rates), rtol=1e-9, atol=0)
+
+
+def test_small_rates_cost_least_without_a_cut(bound):
+    """The limit of Σ c + C Σ_t (T−1−t) τ_t, whose samples have the ceiling C(T + 3 + 2 + 1)."""
+    _, tv = bound
+    C, g = tv.cost.ceiling, torch.Generator().manual_seed(1)
+    cost = (torch.rand(2, 300, dtype=torch.float64, generator=g) < 0.02).double()
+    rates = 0.02 * torch.rand(2, 300, 4, dtype=torch.float64, generator=g)
+    found = tv._upper(cost, rates, 1e-3)
+    for p in range(2):
+        sample = cost[p] + C * (3 * rates[p, :, 0] + 2 * rates[p, :, 1] + rates[p, :, 2])
+        assert float(found[p]) == pytest.approx(float(monte_carlo.mean_upper(sample, 10 * C, 1e-3)), rel=1e-12)

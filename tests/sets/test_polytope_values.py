@@ -110,6 +110,16 @@ def test_hulls_of_points_that_miss_a_dimension_stand_apart_by_the_rounding_only(
     assert nearly.rows == 3 and bool(nearly.contains(tensor([1.0 + 0.9e-9, 0.9e-9])))
 
 
+def test_normals_of_a_tiny_hull_far_away_are_those_of_its_edges():
+    """Differences of close floats are exact; sums would be rounded."""
+    points = tensor([3e9, -3e9]) + tensor([[0.0, 0.0], [0.0317, 0.0111], [0.0123, 0.0519]])
+    hull, edges = convex_hull(points), points.roll(-1, 0) - points
+    exact = torch.stack([edges[:, 1], -edges[:, 0]], -1) / edges.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        tensor(ordered(hull.H.round(decimals=12))), tensor(ordered(exact.round(decimals=12))), rtol=0, atol=1e-11
+    )
+
+
 def test_hulls_with_a_fixed_coordinate_have_its_unit_vectors_for_rows():
     for height in (5.0, -0.1, 1e8):
         hull = convex_hull(tensor([[0.0, 0.0, height], [1.0, 0.0, height], [0.0, 1.0, height]]))
