@@ -85,12 +85,12 @@ def _redirect(log: Path) -> None:
 
 
 def profile() -> None:
-    """Registers the Hypothesis profile under the name that a conftest asks for."""
+    """Registers the Hypothesis profile under the name that a conftest asks for, if the project preloads Hypothesis."""
     os.environ["HYPOTHESIS_PROFILE"] = PROFILE
-    try:
-        from hypothesis import HealthCheck, Phase, settings
-    except ImportError:
+    if "hypothesis" not in sys.modules:  # half a second that a suite without it need not spend
         return
+    from hypothesis import HealthCheck, Phase, settings
+
     settings.register_profile(
         PROFILE, max_examples=25, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate),
