@@ -9,12 +9,15 @@ import torch
 from scipy import stats
 from xmpsc_cases import gp_confidence, pendulum_data, pendulum_ensemble
 
+from gpsafe import kernels, linalg
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.models import GP
 from gpsafe.models.gp import zero_prior
-from gpsafe.systems.known import AffineKnown
+from gpsafe.sets._containment import maximize_square
+from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, chi_square_radius
 from gpsafe.tube.ensemble import _cells
 
@@ -139,6 +142,10 @@ def test_cells_are_the_cubes_of_a_grid_that_meet_the_ball():
     one, whole = _cells(3, 7, torch.zeros(1).double())
     assert whole == 1.0 and one.tolist() == [[0.0, 0.0, 0.0]]
     assert _cells(3, 27, torch.zeros(1).double())[1] == pytest.approx(1 / 3)
+    assert _cells(3, 64, torch.zeros(1).double())[1] == 1 / 4  # 64^(1/3) comes out below 4
+    fine = [(2 * i + 1) / 9 - 1 for i in range(9)]
+    near = [(a, b) for a in fine for b in fine if math.hypot(max(abs(a) - 1 / 9, 0), max(abs(b) - 1 / 9, 0)) <= 1]
+    assert len(_cells(2, 81, torch.zeros(1).double())[0]) == len(near) < 81
 
 
 @pytest.mark.parametrize("cells", [1, 9])
@@ -240,6 +247,10 @@ def test_linear_tubes_are_their_plant_and_add_nothing():
         torch.testing.assert_close(local.mean[i], exact)
         assert torch.equal(local.A[i], plant.A) and torch.equal(local.B[i], plant.B)
         assert local.variance[i].tolist() == [0.2 * 0.2, 0.0]
+    shared = tube.linearise(x, u[0])
+    assert (
+        torch.equal(shared.A, local.A) and torch.equal(shared.B, local.B) and torch.equal(shared.mean[0], local.mean[0])
+    )
     assert tube.remainder(x, u, torch.eye(2).double().expand(2, 2, 2), GAIN).tolist() == [[0.0, 0.0]] * 2
     assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
     assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
@@ -262,3 +273,67 @@ def test_gaussian_process_tubes_take_batches_of_any_shape():
                 torch.testing.assert_close(getattr(local, name)[i, j], getattr(one, name), rtol=1e-10, atol=1e-12)
             alone = tube.remainder(x[i, j], u, factor[i, j], GAIN)
             torch.testing.assert_close(rest[i, j], alone, rtol=1e-9, atol=1e-13)
+
+
+def bent_tube(kernel=None) -> GPTube:
+    """The pendulum's data over a known part whose first state, which is not learned, bends."""
+    F, B = gp_confidence(), tensor([[0.1], [0.2]])
+    known = SineKnown(
+        torch.eye(2).double(), B, tensor([0.0, 0.0]), tensor([[0.3, 0.1]]), tensor([[1.0, 0.5, 0.2]]), tensor([0.1])
+    )
+    plain = GP.create(
+        kernel or F.model.kernels[0],
+        F.model.regularizer,
+        nx=2,
+        nu=1,
+        noise_std=F.model.noise_std,
+        outputs=(1,),
+        prior=known,
+    )
+    model = plain.condition_on(F.model.inputs, F.model.targets)
+    return GPTube(ConfidenceSet(F.bound).update(model), 7, 0.02)
+
+
+@pytest.mark.parametrize("rough", [False, True])
+@pytest.mark.parametrize(
+    ("size", "shift", "half"), [(0.02, 0.02, 1.0), (0.02, 1e-3, 1e-2), (0.3, -0.02, 1.0), (1.0, 1e-3, 0.1)]
+)
+def test_remainders_of_sections_are_their_least_form_down_to_the_rounding(monkeypatch, rough, size, shift, half):
+    """(2) for two columns and a set whose middle is not the mean; a Matérn ½ kernel has no gradients but the posterior's."""
+    tube = bent_tube(kernels.matern(0.5, [1.5, 4.0, 2.0], 0.3) if rough else None)
+    factor = size * torch.randn(1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    M, z = torch.cat([factor[0], GAIN @ factor[0]]), torch.cat([X, U], -1)
+    local = LocalAffine.at(tube.confidence, z)
+    local = replace(local, middle=local.middle + shift, half=half * local.half)
+    monkeypatch.setattr(LocalAffine, "at", staticmethod(lambda *_: local))
+    assert (local.cov is None) == (local.mean is None) == rough
+    mean, slope = tube.model.residual_mean(z)[0, 0], tube.model.gradient(z)[0].reshape(3)
+    value, B = float((local.middle[0, 0] - mean).abs() + local.half[0, 0]), float(local.norm[0])
+    reach = M.norm(dim=1) * (1 + 1e-14)
+    forms = [value + float((slope @ M).norm()) + B * float(local.moduli.metric(reach[None])[0, 0])]
+    if not rough:
+        rest = local.moduli.rest_within(lambda s: torch.linalg.matrix_norm(s[..., None] * M, ord=2)[None] * (1 + 1e-12))
+        root = linalg.psd_root(local.cov[0, 0]).mT
+        joint = math.sqrt(float(maximize_square(root[:, 0], root[:, 1:] @ M)[0]))
+        apart = value + float(torch.linalg.matrix_norm(root[:, 1:] @ M, ord=2))
+        assert (apart < joint) == (half < 1.0)
+        forms.append(min(joint, apart) * (1 + 1e-10) + B * float(rest[0, 0]))
+    bent = remainder_outer(tube.model.prior, z, reach[None])[0]
+    found = tube.remainder(X, U, factor, GAIN)[0]
+    assert float(found[0]) == pytest.approx(float(bent[0]), rel=4e-15, abs=0)
+    assert float(found[1]) == pytest.approx(float(bent[1]) + min(forms) * (1 + 1e-12), rel=3e-13, abs=0)
+
+
+def test_ensembles_take_inputs_shared_by_a_batch_and_reaches_are_rounded_up(monkeypatch):
+    tube, x = EnsembleTube(pendulum_ensemble(), "sound", 1.7, (), 4), X.expand(4, 3, 2)
+    one, many = tube.linearise(X.expand(3, 2), U.expand(3, 1)), tube.linearise(x, U[0])
+    for name in ("mean", "A", "B", "variance"):
+        torch.testing.assert_close(
+            getattr(many, name), getattr(one, name).expand_as(getattr(many, name)), rtol=1e-12, atol=0
+        )
+    asked, over = [], EnsembleTube._over
+    monkeypatch.setattr(EnsembleTube, "_over", lambda own, z, reach: asked.append(reach) or over(own, z, reach))
+    factor = 0.1 * torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    tube.remainder(X.expand(3, 2), U.expand(3, 1), factor, GAIN)
+    width = 0.5 * torch.cat([factor, GAIN @ factor], -2).abs().sum(-1)
+    torch.testing.assert_close(asked[0] / width - 1, torch.full((3, 3), 1e-14).double(), rtol=0.05, atol=0)

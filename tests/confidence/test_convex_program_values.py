@@ -10,7 +10,7 @@ import torch
 from gpsafe import kernels
 from gpsafe.confidence import ConvexProgram, Mixture
 from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
-from gpsafe.confidence.convex_proposer import Proposer
+from gpsafe.confidence.convex_proposer import Proposer, _number
 from gpsafe.models import GP
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -261,3 +261,18 @@ def test_a_solver_that_fails_proposes_nothing(monkeypatch):
     assert all(math.isnan(v) for v in proposer.optimum(one, 0, 1.0))
     above, below = proposer.multipliers(one)
     assert bool(above.isnan().all()) and bool(below.isnan().all()) and len(above) == 2
+
+
+def test_a_search_that_fails_leaves_the_mixture_and_the_ball(monkeypatch):
+    model, z = model_of(), tensor([[0.2, 0.0], [3.0, 0.0], [0.9, 0.1]])
+    options = {"rkhs_norm": (1.5, 2.0), "subgaussian": (0.2, 0.3), "delta": 0.1}
+    outer, width = Mixture(**options).interval(model, z), ConvexProgram(**options).prior_width(model, z)
+    far = torch.full((3,), 1e9).double()
+    monkeypatch.setattr(Program, "solve", lambda own: (far, -far, far, far))
+    low, high = ConvexProgram(**options).interval(model, z)
+    assert torch.equal(low, torch.maximum(-width, outer[0])) and torch.equal(high, torch.minimum(width, outer[1]))
+    assert bool((outer[1] < width).any()) and bool((outer[0] > -width).any())
+
+
+def test_numbers_of_a_solver_are_floats_or_nothing():
+    assert math.isnan(_number(None)) and _number([[2.5]]) == 2.5 and _number(3) == 3.0

@@ -69,6 +69,8 @@ def test_jets_are_posteriors_of_value_and_gradient(nu):
     empty = jet(GP.create(kernel, 0.05, nx=2, nu=0, noise_std=0.1), z)
     assert not bool(empty.mean.any())
     torch.testing.assert_close(empty.cov[1, 0], prior, rtol=1e-9, atol=0)
+    wide = jet(model, z.repeat(3, 1).reshape(1, 6, 2))
+    torch.testing.assert_close(wide.mean[0, 4:], found.mean, rtol=0, atol=1e-14)
     many = jet(model, z.repeat(3, 1).reshape(3, 2, 2), chunk=4)
     torch.testing.assert_close((many.mean[2], many.cov[1]), (found.mean, found.cov), rtol=0, atol=1e-14)
 
@@ -103,6 +105,8 @@ def test_the_taylor_modulus_is_raised_by_the_rounding_of_its_terms():
     """At tiny r the terms cancel to 0 or below for some r: 32ε(r²·(−κ″(0)) + r²) remains, and 1 in place of r² from 1 on."""
     form, eps = kernels.stationary(kernels.matern(1.5, [1.0], 2.0)), 2.0**-52
     r = tensor([1e-16 * (1 + i / 100) for i in range(200)])
+    power = float(taylor_modulus(kernels.stationary(kernels.rbf([1.0])), tensor(2.0**-20))) * 2.0**40
+    assert power / math.sqrt(0.75) - 1 == pytest.approx(1e-14, rel=0.05, abs=0)
     least = float((taylor_modulus(form, r) / r).square().min()) / 2.0
     assert least == pytest.approx(32 * eps * (3.0 + 1.0), rel=1e-9, abs=0)
 
