@@ -63,7 +63,7 @@ class Run:
 
     # ------------------------------------------------------------------ choice
     def chosen(self) -> list[Mutant]:
-        """The sample, the same for the same seed whatever else changes, and what survived before."""
+        """The sample, the same for the same seed whatever else changes, what survived before, and what is declared if asked."""
         all_of_them = [m for source in self.project.sources.values() for m in source.mutants]
         if self.options.operator:
             all_of_them = [m for m in all_of_them if m.operator in self.options.operator]
@@ -78,6 +78,8 @@ class Run:
         else:
             self.drawn = {m.id for m in ranked[: self.options.sample]}
         again = {i for i, row in self.rows.items() if row["status"] == "survived"}
+        if self.options.check_equivalent:
+            again |= {m.id for m in all_of_them if self.project.equivalent(m) is not None}
         return [m for m in all_of_them if m.id in self.drawn | again]
 
     def open(self, mutants: list[Mutant], stage: str) -> list[Mutant]:
@@ -358,7 +360,9 @@ def main() -> None:
     parser.add_argument("--grace", type=float, default=4.0, help="CPU seconds for a test, beside four times its own")
     parser.add_argument("--rest", action="store_true", help="try survivors on the rest of the suite too")
     parser.add_argument(
-        "--check-equivalent", action="store_true", help="run the declared equivalents: none may be killed"
+        "--check-equivalent",
+        action="store_true",
+        help="run all declared equivalents, sampled or not: none may be killed",
     )
     parser.add_argument("--survivors", action="store_true", help="show the last report, run nothing")
     parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")

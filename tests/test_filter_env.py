@@ -121,6 +121,8 @@ def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones()
     cut = square.intersect(Polytope(torch.tensor([[0.5, 0.25]]).double(), torch.tensor([0.25]).double()))
     low, high = _bounds(cut)
     assert (low.tolist(), high.tolist()) == ([-1.0, -1.0], [1.0, 2.0])
+    edge = Polytope.of_box(Box(torch.tensor([-1.0, -2.0]).double(), torch.tensor([0.0, 3.0]).double()))  # a row h = 0
+    assert [end.tolist() for end in _bounds(edge)] == [[-1.0, -2.0], [0.0, 3.0]]
     third = Polytope(torch.tensor([[3.0], [-3.0]]).double(), torch.tensor([1.0, 1.0]).double())
     assert [end.tolist() for end in _bounds(third)] == [[-1.0 / 3.0], [1.0 / 3.0]]
 

@@ -146,10 +146,10 @@ def test_samples_are_nested_equal_for_every_file_and_no_larger_for_old_survivors
     (toy / "toy" / "small.py").unlink()
     every = {path: {m.id for m in source.mutants} for path, source in project.sources.items()}
 
-    def draw(per_file=None, sample=None, only=(), seed=0):
+    def draw(per_file=None, sample=None, only=(), seed=0, check=False):
         options = argparse.Namespace(
             report=str(tmp_path), budget_minutes=1.0, operator=[], sample_per_file=per_file, sample=sample, seed=seed,
-            only=only,
+            only=only, check_equivalent=check,
         )  # fmt: skip
         run = scripts["mutate"].Run(project, options)
         run.rows = {i: {"status": "survived"} for i in every["toy/small.py"]}
@@ -167,6 +167,10 @@ def test_samples_are_nested_equal_for_every_file_and_no_larger_for_old_survivors
     assert (
         sum(sizes(draw(sample=5)[0].drawn)) == 5 and draw()[0].drawn == every["toy/numbers.py"] | every["toy/small.py"]
     )
+    run, chosen = draw(0, check=True)
+    assert not run.drawn and {m.id for m in chosen} - every["toy/small.py"] == {
+        m.id for m in project.sources["toy/numbers.py"].mutants if m.after == "a < 5.0"
+    }
     run, chosen = draw(4, only=["toy/small.py", "toy"])
     files = [m.file for m in sorted(chosen, key=run._turn)]
     assert files == ["toy/small.py"] * small + ["toy/numbers.py"] * 4
