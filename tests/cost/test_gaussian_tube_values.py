@@ -9,14 +9,18 @@ from cost_cases import alone, make_case
 from step_cases import AFFINE, Bent, Curved, draw, tensor
 from torch import Tensor
 
+from gpsafe import kernels
+from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
 from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost
-from gpsafe.systems.known import SineKnown
+from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
 
 
@@ -244,3 +248,32 @@ def test_axes_may_widen_that_are_learned_or_bent_or_feel_the_input():
     assert (
         wide_axes(known, (1,)) == (1, 2, 3) and wide_axes(known, ()) == (2, 3) and wide_axes(known, (0,)) == (0, 2, 3)
     )
+
+
+def test_a_prior_of_unknown_curvature_is_refused():
+    F, case = confidence(lambda x, u: x)
+    bound = GaussianTube(
+        task=Task(
+            case.system.initial_state, 3, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0])), 1.0, case.system.noise_std
+        )
+    )
+    with pytest.raises(ValueError, match="GaussianTube: expected a known part with hessian_bound"):
+        bound.upper(F, case.policies.select(torch.tensor([0])))
+
+
+def test_deviations_of_several_outputs_are_taken_together():
+    family = [kernels.rbf([0.7, 1.0, 2.0], 0.05), kernels.rbf([1.5, 1.0, 1.0], 0.01)]
+    known = AffineKnown(0.9 * torch.eye(2).double(), tensor([[0.1], [0.2]]), torch.zeros(2).double())
+    model = GP.create(family, 0.01, nx=2, nu=1, noise_std=0.1, prior=known)
+    model = model.condition_on(draw(1, 4, 3), 0.1 * draw(2, 4, 2))
+    F = ConfidenceSet(Mixture(rkhs_norm=0.5, subgaussian=0.1, delta=0.1)).update(model)
+    policies = AffinePolicies(0.1 * draw(3, 2, 1), 0.1 * draw(4, 2, 1, 2), Box(-torch.ones(1), torch.ones(1)))
+    bound = GaussianTube(
+        task=Task(tensor([0.1, 0.2]), 3, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0])), 1.0, tensor([0.1, 0.1]))
+    )
+    total = torch.zeros(2).double()
+    for stage in bound.stages(F, policies):
+        x = stage.sure.center
+        u = torch.cat([policies.select(torch.tensor([p]))(x[p][None, None])[0] for p in range(2)])
+        total += model.posterior(torch.cat([x, u], -1))[1].square().sum(-1).sqrt()
+    torch.testing.assert_close(bound.session(F, policies).exploration(torch.tensor([0, 1])), total, rtol=1e-9, atol=0)
