@@ -147,6 +147,13 @@ def test_a_refutation_stays_the_first_until_the_start():
     )  # fmt: skip
 
 
+def test_a_refutation_at_rest_stays_the_first():
+    outside = tensor([0.99, 0.99])
+    safe = replace(linear_filter(proposer=SILENT), resting=True)
+    assert str(safe.decide(outside, PUSH)[0].falsified).startswith("x left the set certified to be invariant")
+    assert safe.refuted("first").decide(outside, PUSH)[0].falsified == "first"
+
+
 def test_only_a_backed_backup_is_resting():
     problem, sure = linear_case()
     outside = tensor([0.99, 0.99])
@@ -267,6 +274,16 @@ def test_inputs_are_moved_towards_the_centre_as_far_as_needed(given, applied):
     torch.testing.assert_close(decision.u, tensor(applied), rtol=0, atol=1e-12)
     again = torch.ones(2).double() if math.isnan(given[0]) else tensor(given)
     assert torch.equal(decision.u, again) == (applied in ([1.0, 1.0], given))
+
+
+def test_inputs_are_moved_in_a_set_of_any_size():
+    """U = [0, ½] × [0, ⅛], centre (¼, 1/16) or another with 1/16 to the nearest edge."""
+    small = Polytope.of_box(Box(torch.zeros(2).double(), tensor([0.5, 0.125])))
+    center = small.chebyshev()[0]
+    decision, _ = clipping(small).decide(tensor([0.5, 0.5]), tensor([4.0, float(center[1])]))
+    torch.testing.assert_close(decision.u, torch.stack([tensor(0.5), center[1]]), rtol=0, atol=1e-12)
+    decision, _ = clipping(small).decide(tensor([0.5, 0.5]), torch.stack([center[0], tensor(-7.0)]))
+    torch.testing.assert_close(decision.u, torch.stack([center[0], tensor(0.0)]), rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

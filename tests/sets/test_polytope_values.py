@@ -169,6 +169,15 @@ def test_the_largest_square_is_reached_and_never_exceeded():
         assert reached == pytest.approx(float(upper), rel=1e-12) and float(upper) >= reached * (1 - 1e-15)
 
 
+@pytest.mark.parametrize("along", [-1e-18, 1e-18])
+def test_a_part_along_the_largest_that_is_rounding_is_followed_to_its_side(along):
+    upper, xi = maximize_square(tensor([along, 0.1]), torch.diag(tensor([2.0, 1.0])))
+    reached = float((tensor([along, 0.1]) + tensor([2.0, 1.0]) * xi).square().sum())
+    assert float(upper) * (1 - 1e-8) < reached <= float(upper) and math.copysign(1.0, float(xi[0])) == math.copysign(
+        1.0, along
+    )
+
+
 def test_rows_that_are_not_finite_are_bounded_by_nothing_and_others_do_not_notice():
     a = tensor([[1.0, 0.0], [math.nan, 0.0], [1e200, 0.0], [0.0, 1.0]])
     A = torch.eye(2).double().repeat(4, 1, 1)
