@@ -194,3 +194,12 @@ def test_containment_holds_where_the_margin_is_none_or_more():
     found = Containment(tensor([0.0, -1e-300, math.nan, 1.0]), torch.zeros(4, 1).double())
     assert found.holds.tolist() == [True, False, False, True] and not bool(found)
     assert bool(Containment(tensor([0.0, 2.0]), torch.zeros(2, 1).double()))
+
+
+def test_what_is_not_bounded_by_a_point_has_no_witness():
+    square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
+    none = square.intersect(Polytope(tensor([[1.0, 0.0]]), tensor([-2.0])))
+    half = Polytope(tensor([[1.0, 0.0]]), tensor([0.0]))
+    for other, margin in ((none, math.inf), (half, -math.inf)):
+        found = square.contains_polytope(other)
+        assert float(found.margin) == margin and bool(found.witness.isnan().all())

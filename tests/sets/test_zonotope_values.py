@@ -33,6 +33,9 @@ def test_selected_sets_keep_centre_and_generators():
 
 def test_boxes_are_summed_with_their_whole_width():
     body = Zonotope(tensor([1.0, -1.0]), tensor([[0.5, 0.0], [0.0, 0.25]]))
+    space = Zonotope(torch.zeros(3).double(), torch.zeros(3, 0).double())
+    for radius, known in (([1.0, 0.5, 0.0], False), ([1.0, 0.0, 0.5], False), ([1.0, 0.0, 0.0], True)):
+        assert bool(torch.isfinite(space.plus_box(tensor(radius), [0]).generators).all()) == known
     summed = body.plus_box(tensor([0.25, 2.0]))
     assert torch.equal(summed.generators, tensor([[0.5, 0.0, 0.25, 0.0], [0.0, 0.25, 0.0, 2.0]]))
     assert torch.equal(body.plus_box(tensor([0.0, 2.0]), [1]).generators[:, 2:], tensor([[0.0], [2.0]]))
