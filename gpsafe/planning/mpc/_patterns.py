@@ -2,7 +2,7 @@
 
 After a first input, the rest of a plan is a few blocks, each held at one of a few values: a tree whose nodes carry every
 member's centre and ellipsoid. A stage is computed once for all plans that begin alike, without derivatives, by the formulas of
-:mod:`gpsafe.planning.mpc._kernel`: 243 plans take as long as 15 to 25 sweeps with Jacobians.
+:mod:`gpsafe.planning.mpc._kernel`: 243 plans take as long as 14 to 26 sweeps with Jacobians.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -
 
     - compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.planning.mpc._tape`);
     - given: the same with any other known part that torch differentiates, which alone is left to torch;
-    - differences: the rest: known parts that leave torch, Gaussian processes, whose tubes have no graph, and sound ensembles,
-      where forward differentiation of the tube takes four times as long.
+    - differences: the rest: known parts that leave torch, Gaussian processes, whose tubes have no graph, and sound ensembles
+      (forward differentiation of a whole tube took four to nine times as long on paper-mode ones).
     """
     model = problem.model
     if isinstance(model, EnsembleTube) and model.mode == "paper":
