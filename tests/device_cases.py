@@ -11,13 +11,15 @@ def moved(value: Any, device: str) -> Any:
     """A copy with every tensor on `device`; objects with a method `to` move themselves."""
     if isinstance(value, torch.nn.Module):
         return copy.deepcopy(value).to(device)
+    if isinstance(value, type):
+        return value
     if hasattr(value, "to"):
         return value.to(device)
     if isinstance(value, tuple | list):
         return type(value)(moved(v, device) for v in value)
     if isinstance(value, dict):
         return {key: moved(v, device) for key, v in value.items()}
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+    if not dataclasses.is_dataclass(value):
         return value
     made = copy.copy(value)
     for field in dataclasses.fields(value):
