@@ -83,7 +83,7 @@ class CondensedSQP:
     - nothing certified is known and they promise no smaller violation. Where enough starts agree on that, the search ends.
 
     Starts and rules were chosen on 125 states of the cart-pole that need a correction and tried on 376 of both plants, of
-    networks that no figure is from. Cheaper plans are still missed: on plain cart-poles more often than on one state in a hundred.
+    networks that no figure is from. Cheaper plans are still missed, on plain cart-poles on more than one state in a hundred.
 
     Attributes:
         iterations: of each start.
