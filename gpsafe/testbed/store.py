@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import io
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from gpsafe import _require
 
@@ -53,15 +52,22 @@ def plain(value: Any) -> Plain:
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return [plain(item) for item in sorted(value)]
-    if isinstance(value, torch.Tensor):
+    if _is(value, "torch", "Tensor"):
         return value.detach().cpu().tolist()
-    if isinstance(value, (np.ndarray, np.generic)):
+    if _is(value, "numpy", "ndarray", "generic"):
         return plain(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     raise _require.fail("store.plain", "numbers, strings, lists and dicts", type(value).__name__)
+
+
+def _is(value: Any, library: str, *names: str) -> bool:
+    """Whether `value` is of one of these types of a library; one that is not loaded has made no value."""
+    module = sys.modules.get(library)
+    kinds = [getattr(module, name, None) for name in names]
+    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
 
 
 def _key(key: Any) -> str:
@@ -96,7 +102,8 @@ def _strict(value: Plain) -> Plain:
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Writes a file in one step: whoever reads sees the old file or the new one, never a part.
 
-    Makes missing parent folders. The bytes are on the disk before the name is changed. Returns the path.
+    Makes missing parent folders. The bytes are on the disk before the name is changed. Returns the path. An OSError, of a
+    full disk say, names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +116,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
+            error.filename, error.filename2 = str(target), None  # else "No space left on device", and where?
         raise
     return target
 
@@ -133,6 +142,8 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
 
 def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
     """Writes tensors (and dicts and lists of them) atomically; read with `read_torch`."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return write_bytes(path, buffer.getvalue())
@@ -140,6 +151,8 @@ def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
 
 def read_torch(path: str | os.PathLike[str]) -> Any:
     """Reads what `write_torch` wrote. Loads tensors and plain containers only, never code."""
+    import torch
+
     return torch.load(path, weights_only=True)
 
 
@@ -149,11 +162,22 @@ def write_piece(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 def read_piece(path: str | os.PathLike[str]) -> Any | None:
-    """Reads what `write_piece` wrote; None if it is missing or damaged (so that it is made again)."""
+    """Reads what `write_piece` wrote; None if it is missing, damaged or no file (so that it is made again)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def seal(*parts: Any) -> str:
+    """16 hex digits of JSON values: stored beside them it tells what was written from what was changed since.
+
+    It finds torn, foreign and edited files; who can run this function can forge them.
+
+    >>> seal("a", {"x": 1, "y": 2}) == seal("a", {"y": 2, "x": 1}) != seal("a", {"x": 1, "y": 3})
+    True
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def require_writable(where: str, path: str | os.PathLike[str]) -> Path:

@@ -8,12 +8,11 @@ same whether its pieces are fresh or kept, and whatever the number of workers.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from urllib.parse import quote
 from gpsafe import _require
 from gpsafe.testbed import store
 from gpsafe.testbed import workers as pool
-from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, survey
+from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, select, survey
 from gpsafe.testbed.check_result import CheckResult, Result, Status
 from gpsafe.testbed.provenance import fingerprint
 from gpsafe.verdict import Outcome, Verdict
@@ -302,7 +301,7 @@ class _Run:
         job = self.jobs[task.name, task.broken]
         failure = done.value
         if done.death is not None:
-            failure = f"{task.where}: its worker process {done.death}, twice", ""
+            failure = f"{task.where}: its worker process {done.death}", ""
         piece = _read(self.folder, task) if failure is None else None
         if piece is None and failure is None:
             failure = f"{piece_path(self.folder, task)} was written and cannot be read", ""
@@ -361,14 +360,3 @@ class _Run:
             return
         self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result(), grades)
         self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
-
-
-def select(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
-    """The checks of these names (all, if there are none). Raises ValueError with the closest known names."""
-    wanted = list(dict.fromkeys(names))
-    for name in wanted:
-        if name not in checks:
-            near = difflib.get_close_matches(name, checks, n=3, cutoff=0.5)
-            known = f"one like {', '.join(near)}" if near else f"one of {', '.join(checks)}"
-            raise _require.fail("--only", f"the name of a check, {known}", repr(name))
-    return {name: check for name, check in checks.items() if not wanted or name in wanted}
