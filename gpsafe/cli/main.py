@@ -179,6 +179,8 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
     def on_progress(progress: Progress) -> None:
         nonlocal state, checks
         if state is None:
+            for note in progress.notes:
+                console.print(note, **PLAIN, soft_wrap=True)
             kept = f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
             console.print(f"{progress.total} pieces on {workers} workers{kept}", **PLAIN, soft_wrap=True)
         state = progress

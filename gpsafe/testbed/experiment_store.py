@@ -179,7 +179,7 @@ class Folder:
         head, body = target.with_name(target.name + ".json"), target.with_name(target.name + ".pt")
         if not head.exists():
             return None
-        found = _head(head)
+        found = as_piece(head)
         if isinstance(found, str):
             return found
         if found["key"] != key or found["work"] != self.digest():
@@ -205,21 +205,23 @@ class Folder:
 
         An unknown fingerprint, of a piece or of the code, is no other's.
         """
-        return [made for made in self._made() if code is None or made.get("code") != code]
+        made = [head["made"] for head in self.heads() if isinstance(head, dict)]
+        return [how for how in made if code is None or how.get("code") != code]
 
-    def _made(self) -> Iterator[Mapping[str, Any]]:
+    def heads(self) -> Iterator[dict[str, Any] | str]:
+        """What stands in the ``.json`` of each piece of this work, without its tensors; or why one cannot be used."""
         work = self.digest()
         for file in sorted((self.path / "pieces").rglob("*.json")):
-            found = _head(file)
-            if isinstance(found, dict) and found["work"] == work:
-                yield found["made"]
+            found = as_piece(file)
+            foreign = isinstance(found, dict) and found["work"] != work
+            yield f"{file}: belongs to other work, counts as absent" if foreign else found
 
 
 def _seal(head: Mapping[str, Any]) -> str:
     return store.seal({name: value for name, value in head.items() if name != "seal"})
 
 
-def _head(file: Path) -> dict[str, Any] | str:
+def as_piece(file: Path) -> dict[str, Any] | str:
     """The ``.json`` of a piece, or why it is none. Pieces from before there were seals are of unknown code."""
     found = store.read_piece(file)
     kinds = {"key": str, "work": str, "made": dict, "rows": list, "tensors": (str, type(None))}

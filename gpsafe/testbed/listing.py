@@ -23,8 +23,8 @@ _lock = threading.Lock()
 
 _CALCULATE = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 _READ = """
-    iter next len bool str repr format int float complex index bytes contains eq ne lt le gt ge round trunc floor ceil enter exit
-    fspath instancecheck subclasscheck reversed length_hint
+    iter next len bool str repr format int float complex index bytes contains eq ne lt le gt ge round trunc floor ceil enter
+    exit fspath instancecheck subclasscheck reversed length_hint
 """
 
 
