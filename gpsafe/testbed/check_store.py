@@ -63,9 +63,9 @@ class Pieces:
         """
         path = self.path(task)
         piece = store.read_piece(path)
-        fits = isinstance(piece, dict) and isinstance(piece.get("seconds"), float) and task.content in piece
-        if fits and piece.get("seal") == self._seal(task, piece, judged):
-            return piece
+        whole = piece if isinstance(piece, dict) and {"seal", "seconds", task.content} <= piece.keys() else None
+        if whole is not None and whole["seal"] == self._seal(task, whole, judged):
+            return whole
         if path.exists():
             note = f"{path}: not what was written there, is made again"
             self.notes.extend([note] if note not in self.notes else [])

@@ -67,9 +67,9 @@ def normal(key: str, piece: Piece) -> Piece:
             if isinstance(value, (list, dict)):
                 raise _require.fail(where, f"a scalar in column {name!r}", type(value).__name__)
         rows.append(plain)
-    import torch
-
     for name, tensor in piece.tensors.items():
+        import torch  # pieces of rows alone do not wait for it
+
         if not isinstance(tensor, torch.Tensor):
             raise _require.fail(where, f"a tensor in {name!r}", type(tensor).__name__)
     return Piece(rows, {name: t.detach().cpu().contiguous().clone() for name, t in piece.tensors.items()})

@@ -19,7 +19,7 @@ import gpsafe
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
     {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running")}
-    | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate", "frames", "listing")}
+    | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate", "tables", "listing")}
     | {f"testbed/experiment{part}.py" for part in ("", "_report", "_run", "_store")}
 )
 OURS = ("experiments/", "proofs_checks/")  # stand inside gpsafe in a wheel, beside it in a checkout

@@ -118,8 +118,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         os.replace(temporary, target)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
-            error.filename, error.filename2 = str(target), None  # else "No space left on device", and where?
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(target)  # else "No space left on device", and where?
         raise
     return target
 
