@@ -151,13 +151,17 @@ def run_seed(
         if fresh:
             home.clear()
         home.require_same(experiment.name, arguments, seed)
+        config = {"experiment": experiment.name, "budget": budget, "seed": seed, "arguments": as_plain(arguments)}
+        if home.config() is None:  # whose work the pieces are stands in it
+            store.write_json(home.path / "config.json", config)
         mark = code(experiment)
         if older := home.older(mark):
             if stale == "refuse":
                 raise Stale(outdated(home.path, older, mark))
             if stale == "recompute":
                 home.clear()
-        return _run_seed(experiment, arguments, seed, home, budget, about, mark, on_progress)
+        store.write_json(home.path / "config.json", config)
+        return _run_seed(experiment, arguments, seed, home, about, mark, on_progress)
 
 
 def outdated(where: str | Path, made: Sequence[Mapping[str, Any]], mark: str | None) -> str:
@@ -172,13 +176,10 @@ def _run_seed(
     arguments: Any,
     seed: int,
     home: Folder,
-    budget: str,
     about: Mapping[str, Any] | None,
     mark: str | None,
     on_progress: Callable[[int, int, str], None] | None,
 ) -> Record:
-    config = {"experiment": experiment.name, "budget": budget, "seed": seed, "arguments": as_plain(arguments)}
-    store.write_json(home.path / "config.json", config)
     about, begun = dict(session() if about is None else about), time.perf_counter()
     about["code"], earlier = mark, home.sessions()
     store.write_json(home.path / "provenance.json", {"sessions": [*earlier, about]})
