@@ -9,19 +9,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from gpsafe import _require
 from gpsafe.testbed import lock, provenance, store
 from gpsafe.testbed.experiment_store import Folder, Piece, Stale, as_plain, normal, whose
 
-if TYPE_CHECKING:
-    from gpsafe.testbed.experiment import Experiment
-
 OnStale = Literal["refuse", "recompute", "keep"]
 """What to do with pieces that other code has made: stop before any work; make their seeds anew; keep them, and say so."""
 
 _log = logging.getLogger(__name__)
+
+
+class Computes(Protocol):
+    """What is needed of an `experiment.Experiment` here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> type: ...
+    @property
+    def run(self) -> Callable[[Any, int, Record], None]: ...
 
 
 class Record:
@@ -98,7 +106,7 @@ def session(command: str = "") -> dict[str, Any]:
     return {**about, "platform": platform.platform(), "versions": provenance.versions()}
 
 
-def code(experiment: Experiment) -> str | None:
+def code(experiment: Computes) -> str | None:
     """Fingerprint of the code that the pieces of an experiment rest on, see `provenance.code`.
 
     None if its source cannot be found, as that of functions typed in at a prompt: its pieces are then vouched for by nothing,
@@ -111,7 +119,7 @@ def code(experiment: Experiment) -> str | None:
 
 
 def run_seed(
-    experiment: Experiment,
+    experiment: Computes,
     arguments: Any,
     seed: int,
     *,
@@ -172,7 +180,7 @@ def outdated(where: str | Path, made: Sequence[Mapping[str, Any]], mark: str | N
 
 
 def _run_seed(
-    experiment: Experiment,
+    experiment: Computes,
     arguments: Any,
     seed: int,
     home: Folder,
