@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import platform
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ OnStale = Literal["refuse", "recompute", "keep"]
 """What to do with pieces that other code has made: stop before any work; make their seeds anew; keep them, and say so."""
 
 _log = logging.getLogger(__name__)
+_codes: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
 
 
 class Computes(Protocol):
@@ -110,12 +113,21 @@ def code(experiment: Computes) -> str | None:
     """Fingerprint of the code that the pieces of an experiment rest on, see `provenance.code`.
 
     None if its source cannot be found, as that of functions typed in at a prompt: its pieces are then vouched for by nothing,
-    and count as those of other code.
+    and count as those of other code. It is taken once for each loaded `Experiment.run`: what is in the files later is not what
+    this process computes with.
     """
     run: Any = experiment.run
     while isinstance(run, functools.partial):
         run = run.func
-    return provenance.code(*{getattr(run, "__module__", None) or "", experiment.arguments.__module__})
+    with contextlib.suppress(TypeError):  # not all that can be called can be referred to weakly
+        if run not in _codes:
+            _codes[run] = _code(run, experiment.arguments)
+        return _codes[run]
+    return _code(run, experiment.arguments)
+
+
+def _code(run: Any, arguments: type) -> str | None:
+    return provenance.code(*{getattr(run, "__module__", None) or "", arguments.__module__})
 
 
 def run_seed(
@@ -196,7 +208,7 @@ def _run_seed(
     if record.reused < len(record.keys) or home.done() != record.keys:
         about["seconds"] = time.perf_counter() - begun
         store.write_json(home.path / "provenance.json", {"sessions": [*earlier, about]})
-        store.write_json(home.path / "done.json", {"pieces": record.keys, "at": _now()})
+        home.write_done(record.keys, _now())
     elif earlier:  # nothing was computed: this session added nothing
         store.write_json(home.path / "provenance.json", {"sessions": earlier})
     return record

@@ -117,9 +117,18 @@ class Folder:
 
     def done(self) -> list[str] | None:
         """The keys of all pieces of a finished run; None if it is not finished, or that file is torn or foreign."""
-        found = (self.read("done.json") or {}).get("pieces")
-        fits = isinstance(found, list) and all(isinstance(key, str) and _KEY.fullmatch(key) for key in found)
-        return list(dict.fromkeys(found)) if fits else None  # pyright: ignore[reportArgumentType]
+        found = self.read("done.json") or {}
+        keys = found.get("pieces")
+        if not isinstance(keys, list) or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys):
+            return None
+        return keys if found.get("seal", (whole := self._whole(keys))) == whole else None
+
+    def write_done(self, keys: Sequence[str], at: str) -> None:
+        """Says that the run has returned, after it asked for these pieces."""
+        store.write_json(self.path / "done.json", {"pieces": list(keys), "at": at, "seal": self._whole(keys)})
+
+    def _whole(self, keys: Sequence[str]) -> str:
+        return store.seal(self.digest(), list(keys))
 
     @property
     def lock(self) -> Path:

@@ -30,6 +30,7 @@ def plain(value: Any) -> Plain:
     Takes NumPy and torch scalars and arrays, tuples, sets (sorted), paths, enums and dataclasses too. What
     comes out survives Python's ``json`` unchanged. Raises ValueError for anything else.
 
+    >>> import numpy as np
     >>> plain({1: (np.float64(0.5), Path("a"))})
     {'1': [0.5, 'a']}
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -300,7 +301,7 @@ def test_mixed_arguments_and_code_are_said(toy, package, tmp_path):
     assert f"revisions (+ marks uncommitted changes somewhere in the checkout): {'a' * 12}, {'b' * 12}+" in page
     assert "different code" not in page  # two revisions with the same sources are the same code
     edit(tmp_path / package)
-    compute(toy, 2)
+    compute(importlib.reload(module(package)).EXPERIMENT, 2)
     codes = sorted({code for run in load(toy, "results").runs for code in run.provenance["codes"]})
     page = write(toy, load(toy, "results"), "out")[0].read_text()
     assert len(codes) == 2 and f"different code: {codes[0]}, {codes[1]} (revisions" in page

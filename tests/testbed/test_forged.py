@@ -155,7 +155,7 @@ def test_no_file_of_a_seed_can_break_a_run_a_report_or_a_table_or_put_a_number_i
         file = restored(data, whole)
         before: Stored = load(experiment, "results")
         for run in before.runs:  # drawn: then from true pieces alone
-            assert all(row in rows for piece in run.pieces.values() for row in piece.rows)
+            assert [row for piece in run.pieces.values() for row in piece.rows] == rows
             write(experiment, before, "out")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,8 +185,8 @@ def test_an_edited_row_is_named_and_computed_anew(folder):
 
 
 def test_a_torn_config_hides_no_stale_piece(folder):
-    experiment, _ = folder
     Path("light_work/helper.py").write_text("SCALE = 9\n")
+    experiment = light()
     Path("results/light/3/config.json").write_text("{")
     with pytest.raises(ValueError, match="2 pieces of other code"):
         run_seed(experiment, experiment.arguments(), 3, folder="results/light/3", about={})

@@ -99,6 +99,16 @@ def test_recomputed_seeds_hold_what_todays_code_gives_and_kept_ones_say_that_the
     assert f"fingerprints of the code: {code(light())}" in page
 
 
+def test_an_edit_during_a_run_does_not_pass_for_the_code_that_runs(home):
+    experiment = light()
+    mark = code(experiment)
+    (home / "helper.py").write_text("SCALE = 11\n")  # and this process has loaded the old one
+    run_seed(experiment, experiment.arguments(), 1, folder="results/light/1", about={})
+    assert values(1) == [2, 2] and load(experiment, "results").runs[0].provenance["codes"] == [mark]
+    with pytest.raises(Stale):
+        compute(1)
+
+
 def test_one_stale_piece_makes_the_whole_seed_anew(home):
     compute()
     (home / "helper.py").write_text("SCALE = 5\n")
