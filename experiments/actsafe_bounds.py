@@ -1,8 +1,8 @@
 """How many episodes each confidence bound needs before ActSafe's safe set covers S* (first reference system).
 
 The race is between theorems: every bound gets the same plant, policies, noise seeds and cost bound. Beside the measured
-number of episodes stands n* of theory §4 (vi), which suffices by the theorem; it is printed to be compared, and gates
-nothing.
+number of episodes stands n* of theory §4 (vi), which suffices for one round in the mean; it is printed to be compared, and
+gates nothing.
 """
 
 from __future__ import annotations

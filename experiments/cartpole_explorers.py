@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.algorithms.episode import unverified_episode
+from gpsafe.algorithms.learned import PracticalModel
+from gpsafe.algorithms.learner import MODEL, EpisodePolicy, stream
+from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models.gp import identity_prior
-from gpsafe.planning import EXPLORERS, ICEM, Constraint, FeatureGP, Planner, Table, fit, untrained
-from gpsafe.policies.rollout import transitions
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table, untrained
+from gpsafe.safety.shield import NotCertified
 from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, sample_noise, step
 from gpsafe.systems.cartpole import CartPole
@@ -32,8 +34,6 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.testbed.experiment import Table as Sheet
 
 from ._report.statistics import COLORS, mean_interval, plus_minus
-
-PLANT, PLANNER, MODEL = 0, 1, 2  # streams of random numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,6 @@ def _features(x: Tensor) -> Tensor:
     return torch.stack([theta.cos(), theta.sin(), v, omega], dim=-1)
 
 
-def generator_of(*numbers: int) -> torch.Generator:
-    """A generator of its own for a tuple of small numbers."""
-    state = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
-
-
 def _variants(arguments: Arguments) -> list[tuple[str, str, float]]:
     """(key, explorer, ε)."""
     middle = arguments.margins[len(arguments.margins) // 2]
@@ -101,14 +95,20 @@ def _variants(arguments: Arguments) -> list[tuple[str, str, float]]:
     return found
 
 
-def _planner(arguments: Arguments, system: CartPole, name: str, margin: float, *, task: bool = False) -> Planner:
-    cost = system.cost
+def _offline(arguments: Arguments, system: CartPole, seed: int) -> Transitions:
+    g = stream(seed, MODEL)
+    half = vector(1.0, math.pi, 5.0, 5.0, 1.0)
+    z = Box(-half, half).sample(arguments.offline, g)
+    x, u = z[:, :4], z[:, 4:]
+    return Transitions(x, u, step(system, x, u, sample_noise(system.noise_std, (arguments.offline,), g)))
+
+
+def learner(arguments: Arguments, system: CartPole, explorer: str, margin: float, seed: int) -> RecedingActSafe:
+    """The published form of an explorer, before its first episode."""
+    a, cost = arguments, system.cost
     assert isinstance(cost, HalfspaceCost)
-    a, explorer = arguments, EXPLORERS[name]
-    if task:
-        explorer = replace(explorer, extrinsic=1.0, intrinsic=0.0, uniform=False)
-    return Planner(
-        explorer,
+    planner = Planner(
+        EXPLORERS[explorer],
         ICEM(a.samples, a.elites, a.iterations, a.horizon, exponent=1.0),
         system.input_box,
         system.reward,
@@ -116,30 +116,20 @@ def _planner(arguments: Arguments, system: CartPole, name: str, margin: float, *
         particles=a.particles,
         beta=a.beta,
         penalty=a.penalty,
-        over_particles="mean" if task else "max",
     )
-
-
-def _tabulated(arguments: Arguments, model: FeatureGP) -> Table:
     box = Box(vector(-math.pi, -5.0, -8.0, -1.0), vector(math.pi, 5.0, 8.0, 1.0))
-    return Table.build(model, identity_prior, box, counts=arguments.table, axes=(1, 2, 3, 4), periodic=(1,))
+    model = PracticalModel(
+        untrained(_features, nx=4, nu=1, noise_std=system.noise_std, generator=stream(seed, MODEL, 1)),
+        tabulate=lambda gp: Table.build(gp, identity_prior, box, counts=a.table, axes=(1, 2, 3, 4), periodic=(1,)),
+        fits=lambda count: a.fits,
+    )
+    if a.offline:
+        model = model.condition(_offline(a, system, seed))
+    return RecedingActSafe(system, planner, model, initial_episodes=0, seed=seed)
 
 
-def _offline(arguments: Arguments, system: CartPole, seed: int) -> Transitions | None:
-    if arguments.offline == 0:
-        return None
-    g = generator_of(seed, MODEL)
-    half = vector(1.0, math.pi, 5.0, 5.0, 1.0)
-    z = Box(-half, half).sample(arguments.offline, g)
-    x, u = z[:, :4], z[:, 4:]
-    return Transitions(x, u, step(system, x, u, sample_noise(system.noise_std, (arguments.offline,), g)))
-
-
-def _episode(
-    arguments: Arguments, system: CartPole, planner: Planner, model: Table, *, seed: int, number: int
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    noise = sample_noise(system.noise_std, (arguments.steps,), generator_of(seed, PLANT, number))
-    found = unverified_episode(system, planner, model, noise=noise, generator=generator_of(seed, PLANNER, number))
+def _flown(agent: RecedingActSafe, policy: EpisodePolicy) -> tuple[dict[str, float], dict[str, Tensor]]:
+    found, system = agent.flown(policy, *agent.rollout(policy)), agent.system
     row = {
         "cost": float(system.cost(found.states[1:]).sum()),
         "reward": float(system.reward(found.states[:-1], found.inputs).sum()),
@@ -152,33 +142,23 @@ def _episode(
 def _explore(arguments: Arguments, variant: tuple[str, str, float], seed: int, record: Record) -> None:
     key, name, margin = variant
     system = CartPole(horizon=arguments.steps)
-    start = untrained(_features, nx=4, nu=1, noise_std=system.noise_std, generator=generator_of(seed, MODEL, 1))
-    data, lengthscale = _offline(arguments, system, seed), start.log_lengthscale
+    agent = learner(arguments, system, name, margin, seed)
 
-    def model() -> FeatureGP:
-        if data is None:
-            return start
-        return fit(data, _features, noise_std=system.noise_std, log_lengthscale=lengthscale, steps=arguments.fits)
-
-    for number in range(arguments.episodes):
-
-        def compute(number: int = number) -> Piece:
-            fitted = model()
-            planner = _planner(arguments, system, name, margin)
-            table = _tabulated(arguments, fitted)
-            row, tensors = _episode(arguments, system, planner, table, seed=seed, number=number)
-            return Piece([row | {"episode": number}], {**tensors, "log_lengthscale": fitted.log_lengthscale})
-
-        piece = record.piece(f"{key}/episode-{number:02d}", compute)
-        lengthscale = piece.tensors["log_lengthscale"]
-        seen = transitions(piece.tensors["states"], piece.tensors["inputs"])
-        data = seen if data is None else data + seen
+    def compute() -> Piece:
+        known = agent.known
+        assert isinstance(known, PracticalModel)
+        row, tensors = _flown(agent, agent.ask())
+        return Piece([row | {"episode": agent.told}], {**tensors, "log_lengthscale": known.gp.log_lengthscale})
 
     def task() -> Piece:
-        planner = _planner(arguments, system, name, margin, task=True)
-        row, tensors = _episode(arguments, system, planner, _tabulated(arguments, model()), seed=seed, number=1000)
+        policy = agent.task(number=0)
+        assert not isinstance(policy, NotCertified)  # nothing is asked of a verifier
+        row, tensors = _flown(agent, policy)
         return Piece([row], {"states": tensors["states"]})
 
+    for number in range(arguments.episodes):
+        piece = record.piece(f"{key}/episode-{number:02d}", compute)
+        agent.tell(piece.tensors["states"], piece.tensors["inputs"])
     record.piece(f"{key}/task", task)
 
 

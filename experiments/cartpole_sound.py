@@ -8,7 +8,7 @@ planner runs on the same plant, data and noise without the verifier. A second pi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
+from gpsafe.algorithms.learned import TheoryModel
+from gpsafe.algorithms.learner import stream
+from gpsafe.algorithms.receding import Initial, RecedingActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import Plans, PlanTube
@@ -25,11 +27,10 @@ from gpsafe.models import GP
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table
 from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies, set_point_policies
-from gpsafe.policies.rollout import closed_loop, transitions
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
+from gpsafe.safety.shield import noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
@@ -37,7 +38,6 @@ from gpsafe.testbed.experiment import Table as Sheet
 
 from ._report.cartpole import hanging_lqr, plant
 from ._report.statistics import COLORS, mean_interval, plus_minus
-from .cartpole_explorers import PLANNER, PLANT, generator_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,63 +81,63 @@ class Arguments:
     """Probability that the noise leaves its box in any step of any episode of a seed."""
 
 
-class Knowledge:
-    """What one explorer has learned, and the verifier for it."""
+def _initial(system: RKHSTwin) -> Initial:
+    """S_0: a random set-point within 0.25 m of rest."""
+    gain = hanging_lqr(system.known, position=1.0, speed=0.1, swing=10.0, effort=1.0)
 
-    def __init__(self, arguments: Arguments, system: RKHSTwin) -> None:
-        self.arguments, self.system = arguments, system
-        noise, learned = system.noise_std, list(system.outputs)
-        self.model = GP.create(
-            system.kernels, noise[learned].square(), nx=4, nu=1, noise_std=noise, outputs=learned, prior=system.known
-        )
-        norm, scale = tuple(system.rkhs_norm.tolist()), tuple(noise[learned].tolist())
-        bound = Mixture(rkhs_norm=norm, subgaussian=scale, delta=arguments.delta)
-        self.confidence = ConfidenceSet(bound).update(self.model)
-        gains = [hanging_lqr(system.known, position=q, speed=0.1, swing=s, effort=1.0) for q, s in ((1, 10), (4, 10))]
-        cost = system.cost
-        assert isinstance(cost, IndicatorCost)
-        landing = tuple(Box(-s * vector(0.8, 0.1, 0.4, 0.3), s * vector(0.8, 0.1, 0.4, 0.3)) for s in (1.0, 0.5))
-        self.judge = PlanTube(
-            fallbacks=AffinePolicies(vector(0.0, 0.0).reshape(2, 1), -torch.stack(gains), system.input_box),
-            task=Task.of(system),
-            noise_radius=noise_radius(noise, steps=arguments.steps * arguments.episodes, delta=arguments.delta_noise),
-            input_box=system.input_box,
-            anchors=AnchorGrid.create(system.region, vector(math.inf, 0.2, math.inf, 1.0, 0.4)),
-            landing=landing,
-            order=arguments.order,
-        )
-        goals = torch.zeros(3, 4, dtype=torch.float64)
-        goals[:, 0] = vector(0.0, 0.7, -0.7)
-        self.tracking = Tracking(
-            brakes=set_point_policies(goals, gains[0], torch.zeros(3, 1, dtype=torch.float64), system.input_box),
-            authority=0.75,
-            state_weight=vector(4.0, 10.0, 0.1, 0.1),
-            input_weight=vector(1.0),
-        )
+    def start(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        goal = torch.zeros(1, 4, dtype=torch.float64)
+        goal[0, 0] = 0.25 * (2 * torch.rand((), dtype=torch.float64, generator=generator) - 1)
+        policy = set_point_policies(goal, gain, torch.zeros(1, 1, dtype=torch.float64), system.input_box)
+        return lambda x: policy(x.reshape(1, 1, 4))[0, 0]
 
-    def learn(self, states: Tensor, inputs: Tensor) -> None:
-        """F_{n+1}."""
-        self.model = self.model.condition(transitions(states, inputs))
-        self.confidence = self.confidence.update(self.model)
-
-    def table(self) -> Table:
-        """For planning only."""
-        box = Box(vector(-math.pi, -8.0, -1.0), vector(math.pi, 8.0, 1.0))
-        return Table.build(self.model, self.system.known, box, counts=(41, 21, 5), axes=(1, 3, 4))
-
-    def shield(self) -> Shield | NotCertified:
-        """Started at x_0; keeps the refined grid."""
-        found = Shield.start(self.judge, self.confidence, self.system.initial_state, tracking=self.tracking)
-        if isinstance(found, Shield):
-            self.judge = found.judge
-        return found
+    return start
 
 
-def _planner(arguments: Arguments, system: RKHSTwin, name: str) -> Planner:
-    a, cost = arguments, system.cost
+def _judged(arguments: Arguments, system: RKHSTwin) -> tuple[PlanTube, Tracking]:
+    """Of plans that end at the nearest rest, and what brakes there or towards ± 0.7 m."""
+    gains = [hanging_lqr(system.known, position=q, speed=0.1, swing=s, effort=1.0) for q, s in ((1, 10), (4, 10))]
+    judge = PlanTube(
+        fallbacks=AffinePolicies(vector(0.0, 0.0).reshape(2, 1), -torch.stack(gains), system.input_box),
+        task=Task.of(system),
+        noise_radius=noise_radius(
+            system.noise_std, steps=arguments.steps * arguments.episodes, delta=arguments.delta_noise
+        ),
+        input_box=system.input_box,
+        anchors=AnchorGrid.create(system.region, vector(math.inf, 0.2, math.inf, 1.0, 0.4)),
+        landing=tuple(Box(-s * vector(0.8, 0.1, 0.4, 0.3), s * vector(0.8, 0.1, 0.4, 0.3)) for s in (1.0, 0.5)),
+        order=arguments.order,
+    )
+    goals = torch.zeros(3, 4, dtype=torch.float64)
+    goals[:, 0] = vector(0.0, 0.7, -0.7)
+    tracking = Tracking(
+        brakes=set_point_policies(goals, gains[0], torch.zeros(3, 1, dtype=torch.float64), system.input_box),
+        authority=0.75,
+        state_weight=vector(4.0, 10.0, 0.1, 0.1),
+        input_weight=vector(1.0),
+    )
+    return judge, tracking
+
+
+def learner(arguments: Arguments, system: RKHSTwin, explorer: str, seed: int) -> RecedingActSafe:
+    """One explorer before any data."""
+    a, cost, noise, learned = arguments, system.cost, system.noise_std, list(system.outputs)
     assert isinstance(cost, IndicatorCost)
-    return Planner(
-        EXPLORERS[name],
+    gp = GP.create(
+        system.kernels, noise[learned].square(), nx=4, nu=1, noise_std=noise, outputs=learned, prior=system.known
+    )
+    norm, scale = tuple(system.rkhs_norm.tolist()), tuple(noise[learned].tolist())
+    box = Box(vector(-math.pi, -8.0, -1.0), vector(math.pi, 8.0, 1.0))
+    judge, tracking = _judged(a, system)
+    model = TheoryModel.create(
+        gp,
+        Mixture(rkhs_norm=norm, subgaussian=scale, delta=a.delta),
+        tabulate=lambda gp: Table.build(gp, system.known, box, counts=(41, 21, 5), axes=(1, 3, 4)),
+        judge=judge,
+        tracking=tracking,
+    )
+    planner = Planner(
+        EXPLORERS[explorer],
         ICEM(a.samples, a.elites, a.iterations, a.horizon, exponent=1.0),
         system.input_box,
         system.reward,
@@ -146,61 +146,50 @@ def _planner(arguments: Arguments, system: RKHSTwin, name: str) -> Planner:
         beta=3.0,
         penalty=1e8,
     )
+    return RecedingActSafe(
+        system, planner, model, _initial(system), initial_episodes=a.initial, delta_noise=a.delta_noise, seed=seed
+    )
 
 
-def _initial_episode(arguments: Arguments, system: RKHSTwin, noise: Tensor, generator: torch.Generator) -> Trajectory:
-    """One episode of a random set-point within 0.25 m."""
-    gain = hanging_lqr(system.known, position=1.0, speed=0.1, swing=10.0, effort=1.0)
-    goal = torch.zeros(1, 4, dtype=torch.float64)
-    goal[0, 0] = 0.25 * (2 * torch.rand((), dtype=torch.float64, generator=generator) - 1)
-    policy = set_point_policies(goal, gain, torch.zeros(1, 1, dtype=torch.float64), system.input_box)
-    states, inputs = closed_loop(system.mean, policy, system.initial_state, noise.reshape(-1, 1, 1, 4))
-    count = arguments.steps
-    return Trajectory(states[0, 0], inputs[0, 0], ("initial",) * count, torch.zeros(count), 0.0, 0.0)
+def _episode(agent: RecedingActSafe, system: RKHSTwin) -> Piece:
+    known, number = agent.known, agent.told
+    assert isinstance(known, TheoryModel)
+    policy = agent.ask()
+    found = agent.flown(policy, *agent.rollout(policy))
+    points = system.region.sample(1000, stream(agent.seed, 7, number))
+    row = {
+        "episode": number,
+        "cost": float(system.cost(found.states[1:]).sum()),
+        "max_position": float(found.states[:, 0].abs().max()),
+        "max_angle": float(found.states[:, 1].abs().max()),
+        "reward": float(system.reward(found.states[:-1], found.inputs).sum()),
+        "info_gain": float(known.gp.info_gain().sum()),
+        "inside": known.confidence.contains(system.residual_fn, points).outcome == "HOLDS",
+        "falsified": found.falsified or "",
+        "planning_s": found.planning_s,
+        "verifying_s": found.verifying_s,
+        **{f"from_{s}": found.sources.count(s) for s in ("plan", "stored", "fallback", "initial")},
+    }
+    return Piece([row], {"states": found.states, "inputs": found.inputs})
 
 
 def _explore(arguments: Arguments, name: str, seed: int, record: Record) -> None:
     system = plant(noise=1.0, horizon=arguments.steps, budget=0.01, stds=arguments.noise)
-    knowledge, planner = Knowledge(arguments, system), _planner(arguments, system, name)
+    agent = learner(arguments, system, name, seed)
     for number in range(arguments.episodes):
-
-        def compute(number: int = number) -> Piece:
-            noise = sample_noise(system.noise_std, (arguments.steps,), generator_of(seed, PLANT, number))
-            generator = generator_of(seed, PLANNER, number)
-            judged = planner.explorer.pessimism == "sound" and number >= arguments.initial
-            shield = knowledge.shield() if judged else None
-            if number < arguments.initial or isinstance(shield, NotCertified):
-                found = _initial_episode(arguments, system, noise, generator)
-            elif shield is None:
-                found = unverified_episode(system, planner, knowledge.table(), noise=noise, generator=generator)
-            else:
-                found = verified_episode(system, planner, knowledge.table(), shield, noise=noise, generator=generator)
-            points = system.region.sample(1000, generator_of(seed, 7, number))
-            row = {
-                "episode": number,
-                "cost": float(system.cost(found.states[1:]).sum()),
-                "max_position": float(found.states[:, 0].abs().max()),
-                "max_angle": float(found.states[:, 1].abs().max()),
-                "reward": float(system.reward(found.states[:-1], found.inputs).sum()),
-                "info_gain": float(knowledge.model.info_gain().sum()),
-                "inside": knowledge.confidence.contains(system.residual_fn, points).outcome == "HOLDS",
-                "falsified": found.falsified or "",
-                "planning_s": found.planning_s,
-                "verifying_s": found.verifying_s,
-                **{f"from_{s}": found.sources.count(s) for s in ("plan", "stored", "fallback", "initial")},
-            }
-            return Piece([row], {"states": found.states, "inputs": found.inputs})
-
-        piece = record.piece(f"{name}/episode-{number:02d}", compute)
-        knowledge.learn(piece.tensors["states"], piece.tensors["inputs"])
+        piece = record.piece(f"{name}/episode-{number:02d}", lambda: _episode(agent, system))
+        agent.tell(
+            piece.tensors["states"], piece.tensors["inputs"], falsified=piece.rows[0]["falsified"] or None
+        )  # fmt: skip
         record.progress(number, arguments.episodes, name)
-    if planner.explorer.pessimism == "sound":
-        record.piece(f"{name}/braking", lambda: _braking(arguments, knowledge, record, seed))
+    if agent.verified:
+        record.piece(f"{name}/braking", lambda: _braking(arguments, agent, system))
 
 
-def _braking(arguments: Arguments, knowledge: Knowledge, record: Record, seed: int) -> Piece:
+def _braking(arguments: Arguments, agent: RecedingActSafe, system: RKHSTwin) -> Piece:
     """Share of states from which a fallback is certified for an episode, after S_0 and after the run, and with the true f."""
-    system, steps = knowledge.system, arguments.steps
+    steps, known = arguments.steps, agent.known
+    assert isinstance(known, TheoryModel)
     axis = torch.linspace(-1.4, 1.4, 8, dtype=torch.float64)
     speeds = torch.linspace(-2.0, 2.0, 5, dtype=torch.float64)
     rest = torch.zeros(1, dtype=torch.float64)
@@ -210,12 +199,13 @@ def _braking(arguments: Arguments, knowledge: Knowledge, record: Record, seed: i
         "pole at (θ, ω)": torch.cartesian_prod(rest, swings, rest, turns),
     }
     rows = []
-    fallbacks = knowledge.judge.fallbacks
-    for index, model in ((i, knowledge.confidence.generations[i]) for i in (0, arguments.initial, -1)):
-        confidence = ConfidenceSet(knowledge.confidence.bound)
-        for generation in knowledge.confidence.generations[: None if index < 0 else index + 1]:
+    new, _ = _judged(arguments, system)
+    fallbacks = new.fallbacks
+    for index, model in ((i, known.confidence.generations[i]) for i in (0, arguments.initial, -1)):
+        confidence = ConfidenceSet(known.confidence.bound)
+        for generation in known.confidence.generations[: None if index < 0 else index + 1]:
             confidence = confidence.update(generation)
-        judge = Knowledge(arguments, system).judge.refine(confidence)
+        judge = new.refine(confidence)
         for name, points in grids.items():
             admitted = torch.zeros(len(points), dtype=torch.bool)
             for f in range(fallbacks.num):

@@ -13,27 +13,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
+from gpsafe.algorithms.episode import Trajectory
+from gpsafe.algorithms.learned import LearnedModel, PracticalModel
+from gpsafe.algorithms.learner import MODEL
+from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.data import Transitions
 from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.models.gp import identity_prior
-from gpsafe.planning import EXPLORERS, ICEM, Constraint, FeatureGP, Planner, Table, angle_features, fit, untrained
-from gpsafe.policies.rollout import transitions
-from gpsafe.safety.shield import Shield
+from gpsafe.planning import (
+    EXPLORERS,
+    ICEM,
+    Constraint,
+    Planner,
+    Table,
+    angle_features,
+    untrained,
+)
+from gpsafe.safety.shield import NotCertified
 from gpsafe.sets import Box
-from gpsafe.systems.base import HalfspaceCost, System, sample_noise
+from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 
 from ._report import pendulum as common
 from ._report import pendulum_figures as reporting
-
-PLANT, PLANNER, MODEL = 0, 1, 2  # streams of random numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +85,22 @@ class Arguments:
         return ICEM(self.samples, self.elites, self.iterations, self.horizon)
 
 
+@dataclass(frozen=True, slots=True)
 class Truth:
-    """The plant as a model without epistemic error: what planning alone would reach."""
+    """The plant as a model without epistemic error that learns nothing: what planning alone would reach."""
 
-    def __init__(self, system: System) -> None:
-        self.system, self.nx, self.nu = system, system.nx, system.nu
+    system: System
+    heuristic: str = "its model is the plant itself"
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        return self.system.nx
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        return self.system.nu
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """f*(x, u)."""
@@ -90,6 +109,10 @@ class Truth:
 
     def condition(self, data: Transitions) -> Truth:
         """Nothing to learn."""
+        return self
+
+    def planning(self) -> Truth:
+        """Itself."""
         return self
 
 
@@ -102,9 +125,7 @@ def tabulated(model: DynamicsModel, counts: Sequence[int]) -> Table:
     return Table.build(model, identity_prior, box, counts=counts, periodic=(0,))
 
 
-def planner(
-    arguments: Any, system: System, explorer: str, *, over_particles: Literal["max", "mean"] = "max"
-) -> Planner:
+def planner(arguments: Any, system: System, explorer: str) -> Planner:
     """The planner of an explorer."""
     cost = system.cost
     assert isinstance(cost, HalfspaceCost)
@@ -117,7 +138,6 @@ def planner(
         particles=arguments.particles,
         beta=arguments.beta,
         penalty=arguments.penalty,
-        over_particles=over_particles,
     )
 
 
@@ -144,22 +164,17 @@ def episode_record(trajectory: Trajectory, system: System) -> tuple[dict[str, An
     return row, {"states": trajectory.states, "inputs": trajectory.inputs, "values": trajectory.values}
 
 
-def task_piece(
-    arguments: Any, system: System, explorer: str, model: DynamicsModel, seed: int, shield: Shield | None = None
-) -> Piece:
-    """Zero-shot planning for both tasks with the learned model; the explorer's pessimism stays on."""
+def task_piece(agent: RecedingActSafe, settings: Planner) -> Piece:
+    """Zero-shot planning for both tasks with the learned model, under the learner's pessimism; empty if it may not begin."""
     rows = []
     tensors: dict[str, Tensor] = {}
     for number, (name, special) in enumerate(TASKS.items()):
-        reward = special or system.reward
-        settings = common.for_task(planner(arguments, system, explorer, over_particles="mean"), reward)
-        noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, PLANT, 1000 + number))
-        generator = common.generator(seed, PLANNER, 1000 + number)
-        if shield is None:
-            found = unverified_episode(system, settings, model, noise=noise, generator=generator)
-        else:
-            found = verified_episode(system, settings, model, shield, noise=noise, generator=generator)
-        row, kept = episode_record(found, system)
+        reward = special or agent.system.reward
+        policy = agent.task(reward, planner=settings, number=number)
+        if isinstance(policy, NotCertified):
+            return Piece()
+        found = agent.flown(policy, *agent.rollout(policy))
+        row, kept = episode_record(found, agent.system)
         value = float(reward(found.states[:-1], found.inputs).sum())
         upright = float(wrap_angle(found.states[-1, 0]).abs())
         rows.append({"task": name, "return": value, "final_angle": upright, **row})
@@ -167,47 +182,40 @@ def task_piece(
     return Piece(rows=rows, tensors=tensors)
 
 
+def learner(arguments: Arguments, system: Pendulum, explorer: str, seed: int, truth: bool = False) -> RecedingActSafe:
+    """The published form, before any data; or planning with the true plant."""
+    model: LearnedModel = Truth(system)
+    if not truth:
+        generator = common.generator(seed, MODEL)
+        features = angle_features(system.angles)
+        model = PracticalModel(
+            untrained(features, nx=2, nu=1, noise_std=system.noise_std, generator=generator),
+            tabulate=lambda gp: tabulated(gp, arguments.table),
+            fits=lambda count: 40 if count <= arguments.steps else 15,
+        )
+    settings = planner(arguments, system, explorer)
+    return RecedingActSafe(system, settings, model, initial_episodes=0, seed=seed, stream=common.generator)
+
+
 def explore(arguments: Arguments, explorer: str, seed: int, record: Record, advance: Callable[[str], None]) -> None:
     """Exploration, then the tasks."""
     system = Pendulum(action_repeat=2, horizon=arguments.steps)
-    features = angle_features(system.angles)
-    start = untrained(features, nx=2, nu=1, noise_std=system.noise_std, generator=common.generator(seed, MODEL))
-    data: Transitions | None = None
-    lengthscale = start.log_lengthscale
+    agent = learner(arguments, system, explorer, seed)
 
-    def model() -> FeatureGP:
-        if data is None:
-            return start
-        steps = 40 if len(data) <= arguments.steps else 15
-        return fit(data, features, noise_std=system.noise_std, log_lengthscale=lengthscale, steps=steps)
+    def compute() -> Piece:
+        known, table, episode = agent.known, agent.planning_model, agent.told
+        assert isinstance(known, PracticalModel) and isinstance(table, Table)
+        policy = agent.ask()
+        row, tensors = episode_record(agent.flown(policy, *agent.rollout(policy)), system)
+        error = table.error(500, generator=common.generator(seed, MODEL, episode))
+        row |= {"episode": episode, "table_mean_max": max(error.mean_max), "table_std_max": max(error.std_max)}
+        return Piece(rows=[row], tensors={**tensors, "log_lengthscale": known.gp.log_lengthscale})
 
     for episode in range(arguments.episodes):
-
-        def compute(episode: int = episode) -> Piece:
-            fitted = model()
-            table = tabulated(fitted, arguments.table)
-            noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, PLANT, episode))
-            found = unverified_episode(
-                system,
-                planner(arguments, system, explorer),
-                table,
-                noise=noise,
-                generator=common.generator(seed, PLANNER, episode),
-            )
-            row, tensors = episode_record(found, system)
-            error = table.error(500, generator=common.generator(seed, MODEL, episode))
-            row |= {"episode": episode, "table_mean_max": max(error.mean_max), "table_std_max": max(error.std_max)}
-            return Piece(rows=[row], tensors={**tensors, "log_lengthscale": fitted.log_lengthscale})
-
         piece = record.piece(f"{explorer}/episode-{episode:02d}", compute)
-        lengthscale = piece.tensors["log_lengthscale"]
-        seen = transitions(piece.tensors["states"], piece.tensors["inputs"])
-        data = seen if data is None else data + seen
+        agent.tell(piece.tensors["states"], piece.tensors["inputs"])
         advance(f"{explorer}, episode {episode}")
-    record.piece(
-        f"{explorer}/tasks",
-        lambda: task_piece(arguments, system, explorer, tabulated(model(), arguments.table), seed),
-    )
+    record.piece(f"{explorer}/tasks", lambda: task_piece(agent, agent.planner))
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:
@@ -223,7 +231,8 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
     for explorer in arguments.explorers:
         explore(arguments, explorer, seed, record, advance)
     plant = Pendulum(action_repeat=2, horizon=arguments.steps)
-    record.piece("truth/tasks", lambda: task_piece(arguments, plant, "safe-hucrl", Truth(plant), seed))
+    agent = learner(arguments, plant, "safe-hucrl", seed, truth=True)
+    record.piece("truth/tasks", lambda: task_piece(agent, agent.planner))
 
 
 def report(runs: Sequence[Run]) -> Report:

@@ -19,8 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe.algorithms.episode import Trajectory, unverified_episode, verified_episode
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.algorithms.learned import TheoryModel
+from gpsafe.algorithms.learner import MODEL
+from gpsafe.algorithms.receding import Initial, RecedingActSafe
+from gpsafe.confidence import Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import PlanTube
 from gpsafe.linalg import vector
@@ -29,11 +31,9 @@ from gpsafe.models.gp import identity_prior
 from gpsafe.planning import ICEM, Table
 from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies
-from gpsafe.policies.rollout import transitions
 from gpsafe.rkhs import kernels
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
+from gpsafe.safety.shield import noise_radius
 from gpsafe.sets import Box
-from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 from gpsafe.systems.task import Task
@@ -110,94 +110,84 @@ def plant(arguments: Arguments) -> RKHSTwin:
     return twin(physics, physics.prior(), kernels=chosen, outputs=(0, 1), counts=(25, 5, 5), region=region, ridge=1e-9)
 
 
-def excitation(arguments: Arguments, system: RKHSTwin, seed: int, episode: int) -> Trajectory:
-    """One episode of S_0: u of random size up to `excitation` with the sign of ω, the member of S_0 that shows most."""
-    generator = common.generator(seed, paper.PLANNER, episode)
-    draws = torch.rand(arguments.steps, dtype=torch.float64, generator=generator)
-    noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, paper.PLANT, episode))
-    x, states, used = system.initial_state, [system.initial_state], []
-    for size, w in zip(draws, noise, strict=True):
-        u = arguments.excitation * (0.5 + 0.5 * size) * torch.where(x[1:] < 0, -x.new_ones(1), x.new_ones(1))
-        x = system.mean(x, u) + w
-        used.append(u)
-        states.append(x)
-    inputs = torch.stack(used)
-    return Trajectory(torch.stack(states), inputs, ("initial",) * len(inputs), torch.zeros(len(inputs)), 0.0, 0.0)
+def excitation(arguments: Arguments) -> Initial:
+    """S_0: u of random size up to `excitation` with the sign of ω, the member of S_0 that shows most."""
+
+    def start(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        sizes = iter(torch.rand(arguments.steps, dtype=torch.float64, generator=generator))
+
+        def act(x: Tensor) -> Tensor:
+            sign = torch.where(x[1:] < 0, -x.new_ones(1), x.new_ones(1))
+            return arguments.excitation * (0.5 + 0.5 * next(sizes)) * sign
+
+        return act
+
+    return start
 
 
-@dataclass(slots=True)
-class Knowledge:
-    """What one explorer has learned; `judge` is filled only where a verifier asks for it."""
+def judge(arguments: Arguments, system: RKHSTwin) -> PlanTube:
+    """Of plans that end in hanging still."""
+    hang = AffinePolicies(vector(1.5 * math.pi)[:, None], vector(-1.5, -1.0).reshape(1, 1, 2), system.input_box)
+    landing = tuple(
+        Box(vector(math.pi - s * 0.25, -s * 0.8), vector(math.pi + s * 0.25, s * 0.8)) for s in (1.0, 0.6, 0.3)
+    )
+    total = arguments.steps * (arguments.episodes + len(paper.TASKS))
+    return PlanTube(
+        fallbacks=hang,
+        task=Task.of(system),
+        noise_radius=noise_radius(system.noise_std, steps=total, delta=arguments.delta_noise),
+        input_box=system.input_box,
+        anchors=AnchorGrid.create(system.region, vector(0.15, 1.5, 0.25)),
+        landing=landing,
+    )
 
-    arguments: Arguments
-    system: RKHSTwin
-    model: GP
-    confidence: ConfidenceSet
-    judge: PlanTube
-    tracking: Tracking
 
-    @staticmethod
-    def prior(arguments: Arguments, system: RKHSTwin) -> Knowledge:
-        """Before any data."""
-        noise = system.noise_std
-        regularizer = noise.square().tolist()
-        model = GP.create(system.kernels, regularizer, nx=2, nu=1, noise_std=noise, prior=system.known)
-        bound = Mixture(
-            rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=tuple(noise.tolist()), delta=arguments.delta
-        )
-        cost = system.cost
-        assert isinstance(cost, IndicatorCost)
-        hang = AffinePolicies(vector(1.5 * math.pi)[:, None], vector(-1.5, -1.0).reshape(1, 1, 2), system.input_box)
-        landing = tuple(
-            Box(vector(math.pi - s * 0.25, -s * 0.8), vector(math.pi + s * 0.25, s * 0.8)) for s in (1.0, 0.6, 0.3)
-        )
-        total = arguments.steps * (arguments.episodes + len(paper.TASKS))
-        judge = PlanTube(
-            fallbacks=hang,
-            task=Task.of(system),
-            noise_radius=noise_radius(noise, steps=total, delta=arguments.delta_noise),
-            input_box=system.input_box,
-            anchors=AnchorGrid.create(system.region, vector(0.15, 1.5, 0.25)),
-            landing=landing,
-        )
-        brakes = AffinePolicies(torch.zeros(2, 1).double(), vector(0.0, -1.0).expand(2, 1, 2).clone(), system.input_box)
-        tracking = Tracking(
+def learner(arguments: Arguments, system: RKHSTwin, explorer: str, seed: int) -> RecedingActSafe:
+    """One explorer before any data."""
+    noise, speed = system.noise_std, float(system.region.upper[1])
+    gp = GP.create(system.kernels, noise.square().tolist(), nx=2, nu=1, noise_std=noise, prior=system.known)
+    bound = Mixture(
+        rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=tuple(noise.tolist()), delta=arguments.delta
+    )
+    box = Box(vector(-math.pi, -speed, -1.0), vector(3 * math.pi, speed, 1.0))  # the whole turn to either side
+    brakes = AffinePolicies(torch.zeros(2, 1).double(), vector(0.0, -1.0).expand(2, 1, 2).clone(), system.input_box)
+    model = TheoryModel.create(
+        gp,
+        bound,
+        tabulate=lambda gp: Table.build(gp, identity_prior, box, counts=arguments.table),
+        judge=judge(arguments, system),
+        tracking=Tracking(
             brakes=brakes, authority=vector(0.75, 0.9), state_weight=vector(10.0, 1.0), input_weight=vector(1.0)
-        )
-        return Knowledge(arguments, system, model, ConfidenceSet(bound).update(model), judge, tracking)
-
-    def learn(self, states: Tensor, inputs: Tensor) -> None:
-        """F_{n+1}."""
-        self.model = self.model.condition(transitions(states, inputs))
-        self.confidence = self.confidence.update(self.model)
-
-    def table(self) -> Table:
-        """For planning: over the whole turn to either side."""
-        speed = float(self.system.region.upper[1])
-        box = Box(vector(-math.pi, -speed, -1.0), vector(3 * math.pi, speed, 1.0))
-        return Table.build(self.model, identity_prior, box, counts=self.arguments.table)
-
-    def shield(self) -> Shield | NotCertified:
-        """Started at x_0; keeps the refined grid."""
-        found = Shield.start(self.judge, self.confidence, self.system.initial_state, tracking=self.tracking)
-        if isinstance(found, Shield):
-            self.judge = found.judge
-        return found
+        ),
+    )
+    planner = paper.planner(arguments, system, explorer)
+    if planner.explorer.pessimism == "sound":
+        planner = replace(planner, particles=arguments.sound_particles)
+    return RecedingActSafe(
+        system,
+        planner,
+        model,
+        excitation(arguments),
+        delta_noise=arguments.delta_noise,
+        seed=seed,
+        stream=common.generator,
+    )
 
 
-def piece_of(knowledge: Knowledge, found: Trajectory, seed: int, episode: int) -> Piece:
+def episode_piece(agent: RecedingActSafe, system: RKHSTwin) -> Piece:
     """One episode, and whether the true residual was inside F_n at 2000 points before it."""
-    system = knowledge.system
+    known, episode = agent.known, agent.told
+    assert isinstance(known, TheoryModel)
+    policy = agent.ask()
+    found = agent.flown(policy, *agent.rollout(policy))
     row, tensors = paper.episode_record(found, system)
-    points = system.region.sample(2000, common.generator(seed, paper.MODEL, episode))
-    inside = knowledge.confidence.contains(system.residual_fn, points).outcome == "HOLDS"
-    beta = knowledge.confidence.bound.beta(knowledge.model)
+    points = system.region.sample(2000, common.generator(agent.seed, MODEL, episode))
     row |= {
         "episode": episode,
         "from_initial": found.sources.count("initial"),
         "falsified": found.falsified or "",
-        "inside": bool(inside),
-        "beta": float(beta.max()),
+        "inside": known.confidence.contains(system.residual_fn, points).outcome == "HOLDS",
+        "beta": float(known.confidence.bound.beta(known.gp).max()),
         "max_angle": float((found.states[:, 0] - math.pi).abs().max()),
     }
     return Piece(rows=[row], tensors=tensors)
@@ -206,36 +196,14 @@ def piece_of(knowledge: Knowledge, found: Trajectory, seed: int, episode: int) -
 def explore(arguments: Arguments, explorer: str, seed: int, record: Record, advance: Callable[[str], None]) -> None:
     """S_0 first, then exploration, then the tasks."""
     system = plant(arguments)
-    knowledge = Knowledge.prior(arguments, system)
-    settings = paper.planner(arguments, system, explorer)
-    verified = settings.explorer.pessimism == "sound"
-    if verified:
-        settings = replace(settings, particles=arguments.sound_particles)
+    agent = learner(arguments, system, explorer, seed)
     for episode in range(arguments.episodes):
-
-        def compute(episode: int = episode) -> Piece:
-            noise = sample_noise(system.noise_std, (arguments.steps,), common.generator(seed, paper.PLANT, episode))
-            generator = common.generator(seed, paper.PLANNER, episode)
-            shield = knowledge.shield() if verified and episode else None
-            if episode == 0 or isinstance(shield, NotCertified):
-                found = excitation(arguments, system, seed, episode)
-            elif shield is None:
-                found = unverified_episode(system, settings, knowledge.table(), noise=noise, generator=generator)
-            else:
-                found = verified_episode(system, settings, knowledge.table(), shield, noise=noise, generator=generator)
-            return piece_of(knowledge, found, seed, episode)
-
-        piece = record.piece(f"{explorer}/episode-{episode:02d}", compute)
-        knowledge.learn(piece.tensors["states"], piece.tensors["inputs"])
+        piece = record.piece(f"{explorer}/episode-{episode:02d}", lambda: episode_piece(agent, system))
+        agent.tell(
+            piece.tensors["states"], piece.tensors["inputs"], falsified=piece.rows[0]["falsified"] or None
+        )  # fmt: skip
         advance(f"{explorer}, episode {episode}")
-
-    def tasks() -> Piece:
-        shield = knowledge.shield() if verified else None
-        if isinstance(shield, NotCertified):
-            return Piece()
-        return paper.task_piece(arguments, system, explorer, knowledge.table(), seed, shield)
-
-    record.piece(f"{explorer}/tasks", tasks)
+    record.piece(f"{explorer}/tasks", lambda: paper.task_piece(agent, paper.planner(arguments, system, explorer)))
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

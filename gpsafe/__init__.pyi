@@ -39,6 +39,10 @@ from . import (
 )
 from .algorithms import ActSafe as ActSafe
 from .algorithms import ContinuousActSafe as ContinuousActSafe
+from .algorithms import PracticalModel as PracticalModel
+from .algorithms import RecedingActSafe as RecedingActSafe
+from .algorithms import TheoryModel as TheoryModel
+from .algorithms import sound_learner as sound_learner
 from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem
 from .certify import judge as judge
@@ -118,10 +122,16 @@ from .systems import (
     Pendulum as Pendulum,
 )
 from .systems import (
+    RealPlant as RealPlant,
+)
+from .systems import (
     RKHSTwin as RKHSTwin,
 )
 from .systems import (
     Task as Task,
+)
+from .systems import (
+    plant as plant,
 )
 from .systems import (
     twin as twin,

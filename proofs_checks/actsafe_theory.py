@@ -4,7 +4,7 @@
 ones as well as on posteriors, where f* may be any corner of the set. All values are exact (`proofs_checks._finite`), and
 suprema are bracketed: the interval of each check contains the largest ratio left/right side, the threshold is 1.
 
-(iii) is printed for the robust program and the total-variation bound alike. For the latter the expectation must be under
+(iii) has its expectation under f* for the robust program; for the total-variation bound it must be under
 μ_n: J(μ) + pen(μ) − J(f*) ≤ 2 pen(μ), and pen(μ) may exceed pen(f*). `refuting_plant` shows it (ratio 1.06).
 
 (v) holds path by path, Σ_n (Σ_t ‖σ_{n−1}(z_{n,t})‖)² ≤ A·g ≤ A Γ_{NT} with g the information gain of the points visited,

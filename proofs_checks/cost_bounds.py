@@ -1,4 +1,4 @@
-"""Theory §3: sampled and hallucinated costs lie below the robust program; the truth lies below every sound bound.
+"""Theory §3.8: sampled and hallucinated costs lie below the robust program; the truth lies below every sound bound.
 
 The first pieces are plants on which one term of one bound leads (`proofs_checks._cost_edges`); the others are sets learned
 from episodes of the one-dimensional reference plant. What a Monte-Carlo part may fail with is checked by itself
@@ -383,7 +383,7 @@ CHECKS = (
     Check(
         name="cost-bounds-sound",
         claim="When f* ∈ F_n, J_c(π, f*) is below the robust program, the total-variation and both tubes' bounds.",
-        source="theory §3.3–3.5",
+        source="theory §3.3–3.8",
         assumptions=_ASSUMED,
         statistic="largest J_c(π, f*) − bound over policies, data sets and bounds",
         control="the sampled estimate, a lower estimate of the supremum, is presented as a bound",
@@ -397,7 +397,7 @@ CHECKS = (
     Check(
         name="cost-bounds-order",
         claim="sampled ≤ hallucinated ≤ robust program.",
-        source="theory §3.1–3.3",
+        source="theory §3.1–3.3, §3.8",
         assumptions=_ASSUMED,
         statistic="largest excess of a lower estimate over the next bound, over policies and data sets",
         control="the robust program forgets the confidence width (posterior mean only)",

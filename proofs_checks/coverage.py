@@ -1,5 +1,5 @@
 """Uniform coverage of every valid confidence bound, over z and n at once, for random and adaptive designs
-(theory §2).
+(theory §2.3–2.7).
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ _BROKEN_CONSTANT = "β = 2 by hand instead"
 _NORM = ("‖f*‖_k ≤ B (exact by construction)", "R-sub-Gaussian noise", "kernel and λ fixed before data")
 TEXTS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "mixture": (
-        "mixture bound, β² = B² + (R²/λ)(2g + 2ln(1/δ)),", "theory §2; Flynn & Reeb 2024", _NORM, _BROKEN_ACTSAFE
+        "mixture bound, β² = B² + (R²/λ)(2g + 2ln(1/δ)),", "theory §2.3; Flynn & Reeb 2024", _NORM, _BROKEN_ACTSAFE
     ),
     "abbasi-yadkori": (
         "Abbasi-Yadkori bound, β = B + (R/√λ)√(2g + 2ln(1/δ)),", "Abbasi-Yadkori 2012, Thm 3.11", _NORM,

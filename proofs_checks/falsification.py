@@ -1,5 +1,5 @@
 """A false assumption shows: the confidence set comes out empty, while under true assumptions it rarely does
-(theory §2).
+(theory §2.10).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ CHECKS = tuple(
         name=f"falsification-{kind}",
         claim="under true assumptions the confidence set (running mixture intersection, or convex-program set) is "
         "found empty at some n ≤ 60 with probability ≤ δ; a false " + kind + " raises the alarm",
-        source="theory §2 (running intersection)",
+        source="theory §2.9, §2.10",
         assumptions=("‖f*‖_k ≤ B (exact by construction)", "R-sub-Gaussian noise", "kernel and λ fixed before data"),
         statistic="largest (alarm rate)/δ over random and adaptive designs and δ ∈ {0.1, 0.01}; threshold 1",
         control=text,

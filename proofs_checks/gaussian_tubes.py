@@ -142,7 +142,7 @@ CHECKS = (
     Check(
         name="gaussian-tubes",
         claim="x_t − ν_t stays in c_t ⊕ Z_t for every f ∈ F_n while ν stays in its box, ν the linear-Gaussian part of the path",
-        source="gpsafe.cost.gaussian_tube; theory §3.5 with exact noise",
+        source="gpsafe.cost.gaussian_tube; theory §3.7",
         assumptions=("f in F_n", "rkhs_norm<=B", "noise N(0, Σ_w)"),
         statistic="largest share of Z_t's extent (interval hull, or one direction) that x_t − ν_t uses; threshold 1",
         control="a quarter of the width by which the residual may differ from its linearisation",

@@ -1,4 +1,4 @@
-"""Bounds of the information gain against brute force on tiny domains (theory §2)."""
+"""Bounds of the information gain against brute force on tiny domains (theory §2.12)."""
 
 from __future__ import annotations
 
@@ -147,21 +147,21 @@ CHECKS = (
     _check(
         "info-gain-finite-domain",
         "γ_T ≤ greedy/(1 − 1/e), and γ_T ≤ min_t G_t + (T/2)ln(1 + max σ_t²/λ), on a finite domain",
-        "theory §2; Nemhauser, Wolsey & Fisher 1978; Minoux 1978",
+        "theory §2.12; Nemhauser, Wolsey & Fisher 1978; Minoux 1978",
         "the greedy value without the factor 1/(1 − 1/e)",
         finite_domain,
     ),
     _check(
         "info-gain-gram",
         "g ≤ (D/2)ln(1 + tr K_D/(Dλ)) + tr(K − K_D)/(2λ) for every D",
-        "theory §2",
+        "theory §2.12",
         "the tail's trace forgotten",
         gram,
     ),
     _check(
         "info-gain-linear",
         "γ_T ≤ (d/2)ln(1 + kT/(dλ)) for a linear kernel",
-        "theory §2",
+        "theory §2.12",
         "the formula with d = 1 on inputs of dimension 2 and 3",
         linear,
     ),

@@ -1,4 +1,4 @@
-"""Monte-Carlo limits and their δ, exactly: what a one-sided limit may fail with, and how δ is divided (theory §3.4–3.5)."""
+"""Monte-Carlo limits and their δ, exactly: what a one-sided limit may fail with, and how δ is divided (theory §3.9)."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ CHECKS = (
     Check(
         name="monte-carlo-limits",
         claim="A one-sided limit fails with probability at most its δ, and the δ of all policies, limits and stages sum to δ.",
-        source="gpsafe.cost.monte_carlo; theory §3.4–3.5",
+        source="gpsafe.cost.monte_carlo; theory §3.9",
         assumptions=("i.i.d. samples in [0, C]",),
         statistic="largest P(limit < mean)/δ over Bernoulli samples (exact), and δ spent over δ granted; threshold 1",
         control="the sample mean is presented as the limit",

@@ -1,4 +1,4 @@
-"""Recursive feasibility (theory §6): the filter always has a backed answer, and the plant never leaves the admitted states."""
+"""Recursive feasibility (theory §6.8): the filter always has a backed answer, the plant never leaves the admitted states."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ CHECKS = (
         name="xmpsc-filter",
         claim="From any start in the terminal set every decision of the filter is backed and the linear plant stays in X, "
         "under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their ellipsoid.",
-        source="theory §6 (recursive feasibility); gpsafe.safety.filter",
+        source="theory §6.8; gpsafe.safety.filter",
         assumptions=("disturbance in its ellipsoid", "state measured exactly"),
         statistic="the larger of: largest excess of a row of X, share of unbacked decisions if any; threshold 0",
         control="the model believes in a fifth of the disturbance",

@@ -199,7 +199,7 @@ CHECKS = (
     Check(
         name="scenario-tubes",
         claim="The tube of a noise path contains the trajectory of f* and of every tested f ∈ F_n, ‖f‖_k ≤ B, under it.",
-        source="theory §3.5, §5",
+        source="theory §3.5, §5.4",
         assumptions=("rkhs_norm<=B (exact twins)", "f* ∈ F_n"),
         statistic="largest share of a set's extent (interval hull, or one direction) that a trajectory uses; threshold 1",
         control="the affine enclosure of the residual keeps a quarter of its error term",

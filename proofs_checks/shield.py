@@ -296,7 +296,7 @@ CHECKS = (
         name="shield",
         claim="A planner that always pushes towards θ = 1.2 never gets a shielded plant beyond it, for f* and for members "
         "at the edge of F_n, with noise in its box.",
-        source="gpsafe.safety.shield, theory §6 (hard constraints, recursive feasibility)",
+        source="gpsafe.safety.shield, theory §6.9, §6.10",
         assumptions=("rkhs_norm<=B (exact twin)", "f* ∈ F_n", "|w| <= 3 sigma at every step", "S_0 safe"),
         statistic="largest excess over the constraint (θ − 1.2), of all states of all episodes; the margin where refused",
         control="the judge takes the posterior mean for the truth and forgets the noise",

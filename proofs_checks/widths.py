@@ -1,4 +1,4 @@
-"""Width ordering of the bounds on the same data: convex ≤ mixture ≤ Abbasi-Yadkori ≤ Fiedler (theory §2)."""
+"""Width ordering of the bounds on the same data: convex ≤ mixture ≤ Abbasi-Yadkori ≤ Fiedler (theory §2.5, §2.6)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ CHECKS = (
         name="width-order",
         claim="on the same data and at every point, convex ≤ mixture ≤ Abbasi-Yadkori ≤ Fiedler (and Abbasi-Yadkori ≤ "
         "Chowdhury–Gopalan at λ = 1 + 2/N)",
-        source="theory §2",
+        source="theory §2.5, §2.6",
         assumptions=_ASSUMED,
         statistic="largest relative excess of a width over the next in order; threshold 1e-9 for rounding",
         control="the order reversed",
@@ -128,7 +128,7 @@ CHECKS = (
     Check(
         name="width-fiedler-below-one",
         claim="for λ ≤ 1 the Fiedler width with R/√λ equals the Abbasi-Yadkori width (λ̄ = 1)",
-        source="theory §2; Fiedler, Scherer & Trimpe 2021",
+        source="theory §2.5; Fiedler, Scherer & Trimpe 2021",
         assumptions=_ASSUMED,
         statistic="largest relative difference of the two widths; threshold 1e-9 for rounding",
         control="the published convention R/λ",

@@ -1,4 +1,4 @@
-"""Theory §6: sound tubes contain every plant that their assumption admits; the published tube does not contain its own."""
+"""Theory §6.1–6.5: sound tubes contain every plant their assumption admits; the published tube does not contain its own."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def _containment(case: str, name: str, claim: str, assumptions: tuple[str, ...],
     return Check(
         name=name,
         claim=claim,
-        source="theory §6; gpsafe.tube.core, theorem",
+        source="theory §6.2; gpsafe.tube.core, theorem",
         assumptions=assumptions,
         statistic="largest gauge of a path in its section over plants, paths and steps; threshold 1",
         control=control,
@@ -298,7 +298,7 @@ CHECKS = (
     Check(
         name="xmpsc-outer-sum",
         claim="The tube's step is an outer Minkowski sum of least trace in the family (1 + 1/a)G + (1 + a)W.",
-        source="theory §6; xmpsc.md §1.3",
+        source="theory §6.1; xmpsc.md §1.3",
         assumptions=(),
         statistic="trace over the least trace on a grid of a, and support of the sum over that of the ellipsoid; threshold 1",
         control="α and 1/α swapped: still outer, no longer least",
@@ -330,7 +330,7 @@ CHECKS = (
     Check(
         name="xmpsc-tube-coverage",
         claim=f"The pendulum stays in all members' conformal tubes along a plan with probability ≥ {1 - DELTA:g}.",
-        source="theory §6; gpsafe.tube.ensemble",
+        source="theory §7.1; gpsafe.tube.ensemble",
         assumptions=("calibrated: plan steps exchangeable with held-out rows",),
         statistic="Clopper–Pearson 99 % interval of the probability to leave some member's tube; threshold δ",
         control="the published tube: one sigma, no remainder",

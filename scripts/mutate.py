@@ -3,6 +3,7 @@
 
     python scripts/mutate.py --only gpsafe/sets --sample 200 --budget-minutes 20
     python scripts/mutate.py --only gpsafe/sets --survivors     # those of the last report
+    python scripts/mutate.py --sample-per-file 30               # every believed module: the table of docs/results.md
 
 Makes single-point mutants (`mutation_operators`), runs each against the tests of its area that execute its line, cheapest
 first, and what survives against the rest of the suite (with --rest). Which test executes which line is measured once and kept
@@ -10,7 +11,10 @@ in the report's folder. A stopped run goes on where it was: a result is kept unt
 survivor is tried again when the tests of its area change. pyproject.toml names the areas ([tool.mutation]);
 scripts/mutation_equivalent.toml declares mutants that no test can tell apart, each with its reason.
 
-Writes report/mutation.json: counts, a row per mutant, and the kills of each test.
+A sample is random with a fixed seed, and nested: a larger one goes on from the report of a smaller one. The modules are run
+in the order of --only.
+
+Writes report/mutation.json: counts by module and in all, a row per mutant, and the kills of each test.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from typing import Any
 
 from mutation_operators import Mutant, outermost
 from mutation_project import Coverage, Project, places, sha, test_files, write
+from mutation_report import say, show, summary
 
 SHORT = (0.3, 3.0)  # seconds: tests are tried in these bands, within a band file by file
 
@@ -47,26 +52,35 @@ class Run:
         self.rows: dict[str, dict[str, Any]] = {}
         self.report = self.folder / "mutation.json"
         if self.report.exists():
-            self.rows = {row["id"]: row for row in json.loads(self.report.read_text())["rows"]}
+            self.rows = {row["id"]: row for row in self.read()["rows"]}
         self.coverage = Coverage(self.folder / "mutation_coverage.json").load()
         self.places = {path: places(source) for path, source in project.sources.items()}
         self.end = time.monotonic() + 60 * options.budget_minutes
         self.lock = threading.Lock()
         self.kills: Counter[tuple[str, str]] = Counter()
         self.saved = time.monotonic()
+        self.drawn: set[str] = set()  # the random sample, without what else is tried
 
     # ------------------------------------------------------------------ choice
     def chosen(self) -> list[Mutant]:
-        """The sample, the same for the same seed whatever else changes, and what survived before."""
+        """The sample, the same for the same seed whatever else changes, what survived before, and what is declared if asked."""
         all_of_them = [m for source in self.project.sources.values() for m in source.mutants]
         if self.options.operator:
             all_of_them = [m for m in all_of_them if m.operator in self.options.operator]
-        if self.options.sample is None or self.options.sample >= len(all_of_them):
-            return all_of_them
         rank = {m.id: hashlib.sha256(f"{self.options.seed}:{m.id}".encode()).digest() for m in all_of_them}
-        kept = set(sorted(rank, key=rank.__getitem__)[: self.options.sample])
-        kept |= {i for i, row in self.rows.items() if row["status"] == "survived"}
-        return [m for m in all_of_them if m.id in kept]
+        ranked = sorted(all_of_them, key=lambda m: rank[m.id])
+        if self.options.sample_per_file is not None:
+            before: Counter[str] = Counter()
+            for m in ranked:
+                before[m.file] += 1
+                if before[m.file] <= self.options.sample_per_file:
+                    self.drawn.add(m.id)
+        else:
+            self.drawn = {m.id for m in ranked[: self.options.sample]}
+        again = {i for i, row in self.rows.items() if row["status"] == "survived"}
+        if self.options.check_equivalent:
+            again |= {m.id for m in all_of_them if self.project.equivalent(m) is not None}
+        return [m for m in all_of_them if m.id in self.drawn | again]
 
     def open(self, mutants: list[Mutant], stage: str) -> list[Mutant]:
         """Those without a result that still holds."""
@@ -134,11 +148,16 @@ class Run:
         self._each(pairs, self._missing(stage), self._cover)
         self.coverage.save()
         self.done, self.total = 0, len(todo)
-        order = sorted(todo, key=lambda m: (m.file, m.function)) if self.options.sample is None else _shuffled(todo)
+        order = _shuffled(todo) if self.options.sample is not None else sorted(todo, key=self._turn)
         self._each(pairs, [(stage, m) for m in order], self._mutant)
         for live, fresh in pairs:
             live.stop()
             fresh.stop()
+
+    def _turn(self, m: Mutant) -> tuple[int, str, str]:
+        """Files in the order of --only."""
+        prefixes = [i for i, prefix in enumerate(self.options.only) if m.file.startswith(prefix)]
+        return min(prefixes, default=0), m.file, m.function
 
     def _each(self, pairs: list[Any], jobs: list[Any], work: Any) -> None:
         waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -282,6 +301,7 @@ class Run:
             self.rows[m.id] = {
                 **asdict(m), "status": answer["status"], "stage": stage, "killed_by": answer.get("killed_by"),
                 "reason": answer.get("reason", ""), "seconds": round(answer["seconds"], 3), "tests": tests,
+                "first": old.get("first", answer["status"]),
             }  # fmt: skip
             if answer["status"] != "equivalent" or answer["seconds"] > 0:
                 self.done += 1
@@ -293,13 +313,16 @@ class Run:
             if time.monotonic() > self.saved + 10:
                 self.write()
 
+    def read(self) -> dict[str, Any]:
+        """The last report."""
+        return json.loads(self.report.read_text())
+
     def write(self) -> dict[str, Any]:
         """Writes the report; rows of mutants that are no more are left out."""
         now = {m.id: m for source in self.project.sources.values() for m in source.mutants}
         self.rows = {
             i: row for i, row in self.rows.items() if row["file"] not in self.project.sources or i in now
         }  # fmt: skip
-        counts = Counter(row["status"] for row in self.rows.values())
         kills = Counter(row["killed_by"] for row in self.rows.values() if row["status"] == "killed")
         tests = [
             {"test": node, "seconds": test["seconds"], "kills": kills[node]}
@@ -308,10 +331,9 @@ class Run:
             if test["lines"]
         ]
         tests.sort(key=lambda t: (t["kills"] > 0, -t["seconds"]))
-        judged = counts["killed"] + counts["survived"]
+        totals = {path: len(source.mutants) for path, source in self.project.sources.items() if source.mutants}
         report = {
-            "killed": counts["killed"], "survived": counts["survived"], "equivalent": counts["equivalent"],
-            "share_killed": counts["killed"] / judged if judged else None,
+            **summary(self.rows.values(), self.drawn, totals),
             "rows": sorted(self.rows.values(), key=lambda row: (row["file"], row["line"], row["id"])), "tests": tests,
         }  # fmt: skip
         write(self.report, report)
@@ -325,40 +347,22 @@ def _shuffled(mutants: list[Mutant]) -> list[Mutant]:
     return mixed
 
 
-def say(line: str) -> None:
-    """One line for whoever watches."""
-    print(line, flush=True)
-
-
-def show(report: dict[str, Any], only: list[str]) -> None:
-    """Counts by file, and the survivors."""
-    rows = [row for row in report["rows"] if not only or row["file"].startswith(tuple(only))]
-    for file in sorted({row["file"] for row in rows}):
-        counts = Counter(row["status"] for row in rows if row["file"] == file)
-        judged = counts["killed"] + counts["survived"]
-        share = f"{counts['killed'] / judged:6.1%}" if judged else "     -"
-        say(f"{share}  {file}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
-    for row in rows:
-        if row["status"] == "survived":
-            say(
-                f"\n{row['file']}:{row['line']} {row['function']} [{row['operator']}] {row['reason']}\n    {row['text']}"
-            )
-            say(f"    {row['before']}\n -> {row['after']}")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="prefixes of source files, as gpsafe/sets")
     parser.add_argument("--operator", nargs="*", default=[], help="kinds of mutants, as sign or compare")
     parser.add_argument("--sample", type=int, help="number of mutants, drawn from all")
+    parser.add_argument("--sample-per-file", type=int, help="number of mutants, drawn from each file")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="then stop")
     parser.add_argument("--grace", type=float, default=4.0, help="CPU seconds for a test, beside four times its own")
     parser.add_argument("--rest", action="store_true", help="try survivors on the rest of the suite too")
     parser.add_argument(
-        "--check-equivalent", action="store_true", help="run the declared equivalents: none may be killed"
+        "--check-equivalent",
+        action="store_true",
+        help="run all declared equivalents, sampled or not: none may be killed",
     )
     parser.add_argument("--survivors", action="store_true", help="show the last report, run nothing")
     parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
@@ -376,16 +380,18 @@ def main() -> None:
         for m in mutants:
             say(f"{m.id}\n    {m.before}\n -> {m.after}")
         return
-    if not options.survivors:
-        for name in project.preload:
-            importlib.import_module(name)
-        try:
-            run.stage("area", mutants)
-            if options.rest:
-                run.stage("rest", mutants)
-        finally:
-            run.write()
-    show(run.write(), options.only)
+    if options.survivors:
+        show(run.read(), options.only)
+        return
+    for name in project.preload:
+        importlib.import_module(name)
+    try:
+        run.stage("area", mutants)
+        if options.rest:
+            run.stage("rest", mutants)
+    finally:
+        report = run.write()
+    show(report, options.only)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,17 @@ class Coverage:
         write(self.path, self.files)
 
     def all_of(self, file: str, within: Iterable[str]) -> dict[str, float]:
-        """Every test in those of the files `within` in which one calls a function of `file`, with their seconds."""
-        found = {}
-        for name in within:
-            tests = self.files.get(name, {}).get("tests", {})
-            if any(file in test["lines"] for test in tests.values()):
-                found |= {node: test["seconds"] for node, test in tests.items() if not test["failed"]}
-        return found
+        """Every test in those of the files `within` in which one calls a function of `file`, with their seconds; every test
+        of `within` where none does, as when `file` has none.
+        """
+        every = {name: self.files.get(name, {}).get("tests", {}) for name in within}
+        calling = [tests for tests in every.values() if any(file in test["lines"] for test in tests.values())]
+        return {
+            node: test["seconds"]
+            for tests in calling or every.values()
+            for node, test in tests.items()
+            if not test["failed"]
+        }
 
     def tests(self, mutant: Mutant, start: int, within: Iterable[str]) -> dict[str, float]:
         """The tests in the files `within` that run the mutant's line, with their seconds.

@@ -30,7 +30,8 @@ from mutation_operators import Source
 PROFILE = "mutate"  # Hypothesis: few derandomised examples, no shrinking
 SPARE = 4 << 30  # bytes that a mutant may allocate beyond what its parent has
 OPTIONS = (
-    "-q", "-s", "--no-header", "--no-summary", "-W", "ignore::pytest.PytestAssertRewriteWarning",  # Hypothesis came first
+    "-q", "-s", "--no-header", "--no-summary", "--tb=short",  # no long words about models that are arguments
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # Hypothesis came first
     *(word for name in ("cacheprovider", "xdist", "nbmake", "faulthandler") for word in ("-p", f"no:{name}")),
 )  # fmt: skip
 
@@ -84,12 +85,12 @@ def _redirect(log: Path) -> None:
 
 
 def profile() -> None:
-    """Registers the Hypothesis profile under the name that a conftest asks for."""
+    """Registers the Hypothesis profile under the name that a conftest asks for, if the project preloads Hypothesis."""
     os.environ["HYPOTHESIS_PROFILE"] = PROFILE
-    try:
-        from hypothesis import HealthCheck, Phase, settings
-    except ImportError:
+    if "hypothesis" not in sys.modules:  # half a second that a suite without it need not spend
         return
+    from hypothesis import HealthCheck, Phase, settings
+
     settings.register_profile(
         PROFILE, max_examples=25, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate),

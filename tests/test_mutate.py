@@ -1,5 +1,7 @@
 """`scripts/mutate.py` on a toy package: what is killed, what survives, what is declared, and that a stopped run goes on."""
 
+import argparse
+import importlib
 import json
 import os
 import signal
@@ -8,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from gpsafe.verdict import clopper_pearson
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "mutate.py"
 BARE = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they cost more to import than the toy to test
@@ -126,8 +130,87 @@ def toy(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules of the tool."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        yield {name: importlib.import_module(name) for name in ("mutate", "mutation_project", "mutation_report")}
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+
+
+def test_samples_are_nested_equal_for_every_file_and_no_larger_for_old_survivors(toy, scripts, tmp_path):
+    (toy / "toy" / "small.py").write_text("def half(a):\n    return a / 2\n")
+    project = scripts["mutation_project"].Project.read(toy, [])
+    (toy / "toy" / "small.py").unlink()
+    every = {path: {m.id for m in source.mutants} for path, source in project.sources.items()}
+
+    def draw(per_file=None, sample=None, only=(), seed=0, check=False):
+        options = argparse.Namespace(
+            report=str(tmp_path), budget_minutes=1.0, operator=[], sample_per_file=per_file, sample=sample, seed=seed,
+            only=only, check_equivalent=check,
+        )  # fmt: skip
+        run = scripts["mutate"].Run(project, options)
+        run.rows = {i: {"status": "survived"} for i in every["toy/small.py"]}
+        return run, run.chosen()
+
+    def sizes(drawn):
+        return [len(drawn & every[f"toy/{name}.py"]) for name in ("numbers", "small")]
+
+    small = len(every["toy/small.py"])
+    assert 2 < small < 8 < len(every["toy/numbers.py"])
+    few, chosen = draw(2)
+    assert sizes(few.drawn) == [2, 2] and {m.id for m in chosen} == few.drawn | every["toy/small.py"]
+    more, _ = draw(8)
+    assert sizes(more.drawn) == [8, small] and few.drawn < more.drawn and more.drawn != draw(8, seed=1)[0].drawn
+    assert (
+        sum(sizes(draw(sample=5)[0].drawn)) == 5 and draw()[0].drawn == every["toy/numbers.py"] | every["toy/small.py"]
+    )
+    run, chosen = draw(0, check=True)
+    assert not run.drawn and {m.id for m in chosen} - every["toy/small.py"] == {
+        m.id for m in project.sources["toy/numbers.py"].mutants if m.after == "a < 5.0"
+    }
+    run, chosen = draw(4, only=["toy/small.py", "toy"])
+    files = [m.file for m in sorted(chosen, key=run._turn)]
+    assert files == ["toy/small.py"] * small + ["toy/numbers.py"] * 4
+
+
+def test_the_report_counts_the_sample_by_module_and_bounds_its_rate(scripts, capsys):
+    outcomes = [("a", "killed", "killed")] * 2 + [("a", "killed", "survived"), ("a", "survived", "survived")]
+    outcomes += [("a", "equivalent", "survived"), ("b", "killed", "killed"), ("b", "survived", "survived")]
+    rows = [
+        {"id": str(i), "file": file, "status": status, "first": first, "line": 1, "function": "f", "operator": "sign",
+         "reason": "r", "text": "t", "before": "b", "after": "a"} for i, (file, status, first) in enumerate(outcomes)
+    ]  # fmt: skip
+    found = scripts["mutation_report"].summary(rows, set("012345"), {"a": 40, "b": 2, "c": 5})  # the last is not drawn
+    assert found["modules"] == {
+        "a": {"killed": 3, "survived": 1, "equivalent": 1, "sampled": 5, "total": 40},
+        "b": {"killed": 1, "survived": 0, "equivalent": 0, "sampled": 1, "total": 2},
+        "c": {"killed": 0, "survived": 0, "equivalent": 0, "sampled": 0, "total": 5},
+    }
+    assert [found[key] for key in ("killed", "survived", "equivalent", "sampled", "total")] == [4, 1, 1, 6, 47]
+    assert found["by_size"] == pytest.approx((40 * 0.75 + 2 * 1.0) / 42)
+    for name, killed in (("rate", 4), ("first", 3)):
+        assert (found[name]["killed"], found[name]["judged"]) == (killed, 5)
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx(clopper_pearson(killed, 5, 0.95), rel=1e-12)
+    large = scripts["mutation_report"].rate(1450, 1500)
+    assert (large["low"], large["high"]) == pytest.approx(clopper_pearson(1450, 1500, 0.95), rel=1e-10)
+    assert scripts["mutation_report"].rate(5, 5)["high"] == 1.0 and scripts["mutation_report"].rate(0, 5)["low"] == 0.0
+    scripts["mutation_report"].show(found | {"rows": rows}, ["a"])
+    said = capsys.readouterr().out
+    assert "a:1 f [sign] r" in said and "b:1 f" not in said and " 75.0%  a\n" in said and " 80.0%  all\n" in said
+    assert "not equivalent, killed: 4 of 5, 95 % interval 28.4% to 99.5%" in said and "number of mutants: 76.2%" in said
+
+
+OPERATORS = ("sign", "constant", "drop-term", "drop-factor", "opposite", "compare", "drop-statement")
+
+
 def command(root, *options):
-    return [sys.executable, str(SCRIPT), "--root", str(root), "--grace", "0.2", *options]
+    """A call that makes about half of all mutants: every kind of outcome, at half the cost."""
+    return [
+        sys.executable, str(SCRIPT), "--root", str(root), "--grace", "0.1", "--operator", *OPERATORS, *options,
+    ]  # fmt: skip
 
 
 def mutate(root, *options):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from gpsafe.planning import Planner
-from gpsafe.planning.scores import Reward
 from gpsafe.systems.pendulum import wrap_angle
 
 CELLS = (20, 16)  # over θ ∈ [−π, π) and ω ∈ [−8, 8]: cells of 18° × 1 rad/s; 240 of the 320 lie in |ω| ≤ 6
@@ -42,9 +39,3 @@ def generator(*numbers: int) -> torch.Generator:
     for number in numbers:
         state = (state * 1_000_003 + number + 1) % (2**61 - 1)
     return torch.Generator().manual_seed(state)
-
-
-def for_task(planner: Planner, reward: Reward) -> Planner:
-    """The same planner, seeking the task's reward only; its pessimism stays, and it optimises."""
-    explorer = replace(planner.explorer, extrinsic=1.0, intrinsic=0.0, uniform=False)
-    return replace(planner, explorer=explorer, reward=reward)

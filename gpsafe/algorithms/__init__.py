@@ -2,15 +2,27 @@
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
-from gpsafe.algorithms.episode import Trajectory, proposals, unverified_episode, verified_episode
+from gpsafe.algorithms.defaults import sound_learner
+from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
+from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel
+from gpsafe.algorithms.learner import EpisodePolicy, Learner
+from gpsafe.algorithms.receding import RecedingActSafe
 
 __all__ = [
     "ActSafe",
     "ActSafeRun",
     "ContinuousActSafe",
     "ContinuousRun",
+    "EpisodePolicy",
+    "LearnedModel",
+    "Learner",
+    "Pilot",
+    "PracticalModel",
+    "RecedingActSafe",
+    "TheoryModel",
     "Trajectory",
     "proposals",
+    "sound_learner",
     "unverified_episode",
     "verified_episode",
 ]

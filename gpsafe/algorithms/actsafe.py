@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.algorithms._class_learner import ClassLearner
+from gpsafe.algorithms.learner import Book, Stream, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
@@ -29,7 +31,7 @@ from gpsafe.systems.task import Task
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Episode:
-    """One episode: what was known before it, what was run."""
+    """One episode: what was known before it, what was run (nothing yet, between decision and flight)."""
 
     number: int
     phase: Literal["expand", "exploit"]
@@ -37,9 +39,26 @@ class Episode:
     size: int  # |S_n|
     exploration: float  # max over S_n of the optimistic uncertainty value (nan while exploiting)
     beta: tuple[float, ...]
-    cost: float  # realised Σ c
-    reward: float
-    states: Tensor  # (T + 1, nx)
+    cost: float = math.nan  # realised Σ c
+    reward: float = math.nan
+    states: Tensor = field(default_factory=lambda: torch.zeros(0))  # (T + 1, nx)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActSafeStanding:
+    """What stands between two episodes: model, F_n, the session that answers for the class, every S_n so far."""
+
+    model: GP
+    confidence: ConfidenceSet
+    session: Session
+    safe_sets: tuple[SafePolicySet, ...]
+    exploring: bool
+    falsified: Falsification | None
+
+    @property
+    def safe_set(self) -> SafePolicySet:
+        """The last S_n."""
+        return self.safe_sets[-1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,20 +92,25 @@ def check_parts(
     if not cost_bound.sound:
         raise _require.fail(where, "a sound cost bound", cost_bound.name)
     try:
-        if not bound.sound or bound.unchecked:
-            got = f"{bound.name}, unchecked or heuristic"
-            raise _require.fail(where, "a sound confidence bound, used within its theorem", got)
-        bound.check(model)
-        Task.of(system).require_same(where, cost_bound.task)
-        if not torch.equal(model.noise_std.cpu(), cost_bound.task.noise_std.cpu()):
-            got = f"{model.noise_std.tolist()} against {cost_bound.task.noise_std.tolist()}"
-            raise _require.fail(where, "a model with the task's noise_std", got)
-        check_task(where, cost_bound.task, ConfidenceSet(bound, (model,)))
+        check_theorem(where, Task.of(system), model, bound, cost_bound.task)
     except ValueError as error:
         if not unchecked:
             raise _require.fail(where, "parts within one theorem (or unchecked=True)", str(error)) from error
         return str(error)
     return None
+
+
+def check_theorem(where: str, plant: Task, model: GP, bound: ConfidenceBound, certified: Task) -> None:
+    """Raises ValueError unless one theorem covers model and bound, and what is certified is the plant's task."""
+    if not bound.sound or bound.unchecked:
+        got = f"{bound.name}, unchecked or heuristic"
+        raise _require.fail(where, "a sound confidence bound, used within its theorem", got)
+    bound.check(model)
+    plant.require_same(where, certified)
+    if not torch.equal(model.noise_std.cpu(), certified.noise_std.cpu()):
+        got = f"{model.noise_std.tolist()} against {certified.noise_std.tolist()}"
+        raise _require.fail(where, "a model with the task's noise_std", got)
+    check_task(where, certified, ConfidenceSet(bound, (model,)))
 
 
 def check_inputs(where: str, system: System, policies: object) -> None:
@@ -97,9 +121,9 @@ def check_inputs(where: str, system: System, policies: object) -> None:
         raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ActSafe:
-    """The algorithm's arguments.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ActSafe(ClassLearner["ActSafeStanding", Episode]):
+    """The algorithm's arguments, and a learner of the shape of all (`gpsafe.algorithms.learner`).
 
     Args:
         system: the true plant (only sampled from; its `mean` is never shown to the learner).
@@ -109,13 +133,16 @@ class ActSafe:
         bound: confidence bound.
         cost_bound: sound bound of the worst-case cost (RobustDP is updated incrementally; any other `CostBound` works).
         distance: D(π, π′), or None to leave the Lipschitz rule out.
-        episodes: number of episodes.
-        threshold: expansion ends when max_{S_n} of the exploration value falls below it.
+        episodes: number of episodes of `run`; `learn` is told its own.
+        threshold: expansion ends for good the first time that max_{S_n} of the exploration value falls below it: enough
+        for R_ε,
+            one round of expansion; rounds beyond need as many such episodes (theory §4 (vi)).
         start: makes the session that answers for the class (e.g. a `PrunedSession` for thousands of policies); by default
             one that evaluates every policy asked for with `cost_bound`.
         unchecked: also take parts that no theorem covers together (a constant β, another task than the plant's), as controls
             and comparisons do. The run then says why it is not sound.
         view: what F_n is evaluated with, e.g. a low-rank posterior with a rigorous error term; identity by default.
+        seed, stream: random numbers of `learn`, `ask` and `predict`; `run` takes its generator instead.
     """
 
     system: System
@@ -130,9 +157,14 @@ class ActSafe:
     view: Callable[[GP], GP] = field(default=lambda model: model)
     start: Callable[[ConfidenceSet], Session] | None = None
     unchecked: bool = False
+    seed: int = 0
+    stream: Stream = stream
+    _book: Book = field(init=False, repr=False, default_factory=Book)
+    _free: ClassVar[tuple[str, ...]] = ("episodes",)
 
     def __post_init__(self) -> None:
         _require.count("ActSafe", "episodes", self.episodes)
+        _require.index("ActSafe", "seed", self.seed)
         _require.nonnegative("ActSafe", "threshold", self.threshold)
         self.unsound_because()
         check_inputs("ActSafe", self.system, self.policies)
@@ -143,43 +175,67 @@ class ActSafe:
         parts = (self.system, self.model, self.bound, self.cost_bound)
         return check_parts("ActSafe", *parts, unchecked=self.unchecked)
 
+    @property
+    def unsound(self) -> str | None:
+        """See `Learner`."""
+        return self.unsound_because()
+
     def run(self, generator: torch.Generator) -> ActSafeRun:
         """Runs all episodes; stops early if F_n comes out empty (a falsified assumption)."""
-        model, confidence = self.model, ConfidenceSet(self.bound).update(self.view(self.model))
+        at, episodes = self._start(generator), []
+        while at.falsified is None and len(episodes) < self.episodes:
+            at, choice = self._decide(at, generator)
+            states, inputs = self._execute(choice.policy, generator)
+            cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
+            episodes.append(replace(choice, cost=float(cost), reward=float(reward), states=states))
+            at = self._conclude(at, states, inputs)
+        return ActSafeRun(tuple(episodes), at.safe_sets, at.confidence, at.falsified, self.unsound_because())
+
+    def _start(self, generator: torch.Generator) -> ActSafeStanding:
+        confidence = ConfidenceSet(self.bound).update(self.view(self.model))
         session = self._session(confidence, generator)
         safe = SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
-        safe_sets, episodes, exploring = [safe], [], True
-        falsified = session.falsified()  # data that came with the model may do it
-        if falsified is not None:
-            return ActSafeRun((), (safe,), confidence, falsified, self.unsound_because())
-        for number in range(1, self.episodes + 1):
-            candidates = torch.arange(safe.num) if self.distance is not None else safe.outsiders
-            upper = torch.full((safe.num,), torch.inf, dtype=torch.float64)
-            upper[candidates] = session.upper(candidates)
-            safe = safe.expand(upper, episode=number, bound=self.cost_bound.name, distance=self.distance)
-            safe_sets.append(safe)
-            value = math.nan
-            scores = torch.zeros(0)
-            if exploring:
-                scores = session.exploration(safe.members)
-                value = float(scores.max())
-                exploring = value >= self.threshold
-            if not exploring:
-                members = self.policies.select(safe.members)
-                scores = expected_return(self.system, model, members, generator=generator)
-            chosen = int(safe.members[scores.argmax()])
-            states, inputs = self._execute(chosen, generator)
-            phase = "expand" if exploring else "exploit"
-            cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
-            beta = tuple(self.bound.beta(confidence.model).tolist())
-            episodes.append(Episode(number, phase, chosen, len(safe), value, beta, float(cost), float(reward), states))
-            model = model.condition(transitions(states, inputs))
-            confidence = confidence.update(self.view(model))
-            session = session.update(confidence)
-            falsified = session.falsified()
-            if falsified is not None:
-                return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence, falsified, self.unsound_because())
-        return ActSafeRun(tuple(episodes), tuple(safe_sets), confidence, None, self.unsound_because())
+        # data that came with the model may falsify an assumption
+        return ActSafeStanding(self.model, confidence, session, (safe,), True, session.falsified())
+
+    def _decide(self, at: ActSafeStanding, generator: torch.Generator) -> tuple[ActSafeStanding, Episode]:
+        number, safe, session = len(at.safe_sets), at.safe_set, at.session
+        candidates = torch.arange(safe.num) if self.distance is not None else safe.outsiders
+        upper = torch.full((safe.num,), torch.inf, dtype=torch.float64)
+        upper[candidates] = session.upper(candidates)
+        safe = safe.expand(upper, episode=number, bound=self.cost_bound.name, distance=self.distance)
+        value, exploring, scores = math.nan, at.exploring, torch.zeros(0)
+        if exploring:
+            scores = session.exploration(safe.members)
+            value = float(scores.max())
+            exploring = value >= self.threshold
+        if not exploring:
+            scores = self._returns(at, safe, generator)
+        chosen = int(safe.members[scores.argmax()])
+        phase = "expand" if exploring else "exploit"
+        beta = tuple(self.bound.beta(at.confidence.model).tolist())
+        at = replace(at, safe_sets=(*at.safe_sets, safe), exploring=exploring)
+        return at, Episode(number, phase, chosen, len(safe), value, beta)
+
+    def _conclude(self, at: ActSafeStanding, states: Tensor, inputs: Tensor) -> ActSafeStanding:
+        model = at.model.condition(transitions(states, inputs))
+        confidence = at.confidence.update(self.view(model))
+        session = at.session.update(confidence)
+        return replace(at, model=model, confidence=confidence, session=session, falsified=session.falsified())
+
+    def _returns(self, at: ActSafeStanding, safe: SafePolicySet, generator: torch.Generator) -> Tensor:
+        return expected_return(self.system, at.model, self.policies.select(safe.members), generator=generator)
+
+    def _policy(self, choice: Episode) -> PolicyClass:
+        return self.policies.select(torch.tensor([choice.policy]))
+
+    def _best(self, at: ActSafeStanding, generator: torch.Generator) -> PolicyClass:
+        best = self._returns(at, at.safe_set, generator).argmax()
+        return self.policies.select(at.safe_set.members[best].reshape(1))
+
+    def _row(self, choice: Episode) -> dict[str, Any]:
+        kept = ("phase", "policy", "size", "exploration")
+        return {name: getattr(choice, name) for name in kept} | {"beta": max(choice.beta)}
 
     def _session(self, confidence: ConfidenceSet, generator: torch.Generator) -> Session:
         if self.start is not None:
@@ -201,7 +257,3 @@ class ActSafe:
         policy = self.policies.select(torch.tensor([index]))
         states, inputs = closed_loop(system.mean, policy, system.initial_state, noise)
         return states[0, 0], inputs[0, 0]
-
-    def with_(self, **changes: object) -> ActSafe:
-        """A copy with some arguments replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ theory §4 (vi) (that theorem needs the maximum over all of S_n), or that the re
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,12 +21,15 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs, check_parts
+from gpsafe.algorithms.learner import Book, Stream, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
 from gpsafe.planning.search.problem import Proposals, Search
 from gpsafe.planning.search.rollouts import Goal, Pessimism, Rollouts
+from gpsafe.policies import PolicyClass
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_parameters import Decisions, Distance, SafeParameters, admit, sound_upper
@@ -43,7 +47,7 @@ class ContinuousEpisode:
         size: |S_n|.
         theta: the executed member, (d,).
         objective: its estimated value.
-        cost, reward: realised sums.
+        cost, reward: realised sums; NaN between decision and flight.
         states: (T + 1, nx).
         seconds: of the search, of the certifier.
     """
@@ -55,10 +59,21 @@ class ContinuousEpisode:
     size: int
     theta: Tensor
     objective: float
-    cost: float
-    reward: float
-    states: Tensor
-    seconds: tuple[float, float]
+    cost: float = math.nan
+    reward: float = math.nan
+    states: Tensor = field(default_factory=lambda: torch.zeros(0))
+    seconds: tuple[float, float] = (math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContinuousStanding:
+    """What stands between two episodes: model, F_n, S_n, how many episodes were told."""
+
+    model: GP
+    confidence: ConfidenceSet
+    safe: SafeParameters
+    told: int
+    falsified: Falsification | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +86,9 @@ class ContinuousRun:
     falsified: Falsification | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ContinuousActSafe:
-    """The algorithm's arguments.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
+    """The algorithm's arguments, and a learner of the shape of all (`gpsafe.algorithms.learner`).
 
     Args:
         system: the true plant (only sampled from).
@@ -90,6 +105,7 @@ class ContinuousActSafe:
         rounds: bisection steps back from a refused proposal.
         pessimism: of the estimated constraint.
         rollouts: further arguments of `Rollouts.prepare`.
+        seed, stream: random numbers of `learn`, `ask` and `predict`; `run` takes its generator instead.
     """
 
     system: System
@@ -106,8 +122,12 @@ class ContinuousActSafe:
     rounds: int = 5
     pessimism: Pessimism = "hallucinated"
     rollouts: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    stream: Stream = stream
+    _book: Book = field(init=False, repr=False, default_factory=Book)
 
     def __post_init__(self) -> None:
+        _require.index("ContinuousActSafe", "seed", self.seed)
         _require.count("ContinuousActSafe", "episodes", self.episodes)
         _require.count("ContinuousActSafe", "exploit", self.exploit, minimum=0)
         _require.count("ContinuousActSafe", "starts", self.starts)
@@ -116,62 +136,83 @@ class ContinuousActSafe:
         theta = torch.as_tensor(self.initial)
         check_inputs("ContinuousActSafe", self.system, self.family(theta))
 
+    @property
+    def unsound(self) -> None:
+        """See `Learner`: parts outside their theorems are refused."""
+        return None
+
     def run(self, generator: torch.Generator) -> ContinuousRun:
         """All episodes; stops early if F_n comes out empty at a data point (a falsified assumption)."""
-        model, confidence = self.model, ConfidenceSet(self.bound).update(self.model)
-        safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
-        episodes: list[ContinuousEpisode] = []
-        falsified = None if model.inputs is None else confidence.falsified(model.inputs)
-        if falsified is not None:  # by data that came with the model
-            return ContinuousRun((), safe, confidence, falsified)
-        for number in range(1, self.episodes + self.exploit + 1):
-            goal: Goal = "exploration" if number <= self.episodes else "reward"
-            problem = Rollouts.prepare(
-                self.family, confidence, self.system,
-                goal=goal, pessimism=self.pessimism, generator=generator, **self.rollouts,
-            )  # fmt: skip
-            began = time.perf_counter()
-            proposals = _without(
-                self.search(problem, self._starts(safe, problem, generator), generator), safe, self.family
-            )
-            searched = time.perf_counter()
-            safe, decisions = admit(
-                safe,
-                self.family.from_unit(proposals.points),
-                sound_upper(self.cost_bound, confidence, self.family),
-                family=self.family,
-                episode=number,
-                bound=self.cost_bound.name,
-                rounds=self.rounds,
-                distance=self.distance,
-            )
-            judged = time.perf_counter()
-            with torch.no_grad():
-                objective = problem.objective(self.family.to_unit(safe.theta))
-            best = int(objective.argmax())
-            states, inputs = self._execute(safe.theta[best], generator)
+        at, episodes = self._start(generator), []
+        while at.falsified is None and len(episodes) < self.episodes + self.exploit:
+            at, choice = self._decide(at, generator)
+            states, inputs = self._execute(choice.theta, generator)
             cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
-            episodes.append(
-                ContinuousEpisode(
-                    number,
-                    goal,
-                    proposals,
-                    decisions,
-                    len(safe),
-                    safe.theta[best],
-                    float(objective[best]),
-                    float(cost),
-                    float(reward),
-                    states,
-                    (searched - began, judged - searched),
-                )
-            )
-            model = model.condition(transitions(states, inputs))
-            confidence = confidence.update(model)
-            falsified = None if model.inputs is None else confidence.falsified(model.inputs)
-            if falsified is not None:
-                return ContinuousRun(tuple(episodes), safe, confidence, falsified)
-        return ContinuousRun(tuple(episodes), safe, confidence)
+            episodes.append(replace(choice, cost=float(cost), reward=float(reward), states=states))
+            at = self._conclude(at, states, inputs)
+        return ContinuousRun(tuple(episodes), at.safe, at.confidence, at.falsified)
+
+    def _start(self, generator: torch.Generator) -> ContinuousStanding:
+        confidence = ConfidenceSet(self.bound).update(self.model)
+        safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
+        return ContinuousStanding(self.model, confidence, safe, 0, _falsified(self.model, confidence))
+
+    def _decide(
+        self, at: ContinuousStanding, generator: torch.Generator
+    ) -> tuple[ContinuousStanding, ContinuousEpisode]:
+        number, safe = at.told + 1, at.safe
+        goal: Goal = "exploration" if number <= self.episodes else "reward"
+        problem = self._problem(at, goal, self.pessimism, generator)
+        began = time.perf_counter()
+        proposals = _without(self.search(problem, self._starts(safe, problem, generator), generator), safe, self.family)
+        searched = time.perf_counter()
+        safe, decisions = admit(
+            safe,
+            self.family.from_unit(proposals.points),
+            sound_upper(self.cost_bound, at.confidence, self.family),
+            family=self.family,
+            episode=number,
+            bound=self.cost_bound.name,
+            rounds=self.rounds,
+            distance=self.distance,
+        )
+        judged = time.perf_counter()
+        best, objective = self._best_of(safe, problem)
+        seconds = (searched - began, judged - searched)
+        choice = ContinuousEpisode(number, goal, proposals, decisions, len(safe), best, objective, seconds=seconds)
+        return replace(at, safe=safe), choice
+
+    def _conclude(self, at: ContinuousStanding, states: Tensor, inputs: Tensor) -> ContinuousStanding:
+        model = at.model.condition(transitions(states, inputs))
+        confidence = at.confidence.update(model)
+        return ContinuousStanding(model, confidence, at.safe, at.told + 1, _falsified(model, confidence))
+
+    def _problem(
+        self, at: ContinuousStanding, goal: Goal, pessimism: Pessimism, generator: torch.Generator
+    ) -> Rollouts:
+        return Rollouts.prepare(
+            self.family, at.confidence, self.system,
+            goal=goal, pessimism=pessimism, generator=generator, **self.rollouts,
+        )  # fmt: skip
+
+    def _best_of(self, safe: SafeParameters, problem: Rollouts) -> tuple[Tensor, float]:
+        """The member of the largest objective, and its value."""
+        with torch.no_grad():
+            objective = problem.objective(self.family.to_unit(safe.theta))
+        best = int(objective.argmax())
+        return safe.theta[best], float(objective[best])
+
+    def _policy(self, choice: ContinuousEpisode) -> PolicyClass:
+        return self.family(choice.theta.unsqueeze(0))
+
+    def _best(self, at: ContinuousStanding, generator: torch.Generator) -> PolicyClass:
+        theta, _ = self._best_of(at.safe, self._problem(at, "reward", "mean", generator))
+        return self.family(theta.unsqueeze(0))
+
+    def _row(self, choice: ContinuousEpisode) -> dict[str, Any]:
+        row: dict[str, Any] = {name: getattr(choice, name) for name in ("goal", "size", "objective")}
+        row |= {f"theta_{i}": value for i, value in enumerate(choice.theta.tolist())}
+        return row | {"searching_s": choice.seconds[0], "certifying_s": choice.seconds[1]}
 
     def _starts(self, safe: SafeParameters, problem: Rollouts, generator: torch.Generator) -> Tensor:
         """Unit-cube coordinates of at most `starts` different members."""
@@ -188,9 +229,10 @@ class ContinuousActSafe:
         states, inputs = closed_loop(system.mean, self.family(theta.unsqueeze(0)), system.initial_state, noise)
         return states[0, 0], inputs[0, 0]
 
-    def with_(self, **changes: object) -> ContinuousActSafe:
-        """A copy with some arguments replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+
+def _falsified(model: GP, confidence: ConfidenceSet) -> Falsification | None:
+    """A data point at which F_n is empty."""
+    return None if model.inputs is None else confidence.falsified(model.inputs)
 
 
 def _without(proposals: Proposals, safe: SafeParameters, family: ParametricPolicies) -> Proposals:

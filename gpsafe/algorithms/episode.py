@@ -1,4 +1,8 @@
-"""One episode under receding-horizon planning: replan at every step, execute the first action."""
+"""One episode under receding-horizon planning: replan at every step, execute the first action.
+
+A `Pilot` is a policy with the memory of one episode. It sees measured states and nothing of the plant, so that it flies a
+robot as it flies a simulation; `unverified_episode` and `verified_episode` fly it on a plant.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from gpsafe import _require
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.explorers import Planner
 from gpsafe.planning.icem import Plan
+from gpsafe.policies.rollout import one_episode
 from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box
 from gpsafe.systems.base import System
@@ -42,34 +47,6 @@ class Trajectory:
     verifying_s: float
     falsified: str | None = None
     failures: Mapping[int, str] = field(default_factory=dict)
-
-
-def unverified_episode(
-    system: System, planner: Planner, model: DynamicsModel, *, noise: Tensor, generator: torch.Generator
-) -> Trajectory:
-    """T steps of x⁺ = mean(x, u) + w, every plan executed as it comes. No guarantee whatever.
-
-    Args:
-        system: the plant.
-        planner: settings.
-        model: what it plans with, frozen during the episode.
-        noise: w, (T, nx).
-        generator: of the planner's randomness.
-    """
-    _require.last_dim("episode", "noise", noise, system.nx)
-    x, plan = system.initial_state, None
-    states, inputs, values = [x], [], []
-    start = time.perf_counter()
-    for w in noise:
-        plan = planner.propose(model, x, generator=generator, warm_start=plan)
-        u = plan.actions[0]
-        x = system.mean(x, u) + w
-        states.append(x)
-        inputs.append(u)
-        values.append(plan.value)
-    seconds = time.perf_counter() - start
-    sources = ("plan",) * len(inputs)
-    return Trajectory(torch.stack(states), torch.stack(inputs), sources, torch.stack(values), seconds, 0.0)
 
 
 def proposals(plan: Plan, box: Box, *, prefixes: tuple[int, ...] = (1, 5), levels: int = 7) -> tuple[Tensor, Tensor]:
@@ -102,6 +79,95 @@ def proposals(plan: Plan, box: Box, *, prefixes: tuple[int, ...] = (1, 5), level
     return candidates, lengths
 
 
+@dataclass(slots=True, eq=False)
+class Pilot:
+    """x ↦ u for one episode: the planner proposes; with a shield, only what it admits is answered.
+
+    A planner that raises or returns no plan under a shield costs the candidates of that step (its value is NaN, and the next
+    search starts anew), as in `gpsafe.safety.filter`; without a shield its errors are the caller's.
+
+    Args:
+        planner: proposes; untrusted.
+        model: what it plans with, frozen during the episode.
+        box: input box.
+        generator: of the planner's randomness.
+        shield: at t = 0; None: every plan is executed as it comes, and nothing is guaranteed.
+        prefixes, levels: see :func:`proposals`.
+    """
+
+    planner: Planner
+    model: DynamicsModel
+    box: Box
+    generator: torch.Generator
+    shield: Shield | None = None
+    prefixes: tuple[int, ...] = (1, 5)
+    levels: int = 7
+    plan: Plan | None = None
+    sources: list[str] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    planning_s: float = 0.0
+    verifying_s: float = 0.0
+    falsified: str | None = None
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """u (nu,) at the measured state x (nx,); one call a step."""
+        begun = time.perf_counter()
+        if self.shield is None:
+            plan = self.plan = self.planner.propose(self.model, x, generator=self.generator, warm_start=self.plan)
+            u, value, source = plan.actions[0], plan.value, "plan"
+            self.planning_s += time.perf_counter() - begun
+        else:
+            candidates, lengths, value = self._propose(x)
+            between = time.perf_counter()
+            decision, self.shield = self.shield.decide(x, candidates, lengths)
+            self.planning_s += between - begun
+            self.verifying_s += time.perf_counter() - between
+            self.falsified = self.falsified or decision.falsified
+            u, source = decision.u, decision.source
+        self.values.append(value)
+        self.sources.append(source)
+        return u
+
+    def _propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates, their lengths and the value of the plan; none and NaN if the planner fails."""
+        nu = self.box.dim
+        try:
+            plan = self.planner.propose(self.model, x.clone(), generator=self.generator, warm_start=self.plan)
+            candidates, lengths = proposals(plan, self.box, prefixes=self.prefixes, levels=self.levels)
+            if candidates.ndim != 3 or candidates.shape[-1] != nu:
+                raise _require.fail("Pilot", f"a plan (H, {nu})", tuple(candidates.shape))
+            value = plan.value.detach().to(torch.float64).reshape(())
+        except Exception as error:
+            self.plan, self.failures[len(self.sources)] = None, _require.told(error)
+            none = torch.zeros(0, dtype=torch.long, device=x.device)
+            return x.new_zeros(0, 1, nu), none, x.new_full((), math.nan)
+        self.plan = plan
+        return candidates, lengths, value
+
+    def flown(self, states: Tensor, inputs: Tensor) -> Trajectory:
+        """The record of the episode, with what was measured."""
+        record = (self.planning_s, self.verifying_s, self.falsified, dict(self.failures))
+        return Trajectory(states, inputs, tuple(self.sources), torch.stack(self.values), *record)
+
+
+def unverified_episode(
+    system: System, planner: Planner, model: DynamicsModel, *, noise: Tensor, generator: torch.Generator
+) -> Trajectory:
+    """T steps of x⁺ = mean(x, u) + w, every plan executed as it comes. No guarantee whatever.
+
+    Args:
+        system: the plant.
+        planner: settings.
+        model: what it plans with, frozen during the episode.
+        noise: w, (T, nx).
+        generator: of the planner's randomness.
+    """
+    _require.last_dim("episode", "noise", noise, system.nx)
+    pilot = Pilot(planner, model, system.input_box, generator)
+    return pilot.flown(*one_episode(system.mean, pilot, system.initial_state, noise))
+
+
 def verified_episode(
     system: System,
     planner: Planner,
@@ -115,9 +181,6 @@ def verified_episode(
 ) -> Trajectory:
     """T steps in which every input passes `shield`: what holds for it holds for the episode, whatever the planner does.
 
-    A planner that raises or returns no plan costs the candidates of that step (its value is NaN, and the next search starts
-    anew), as in `gpsafe.safety.filter`.
-
     Args:
         system: the plant, started in its initial state, for which `shield` was started; of the shield's task.
         planner: proposes; untrusted.
@@ -130,37 +193,5 @@ def verified_episode(
     _require.last_dim("episode", "noise", noise, system.nx)
     if isinstance(shield, Shield):
         Task.of(system).require_same("verified_episode", shield.judge.task)
-    x, plan, falsified = system.initial_state, None, None
-    states, inputs, values, sources = [x], [], [], []
-    planning = verifying = 0.0
-    failures: dict[int, str] = {}
-    for t, w in enumerate(noise):
-        start = time.perf_counter()
-        try:
-            plan = planner.propose(model, x.clone(), generator=generator, warm_start=plan)
-            candidates, lengths = proposals(plan, system.input_box, prefixes=prefixes, levels=levels)
-            if candidates.ndim != 3 or candidates.shape[-1] != system.nu:
-                raise _require.fail("verified_episode", f"a plan (H, {system.nu})", tuple(candidates.shape))
-            value = plan.value.detach().to(torch.float64).reshape(())
-        except Exception as error:
-            plan, failures[t], value = None, _require.told(error), x.new_full((), math.nan)
-            candidates, lengths = x.new_zeros(0, 1, system.nu), torch.zeros(0, dtype=torch.long, device=x.device)
-        between = time.perf_counter()
-        decision, shield = shield.decide(x, candidates, lengths)
-        planning, verifying = planning + between - start, verifying + time.perf_counter() - between
-        falsified = falsified or decision.falsified
-        x = system.mean(x, decision.u) + w
-        states.append(x)
-        inputs.append(decision.u)
-        values.append(value)
-        sources.append(decision.source)
-    return Trajectory(
-        torch.stack(states),
-        torch.stack(inputs),
-        tuple(sources),
-        torch.stack(values),
-        planning,
-        verifying,
-        falsified,
-        failures,
-    )
+    pilot = Pilot(planner, model, system.input_box, generator, shield, prefixes, levels)
+    return pilot.flown(*one_episode(system.mean, pilot, system.initial_state, noise))

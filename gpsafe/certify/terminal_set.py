@@ -1,4 +1,4 @@
-"""Terminal sets: hulls of certified states, and the certificate that a set is invariant under a backup law (theory §6).
+"""Terminal sets: hulls of certified states, and the certificate that a set is invariant under a backup law (theory §6.7).
 
 A hull of states that were certified is not invariant for that reason. Either `certify_invariance` shows it, or "the terminal
 set is invariant under the backup" is an assumption, and the filter lists it.

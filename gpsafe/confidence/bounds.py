@@ -1,4 +1,4 @@
-"""Confidence bounds |f* − μ_n| ≤ β_n σ_n, one frozen class per theorem (theory §2).
+"""Confidence bounds |f* − μ_n| ≤ β_n σ_n, one frozen class per theorem (theory §2.2–2.8).
 
 Symbols: B = rkhs_norm, R = subgaussian, δ = delta (split as δ/p over p outputs), λ = the model's regulariser,
 g_n = ½ log det(I + K_n/λ) = `GP.info_gain()`. A bound reads λ from the model and refuses one it does not
@@ -203,7 +203,7 @@ class Mixture(ClosedForm):
 
     name = "mixture"
     unequal_noise = True
-    source = "theory §2; Flynn & Reeb 2024"
+    source = "theory §2.3; Flynn & Reeb 2024"
 
     def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
         """See `ClosedForm.formula`."""
@@ -309,7 +309,7 @@ class ActSafeForm(ClosedForm):
     """β = B + σ√(2(g_n + 1 + ln(nx/δ))), as ActSafe and HAMBO print it: a theorem only where
     `ChowdhuryGopalan` is.
 
-    On the usual posterior with λ = σ² it lacks the factor 1/σ and fails (theory §2): refused unless
+    On the usual posterior with λ = σ² it lacks the factor 1/σ and fails (theory §2.8): refused unless
     ``unchecked=True``.
     """
 

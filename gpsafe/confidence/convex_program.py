@@ -1,4 +1,4 @@
-"""The convex-program bound of Flynn & Reeb, through its exact one-dimensional dual (theory §2).
+"""The convex-program bound of Flynn & Reeb, through its exact one-dimensional dual (theory §2.6).
 
 With probability ≥ 1 − δ, for all n at once, f* lies in C_n = {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B}, where
 

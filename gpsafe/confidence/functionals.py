@@ -1,4 +1,4 @@
-"""What a confidence bound says about gradients of f*, and about f* between points (theory §2, §5).
+"""What a confidence bound says about gradients of f*, and about f* between points (theory §2.4, §5.2).
 
 **Every bounded linear functional.** The self-normalised theorems bound a norm: with V = ΦᵀΦ + λI,
 ‖V^{1/2}(f* − μ_n)‖ ≤ √λ β_n. So for every bounded linear functional ℓ with representer φ_ℓ, at once and on the

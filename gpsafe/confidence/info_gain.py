@@ -1,5 +1,4 @@
-"""Information gain g = ½ log det(I + K/λ) and bounds of its maximum γ_T over all designs of T points (theory
-§2).
+"""Information gain g = ½ log det(I + K/λ) and bounds of its maximum γ_T over designs of T points (theory §2.12).
 
 Everything returned by a function named `..._bound` is an upper bound of γ_T, or of g for the given Gram
 matrix. `asymptotic_order` is not a bound and says so.

@@ -1,4 +1,8 @@
-"""Confidence sets F_n = {f : l_n ≤ f ≤ h_n} with running intersection (theory §2)."""
+"""Confidence sets F_n with running intersection (theory §2.9, §2.10).
+
+What is kept is the band, l_n ≤ f ≤ h_n. F_n itself is smaller: its members lie in the ellipsoid of every generation, too, which
+the bounds that use gradients need (theory §5.4).
+"""
 
 from __future__ import annotations
 

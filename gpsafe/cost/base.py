@@ -18,8 +18,9 @@ class CostInterval:
     """What one method says about the robust cost v_i of P policies.
 
     v_i is the supremum of E Σ c over plants that pick f_t with l_n ≤ f_t ≤ h_n at every step (and may change with time),
-    so v_i ≥ sup_{f ∈ F_n} J_c(π_i, f) ≥ J_c(π_i, f*). Upper ends that also use ‖f‖_k ≤ B between points dominate
-    sup_{f ∈ F_n} J_c, which is what safety needs, and v_i up to the second order in the size of their cells or tubes.
+    so v_i ≥ sup_{f ∈ F_n} J_c(π_i, f) ≥ J_c(π_i, f*). Upper ends that also use ‖f‖_k ≤ B and the ellipsoids of F_n between
+    points (theory §2.9) dominate sup_{f ∈ F_n} J_c, which is what safety needs, and v_i up to the second order in the size
+    of their cells or tubes.
 
     Args:
         lower, upper: (P,), lower ≤ v and sup_{f ∈ F_n} J_c ≤ upper (lower may be 0, upper may be T·C: then it says

@@ -1,4 +1,4 @@
-"""Rigorous boxes of next means over cells of states, for many policies at once (theory §3.3, §5)."""
+"""Rigorous boxes of next means over cells of states, for many policies at once (theory §3.3, §5.1, §5.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Affine enclosures of the residual around anchor points: what a tube's step needs of F_n (theory §3.5, §5).
+"""Affine enclosures of the residual around anchor points: what a tube's step needs of F_n (theory §5.4).
 
 At an anchor a, for every f ∈ F_n with ‖f_j‖_k ≤ B_j and every z, with v = z − a:
 

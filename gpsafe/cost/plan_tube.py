@@ -1,4 +1,4 @@
-"""Tubes of plans: does a sequence of feedback laws keep a hard constraint for every f ∈ F_n? (theory §6)
+"""Tubes of plans: does a sequence of feedback laws keep a hard constraint for every f ∈ F_n? (theory §6.9)
 
 A plan is u_t(x) = clip(offset_t + gain_t x) for t < h (gain 0: an open-loop input), then a fallback policy. With noise in a
 box, |w| ≤ w̄ (componentwise), from a measured state or a set X_0,

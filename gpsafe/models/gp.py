@@ -1,4 +1,4 @@
-"""Exact Gaussian-process dynamics model (theory §2).
+"""Exact Gaussian-process dynamics model (theory §2.1).
 
 Each learned output j of the residual x⁺ − prior(x, u) has its own frozen kernel k_j and regulariser λ_j:
 

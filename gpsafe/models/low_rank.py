@@ -1,4 +1,4 @@
-"""Low-rank evaluation of an exact posterior, with a rigorous error term (theory §2 for the exact one).
+"""Low-rank evaluation of an exact posterior, with a rigorous error term (theory §2.1 for the exact one).
 
 Let φ(z) = k(z, ·), V = Φ*Φ + λI in the RKHS, so that σ(z) = √λ‖φ(z)‖_{V⁻¹}, and let P project orthogonally
 onto the span of r kernel sections k(z_1, ·), …, k(z_r, ·). With a(z) = L_Z⁻¹k_Z(z) the coordinates of Pφ(z)

@@ -34,7 +34,7 @@ def sufficient_episodes(
     domain_eigenvalues: Tensor,
     outputs: int,
 ) -> float:
-    """n* of theory §4 (iii)–(vi) on a finite domain, by doubling: astronomically loose, printed for comparison only.
+    """n* of theory §4 (vi) for one round, in the mean, on a finite domain, by doubling: astronomically loose, to compare only.
 
     The smallest N (up to a factor 2) with (2Cβ(T−1)/(σ√2π)) κ √(A Γ_{NT}/N) ≤ ε, where
     κ = 1 + 2β(T−1)√p s_max/(σ√2π), A = 2T s²_max (1 + T s²_max/λ)/ln(1 + s²_max/λ), and Γ_M ≤ (p/2) Σ ln(1 + M e_i/λ)

@@ -36,6 +36,27 @@ def closed_loop(mean: Dynamics, policies: PolicyClass, x0: Tensor, noise: Tensor
     return torch.stack(states, dim=-2), torch.stack(inputs, dim=-2)
 
 
+def one_episode(mean: Dynamics, policy: Callable[[Tensor], Tensor], x0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One trajectory of x⁺ = mean(x, π(x)) + w under a policy that may remember: it is asked once a step, in order.
+
+    Args:
+        mean: (x, u) → x⁺ without noise.
+        policy: x (nx,) → u (nu,).
+        x0: (nx,).
+        noise: (T, nx).
+
+    Returns:
+        states (T + 1, nx) and inputs (T, nu).
+    """
+    x, states, inputs = x0, [x0], []
+    for w in noise:
+        u = policy(x)
+        x = mean(x, u) + w
+        states.append(x)
+        inputs.append(u)
+    return torch.stack(states), torch.stack(inputs)
+
+
 def transitions(states: Tensor, inputs: Tensor) -> Transitions:
     """All transitions of trajectories states (*b, T + 1, nx), inputs (*b, T, nu)."""
     nx, nu = states.shape[-1], inputs.shape[-1]

@@ -1,4 +1,4 @@
-"""Functions whose RKHS norm is known exactly: f = Σ_i α_i k(z_i, ·) with ‖f‖²_k = αᵀKα (theory §1)."""
+"""Functions whose RKHS norm is known exactly: f = Σ_i α_i k(z_i, ·) with ‖f‖²_k = αᵀKα (theory §1 (a))."""
 
 from __future__ import annotations
 

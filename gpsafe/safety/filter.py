@@ -1,4 +1,4 @@
-"""The safety filter: any proposed input becomes one that a certificate stands behind, whenever there is one (theory §6).
+"""The safety filter: any proposed input becomes one that a certificate stands behind, whenever there is one (theory §6.8).
 
 At every step a proposer (untrusted) looks for a plan whose first input is close to the proposed one, and the judge decides.
 The filter applies the first of these that exists:

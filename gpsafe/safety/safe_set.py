@@ -147,7 +147,7 @@ def policy_distance(
     """D(π, π′) ≥ sup_f |J_c(π, f) − J_c(π′, f)| for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
 
     τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
-    the input, so both enter (theory §4 writes only the second, which is right for a zero known mean). The supremum over
+    the input, so both enter (theory §4.2; the second alone is right for a zero known mean). The supremum over
     all states is that of `parametric.input_gap` or of `FeaturePolicies.input_change`. d_k must depend on Δu alone, as it does
     for sums of RBF, Matérn and linear kernels (others are refused); p must be affine in u with a constant input matrix
     (Hessian bound zero in every entry that involves u).

@@ -73,6 +73,21 @@ class Completer(Protocol):
         ...
 
 
+def noise_risk(noise_std: Tensor, radius: Tensor, *, steps: int) -> float:
+    """δ_w that `steps` steps in the box |w| ≤ w̄ cost: the union bound that `noise_radius` inverts, rounded up.
+
+    Args:
+        noise_std: σ, (nx,).
+        radius: w̄, (nx,).
+        steps: all steps so far.
+    """
+    sigma = _require.nonnegative("noise_risk", "noise_std", noise_std)
+    radius = _require.shape("noise_risk", "radius", _require.nonnegative("noise_risk", "radius", radius), sigma.shape)
+    _require.count("noise_risk", "steps", steps, minimum=0)
+    ratio = torch.where(sigma > 0, radius / sigma, torch.inf)
+    return steps * float(torch.special.erfc(ratio / math.sqrt(2.0)).sum()) * (1 + 1e-9)
+
+
 @dataclass(frozen=True, slots=True)
 class NotCertified:
     """S_0 could not be certified: no fallback keeps the constraint from x_0 for every member of F_n.

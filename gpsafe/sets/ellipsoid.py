@@ -1,4 +1,4 @@
-"""Ellipsoids in factor form, batched; flat ones and points are ordinary members (theory §6)."""
+"""Ellipsoids in factor form, batched; flat ones and points are ordinary members (theory §6.1)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Plants, their known parts, costs and tasks. ``import gpsafe.systems.envs`` registers them with Gymnasium."""
 
+from gpsafe.systems.adapt import KnownFunction, episode, from_casadi, from_numpy, from_ode, plant
 from gpsafe.systems.base import (
     CallableSystem,
     Cost,
@@ -17,6 +18,7 @@ from gpsafe.systems.chain import chain, chain_policies
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
+from gpsafe.systems.real import RealPlant
 from gpsafe.systems.reference import (
     reference_1d,
     reference_1d_policies,
@@ -39,9 +41,11 @@ __all__ = [
     "HalfspaceCost",
     "HingeCost",
     "IndicatorCost",
+    "KnownFunction",
     "KnownPart",
     "Pendulum",
     "RKHSTwin",
+    "RealPlant",
     "SafeCartPole",
     "SimplePendulum",
     "SineKnown",
@@ -50,9 +54,14 @@ __all__ = [
     "TwinError",
     "chain",
     "chain_policies",
+    "episode",
     "exact_twin",
+    "from_casadi",
+    "from_numpy",
+    "from_ode",
     "hanging_lqr",
     "pendulum_known",
+    "plant",
     "reference_1d",
     "reference_1d_policies",
     "reference_pendulum",

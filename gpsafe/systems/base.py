@@ -1,4 +1,4 @@
-"""What a plant is (theory §1).
+"""What a plant is (theory §1.1).
 
 x⁺ = f*(x, u) + w with w ~ N(0, diag(noise_std²)), a cost in [0, C] and a budget.
 """

@@ -35,7 +35,7 @@ class SystemEnv(gymnasium.Env[Array, Array]):
     """One episode of T = system.horizon steps of x⁺ = f*(x, u) + w from the initial state.
 
     ``info["cost"]`` of a step is c(x_t) of the state the action was applied in, so that its sum over an
-    episode is the Σ_{t<T} c(x_t) whose expectation the budget bounds (theory §1); ``info["cost_next"]`` is
+    episode is the Σ_{t<T} c(x_t) whose expectation the budget bounds (theory §1.1); ``info["cost_next"]`` is
     c(x_{t+1}). Also ``info["state"]``, the new state, and ``info["applied"]``, the input: actions outside the input box are
     clipped to it.
 

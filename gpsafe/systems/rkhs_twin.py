@@ -1,4 +1,4 @@
-"""RKHS twins: plants x⁺ = known(x, u) + Σ α_i k(z_i, ·) + w whose RKHS norm is exact (theory §1 b)."""
+"""RKHS twins: plants x⁺ = known(x, u) + Σ α_i k(z_i, ·) + w whose RKHS norm is exact (theory §1 (b))."""
 
 from __future__ import annotations
 

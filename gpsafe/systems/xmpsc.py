@@ -1,7 +1,7 @@
 """The Simple Pendulum and the Safe CartPole of the published X-MPSC experiments (xmpsc.md §6.1, §6.2), corrected.
 
 Corrections: a step returns the new state (the published pendulum returned the old one), the noise of the input does not
-leak into what is stored, and the backup controller's inputs are clipped before they are used (xmpsc.md §11: 3, 7, 8).
+leak into what is stored, and the backup controller's inputs are clipped before they are used (xmpsc.md §11.3, §11.7, §11.8).
 Noise is bounded and enters through the input and the measurement, so `noise_std` is a stand-in: the standard deviations of
 a step under the published input noise. `advance` and `observe` draw the published noise itself.
 """

@@ -102,7 +102,7 @@ class Check:
     Args:
         name: unique, kebab-case.
         claim: the statement tested, in one sentence.
-        source: paper and equation, or section of docs/theory.
+        source: paper and equation, or statement of docs/theory.md.
         assumptions: what is believed rather than shown.
         statistic: what the interval is about.
         control: which assumption the control breaks, in one sentence.

@@ -1,4 +1,4 @@
-"""Ellipsoidal tubes of a plan with feedback, for all members of a model at once (theory §6, xmpsc.md §1.3).
+"""Ellipsoidal tubes of a plan with feedback, for all members of a model at once (theory §6.2, xmpsc.md §1.3).
 
 The plant is x⁺ = f(x, u) + w. A plan is T inputs ū_0 … ū_{T−1} and gains K_k. Member m has a nominal path x̄ and error
 ellipsoids E(0, Q_k), Q_k = L_k L_kᵀ, with F = A + B K the closed loop linearised on the nominal path:

@@ -1,4 +1,4 @@
-"""Tubes of network ensembles: the published one, and one that is sound if the ensemble is calibrated (theory §6)."""
+"""Tubes of network ensembles: the published one, and one that is sound if the ensemble is calibrated (theory §6.4, §7.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tubes of a Gaussian process with a confidence set: containment is a theorem (theory §6)."""
+"""Tubes of a Gaussian process with a confidence set: containment is a theorem (theory §6.3)."""
 
 from __future__ import annotations
 

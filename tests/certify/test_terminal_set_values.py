@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tube_cases import Stated, stated
 
+from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem
 from gpsafe.certify.terminal_set import (
     ROUNDING,
@@ -110,8 +111,11 @@ REST = AffineLaw(torch.zeros(2, 2).double(), torch.zeros(2).double())
 @pytest.mark.parametrize(("noise", "outcome"), [(0.4999, Outcome.HOLDS), (0.5001, Outcome.VIOLATED)])
 def test_a_contraction_of_a_box_is_decided_to_the_digit(noise, outcome):
     """½x + w in the unit box: w may reach ½."""
-    found = certify_invariance(problem(contraction(noise=noise), terminal=box(1.0)), REST)
+    case = problem(contraction(noise=noise), terminal=box(1.0))
+    found = certify_invariance(case, REST)
     assert found.verdict.outcome is outcome and found.certified == (outcome is Outcome.HOLDS)
+    assert found.inputs is case.inputs and found.model is case.model and found.law is REST
+    assert found.assumptions[-1].startswith(Assumption.NOISE_ELLIPSOID.words)
     assert found.verdict.upper == pytest.approx(noise - 0.5, abs=1e-9)
     assert found.cells == (1 if outcome is Outcome.HOLDS else 0)
     assert found.witness.abs().tolist() == [1.0, 1.0]
@@ -127,6 +131,19 @@ def test_inputs_of_the_backup_are_judged_over_the_region(reach, outcome):
     else:
         assert found.verdict.upper == pytest.approx(-1e-4, rel=1e-6)
         assert found.verdict.upper > reach - 4.0 + 7 * ROUNDING  # raised by the sizes 4 and 4
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_input_that_comes_nearest_to_its_limit_is_bracketed_by_the_rounding(sign):
+    """u_1 = ±(1 + 2.9999 x_1) beside limits of 4 on one side and 9 on the other: 1e-4 below, and 8e-12 to either side."""
+    law = AffineLaw(tensor([[2.9999, 0.0], [0.0, 0.0]]), tensor([sign, 0.0]))
+    low, high = (-9.0, 4.0) if sign > 0 else (-4.0, 9.0)
+    inputs = Polytope.of_box(Box(tensor([low, -4.0]), tensor([high, 4.0])))
+    found = certify_invariance(problem(contraction(), terminal=box(1.0), inputs=inputs), law)
+    reach = 1.0 + 2.9999
+    assert found.certified
+    assert found.verdict.lower == pytest.approx(reach - 4.0 - ROUNDING * (reach + 4.0), rel=1e-9, abs=0)
+    assert found.verdict.upper == pytest.approx(reach - 4.0 + ROUNDING * (reach + 4.0), rel=1e-9, abs=0)
 
 
 def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
@@ -172,6 +189,18 @@ def test_the_certified_excess_is_the_largest_of_all_cells_that_hold(drift, share
         spent = certify_invariance(case, REST, budget=1)
         assert spent.verdict.upper == cells[0] > 0.0 and spent.cells == 1
         assert torch.equal(spent.witness, box_of.center)
+
+
+def test_cells_are_dropped_only_when_they_miss_the_region_by_more_than_the_rounding_of_its_rows():
+    """x + y ≥ −1 + gap in [−1, 1]², far from the origin: of 4 × 4 cells the first touches it at the corner (−½, −½)."""
+    middle = tensor([1e5, -2e5])
+    model = replace(contraction(1e-4), c=0.5 * middle[None])
+    for gap, cells in ((0.0, 31), (0.3 * ROUNDING * 3e5, 31), (3 * ROUNDING * 3e5, 30)):
+        cut = Polytope(tensor([[-1.0, -1.0]]), 1.0 - middle.sum()[None] - gap)
+        region = Polytope.of_box(Box(middle - 1.0, middle + 1.0)).intersect(cut)
+        found = certify_invariance(problem(model, terminal=region, states=box(1e6)), REST, budget=50)
+        assert found.verdict.outcome is Outcome.INCONCLUSIVE
+        assert found.cells == cells  # 1 + 2 + 4 + 8 + 16: each of them fails
 
 
 def test_a_hull_far_from_the_origin_is_grown_by_the_rounding_of_its_rows():
@@ -246,3 +275,21 @@ def test_laws_and_hulls_to_the_letter():
         TerminalSet.start(initial[0])
     with pytest.raises(ValueError, match="certified"):
         hull.update(torch.zeros(1, 2).double())
+
+
+@pytest.mark.parametrize(("high", "low"), [(math.inf, -1.0), (1.0, -math.inf), (math.nan, -1.0), (-2.0, 2.0)])
+def test_a_box_of_cells_that_makes_no_sense_settles_nothing(monkeypatch, high, low):
+    """Supports of an extreme region may overflow or cross by their rounding."""
+    exact, eye = Polytope.support_outer, torch.eye(2).double()
+
+    def support(self, normals):
+        if torch.equal(normals.abs(), eye):
+            return tensor([high, 1.0] if bool((normals >= 0).all()) else [-low, 1.0])
+        return exact(self, normals)
+
+    case = problem(contraction(), terminal=box(1.0))
+    monkeypatch.setattr(Polytope, "support_outer", support)
+    found = certify_invariance(case, REST)
+    assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.verdict.upper == math.inf and found.cells == 0
+    assert found.model is case.model and found.law is REST and found.witness.abs().tolist() == [1.0, 1.0]
+    assert found.verdict.lower == pytest.approx(-0.4, rel=1e-9) and found.inputs is case.inputs

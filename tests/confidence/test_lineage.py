@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Constant, Mixture
+from gpsafe.confidence.lineage import fingerprint, inconsistency, provably_equal
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
 from gpsafe.rkhs import kernels, random_function
@@ -191,7 +192,9 @@ def test_a_kernel_edited_under_a_confidence_set_is_refused(name):
 def test_lambda_edited_after_creation_is_refused():
     confidence, model, _ = start()
     later = model.condition(rows(1, 3))
+    assert inconsistency(later) is None
     later.regularizer[0] = 1.0
+    assert str(inconsistency(later)).startswith("the lambda and data")
     with pytest.raises(ValueError, match="lambda"):
         confidence.update(later)
 
@@ -229,6 +232,67 @@ def test_a_known_part_whose_captured_variable_changes_is_refused():
     for confidence, model in sets:
         with pytest.raises(ValueError, match="still has the values"):
             confidence.update(model.condition(rows(0, 3)))
+
+
+def test_a_known_part_that_changes_only_where_data_lie_is_refused():
+    far, data = [0.0], rows(0, 5)
+    data = Transitions(data.x + 50.0, data.u, data.x_next)
+
+    def prior(x, u):
+        return x + far[0] * (x > 40.0)
+
+    model = empty(prior=prior).condition(data)
+    confidence = ConfidenceSet(BOUND).update(model)
+    assert confidence.update(model.condition(rows(1, 3))).sound
+    far[0] = 1.0
+    with pytest.raises(ValueError, match="still has the values"):
+        confidence.update(model.condition(rows(1, 3)))
+
+
+@pytest.mark.parametrize(("size", "shift"), [(1e6, 0.0), (0.0, 1e-13)])
+def test_a_known_part_may_move_by_its_rounding_and_may_not_be_lost(size, shift):
+    state = {"factor": size, "shift": 0.0}
+
+    def prior(x, u):
+        if state["factor"] is None:
+            raise ArithmeticError("lost")
+        return state["factor"] * x + state["shift"]
+
+    model = empty(prior=prior)
+    confidence = ConfidenceSet(BOUND).update(model)
+    state |= {"factor": size * (1 + 1e-13), "shift": shift}
+    assert confidence.update(model.condition(rows(1, 3))).sound
+    for change in ({"factor": size + 1e-3}, {"factor": size, "shift": 1e-3}, {"factor": None}):
+        later = model.condition(rows(1, 3))
+        state |= change
+        with pytest.raises(ValueError, match="still has the values"):
+            confidence.update(later)
+        state |= {"factor": size, "shift": 0.0}
+
+
+def test_data_of_unequal_noise_continue_with_their_scales():
+    scale = torch.tensor([1.0, 2.0, 1.5, 1.0, 3.0]).double()
+    model = empty().condition(rows(0, 5), noise_scale=scale)
+    more = model.condition(rows(1, 3), noise_scale=torch.tensor([2.0, 1.0, 1.0]).double())
+    assert ConfidenceSet(BOUND).update(model).update(more).sound
+
+
+def test_neither_the_mode_of_a_kernel_nor_a_closure_that_is_none_tells_things_apart():
+    one, other = kernels.matern(2.5, 1.0), kernels.matern(2.5, 1.0)
+    assert fingerprint(one.train()) == fingerprint(other.eval())
+
+    def make():
+        return lambda x, u: x + 1.0
+
+    assert make() is not make() and make().__closure__ is None and provably_equal(make(), make())
+
+
+def test_the_order_in_which_attributes_were_set_says_nothing():
+    one, other = kernels.matern(2.5, 1.0), kernels.matern(2.5, 1.0)
+    base = vars(other.base_kernel)
+    name = next(k for k, v in base.items() if isinstance(v, (bool, float)) and k != "training")
+    base[name] = base.pop(name)
+    assert list(base) != list(vars(one.base_kernel)) and fingerprint(one) == fingerprint(other)
 
 
 def test_equal_functions_are_the_same_known_part_and_others_are_not():

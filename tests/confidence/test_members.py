@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.confidence import Constant, Mixture
+from gpsafe.confidence import Constant, Mixture, members
 from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.models import GP
 from gpsafe.rkhs import RKHSFunction, kernels, random_function
@@ -145,3 +145,33 @@ def test_the_worst_member_found_is_a_member_and_worse_than_the_first(seed):
     assert member_share(bound, model, found[0]) <= 1.0
     first, last = (float(last_state(lambda z, f=f: f(z).unsqueeze(-1))) for f in (start, found[0]))
     assert last > first + 0.01
+
+
+def test_members_use_their_constraints_up_to_a_billionth_and_retreat_when_rounding_forbids(monkeypatch):
+    model, bound = learned(2, 0.2), Mixture(rkhs_norm=2.0, subgaussian=0.2, delta=0.1)
+    share = member_share(bound, model, extremal_member(bound, model, *functional(2)))
+    assert 1 - 2e-9 < share <= 1.0
+    tried: list[float] = []
+    monkeypatch.setattr(members._Family, "member", lambda own, ratio, inside: tried.append(inside))
+    with pytest.raises(ValueError, match="meets the ball of norm <= 2"):
+        extremal_member(bound, model, *functional(2))
+    assert tried == [1 - 1e-9, 1 - 1e-7, 1 - 1e-5, 1 - 1e-3]
+
+
+def test_a_linear_objective_needs_one_round_and_leaves_other_outputs_alone():
+    y = torch.randn(6, 2, dtype=torch.float64, generator=generator(2))
+    model = GP.create(KERNEL, 0.04, nx=2, nu=0, noise_std=0.2).condition_on(points(1, 6), y)
+    bound = Mixture(rkhs_norm=3.0, subgaussian=0.2, delta=0.1)
+    z, weights = functional(7)
+    start = tuple(extremal_member(bound, model, z, -weights, output=j) for j in range(2))
+    seen: list[float] = []
+
+    def objective(residual) -> torch.Tensor:
+        value = weights @ residual(z)[:, 0]
+        seen.append(value.item())
+        return value
+
+    found = worst_member(bound, model, objective, start, rounds=1)
+    assert len(seen) == 2 and found[1] is start[1]
+    assert seen[1] == pytest.approx(float(weights @ extremal_member(bound, model, z, weights)(z)), rel=1e-12)
+    assert float(weights @ found[0](z)) == seen[1] > seen[0]

@@ -114,3 +114,59 @@ def test_a_projection_has_the_margins_of_its_exact_posterior_and_outputs_their_o
     assert Rounding.of(LowRankGP.create(model, 3)) is own
     assert own.trace.tolist() == pytest.approx([10 * 2.1, 0.5 * float(x.square().sum()) + 2.0])
     assert own.output(1).trace == own.trace[1]
+
+
+def test_margins_are_their_formulas_term_by_term():
+    """With errors of entries that show every product, and without any, so that the smallest terms are all there is."""
+    u = 2.0**-53
+    for entry, gram in (((1e-7, 3e-7), (2e-6, 1e-6)), ((0.0, 0.0), (0.0, 0.0)), ((1e-7, 0.0), (0.2, 0.0))):
+        lam, trace, load, n = (0.01, 0.25), (3.0, 5.0), (7.0, 11.0), 40
+        given = Rounding(*(torch.tensor(v, dtype=torch.float64) for v in (lam, trace, load, entry, gram)), n)
+        variance = torch.tensor([[0.0, 0.0], [0.3, 0.01]], dtype=torch.float64)
+        prior = torch.tensor([[1.5, 0.7], [2.0, 4.0]], dtype=torch.float64)
+        margins, drifts = given.variance(variance, prior), given.mean(variance, prior)
+
+        def gamma(count: int) -> float:
+            return count * u / (1 - count * u)
+
+        for q in range(2):
+            for j in range(2):
+                v, k, share = float(variance[q, j]), float(prior[q, j]), trace[j] / lam[j]
+
+                def weight(value: float, share=share, k=k, j=j, entry=entry) -> float:
+                    return math.sqrt(2 * share * value) + 4 * entry[j] * share * math.sqrt(k)
+
+                backward = gram[j] + 1.1 * gamma(n + 1)
+                margin = (1e-12 + 0.25 * 2 * u * math.sqrt(n * share) + gamma(n + 2)) * k
+                t = weight(v + margin)
+                margin += 2 * entry[j] * math.sqrt(k) * t + backward * t**2
+                expected = margin if backward * trace[j] <= 0.5 * lam[j] else k
+                assert float(margins[q, j]) == pytest.approx(expected, rel=1e-12, abs=0)
+                carried = (gram[j] + 3.3 * gamma(n + 1)) * weight(v)
+                drift = load[j] * ((entry[j] + gamma(n + 2)) * math.sqrt(k) + carried)
+                assert float(drifts[q, j]) == pytest.approx(drift, rel=1e-12, abs=0)
+                assert expected == k or given.output(j).variance(variance[q, j], prior[q, j]) == margins[q, j]
+    edge = Rounding(*(torch.tensor([v], dtype=torch.float64) for v in (1.0, 3.0, 7.0, 0.0, 0.1)), n)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for factor, lost in ((1.0, False), (1 - 1e-9, True)):
+        exact = Rounding(factor * 2 * edge.backward * edge.trace, edge.trace, edge.load, edge.entry, edge.gram, n)
+        assert (float(exact.variance(1e-9 * one, one)) == 1.0) == lost
+
+
+def test_what_the_margins_need_is_measured_on_the_scaled_matrix():
+    g = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(9, 2, dtype=torch.float64, generator=g) for _ in range(2))
+    scale = 1 + torch.rand(9, dtype=torch.float64, generator=g)
+    family, lam = [kernels.linear(0.5), kernels.rbf([1.0, 2.0], 2.0)], (0.1, 0.2)
+    model = GP.create(family, lam, nx=2, nu=0, noise_std=1.0).condition_on(x, y, noise_scale=scale)
+    found = Rounding.of(model)
+    for j, kernel in enumerate(family):
+        A = kernels.cross(kernel, x, x) + lam[j] * torch.diag(scale.square())
+        alpha = torch.linalg.solve(A, y[:, j])
+        assert float(found.trace[j]) == pytest.approx(float(A.trace()), rel=1e-12)
+        assert float(found.load[j]) == pytest.approx(float(A.diagonal().sqrt() @ alpha.abs()), rel=1e-9)
+        form = kernels.closed_form(kernel)
+        assert float(found.entry[j]) == kernels.entry_error(form, x, product=True)
+        assert float(found.gram[j]) == kernels.entry_error(form, x, product=False)
+    assert (found.count, found.regularizer.tolist()) == (9, list(lam))
+    assert float(found.entry[0]) != float(found.entry[1])

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels
@@ -183,3 +185,18 @@ def test_a_bound_that_is_unchecked_claims_nothing():
     assert not ConfidenceSet(BOUND).sound and ConfidenceSet(replace(BOUND, unchecked=False)).sound
     with pytest.raises(ValueError, match="at least one model"):
         _ = ConfidenceSet(BOUND).model
+
+
+def test_states_without_a_process_are_named_and_shared_data_are_read_once(monkeypatch):
+    half = GP.create(kernels.rbf(1.0), 0.01, nx=3, nu=0, noise_std=0.1, outputs=(1,))
+    alone = Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.05)
+    assert ConfidenceSet(alone, (half,)).unlearned == (Assumption.KNOWN_OUTPUTS(" (states [0, 2])"),)
+    assert ConfidenceSet(BOUND, (model(5),)).unlearned == ()
+    F, z = ConfidenceSet(BOUND, (model(3), model(9))), 0.1 * torch.arange(8).double().reshape(4, 2)
+    expected = F.bounds(z)
+
+    def refuse(*_):
+        raise AssertionError("an interval of one generation alone")
+
+    monkeypatch.setattr(ConfidenceBound, "interval", refuse)  # generations of one data set come from one pass
+    assert torch.equal(F.bounds(z)[0], expected[0]) and torch.equal(F.bounds(z)[1], expected[1])

@@ -6,6 +6,7 @@ it is.
 
 import importlib
 import inspect
+import math
 from dataclasses import fields, is_dataclass
 
 import poison_confidence
@@ -20,6 +21,7 @@ from gpsafe import tube
 from gpsafe.confidence import BOUNDS
 from gpsafe.cost import scenario_tube
 from gpsafe.rkhs.kernels import Stationary
+from gpsafe.safety.shield import noise_risk
 from gpsafe.sets.zonotope import Zonotope
 
 CASES = {**poison_sets.CASES, **poison_tubes.CASES, **poison_costs.CASES, **poison_confidence.CASES}
@@ -61,6 +63,7 @@ NO_CLAIM = {
 # Tested elsewhere: they refuse, or answer for all rows at once.
 ELSEWHERE = {
     "noise_radius": "tests/safety/test_shield.py",
+    "noise_risk": "test_a_risk_of_nothing_is_refused",
     "reachable": "the same `through` as SafePolicySet.expand",
     "SafePolicySet.initial": "tests/safety/test_safe_set.py",
     "ConfidenceBound.noise_refusal": "tests/systems/test_task.py: a task's noise is finite",
@@ -104,6 +107,14 @@ def test_every_believed_function_is_registered():
     assert {f"{name}.interval" for name in BOUNDS} <= set(CASES)
     tubes = [v for v in vars(tube).values() if is_dataclass(v) and any(f.name == "mode" for f in fields(v))]
     assert {v.__name__ for v in tubes if hasattr(v, "linearise")} <= covered
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_risk_of_nothing_is_refused(value):
+    sigma, radius = torch.tensor([0.1, 0.2]).double(), torch.tensor([0.3, value]).double()
+    for arguments in ((sigma, radius), (radius, sigma)):
+        with pytest.raises(ValueError, match="noise_risk"):
+            noise_risk(*arguments, steps=3)
 
 
 # ------------------------------------------------------------------------- controls: what the contract must notice

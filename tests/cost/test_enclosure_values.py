@@ -181,3 +181,11 @@ def test_a_box_is_the_known_part_and_what_the_set_and_the_ball_leave():
     value = draw(1, 1, 4, 2)
     one = found.with_residual(value)
     assert torch.equal(one.low, value) and torch.equal(one.high, value) and torch.equal(one.slack, found.slack)
+
+
+@pytest.mark.parametrize("missing", ["metric_over_box", "variance_over_box"])
+def test_a_kernel_without_one_of_its_suprema_is_refused_by_name(monkeypatch, missing):
+    F = two_outputs()
+    monkeypatch.setattr(kernels, missing, lambda *_: None)
+    with pytest.raises(ValueError, match="kernels with suprema over boxes"):
+        residual_reach(F, draw(1, 4, 3), draw(2, 4, 3).abs())

@@ -9,13 +9,18 @@ from cost_cases import alone, make_case
 from step_cases import AFFINE, Bent, Curved, draw, tensor
 from torch import Tensor
 
-from gpsafe.cost.curvature import remainder_outer
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
 from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
+from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
 
 
@@ -111,12 +116,16 @@ def test_a_stage_charges_the_tails_of_its_half_spaces():
         factor,
         torch.tensor([False, False, False, True]),
     )
-    tails = []
+    tails, raised = [], []
     for n, o in zip(cost.directions, cost.offsets, strict=True):
         gap = float(o - n @ center[0] - (n @ rays[0]).abs().sum())
+        less = gap - 1e-9 * float(1 + center[0].abs().sum() + rays[0].abs().sum()) * max(1.0, float(n.abs().max()))
+        noise = float((n @ factor[0]).norm()) * (1 + 1e-9)
+        raised.append(0.5 * math.erfc(less / noise / math.sqrt(2)) * (1 + 1e-9))
         tails.append(0.5 * math.erfc(gap / float((n @ factor[0]).norm()) / math.sqrt(2)))
     found = stage.exceed(cost)
     assert sum(tails) < float(found[0]) < sum(tails) * (1 + 1e-6) and 0.01 < sum(tails) < 0.9
+    assert float(found[0]) == pytest.approx(sum(raised), rel=1e-12, abs=0)
     assert found[1:].tolist() == [0.0, 1.0, 1.0]
     bound = GaussianTube(task=Task(tensor([0.0, 0.0]), 5, cost, 1.0, tensor([0.1, 0.1])), width=3.0)
     outside = 2 * 2 * 0.5 * math.erfc(3 / math.sqrt(2))
@@ -218,3 +227,53 @@ def test_the_error_of_a_step_is_rounded_outwards():
     z = torch.cat([x0, policies(x0[None, None])[0, 0]])[None]
     exact = LocalAffine.at(F, z).range_outer(Displacements(0 * z, 0 * z[..., None], 0 * z)).error
     assert 4e-13 < float(found.sure.radius[0, 1] / exact) - 1 < 4e-12
+
+
+def test_a_tube_whose_noise_alone_is_too_wide_is_lost():
+    F, case = confidence(Bent(*AFFINE))
+    x0, cost = case.system.initial_state, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+    none = torch.zeros(1, 2, 2).double()
+    point = Stage(case.policies.select(torch.tensor([0])), Zonotope.point(x0[None]), none, none, torch.tensor([False]))
+    for limit, lost in ((2.0, True), (6.0, False)):
+        bound = GaussianTube(task=Task(x0, 9, cost, 1.0, tensor([5.0, 0.02])), limit=limit)
+        after = bound.step(F, point)
+        assert after.lost.tolist() == [lost] and float(after.sure.radius.max()) < 2.0
+
+
+def test_axes_may_widen_that_are_learned_or_bent_or_feel_the_input():
+    """Of four states the third bends, the fourth is moved by u, the second is learned, and the first is none of these."""
+    B = tensor([[0.0], [0.0], [0.0], [0.5]])
+    amplitudes, frequencies = tensor([[0.0, 0.0, 0.3, 0.0]]), tensor([[1.0, 0.0, 0.0, 0.0, 0.0]])
+    known = SineKnown(torch.eye(4).double(), B, torch.zeros(4).double(), amplitudes, frequencies, tensor([0.2]))
+    assert (
+        wide_axes(known, (1,)) == (1, 2, 3) and wide_axes(known, ()) == (2, 3) and wide_axes(known, (0,)) == (0, 2, 3)
+    )
+
+
+def test_a_prior_of_unknown_curvature_is_refused():
+    F, case = confidence(lambda x, u: x)
+    bound = GaussianTube(
+        task=Task(
+            case.system.initial_state, 3, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0])), 1.0, case.system.noise_std
+        )
+    )
+    with pytest.raises(ValueError, match="GaussianTube: expected a known part with hessian_bound"):
+        bound.upper(F, case.policies.select(torch.tensor([0])))
+
+
+def test_deviations_of_several_outputs_are_taken_together():
+    family = [kernels.rbf([0.7, 1.0, 2.0], 0.05), kernels.rbf([1.5, 1.0, 1.0], 0.01)]
+    known = AffineKnown(0.9 * torch.eye(2).double(), tensor([[0.1], [0.2]]), torch.zeros(2).double())
+    model = GP.create(family, 0.01, nx=2, nu=1, noise_std=0.1, prior=known)
+    model = model.condition_on(draw(1, 4, 3), 0.1 * draw(2, 4, 2))
+    F = ConfidenceSet(Mixture(rkhs_norm=0.5, subgaussian=0.1, delta=0.1)).update(model)
+    policies = AffinePolicies(0.1 * draw(3, 2, 1), 0.1 * draw(4, 2, 1, 2), Box(-torch.ones(1), torch.ones(1)))
+    bound = GaussianTube(
+        task=Task(tensor([0.1, 0.2]), 3, IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0])), 1.0, tensor([0.1, 0.1]))
+    )
+    total = torch.zeros(2).double()
+    for stage in bound.stages(F, policies):
+        x = stage.sure.center
+        u = torch.cat([policies.select(torch.tensor([p]))(x[p][None, None])[0] for p in range(2)])
+        total += model.posterior(torch.cat([x, u], -1))[1].square().sum(-1).sqrt()
+    torch.testing.assert_close(bound.session(F, policies).exploration(torch.tensor([0, 1])), total, rtol=1e-9, atol=0)

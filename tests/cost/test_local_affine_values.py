@@ -132,6 +132,8 @@ def test_a_range_is_the_narrowest_of_three_forms_cut_to_the_ball():
     blind = replace(local, mean=None, cov=None).range_outer(cross)
     assert not bool(blind.linear.any()) and bool((blind.error >= found.error - found.linear.abs().sum(-1) - 10).all())
     exact = local.half + local.norm * local.moduli.metric(cross.radius)
+    half = replace(local, cov=None).range_outer(cross)  # values alone say nothing of slopes
+    assert torch.equal(half.error, blind.error) and torch.equal(half.value, blind.value)
     inside = local.middle.abs() + exact <= local.cap
     torch.testing.assert_close(blind.error[inside], exact[inside], rtol=1e-11, atol=0)
 
@@ -177,3 +179,13 @@ def test_anchors_hold_what_the_posterior_says_there():
     linear = GP.create(kernels.linear(1.0), 1e-4, nx=1, nu=1, noise_std=0.01)
     with pytest.raises(ValueError, match="LocalAffine: expected stationary kernels"):
         LocalAffine.at(ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.01, delta=0.1)).update(linear), z[0, :, :2])
+
+
+def test_rounding_makes_no_length_imaginary_and_no_set_empty():
+    cross = Displacements(draw(1, 2, 3), draw(2, 2, 3, 2), draw(3, 2, 3).abs())
+    assert cross.seminorm(-1e-18 * torch.eye(3).double().expand(2, 1, 3, 3)).tolist() == [[0.0], [0.0]]
+    local, _ = enclosures()
+    local = replace(local, half=torch.ones(2, 2).double(), mean=None, cov=None)
+    value = local.cap + tensor([[0.5, 0.5], [0.5, 2.0]]) * EMPTY
+    found = local._cut(value, torch.zeros(2, 2, 1).double(), torch.zeros(2, 2).double())
+    assert found.empty.tolist() == [False, True]

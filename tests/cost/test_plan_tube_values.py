@@ -8,6 +8,7 @@ import torch
 from shield_cases import HORIZON, case_of, judge_of, judged
 from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturating, tensor
 
+from gpsafe.assumptions import Assumption
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import SLACK, Plans, PlanTube, Verification
 from gpsafe.policies import AffinePolicies
@@ -266,3 +267,21 @@ def test_the_chance_of_the_noise_box_is_a_sum_over_states_and_steps():
     certain = replace(judge, noise_radius=0.1 * sigma)
     assert "≤ 1 for the task's noise" in " ".join(str(item) for item in certain.believed())
     assert "states [0]" in " ".join(str(item) for item in judge.believed())
+
+
+def test_only_a_set_that_is_no_theorem_is_itself_believed():
+    F, _ = bent_pendulum()
+    judge = bent_judge(saturating(bent_pendulum()[1]))
+    kinds = [belief.kind for belief in judge.believed()]
+    assert F.sound and Assumption.IN_SET not in kinds
+    loose = replace(F.bound, unchecked=True)
+    kinds = [belief.kind for belief in replace(judge, confidence=type(F)(loose, F.generations)).believed()]
+    assert Assumption.IN_SET in kinds
+
+
+def test_landing_keeps_its_share_for_rounding():
+    judge, plans = judged(), Plans.of_fallbacks(torch.tensor([0, 0]), 2, 1)
+    judge = replace(judge, landing=(Box(tensor([-1.0, -1.0]), tensor([1.0, 1.0])),), certified=torch.tensor([[5]]))
+    size = SLACK * (1.0 + 0.25 + 0.75)
+    rays = torch.diag_embed(0.75 - size * tensor([[0.7, 1.5], [1.5, 1.5]]))
+    assert judge._inside_landing(Zonotope(tensor([[0.25, 0.25]] * 2), rays), plans, 0, 1).tolist() == [False, True]

@@ -233,3 +233,18 @@ def test_screening_drops_what_its_own_paths_show_to_be_dear(charged, monkeypatch
     assert torch.equal(replace(some, pilot=30)._plausible(F, policies, noise), everything)
     found = some.evaluate(F, policies)
     assert bool((found.upper[dear] == bound.total_ceiling).all()) and bool(found.vacuous[dear].all())
+
+
+def test_an_end_within_a_billionth_of_the_ceiling_says_nothing(charged, monkeypatch):
+    F, policies, bound, _ = charged
+    ceiling, shares = bound.total_ceiling, tensor([0.0, 0.5e-9, 2e-9, 1.0])
+    monkeypatch.setattr(monte_carlo, "dominating_mean_upper", lambda charges, *_: ceiling * (1 - shares))
+    assert bound.evaluate(F, policies).vacuous.tolist() == [True, True, False, False]
+
+
+def test_hulls_are_left_by_more_than_their_tolerance():
+    tubes = Tubes(
+        (Zonotope(torch.zeros(1, 2, 2).double(), torch.eye(2).double().expand(1, 2, 2, 2)),), torch.ones(1, 2).long()
+    )
+    states = tensor([[[[1.075, 0.0]], [[0.0, -1.125]]]])
+    assert tubes.contains_hull(states, tol=0.1).tolist() == [[True, False]]

@@ -1,6 +1,7 @@
 """What cost bounds share, and what sessions answer, against their definitions."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,15 +9,18 @@ from cost_cases import generator, make_case
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import monte_carlo
-from gpsafe.cost._lineage import continues
+from gpsafe.cost._lineage import _equal, continues, require_continuation
 from gpsafe.cost._task import check_task
+from gpsafe.cost.base import CostInterval
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.rkhs import kernels
-from gpsafe.systems.base import sample_noise
+from gpsafe.sets import Box
+from gpsafe.systems.base import HingeCost, sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
 
@@ -41,6 +45,16 @@ def test_a_bound_speaks_of_its_task_and_shares_delta_over_its_stages(case):
         assert torch.equal(bound.noise(F, 9, paths=paths), exact)
     draws = [torch.rand(3, generator=g) for g in (bound.generator(F, 2), monte_carlo.stream(5, 3, 2))]
     assert torch.equal(*draws)
+
+
+def test_intervals_that_say_no_more_are_of_a_deterministic_bound():
+    plain = CostInterval(torch.zeros(2), torch.ones(2), True, "by hand")
+    assert (plain.delta, plain.assumptions, plain.vacuous.shape) == (0.0, (), (0,))
+
+
+def test_the_smallest_options_are_allowed(case):
+    bound = TotalVariation(task=Task.of(case.system), seed=0, samples=2)
+    assert (bound.seed, bound.samples, bound.delta, bound.calls) == (0, 2, 0.01, 1)
 
 
 @pytest.mark.parametrize("change", [{"samples": 1}, {"seed": -1}, {"calls": 0}, {"delta": 0.0}, {"delta": 1.5}])
@@ -132,4 +146,62 @@ def test_a_session_of_evaluations_explores_along_the_mean(case):
     )
     std = F.model.posterior(torch.cat([states[..., :-1, :], inputs], -1))[1].norm(dim=-1)
     torch.testing.assert_close(session.exploration(index), std.sum(-1).mean(-1))
+    plain = EvaluationSession(bound, F, policies, generator(3))
+    assert plain.paths == 16 and torch.equal(
+        plain.exploration(index), replace(plain, generator=generator(3), paths=16).exploration(index)
+    )
     assert session.falsified() is None
+
+
+def test_histories_are_equal_in_shape_and_number_and_a_missing_one_equals_none_only(case):
+    one, two = torch.ones(1).double(), torch.ones(2).double()
+    assert _equal(None, None) and _equal(one, one.clone())
+    assert not _equal(None, one) and not _equal(one, None) and not _equal(one, two) and not _equal(one, 2 * one)
+    F = case.confidence
+    first = ConfidenceSet(F.bound, F.generations[:2])
+    require_continuation("here", first, F)
+    require_continuation("here", F, F)
+    with pytest.raises(ValueError, match="here: expected a confidence set that continues the last one, got another"):
+        require_continuation("here", F, first)
+
+
+def two_outputs() -> ConfidenceSet:
+    family = [kernels.rbf([0.7, 1.0, 2.0], 0.5), kernels.rbf([1.5, 1.0, 1.0], 0.1)]
+    prior = AffineKnown(0.9 * torch.eye(2).double(), torch.ones(2, 1).double(), torch.zeros(2).double())
+    model = GP.create(family, 0.01, nx=2, nu=1, noise_std=0.1, prior=prior)
+    z = torch.randn(4, 3, dtype=torch.float64, generator=generator(1))
+    bound = Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)
+    return ConfidenceSet(bound).update(model.condition_on(z, 0.1 * z[:, :2]))
+
+
+def test_deviations_of_several_outputs_are_taken_together():
+    """‖σ_n‖ is Euclidean: what the robust program is given, and what is summed along a path of the mean."""
+    F, seen = two_outputs(), []
+    z = torch.randn(2, 5, 3, dtype=torch.float64, generator=generator(2))
+    part = SimpleNamespace(z=z, select=lambda index: SimpleNamespace(z=z[index]))
+    dp = SimpleNamespace(exploration=lambda enclosure, std: seen.append(std) or std.sum(-1))
+    DPSession(dp, F, part).exploration(torch.tensor([1]))  # type: ignore[arg-type]
+    std = F.model.posterior(z[1:])[1]
+    torch.testing.assert_close(seen[0], std.square().sum(-1).sqrt())
+    task = Task(torch.zeros(2), 3, HingeCost(torch.tensor([1.0, 0.0]), 1.0, 1.0), 0.1, torch.tensor([0.1, 0.2]))
+    policies = AffinePolicies(torch.zeros(1, 1), torch.zeros(1, 1, 2), Box(-torch.ones(1), torch.ones(1)))
+    session = EvaluationSession(SimpleNamespace(task=task), F, policies, generator(3), paths=2)  # type: ignore[arg-type]
+    noise, total = sample_noise(task.noise_std, (3, 1, 2), generator(3)), 0.0
+    for n in range(2):
+        x = task.initial_state
+        for t in range(3):
+            u = policies(x.reshape(1, 1, 2)).reshape(-1)
+            total += float(F.model.posterior(torch.cat([x, u])[None])[1].square().sum().sqrt()) / 2
+            x = F.model.predict(x[None], u[None]).mean[0] + noise[t, 0, n]
+    assert float(session.exploration(torch.tensor([0]))) == pytest.approx(total, rel=1e-9)
+
+
+def test_sessions_tell_where_the_set_is_empty(case):
+    F, policies = case.confidence, case.choose(4)
+    empty = ConfidenceSet(replace(F.bound, rkhs_norm=1e-3), F.generations)
+    dp = RobustDP(Grid(case.system.state_box, (20,)), Task.of(case.system))
+    assert DPSession.start(dp, empty, policies).falsified() is not None
+    bound = TotalVariation(task=Task.of(case.system), seed=5, samples=8)
+    assert EvaluationSession(bound, empty, policies, generator(3)).falsified() is not None
+    none = ConfidenceSet(F.bound, F.generations[:1])
+    assert none.model.inputs is None and EvaluationSession(bound, none, policies, generator(3)).falsified() is None

@@ -35,7 +35,7 @@ def test_gaps_part_as_early_as_they_may():
 @pytest.fixture(scope="module")
 def bound():
     case = make_case("1d", (0, 3))
-    return case, TotalVariation(**case.task_with(horizon=4), samples=25, chunk=60)
+    return case, TotalVariation(**case.task_with(horizon=4), samples=150, chunk=360)
 
 
 def test_paths_follow_the_middle_of_the_set(bound):
@@ -43,9 +43,9 @@ def test_paths_follow_the_middle_of_the_set(bound):
     policies, confidence = case.choose(0, 40), case.confidence
     noise = tv.noise(confidence, 3)
     total, rates = tv.paths(confidence, policies, noise)
-    assert total.shape == (2, 25) and rates.shape == (2, 25, 4) and float(rates.max()) > 0
+    assert total.shape == (2, 150) and rates.shape == (2, 150, 4) and float(rates.max()) > 0
     for p in range(2):
-        for n in range(0, 25, 6):
+        for n in range(0, 150, 37):
             x, cost = case.system.initial_state, 0.0
             for t in range(4):
                 cost += float(tv.cost(x))
@@ -75,6 +75,7 @@ def test_the_bound_is_the_least_of_its_limits(bound):
         lower = float(monte_carlo.mean_lower(cost[p], T * C, share))
         assert float(found.lower[p]) == pytest.approx(min(max(lower, 0.0), min(limits)), rel=1e-12, abs=1e-15)
         assert bool(found.vacuous[p]) == (min(limits) >= T * C * (1 - 1e-9))
+    assert bool((found.upper < 0.9 * T * C).any())
     assert found.delta == tv.stage_delta(confidence) and found.sound_upper and found.method == tv.name
 
 
@@ -92,3 +93,15 @@ def test_a_set_away_from_zero_is_as_wide_as_it_is_and_an_empty_one_parts(bound, 
         )
         rates = tv.paths(case.confidence, case.choose(0), noise)[1]
         torch.testing.assert_close(rates, rate.expand_as(rates), rtol=1e-9, atol=0)
+
+
+def test_small_rates_cost_least_without_a_cut(bound):
+    """The limit of Σ c + C Σ_t (T−1−t) τ_t, whose samples have the ceiling C(T + 3 + 2 + 1)."""
+    _, tv = bound
+    C, g = tv.cost.ceiling, torch.Generator().manual_seed(1)
+    cost = (torch.rand(2, 300, dtype=torch.float64, generator=g) < 0.02).double()
+    rates = 0.02 * torch.rand(2, 300, 4, dtype=torch.float64, generator=g)
+    found = tv._upper(cost, rates, 1e-3)
+    for p in range(2):
+        sample = cost[p] + C * (3 * rates[p, :, 0] + 2 * rates[p, :, 1] + rates[p, :, 2])
+        assert float(found[p]) == pytest.approx(float(monte_carlo.mean_upper(sample, 10 * C, 1e-3)), rel=1e-12)

@@ -22,7 +22,7 @@ SLOW = {"xmpsc_table1"}  # IPOPT several times over: forty seconds
 
 @pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES])
 def test_smoke(module, tmp_path):
-    experiment = importlib.import_module(f"experiments.{module}").EXPERIMENT
+    experiment = importlib.import_module(f"gpsafe.experiments.{module}").EXPERIMENT
     assert isinstance(experiment, Experiment)
     assert find(experiment.name) is experiment
     arguments = experiment.budgets["smoke"]

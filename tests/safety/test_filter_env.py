@@ -91,6 +91,28 @@ def test_only_the_first_refutation_is_logged_and_kept(caplog):
     assert len(caplog.records) == 1
 
 
+class Nudged(gymnasium.Wrapper):
+    """Reports an applied input that is off by a share of 1 + |u|."""
+
+    share = 0.0
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        info["applied"] = np.asarray(info["applied"]) + self.share * (1.0 + np.abs(info["applied"]))
+        return *rest, info
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_an_applied_input_may_differ_by_its_rounding_and_by_no_more(sign):
+    env = wrapped(Nudged, passing=(Nudged,))
+    allowed = 1e-12 if env._channel.exact else 1e-6
+    for share, refuted in ((0.6, False), (1.4, True)):
+        env.env.share = sign * share * allowed
+        env.reset(seed=0)
+        told = env.step([0.2])[4]
+        assert abs(float(told["applied"][0])) < 0.9 and bool(told["filter"]["falsified"]) == refuted
+
+
 def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones():
     alone = Polytope(torch.tensor([[4.0], [-0.5], [2.0]]).double(), torch.tensor([2.0, 1.0, 7.0]).double())
     low, high = _bounds(alone)
@@ -99,6 +121,8 @@ def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones()
     cut = square.intersect(Polytope(torch.tensor([[0.5, 0.25]]).double(), torch.tensor([0.25]).double()))
     low, high = _bounds(cut)
     assert (low.tolist(), high.tolist()) == ([-1.0, -1.0], [1.0, 2.0])
+    edge = Polytope.of_box(Box(torch.tensor([-1.0, -2.0]).double(), torch.tensor([0.0, 3.0]).double()))  # a row h = 0
+    assert [end.tolist() for end in _bounds(edge)] == [[-1.0, -2.0], [0.0, 3.0]]
     third = Polytope(torch.tensor([[3.0], [-3.0]]).double(), torch.tensor([1.0, 1.0]).double())
     assert [end.tolist() for end in _bounds(third)] == [[-1.0 / 3.0], [1.0 / 3.0]]
 

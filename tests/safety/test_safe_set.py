@@ -107,7 +107,7 @@ def test_policy_distance_dominates_the_difference_of_true_costs(seed):
 
 
 def test_distance_without_the_known_mean_is_caught():
-    """Theory §4 writes τ with B d_k alone; with a known mean that reacts to u this is not a bound."""
+    """τ with B d_k alone is no bound where the known mean reacts to u (theory §4.2)."""
     noise_std, horizon = torch.tensor([0.02], dtype=torch.float64), 4
     policies = family(2, 0.1)
     tiny = 1e-3

@@ -147,6 +147,13 @@ def test_a_refutation_stays_the_first_until_the_start():
     )  # fmt: skip
 
 
+def test_a_refutation_at_rest_stays_the_first():
+    outside = tensor([0.99, 0.99])
+    safe = replace(linear_filter(proposer=SILENT), resting=True)
+    assert str(safe.decide(outside, PUSH)[0].falsified).startswith("x left the set certified to be invariant")
+    assert safe.refuted("first").decide(outside, PUSH)[0].falsified == "first"
+
+
 def test_only_a_backed_backup_is_resting():
     problem, sure = linear_case()
     outside = tensor([0.99, 0.99])
@@ -269,6 +276,16 @@ def test_inputs_are_moved_towards_the_centre_as_far_as_needed(given, applied):
     assert torch.equal(decision.u, again) == (applied in ([1.0, 1.0], given))
 
 
+def test_inputs_are_moved_in_a_set_of_any_size():
+    """U = [0, ½] × [0, ⅛], centre (¼, 1/16) or another with 1/16 to the nearest edge."""
+    small = Polytope.of_box(Box(torch.zeros(2).double(), tensor([0.5, 0.125])))
+    center = small.chebyshev()[0]
+    decision, _ = clipping(small).decide(tensor([0.5, 0.5]), tensor([4.0, float(center[1])]))
+    torch.testing.assert_close(decision.u, torch.stack([tensor(0.5), center[1]]), rtol=0, atol=1e-12)
+    decision, _ = clipping(small).decide(tensor([0.5, 0.5]), torch.stack([center[0], tensor(-7.0)]))
+    torch.testing.assert_close(decision.u, torch.stack([center[0], tensor(0.0)]), rtol=0, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 def test_stored_plans_and_counts_are_checked():
     safe = running()
@@ -310,3 +327,12 @@ def test_the_proposer_is_made_ready_with_a_copy_of_the_problem():
     safe = linear_filter(proposer=ready)
     safe.start()
     assert ready.given is safe.problem.lent() and ready.given is not safe.problem
+
+
+def test_what_a_backup_returns_stays_its_own_and_resting_alone_blames_nobody():
+    mine = tensor([0.125])
+    safe = replace(linear_filter(), proposer=SILENT, backup=lambda x: mine, invariance=None)
+    found, _ = replace(safe, resting=True).decide(ORIGIN, PUSH)
+    assert found.source == "backup" and found.falsified is None and torch.equal(found.u, mine)
+    mine[0] = 9.0
+    assert float(found.u) == 0.125

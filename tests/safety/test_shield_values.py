@@ -179,6 +179,7 @@ def test_the_slack_of_a_one_step_set_is_a_share_of_the_size_of_the_state():
     _, shield, _, _ = decided([0.3] * 6)
     for sign in (-1.0, 1.0):
         far = Zonotope(tensor([[0.0, sign * 1e6]]), torch.zeros(1, 2, 0).double())
+        assert replace(shield, expected=None)._outside(tensor([1e9, 1e9])) is None  # nothing was claimed
         shield = replace(shield, expected=far)
         for excess, refuted in ((0.9 * SLACK * 1e6, False), (1.1 * SLACK * 1e6, True)):
             assert (shield._outside(tensor([0.0, sign * (1e6 + excess)])) is not None) == refuted

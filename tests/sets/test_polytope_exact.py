@@ -298,3 +298,26 @@ def test_boxes_as_large_as_floats_go():
     assert huge.is_bounded() and not huge.is_empty()
     assert huge.bounding_box().upper.tolist() == [1.7e308, 1.7e308]
     assert sorted(huge.vertices().sign().tolist()) == [[-1, -1], [-1, 1], [1, -1], [1, 1]]
+
+
+def test_a_system_without_a_point_is_refuted_by_a_sum_of_its_rows():
+    """Random rows, of which the last contradicts a positive combination of some others."""
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        H, h = rng.integers(-4, 5, (5, 3)).astype(float), rng.integers(1, 6, 5).astype(float)
+        y = rng.integers(0, 3, 5).astype(float)
+        y[rng.integers(5)] += 1.0
+        H, h = np.vstack([H, -0.75 * (y @ H)]), np.append(h, -0.75 * (y @ h) - 0.125)
+        found = Program(H.tolist(), h.tolist()).maximize([1.0, 0.0, 0.0])
+        assert found.status == "infeasible" and found.point == () and all(v > 0 for v in found.multipliers.values())
+        for j in range(3):
+            assert sum(v * Fraction(H[i, j]) for i, v in found.multipliers.items()) == 0
+        assert sum(v * Fraction(h[i]) for i, v in found.multipliers.items()) < 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_directions_without_numbers_are_refused_by_name(bad):
+    for ask in (unit(2).support, unit(2).support_outer):
+        with pytest.raises(ValueError, match=r"Polytope\.support(_outer)?: expected finite directions"):
+            ask(tensor([1.0, bad]))
+        assert ask(torch.zeros(0, 2).double()).shape == (0,)

@@ -49,6 +49,24 @@ def test_thin_sets_are_cut_across_their_thinnest_row():
         torch.testing.assert_close(tensor(ordered(found)), tensor([[0.0, 1.0], [2.0, -1.0]]), rtol=0, atol=1e-9)
 
 
+def test_rows_along_the_normal_of_a_thin_set_do_not_cut_its_slice():
+    """The segment (t, −t), |t| ≤ 1, and a row that meets its normal at an angle s and would cut it at t = ½."""
+    flat = tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
+    for s, end in ((1.5e-9, 0.5), (0.7e-9, 1.0)):
+        H = torch.cat([flat, tensor([[1.0 + s, 1.0 - s]])])
+        found = Polytope(H, tensor([1e-13, 1e-13, 1.0, 1.0, s])).vertices()
+        torch.testing.assert_close(tensor(ordered(found)), tensor([[-1.0, 1.0], [end, -end]]), rtol=0, atol=1e-4)
+
+
+def test_points_span_a_direction_if_they_spread_along_it_by_more_than_its_level():
+    along = tensor(
+        [[0.0, 0.0], [0.6, 0.8], [0.3, 0.4]]
+    )  # a third point off by b has singular values in the ratio b/1.25
+    for share, rows in ((1.4, 3), (0.7, 4)):
+        off = tensor([[0.0, 0.0], [0.0, 0.0], [-0.8, 0.6]])
+        assert convex_hull(along + share * 1.25e-12 * off).rows == rows
+
+
 def test_rows_that_touch_nothing_change_no_corner():
     square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
     corners = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
@@ -70,6 +88,16 @@ def test_rows_that_touch_nothing_change_no_corner():
     )
 
 
+def test_a_row_that_touches_only_the_far_end_of_a_needle_cuts_it():
+    """A cone in four dimensions about the diagonal, whose deepest point is near its base, and its tip cut off."""
+    base = 0.15 * torch.cat([torch.eye(4), -torch.eye(4)]).double()
+    cone = convex_hull(torch.cat([base, tensor([[1.84] * 4])]))
+    row, offset = tensor([[0.999] * 4]), 0.999 * 4 * 1.8
+    found = cone.intersect(Polytope(row, tensor([offset]))).vertices()
+    tip = (found @ row.T).squeeze(-1)
+    assert float(tip.max()) == pytest.approx(offset, rel=1e-9) and int((tip > 6.0).sum()) == 8
+
+
 def test_hulls_of_points_that_miss_a_dimension_stand_apart_by_the_rounding_only():
     points = tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 0.0]])
     hull = convex_hull(points)
@@ -80,6 +108,16 @@ def test_hulls_of_points_that_miss_a_dimension_stand_apart_by_the_rounding_only(
     torch.testing.assert_close(hull.H.norm(dim=1), torch.ones(4).double(), rtol=1e-15, atol=0)
     nearly = convex_hull(points + tensor([[0.0, 0.0], [0.0, 0.0], [1e-9, 1e-9]]))  # that is a triangle
     assert nearly.rows == 3 and bool(nearly.contains(tensor([1.0 + 0.9e-9, 0.9e-9])))
+
+
+def test_normals_of_a_tiny_hull_far_away_are_those_of_its_edges():
+    """Differences of close floats are exact; sums would be rounded."""
+    points = tensor([3e9, -3e9]) + tensor([[0.0, 0.0], [0.0317, 0.0111], [0.0123, 0.0519]])
+    hull, edges = convex_hull(points), points.roll(-1, 0) - points
+    exact = torch.stack([edges[:, 1], -edges[:, 0]], -1) / edges.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        tensor(ordered(hull.H.round(decimals=12))), tensor(ordered(exact.round(decimals=12))), rtol=0, atol=1e-11
+    )
 
 
 def test_hulls_with_a_fixed_coordinate_have_its_unit_vectors_for_rows():
@@ -131,6 +169,15 @@ def test_the_largest_square_is_reached_and_never_exceeded():
         assert reached == pytest.approx(float(upper), rel=1e-12) and float(upper) >= reached * (1 - 1e-15)
 
 
+@pytest.mark.parametrize("along", [-1e-18, 1e-18])
+def test_a_part_along_the_largest_that_is_rounding_is_followed_to_its_side(along):
+    upper, xi = maximize_square(tensor([along, 0.1]), torch.diag(tensor([2.0, 1.0])))
+    reached = float((tensor([along, 0.1]) + tensor([2.0, 1.0]) * xi).square().sum())
+    assert float(upper) * (1 - 1e-8) < reached <= float(upper) and math.copysign(1.0, float(xi[0])) == math.copysign(
+        1.0, along
+    )
+
+
 def test_rows_that_are_not_finite_are_bounded_by_nothing_and_others_do_not_notice():
     a = tensor([[1.0, 0.0], [math.nan, 0.0], [1e200, 0.0], [0.0, 1.0]])
     A = torch.eye(2).double().repeat(4, 1, 1)
@@ -147,3 +194,12 @@ def test_containment_holds_where_the_margin_is_none_or_more():
     found = Containment(tensor([0.0, -1e-300, math.nan, 1.0]), torch.zeros(4, 1).double())
     assert found.holds.tolist() == [True, False, False, True] and not bool(found)
     assert bool(Containment(tensor([0.0, 2.0]), torch.zeros(2, 1).double()))
+
+
+def test_what_is_not_bounded_by_a_point_has_no_witness():
+    square = Polytope.of_box(Box(-torch.ones(2).double(), torch.ones(2).double()))
+    none = square.intersect(Polytope(tensor([[1.0, 0.0]]), tensor([-2.0])))
+    half = Polytope(tensor([[1.0, 0.0]]), tensor([0.0]))
+    for other, margin in ((none, math.inf), (half, -math.inf)):
+        found = square.contains_polytope(other)
+        assert float(found.margin) == margin and bool(found.witness.isnan().all())

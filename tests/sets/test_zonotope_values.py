@@ -33,6 +33,9 @@ def test_selected_sets_keep_centre_and_generators():
 
 def test_boxes_are_summed_with_their_whole_width():
     body = Zonotope(tensor([1.0, -1.0]), tensor([[0.5, 0.0], [0.0, 0.25]]))
+    space = Zonotope(torch.zeros(3).double(), torch.zeros(3, 0).double())
+    for radius, known in (([1.0, 0.5, 0.0], False), ([1.0, 0.0, 0.5], False), ([1.0, 0.0, 0.0], True)):
+        assert bool(torch.isfinite(space.plus_box(tensor(radius), [0]).generators).all()) == known
     summed = body.plus_box(tensor([0.25, 2.0]))
     assert torch.equal(summed.generators, tensor([[0.5, 0.0, 0.25, 0.0], [0.0, 0.25, 0.0, 2.0]]))
     assert torch.equal(body.plus_box(tensor([0.0, 2.0]), [1]).generators[:, 2:], tensor([[0.0], [2.0]]))
@@ -69,3 +72,14 @@ def test_samples_fill_the_set_and_a_third_of_them_are_corners():
         and bool((xi[100:].amax(0) > 0.9).all())
     )
     assert float(xi.abs().max()) <= 1.0
+
+
+def test_a_reduction_knows_no_unit_and_points_stay_points():
+    g = torch.Generator().manual_seed(0)
+    body = Zonotope(torch.zeros(2).double(), torch.randn(2, 9, dtype=torch.float64, generator=g))
+    expected = body.reduce_outer(4).generators
+    for size in (1e-150, 1e-300, 1e150):
+        found = Zonotope(body.center, size * body.generators).reduce_outer(4).generators
+        torch.testing.assert_close(found / size, expected, rtol=1e-6, atol=1e-9)
+    point = Zonotope(body.center, 0.0 * body.generators).reduce_outer(4)
+    assert point.order == 4 and float(point.generators.abs().max()) < 1e-300

@@ -59,3 +59,39 @@ def test_lmi_ellipsoids_are_robustly_invariant_for_all_members(seed):
         0.8 * S - torch.stack([0.8 * c @ S @ c.mT for c in A + B @ found.gain]) / found.rate - W / (1 - found.rate)
     )
     assert float(torch.linalg.eigvalsh(smaller).min()) < 0
+
+
+def test_spectral_radii_are_those_of_the_closed_loop():
+    A, B, gain = (
+        torch.tensor(v, dtype=torch.float64) for v in ([[0.5, 1.0], [0.0, -0.25]], [[1.0], [0.0]], [[1.0, 7.0]])
+    )
+    assert float(spectral_radius(A, B, gain)) == pytest.approx(1.5, rel=1e-12)
+    assert spectral_radius(A.expand(3, 2, 2), B, gain).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("A", "B", "words"),
+    [([[0.5, 0.0], [0.0, float("nan")]], [[1.0], [0.0]], "finite A"), ([[0.5]], [[float("inf")]], "finite B"),
+     ([[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]], [[1.0], [0.0]], "A of shape"), ([[0.5]], [[1.0], [0.0]], "A of shape")],
+)  # fmt: skip
+def test_matrices_that_are_none_are_refused_by_name(A, B, words):
+    with pytest.raises(ValueError, match=f"lqr_gain: expected {words}"):
+        lqr_gain(torch.tensor(A, dtype=torch.float64), torch.tensor(B, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.8])
+def test_the_program_of_one_rate_asks_for_its_least_ellipsoid(rate):
+    """x⁺ = ax + u + w, |w| ≤ ω, |·| the only axis: S ≥ (a + k)²S/λ + ω²/(1 − λ) is least with k = −a, at S = ω²/(1 − λ)."""
+    A, B = torch.tensor([[[1.25]]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+    found = lmi_gain(A, B, torch.tensor([0.3], dtype=torch.float64), rates=(rate,), input_weight=0.0)
+    assert float(found.invariant.shape) == pytest.approx(0.09 / (1 - rate), rel=1e-3)
+    assert float(found.gain) == pytest.approx(-1.25, abs=2e-2) and found.rate == rate
+    costly = lmi_gain(A, B, torch.tensor([0.3], dtype=torch.float64), rates=(rate,), input_weight=2.0)
+    k = min((i / 2000 - 1.25 for i in range(2501)), key=lambda k: objective(1.25 + k, k, rate))
+    assert float(costly.gain) == pytest.approx(k, abs=2e-3)
+
+
+def objective(closed: float, gain: float, rate: float) -> float:
+    """S + 2k²S at the least S of a gain."""
+    room = 1 - closed**2 / rate
+    return (1 + 2 * gain**2) * 0.09 / (1 - rate) / room if room > 0 else float("inf")

@@ -1,6 +1,7 @@
 """What Gaussian-process and ensemble tubes hand to the recursion, against formulas for flat sections, and their radii."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,11 +9,17 @@ import torch
 from scipy import stats
 from xmpsc_cases import gp_confidence, pendulum_data, pendulum_ensemble
 
+from gpsafe import linalg
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.tube import EnsembleTube, GPTube, chi_square_radius
+from gpsafe.models import GP
+from gpsafe.models.gp import zero_prior
+from gpsafe.rkhs import kernels
+from gpsafe.sets._containment import maximize_square
+from gpsafe.systems.known import AffineKnown, SineKnown
+from gpsafe.tube import EnsembleTube, GPTube, LinearTube, chi_square_radius
 from gpsafe.tube.ensemble import _cells
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -136,6 +143,10 @@ def test_cells_are_the_cubes_of_a_grid_that_meet_the_ball():
     one, whole = _cells(3, 7, torch.zeros(1).double())
     assert whole == 1.0 and one.tolist() == [[0.0, 0.0, 0.0]]
     assert _cells(3, 27, torch.zeros(1).double())[1] == pytest.approx(1 / 3)
+    assert _cells(3, 64, torch.zeros(1).double())[1] == 1 / 4  # 64^(1/3) comes out below 4
+    fine = [(2 * i + 1) / 9 - 1 for i in range(9)]
+    near = [(a, b) for a in fine for b in fine if math.hypot(max(abs(a) - 1 / 9, 0), max(abs(b) - 1 / 9, 0)) <= 1]
+    assert len(_cells(2, 81, torch.zeros(1).double())[0]) == len(near) < 81
 
 
 @pytest.mark.parametrize("cells", [1, 9])
@@ -168,3 +179,162 @@ def test_ensemble_remainders_are_the_worst_cube(cells):
         predicted = model.ensemble.evaluate(x[m : m + 1], u[m : m + 1])
         torch.testing.assert_close(model.linearise(x, u).mean[m], predicted[0][m, 0])
         torch.testing.assert_close(model.linearise(x, u).variance[m].sqrt(), 1.7 * predicted[1][m, 0])
+
+
+def test_networks_are_bounded_over_the_whole_cell_in_their_own_units(monkeypatch):
+    """The box z ± reach in normalised coordinates, outwards by its rounding; second derivatives and σ in those of x and z."""
+    tube = EnsembleTube(pendulum_ensemble(), "sound", 1.7)
+    model, g = tube.ensemble, torch.Generator().manual_seed(3)
+    z, reach = 2 * torch.randn(2, 3, 3, dtype=torch.float64, generator=g), tensor([0.3, 0.7, 0.05]).expand(2, 3, 3)
+    asked, ranges = [], type(model.network).ranges
+    monkeypatch.setattr(type(model.network), "ranges", lambda own, *box: asked.append(box) or ranges(own, *box))
+    hessian, std = tube._over(z, reach)
+    ((low, high),) = asked
+    found = ranges(model.network, low, high)
+    limits, scale = model.log_var_limits, model.inputs.scale
+    for m in range(3):
+        for b in range(2):
+            for j in range(3):
+                offset, unit = float(model.inputs.offset[j]), float(scale[j])
+                slack = 1e-15 * (abs(float(z[b, m, j])) + float(reach[b, m, j]) + abs(offset)) / unit
+                below = (float(z[b, m, j]) - float(reach[b, m, j]) - offset) / unit - slack
+                above = (float(z[b, m, j]) + float(reach[b, m, j]) - offset) / unit + slack
+                assert float(low[m, b, j]) == pytest.approx(below, rel=3e-16, abs=1e-16)
+                assert float(high[m, b, j]) == pytest.approx(above, rel=3e-16, abs=1e-16)
+            exact = found.hessian[m, b, :2] / (scale[:, None] * scale) * model.targets.scale[:, None, None]
+            torch.testing.assert_close(hessian[b, m] / exact, torch.full_like(exact, 1 + 1e-12), rtol=1e-14, atol=0)
+            raw = (found.value + found.value_radius)[m, b, 2:]
+            torch.testing.assert_close(std[b, m], (0.5 * model._log_var(raw)).exp(), rtol=1e-14, atol=0)
+            assert bool((std[b, m] <= (0.5 * limits[1]).exp() * (1 + 1e-12)).all())
+
+
+def test_remainders_of_ensembles_over_a_known_part_add_its_own():
+    """On sections with fewer columns than states; for batches of any shape; priors of unknown curvature are refused."""
+    ensemble, known = pendulum_ensemble(), gp_tube().model.prior
+    plain = EnsembleTube(replace(ensemble, prior=zero_prior), "sound", 1.7, (), 5)
+    added = EnsembleTube(replace(ensemble, prior=known), "sound", 1.7, (), 5)
+    x, u, factor = X.expand(3, 2), U.expand(3, 1), 0.2 * tensor([[[0.6], [0.8]]] * 3)
+    without, found = plain.remainder(x, u, factor, GAIN), added.remainder(x, u, factor, GAIN)
+    M, z = torch.cat([factor, GAIN @ factor], -2), torch.cat([x, u], -1)
+    assert len(_cells(1, 5, z)[0]) == 5
+    least = torch.zeros(3, 2).double()
+    for xi in (-0.8, -0.4, 0.0, 0.4, 0.8):
+        point, reach = z + xi * M[..., 0], M[..., 0].abs() / 5
+        (mean, slope, _), (there, turned, _) = added._local(z), added._local(point)
+        bent = (there - mean - (slope @ (point - z).unsqueeze(-1)).squeeze(-1)).abs()
+        bent = bent + ((turned - slope) @ M).abs().sum(-1) / 5
+        H, _ = added._over(point, reach)
+        bent = bent + 0.5 * torch.einsum("mijk,mj,mk->mi", H, reach, reach) + remainder_outer(known, point, reach)
+        least = torch.maximum(least, bent)
+    grown = torch.stack(
+        [added._over(z + xi * M[..., 0], M[..., 0].abs() / 5)[1] for xi in (-0.8, -0.4, 0.0, 0.4, 0.8)]
+    ).amax(0)
+    spread = 1.7 * (grown * (1 + 1e-12) - added._local(z)[2]).clamp_min(0.0)
+    torch.testing.assert_close(found, least * (1 + 1e-12) + spread, rtol=2e-13, atol=0)
+    assert bool((found > without).any())
+    stacked = added.remainder(x.expand(2, 4, 3, 2), u.expand(2, 4, 3, 1), factor.expand(2, 4, 3, 2, 1), GAIN)
+    torch.testing.assert_close(stacked, found.expand(2, 4, 3, 2), rtol=1e-11, atol=0)
+    with pytest.raises(ValueError, match="a prior that has a hessian_bound"):
+        EnsembleTube(replace(ensemble, prior=lambda x, u: x), "sound").remainder(x, u, factor, GAIN)
+
+
+def test_linear_tubes_are_their_plant_and_add_nothing():
+    plant = AffineKnown(tensor([[1.0, 0.5], [0.0, 0.9]]), tensor([[0.1], [2.0]]), tensor([0.3, -0.2]))
+    tube = LinearTube(plant, [0.2, 0.0])
+    x, u = tensor([[1.0, -2.0], [0.5, 3.0]]), tensor([[0.7], [-1.0]])
+    local = tube.linearise(x, u)
+    for i in range(2):
+        exact = plant.A @ x[i] + plant.B @ u[i] + plant.c
+        torch.testing.assert_close(local.mean[i], exact)
+        assert torch.equal(local.A[i], plant.A) and torch.equal(local.B[i], plant.B)
+        assert local.variance[i].tolist() == [0.2 * 0.2, 0.0]
+    shared = tube.linearise(x, u[0])
+    assert (
+        torch.equal(shared.A, local.A) and torch.equal(shared.B, local.B) and torch.equal(shared.mean[0], local.mean[0])
+    )
+    assert tube.remainder(x, u, torch.eye(2).double().expand(2, 2, 2), GAIN).tolist() == [[0.0, 0.0]] * 2
+    assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
+    assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
+    for bad in ({"mode": "both"}, {"half_axes": [0.2]}, {"half_axes": [0.2, -1e-9]}):
+        with pytest.raises(ValueError, match="LinearTube"):
+            LinearTube(plant, **{"half_axes": [0.2, 0.0], **bad})
+
+
+def test_gaussian_process_tubes_take_batches_of_any_shape():
+    """Each point as if it were alone: inputs shared by a batch, sections of their own."""
+    tube, g = gp_tube(), torch.Generator().manual_seed(4)
+    x, u = 0.4 * torch.randn(2, 3, 1, 2, dtype=torch.float64, generator=g), tensor([0.2])
+    factor = 0.1 * torch.randn(2, 3, 1, 2, 2, dtype=torch.float64, generator=g)
+    local, rest = tube.linearise(x, u), tube.remainder(x, u, factor, GAIN)
+    assert local.A.shape == (2, 3, 1, 2, 2) and local.B.shape == (2, 3, 1, 2, 1) and rest.shape == (2, 3, 1, 2)
+    for i in range(2):
+        for j in range(3):
+            one = tube.linearise(x[i, j], u)
+            for name in ("mean", "A", "B", "variance"):
+                torch.testing.assert_close(getattr(local, name)[i, j], getattr(one, name), rtol=1e-10, atol=1e-12)
+            alone = tube.remainder(x[i, j], u, factor[i, j], GAIN)
+            torch.testing.assert_close(rest[i, j], alone, rtol=1e-9, atol=1e-13)
+
+
+def bent_tube(kernel=None) -> GPTube:
+    """The pendulum's data over a known part whose first state, which is not learned, bends."""
+    F, B = gp_confidence(), tensor([[0.1], [0.2]])
+    known = SineKnown(
+        torch.eye(2).double(), B, tensor([0.0, 0.0]), tensor([[0.3, 0.1]]), tensor([[1.0, 0.5, 0.2]]), tensor([0.1])
+    )
+    plain = GP.create(
+        kernel or F.model.kernels[0],
+        F.model.regularizer,
+        nx=2,
+        nu=1,
+        noise_std=F.model.noise_std,
+        outputs=(1,),
+        prior=known,
+    )
+    model = plain.condition_on(F.model.inputs, F.model.targets)
+    return GPTube(ConfidenceSet(F.bound).update(model), 7, 0.02)
+
+
+@pytest.mark.parametrize("rough", [False, True])
+@pytest.mark.parametrize(
+    ("size", "shift", "half"), [(0.02, 0.02, 1.0), (0.02, 1e-3, 1e-2), (0.3, -0.02, 1.0), (1.0, 1e-3, 0.1)]
+)
+def test_remainders_of_sections_are_their_least_form_down_to_the_rounding(monkeypatch, rough, size, shift, half):
+    """(2) for two columns and a set whose middle is not the mean; a Matérn ½ kernel has no gradients but the posterior's."""
+    tube = bent_tube(kernels.matern(0.5, [1.5, 4.0, 2.0], 0.3) if rough else None)
+    factor = size * torch.randn(1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    M, z = torch.cat([factor[0], GAIN @ factor[0]]), torch.cat([X, U], -1)
+    local = LocalAffine.at(tube.confidence, z)
+    local = replace(local, middle=local.middle + shift, half=half * local.half)
+    monkeypatch.setattr(LocalAffine, "at", staticmethod(lambda *_: local))
+    assert (local.cov is None) == (local.mean is None) == rough
+    mean, slope = tube.model.residual_mean(z)[0, 0], tube.model.gradient(z)[0].reshape(3)
+    value, B = float((local.middle[0, 0] - mean).abs() + local.half[0, 0]), float(local.norm[0])
+    reach = M.norm(dim=1) * (1 + 1e-14)
+    forms = [value + float((slope @ M).norm()) + B * float(local.moduli.metric(reach[None])[0, 0])]
+    if not rough:
+        rest = local.moduli.rest_within(lambda s: torch.linalg.matrix_norm(s[..., None] * M, ord=2)[None] * (1 + 1e-12))
+        root = linalg.psd_root(local.cov[0, 0]).mT
+        joint = math.sqrt(float(maximize_square(root[:, 0], root[:, 1:] @ M)[0]))
+        apart = value + float(torch.linalg.matrix_norm(root[:, 1:] @ M, ord=2))
+        assert (apart < joint) == (half < 1.0)
+        forms.append(min(joint, apart) * (1 + 1e-10) + B * float(rest[0, 0]))
+    bent = remainder_outer(tube.model.prior, z, reach[None])[0]
+    found = tube.remainder(X, U, factor, GAIN)[0]
+    assert float(found[0]) == pytest.approx(float(bent[0]), rel=4e-15, abs=0)
+    assert float(found[1]) == pytest.approx(float(bent[1]) + min(forms) * (1 + 1e-12), rel=3e-13, abs=0)
+
+
+def test_ensembles_take_inputs_shared_by_a_batch_and_reaches_are_rounded_up(monkeypatch):
+    tube, x = EnsembleTube(pendulum_ensemble(), "sound", 1.7, (), 4), X.expand(4, 3, 2)
+    one, many = tube.linearise(X.expand(3, 2), U.expand(3, 1)), tube.linearise(x, U[0])
+    for name in ("mean", "A", "B", "variance"):
+        torch.testing.assert_close(
+            getattr(many, name), getattr(one, name).expand_as(getattr(many, name)), rtol=1e-12, atol=0
+        )
+    asked, over = [], EnsembleTube._over
+    monkeypatch.setattr(EnsembleTube, "_over", lambda own, z, reach: asked.append(reach) or over(own, z, reach))
+    factor = 0.1 * torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    tube.remainder(X.expand(3, 2), U.expand(3, 1), factor, GAIN)
+    width = 0.5 * torch.cat([factor, GAIN @ factor], -2).abs().sum(-1)
+    torch.testing.assert_close(asked[0] / width - 1, torch.full((3, 3), 1e-14).double(), rtol=0.05, atol=0)

@@ -12,7 +12,7 @@ import numpy as np
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import Prior, identity_prior, zero_prior
-from gpsafe.planning.mpc._known import tape_of
+from gpsafe.planning.mpc._read import tape_of
 from gpsafe.planning.mpc._sweeps import Array, input_box, parameters
 from gpsafe.planning.mpc._tape import (
     ADD,

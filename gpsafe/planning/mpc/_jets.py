@@ -19,6 +19,8 @@ _SIN, _COS, _TAN, _TANH, _EXP = (_tape.CODES[name] for name in ("sin", "cos", "t
 _LOG, _SQRT, _RECIPROCAL, _ATAN = (_tape.CODES[name] for name in ("log", "sqrt", "reciprocal", "atan"))
 _ASIN, _ACOS, _SINH, _COSH = (_tape.CODES[name] for name in ("asin", "acos", "sinh", "cosh"))
 _LOG1P, _EXPM1, _SIGN = (_tape.CODES[name] for name in ("log1p", "expm1", "sign"))
+_ASINH, _ACOSH, _ATANH, _ERF = (_tape.CODES[name] for name in ("asinh", "acosh", "atanh", "erf"))
+_BELL = 2.0 / math.sqrt(math.pi)
 
 
 @njit(cache=True, fastmath=_FAST)
@@ -65,6 +67,18 @@ def _elementary(code, constant, v):
         return math.sinh(v), math.cosh(v), math.sinh(v)
     if code == _COSH:
         return math.cosh(v), math.sinh(v), math.cosh(v)
+    if code == _ASINH:
+        d = 1.0 / math.sqrt(1.0 + v * v)
+        return math.asinh(v), d, -v * d * d * d
+    if code == _ACOSH:
+        d = 1.0 / math.sqrt(v * v - 1.0)
+        return math.acosh(v), d, -v * d * d * d
+    if code == _ATANH:
+        d = 1.0 / (1.0 - v * v)
+        return math.atanh(v), d, 2.0 * v * d * d
+    if code == _ERF:
+        d = _BELL * math.exp(-v * v)
+        return math.erf(v), d, -2.0 * v * d
     if code == _POWER:
         return v**constant, constant * v ** (constant - 1.0), constant * (constant - 1.0) * v ** (constant - 2.0)
     if code == _SIGN:
@@ -73,8 +87,8 @@ def _elementary(code, constant, v):
 
 
 @njit(cache=True, fastmath=_FAST)
-def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
-    """Runs a tape at z (nz,) into value (S,), grad (S, nz), and the lower triangles of hess (S, nz, nz).
+def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, bent):
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz), and, if `bent`, the lower triangles of hess (S, nz, nz).
 
     Entries outside a slot's `dims` and orders are never written: they must hold zeros.
     """
@@ -94,7 +108,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
             for p in range(n):
                 i = dims[at, p]
                 grad[at, i] = grad[a, i] + sign * grad[b, i]
-                if order[at] > 1:
+                if bent and order[at] > 1:
                     for q in range(p + 1):
                         j = dims[at, q]
                         hess[at, i, j] = hess[a, i, j] + sign * hess[b, i, j]
@@ -104,7 +118,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
             for p in range(n):
                 i = dims[at, p]
                 grad[at, i] = factor * grad[source, i]
-                if order[at] > 1:
+                if bent and order[at] > 1:
                     for q in range(p + 1):
                         j = dims[at, q]
                         hess[at, i, j] = factor * hess[source, i, j]
@@ -115,7 +129,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
                 i = dims[at, p]
                 ga, gb = grad[a, i], grad[b, i]
                 grad[at, i] = va * gb + vb * ga
-                for q in range(p + 1):
+                for q in range(p + 1 if bent else 0):
                     j = dims[at, q]
                     cross = ga * grad[b, j] + gb * grad[a, j]
                     hess[at, i, j] = va * hess[b, i, j] + vb * hess[a, i, j] + cross
@@ -131,7 +145,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
             for p in range(n):
                 i = dims[at, p]
                 grad[at, i] = grad[source, i]
-                if order[at] > 1:
+                if bent and order[at] > 1:
                     for q in range(p + 1):
                         j = dims[at, q]
                         hess[at, i, j] = hess[source, i, j]
@@ -142,7 +156,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess):
                 i = dims[at, p]
                 grad[at, i] = first * grad[a, i]
                 bend = second * grad[a, i]
-                for q in range(p + 1):
+                for q in range(p + 1 if bent else 0):
                     j = dims[at, q]
                     hess[at, i, j] = first * hess[a, i, j] + bend * grad[a, j]
 
@@ -152,6 +166,6 @@ def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
     nz, slots = len(z), len(tape.order)
     value, grad, hess = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
     codes, operands, constants, out, order, width, dims = tape.arrays
-    jets(np.ascontiguousarray(z), codes, operands, constants, order, width, dims, value, grad, hess)
+    jets(np.ascontiguousarray(z), codes, operands, constants, order, width, dims, value, grad, hess, True)
     lower = hess[out]
     return value[out], grad[out], lower + np.tril(lower, -1).transpose(0, 2, 1)

@@ -1,6 +1,6 @@
 """One compiled forward sweep: every constraint row of all members and its exact Jacobian in the inputs.
 
-Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory 6):
+Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory §6):
 
     F = A + BK_k,  G = F Q Fᵀ,  Q⁺ = (s + w)(G/s + W/w),  s = √tr G, w = √tr W, W = diag(scale · exp ℓ(z)),
     rows  h·x̄ + √(hᵀQh) − d  (states of stages 1…T, then inputs with Q → KQKᵀ of stages 0…T−1, then terminal).
@@ -22,7 +22,7 @@ from gpsafe.planning.mpc._jets import jets
 from gpsafe.planning.mpc._numba import njit
 
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
-ZERO, IDENTITY, TAPE = range(3)
+ZERO, IDENTITY, TAPE, GIVEN = range(4)
 _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
@@ -54,8 +54,8 @@ def _tanh(v, n, shift):
 
 
 @njit(cache=True, fastmath=_FAST)
-def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, product, shift, nx):
-    """Outputs, Jacobian dout (nz, 2nx) and Hessian of the first nx outputs hess (nx, nz, nz) of one member at z."""
+def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, product, shift, nx, bent):
+    """Outputs, Jacobian dout (nz, 2nx) and, if `bent`, Hessian of the first nx outputs hess (nx, nz, nz) of one member at z."""
     layers = sizes.shape[0] - 1
     nz = sizes[0]
     at = 0
@@ -94,6 +94,8 @@ def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, product
             for j in range(n_out):
                 slope[layer, j] = 1.0 - value[j] * value[j]
         at = bias + n_out
+    if not bent:
+        return
     for i in range(nx):
         for a in range(nz):
             for b in range(nz):
@@ -161,18 +163,38 @@ def _row(normal, offset, x, Q, X, S, columns, dim, row, jacobian):
 
 @njit(cache=True, fastmath=_FAST)
 def sweep(
-    theta, sizes, kind, tape, limits, hard, scale, x0, inputs, gain, start, Hx, hx, Hu, hu, Ht, ht, rows, jacobian
+    theta,
+    sizes,
+    kind,
+    tape,
+    limits,
+    hard,
+    scale,
+    x0,
+    given,
+    inputs,
+    gain,
+    start,
+    Hx,
+    hx,
+    Hu,
+    hu,
+    Ht,
+    ht,
+    rows,
+    jacobian,
 ):
     """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt).
 
     Args:
         theta: (M, P) parameters, layer by layer W (d_in, d_out) and b, in plain units of z, of x⁺ and of its log-variance.
         sizes: (L + 1,) layer sizes.
-        kind: known part: ZERO, IDENTITY, or TAPE.
+        kind: known part: ZERO, IDENTITY, TAPE, or GIVEN.
         tape: arrays of `_tape.Tape`; not read unless kind is TAPE.
         limits, hard: (2, nx) of the log-variance and how it is clamped.
         scale: (nx,) multiplies the variance.
         x0, inputs, gain: (nx,), (T, nu), (T, nu, nx).
+        given: the known part's values (M, T, nx), Jacobians (…, nz) and Hessians (…, nz, nz) on the nominal paths, if GIVEN.
         start: Q_0 = start · I.
         Hx, hx, Hu, hu, Ht, ht: constraint sets.
         rows, jacobian: outputs; jacobian must hold zeros where a stage does not depend on later inputs.
@@ -197,6 +219,7 @@ def sweep(
     dW = np.empty((nx, p))
     tmp = np.empty(nx)
     codes, operands, constants, outputs, order, wide, dims = tape
+    values, slopes, bends = given
     slots = order.shape[0]
     value, grad, bent = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
     mx, mu, mt = Hx.shape[0], Hu.shape[0], Ht.shape[0]
@@ -243,13 +266,13 @@ def sweep(
                 for c in range(columns):
                     dz[nx + r, c] = dU[r, c]
                 dU[r, known + r] = 0.0
-            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, product, shift, nx)
+            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, product, shift, nx, True)
             if kind == IDENTITY:
                 for i in range(nx):
                     out[i] += x[i]
                     dout[i, i] += 1.0
             elif kind == TAPE:
-                jets(z, codes, operands, constants, order, wide, dims, value, grad, bent)
+                jets(z, codes, operands, constants, order, wide, dims, value, grad, bent, True)
                 for i in range(nx):
                     o = outputs[i]
                     out[i] += value[o]
@@ -260,6 +283,13 @@ def sweep(
                                 hess[i, a, b] += bent[o, a, b]
                                 hess[i, b, a] += bent[o, a, b]
                             hess[i, a, a] += bent[o, a, a]
+            elif kind == GIVEN:
+                for i in range(nx):
+                    out[i] += values[m, k, i]
+                    for a in range(nz):
+                        dout[a, i] += slopes[m, k, i, a]
+                        for b in range(nz):
+                            hess[i, a, b] += bends[m, k, i, a, b]
             trace_w = 0.0
             for i in range(nx):
                 raw, low, high = out[nx + i], limits[0, i], limits[1, i]
@@ -368,3 +398,17 @@ def sweep(
         for q in range(mt):
             at = at_t + q
             _row(Ht[q], ht[q], x, Q, X, S, p, nx, rows[at : at + 1], jacobian[at])
+
+
+@njit(cache=True, fastmath=_FAST)
+def networks(theta, sizes, x, u, out):
+    """The first nx outputs of every member's network at its own x (M, nx) and the input u (nu,), into out (M, nx)."""
+    members, nx = x.shape
+    widest, layers, nz = sizes.max(), sizes.shape[0] - 1, sizes[0]
+    hidden, slope, pre = np.empty((layers, widest)), np.empty((layers, widest)), np.empty((layers, nz, widest))
+    back, product, shift = np.empty((2, nx, widest)), np.empty(widest), np.empty(widest)
+    raw, tangent, hess, z = np.empty(2 * nx), np.empty((nz, 2 * nx)), np.empty((nx, nz, nz)), np.empty(nz)
+    for m in range(members):
+        z[:nx], z[nx:] = x[m], u
+        _network(theta[m], sizes, z, hidden, slope, pre, raw, tangent, hess, back, product, shift, nx, False)
+        out[m] = raw[:nx]

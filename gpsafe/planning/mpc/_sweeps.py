@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,15 +16,13 @@ from torch import Tensor
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
-from gpsafe.planning.mpc._known import tape_of
+from gpsafe.planning.mpc._read import tape_of
 from gpsafe.planning.mpc._tape import EMPTY, NotReadableError, Tape
 from gpsafe.sets.polytope import Polytope
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
 
 Array = NDArray[np.float64]
-Sweep = Callable[[Array], tuple[Array, Array]]
-"""ū (T, nu) ↦ rows (R,), ≤ 0 where satisfied, and their Jacobian (R, T·nu); NaN or inf where the plan diverges."""
 STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 in a Jacobian of order 1
 
 
@@ -35,19 +34,67 @@ class Scale:
     hardness: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """ū (T, nu) ↦ rows (R,), ≤ 0 where satisfied, and their Jacobian (R, T·nu); NaN or inf where the plan diverges.
+
+    Attributes:
+        kind: how: "compiled", "given" or "differences", see `sweep_of`.
+        linearise: the map.
+        violations: a first input (nu,), values (C, nu) and lengths (n,) of blocks ↦ the largest row of all Cⁿ plans, +inf
+            where they diverge (`gpsafe.planning.mpc._patterns`); None where that is not compiled.
+    """
+
+    kind: str
+    linearise: Callable[[Array], tuple[Array, Array]]
+    violations: Callable[[Array, Array, NDArray[np.int64]], Array] | None = None
+
+    def __call__(self, inputs: Array) -> tuple[Array, Array]:
+        return self.linearise(inputs)
+
+
 def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """The fastest sweep there is for the problem's model.
 
-    Compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.planning.mpc._tape`); sound-mode
-    ones never: their remainder is an interval bound without a useful derivative.
+    - compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.planning.mpc._tape`);
+    - given: the same with any other known part that torch differentiates, which alone is left to torch;
+    - differences: the rest: known parts that leave torch, Gaussian processes, whose tubes have no graph, and sound ensembles
+      (forward differentiation of a whole tube took four to nine times as long on paper-mode ones).
     """
     model = problem.model
     if isinstance(model, EnsembleTube) and model.mode == "paper":
         try:
             return compiled(problem, model, x0, scale)
-        except (ImportError, NotReadableError):
+        except NotReadableError:
+            found = given(problem, model, x0, scale)
+            if _right(problem, found, general(problem, x0, scale)):
+                return found
+        except ImportError:
             pass
     return general(problem, x0, scale)
+
+
+_RIGHT: WeakKeyDictionary[CertificationProblem, bool] = WeakKeyDictionary()
+
+
+def _right(problem: CertificationProblem, sweep: Sweep, slow: Sweep) -> bool:
+    """Whether rows and Jacobian are those that differences of the problem's own tubes show, at one plan; tried until told.
+
+    Where a part leaves torch, or states a `jacobian` of its own, derivatives may be wrong without a word.
+    """
+    if problem not in _RIGHT:
+        plan = 0.3 * np.cos(np.arange(1.0, 1.0 + problem.steps * problem.nu)).reshape(problem.steps, problem.nu)
+        expected, slopes = slow(plan)
+        if not (np.isfinite(expected).all() and np.isfinite(slopes).all()):
+            return False
+        try:
+            rows, jacobian = sweep(plan)
+        except Exception:  # whatever a user's function may raise where it is differentiated
+            _RIGHT[problem] = False
+        else:
+            close = np.allclose(rows, expected, rtol=1e-8, atol=1e-8)
+            _RIGHT[problem] = close and bool(np.abs(jacobian - slopes).max() <= 1e-5 * (1 + np.abs(slopes).max()))
+    return _RIGHT[problem]
 
 
 def parameters(ensemble: Ensemble) -> tuple[Array, NDArray[np.int64]]:
@@ -100,31 +147,56 @@ def compiled(problem: CertificationProblem, model: EnsembleTube, x0: Array, scal
         ImportError: without numba.
         NotReadableError: for a known part without a tape.
     """
-    from gpsafe.planning.mpc import _kernel
+    return _compiled(problem, _arrays(problem, model, scale, False), x0)
+
+
+def given(problem: CertificationProblem, model: EnsembleTube, x0: Array, scale: Scale = Scale()) -> Sweep:
+    """By `gpsafe.planning.mpc._kernel`, the known part by torch: its values along the nominal paths, then all derivatives
+    at once."""
+    from gpsafe.planning.mpc import _kernel, _known
+
+    ensemble, arrays = model.ensemble, _arrays(problem, model, scale, True)
+    networks: Any = _kernel.networks
+    theta, sizes = arrays[0][:2]
+    parts = _known.Part(
+        ensemble.prior, lambda x, u, out: networks(theta, sizes, x, u, out), problem.num_members, problem.nx
+    )
+    return _compiled(problem, arrays, x0, parts)
+
+
+def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: Any = None) -> Sweep:
+    from gpsafe.planning.mpc import _kernel, _patterns
 
     size = problem.steps * problem.nu
-    kernel: Any = _kernel.sweep
-    before, after, count = _arrays(problem, model, scale)
+    kernel, tree = cast(Any, _kernel.sweep), cast(Any, _patterns.violations)
+    before, after, count = arrays
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         rows, jacobian = np.empty(count), np.zeros((count, size))
-        kernel(*before, x0, inputs, *after, rows, jacobian)
+        kernel(*before, x0, _NOTHING if part is None else part.jets(x0, inputs), inputs, *after, rows, jacobian)
         return rows, jacobian
 
-    return sweep
+    def violations(first: Array, values: Array, lengths: NDArray[np.int64]) -> Array:
+        found = np.empty(len(values) ** len(lengths))
+        tree(*before, x0, first, values, lengths, *after, found)
+        return found
+
+    return Sweep("given", sweep) if part is not None else Sweep("compiled", sweep, violations)
+
+
+_NOTHING = np.zeros((0, 0, 0)), np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0, 0, 0))
+_Arrays = tuple[tuple[Any, ...], tuple[Any, ...], int]
 
 
 @lru_cache(maxsize=8)
-def _arrays(
-    problem: CertificationProblem, model: EnsembleTube, scale: Scale
-) -> tuple[tuple[Any, ...], tuple[Any, ...], int]:
+def _arrays(problem: CertificationProblem, model: EnsembleTube, scale: Scale, given: bool) -> _Arrays:
     """The kernel's arguments before x0 and after the inputs, and the number of rows. Problems compare by identity.
 
     A new ensemble or set is a new problem: 0.1 ms here, and no program to build.
     """
     ensemble, steps = model.ensemble, problem.steps
     theta, sizes = parameters(ensemble)
-    kind, tape = _known(ensemble)
+    kind, tape = _known_part(ensemble, given)
     sets: list[Array] = []
     for polytope, weight in ((problem.states, scale.hardness), (problem.inputs, scale.hardness), (problem.terminal, 1)):
         H, h = _half_spaces(polytope)
@@ -143,10 +215,12 @@ def _arrays(
     return before, (gain, core.START**2, *sets), count
 
 
-def _known(ensemble: Ensemble) -> tuple[int, Tape]:
-    """How the kernel gets the known part."""
+def _known_part(ensemble: Ensemble, given: bool) -> tuple[int, Tape]:
+    """How the kernel gets it."""
     from gpsafe.planning.mpc import _kernel
 
+    if given:
+        return _kernel.GIVEN, EMPTY
     if ensemble.prior is zero_prior or ensemble.prior is identity_prior:
         return (_kernel.ZERO if ensemble.prior is zero_prior else _kernel.IDENTITY), EMPTY
     tape = tape_of(ensemble.prior, ensemble.nx, ensemble.nu)
@@ -171,4 +245,4 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
         values = (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
         return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
 
-    return sweep
+    return Sweep("differences", sweep)

@@ -7,8 +7,7 @@ forward with first and second derivatives (:mod:`gpsafe.planning.mpc._jets`), an
 exact derivatives.
 
 Not every function can be read: control flow that depends on values, randomness, operations without a scalar form here, more
-than `LONGEST` operations. `gpsafe.planning.mpc._known.tape_of` then says None. A tape is compared with its function before
-it is used.
+than `LONGEST` operations. `_read.tape_of` then says None. A tape is compared with its function before it is used.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LONGEST = 4000
 # Codes of operations, shared with the compiled interpreter and CasADi. UNARY ones are differentiated by their own f′ and f″.
 ADD, SUB, MUL, LESS, LESS_EQUAL, EQUAL, SELECT, POWER, CONSTANT = range(9)
 UNARY = ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "reciprocal", "atan", "asin", "acos", "sinh", "cosh")
-UNARY += ("log1p", "expm1", "sign", "floor")
+UNARY += ("log1p", "expm1", "asinh", "acosh", "atanh", "erf", "sign", "floor")
 FIRST_UNARY = 16
 CODES = {name: FIRST_UNARY + i for i, name in enumerate(UNARY)}
 PLAIN: dict[str, Callable[[float], float]] = {name: getattr(math, name) for name in UNARY if hasattr(math, name)}
@@ -134,8 +133,8 @@ class Builder:
         return self.times(a, self.unary("reciprocal", b))
 
     def power(self, a: Entry, exponent: Entry) -> Entry:
-        if isinstance(exponent, Slot):
-            raise NotReadableError("an exponent that is not constant")
+        if isinstance(exponent, Slot):  # of a positive base; others disagree with p, and such a tape is not used
+            return self.unary("exp", self.times(exponent, self.unary("log", a)))
         if not isinstance(a, Slot):
             return float(np.power(np.float64(a), exponent))
         if exponent == int(exponent) and 0 <= exponent <= 4:

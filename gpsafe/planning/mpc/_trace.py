@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,27 +23,98 @@ class Runner:
         fold: Any = np.frompyfunc
         self.add, self.sub, self.mul = fold(b.plus, 2, 1), fold(b.minus, 2, 1), fold(b.times, 2, 1)
         self.div, self.pow, self.where = fold(b.over, 2, 1), fold(b.power, 2, 1), fold(b.select, 3, 1)
+        self.low = fold(lambda x, y: b.select(b.compare(LESS, y, x), y, x), 2, 1)
+        self.high = fold(lambda x, y: b.select(b.compare(LESS, x, y), y, x), 2, 1)
         self.lt = fold(lambda x, y: b.compare(LESS, x, y), 2, 1)
         self.le = fold(lambda x, y: b.compare(LESS_EQUAL, x, y), 2, 1)
         self.eq = fold(lambda x, y: b.compare(EQUAL, x, y), 2, 1)
         self.unary = {name: fold(lambda x, n=name: b.unary(n, x), 1, 1) for name in UNARY}
 
+        self.known = self.table()
+
     def table(self) -> dict[str, Callable[..., Any]]:
         """By aten's names; views and their copies are the same."""
-        one = self.unary
+        one, low, high = self.unary, self.low, self.high
         no = lambda x: self.sub(1.0, x)  # noqa: E731
-        low = lambda x, y: self.where(self.lt(y, x), y, x)  # noqa: E731
-        high = lambda x, y: self.where(self.lt(x, y), y, x)  # noqa: E731
 
         def clamp(x: Any, least: Any = None, most: Any = None) -> Any:
             x = x if least is None else high(x, least)
             return x if most is None else low(x, most)
 
-        def total(x: Any, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
-            axes = tuple(range(x.ndim)) if dims is None or dims == [] else tuple(np.atleast_1d(dims) % x.ndim)
-            for axis in sorted(axes, reverse=True):
-                x = np.asarray(self.add.reduce(x, axis=axis, keepdims=keepdim), object)
-            return x
+        def reduced(by: Any) -> Callable[..., Any]:
+            def over(x: Any, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+                axes = tuple(range(x.ndim)) if dims is None or dims == [] else tuple(np.atleast_1d(dims) % x.ndim)
+                for axis in sorted(axes, reverse=True):
+                    x = np.asarray(by.reduce(x, axis=axis, keepdims=keepdim), object)
+                return x
+
+            return over
+
+        total = reduced(self.add)
+
+        def extreme(by: Any) -> Callable[..., Any]:
+            def found(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+                if isinstance(dim, np.ndarray):  # of two tensors
+                    return by(x, dim)
+                return reduced(by)(x, dim, keepdim) if dim is None else (reduced(by)(x, dim, keepdim), None)
+
+            return found
+
+        def accumulated(by: Any) -> Callable[..., Any]:
+            return lambda x, dim, **_: by.accumulate(x, axis=dim, dtype=object) if x.ndim else x
+
+        def norm(x: Any, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+            if order == math.inf:
+                return reduced(high)(self.mul(x, one["sign"](x)), dims, keepdim)
+            if order not in (1, 2):
+                raise NotReadableError(f"a norm of order {order}")
+            sizes = self.mul(x, x) if order == 2 else self.mul(x, one["sign"](x))
+            found = total(sizes, dims, keepdim)
+            return one["sqrt"](found) if order == 2 else found
+
+        def trunc(x: Any) -> Any:
+            return self.where(self.lt(x, 0.0), self.mul(-1.0, one["floor"](self.mul(-1.0, x))), one["floor"](x))
+
+        def angle(y: Any, x: Any) -> Any:
+            """atan2, by the quotient that is at most 1; no branch divides by zero, for whoever differentiates both."""
+            flat = self.le(self.mul(y, one["sign"](y)), self.mul(x, one["sign"](x)))
+            under = self.where(flat, self.where(self.eq(x, 0.0), 1.0, x), self.where(self.eq(y, 0.0), 1.0, y))
+            slope = one["atan"](self.div(self.where(flat, y, x), under))
+            turned = self.where(self.lt(y, 0.0), -math.pi, math.pi)
+            behind = self.where(self.lt(x, 0.0), turned, 0.0)
+            return self.where(flat, self.add(slope, behind), self.sub(self.mul(0.5, turned), slope))
+
+        def minor(a: Any, row: int, column: int) -> Any:
+            return np.delete(np.delete(a, row, axis=-2), column, axis=-1)
+
+        def determinant(a: Any) -> Any:
+            if a.shape[-1] > 4:
+                raise NotReadableError(f"a determinant of size {a.shape[-1]}")
+            if a.shape[-1] == 1:
+                return a[..., 0, 0]
+            parts = [
+                self.mul((-1.0) ** j, self.mul(a[..., 0, j], determinant(minor(a, 0, j)))) for j in range(a.shape[-1])
+            ]
+            return total(np.stack(parts), 0)
+
+        def inverse(a: Any) -> Any:
+            """By cofactors: exact enough for the few rows of a mass matrix."""
+            n, found = a.shape[-1], np.empty(a.shape, object)
+            for i, j in np.ndindex(n, n):
+                rest = minor(a, j, i)
+                found[..., i, j] = self.mul((-1.0) ** (i + j), determinant(rest) if n > 1 else 1.0)
+            return self.div(found, np.asarray(determinant(a), object)[..., None, None])
+
+        def solve(a: Any, b: Any, *, left: bool = True, **_: Any) -> Any:
+            column = b.ndim == a.ndim - 1
+            right = b[..., None] if column else b
+            found = matmul(inverse(a), right) if left else matmul(right, inverse(a))
+            return (found[..., 0] if column else found), None, None, None
+
+        def put(x: Any, places: Any, value: Any, accumulate: bool = False) -> Any:
+            if len(places) != 1 or accumulate or np.shape(places[0]) != x.shape or np.size(value) != 1:
+                raise NotReadableError("entries written at places that depend on values")
+            return self.where(places[0], np.reshape(value, ()), x)
 
         def mean(x: Any, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
             found = total(x, dims, keepdim)
@@ -61,10 +133,8 @@ class Runner:
             return self.sub(a, self.mul(b, alpha))
 
         def divide(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
-            if rounding_mode not in (None, "floor"):
-                raise NotReadableError(f"division rounded by {rounding_mode}")
             found = self.div(a, b)
-            return found if rounding_mode is None else one["floor"](found)
+            return found if rounding_mode is None else one["floor"](found) if rounding_mode == "floor" else trunc(found)
 
         def linear(bias: Any, a: Any, b: Any, beta: float = 1.0, alpha: float = 1.0) -> Any:
             return self.add(self.mul(bias, beta), self.mul(matmul(a, b), alpha))
@@ -120,6 +190,19 @@ class Runner:
             "logical_and": self.mul, "bitwise_and": self.mul,
             "logical_or": lambda a, b: no(self.mul(no(a), no(b))), "bitwise_or": lambda a, b: no(self.mul(no(a), no(b))),
             "mm": matmul, "mv": matmul, "dot": matmul, "bmm": matmul, "matmul": matmul, "addmm": linear, "addmv": linear,
+            "amax": reduced(high), "amin": reduced(low), "max": extreme(high), "min": extreme(low), "fmax": high, "fmin": low,
+            "prod": reduced(self.mul), "cumsum": accumulated(self.add), "cumprod": accumulated(self.mul),
+            "linalg_vector_norm": norm, "atan2": angle, "trunc": trunc,
+            "fmod": lambda a, b: self.sub(a, self.mul(b, trunc(self.div(a, b)))),
+            "log2": lambda x: self.mul(1.0 / math.log(2.0), one["log"](x)),
+            "exp2": lambda x: one["exp"](self.mul(math.log(2.0), x)),
+            "erfc": lambda x: no(one["erf"](x)), "hypot": lambda x, y: one["sqrt"](self.add(self.mul(x, x), self.mul(y, y))),
+            "logical_xor": lambda a, b: no(self.eq(a, b)), "bitwise_xor": lambda a, b: no(self.eq(a, b)),
+            "gather": lambda x, dim, places, **_: np.take_along_axis(x, places.astype(np.int64), axis=dim),
+            "log10": lambda x: self.mul(1.0 / math.log(10.0), one["log"](x)),
+            "_linalg_det": lambda a: (determinant(a), None, None), "linalg_inv_ex": lambda a, *_: (inverse(a), None),
+            "_linalg_solve_ex": solve, "index_put": put,
+            "convert_element_type": same,
             "baddbmm": linear, "linear": lambda x, w, b=0.0: self.add(matmul(x, w.T), b), "sum": total, "mean": mean,
             "cat": lambda parts, dim=0: np.concatenate(parts, dim), "stack": lambda parts, dim=0: np.stack(parts, dim),
             "select": pick, "slice": cut, "unbind": lambda x, dim=0: [pick(x, dim, i) for i in range(x.shape[dim])],
@@ -147,7 +230,7 @@ class Runner:
 
     def run(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         values: dict[Any, Any] = {}
-        table, given = self.table(), iter(inputs)
+        table, given = self.known, iter(inputs)
 
         def read(argument: Any) -> Any:
             if isinstance(argument, torch.fx.Node):
@@ -166,17 +249,23 @@ class Runner:
             elif getattr(node.target, "__name__", "") == "getitem":
                 values[node] = read(node.args[0])[node.args[1]]
             else:
-                packet = getattr(node.target, "overloadpacket", None)
-                name = getattr(packet, "__name__", str(node.target))
+                name = _name(node.target)
                 name = name.removesuffix("_copy") if name not in table else name
                 if name not in table:
+                    if not node.users:  # a check, say
+                        continue
                     raise NotReadableError(f"no scalar form of {node.target}")
                 keywords = {key: read(value) for key, value in node.kwargs.items()}
                 for unused in ("dtype", "layout", "device", "pin_memory", "memory_format"):
                     keywords.pop(unused, None)
                 found = table[name](*read(node.args), **keywords)
-                values[node] = found if isinstance(found, list) else np.asarray(found, object)
+                values[node] = found if isinstance(found, list | tuple) else np.asarray(found, object)
         raise NotReadableError("a trace without an output")
+
+
+def _name(operation: Any) -> str:
+    """Without its overload: of aten.add.Tensor, add."""
+    return getattr(getattr(operation, "overloadpacket", operation), "__name__", str(operation))
 
 
 def _constant(value: Tensor) -> Any:
@@ -189,17 +278,20 @@ def read(known: Known, nx: int, nu: int) -> Tape:
     Raises:
         NotReadableError: saying why there is none.
     """
+    from torch._decomp import decomposition_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
     point = 0.1 + 0.01 * torch.arange(nx + nu, dtype=torch.float64).unsqueeze(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plain = torch.func.functionalize(lambda x, u: known(x, u), remove="mutations_and_views")
-            graph = make_fx(plain)(point[:, :nx].clone(), point[:, nx:].clone())
             build = Builder(nx + nu)
+            runner = Runner(build)
+            plain = torch.func.functionalize(lambda x, u: known(x, u), remove="mutations_and_views")
+            simpler = {op: made for op, made in decomposition_table.items() if _name(op) not in runner.known}
+            graph = make_fx(plain, decomposition_table=cast(Any, simpler))(point[:, :nx].clone(), point[:, nx:].clone())
             slots = np.array([Slot(i) for i in range(nx + nu)], object).reshape(1, -1)
-            found = Runner(build).run(graph, [slots[:, :nx], slots[:, nx:]])
+            found = runner.run(graph, [slots[:, :nx], slots[:, nx:]])
         outputs = [entry if isinstance(entry, Slot) else float(entry) for entry in np.asarray(found, object).ravel()]
         if len(outputs) != nx:
             raise NotReadableError(f"{len(outputs)} outputs for {nx} states")

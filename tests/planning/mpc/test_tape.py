@@ -23,7 +23,7 @@ from tests.systems import _claims as claims
 
 pytest.importorskip("numba")
 
-from gpsafe.planning.mpc import _known, _sweeps, _tape, _trace
+from gpsafe.planning.mpc import _read, _sweeps, _tape, _trace
 from gpsafe.planning.mpc._jets import evaluate
 from gpsafe.planning.mpc.fast import CondensedSQP
 
@@ -70,11 +70,11 @@ CASES |= {name: (lambda pair=pair: pair) for name, pair in USERS.items()}
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=seeds())
 def test_value_jacobian_and_hessian_are_torchs(name, seed):
     known, nx = CASES[name]()
-    tape = _known.tape_of(known, nx, 1)
+    tape = _read.tape_of(known, nx, 1)
     assert tape is not None
     z = 1.5 * torch.randn(nx + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     point = lambda z: known(z[None, :nx], z[None, nx:])[0]  # noqa: E731
@@ -86,7 +86,10 @@ def test_value_jacobian_and_hessian_are_torchs(name, seed):
 
 def test_every_known_part_of_the_systems_is_among_the_cases():
     found = set()
+    of_users = {"adapt", "casadi_known"}
     for module in pkgutil.iter_modules(gpsafe.systems.__path__):
+        if module.name in of_users:
+            continue
         for _, kind in inspect.getmembers(importlib.import_module(f"gpsafe.systems.{module.name}"), inspect.isclass):
             protocol = getattr(kind, "_is_protocol", False)
             if hasattr(kind, "hessian_bound") and kind.__module__.startswith("gpsafe.systems") and not protocol:
@@ -104,17 +107,17 @@ def test_what_cannot_be_read_has_no_tape():
     def through_numpy(x, u):
         return torch.from_numpy(np.sin(x.detach().numpy()))
 
-    def cumulative(x, u):
-        return torch.cumsum(x, -1)
+    def sorted_states(x, u):
+        return torch.sort(x, -1).values
 
     def changing(x, u):
         flag["gain"] += 1.0
         return flag["gain"] * x
 
-    for known in (branching, through_numpy, cumulative, changing):
-        assert _known.tape_of(known, 2, 1) is None
-    with pytest.raises(_tape.NotReadableError, match="cumsum"):
-        _trace.read(cumulative, 2, 1)
+    for known in (branching, through_numpy, sorted_states, changing):
+        assert _read.tape_of(known, 2, 1) is None
+    with pytest.raises(_tape.NotReadableError, match="sort"):
+        _trace.read(sorted_states, 2, 1)
     with pytest.raises(_tape.NotReadableError, match="outputs"):
         _trace.read(lambda x, u: x[..., :1], 2, 1)
 
@@ -125,9 +128,9 @@ def test_weights_changed_in_place_are_read_anew():
     def known(x, u):
         return layer(torch.cat([x, u], dim=-1))
 
-    before = _known.tape_of(known, 2, 1)
+    before = _read.tape_of(known, 2, 1)
     layer.weight.mul_(2.0)
-    after = _known.tape_of(known, 2, 1)
+    after = _read.tape_of(known, 2, 1)
     assert after is not before and after is not None
     z = np.array([0.3, -0.2, 0.5])
     assert np.allclose(evaluate(after, z)[1], layer.weight.numpy(), atol=1e-15)
@@ -135,11 +138,73 @@ def test_weights_changed_in_place_are_read_anew():
 
 def test_control_a_tape_of_another_function_does_not_agree():
     tape = _trace.read(SimplePendulum().prior(), 2, 1)
-    assert _known.agrees(tape, SimplePendulum().prior(), 2, 1)
-    assert not _known.agrees(tape, SimplePendulum().prior(scale=0.800001), 2, 1)
+    assert _read.agrees(tape, SimplePendulum().prior(), 2, 1)
+    assert not _read.agrees(tape, SimplePendulum().prior(scale=0.800001), 2, 1)
 
 
-@settings(max_examples=20, deadline=None)
+def rows_of(x, u):
+    """Positive definite matrices (…, 2, 2) that depend on x."""
+    a, b = x[..., 0], x[..., 1]
+    first = torch.stack([2.5 + torch.cos(a), 0.4 * b.tanh()], -1)
+    return torch.stack([first, torch.stack([0.3 * torch.sin(a * b), 1.5 + b.square()], -1)], -2)
+
+
+def with_mask(x, u):
+    y = x.clone()
+    y[x > 0.2] = 0.7
+    return y * x + u
+
+
+OPERATIONS = {
+    "cumsum": lambda x, u: torch.cumsum(x * x, -1) + u,
+    "cumprod": lambda x, u: torch.cumprod(x, -1) * u,
+    "prod": lambda x, u: x.prod(-1, keepdim=True) + x,
+    "diff": lambda x, u: torch.cat([torch.diff(x.sin(), dim=-1), u * x[..., :1]], -1),
+    "largest": lambda x, u: x.square().amax(-1, keepdim=True) + x * x.min(-1, keepdim=True).values + u,
+    "extremes": lambda x, u: torch.fmax(x, x.flip(-1) * u) + torch.max(x, u.sin()) - torch.fmin(x, 0.3 * u),
+    "norms": lambda x, u: x * torch.linalg.norm(x, dim=-1, keepdim=True) + x.norm(p=1, dim=-1, keepdim=True) * u,
+    "largest entry": lambda x, u: x * torch.linalg.vector_norm(x, ord=math.inf, dim=-1, keepdim=True) + u,
+    "angle": lambda x, u: torch.atan2(x, torch.stack([u[..., 0], -x[..., 0]], -1)),
+    "hypot": lambda x, u: torch.hypot(x, u) + torch.atan2(x.sin(), x.cos()),
+    "powers": lambda x, u: (1.5 + x.sin()) ** (u + 0.5) + 2.0**x + x.abs() ** 2.5,
+    "logarithms": lambda x, u: torch.log2(1.5 + x**2) + torch.log10(2 + u**2) + torch.exp2(0.3 * x) + torch.logaddexp(x, u),
+    "inverse functions": lambda x, u: torch.asinh(x) + torch.acosh(2 + u**2) + torch.atanh(0.5 * torch.tanh(x)),
+    "erf": lambda x, u: torch.erf(x) + torch.special.erfc(u) * x,
+    "activations": lambda x, u: torch.nn.functional.silu(x) + torch.nn.functional.gelu(u + x) + torch.nn.functional.elu(x),
+    "leaky": lambda x, u: torch.nn.functional.leaky_relu(x, 0.1) * u + torch.nn.functional.hardtanh(x * u),
+    "softmax": lambda x, u: torch.softmax(x * u, -1) + torch.logsumexp(x, -1, keepdim=True),
+    "fractions": lambda x, u: torch.fmod(x, 0.7) * u + torch.trunc(3 * x) * x + torch.frac(x) + torch.floor(x) * u,
+    "rounded quotient": lambda x, u: torch.div(x, 0.3, rounding_mode="trunc") * x + u,
+    "lerp": lambda x, u: torch.lerp(x, x.square(), u) + torch.addcmul(x, x, u, value=0.5) + torch.addcdiv(x, u, 2 + x * x),
+    "mask": with_mask,
+    "heaviside": lambda x, u: torch.where(torch.logical_xor(x > 0, u > 0), x.square(), u * x) + x.masked_fill(x < 0.1, 0.4),
+    "shapes": lambda x, u: torch.roll(x, 1, -1) * u + x.repeat_interleave(2, -1)[..., 1:3],
+    "places": lambda x, u: x[..., [1, 0]] * u + torch.index_select(x, -1, torch.tensor([1, 1])) + x.take_along_dim(
+        torch.zeros(1, 1, dtype=torch.int64).expand(x.shape[0], 1), -1),
+    "solve": lambda x, u: torch.linalg.solve(rows_of(x, u), x.sin()),
+    "inverse": lambda x, u: (torch.linalg.inv(rows_of(x, u)) @ (x * u)[..., None])[..., 0],
+    "determinant": lambda x, u: x * torch.linalg.det(rows_of(x, u))[..., None] + u,
+    "matrices": lambda x, u: (torch.diag_embed(x) @ rows_of(x, u) @ x[..., None])[..., 0] + torch.tril(rows_of(x, u)).sum(-1),
+    "each row": lambda x, u: torch.func.vmap(lambda a, b: a * a.sum() + b)(x, u),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_read(name):
+    """The tape is the function's, with its derivatives, on either side of every kink."""
+    known = OPERATIONS[name]
+    tape = _trace.read(known, 2, 1)
+    assert _read.agrees(tape, known, 2, 1)
+    point = lambda z: known(z[None, :2], z[None, 2:])[0]  # noqa: E731
+    jacobian = torch.func.jacrev(point)
+    for z in ([0.4, -0.7, 0.3], [-1.3, 0.6, -0.2], [0.9, 1.7, 1.1]):
+        z = torch.tensor(z, dtype=torch.float64)
+        expected = point(z), jacobian(z), torch.func.jacrev(jacobian)(z)
+        for found, value in zip(evaluate(tape, z.numpy()), expected, strict=True):
+            assert np.abs(found - value.numpy()).max() <= 1e-12 * (1.0 + float(value.abs().max()))
+
+
+@settings(max_examples=10, deadline=None)
 @given(seed=seeds(), length=st.integers(1, 30))
 def test_random_programs(seed, length):
     """Sums, products, quotients and functions of what came before, over and over."""
@@ -196,4 +261,4 @@ def test_the_ensembles_prior_decides_nothing_but_the_tape():
     problem = replace(
         ensemble_pendulum(), model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=SimplePendulum().prior()))
     )
-    assert "compiled" in _sweeps.sweep_of(problem, np.array([math.pi, 0.0])).__qualname__
+    assert _sweeps.sweep_of(problem, np.array([math.pi, 0.0])).kind == "compiled"

@@ -1,0 +1,110 @@
+"""Learners that certify policies before they fly them: decide, fly, conclude; with the face of every `Learner`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.algorithms.learner import BEST, PLANNER, START, EpisodePolicy, Learner
+from gpsafe.confidence import ConfidenceSet, Falsification
+from gpsafe.policies import PolicyClass
+
+
+class Standing(Protocol):
+    """What such a learner knows between two episodes."""
+
+    @property
+    def confidence(self) -> ConfidenceSet:
+        """F_n."""
+        ...
+
+    @property
+    def falsified(self) -> Falsification | None:
+        """Where F_n is empty."""
+        ...
+
+
+S = TypeVar("S", bound=Standing)
+C = TypeVar("C")
+
+
+class ClassLearner(Learner, Generic[S, C]):
+    """S_n grows, one of its members flies, F_n learns. S: what stands between episodes; C: what was decided for one.
+
+    A method supplies `_start`, `_decide`, `_conclude`, `_policy`, `_best` and `_row`: functions of what they are given. Its
+    `run` loops over them with one generator; `ask` and `tell` with one a purpose and episode.
+    """
+
+    @abstractmethod
+    def _start(self, generator: Any) -> S:
+        """Before any episode."""
+
+    @abstractmethod
+    def _decide(self, at: S, generator: Any) -> tuple[S, C]:
+        """S_n, and the member that is to fly."""
+
+    @abstractmethod
+    def _conclude(self, at: S, states: Tensor, inputs: Tensor) -> S:
+        """F_{n+1}."""
+
+    @abstractmethod
+    def _policy(self, choice: C) -> PolicyClass:
+        """The policy of a decision, as a class of one."""
+
+    @abstractmethod
+    def _best(self, at: S, generator: Any) -> PolicyClass:
+        """The member with the largest expected return (an estimate), as a class of one."""
+
+    @abstractmethod
+    def _row(self, choice: C) -> dict[str, Any]:
+        """Columns of the log."""
+
+    @property
+    def standing(self) -> S:
+        """S_n and F_n after everything that was told."""
+        book = self._book
+        if "standing" not in book.state:
+            book.state["standing"] = self._start(self.stream(self.seed, START, 0))
+        return book.state["standing"]
+
+    def _decided(self) -> tuple[S, C]:
+        """The decision for the next episode: made once, since a certifier may spend probability on it."""
+        book, at = self._book, self.standing
+        if at.falsified is not None:
+            expected = "F_n that is not empty (nothing can be certified any more)"
+            raise _require.fail(type(self).__name__, expected, str(at.falsified))
+        if book.state.get("decided", (None,))[0] != self.told:
+            book.state["decided"] = (self.told, *self._decide(at, self.stream(self.seed, PLANNER, self.told)))
+        return book.state["decided"][1:]
+
+    def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
+        _, choice = self._decided()
+        away = None if torch.equal(start, self.system.initial_state) else "policies are certified from x_0 alone"
+        act, unsound = _alone(self._policy(choice)), self.unsound or away
+        return EpisodePolicy(act, self.system, number=number, start=start, unsound=unsound)
+
+    def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
+        at, choice = self._decided()
+        after = self._book.state["standing"] = self._conclude(at, states, inputs)
+        falsified = None if after.falsified is None else str(after.falsified)
+        return {**self._row(choice), "falsified": falsified}
+
+    def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
+        """u (nu,) of the certified policy with the largest expected return (an estimate), at the measured state (nx,)."""
+        at, _ = self._decided()
+        found = self._book.cache.get("best", (None,))
+        if found[0] != self.told:
+            policy = _alone(self._best(at, self.stream(self.seed, BEST, self.told)))
+            found = self._book.cache["best"] = (self.told, policy)
+        x = _require.real("predict", "observation", observation)
+        return found[1](_require.shape("predict", "observation", x, (self.system.nx,)))
+
+
+def _alone(policies: PolicyClass) -> Callable[[Tensor], Tensor]:
+    """A class of one as x (nx,) ↦ u (nu,)."""
+    return lambda x: policies(x.reshape(1, 1, -1))[0, 0]

@@ -1,0 +1,192 @@
+"""A learner on the disk: JSON and arrays, no pickle, no code.
+
+``learner.json`` names the format, the class, the seed, a fingerprint of every part, the log, and the SHA-256 of
+``episodes.npz``, which holds ``states-0000`` and ``inputs-0000`` of every episode as float64. Both are readable without
+gpsafe. The arrays are written first, since the JSON vouches for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import types
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe._files import write_bytes
+
+FORMAT = "gpsafe learner 1"
+History = list[tuple[Tensor, Tensor]]
+
+
+def write(folder: str | Path, header: Mapping[str, Any], history: Sequence[tuple[Tensor, Tensor]]) -> Path:
+    """Writes both files; returns the folder."""
+    home = Path(folder)
+    arrays = {}
+    for number, (states, inputs) in enumerate(history):
+        arrays[f"states-{number:04d}"], arrays[f"inputs-{number:04d}"] = states.cpu().numpy(), inputs.cpu().numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    data = buffer.getvalue()
+    write_bytes(home / "episodes.npz", data)
+    about = {"format": FORMAT, **header, "episodes": len(history), "arrays": hashlib.sha256(data).hexdigest()}
+    write_bytes(home / "learner.json", json.dumps(about).encode())
+    return home
+
+
+def read(
+    where: str, folder: str | Path, wanted: Mapping[str, Any], *, free: Sequence[str] = ()
+) -> tuple[dict[str, Any], History]:
+    """The header and the trajectories of a saved learner.
+
+    Args:
+        where: for errors.
+        folder: written by `write`.
+        wanted: header of the learner that is to go on; class, seed and parts must be the same.
+        free: parts that may differ.
+
+    Raises:
+        ValueError: naming the file that is missing, torn or foreign, or the parts that differ.
+    """
+    head, body = Path(folder) / "learner.json", Path(folder) / "episodes.npz"
+    try:
+        found = json.loads(head.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not str(found.get("format", "")).startswith("gpsafe learner "):
+        raise _require.fail(where, "a saved learner", f"{head}: missing, torn or foreign")
+    if found["format"] != FORMAT:
+        raise _require.fail(where, f"{FORMAT!r}", f"{head}: {found['format']!r}, of another version of gpsafe")
+    for name in ("learner", "seed"):
+        if found.get(name) != wanted[name]:
+            raise _require.fail(where, f"a saved {name} {wanted[name]!r}", f"{head}: {found.get(name)!r}")
+    _require_same_parts(where, head, found.get("parts"), wanted["parts"], free)
+    try:
+        data = body.read_bytes()
+    except OSError as error:
+        raise _require.fail(where, "the episodes of the learner", f"{body}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != found.get("arrays"):
+        raise _require.fail(where, "the episodes that learner.json names", f"{body}: torn, or of another save")
+    kinds = {"episodes": int, "rows": list, "counts": dict, "falsified": (str, types.NoneType)}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong or len(found["rows"]) != found["episodes"]:
+        raise _require.fail(where, "a saved learner", f"{head}: foreign in {wrong or 'rows'}")
+    return found, _trajectories(where, body, data, found["episodes"])
+
+
+def _require_same_parts(where: str, head: Path, stored: Any, wanted: Mapping[str, str], free: Sequence[str]) -> None:
+    stored = stored if isinstance(stored, dict) else {}
+    names = [name for name in dict.fromkeys((*wanted, *stored)) if name.split(".")[0] not in free]
+    others = [name for name in names if stored.get(name) != wanted.get(name)]
+    if others:
+        raise _require.fail(where, f"the parts that {head} was saved with", f"another {', '.join(others)}")
+
+
+def _trajectories(where: str, body: Path, data: bytes, count: int) -> History:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            names = [(f"states-{number:04d}", f"inputs-{number:04d}") for number in range(count)]
+            return [(torch.from_numpy(arrays[x]), torch.from_numpy(arrays[u])) for x, u in names]
+    except (ValueError, KeyError, OSError, TypeError, zipfile.BadZipFile) as error:
+        raise _require.fail(where, f"{count} episodes of numbers", f"{body}: {_require.told(error)}") from error
+
+
+# ---------------------------------------------------------------- fingerprints
+def fingerprints(learner: Any) -> dict[str, str]:
+    """A digest of every argument of a learner, and one of every field of an argument that is a dataclass: ``model.nx``."""
+    found: dict[str, str] = {}
+    for name, value in _arguments(learner):
+        if name == "seed":
+            continue
+        inner = _arguments(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else []
+        found |= {f"{name}.{part}": digest(item) for part, item in inner} or {name: digest(value)}
+    return found
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the content, the same in every process.
+
+    Of a function: its name, the plain constants in it, and what it captured (not its instructions, which differ between
+    versions of Python). Of an object without readable content: its type.
+    """
+    sha = hashlib.sha256()
+    _feed(sha.update, value, ())
+    return sha.hexdigest()[:16]
+
+
+def _arguments(value: Any) -> list[tuple[str, Any]]:
+    """Fields without those that are derived (their names begin with an underscore)."""
+    names = [f.name for f in dataclasses.fields(value) if not f.name.startswith("_")]
+    return [(name, getattr(value, name)) for name in names]
+
+
+def _feed(update: Any, value: Any, above: tuple[int, ...]) -> None:
+    def tag(*words: object) -> None:
+        update(("|".join(map(str, words)) + "|").encode())
+
+    if id(value) in above:
+        tag("again", above.index(id(value)))
+        return
+    inside = (*above, id(value))
+
+    def each(kind: str, items: Sequence[Any]) -> None:
+        tag(kind, len(items))
+        for item in items:
+            _feed(update, item, inside)
+
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.ascontiguousarray(value)
+        tag("array", array.dtype, array.shape)
+        update(array.tobytes())
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, slice, torch.dtype, torch.device)):
+        tag(type(value).__name__, repr(value))
+    elif isinstance(value, type):
+        tag("type", value.__module__, value.__qualname__)
+    elif isinstance(value, (tuple, list)):
+        each(type(value).__name__, value)
+    elif isinstance(value, (set, frozenset)):
+        each("set", sorted(digest(item) for item in value))
+    elif isinstance(value, Mapping):
+        each("mapping", [part for pair in value.items() for part in pair])
+    elif isinstance(value, types.FunctionType):
+        tag("function", value.__module__, value.__qualname__, *value.__code__.co_names)
+        plain = [c for c in value.__code__.co_consts if isinstance(c, (bool, int, float, str)) and c != value.__doc__]
+        each(
+            "code",
+            [plain, [_content(cell) for cell in value.__closure__ or ()], value.__defaults__, value.__kwdefaults__],
+        )
+    elif isinstance(value, types.MethodType):
+        each("method", [value.__func__, value.__self__])
+    elif isinstance(value, functools.partial):
+        each("partial", [value.func, value.args, value.keywords])
+    elif isinstance(value, torch.nn.Module):  # a kernel: its tree, its plain attributes, every parameter and buffer
+        kinds = [(name, type(part), _plain(part)) for name, part in value.named_modules()]
+        each("module", [kinds, dict(value.state_dict())])
+    elif dataclasses.is_dataclass(value):
+        each(f"{type(value).__module__}.{type(value).__qualname__}", _arguments(value))
+    else:
+        each(f"{type(value).__module__}.{type(value).__qualname__}", sorted(getattr(value, "__dict__", {}).items()))
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return types.CellType
+
+
+def _plain(part: torch.nn.Module) -> list[tuple[str, str]]:
+    kinds = (bool, int, float, str, torch.Size)
+    return sorted((name, repr(v)) for name, v in vars(part).items() if isinstance(v, kinds) and name != "training")

@@ -1,0 +1,279 @@
+"""The convex-program bound, number by number: its dual with every margin, its emptiness, and one observation in closed form."""
+
+import math
+from functools import partial
+
+import cvxpy as cp
+import pytest
+import torch
+
+from gpsafe.confidence import ConvexProgram, Mixture
+from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
+from gpsafe.confidence.convex_proposer import Proposer, _number
+from gpsafe.models import GP
+from gpsafe.rkhs import kernels
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+UNIT = 2.0**-52
+
+
+def program(values, targets, cross, prior, radius_sq, norm) -> Program:
+    """With U = I."""
+    spectrum = Spectrum(tensor(values), torch.eye(len(values)).double(), tensor(targets))
+    return Program(spectrum, tensor(cross), tensor(prior), tensor(radius_sq), tensor(norm))
+
+
+def stacked(*programs: Program) -> Program:
+    parts = ("values", "vectors", "targets")
+    spectrum = Spectrum(*(torch.stack([getattr(p.spectrum, name) for p in programs]) for name in parts))
+    rest = ("cross", "prior", "radius_sq", "norm")
+    return Program(spectrum, *(torch.stack([getattr(p, name) for p in programs]) for name in rest))
+
+
+def by_hand(p: Program, eta: float, z: int) -> tuple[float, float]:
+    """Centre and half-width at one multiplier, by sums over the data."""
+    v, t, c = p.spectrum.values.tolist(), p.spectrum.targets.tolist(), p.cross[:, z].tolist()
+    k, radius_sq, norm = float(p.prior[z]), float(p.radius_sq), float(p.norm)
+    mean = sum(a * b / (s + eta) for a, b, s in zip(c, t, v, strict=True))
+    explained = sum(a * a / (s + eta) for a, s in zip(c, v, strict=True))
+    fit = eta * sum(b * b / (s + eta) for b, s in zip(t, v, strict=True))
+    room = radius_sq + eta * norm**2
+    error = 2 * UNIT * max(v)
+    variance = max(k - explained, 0.0) + (1e-12 + error / (4 * eta)) * k
+    length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
+    half = math.sqrt(variance * (max(room - fit, 0.0) + 1e-13 * (room + fit)) / eta)
+    return mean, half + error * math.sqrt(k / eta) / 2 * length
+
+
+PLAIN = ([0.0, 0.5, 2.0], [0.3, -0.7, 1.1], [[0.1, 0.0], [0.4, -0.2], [0.9, 0.3]], [1.5, 0.7], 1.3, 1.7)
+# Variance and s(η) come out negative, so that the margins are all there is; eigenvalues are large, so that each counts.
+MARGINS = ([1e8, 3e7, 1.0], [1e4, 10.0, 2.0], [[1e4, 9e3], [0.0, 0.0], [1.0, 2.0]], [1.0, 0.8], 1e-3, 1e-4)
+
+
+@pytest.mark.parametrize(("case", "eta"), [(PLAIN, 0.3), (PLAIN, 40.0), (MARGINS, 0.01), (MARGINS, 1.0)])
+def test_the_dual_is_its_formula_down_to_the_margins(case, eta):
+    one = program(*case)
+    other = program([4 * v for v in case[0]], *case[1:])
+    both = stacked(one, other)
+    for b, p in enumerate((one, other)):
+        for z in range(2):
+            mean, half = by_hand(p, eta, z)
+            upper, lower = (end[b, z] for end in both.dual(tensor([[eta], [eta]])))
+            assert float(upper - lower) == pytest.approx(2 * half, rel=1e-7, abs=0)
+            assert float(upper + lower) == pytest.approx(2 * mean, rel=1e-9, abs=1e-7 * half)
+            table = both.dual_table(tensor([[7.0, eta], [7.0, eta]]))
+            assert float(table[0][b, 1, z]) == pytest.approx(mean + half, rel=1e-7, abs=0)
+            assert float(table[1][b, 1, z]) == pytest.approx(mean - half, rel=1e-7, abs=1e-9 * half)
+    if case is MARGINS:
+        v, c = tensor(case[0]), tensor(case[2])
+        assert float((c[:, 0].square() / (v + eta)).sum()) > 1.0 and bool(
+            (both.gap(torch.ones(2, 1).double())[0] < 0).all()
+        )
+
+
+def test_the_spectrum_is_that_of_the_matrix_and_its_radius_the_formula():
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(2, 4, 2, dtype=torch.float64, generator=g)
+    gram, y = root @ root.mT, torch.randn(2, 4, dtype=torch.float64, generator=g)
+    found = Spectrum.of(gram, y)
+    assert bool((found.values >= 0.0).all())
+    torch.testing.assert_close(found.vectors @ torch.diag_embed(found.values) @ found.vectors.mT, gram)
+    torch.testing.assert_close((found.vectors @ found.targets.unsqueeze(-1)).squeeze(-1), y)
+    scale, noise, log = tensor([0.7, 2.0]), tensor([0.2, 1.5]), 2.5
+    radius_sq = found.radius_sq(scale, noise, log)
+    for b in range(2):
+        c, R = float(scale[b]), float(noise[b])
+        matrix = torch.eye(4).double() + c / R**2 * gram[b]
+        fit = float(y[b] @ torch.linalg.solve(matrix, y[b]))
+        exact = fit + R**2 * float(torch.linalg.slogdet(matrix).logabsdet) + 2 * R**2 * log
+        assert float(radius_sq[b]) / exact - 1 == pytest.approx(1e-12, rel=0.1, abs=0)
+
+
+def test_multipliers_are_searched_between_rounding_and_the_ball():
+    for top, radius_sq, norm, low, high in (
+        (1.0, 5.0, 2.0, 1.25e-9, 1e6), (1.0, 1e5, 2.0, 2.5e-5, 2.5e7), (30.0, 1.0, 1.0, 3e-8, 3e7),
+    ):  # fmt: skip
+        found = program([0.1, top], [0.0, 0.0], [[0.0], [0.0]], [1.0], radius_sq, norm).range()
+        assert [float(edge) for edge in found] == pytest.approx([low, high], rel=1e-14, abs=0)
+
+
+def test_a_set_counts_as_empty_when_its_least_gap_is_below_zero_by_more_than_rounding():
+    """One observation: min_η s(η) = R_n² − (|y| − B√v)₊², at η = |y|√v/B − v."""
+    v, y, B = 2.0, 3.0, 1.0
+    least = (y - B * math.sqrt(v)) ** 2
+    at = y * math.sqrt(v) / B - v
+    margin = 1e-9 * 2 * (least + at * B**2)  # of the terms of s(η): R_n² + ηB² twice, as s is about 0
+    cases = [(least - 2 * margin, y, True), (least - 0.5 * margin, y, False), (least + margin, y, False)]
+    cases += [
+        (least - 2 * margin, -y, True),
+        (1e-9, 0.9 * B * math.sqrt(v), False),
+        (0.1, 2.0 * B * math.sqrt(v), True),
+    ]
+    programs = [program([v], [target], [[0.0]], [1.0], radius_sq, B) for radius_sq, target, _ in cases]
+    assert stacked(*programs).empty().tolist() == [told for *_, told in cases]
+    assert [bool(p.empty()) for p in programs] == [told for *_, told in cases]
+
+
+def one_observation(v: float, y: float, c: float, k: float, R: float, B: float) -> tuple[float, float]:
+    """max f(z) with |f(x) − y| ≤ R, ‖f‖ ≤ B, and the f(x) of the maximiser: f(z) = ca/v + √(k − c²/v)√(B² − a²/v)."""
+    low, high = max(y - R, -B * math.sqrt(v)), min(y + R, B * math.sqrt(v))
+    a = min(max(B * c / math.sqrt(k), low), high)
+    return c * a / v + math.sqrt((k - c * c / v) * max(B * B - a * a / v, 0.0)), a
+
+
+OBSERVATIONS = [  # v, y, k, R, B
+    (1.0, 0.5, 1.0, 0.2, 1.5), (2.0, -1.0, 0.5, 0.3, 1.0), (0.3, 0.4, 2.0, 0.1, 3.0), (1.0, 0.0, 1.0, 5.0, 1.0),
+    (1.0, 1.2, 1.0, 0.3, 1.0),
+]  # fmt: skip
+
+
+def test_one_observation_has_a_closed_form():
+    """Upper and lower ends are within 1e-6 of it, outside; the multiplier is where the two constraints meet, or ∞."""
+    batch = []
+    for v, y, k, R, B in OBSERVATIONS:
+        crosses = [s * math.sqrt(v * k) for s in (0.9, -0.5, 0.05)]
+        batch.append(program([v], [y], [crosses], [k] * 3, R * R, B))
+    upper, lower, at_upper, at_lower = stacked(*batch).solve()
+    ends = {"finite": 0, "infinite": 0}
+    for i, (v, y, k, R, B) in enumerate(OBSERVATIONS):
+        for j, c in enumerate(batch[i].cross[0].tolist()):
+            for sign, end, at in ((1.0, upper, at_upper), (-1.0, lower, at_lower)):
+                exact, a = one_observation(v, sign * y, c, k, R, B)
+                found, eta = sign * float(end[i, j]), float(at[i, j])
+                assert exact - 1e-12 <= found <= exact + 1e-6, (i, j, sign)
+                free = math.isclose(a, B * c / math.sqrt(k))
+                if free:
+                    ends["infinite"] += 1
+                    assert found == pytest.approx(B * math.sqrt(k), rel=1e-9)
+                else:  # stationary in a: η = |∂_a| / (2|a − y|) over (d‖f‖² …), found by a fine search instead
+                    ends["finite"] += 1
+                    grid = torch.logspace(-2e-3, 2e-3, 81).double() * eta
+                    table = batch[i].dual_table(grid)[0 if sign > 0 else 1][:, j] * sign
+                    assert float(table.min()) >= found - 1e-8
+    assert min(ends.values()) >= 4
+
+
+def test_golden_sections_close_in_on_the_best_multiplier():
+    v, y, k, R, B = OBSERVATIONS[0]
+    p = program([v], [y], [[0.9, -0.5]], [k, k], R * R, B)
+    eta = torch.linspace(-6, 6, 24001).double().exp()
+    for side, sign in ((0, 1.0), (1, -1.0)):
+        best = (sign * p.dual_table(eta)[side]).argmin(0)
+        target = eta.log()[best]
+        value, at = p._golden(target - 0.7, target + 1.3, side, sign, 18)
+        assert bool(((at.log() - target).abs() < 3 * 2.0 * 0.6181**18 + 1e-3).all())
+        torch.testing.assert_close(sign * value, p.dual(at)[side], rtol=0, atol=1e-15)
+        coarse = p._golden(target - 0.7, target + 1.3, side, sign, 4)[1]
+        assert bool(((coarse.log() - target).abs() < 2.0 * 0.6181**4).all())
+
+
+def test_bounds_at_proposals_are_the_least_of_their_neighbours():
+    one = program(*PLAIN)
+    proposals = tensor([[0.5, 1e-30], [math.nan, -3.0]]), tensor([[1e30, 0.0], [math.inf, 0.02]])
+    smallest, largest = (float(edge) for edge in one.range())
+    for row in range(2):
+        upper, lower = bound_at(one, (proposals[0][row], proposals[1][row]), 0.25)
+        for z in range(2):
+            for side, found in ((0, float(upper[z])), (1, -float(lower[z]))):
+                eta = float(proposals[side][row, z])
+                eta = eta if 0.0 < eta < math.inf else 0.25
+                tries = [min(max(t, smallest), largest) for t in (eta, 0.99 * eta, 1.01 * eta, 0.25)]
+                values = [by_hand(one, t, z) for t in tries]
+                ends = [mean + half if side == 0 else half - mean for mean, half in values]
+                assert found == pytest.approx(min(1.7 * math.sqrt(PLAIN[3][z]), *ends), rel=1e-12)
+
+
+def test_a_solver_is_asked_for_the_program_without_its_null_directions():
+    """Null directions of the Gram matrix carry data, yet no slope; the optimum and its multiplier are those of the dual."""
+    p = program([0.0, 1e-15, 1.0], [0.05, 0.02, 0.5], [[0.0], [0.0], [0.9]], [1.0], 0.3**2, 1.5)
+    proposer = Proposer(p.spectrum.values, p.spectrum.targets, p.radius_sq, p.norm)
+    inner = math.sqrt(0.3**2 - 0.05**2 - 0.02**2)
+    for sign in (1.0, -1.0):
+        claim, eta = proposer.optimum(p.cross[:, 0], p.prior[0], sign)
+        assert claim == pytest.approx(sign * one_observation(1.0, sign * 0.5, 0.9, 1.0, inner, 1.5)[0], abs=1e-6)
+        best = p.dual(tensor([eta]))[0 if sign > 0 else 1]
+        assert float(best) == pytest.approx(claim, abs=1e-5)
+    above, below = proposer.multipliers(p.cross, p.prior)
+    for eta, sign in ((above, 1.0), (below, -1.0)):
+        assert eta.tolist() == [proposer.optimum(p.cross[:, 0], p.prior[0], sign)[1]]
+
+
+def model_of(first: float = 1.0) -> GP:
+    """Two outputs with kernels, λ and B of their own; the outcomes of the first are multiplied."""
+    x, y = tensor([[0.0], [0.4], [1.0]]), tensor([[0.3, -0.2], [0.5, 0.4], [-0.1, 0.6]])
+    two, y = [kernels.rbf(0.5), kernels.rbf(1.0, 2.0)], y * tensor([first, 1.0])
+    return GP.create(two, (0.04, 0.09), nx=2, nu=0, noise_std=0.2).condition_on(torch.cat([x, 0 * x], 1), y)
+
+
+def test_programs_and_betas_are_those_of_their_output():
+    model, c = model_of(), 0.7
+    bound = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1, scale=c)
+    z = tensor([[0.2, 0.0], [3.0, 0.0]])
+    for j, (kernel, norm, noise) in enumerate(zip(model.kernels, (1.5, 2.0), (0.2, 0.3), strict=True)):
+        p = bound.program(model, j, z)
+        K, y = kernels.cross(kernel, model.inputs, model.inputs), model.targets[:, j]
+        lam = float(model.regularizer[j])
+        torch.testing.assert_close(p.spectrum.vectors @ p.cross, kernels.cross(kernel, model.inputs, z))
+        torch.testing.assert_close(p.prior, kernels.diagonal(kernel, z))
+        matrix = torch.eye(3).double() + c / noise**2 * K
+        radius_sq = float(y @ torch.linalg.solve(matrix, y)) + noise**2 * (
+            float(torch.logdet(matrix)) + 2 * math.log(2 / 0.1)
+        )
+        assert float(p.radius_sq) == pytest.approx(radius_sq, rel=1e-11) and float(p.norm) == norm
+        fit = lam * float(y @ torch.linalg.solve(K + lam * torch.eye(3).double(), y))
+        assert float(bound.beta(model)[j]) == pytest.approx(
+            math.sqrt((radius_sq + lam * norm**2 - fit) / lam), rel=1e-9
+        )
+        plain = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
+        assert float(plain._scale(model, plain.noise(2))[j]) == pytest.approx(noise**2 / lam)
+    mixture = Mixture(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
+    assert torch.equal(plain.beta(model), mixture.beta(model))
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_intervals_are_the_least_of_ball_mixture_and_dual_for_every_output(scale):
+    model, z = model_of(), tensor([[[0.2, 0.0]], [[3.0, 0.0]], [[0.9, 0.1]]])
+    options = {"rkhs_norm": (1.5, 2.0), "subgaussian": (0.2, 0.3), "delta": 0.1}
+    bound = ConvexProgram(**options, scale=scale)
+    low, high = bound.interval(model, z)
+    assert low.shape == (3, 1, 2)
+    outer_low, outer_high = Mixture(**options).interval(model, z)
+    for j in range(2):
+        upper, lower, _, _ = bound.program(model, j, z[:, 0]).solve()
+        ends = [upper, bound.prior_width(model, z)[:, 0, j]] + ([outer_high[:, 0, j]] if scale is None else [])
+        torch.testing.assert_close(high[:, 0, j], torch.stack(ends).amin(0), rtol=1e-14, atol=0)
+        ends = [lower, -bound.prior_width(model, z)[:, 0, j]] + ([outer_low[:, 0, j]] if scale is None else [])
+        torch.testing.assert_close(low[:, 0, j], torch.stack(ends).amax(0), rtol=1e-14, atol=0)
+    torn = model_of(100.0)  # no f fits the first output's data
+    low, high = bound.interval(torn, z)
+    width = bound.prior_width(torn, z)
+    assert torch.equal(low[..., 0], width[..., 0]) and torch.equal(high[..., 0], -width[..., 0])
+    assert bool((low[..., 1] < high[..., 1]).all())
+
+
+def test_a_solver_that_fails_proposes_nothing(monkeypatch):
+    one = program(*PLAIN)
+    proposer = Proposer(one.spectrum.values, one.spectrum.targets, one.radius_sq, one.norm)
+
+    def fail(**_):
+        raise cp.SolverError("no")
+
+    monkeypatch.setattr(proposer.problem, "solve", fail)
+    assert all(math.isnan(v) for v in proposer.optimum(one.cross[:, 0], one.prior[0], 1.0))
+    above, below = proposer.multipliers(one.cross, one.prior)
+    assert bool(above.isnan().all()) and bool(below.isnan().all()) and len(above) == 2
+
+
+def test_a_search_that_fails_leaves_the_mixture_and_the_ball(monkeypatch):
+    model, z = model_of(), tensor([[0.2, 0.0], [3.0, 0.0], [0.9, 0.1]])
+    options = {"rkhs_norm": (1.5, 2.0), "subgaussian": (0.2, 0.3), "delta": 0.1}
+    outer, width = Mixture(**options).interval(model, z), ConvexProgram(**options).prior_width(model, z)
+    far = torch.full((3,), 1e9).double()
+    monkeypatch.setattr(Program, "solve", lambda own: (far, -far, far, far))
+    low, high = ConvexProgram(**options).interval(model, z)
+    assert torch.equal(low, torch.maximum(-width, outer[0])) and torch.equal(high, torch.minimum(width, outer[1]))
+    assert bool((outer[1] < width).any()) and bool((outer[0] > -width).any())
+
+
+def test_numbers_of_a_solver_are_floats_or_nothing():
+    assert math.isnan(_number(None)) and _number([[2.5]]) == 2.5 and _number(3) == 3.0

@@ -1,0 +1,33 @@
+"""The examples of docs/ run as they stand, and what they say comes out."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).parents[1] / "docs" / "your-plant.md").read_text()
+BLOCKS = {
+    title: re.search(r"```python\n(.*?)```", part, flags=re.S).group(1)  # type: ignore[union-attr]
+    for title, part in re.findall(r"\n## (.*?)\n(.*?)(?=\n## |\Z)", TEXT, flags=re.S)
+    if "```python" in part
+}
+PLANTS = [title for title, code in BLOCKS.items() if "sound_learner" in code]
+
+
+def test_three_plants_in_at_most_25_lines_each():
+    assert len(PLANTS) == 3
+    for title in PLANTS:
+        assert sum(bool(line.strip()) for line in BLOCKS[title].splitlines()) <= 25, title
+
+
+@pytest.mark.parametrize("title", [pytest.param(t, marks=[] if "Duffing" in t else [pytest.mark.slow]) for t in PLANTS])
+def test_a_plant_of_ones_own_is_explored_under_the_verifier(title, capsys):
+    names: dict = {}
+    exec(compile(BLOCKS[title], title, "exec"), names)
+    learner, system = names["learner"], names["system"]
+    rows = learner.logger.frame()
+    certified = rows[rows["guaranteed"]]
+    assert len(certified) >= 1 and bool((certified["from_plan"] > 0).all())
+    assert bool((rows["cost"] == 0).all())  # every assumption is true here: a violation would be an error
+    assert float(system.cost(learner.history[-1][0]).max()) == 0.0
+    assert "from_plan" in capsys.readouterr().out
