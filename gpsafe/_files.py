@@ -10,7 +10,8 @@ from pathlib import Path
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Writes a file in one step: whoever reads sees the old file or the new one, never a part.
 
-    Makes missing parent folders. The bytes are on the disk before the name is changed. Returns the path.
+    Makes missing parent folders. The bytes are on the disk before the name is changed. Returns the path. An OSError, of a
+    full disk say, names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -23,8 +24,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(target)  # else "No space left on device", and where?
         raise
     return target
 

@@ -1,15 +1,17 @@
-"""Argument checks with one error voice: ``where: expected what, got what``."""
+"""Argument checks with one error voice: ``where: expected what, got what``.
+
+NumPy and torch are loaded by the checks that look at arrays: whoever only complains does not wait for them.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def fail(where: str, expected: str, got: Any) -> ValueError:
@@ -19,7 +21,9 @@ def fail(where: str, expected: str, got: Any) -> ValueError:
 
 def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
     """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries."""
-    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    import torch
+
+    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
     if tensor.is_complex():
         raise fail(where, f"real numbers in {name}", tensor.dtype)
     tensor = tensor.to(torch.float64)
@@ -86,9 +90,12 @@ def indices(where: str, name: str, value: Any, size: int) -> list[int]:
     ([0, 1, 2], [0, 2])
     """
     expected = f"{name} as integers in 0..{size - 1}, a Boolean mask of length {size} or a slice"
+    import numpy as np
+    import torch
+
     if isinstance(value, slice):
         return sorted(range(*value.indices(size)))
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, (set, frozenset)):
         value = sorted(value)
@@ -128,8 +135,11 @@ def one_of(where: str, name: str, value: str, allowed: Iterable[str]) -> str:
 
 def real(where: str, name: str, value: Tensor | Any) -> Tensor:
     """Finite float64 numbers, as a copy that nobody else can write on; Booleans are no numbers here."""
+    import numpy as np
+    import torch
+
     try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise fail(where, f"numbers in {name}", f"{type(value).__name__}: {error}") from None
     if tensor.dtype is torch.bool:
@@ -147,6 +157,8 @@ def number(where: str, name: str, value: Any, *, minimum: float = -math.inf) -> 
 
 def index(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
     """An integer ≥ `minimum` of Python or NumPy: no Boolean, no float that happens to be whole."""
+    import torch
+
     try:
         found = operator.index(value)
     except TypeError:

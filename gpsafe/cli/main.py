@@ -66,8 +66,6 @@ def _verify(options: Verify, command: str) -> int:
 
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
-    from gpsafe.testbed import report, store, verify
-
     console = Console(width=width())
     chosen, known, missing = _chosen(options)
     if options.list:
@@ -75,6 +73,8 @@ def _verify(options: Verify, command: str) -> int:
         for module, why in missing.items():
             console.print(f"{module} {why}", **PLAIN, soft_wrap=True)
         return 0
+    from gpsafe.testbed import report, store, verify
+
     outputs = [path for path in (options.json, options.html) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise UsageError(f"--html: expected another file than --json, got {str(options.html)!r}")
@@ -131,12 +131,11 @@ def _verify(options: Verify, command: str) -> int:
 
 def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check], dict[str, str]]:
     """The checks asked for, all there are, and what keeps others from running."""
-    from gpsafe.testbed.check import survey
-    from gpsafe.testbed.verify import select
+    from gpsafe.testbed.check import listed, select, survey
 
     see_current_folder()
     try:
-        known, missing = survey(options.package)
+        known, missing = (listed if options.list else survey)(options.package)
     except Exception as error:  # a module of checks may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"--package: expected checks in {options.package!r}, got {reason}") from None
@@ -180,6 +179,8 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
     def on_progress(progress: Progress) -> None:
         nonlocal state, checks
         if state is None:
+            for note in progress.notes:
+                console.print(note, **PLAIN, soft_wrap=True)
             kept = f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
             console.print(f"{progress.total} pieces on {workers} workers{kept}", **PLAIN, soft_wrap=True)
         state = progress

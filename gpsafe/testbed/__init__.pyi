@@ -10,3 +10,4 @@ from .experiment import Record as Record
 from .experiment import Report as Report
 from .experiment import Run as Run
 from .experiment import Table as Table
+from .tables import frames as frames

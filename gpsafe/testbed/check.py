@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal
 
 from gpsafe import _require
-from gpsafe.testbed import extras, store
-from gpsafe.verdict import Outcome, Verdict
+from gpsafe.testbed import extras, listing, store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gpsafe.verdict import Verdict
 
 Budget = Literal["quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("quick", "full")
@@ -141,6 +144,8 @@ class Check:
 
     def run(self, budget: Budget = "quick", broken: bool = False) -> Evidence:
         """Runs all pieces here, one after another (the command line runs them in parallel)."""
+        from gpsafe.verdict import Outcome
+
         samples = [self.sample(i, budget, broken) for i in range(self.num_shards(budget, broken))]
         evidence = self.judge(samples, broken)
         while evidence.verdict.outcome is Outcome.INCONCLUSIVE and len(samples) < self.limit(budget, broken):
@@ -154,6 +159,8 @@ class Check:
         The term times 1 is tried first: where that is VIOLATED the patch itself does damage, and nothing it seems to show
         counts.
         """
+        from gpsafe.verdict import Outcome  # loads SciPy, which a list of checks does not wait for
+
         shards = range(self.num_shards(budget, False)) if grade.shards is None else grade.shards
         tried: list[tuple[float, str]] = []
         for factor in (1.0, *grade.factors):
@@ -191,9 +198,33 @@ def survey(package: str = OURS) -> tuple[dict[str, Check], dict[str, str]]:
     return dict(sorted(found.items())), missing
 
 
+def listed(package: str = OURS) -> tuple[dict[str, Check], dict[str, str]]:
+    """Like `survey`, and quicker: checks to be read, not run; what they compute with is loaded only if their texts need it."""
+
+    def fits(found: tuple[dict[str, Check], dict[str, str]]) -> bool:
+        counts = [
+            c.num_shards(budget, broken) for c in found[0].values() for budget in BUDGETS for broken in (False, True)
+        ]
+        texts = [text for c in found[0].values() for text in (c.name, c.claim, c.source, c.statistic, c.control)]
+        return all(type(text) is str for text in texts) and all(type(count) is int for count in counts)
+
+    return listing.read(survey, package, fits)
+
+
 def discover(package: str = OURS) -> dict[str, Check]:
     """All checks of a package by name, see `survey`. Raises ImportError if a module of it needs an extra that is missing."""
     found, missing = survey(package)
     if missing:
         raise ImportError("; ".join(f"{module} {why}" for module, why in missing.items()))
     return found
+
+
+def select(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
+    """The checks of these names (all, if there are none). Raises ValueError with the closest known names."""
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in checks:
+            near = difflib.get_close_matches(name, checks, n=3, cutoff=0.5)
+            known = f"one like {', '.join(near)}" if near else f"one of {', '.join(checks)}"
+            raise _require.fail("--only", f"the name of a check, {known}", repr(name))
+    return {name: check for name, check in checks.items() if not wanted or name in wanted}

@@ -11,36 +11,38 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
-import logging
 import pkgutil
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpsafe import _require
-from gpsafe.testbed import extras, provenance, store
-from gpsafe.testbed.animate import Animation
-from gpsafe.testbed.experiment_store import Folder, Mismatch, Piece, as_plain, normal, revive
+from gpsafe.testbed import extras, listing
+from gpsafe.testbed.experiment_run import OnStale, Record, code, run_seed, session
+from gpsafe.testbed.experiment_store import Folder, Mismatch, Piece, Stale, as_plain, revive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from gpsafe.testbed.animate import Animation
 
 __all__ = [
     "Animation",
     "Experiment",
     "Mismatch",
+    "OnStale",
     "Piece",
     "Record",
     "Report",
     "Run",
+    "Stale",
     "Stored",
     "Table",
+    "code",
     "discover",
     "find",
+    "listed",
     "load",
     "run_seed",
     "session",
@@ -50,9 +52,17 @@ Budget = Literal["smoke", "quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
 OURS = "gpsafe.experiments"
 """The project's own experiments."""
-RESERVED = frozenset({"budget", "seed", "seeds", "workers", "fresh", "results", "list", "help"})  # of the command line
+RESERVED = frozenset(
+    {"budget", "seed", "seeds", "workers", "fresh", "stale", "results", "list", "help"}
+)  # of the command line
 
-_log = logging.getLogger(__name__)
+
+def __getattr__(name: str) -> Any:
+    if name == "Animation":  # loads torch and what draws, for which a list of experiments does not wait
+        from gpsafe.testbed.animate import Animation
+
+        return Animation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,9 @@ class Run:
     arguments: Any
     """Instance of the experiment's arguments."""
     provenance: Mapping[str, Any]
-    """``sessions``: who worked here, when, from which revision; ``budget``; ``revisions``: those of the pieces."""
+    """``sessions``: who worked here, when, from which revision; ``budget``; ``revisions`` and ``codes`` (fingerprints of the
+    sources): those of the pieces.
+    """
     pieces: Mapping[str, Piece]
     """By key, in the order in which the run asked for them."""
 
@@ -141,125 +153,6 @@ class Experiment:
             _require.count(where, f"seeds of the {budget} budget", self.seeds[budget])
 
 
-class Record:
-    """What a run keeps: finished pieces on the disk, each computed once, and a progress bar.
-
-    Args:
-        folder: the seed's folder.
-        revision: of the code that computes; stored with each piece.
-        on_progress: called with (done, total, text).
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        revision: str | None = None,
-        on_progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:
-        self._folder = Folder(Path(folder))
-        self._revision = revision
-        self._on_progress = on_progress
-        self.keys: list[str] = []
-        """Pieces asked for, in order."""
-        self.reused = 0
-        """How many of them were there already."""
-        self.notes: list[str] = []
-        """Why files that were there could not be used."""
-
-    def piece(self, key: str, compute: Callable[[], Piece]) -> Piece:
-        """The stored piece of this key; if there is none, computes and stores it.
-
-        Returns what reads back from the disk (scalars as Python's own, tensors on the CPU), so that a run that goes
-        on after a stop sees the same values as one that was never stopped. Keys are words joined by ``/``; to ask
-        twice for one key is an error.
-        """
-        if key in self.keys:
-            raise _require.fail("Record.piece", "a new key", f"{key!r} again")
-        found = self._folder.read_piece(key)
-        if isinstance(found, tuple):
-            self.keys.append(key)
-            self.reused += 1
-            return found[0]
-        if found is not None:
-            self.notes.append(found)
-            _log.warning("%s", found)
-        (self._folder.path / "done.json").unlink(missing_ok=True)
-        begun = time.perf_counter()
-        piece = normal(key, compute())
-        made = {"revision": self._revision, "at": _now(), "seconds": time.perf_counter() - begun}
-        self._folder.write_piece(key, piece, made)
-        self.keys.append(key)
-        return piece
-
-    def progress(self, done: int, total: int, text: str = "") -> None:
-        """Says how far this seed is, for the progress bar."""
-        if self._on_progress is not None:
-            self._on_progress(done, total, text)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def session(command: str = "") -> dict[str, Any]:
-    """Where numbers that are computed from now on come from."""
-    revision, dirty = provenance.git_state()
-    about = {"command": command, "started_at": _now(), "seconds": None, "git_revision": revision, "git_dirty": dirty}
-    return {**about, "platform": platform.platform(), "versions": provenance.versions()}
-
-
-def run_seed(
-    experiment: Experiment,
-    arguments: Any,
-    seed: int,
-    *,
-    folder: str | Path,
-    budget: str = "",
-    about: Mapping[str, Any] | None = None,
-    fresh: bool = False,
-    on_progress: Callable[[int, int, str], None] | None = None,
-) -> Record:
-    """Computes one seed in this process; finished pieces of the same arguments are kept.
-
-    Args:
-        experiment: what to run.
-        arguments: instance of `experiment.arguments`.
-        seed: passed to the run.
-        folder: of this seed; made if missing.
-        budget: the budget's name, for the record only.
-        about: from `session`; made anew if None.
-        fresh: forget what the folder holds.
-        on_progress: called with (done, total, text).
-
-    Raises:
-        Mismatch: if the folder holds results of other arguments and `fresh` is not given.
-    """
-    home = Folder(Path(folder))
-    if fresh:
-        home.clear()
-    home.require_same(experiment.name, arguments, seed)
-    config = {"experiment": experiment.name, "budget": budget, "seed": seed, "arguments": as_plain(arguments)}
-    store.write_json(home.path / "config.json", config)
-    about, begun = dict(session() if about is None else about), time.perf_counter()
-    earlier = (home.read("provenance.json") or {}).get("sessions", [])
-    store.write_json(home.path / "provenance.json", {"sessions": [*earlier, about]})
-    record = Record(home.path, revision=_revision(about), on_progress=on_progress)
-    experiment.run(arguments, seed, record)
-    if record.reused < len(record.keys) or home.read("done.json") is None:
-        about["seconds"] = time.perf_counter() - begun
-        store.write_json(home.path / "provenance.json", {"sessions": [*earlier, about]})
-        store.write_json(home.path / "done.json", {"pieces": record.keys, "at": _now()})
-    elif earlier:  # nothing was computed: this session added nothing
-        store.write_json(home.path / "provenance.json", {"sessions": earlier})
-    return record
-
-
-def _revision(about: Mapping[str, Any]) -> str | None:
-    revision = about.get("git_revision")
-    return None if revision is None else f"{revision[:12]}{'+' if about.get('git_dirty') else ''}"
-
-
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What the results folder of an experiment holds: finished seeds, and why others are left out."""
@@ -291,24 +184,25 @@ def load(experiment: Experiment, results: str | Path, *, seeds: Sequence[int] = 
 
 
 def _load_seed(experiment: Experiment, folder: Folder, seed: int) -> Run | str:
-    config, done = folder.config(), folder.read("done.json")
+    config, done = folder.config(), folder.done()
     if config is None or config.get("experiment") != experiment.name or config["seed"] != seed:
         return "no readable config.json of this experiment and seed"
-    if done is None or not isinstance(done.get("pieces"), list):
+    if done is None:
         return "not finished"
     try:
         arguments = revive(experiment.arguments, config["arguments"])
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # the experiment's own checks of them, too
         return f"its arguments do not fit the experiment's of today ({error})"
-    pieces, revisions = {}, set()
-    for key in done["pieces"]:
+    pieces, made = {}, {}
+    for key in done:
         found = folder.read_piece(key)
         if not isinstance(found, tuple):
             return found or f"piece {key!r} is missing"
-        pieces[key] = found[0]
-        revisions.add(found[1].get("revision"))
-    provenance = {**(folder.read("provenance.json") or {}), "budget": config.get("budget", "")}
-    return Run(seed, arguments, provenance | {"revisions": sorted(map(str, revisions))}, pieces)
+        pieces[key], made[key] = found
+    about = {"sessions": folder.sessions(), "budget": str(config.get("budget", ""))}
+    for name, field_ in (("revisions", "revision"), ("codes", "code")):
+        about[name] = sorted({str(m.get(field_) or "unknown") for m in made.values()})
+    return Run(seed, arguments, about, pieces)
 
 
 def discover(package: str = OURS) -> tuple[dict[str, Experiment], dict[str, str]]:
@@ -336,6 +230,21 @@ def discover(package: str = OURS) -> tuple[dict[str, Experiment], dict[str, str]
     return dict(sorted(found.items())), broken
 
 
+def listed(package: str = OURS) -> tuple[dict[str, Experiment], dict[str, str]]:
+    """Like `discover`, and quicker: experiments to be read, not run; what they compute with is loaded only if needed for that.
+
+    A module that will fail once it is loaded whole may stand in it.
+    """
+
+    def fits(found: tuple[dict[str, Experiment], dict[str, str]]) -> bool:
+        texts = [text for e in found[0].values() for text in (e.name, e.title)]
+        counts = [e.seeds[budget] for e in found[0].values() for budget in BUDGETS]
+        missing = all(why.startswith(f"{extras.NEEDS} ") for why in found[1].values())
+        return missing and all(type(text) is str for text in texts) and all(type(count) is int for count in counts)
+
+    return listing.read(discover, package, fits)
+
+
 def find(name: str, package: str = OURS) -> Experiment | None:
     """The experiment of this name, or None. Looks first into the module of the same name, and imports no other then."""
     spec = importlib.util.find_spec(package)
@@ -345,7 +254,7 @@ def find(name: str, package: str = OURS) -> Experiment | None:
             experiment = importlib.import_module(f"{package}.{likely}").EXPERIMENT
             if isinstance(experiment, Experiment) and experiment.name == name:
                 return experiment
-    return discover(package)[0].get(name)
+    return discover(package)[0].get(name) if name in listed(package)[0] else None
 
 
 def _require_experiment(module: str, experiment: Any, found: Mapping[str, Experiment]) -> None:

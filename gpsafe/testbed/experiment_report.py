@@ -95,7 +95,8 @@ def origins(stored: Stored) -> list[str]:
         f"seeds: {', '.join(str(run.seed) for run in runs)}",
         f"budget: {', '.join(sorted({str(run.provenance.get('budget', '')) or '?' for run in runs}))}",
         f"arguments{' of the first seed' if mixtures(runs) else ''}: {arguments}",
-        f"git revisions (+ marks uncommitted changes somewhere in the checkout): {', '.join(_revisions(runs))}",
+        f"git revisions (+ marks uncommitted changes somewhere in the checkout): {', '.join(_of_pieces(runs, 'revisions'))}",
+        f"fingerprints of the code: {', '.join(_of_pieces(runs, 'codes'))}",
         f"commands: {', '.join(f'`{command}`' for command in _of_sessions(runs, 'command'))}",
         f"started: {min(_of_sessions(runs, 'started_at'), default='?')}",
     ]
@@ -109,13 +110,14 @@ def mixtures(runs: Sequence[Run]) -> list[str]:
     for run in runs[1:]:
         if differs := differing(first, as_plain(run.arguments)):
             lines.append(f"Seed {run.seed} has other arguments than seed {runs[0].seed}: {'; '.join(differs)}.")
-    if len(_revisions(runs)) > 1:
-        lines.append(f"The pieces come from different revisions of the code: {', '.join(_revisions(runs))}.")
+    codes, revisions = (_of_pieces(runs, name) for name in ("codes", "revisions"))
+    if len(codes) > 1 or ("unknown" in codes and len(revisions) > 1):
+        lines.append(f"The pieces come from different code: {', '.join(codes)} (revisions {', '.join(revisions)}).")
     return lines
 
 
-def _revisions(runs: Sequence[Run]) -> list[str]:
-    return sorted({revision for run in runs for revision in run.provenance.get("revisions", ())})
+def _of_pieces(runs: Sequence[Run], name: str) -> list[str]:
+    return sorted({found for run in runs for found in run.provenance.get(name, ())})
 
 
 def _of_sessions(runs: Sequence[Run], name: str) -> list[str]:

@@ -8,8 +8,9 @@ A folder ``results/NAME/<seed>/`` holds
 - ``done.json``: the keys of all pieces, once the run has returned.
 
 Every file is whole or absent (`gpsafe.testbed.store`). A piece is its ``.json``: it names the SHA-256 of the ``.pt`` that
-belongs to it and a digest of the experiment, the seed and the arguments it was computed for, so that a torn pair
-of files and a piece of other arguments are recognised and count as absent.
+belongs to it, a digest of the experiment, the seed and the arguments it was computed for, and the fingerprint of the code
+that made it, all under one seal. A torn pair of files, an edited one and a piece of other arguments are recognised and count
+as absent; a piece of other code is recognised and counts as what it is (`Folder.older`).
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gpsafe import _require
 from gpsafe.testbed import store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "gpsafe piece 1"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.=+-]*)*")
@@ -44,6 +46,10 @@ class Piece:
 
 class Mismatch(ValueError):
     """A folder holds results of other arguments."""
+
+
+class Stale(ValueError):
+    """A folder holds results of other code."""
 
 
 def normal(key: str, piece: Piece) -> Piece:
@@ -62,7 +68,9 @@ def normal(key: str, piece: Piece) -> Piece:
                 raise _require.fail(where, f"a scalar in column {name!r}", type(value).__name__)
         rows.append(plain)
     for name, tensor in piece.tensors.items():
-        if not isinstance(tensor, Tensor):
+        import torch  # pieces of rows alone do not wait for it
+
+        if not isinstance(tensor, torch.Tensor):
             raise _require.fail(where, f"a tensor in {name!r}", type(tensor).__name__)
     return Piece(rows, {name: t.detach().cpu().contiguous().clone() for name, t in piece.tensors.items()})
 
@@ -98,9 +106,34 @@ class Folder:
     def config(self) -> dict[str, Any] | None:
         """Experiment, budget, seed and arguments; None if they cannot be read."""
         found = self.read("config.json")
-        if found is None or not isinstance(found.get("arguments"), dict) or not isinstance(found.get("seed"), int):
+        if found is None or not isinstance(found.get("arguments"), dict) or type(found.get("seed")) is not int:
             return None
         return found
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who worked here, as far as it can be read."""
+        found = (self.read("provenance.json") or {}).get("sessions")
+        return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+
+    def done(self) -> list[str] | None:
+        """The keys of all pieces of a finished run; None if it is not finished, or that file is torn or foreign."""
+        found = self.read("done.json") or {}
+        keys = found.get("pieces")
+        if not isinstance(keys, list) or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys):
+            return None
+        return keys if found.get("seal", (whole := self._whole(keys))) == whole else None
+
+    def write_done(self, keys: Sequence[str], at: str) -> None:
+        """Says that the run has returned, after it asked for these pieces."""
+        store.write_json(self.path / "done.json", {"pieces": list(keys), "at": at, "seal": self._whole(keys)})
+
+    def _whole(self, keys: Sequence[str]) -> str:
+        return store.seal(self.digest(), list(keys))
+
+    @property
+    def lock(self) -> Path:
+        """What `gpsafe.testbed.lock.held` takes while this seed is computed."""
+        return self.path / ".lock"
 
     def require_same(self, experiment: str, arguments: Any, seed: int) -> None:
         """Raises Mismatch, naming the fields, if results of other arguments are here."""
@@ -133,10 +166,13 @@ class Folder:
         found: dict[str, Any] = {"format": FORMAT, "key": key, "work": self.digest(), "made": dict(made)}
         found |= {"rows": list(piece.rows), "tensors": None}
         if piece.tensors:
+            import torch
+
             buffer = io.BytesIO()
             torch.save(dict(piece.tensors), buffer)
             store.write_bytes(target.with_name(target.name + ".pt"), buffer.getvalue())
             found["tensors"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+        found["seal"] = _seal(found)
         store.write_piece(target.with_name(target.name + ".json"), found)
 
     def file(self, key: str) -> Path:
@@ -152,10 +188,10 @@ class Folder:
         head, body = target.with_name(target.name + ".json"), target.with_name(target.name + ".pt")
         if not head.exists():
             return None
-        found = store.read_piece(head)
-        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("rows"), list):
-            return f"{head}: torn or foreign, counts as absent"
-        if found.get("key") != key or found.get("work") != self.digest():
+        found = as_piece(head)
+        if isinstance(found, str):
+            return found
+        if found["key"] != key or found["work"] != self.digest():
             return f"{head}: belongs to other work, counts as absent"
         tensors: dict[str, Tensor] = {}
         if found["tensors"] is not None:
@@ -165,8 +201,56 @@ class Folder:
                 return f"{body}: missing, counts as absent"
             if hashlib.sha256(data).hexdigest() != found["tensors"]:
                 return f"{body}: not the tensors that were stored, counts as absent"
-            tensors = torch.load(io.BytesIO(data), weights_only=True)
-        return Piece(found["rows"], tensors), found.get("made", {})
+            import torch
+
+            try:
+                tensors = torch.load(io.BytesIO(data), weights_only=True)
+            except Exception as error:  # torch raises what it likes on what is no file of its own
+                return f"{body}: no tensors ({type(error).__name__}), counts as absent"
+        return Piece(found["rows"], tensors), found["made"]
+
+    def older(self, code: str | None) -> list[Mapping[str, Any]]:
+        """How the pieces of this work were made that were not made by the code of this fingerprint.
+
+        An unknown fingerprint, of a piece or of the code, is no other's.
+        """
+        made = [head["made"] for head in self.heads() if isinstance(head, dict)]
+        return [how for how in made if code is None or how.get("code") != code]
+
+    def heads(self) -> Iterator[dict[str, Any] | str]:
+        """What stands in the ``.json`` of each piece of this work, without its tensors; or why one cannot be used."""
+        work = self.digest()
+        for file in sorted((self.path / "pieces").rglob("*.json")):
+            found = as_piece(file)
+            foreign = isinstance(found, dict) and found["work"] != work
+            yield f"{file}: belongs to other work, counts as absent" if foreign else found
+
+
+def _seal(head: Mapping[str, Any]) -> str:
+    return store.seal({name: value for name, value in head.items() if name != "seal"})
+
+
+def as_piece(file: Path) -> dict[str, Any] | str:
+    """The ``.json`` of a piece, or why it is none. Pieces from before there were seals are of unknown code."""
+    found = store.read_piece(file)
+    kinds = {"key": str, "work": str, "made": dict, "rows": list, "tensors": (str, type(None))}
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return f"{file}: torn or foreign, counts as absent"
+    if not all(name in found and isinstance(found[name], kind) for name, kind in kinds.items()):
+        return f"{file}: torn or foreign, counts as absent"
+    if not all(isinstance(row, dict) for row in found["rows"]):
+        return f"{file}: torn or foreign, counts as absent"
+    if "seal" not in found:
+        return found | {"made": {name: value for name, value in found["made"].items() if name != "code"}}
+    if found["seal"] != _seal(found):
+        return f"{file}: changed since it was written, counts as absent"
+    return found
+
+
+def whose(made: Sequence[Mapping[str, Any]]) -> str:
+    """How many pieces are of which code and revision, in words."""
+    names = Counter(f"code {m.get('code') or 'unknown'}, revision {m.get('revision') or 'unknown'}" for m in made)
+    return "; ".join(f"{count} of {name}" for name, count in sorted(names.items()))
 
 
 def revive(kind: Any, stored: Mapping[str, Any]) -> Any:

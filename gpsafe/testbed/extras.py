@@ -10,6 +10,7 @@ EXTRAS = {
     "imageio": "lab", "ipywidgets": "lab", "jupytext": "lab", "plotly": "lab", "pyarrow": "lab",
 }  # fmt: skip
 """Module → extra of gpsafe."""
+NEEDS = "needs"
 
 
 def needed(error: ImportError) -> str | None:
@@ -18,6 +19,6 @@ def needed(error: ImportError) -> str | None:
     while cause is not None:
         module = (getattr(cause, "name", None) or "").split(".")[0]
         if module in EXTRAS:
-            return f"needs {module}: pip install 'gpsafe[{EXTRAS[module]}]'"
+            return f"{NEEDS} {module}: pip install 'gpsafe[{EXTRAS[module]}]'"
         cause = cause.__cause__
     return None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import platform
 import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import gpsafe
 
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
-    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments")}
-    | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate")}
-    | {f"testbed/experiment{part}.py" for part in ("", "_report", "_store")}
+    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running")}
+    | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate", "tables", "listing")}
+    | {f"testbed/experiment{part}.py" for part in ("", "_report", "_run", "_store")}
 )
+OURS = ("experiments/", "proofs_checks/")  # stand inside gpsafe in a wheel, beside it in a checkout
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
 
 
@@ -33,18 +39,113 @@ def versions() -> dict[str, str | None]:
 
 def fingerprint(package: str = "gpsafe.proofs_checks") -> str:
     """16 hex digits that change with the sources of gpsafe and of the checks and with the versions used."""
-    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
     spec = importlib.util.find_spec(package)
-    roots = {"gpsafe": [str(Path(gpsafe.__file__).parent)], package: (spec and spec.submodule_search_locations) or []}
-    for name, places in roots.items():
-        for root in places:
-            for path in sorted(Path(root).rglob("*.py")):
-                inside = path.relative_to(root).as_posix()
-                if name != "gpsafe" or not (
-                    inside in PRESENTATION or inside.startswith(("experiments/", "proofs_checks/"))
-                ):
-                    digest.update(f"\0{name}/{inside}\0".encode() + path.read_bytes())
+    checks = [
+        (f"{package}/{path.relative_to(root).as_posix()}", path)
+        for root in (spec and spec.submodule_search_locations) or []
+        for path in sorted(Path(root).rglob("*.py"))
+    ]
+    return _digest([*_library(PRESENTATION.__contains__), *checks])
+
+
+def code(*modules: str) -> str | None:
+    """16 hex digits of what an experiment rests on: the versions used, gpsafe without its testbed and command line, and the
+    sources of `modules` with all that they import, on and on, of their own packages and of others that are no installed ones.
+
+    Imports are read from the sources, those inside functions too; what a module finds in any other way (data files, names put
+    together at run time) is not seen. None if one of the modules has no source file.
+    """
+    sources = _imported(modules)
+    if sources is None:
+        return None
+    return _digest([*_library(lambda inside: inside.startswith(("cli/", "testbed/"))), *sorted(sources.items())])
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
+    for name, path in files:
+        digest.update(f"\0{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _library(left_out: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
+    """The files of gpsafe, but those whose place inside it is left out."""
+    root = Path(gpsafe.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root).as_posix()
+        if not inside.startswith(OURS) and not left_out(inside):
+            yield f"gpsafe/{inside}", path
+
+
+def _imported(modules: Iterable[str]) -> dict[str, Path] | None:
+    """Source files by name of modules and of all that they import, except gpsafe's own and installed packages."""
+    waiting, found = list(modules), {}
+    own = {name.partition(".")[0] for name in waiting}
+    if any(_source(name) is None for name in waiting):
+        return None
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or (name.startswith("gpsafe.") and f"{name.split('.')[1]}/" not in OURS) or name == "gpsafe":
+            continue
+        seen.add(name)
+        path = _source(name)
+        if path is None or (name.partition(".")[0] not in own and _installed(path)):
+            continue
+        found[name.removeprefix("gpsafe.")] = path
+        waiting.append(name.rpartition(".")[0])  # a package is run before what is in it
+        waiting += _names(name, path)
+    return found
+
+
+def _names(module: str, path: Path) -> Iterator[str]:
+    """What the import statements of a source file name; not all of it need be modules."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*home, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found without running anything."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None and module:
+        top, *rest = module.split(".")
+        if top in sys.stdlib_module_names:
+            return None
+        try:
+            spec = importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            return None
+        file, places = getattr(spec, "origin", None), getattr(spec, "submodule_search_locations", None)
+        places = getattr(sys.modules.get(top), "__path__", places)
+        for part in rest:
+            options = [Path(place, part, "__init__.py") for place in places or ()]
+            options += [Path(place, f"{part}.py") for place in places or ()]
+            file = next((str(option) for option in options if option.is_file()), None)
+            places = [str(Path(file).parent)] if file and file.endswith("__init__.py") else None
+    path = Path(file) if file else None
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+@functools.cache
+def _libraries() -> tuple[Path, ...]:
+    return tuple(Path(place).resolve() for key, place in sysconfig.get_paths().items() if "lib" in key)
+
+
+def _installed(path: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package, whose versions stand for it."""
+    path = path.resolve()
+    return any(path.is_relative_to(place) for place in _libraries())
 
 
 def git_state() -> tuple[str | None, bool | None]:

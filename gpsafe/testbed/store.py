@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import io
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from gpsafe import _require
 from gpsafe._files import write_bytes
@@ -32,6 +31,7 @@ def plain(value: Any) -> Plain:
     Takes NumPy and torch scalars and arrays, tuples, sets (sorted), paths, enums and dataclasses too. What
     comes out survives Python's ``json`` unchanged. Raises ValueError for anything else.
 
+    >>> import numpy as np
     >>> plain({1: (np.float64(0.5), Path("a"))})
     {'1': [0.5, 'a']}
     """
@@ -54,15 +54,22 @@ def plain(value: Any) -> Plain:
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return [plain(item) for item in sorted(value)]
-    if isinstance(value, torch.Tensor):
+    if _is(value, "torch", "Tensor"):
         return value.detach().cpu().tolist()
-    if isinstance(value, (np.ndarray, np.generic)):
+    if _is(value, "numpy", "ndarray", "generic"):
         return plain(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     raise _require.fail("store.plain", "numbers, strings, lists and dicts", type(value).__name__)
+
+
+def _is(value: Any, library: str, *names: str) -> bool:
+    """Whether `value` is of one of these types of a library; one that is not loaded has made no value."""
+    module = sys.modules.get(library)
+    kinds = [getattr(module, name, None) for name in names]
+    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
 
 
 def _key(key: Any) -> str:
@@ -106,6 +113,8 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
 
 def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
     """Writes tensors (and dicts and lists of them) atomically; read with `read_torch`."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return write_bytes(path, buffer.getvalue())
@@ -113,6 +122,8 @@ def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
 
 def read_torch(path: str | os.PathLike[str]) -> Any:
     """Reads what `write_torch` wrote. Loads tensors and plain containers only, never code."""
+    import torch
+
     return torch.load(path, weights_only=True)
 
 
@@ -122,11 +133,22 @@ def write_piece(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 def read_piece(path: str | os.PathLike[str]) -> Any | None:
-    """Reads what `write_piece` wrote; None if it is missing or damaged (so that it is made again)."""
+    """Reads what `write_piece` wrote; None if it is missing, damaged or no file (so that it is made again)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def seal(*parts: Any) -> str:
+    """16 hex digits of JSON values: stored beside them it tells what was written from what was changed since.
+
+    It finds torn, foreign and edited files; who can run this function can forge them.
+
+    >>> seal("a", {"x": 1, "y": 2}) == seal("a", {"y": 2, "x": 1}) != seal("a", {"x": 1, "y": 3})
+    True
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def require_writable(where: str, path: str | os.PathLike[str]) -> Path:

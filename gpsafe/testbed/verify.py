@@ -8,28 +8,28 @@ same whether its pieces are fresh or kept, and whatever the number of workers.
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import importlib
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from gpsafe import _require
 from gpsafe.testbed import store
 from gpsafe.testbed import workers as pool
-from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, survey
+from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, select, survey
 from gpsafe.testbed.check_result import CheckResult, Result, Status
+from gpsafe.testbed.check_store import Pieces, Task
 from gpsafe.testbed.provenance import fingerprint
 from gpsafe.verdict import Outcome, Verdict
 
 CACHE = Path("results/verify")
 GO_ON = 2  # pieces by which a sequential test goes on
-__all__ = ["CACHE", "CheckResult", "Progress", "Result", "Status", "Task", "execute", "piece_path", "select", "verify"]
+__all__ = ["CACHE", "CheckResult", "Progress", "Result", "Status", "Task", "execute", "select", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +40,8 @@ class Progress:
     total: int
     reused: int
     finished: CheckResult | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One shard, or (``shard is None``) the judgement over all of them, or (``grade`` given) one graded control."""
-
-    name: str
-    broken: bool
-    shard: int | None
-    grade: int | None = None
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        if self.grade is not None:
-            return f"grade {self.grade}"
-        return "judge" if self.shard is None else f"piece {self.shard}"
+    notes: tuple[str, ...] = ()
+    """Kept files that could not be used; told at the start."""
 
 
 @dataclass(slots=True)
@@ -79,46 +64,21 @@ class _Job:
         return Result(self.evidence, self.shards, self.reused, self.seconds, error, details)
 
 
-def piece_path(folder: Path, task: Task) -> Path:
-    """Where a piece is kept; `folder` is ``<cache>/<fingerprint>/<budget>``."""
-    if task.grade is not None:
-        return folder / quote(task.name, safe="") / f"grade-{task.grade:05d}.json"
-    variant = "control" if task.broken else "claim"
-    number = "verdict" if task.shard is None else f"{task.shard:05d}"
-    return folder / quote(task.name, safe="") / f"{variant}-{number}.json"
-
-
-def _read(folder: Path, task: Task) -> dict[str, Any] | None:
-    """A kept piece, or None if it is missing or damaged: then it is made again."""
-    piece = store.read_piece(piece_path(folder, task))
-    content = "graded" if task.grade is not None else "evidence" if task.shard is None else "sample"
-    return piece if isinstance(piece, dict) and {content, "seconds"} <= piece.keys() else None
-
-
-def _kept(folder: Path, name: str, broken: bool, most: int) -> list[dict[str, Any]]:
-    """The finished pieces 0, 1, 2 … of a claim or a control, up to the first that is missing."""
-    found: list[dict[str, Any]] = []
-    while len(found) < most and (piece := _read(folder, Task(name, broken, len(found)))) is not None:
-        found.append(piece)
-    return found
-
-
 def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Path) -> tuple[str, str] | None:
     """Does one piece here and keeps it. Returns None, or the error in one line and its traceback."""
-    check, begun = checks[task.name], time.perf_counter()
+    check, pieces, begun = checks[task.name], Pieces(folder), time.perf_counter()
     try:
+        judged = None
         if task.grade is not None:
-            content = {"graded": store.plain(check.measure(check.grades[task.grade], budget))}
+            found = check.measure(check.grades[task.grade], budget)
         elif task.shard is not None:
             found = check.sample(task.shard, budget, task.broken)
-            content = {"sample": store.plain(found)}
         else:
-            pieces = _kept(folder, task.name, task.broken, check.limit(budget, task.broken))
-            evidence = check.judge([piece["sample"] for piece in pieces], task.broken)
-            if not isinstance(evidence, Evidence):
-                raise _require.fail(f"{task.name}: judge", "Evidence", type(evidence).__name__)
-            content = {"evidence": store.plain(evidence)}
-        store.write_piece(piece_path(folder, task), content | {"seconds": time.perf_counter() - begun})
+            judged = pieces.kept(task.name, task.broken, check.limit(budget, task.broken))
+            found = check.judge([piece["sample"] for piece in judged], task.broken)
+            if not isinstance(found, Evidence):
+                raise _require.fail(f"{task.name}: judge", "Evidence", type(found).__name__)
+        pieces.write(task, found, time.perf_counter() - begun, judged)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a check may raise anything, SystemExit too: it is the check's result
@@ -180,8 +140,7 @@ def verify(
     mark = fingerprint(package)
     folder = Path(cache) / mark / budget
     timings_path = Path(cache) / "timings.json"
-    timings = store.read_piece(timings_path)
-    timings = expected(package) | (timings if isinstance(timings, dict) else {})
+    timings = expected(package) | _read_timings(timings_path)
     run = _Run(checks, budget, folder, on_progress)
     tasks = run.plan(fresh)
     key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
@@ -199,16 +158,22 @@ def verify(
             args = (package, mark, budget, folder.absolute())
             pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
     finally:
-        if run.timings:
-            store.write_piece(timings_path, timings | run.timings)
+        with contextlib.suppress(OSError):  # a disk that is full must not take the verdicts with it
+            if run.timings:
+                store.write_piece(timings_path, timings | run.timings)
     return tuple(run.finished[name] for name in checks)
 
 
 def expected(package: str) -> dict[str, float]:
     """Seconds a piece as measured once (``timings.json`` beside the checks): a first run starts with the slowest, too."""
     root = Path(next(iter(importlib.import_module(package).__path__)))
-    found = store.read_piece(root / "timings.json")
-    return found if isinstance(found, dict) else {}
+    return _read_timings(root / "timings.json")
+
+
+def _read_timings(path: Path) -> dict[str, float]:
+    found = store.read_piece(path)
+    items = found.items() if isinstance(found, dict) else ()
+    return {name: float(seconds) for name, seconds in items if type(seconds) in (int, float)}
 
 
 def _timed(budget: Budget, task: Task) -> str:
@@ -222,7 +187,7 @@ class _Run:
     def __init__(
         self, checks: Mapping[str, Check], budget: Budget, folder: Path, report: Callable[[Progress], None]
     ) -> None:
-        self.checks, self.folder, self.report = checks, folder, report
+        self.checks, self.pieces, self.report = checks, Pieces(folder), report
         self.budget: Budget = budget
         self.jobs: dict[tuple[str, bool], _Job] = {}
         self.grades: dict[str, dict[int, Graded | None]] = {}  # None: not measured yet
@@ -243,7 +208,7 @@ class _Run:
         tasks = [Task(name, False, None, number) for number in range(len(check.grades))]
         self.grades[name] = {}
         for task in tasks:
-            piece = None if fresh else _read(self.folder, task)
+            piece = None if fresh else self.pieces.read(task)
             self._take_grade(task, piece, None)
             self.reused += piece is not None
             self.done += piece is not None
@@ -268,13 +233,14 @@ class _Run:
         limit = check.limit(self.budget, broken)
         if fresh:
             for shard in range(limit):
-                piece_path(self.folder, Task(name, broken, shard)).unlink(missing_ok=True)
-        shards = max(shards, len(_kept(self.folder, name, broken, limit)))  # a sequential test that went on
+                self.pieces.path(Task(name, broken, shard)).unlink(missing_ok=True)
+        kept = self.pieces.kept(name, broken, limit)
+        shards = max(shards, len(kept))  # a sequential test that went on
         job = self.jobs[name, broken] = _Job(shards)
         self.total += shards
         missing: list[Task] = []
         for task in (Task(name, broken, shard) for shard in range(shards)):
-            piece = _read(self.folder, task)
+            piece = self.pieces.read(task)
             if piece is None:
                 missing.append(task)
             else:
@@ -283,16 +249,16 @@ class _Run:
         self.reused += job.reused
         self.done += job.reused
         judgement = Task(name, broken, None)
-        kept = None if missing else _read(self.folder, judgement)
-        if kept is not None:
-            self._take(job, kept)
+        verdict = None if missing else self.pieces.read(judgement, kept)
+        if verdict is not None:
+            self._take(job, verdict)
             return self._go_on(judgement, job)
-        piece_path(self.folder, judgement).unlink(missing_ok=True)
+        self.pieces.path(judgement).unlink(missing_ok=True)
         return missing or [judgement]
 
     def announce(self) -> None:
         """Reports the state at the start: what is kept, and which checks need nothing more."""
-        self.report(Progress(self.done, self.total, self.reused))
+        self.report(Progress(self.done, self.total, self.reused, notes=tuple(self.pieces.notes)))
         for name in self.checks:
             self._finish(name)
 
@@ -302,10 +268,13 @@ class _Run:
         job = self.jobs[task.name, task.broken]
         failure = done.value
         if done.death is not None:
-            failure = f"{task.where}: its worker process {done.death}, twice", ""
-        piece = _read(self.folder, task) if failure is None else None
-        if piece is None and failure is None:
-            failure = f"{piece_path(self.folder, task)} was written and cannot be read", ""
+            failure = f"{task.where}: its worker process {done.death}", ""
+        piece = None
+        if failure is None:
+            most = self.checks[task.name].limit(self.budget, task.broken) if task.content == "evidence" else 0
+            piece = self.pieces.read(task, self.pieces.kept(task.name, task.broken, most))
+            if piece is None:
+                failure = f"{self.pieces.path(task)} was written and cannot be read", ""
         if task.grade is not None:
             self._take_grade(task, piece, None if failure is None else failure[0])
             self.done += 1
@@ -361,14 +330,3 @@ class _Run:
             return
         self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result(), grades)
         self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
-
-
-def select(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
-    """The checks of these names (all, if there are none). Raises ValueError with the closest known names."""
-    wanted = list(dict.fromkeys(names))
-    for name in wanted:
-        if name not in checks:
-            near = difflib.get_close_matches(name, checks, n=3, cutoff=0.5)
-            known = f"one like {', '.join(near)}" if near else f"one of {', '.join(checks)}"
-            raise _require.fail("--only", f"the name of a check, {known}", repr(name))
-    return {name: check for name, check in checks.items() if not wanted or name in wanted}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from gpsafe import _require
 
 THREADS = (
     "OMP_NUM_THREADS",
@@ -37,6 +40,14 @@ class Done:
     task: Any
     value: Any = None
     death: str | None = None
+    """What became of the worker, in words that go on after "its worker process"."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """Sent in the place of a value."""
+
+    why: str
 
 
 def available_cores() -> int:
@@ -78,19 +89,33 @@ def _serve(connection: Connection, start: Callable[..., Callable[[Any], Any]], a
     """What a worker does until its parent hangs up. What it prints goes to the log file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     try:
+        with open(log, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         work = start(*args)
     except Exception as error:
         connection.send(" ".join(str(error).split()) or type(error).__name__)
         return
     connection.send(None)
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        while True:
-            connection.send(work(connection.recv()))
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):  # the parent has gone
+            return
+        try:
+            _send(connection, work(task))
+        except Exception as error:  # an OSError too: a full disk is no parent that has gone
+            _send(connection, _Raised("raised " + " ".join(f"{type(error).__name__}: {error}".split())))
+        with contextlib.suppress(OSError):  # the log cannot be written: no reason to stop
             sys.stdout.flush()
+
+
+def _send(connection: Connection, value: Any) -> None:
+    """Sends a value, if there still is somebody to read it."""
+    data = pickle.dumps(value)  # what cannot be sent raises here
+    with contextlib.suppress(OSError):
+        connection.send_bytes(data)
 
 
 class _Worker:
@@ -159,8 +184,6 @@ def run(
                     if not worker.ready:
                         failed_starts += 1
                         if failed_starts >= 3:
-                            from gpsafe import _require  # loads torch
-
                             error = _require.fail("workers", f"a worker that starts (see {log})", f"one that {how}")
                             raise RuntimeError(str(error)) from None
                     elif worker.task is not None:
@@ -168,7 +191,7 @@ def run(
                         if attempt < ATTEMPTS:
                             queue.appendleft((task, attempt + 1))
                         else:
-                            queue.extendleft((t, 1) for t in reversed(on_done(Done(task, death=how))))
+                            queue.extendleft((t, 1) for t in reversed(on_done(Done(task, death=f"{how}, twice"))))
                     continue
                 if not worker.ready:
                     if value is not None:
@@ -177,7 +200,8 @@ def run(
                     continue
                 assert worker.task is not None
                 task, worker.task = worker.task[0], None
-                queue.extendleft((t, 1) for t in reversed(on_done(Done(task, value))))
+                done = Done(task, death=value.why) if isinstance(value, _Raised) else Done(task, value)
+                queue.extendleft((t, 1) for t in reversed(on_done(done)))
     finally:
         for worker in crew:
             worker.stop()

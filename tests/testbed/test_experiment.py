@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -54,6 +55,12 @@ def compute(toy: Experiment, seed: int = 0, results: str = "results", about=ABOU
 
 def files(folder: Path | str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def edit(home: Path) -> None:
+    """Another source of the toy, to the same effect."""
+    with (home / "toy_growth.py").open("a") as file:
+        file.write("# another word\n")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -178,7 +185,7 @@ def test_a_run_leaves_what_the_contract_says_and_loads(toy):
     record = compute(toy)
     assert record.keys == [f"grown/episode-{k:02d}" for k in range(3)] and record.reused == 0
     folder = Path("results/toy-growth/0")
-    assert {p.name for p in folder.iterdir()} == {"config.json", "provenance.json", "done.json", "pieces"}
+    assert {p.name for p in folder.iterdir()} == {".lock", "config.json", "provenance.json", "done.json", "pieces"}
     (run,), left_out = (stored := load(toy, "results")).runs, stored.left_out
     assert left_out == () and run.seed == 0 and run.arguments == toy.arguments() and run.arguments.rates[1] == math.inf
     assert list(run.pieces) == record.keys and run.provenance["revisions"] == ["a" * 12]
@@ -286,12 +293,18 @@ def test_a_seed_with_a_missing_or_foreign_piece_is_left_out_by_name(toy):
     assert "seed 7: no results" in write(toy, stored, "out")[0].read_text()
 
 
-def test_mixed_arguments_and_revisions_are_said(toy):
+def test_mixed_arguments_and_code_are_said(toy, package, tmp_path):
     compute(toy, 0)
     compute(toy, 1, episodes=2, about=ABOUT | {"git_revision": "b" * 40, "git_dirty": True})
     page = write(toy, load(toy, "results"), "out")[0].read_text()
     assert "Seed 1 has other arguments than seed 0: episodes = 3 there, 2 now" in page
-    assert f"different revisions of the code: {'a' * 12}, {'b' * 12}+" in page
+    assert f"revisions (+ marks uncommitted changes somewhere in the checkout): {'a' * 12}, {'b' * 12}+" in page
+    assert "different code" not in page  # two revisions with the same sources are the same code
+    edit(tmp_path / package)
+    compute(importlib.reload(module(package)).EXPERIMENT, 2)
+    codes = sorted({code for run in load(toy, "results").runs for code in run.provenance["codes"]})
+    page = write(toy, load(toy, "results"), "out")[0].read_text()
+    assert len(codes) == 2 and f"different code: {codes[0]}, {codes[1]} (revisions" in page
 
 
 def test_a_report_that_is_none_or_has_bad_names_is_refused(toy):
