@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -351,6 +352,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a claim with ≤ in it must not fail on a plain terminal
+    # torch from 2.14 on says so to everyone who imports linear_operator; a user of gpsafe can do nothing about it
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     words = sys.argv[1:] if argv is None else list(argv)
     handler = signal.getsignal(signal.SIGINT)
     try:
