@@ -98,6 +98,8 @@ def test_cells_are_cut_across_their_longest_side_in_units_of_the_box():
     assert radii.tolist() == [[0.2, 0.5], [0.25, 4.0]] * 2
     tall, _ = _halved(tensor([[0.0, 0.0]]), tensor([[0.4, 5.0]]), tensor([1.0, 10.0]))
     assert tall.tolist() == [[0.0, -2.5], [0.0, 2.5]]
+    flat, _ = _halved(tensor([[3.0, 0.0]]), tensor([[0.0, 1.0]]), tensor([0.0, 1.0]))  # no cut makes it flatter
+    assert flat.tolist() == [[3.0, -0.5], [3.0, 0.5]]
 
 
 def contraction(share: float = 0.0, *, factor: float = 0.5, noise: float = 0.1) -> Stated:
@@ -144,6 +146,16 @@ def test_the_input_that_comes_nearest_to_its_limit_is_bracketed_by_the_rounding(
     assert found.certified
     assert found.verdict.lower == pytest.approx(reach - 4.0 - ROUNDING * (reach + 4.0), rel=1e-9, abs=0)
     assert found.verdict.upper == pytest.approx(reach - 4.0 + ROUNDING * (reach + 4.0), rel=1e-9, abs=0)
+
+
+def test_limits_of_inputs_on_the_other_side_of_zero_count_with_their_size():
+    """u_1 = 5 + 3.9999 x_1 ≥ 1: a row with h = −1."""
+    law = AffineLaw(tensor([[3.9999, 0.0], [0.0, 0.0]]), tensor([5.0, 0.0]))
+    inputs = Polytope.of_box(Box(tensor([1.0, -4.0]), tensor([30.0, 4.0])))
+    found = certify_invariance(problem(contraction(), terminal=box(1.0), inputs=inputs), law)
+    near = 5.0 - 3.9999
+    assert found.certified
+    assert found.verdict.lower == pytest.approx(1.0 - near - ROUNDING * (near + 1.0), rel=0, abs=1e-15)
 
 
 def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
@@ -201,6 +213,21 @@ def test_cells_are_dropped_only_when_they_miss_the_region_by_more_than_the_round
         found = certify_invariance(problem(model, terminal=region, states=box(1e6)), REST, budget=50)
         assert found.verdict.outcome is Outcome.INCONCLUSIVE
         assert found.cells == cells  # 1 + 2 + 4 + 8 + 16: each of them fails
+
+
+def test_about_the_origin_that_rounding_counts_centres_and_half_widths_once():
+    """As above: the corner has |c| + r = (1, 1)."""
+    for share, cells in ((1.8, 31), (2.2, 30)):
+        cut = Polytope(tensor([[-1.0, -1.0]]), tensor([1.0 - share * ROUNDING]))
+        found = certify_invariance(problem(contraction(1.0), terminal=box(1.0).intersect(cut)), REST, budget=50)
+        assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.cells == cells
+
+
+def test_a_region_without_width_is_not_certified_by_having_no_cells():
+    """{0} × [−1, 1]: its cells meet the rows ±x₁ ≤ 0 with nothing to spare, and the remainder leaves them."""
+    line = Polytope.of_box(Box(tensor([0.0, -1.0]), tensor([0.0, 1.0])))
+    found = certify_invariance(problem(contraction(1e-3, noise=0.0), terminal=line), REST, budget=8)
+    assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.cells == 7 and found.verdict.upper > 1e-3
 
 
 def test_a_hull_far_from_the_origin_is_grown_by_the_rounding_of_its_rows():

@@ -262,6 +262,8 @@ def test_a_solver_that_fails_proposes_nothing(monkeypatch):
     assert all(math.isnan(v) for v in proposer.optimum(one.cross[:, 0], one.prior[0], 1.0))
     above, below = proposer.multipliers(one.cross, one.prior)
     assert bool(above.isnan().all()) and bool(below.isnan().all()) and len(above) == 2
+    monkeypatch.setattr(proposer.problem, "solve", lambda **_: None)  # it ends without a number
+    assert all(math.isnan(v) for v in proposer.optimum(one.cross[:, 0], one.prior[0], 1.0))
 
 
 def test_a_search_that_fails_leaves_the_mixture_and_the_ball(monkeypatch):

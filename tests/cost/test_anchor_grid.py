@@ -91,11 +91,12 @@ def test_generations_are_intersected_and_value_and_slope_come_from_the_newest():
     torch.testing.assert_close(late.local.mean, newest.mean)
     torch.testing.assert_close(late.local.cov, newest.cov)
     assert (early.generations, late.generations) == (2, 3) and late.source is whole
-    narrow = replace(early, local=replace(early.local, middle=0 * early.local.middle, half=0.01 + 0 * early.local.half))
-    kept = narrow.refine(whole).local
-    assert bool((kept.middle + kept.half <= 0.01 + 1e-15).all()) and bool(
-        (kept.middle - kept.half >= -0.01 - 1e-15).all()
-    )
+    middle, half = torch.full_like(early.local.middle, 0.25), torch.full_like(early.local.half, 0.125)
+    narrow = replace(early, local=replace(early.local, middle=middle, half=half)).refine(whole).local
+    new_low, new_high = whole.bounds(grid.anchors, since=2)
+    torch.testing.assert_close(narrow.middle - narrow.half, new_low.clamp_min(0.125))
+    torch.testing.assert_close(narrow.middle + narrow.half, new_high.clamp_max(0.375))
+    assert bool((new_low < 0.125).any()) and bool((new_high > 0.375).any())
     assert late.empty.shape == (0, 2)
     half = late.local.half.clone()
     half[3], half[7] = -2 * EMPTY, -0.5 * EMPTY

@@ -98,15 +98,18 @@ class Nudged(gymnasium.Wrapper):
 
     def step(self, action):
         *rest, info = self.env.step(action)
-        info["applied"] = np.asarray(info["applied"]) + self.share * (1.0 + np.abs(info["applied"]))
+        applied = np.asarray(info.get("applied", action), np.float64)
+        info["applied"] = applied + self.share * (1.0 + np.abs(applied))
         return *rest, info
 
 
+@pytest.mark.parametrize(("exact", "allowed"), [(True, 1e-12), (False, 1e-6)])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_an_applied_input_may_differ_by_its_rounding_and_by_no_more(sign):
-    env = wrapped(Nudged, passing=(Nudged,))
-    allowed = 1e-12 if env._channel.exact else 1e-6
-    for share, refuted in ((0.6, False), (1.4, True)):
+def test_an_applied_input_may_differ_by_its_rounding_and_by_no_more(exact, allowed, sign):
+    inner = wrapped().env if exact else Foreign()
+    env = SafetyFilterWrapper(Nudged(inner), linear_filter(), passing=(Nudged,))
+    assert env._channel.exact == exact
+    for share, refuted in ((0.9, False), (1.1, True)):
         env.env.share = sign * share * allowed
         env.reset(seed=0)
         told = env.step([0.2])[4]

@@ -10,7 +10,7 @@ import torch
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.features import FeaturePolicies
 from gpsafe.rkhs import kernels
-from gpsafe.safety.safe_set import SafePolicySet, Witness, policy_distance, reachable
+from gpsafe.safety.safe_set import SafePolicySet, Witness, policy_distance, reachable, through
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
 
@@ -150,3 +150,10 @@ def test_reachable_rounds_go_one_step_each_and_the_margin_is_kept():
     assert reachable([0], cost, D, **options) == {0, 1, 2, 3}
     assert reachable([0], cost, D, budget=0.5, epsilon=0.3 + 1e-9) == {0}
     assert reachable([1], cost, D.T.contiguous(), **options) == {0, 1}  # from row to column
+
+
+def test_only_numbers_from_zero_on_pass_through_a_member():
+    numbers = [-0.5, -0.0, 0.0, 0.25, math.inf, -math.inf, math.nan]
+    found = through(tensor(*numbers), tensor(*[numbers] * len(numbers)))
+    expected = [[v + d if v >= 0 and d >= 0 else math.inf for d in numbers] for v in numbers]
+    assert found.tolist() == expected

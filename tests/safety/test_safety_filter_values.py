@@ -263,7 +263,7 @@ def clipping(inputs: Polytope) -> SafetyFilter:
 @pytest.mark.parametrize(
     ("given", "applied"),
     [([5.0, 3.0], [2.0, 1.5]), ([1.0, -7.0], [1.0, 0.0]), ([0.25, 2.0], [0.25, 2.0]), ([-3.0, 1.0], [0.0, 1.0]),
-     ([math.nan, 0.0], [1.0, 1.0]), ([1e150, 1e150], [2.0, 2.0])],
+     ([0.1, 0.3], [0.1, 0.3]), ([math.nan, 0.0], [1.0, 1.0]), ([1e150, 1e150], [2.0, 2.0])],
 )  # fmt: skip
 def test_inputs_are_moved_towards_the_centre_as_far_as_needed(given, applied):
     """U = [0, 2]², whose centre is (1, 1)."""
@@ -284,6 +284,20 @@ def test_inputs_are_moved_in_a_set_of_any_size():
     torch.testing.assert_close(decision.u, torch.stack([tensor(0.5), center[1]]), rtol=0, atol=1e-12)
     decision, _ = clipping(small).decide(tensor([0.5, 0.5]), torch.stack([center[0], tensor(-7.0)]))
     torch.testing.assert_close(decision.u, torch.stack([center[0], tensor(0.0)]), rtol=0, atol=1e-12)
+
+
+def test_what_rounding_leaves_outside_is_moved_by_the_least_share_that_is_listed():
+    """[0, 2]² cut by 0.6x + 0.8y ≤ 1.7: some points of the boundary are outside as computed, and 1e-15 of the way is enough."""
+    cut = Polytope(tensor([[0.6, 0.8]]), tensor([1.7]))
+    inputs = Polytope.of_box(Box(torch.zeros(2).double(), 2.0 * torch.ones(2).double())).intersect(cut)
+    safe, center, needed = clipping(inputs), inputs.chebyshev()[0], 0
+    for u in center + 4.0 * torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)):
+        gauge = float((inputs.H @ (u - center) / (inputs.h - inputs.H @ center)).max())
+        plain, moved = center + (u - center) / max(gauge, 1.0), safe._clipped(u)
+        assert bool(inputs.contains(moved))
+        assert float((moved - plain).norm()) <= 1e-15 * float((plain - center).norm()) + 4e-16
+        needed += not bool(inputs.contains(plain))
+    assert needed > 0
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

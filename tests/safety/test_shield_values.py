@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpsafe.cost.plan_tube import SLACK, Plans, Verification
 from gpsafe.policies import AffinePolicies
-from gpsafe.safety.shield import NotCertified, Shield, noise_radius
+from gpsafe.safety.shield import NotCertified, Shield, noise_radius, noise_risk
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 
@@ -228,3 +228,14 @@ def test_the_noise_box_is_a_union_bound_over_tails_steps_and_states():
             noise_radius(sigma, **bad)
     with pytest.raises(ValueError, match="noise_std"):
         noise_radius(-sigma, steps=4, delta=0.1)
+
+
+def test_the_risk_of_a_noise_box_is_the_sum_of_its_tails_rounded_up():
+    """A state without noise never leaves its box, not even one without width."""
+    sigma, radius = tensor([0.5, 0.0, 2.0, 0.0]), tensor([1.5, 0.0, 8.0, 0.1])
+    tails = 2 * stats.norm.sf(3.0) + 2 * stats.norm.sf(4.0)
+    for steps in (0, 1, 7):
+        assert noise_risk(sigma, radius, steps=steps) == pytest.approx(steps * tails * (1 + 1e-9), rel=1e-11, abs=0)
+    inverse = noise_radius(sigma, steps=40, delta=0.03)
+    assert noise_risk(sigma, inverse, steps=40) == pytest.approx(0.03 * 2 / 4, rel=1e-4)
+    assert noise_risk(sigma[:1], tensor([0.0]), steps=3) >= 3.0

@@ -203,3 +203,11 @@ def test_what_is_not_bounded_by_a_point_has_no_witness():
     for other, margin in ((none, math.inf), (half, -math.inf)):
         found = square.contains_polytope(other)
         assert float(found.margin) == margin and bool(found.witness.isnan().all())
+
+
+def test_a_coordinate_that_an_image_ignores_keeps_its_rounding():
+    """{0·x : |x| ≤ 1} = {0}: supports are 0, raised by the one least float that a product 0·x may be off by, times |x|."""
+    for reach in (1.0, 3.0):
+        ends = tensor([reach])
+        image = Polytope.of_box(Box(-ends, ends)).image(tensor([[0.0]]), tensor([0.0]))
+        assert image.h.tolist() == [reach * 5e-324] * 2

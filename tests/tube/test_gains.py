@@ -1,5 +1,8 @@
 """Gains of tubes: what they claim is evaluated, not believed."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +11,9 @@ from strategies import seeds
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.tube.gains import constant_gain, lqr_gain, spectral_radius
-from gpsafe.tube.lmi import lmi_gain
+from gpsafe.tube.lmi import RATES, _checked, lmi_gain
 
+tensor = partial(torch.tensor, dtype=torch.float64)
 PLANT = DoubleIntegrator().prior(mass_error=0.0)
 AXES = torch.tensor([0.005, 0.02], dtype=torch.float64)
 
@@ -95,3 +99,50 @@ def objective(closed: float, gain: float, rate: float) -> float:
     """S + 2k²S at the least S of a gain."""
     room = 1 - closed**2 / rate
     return (1 + 2 * gain**2) * 0.09 / (1 - rate) / room if room > 0 else float("inf")
+
+
+def test_lqr_gains_weigh_states_and_inputs_as_asked():
+    """x⁺ = 2x + u, cost q x² + r u²: p = q + 4pr/(p + r), K = −2p/(p + r)."""
+    A, B = tensor([[2.0]]), tensor([[1.0]])
+    weights = {"state_weight": 3.0, "input_weight": 5.0}
+    for asked in ({}, {"state_weight": 3.0}, {"input_weight": 5.0}, weights):
+        q, r = asked.get("state_weight", 1.0), asked.get("input_weight", 1.0)
+        half = (q + 3 * r) / 2
+        p = half + math.sqrt(half**2 + q * r)
+        gain = lqr_gain(A, B, **{name: tensor([[v]]) for name, v in asked.items()})
+        assert float(gain) == pytest.approx(-2 * p / (p + r), rel=1e-10)
+
+
+@pytest.mark.parametrize("a", [0.5, 0.9])
+def test_the_rate_of_the_least_ellipsoid_is_chosen(a):
+    """x⁺ = ax + w without an input: ω²/((1 − λ)(1 − a²/λ)) is least at λ = a."""
+    assert RATES == (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+    found = lmi_gain(tensor([[[a]]]), tensor([[[0.0]]]), tensor([0.3]))
+    assert found.rate == a
+    assert float(found.invariant.shape) == pytest.approx(0.09 / (1 - a) ** 2, rel=1e-3)
+
+
+def test_a_shear_widens_only_the_side_that_it_pushes():
+    """x⁺ = (a x₂, 0) + w: S = diag(1 + a²/λ, 1)/(1 − λ). A shear is not its own transpose."""
+    shear = tensor([[[0.0, 2.0], [0.0, 0.0]]])
+    found = lmi_gain(shear, torch.zeros(1, 2, 1).double(), torch.ones(2).double(), rates=(0.8,))
+    torch.testing.assert_close(found.invariant.shape, torch.diag(tensor([30.0, 5.0])), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 70.0])
+def test_a_proposed_ellipsoid_of_any_size_is_rescaled_to_the_least_and_raised_by_its_rounding(scale):
+    """Diagonal members: the factor is the largest ω_j²/(s_j (1 − λ)(1 − f_j²/λ)), here of the second axis."""
+    A = torch.diag_embed(tensor([[0.5, 0.6], [0.2, 0.7]]))
+    B, gain = tensor([[0.0], [1.0]]).expand(2, 2, 1), tensor([[0.0, -0.1]])
+    axes, sizes = tensor([0.5, 2.0]), scale * tensor([3.0, 4.0])
+    found = _checked(A, B, axes, 0.3, 0.8, gain, torch.diag(sizes))
+    assert found is not None and found[1].rate == 0.8 and found[1].gain is gain
+    second = 4.0 / (0.2 * (1 - 0.6**2 / 0.8))
+    expected = tensor([0.75 * second, second]) * (1 + 1e-9)
+    torch.testing.assert_close(found[1].invariant.shape, torch.diag(expected), rtol=1e-12, atol=0)
+    assert found[0] == pytest.approx(1.75 * second + 0.3 * 0.01 * second, rel=1e-8)
+
+
+def test_a_flat_proposal_is_none():
+    eye, flat = torch.eye(2).double()[None], torch.zeros(2, 2).double()
+    assert _checked(0.5 * eye, 0.0 * eye, AXES, 0.1, 0.8, flat, flat) is None
