@@ -45,7 +45,7 @@ from gpsafe.systems.task import Task
 
 _log = logging.getLogger("gpsafe")
 REMOVABLE = ("width", "grid", "monte-carlo", "noise")
-CELLS = 40_000  # a grid is refined as long as it has no more
+CELLS, AXIS = 40_000, 1_600  # cells of a grid that is refined more than once, in all and per axis
 POINTS = 320  # imagined observations
 MORE = 16  # times the paths, where their limit has no closed form
 
@@ -138,7 +138,7 @@ class _NoWidth(ClosedForm):
     sound = False
     unequal_noise = True
 
-    def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):  # noqa: ANN001, ANN201
+    def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
         """See `ClosedForm.formula`."""
         return torch.zeros_like(info_gain)
 
@@ -182,11 +182,11 @@ def _widest(confidence: ConfidenceSet, states: Tensor, inputs: Tensor) -> tuple[
 def _finer(bound: CostBound) -> Iterator[CostBound]:
     """The bound with less enclosure slack, each with less than the one before."""
     if isinstance(bound, RobustDP):
-        grid, factor = bound.grid, 2
-        while grid.num * factor ** len(grid.cells) <= max(CELLS, grid.num * 2 ** len(grid.cells)) and factor <= 16:
+        grid = bound.grid
+        for factor in (2, 4):
             cells = tuple(factor * count for count in grid.cells)
-            yield replace(bound, grid=Grid(grid.box, cells, grid.split))
-            factor *= 2
+            if factor == 2 or (math.prod(cells) <= CELLS and max(cells) <= AXIS):
+                yield replace(bound, grid=Grid(grid.box, cells, grid.split))
     elif isinstance(bound, ScenarioTube):
         yield replace(bound, anchors=None, order=2 * bound.order)
     elif isinstance(bound, GaussianTube):
@@ -244,7 +244,7 @@ def explain_cost(
         later = after_flights(confidence, members, task)
         if later is not None:
             without["reach"] = asked.upper(bound, later) - budget
-        for finest in _finer(bound):  # noqa: B007
+        for finest in _finer(bound):
             without["grid"] = asked.upper(finest, confidence) - budget
             if without["grid"] <= 0.0:
                 break
