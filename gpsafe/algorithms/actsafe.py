@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.algorithms._class_learner import ClassLearner
+from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
@@ -70,11 +71,18 @@ class ActSafeRun:
     confidence: ConfidenceSet
     falsified: Falsification | None = None
     unsound: str | None = None  # why no guarantee stands behind the run; None if one does
+    learner: ActSafe | None = field(default=None, repr=False)  # whose run it is
 
     @property
     def safe_set(self) -> SafePolicySet:
         """The last S_n."""
         return self.safe_sets[-1]
+
+    def explain(self, index: int) -> Explanation:
+        """Why policy `index` is not certified by the last F_n: a diagnosis, not a bound (`gpsafe.algorithms.explain`)."""
+        if self.learner is None:
+            raise _require.fail("ActSafeRun.explain", "the record of a run of `ActSafe.run`", "one made by hand")
+        return self.learner.explained(self.confidence, self.safe_set, index)
 
 
 def check_parts(
@@ -142,6 +150,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         unchecked: also take parts that no theorem covers together (a constant β, another task than the plant's), as controls
             and comparisons do. The run then says why it is not sound.
         view: what F_n is evaluated with, e.g. a low-rank posterior with a rigorous error term; identity by default.
+        patience: the log says why, once, when S_n has not grown for so many exploring episodes; 0: never.
         seed, stream: random numbers of `learn`, `ask` and `predict`; `run` takes its generator instead.
     """
 
@@ -157,13 +166,15 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     view: Callable[[GP], GP] = field(default=lambda model: model)
     start: Callable[[ConfidenceSet], Session] | None = None
     unchecked: bool = False
+    patience: int = 3
     seed: int = 0
     stream: Stream = stream
     _book: Book = field(init=False, repr=False, default_factory=Book)
-    _free: ClassVar[tuple[str, ...]] = ("episodes",)
+    _free: ClassVar[tuple[str, ...]] = ("episodes", "patience")
 
     def __post_init__(self) -> None:
         _require.count("ActSafe", "episodes", self.episodes)
+        _require.count("ActSafe", "patience", self.patience, minimum=0)
         _require.index("ActSafe", "seed", self.seed)
         _require.nonnegative("ActSafe", "threshold", self.threshold)
         self.unsound_because()
@@ -189,7 +200,18 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
             cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
             episodes.append(replace(choice, cost=float(cost), reward=float(reward), states=states))
             at = self._conclude(at, states, inputs)
-        return ActSafeRun(tuple(episodes), at.safe_sets, at.confidence, at.falsified, self.unsound_because())
+        return ActSafeRun(tuple(episodes), at.safe_sets, at.confidence, at.falsified, self.unsound_because(), self)
+
+    def explain(self, index: int) -> Explanation:
+        """Why policy `index` is not certified by F_n: a diagnosis, not a bound (`gpsafe.algorithms.explain`)."""
+        return self.explained(self.standing.confidence, self.standing.safe_set, index)
+
+    def explained(self, confidence: ConfidenceSet, safe: SafePolicySet, index: int) -> Explanation:
+        """The same for given F_n and S_n."""
+        chosen = torch.tensor(_require.indices("ActSafe.explain", "index", [index], self.policies.num))
+        policy, members = self.policies.select(chosen), self.policies.select(safe.members)
+        crowd = safe.num if self.distance is not None else len(safe.outsiders)
+        return explain_cost(self.cost_bound, confidence, policy, members, crowd=max(1, crowd))
 
     def _start(self, generator: torch.Generator) -> ActSafeStanding:
         confidence = ConfidenceSet(self.bound).update(self.view(self.model))
@@ -215,6 +237,10 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         phase = "expand" if exploring else "exploit"
         beta = tuple(self.bound.beta(at.confidence.model).tolist())
         at = replace(at, safe_sets=(*at.safe_sets, safe), exploring=exploring)
+        if exploring and len(safe) < safe.num and first_stall([len(s) for s in at.safe_sets], self.patience):
+            near = int(safe.outsiders[upper[safe.outsiders].argmin()])
+            what = f"S_n stands at {len(safe)} for {self.patience} episodes; the nearest, policy {near}"
+            tell("ActSafe", what, lambda: self.explained(at.confidence, safe, near))
         return at, Episode(number, phase, chosen, len(safe), value, beta)
 
     def _conclude(self, at: ActSafeStanding, states: Tensor, inputs: Tensor) -> ActSafeStanding:

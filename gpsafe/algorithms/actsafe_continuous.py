@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs, check_parts
+from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
@@ -74,6 +75,7 @@ class ContinuousStanding:
     safe: SafeParameters
     told: int
     falsified: Falsification | None
+    sizes: tuple[int, ...] = ()  # |S_0|, …
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +107,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         rounds: bisection steps back from a refused proposal.
         pessimism: of the estimated constraint.
         rollouts: further arguments of `Rollouts.prepare`.
+        patience: the log says why, once, when S_n has not grown for so many exploring episodes; 0: never.
         seed, stream: random numbers of `learn`, `ask` and `predict`; `run` takes its generator instead.
     """
 
@@ -122,8 +125,10 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
     rounds: int = 5
     pessimism: Pessimism = "hallucinated"
     rollouts: Mapping[str, Any] = field(default_factory=dict)
+    patience: int = 3
     seed: int = 0
     stream: Stream = stream
+    _free: ClassVar[tuple[str, ...]] = ("patience",)
     _book: Book = field(init=False, repr=False, default_factory=Book)
 
     def __post_init__(self) -> None:
@@ -131,6 +136,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         _require.count("ContinuousActSafe", "episodes", self.episodes)
         _require.count("ContinuousActSafe", "exploit", self.exploit, minimum=0)
         _require.count("ContinuousActSafe", "starts", self.starts)
+        _require.count("ContinuousActSafe", "patience", self.patience, minimum=0)
         _require.count("ContinuousActSafe", "rounds", self.rounds, minimum=0)
         check_parts("ContinuousActSafe", self.system, self.model, self.bound, self.cost_bound, unchecked=False)
         theta = torch.as_tensor(self.initial)
@@ -155,7 +161,17 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
     def _start(self, generator: torch.Generator) -> ContinuousStanding:
         confidence = ConfidenceSet(self.bound).update(self.model)
         safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
-        return ContinuousStanding(self.model, confidence, safe, 0, _falsified(self.model, confidence))
+        return ContinuousStanding(self.model, confidence, safe, 0, _falsified(self.model, confidence), (len(safe),))
+
+    def explain(self, theta: Any) -> Explanation:
+        """Why the policy of parameters (d,) is not certified by F_n: a diagnosis, not a bound (`gpsafe.algorithms.explain`)."""
+        where, size = "ContinuousActSafe.explain", self.initial.shape[-1]
+        theta = _require.shape(where, "theta", _require.real(where, "theta", theta), (size,))
+        return self._explained(self.standing, theta)
+
+    def _explained(self, at: ContinuousStanding, theta: Tensor, crowd: int = 1) -> Explanation:
+        policy, members = self.family(theta.unsqueeze(0)), self.family(at.safe.theta)
+        return explain_cost(self.cost_bound, at.confidence, policy, members, crowd=crowd)
 
     def _decide(
         self, at: ContinuousStanding, generator: torch.Generator
@@ -180,12 +196,17 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         best, objective = self._best_of(safe, problem)
         seconds = (searched - began, judged - searched)
         choice = ContinuousEpisode(number, goal, proposals, decisions, len(safe), best, objective, seconds=seconds)
-        return replace(at, safe=safe), choice
+        at = replace(at, safe=safe, sizes=(*at.sizes, len(safe)))
+        if goal == "exploration" and len(proposals.points) and first_stall(at.sizes, self.patience):
+            near, crowd = decisions.theta[decisions.upper.argmin()], len(decisions.theta)
+            what = f"S_n stands at {len(safe)} for {self.patience} episodes; the nearest proposal, θ = {near.tolist()}"
+            tell("ContinuousActSafe", what, lambda: self._explained(at, near, crowd))
+        return at, choice
 
     def _conclude(self, at: ContinuousStanding, states: Tensor, inputs: Tensor) -> ContinuousStanding:
         model = at.model.condition(transitions(states, inputs))
         confidence = at.confidence.update(model)
-        return ContinuousStanding(model, confidence, at.safe, at.told + 1, _falsified(model, confidence))
+        return ContinuousStanding(model, confidence, at.safe, at.told + 1, _falsified(model, confidence), at.sizes)
 
     def _problem(
         self, at: ContinuousStanding, goal: Goal, pessimism: Pessimism, generator: torch.Generator

@@ -23,6 +23,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.episode import Pilot, Trajectory
+from gpsafe.algorithms.explain import Explanation, explain_plan, tell
 from gpsafe.algorithms.learned import LearnedModel, TheoryModel
 from gpsafe.algorithms.learner import PLANNER, Book, EpisodePolicy, Learner, Stream, stream
 from gpsafe.models.base import DynamicsModel
@@ -61,6 +62,7 @@ class RecedingActSafe(Learner):
         initial_episodes: how many episodes are spent on S_0 before any planning.
         explorer: another one than the planner's, itself or by its name in `EXPLORERS`.
         pessimism: another one than the explorer's: "none", "mean", "sampled" or "sound".
+        patience: the log says why, once, when so many episodes had no certified fallback; 0: never.
         delta_noise: probability that the noise leaves the judge's box in any step of any episode or task.
         seed: all random numbers are made of (seed, purpose, episode).
         stream: how they are made.
@@ -74,16 +76,18 @@ class RecedingActSafe(Learner):
     explorer: Explorer | str | None = None
     pessimism: Pessimism | None = None
     delta_noise: float = 0.01
+    patience: int = 3
     seed: int = 0
     stream: Stream = stream
     _book: Book = field(init=False, repr=False, default_factory=Book)
-    _free: ClassVar[tuple[str, ...]] = ("explorer", "pessimism")  # the planner has them
+    _free: ClassVar[tuple[str, ...]] = ("explorer", "pessimism", "patience")  # the planner has them
 
     def __post_init__(self) -> None:
         where = "RecedingActSafe"
         _require.index(where, "seed", self.seed)
         _require.count(where, "initial_episodes", self.initial_episodes, minimum=0)
         _require.probability(where, "delta_noise", self.delta_noise)
+        _require.count(where, "patience", self.patience, minimum=0)
         explorer = self.planner.explorer if self.explorer is None else self.explorer
         if isinstance(explorer, str):
             explorer = EXPLORERS[_require.one_of(where, "explorer", explorer, EXPLORERS)]
@@ -150,9 +154,19 @@ class RecedingActSafe(Learner):
         shield = self._shield(start) if self.verified else None
         if isinstance(shield, NotCertified):
             self._book.refuted = shield.falsified
+            self._tell_refusals(number, start)
             told = "no fallback is certified" if shield.falsified is None else shield.falsified
             return self._on_initial(number, start, generator, f"{told}: S_0 is assumed safe")
         return self._piloted(self.planner, shield, number, start, generator)
+
+    def _tell_refusals(self, number: int, start: Tensor) -> None:
+        """Once, in the log, when `patience` episodes had no certified fallback."""
+        refused: set[int] = self._book.cache.setdefault("refused", set())
+        refused.add(number)
+        if len(refused) == self.patience and not self._book.cache.get("told_refusals"):
+            self._book.cache["told_refusals"] = True
+            what = f"no fallback certified in {self.patience} episodes; the best"
+            tell("RecedingActSafe", what, lambda: self.explain(start))
 
     def _shield(self, x: Tensor) -> Shield | NotCertified:
         """A shield for one more episode, if the noise box may be used for another one."""
@@ -207,6 +221,21 @@ class RecedingActSafe(Learner):
             row |= {f"from_{name}": found.sources.count(name) for name in ("plan", "stored", "fallback", "initial")}
             row |= {"planning_s": found.planning_s, "verifying_s": found.verifying_s, "falsified": found.falsified}
         return row
+
+    def explain(self, state: Any = None, fallback: int | None = None) -> Explanation:
+        """Why a fallback is not certified by F_n from a state: a diagnosis, not a bound (`gpsafe.algorithms.explain`).
+
+        Args:
+            state: (nx,); x_0 if None.
+            fallback: of the judge; None: the one of the largest margin.
+        """
+        where, known = "RecedingActSafe.explain", self.known
+        if not isinstance(known, TheoryModel) or known.judge is None:
+            raise _require.fail(where, "a TheoryModel with a judge", "a learner that certifies nothing")
+        if fallback is not None:
+            (fallback,) = _require.indices(where, "fallback", [fallback], known.judge.fallbacks.num)
+        members = self.initial if isinstance(self.initial, PolicyClass) else None
+        return explain_plan(known.judge, known.confidence, self._start_of(where, state), fallback, members)
 
     # ------------------------------------------------------------------ tasks
     def task(
