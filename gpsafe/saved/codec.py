@@ -66,8 +66,8 @@ class Encoder:
             return {"believed": value.kind.name, "detail": str(value)[len(value.kind.words) :]}
         if type(value) in (type(None), bool, int, str):
             return value
-        if type(value) is float:
-            return value if math.isfinite(value) else {"number": str(value)}
+        if isinstance(value, float):  # NumPy's float64 is one
+            return float(value) if math.isfinite(value) else {"number": str(float(value))}
         if isinstance(value, Tensor):
             return self.arrays.put(where, value)
         if type(value) is tuple:

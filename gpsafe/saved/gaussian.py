@@ -43,16 +43,28 @@ def encode_gp(
         value = getattr(model, name)
         tree[name] = None if value is None else arrays.put(f"{where}.{name}", value, grown=True)
     tree["factor_of_output"] = list(model._index)
-    tree["factors"] = [
-        {
-            "kernel": kernel_index(factor.kernel, f"{where}.kernels"),
-            "capacity": len(factor.store.lower),
-            "lower": arrays.put(f"{where}.lower", factor.lower, grown=True),
-            "inverse": arrays.put(f"{where}.inverse", factor.inverse, grown=True),
-        }
-        for factor in model._factors
-    ]
+    tree["factors"] = [_encode_factor(factor, model, where, arrays, kernel_index) for factor in model._factors]
     return tree
+
+
+def _encode_factor(
+    factor: Factor, model: GP, where: str, arrays: ArrayWriter, kernel_index: Callable[[Kernel, str], int]
+) -> dict[str, Any]:
+    tree = {
+        "kernel": kernel_index(factor.kernel, f"{where}.kernels"),
+        "capacity": len(factor.store.lower),
+        "lower": arrays.put(f"{where}.lower", factor.lower, grown=True),
+        "inverse": arrays.put(f"{where}.inverse", factor.inverse, grown=True),
+    }
+    if model.inputs is not None and not ("block" in tree["lower"] and "block" in tree["inverse"]):
+        _require_factor(
+            "save", factor, model.inputs, _weight(model.inputs, model.noise_scale), where
+        )  # or `load` would refuse
+    return tree
+
+
+def _weight(inputs: Tensor, scale: Tensor | None) -> Tensor:
+    return torch.ones_like(inputs[:, 0]) if scale is None else scale.square()
 
 
 class GaussianReader:
@@ -115,12 +127,12 @@ class GaussianReader:
             raise _require.fail("load", f"factors of {n} rows at {where}", f"{part['lower']} and {part['inverse']}")
         factor = Factor(kernel, kernels.closed_form(kernel), regularizer, store, n)
         assert inputs is not None
-        weight = torch.ones(n, dtype=torch.float64) if scale is None else scale.square()
+        weight = _weight(inputs, scale)
         key = (names, part["kernel"], regularizer)
         if key not in self._shown or not _begins(
             self._shown[key], (inputs, weight)
         ):  # a leading block of one that fits
-            _require_factor(factor, inputs, weight, where)
+            _require_factor("load", factor, inputs, weight, where)
             self._shown[key] = inputs, weight
         return factor
 
@@ -159,22 +171,35 @@ def _checked_data(
     return inputs, targets, scale
 
 
-def _require_factor(factor: Factor, inputs: Tensor, weight: Tensor, where: str) -> None:
+def _require_factor(caller: str, factor: Factor, inputs: Tensor, weight: Tensor, where: str) -> None:
     """Refuses L that is not the factor of A = K + λ diag(weight), and X that is not L⁻¹.
 
     |LLᵀ − A| ≤ (2ε₀ + 4γ_{n+2}) √A_ii √A_jj entry by entry: η = ε₀ + 1.1γ_{n+1} of the factor, ε₀ of the Gram matrix computed
-    here, γ_n of the product. |XL − I| ≤ 8γ_{n+2} max |X||L|: substitution by blocks leaves a residual of that size.
+    here, γ_n of the product; `_ambiguity` adds to ε₀. |XL − I| ≤ 8γ_{n+2} max |X||L|: inverting by blocks leaves a residual of
+    that size.
     """
-    n = factor.n
-    target = factor.cross(inputs, inputs) + factor.regularizer * torch.diag(weight)
+    n, eye = factor.n, torch.eye(factor.n, dtype=inputs.dtype, device=inputs.device)
+    gram = factor.cross(inputs, inputs)
+    target = gram + factor.regularizer * torch.diag(weight)
     lower, inverse, size = factor.lower, factor.inverse, target.diagonal().sqrt()
     error = 2 * kernels.entry_error(factor.form, inputs, product=False) + 4 * linalg.gamma(n + 2)
+    error += _ambiguity(factor, inputs, gram, size)
     triangular = not bool(lower.triu(1).any() or inverse.triu(1).any()) and bool((lower.diagonal() > 0).all())
     fits = bool(((lower @ lower.mT - target).abs() <= error * torch.outer(size, size)).all())
-    left = (inverse @ lower - torch.eye(n, dtype=torch.float64)).abs()
-    if not (
-        triangular and fits and bool((left <= 8 * linalg.gamma(n + 2) * (inverse.abs() @ lower.abs()).max()).all())
-    ):
-        raise _require.fail(
-            "load", f"the Cholesky factor of kernel, lambda and data at {where}, and its inverse", "others"
-        )
+    left = (inverse @ lower - eye).abs().max()
+    if not (triangular and fits and bool(left <= 8 * linalg.gamma(n + 2) * (inverse.abs() @ lower.abs()).max())):
+        expected = f"the Cholesky factor of kernel, lambda and data at {where}, and its inverse"
+        raise _require.fail(caller, expected, "others")
+
+
+def _ambiguity(factor: Factor, inputs: Tensor, gram: Tensor, size: Tensor) -> float:
+    """How far ``gpytorch``'s values of one Gram matrix lie apart, relative to √A_ii √A_jj; 0 for closed forms.
+
+    It subtracts a mean of the rows that it is given, and loses digits with the distance from it: a matrix made in two blocks
+    differs from one made at once. The factor grew from other blocks; 64 times what these two show is allowed.
+    """
+    if factor.form is not None or factor.n < 2:
+        return 0.0
+    half = factor.n // 2
+    apart = torch.cat([factor.cross(inputs[:half], inputs), factor.cross(inputs[half:], inputs)]) - gram
+    return 64 * float((apart.abs() / torch.outer(size, size)).max())

@@ -23,9 +23,17 @@ def encode_kernel(where: str, kernel: Kernel) -> dict[str, Any]:
         ValueError: for a kernel made elsewhere, trained, or edited: no call of a constructor gives its equal.
     """
     call = _call(kernel) if kernels.is_stated(kernel) else None
-    if call is None or fingerprint(decode_kernel(call)) != fingerprint(kernel):
+    if call is None or not _makes(call, kernel):
         raise _require.fail("save", EXPECTED, f"{where}: {kernels.describe(kernel)}")
     return call
+
+
+def _makes(call: Mapping[str, Any], kernel: Kernel) -> bool:
+    """Whether the call gives this kernel to the last bit and the last attribute."""
+    try:
+        return fingerprint(decode_kernel(call)) == fingerprint(kernel)
+    except ValueError:
+        return False
 
 
 def decode_kernel(call: Mapping[str, Any]) -> Kernel:
