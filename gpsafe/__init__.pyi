@@ -96,6 +96,8 @@ from .safety import (
 from .safety import (
     Shield as Shield,
 )
+from .saved import load as load
+from .saved import save as save
 from .sets import Box as Box
 from .sets import Ellipsoid as Ellipsoid
 from .sets import Polytope as Polytope
