@@ -133,6 +133,14 @@ def test_a_run_that_grows_says_nothing(caplog):
     assert not [r for r in caplog.records if r.name == "gpsafe"]
 
 
+def test_a_receding_learner_without_a_fallback_says_so_once(caplog):
+    learner = sound(initial_episodes=0, patience=1)
+    learner.ask()
+    learner.ask([0.01, 0.0])
+    lines = [r.getMessage() for r in caplog.records if r.name == "gpsafe"]
+    assert len(lines) == 1 and "because of width" in lines[0]
+
+
 def test_a_diagnosis_that_fails_stops_no_run(caplog):
     def broken() -> Explanation:
         raise ValueError("no kernel")
