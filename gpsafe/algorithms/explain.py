@@ -110,7 +110,7 @@ class Explanation:
             "monte-carlo": f"more paths (floor with no violation at all: {self.floor or 0.0:.3g})",
             "noise": "less noise, or a larger delta_noise",
             "policy": "another policy or a larger budget: the mean itself predicts a cost beyond it",
-            "horizon": f"a shorter horizon (certified for {self.steps} of {self.horizon} steps), a larger budget or a sharper bound",
+            "horizon": f"a shorter horizon (certified for {self.steps} of {self.horizon}), a larger budget, a sharper bound",
         }
         return "; ".join(told[cause] for cause in self.causes) or "nothing: it is certified"
 
