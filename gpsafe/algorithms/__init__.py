@@ -4,6 +4,7 @@ from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
 from gpsafe.algorithms.defaults import sound_learner
 from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
+from gpsafe.algorithms.explain import Explanation
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel
 from gpsafe.algorithms.learner import EpisodePolicy, Learner
 from gpsafe.algorithms.receding import RecedingActSafe
@@ -14,6 +15,7 @@ __all__ = [
     "ContinuousActSafe",
     "ContinuousRun",
     "EpisodePolicy",
+    "Explanation",
     "LearnedModel",
     "Learner",
     "Pilot",

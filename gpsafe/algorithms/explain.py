@@ -92,7 +92,7 @@ class Explanation:
         if not alone and self.without["nominal"] > 0.0:
             return ("policy",)
         if not alone and self.without["all"] > 0.0:
-            return ("grid", "horizon")
+            return ("grid", "horizon") if "grid" in self.without else ("horizon",)
         if not alone:
             removed = [name for name in REMOVABLE if name in self.without]
             alone = [name for name in removed if self.without[name] < self.excess] or removed
@@ -110,7 +110,7 @@ class Explanation:
             "monte-carlo": f"more paths (floor with no violation at all: {self.floor or 0.0:.3g})",
             "noise": "less noise, or a larger delta_noise",
             "policy": "another policy or a larger budget: the mean itself predicts a cost beyond it",
-            "horizon": f"a shorter horizon (certified for {self.steps} of {self.horizon} steps) or a larger budget",
+            "horizon": f"a shorter horizon (certified for {self.steps} of {self.horizon}), a larger budget, a sharper bound",
         }
         return "; ".join(told[cause] for cause in self.causes) or "nothing: it is certified"
 
