@@ -107,8 +107,8 @@ def _measure(model: GP) -> Rounding:
     lam = lam.to(model.inputs.device)
     scale = 1.0 if model.noise_scale is None else model.noise_scale.square().unsqueeze(-1)
     diagonal = model.prior_variance(model.inputs) + lam * scale
-    inputs, forms = model.inputs, [factor.form for factor in model._factors]
-    entries = [[kernels.entry_error(form, inputs, product=flag) for form in forms] for flag in (True, False)]
+    inputs, own = model.inputs, [factor.form or factor.kernel for factor in model._factors]
+    entries = [[kernels.entry_error(kernel, inputs, product=flag) for kernel in own] for flag in (True, False)]
     entry, gram = (lam.new_tensor([values[i] for i in model._index]) for values in entries)
     load = (diagonal.sqrt() * model.weights.abs()).sum(0)
     return Rounding(lam, diagonal.sum(0), load, entry, gram, model.num_data)

@@ -100,7 +100,7 @@ class Projection:
         lower = linalg.cholesky(own, "LowRankGP: the chosen centres (raise the tolerance)")
         root = linalg.inverse_lower(lower).contiguous().mT  # Fortran order, as BLAS wants it
         spread = own.diagonal().sqrt() @ root.abs()
-        epsilon = max(kernels.entry_error(factor.form, points) for points in (centers, inputs))
+        epsilon = max(kernels.entry_error(factor.form or factor.kernel, points) for points in (centers, inputs))
         entry = linalg.gamma(r + 2) + epsilon
         gap = root.mT @ own @ root - torch.eye(r, dtype=own.dtype, device=own.device)
         defect = float((gap.abs() / torch.outer(spread, spread)).max()) + 3 * entry

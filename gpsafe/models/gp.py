@@ -402,7 +402,7 @@ class GP:
         if self.targets is None or self.inputs is None:
             return torch.zeros(self.num_outputs, dtype=torch.float64)
         weights, n = self.weights, self.num_data
-        entries = [kernels.entry_error(factor.form, self.inputs) for factor in self._factors]
+        entries = [kernels.entry_error(factor.form or factor.kernel, self.inputs) for factor in self._factors]
         relative = weights.new_tensor([entries[i] for i in self._index]) + linalg.gamma(3 * n + 1)
         scales = torch.ones_like(weights[:, :1]) if self.noise_scale is None else self.noise_scale.unsqueeze(-1)
         ridge = self.regularizer * (scales * weights).square().sum(0)

@@ -48,7 +48,7 @@ class RKHSFunction:
         """αᵀKα as computed, and a bound on its error (see :attr:`norm_upper`)."""
         gram = kernels.cross(self.kernel, self.centers, self.centers)
         m = self.centers.shape[0]
-        entry = kernels.entry_error(kernels.closed_form(self.kernel), self.centers) + 2 * linalg.gamma(m + 4)
+        entry = kernels.entry_error(self.kernel, self.centers) + 2 * linalg.gamma(m + 4)
         largest = float(gram.diagonal().max())
         return float(self.weights @ gram @ self.weights), entry * largest * float(self.weights.abs().sum()) ** 2
 

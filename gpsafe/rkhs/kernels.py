@@ -311,19 +311,43 @@ def variance_everywhere(kernel: Kernel) -> float:
     return math.inf if form is None else form.variance_everywhere
 
 
-def entry_error(form: ClosedForm | None, points: Tensor, *, product: bool = True) -> float:
+def entry_error(kernel: Kernel | ClosedForm, points: Tensor, *, product: bool = True) -> float:
     """ε such that a computed k(x, z), x in `points` (m, d), errs by at most ε √(k(x, x) k(z, z)).
 
     Stationary parts: true differences give r² to a few u·(d + 4) of itself, and κ, Lipschitz in r² with constant ½ and
     decaying, to as much absolutely: 8u(d + 4). The fast path (`gpsafe.models._fast`; `product`) takes r² from a matrix
     product of centred inputs a, b where S = max ‖a‖² ≤ MAX_SPREAD, and errs by (d + 4)u(‖a‖² + ‖b‖²); for far z the decay
-    outweighs ‖b‖². Together 8u(d + 4)(1 + S). Linear parts: γ_{d+2}. Other kernels: gpytorch's values are *taken* to be
-    that accurate.
+    outweighs ‖b‖². Together 8u(d + 4)(1 + S). Linear parts: γ_{d+2}. Kernels without a closed form: see `_foreign_error`.
     """
+    form = kernel if isinstance(kernel, ClosedForm) else closed_form(kernel)
+    if form is None:
+        assert isinstance(kernel, Kernel)
+        return _foreign_error(kernel, points)
     spread = 0.0
-    for part in form.parts if form is not None and product else ():
+    for part in form.parts if product else ():
         if isinstance(part, Stationary):
             scaled = part.scaled(points)
             spread = max(spread, float((scaled - scaled.mean(0)).square().sum(-1).max()))
     spread = 0.0 if spread > MAX_SPREAD else spread
     return 4 * _EPS * (points.shape[-1] + 4) * (1 + spread)
+
+
+def _foreign_error(kernel: Kernel, points: Tensor) -> float:
+    """`entry_error` of products and periodic kernels, which gpytorch evaluates: for z up to twice as far from 0 as `points`.
+
+    It takes distances from matrix products of scaled inputs that are not centred, so r² errs by some u(d + 4)(‖a‖² + ‖b‖²).
+    κ has slope ≤ 1 in r² (exp(−2 sin²(r)/ℓ): 2/ℓ; Matérn ½: error √ of that of r²). Of a product the relative errors add up.
+    """
+    largest, d = float(points.abs().max()) if points.numel() else 0.0, points.shape[-1]
+    unit = 8 * _EPS * (d + 4)
+    total = unit
+    for part in kernel.modules():
+        if not isinstance(part, Kernel) or not part.has_lengthscale or part.lengthscale is None:
+            continue
+        scale, steepness = float(part.lengthscale.min()), 1.0
+        if isinstance(part, gpytorch.kernels.PeriodicKernel):
+            scale, steepness = float(part.period_length.min()) / math.pi, 2 / scale
+        error = unit * (1 + 5 * d * (largest / scale) ** 2)
+        half = isinstance(part, gpytorch.kernels.MaternKernel) and part.nu == 0.5
+        total += max(1.0, steepness) * (math.sqrt(error) if half else error)
+    return total

@@ -182,7 +182,7 @@ def _require_factor(caller: str, factor: Factor, inputs: Tensor, weight: Tensor,
     gram = factor.cross(inputs, inputs)
     target = gram + factor.regularizer * torch.diag(weight)
     lower, inverse, size = factor.lower, factor.inverse, target.diagonal().sqrt()
-    error = 2 * kernels.entry_error(factor.form, inputs, product=False) + 4 * linalg.gamma(n + 2)
+    error = 2 * kernels.entry_error(factor.form or factor.kernel, inputs, product=False) + 4 * linalg.gamma(n + 2)
     error += _ambiguity(factor, inputs, gram, size)
     triangular = not bool(lower.triu(1).any() or inverse.triu(1).any()) and bool((lower.diagonal() > 0).all())
     fits = bool(((lower @ lower.mT - target).abs() <= error * torch.outer(size, size)).all())

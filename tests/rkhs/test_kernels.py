@@ -6,6 +6,7 @@ import math
 
 import gpytorch
 import mpmath
+import numpy as np
 import pytest
 import reference
 import torch
@@ -112,6 +113,48 @@ def test_entry_error_covers_the_rounding_of_gram_entries(seed, nu, spread):
             square = sum((mpmath.mpf(float(p)) - mpmath.mpf(float(q))) ** 2 for p, q in zip(x[i], z[j], strict=True))
             assert abs(mpmath.mpf(float(computed[i, j])) - reference.profile(nu, square)) <= bound
     assert bound < 1e-8
+
+
+def square(d):
+    return (d**2).sum(-1)
+
+
+def periodic_exact(d, x):
+    return np.exp(-2 * square(np.sin(np.pi * d / np.longdouble(1.3))) / np.longdouble(0.7))
+
+
+def rbf_linear_exact(d, x):
+    length = np.sqrt(square(x))
+    return np.exp(-0.5 * square(d)) * (x @ x.T) / (length[:, None] * length)
+
+
+def matern_rbf_exact(d, x):
+    return np.exp(-np.sqrt(square(d)) - square(d) / 8)
+
+
+FOREIGN = {
+    "periodic": (kernels.periodic(1.3, 0.7, 0.9), periodic_exact),
+    "rbf × linear": (kernels.product(kernels.rbf(1.0), kernels.linear(1.0)), rbf_linear_exact),
+    "matern-1/2 × rbf": (kernels.product(kernels.matern(0.5, 1.0), kernels.rbf(2.0)), matern_rbf_exact),
+}
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("spread", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_entry_error_covers_kernels_that_gpytorch_evaluates(name, spread, clustered):
+    """Against extended precision, whole and in rows; the error grows with the distance from 0, clustered or not."""
+    kernel, exact = FOREIGN[name]
+    z = spread * torch.rand(120, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = z * 1e-3 + spread if clustered else z
+    wide = z.numpy().astype(np.longdouble)
+    expected = exact(wide[:, None] - wide, wide)
+    size = kernels.diagonal(kernel, z).sqrt()
+    rows = torch.cat([kernels.cross(kernel, z[i : i + 1], z) for i in range(len(z))])
+    for gram in (kernels.cross(kernel, z, z), rows):
+        error = float(np.abs((gram / torch.outer(size, size)).numpy() - expected).max())
+        assert error <= kernels.entry_error(kernel, z)
+    assert kernels.entry_error(kernel, z) < (1e-2 if "1/2" in name else 1e-3)
 
 
 @pytest.mark.parametrize("nu", [1.5, 2.5, math.inf])
