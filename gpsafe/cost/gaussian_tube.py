@@ -49,7 +49,7 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import HalfspaceCost, KnownPart
+from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # outward rounding of reaches and deviations
@@ -137,10 +137,7 @@ class GaussianTube(OfTask):
         """t = 0 … T − 1."""
         nx = self.initial_state.numel()
         self.check(confidence)
-        if not isinstance(confidence.model.prior, KnownPart):
-            raise _require.fail(
-                "GaussianTube", "a known part with hessian_bound", type(confidence.model.prior).__name__
-            )
+        known_with_bound("GaussianTube", confidence.model.prior)
         x0 = self.initial_state.expand(policies.num, nx)
         nothing = torch.zeros(policies.num, dtype=torch.bool, device=x0.device)
         none = x0.new_zeros(policies.num, nx, nx)

@@ -34,7 +34,7 @@ from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE, Zonotope
-from gpsafe.systems.base import IndicatorCost, KnownPart
+from gpsafe.systems.base import IndicatorCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
 
 SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
@@ -199,14 +199,12 @@ class PlanTube:
 
     def refine(self, confidence: ConfidenceSet) -> PlanTube:
         """The judge for a new F_n: refills the grid and certifies the landing sets for the task's horizon."""
-        if not isinstance(confidence.model.prior, KnownPart):
-            got = type(confidence.model.prior).__name__
-            raise _require.fail("PlanTube", "a known part with hessian_bound", got)
+        known = known_with_bound("PlanTube", confidence.model.prior)
         check_task("PlanTube", self.task, confidence)
         horizon = self.task.horizon
         anchors = None if self.anchors is None else self.anchors.refine(confidence)
         noisy = torch.nonzero(self.noise_radius).flatten().tolist()
-        axes = sorted({*wide_axes(confidence.model.prior, confidence.model.outputs), *noisy})
+        axes = sorted({*wide_axes(known, confidence.model.outputs), *noisy})
         bare = replace(self, anchors=anchors, confidence=confidence, certified=None, axes=tuple(axes))
         if not self.landing:
             return bare

@@ -36,7 +36,7 @@ from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
-from gpsafe.systems.base import Cost, HalfspaceCost, KnownPart
+from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
 
 SLACK = 1e-9  # outward rounding of every reach before it is compared: tubes accumulate errors of some 1e-14
 _NOISE = 4
@@ -241,9 +241,7 @@ class _Walk:
 
     def step(self, task: ScenarioTube, confidence: ConfidenceSet, noise: Tensor) -> _Walk:
         """X_{t+1}; noise (1, N, nx)."""
-        known = confidence.model.prior
-        if not isinstance(known, KnownPart):
-            raise _require.fail("ScenarioTube", "a known part with hessian_bound", type(known).__name__)
+        known = known_with_bound("ScenarioTube", confidence.model.prior)
         policies, x = self.policies, self.tube.center
         generators, radius = self.tube.generators, self.tube.radius
         slope = feedback(policies, x - radius, x + radius)

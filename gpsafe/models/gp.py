@@ -30,7 +30,7 @@ from gpsafe import _require, linalg
 from gpsafe.data import Transitions
 from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
-from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, zero_prior
+from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, with_derivatives, zero_prior
 from gpsafe.models.base import Prediction
 from gpsafe.rkhs import kernels
 
@@ -91,7 +91,8 @@ class GP:
             nx, nu: state and input dimensions.
             noise_std: aleatoric standard deviation, scalar or (nx,), ≥ 0.
             outputs: learned state indices (default: all).
-            prior: known mean, (*b, nx), (*b, nu) → (*b, nx).
+            prior: known mean, (*b, nx), (*b, nu) → (*b, nx): 0 by default. `identity_prior` (x itself), `gpsafe.AffineKnown`
+                and the stock plants' own state the derivatives that certified costs need; a plain function does not.
             mode: see the class. Default: "theory" if every kernel is as :mod:`gpsafe.rkhs.kernels` built it
                 (`gpsafe.rkhs.kernels.is_stated`), "practical" otherwise, since a kernel that came from elsewhere (a fitted
                 BoTorch or GPyTorch model, `fit_hyperparameters`) may have been trained on these very data. Passing
@@ -136,7 +137,7 @@ class GP:
             nx,
             nu,
             learned,
-            prior,
+            with_derivatives(prior, nx, nu),
             mode,
             _factors=tuple(factors),
             _index=tuple(index),

@@ -264,6 +264,17 @@ class KnownPart(Protocol):
         ...
 
 
+def known_with_bound(where: str, prior: object) -> KnownPart:
+    """`prior` itself; refused, with what to use instead, if it states no bound on its second derivatives."""
+    if isinstance(prior, KnownPart):
+        return prior
+    got = getattr(prior, "__name__", type(prior).__name__)
+    expected = (
+        "a known part with hessian_bound (gpsafe.AffineKnown for a linear one, a plant's prior(), or your own class)"
+    )
+    raise _require.fail(where, expected, got)
+
+
 def step(system: System, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
     """x⁺ = f*(x, u) + w for given noise w."""
     return system.mean(x, u) + w

@@ -17,7 +17,7 @@ from gpsafe.cost.local_affine import EMPTY, LocalAffine
 from gpsafe.models.gp import GP
 from gpsafe.sets._containment import maximize_square
 from gpsafe.sets.zonotope import HUGE
-from gpsafe.systems.base import KnownPart
+from gpsafe.systems.base import KnownPart, known_with_bound
 from gpsafe.tube.core import MODES, Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
 
@@ -61,9 +61,8 @@ class GPTube:
     def __post_init__(self) -> None:
         _require.one_of("GPTube", "mode", self.mode, MODES)
         chi_square_radius(1, self.delta, self.steps)
-        if self.mode == "sound" and not isinstance(self.model.prior, KnownPart):
-            got = getattr(self.model.prior, "__name__", type(self.model.prior).__name__)
-            raise _require.fail("GPTube", "a prior that has a hessian_bound", got)
+        if self.mode == "sound":
+            known_with_bound("GPTube", self.model.prior)
 
     @property
     def model(self) -> GP:
