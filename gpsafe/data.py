@@ -24,10 +24,8 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for name in ("x", "u", "x_next"):
-            value = getattr(self, name)
-            if name == "u" and isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 0:
-                value = value.to(torch.float64)  # an autonomous system has no input: (n, 0) is right, not empty
-            else:
+            value = _require.floats("Transitions", name, getattr(self, name))
+            if not (name == "u" and value.ndim == 2 and value.shape[1] == 0):  # no input: (n, 0) is right, not empty
                 value = _require.finite("Transitions", name, value)
             if value.ndim != 2:
                 raise _require.fail("Transitions", f"{name} of shape (n, d)", f"shape {tuple(value.shape)}")

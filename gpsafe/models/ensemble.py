@@ -195,9 +195,7 @@ class Ensemble:
     # -------------------------------------------------------------- evaluation
     def _rows(self, x: Tensor, u: Tensor, paired: bool) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
         """x, u, normalised rows (M, n, nz), and the batch shape (*b,)."""
-        _require.last_dim("Ensemble", "x", x, self.nx)
-        _require.last_dim("Ensemble", "u", u, self.nu)
-        x, u = x.to(torch.float64), u.to(torch.float64)
+        x, u = _require.points("Ensemble", "x", x, self.nx), _require.points("Ensemble", "u", u, self.nu)
         batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
         if paired and (not batch or batch[0] != self.members):
             raise _require.fail("Ensemble", f"x or u of shape ({self.members}, *b, d) where paired", f"batch {batch}")

@@ -176,8 +176,8 @@ class GP:
             noise_scale: (m,), w_i ≥ 1: observation i has w_i times the noise that λ (and a bound's `subgaussian`) stands
                 for, in all outputs; known before the observation is made. Default: 1.
         """
-        z = _require.last_dim("GP.condition", "z", _require.finite("GP.condition", "z", z), self.nx + self.nu)
-        y = _require.finite("GP.condition", "y", y)
+        z = _require.finite("GP.condition", "z", _require.points("GP.condition", "z", z, self.nx + self.nu))
+        y = _require.finite("GP.condition", "y", _require.floats("GP.condition", "y", y))
         if z.ndim != 2:
             raise _require.fail("GP.condition", "z of shape (m, d)", f"shape {tuple(z.shape)}")
         _require.shape("GP.condition", "y", y, (z.shape[0], self.num_outputs))
@@ -226,10 +226,7 @@ class GP:
 
     # ------------------------------------------------------------- posterior
     def _query(self, where: str, z: Tensor) -> Tensor:
-        _require.last_dim(where, "z", z, self.nx + self.nu)
-        if not z.is_floating_point():
-            raise _require.fail(where, "real floating-point z", z.dtype)
-        return z.to(torch.float64)
+        return _require.points(where, "z", z, self.nx + self.nu)
 
     @property
     @_gp_checks.plain_tensors
@@ -265,6 +262,8 @@ class GP:
 
     def posterior(self, z: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """Residual mean and latent std at z (*b, d), both (*b, p). Differentiable in z.
+
+        Points may be tensors, NumPy arrays or lists, of any width, here and wherever a model is asked; numbers out are float64.
 
         Chunks of points keep the working set in cache; the variance comes from a triangular product with L⁻¹,
         never from K⁻¹. A NaN in z gives NaN. Rounding: see :mod:`gpsafe.confidence.rounding`.
@@ -315,10 +314,12 @@ class GP:
 
     def prior_variance(self, z: Tensor) -> Tensor:
         """k_j(z, z), (*b, d) → (*b, p)."""
+        z = self._query("GP.prior_variance", z)
         return torch.stack([self._factors[i].diagonal(z) for i in self._index], dim=-1)
 
     def mean_error(self, z: Tensor) -> Tensor:
         """Bound on |mean − exact posterior mean|, (*b, d) → (*b, p): 0, for this model is exact."""
+        z = self._query("GP.mean_error", z)
         return torch.zeros(*z.shape[:-1], self.num_outputs, dtype=torch.float64, device=z.device)
 
     def residual_mean(self, z: Tensor, *, chunk: int = 1024) -> Tensor:
@@ -335,8 +336,8 @@ class GP:
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior(x, u) + residual, shapes (*b, nx), (*b, nu); std is 0 for outputs that are known."""
-        _require.last_dim("GP.predict", "x", x, self.nx)
-        _require.last_dim("GP.predict", "u", u, self.nu)
+        x = _require.points("GP.predict", "x", x, self.nx)
+        u = _require.points("GP.predict", "u", u, self.nu)
         mean, std = self.posterior(torch.cat([x, u], dim=-1))
         known = known_part("GP.predict", self.prior, x, u)
         return Prediction(known + self.embed(mean), self.embed(std), self.noise_std.to(x.device))

@@ -212,7 +212,7 @@ class LowRankGP:
 
     def evaluate(self, z: Tensor, *, chunk: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, std and mean_error at z (*b, d) together, each (*b, p). Differentiable in z."""
-        z = _require.last_dim("LowRankGP", "z", z, self.nx + self.nu).to(torch.float64)
+        z = _require.points("LowRankGP", "z", z, self.nx + self.nu)
         flat = z.reshape(-1, z.shape[-1])
         columns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for i, projection in enumerate(self._projections):
@@ -237,8 +237,8 @@ class LowRankGP:
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior(x, u) + residual; std includes the widening, not `mean_error`."""
-        _require.last_dim("LowRankGP.predict", "x", x, self.nx)
-        _require.last_dim("LowRankGP.predict", "u", u, self.nu)
+        x = _require.points("LowRankGP.predict", "x", x, self.nx)
+        u = _require.points("LowRankGP.predict", "u", u, self.nu)
         mean, std = self.posterior(torch.cat([x, u], dim=-1))
         known = known_part("LowRankGP.predict", self.prior, x, u)
         return Prediction(known + self.embed(mean), self.embed(std), self.noise_std.to(x.device))

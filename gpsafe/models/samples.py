@@ -43,7 +43,7 @@ def sample_at(model: GP, z: Tensor, *, num: int, generator: torch.Generator) -> 
     From a square root of the joint covariance by its eigendecomposition: no jitter.
     """
     _require.count("sample_at", "num", num)
-    _require.finite("sample_at", "z", z)
+    z = _require.finite("sample_at", "z", _require.floats("sample_at", "z", z))
     mean, _ = model.posterior(z)
     root = linalg.psd_root(model.covariance(z))  # (p, m, m)
     noise = _randn(generator, num, model.num_outputs, z.shape[0]).to(z.device)
@@ -115,7 +115,7 @@ class FunctionSamples:
 
         Differentiable in z.
         """
-        _require.last_dim("FunctionSamples", "z", z, self.dim)
+        z = _require.points("FunctionSamples", "z", z, self.dim)
         if z.ndim not in (2, 3) or (z.ndim == 3 and z.shape[0] != self.num):
             expected = f"z of shape (m, {self.dim}) or ({self.num}, m, {self.dim})"
             raise _require.fail("FunctionSamples", expected, f"shape {tuple(z.shape)}")

@@ -286,7 +286,7 @@ def test_queries_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"GP.posterior: expected z"):
         make(("rbf",)).posterior(torch.zeros(3, 5))
     with pytest.raises(ValueError, match=r"GP.posterior: expected real"):
-        make(("rbf",)).posterior(torch.zeros(3, 2, dtype=torch.int64))
+        make(("rbf",)).posterior(torch.zeros(3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"GP.gradient: expected"):
         make(("rbf",)).gradient(torch.zeros(2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"GP.covariance: expected"):
