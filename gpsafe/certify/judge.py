@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, _show
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal
 from gpsafe.tube.core import Tube
 from gpsafe.verdict import Outcome, Verdict
@@ -72,6 +72,15 @@ class Certificate:
     def certified(self) -> bool:
         """Whether the verdict HOLDS."""
         return self.outcome is Outcome.HOLDS
+
+    def __repr__(self) -> str:
+        told = f": {self.reason[:200]}" if self.reason else ""
+        return f"Certificate({self.outcome.value}, {self.problem.steps} steps by {self.proposal.proposer}{told})"
+
+    def _repr_html_(self) -> str:
+        rows = [("verdict", self.outcome.value), ("reason", self.reason or "-"), ("steps", self.problem.steps)]
+        rows += [("action", self.action), ("distance", self.distance), *(("rests on", a) for a in self.assumptions)]
+        return _show.table("Certificate", rows)
 
     def law(self, stage: int, x: Tensor) -> Tensor:
         """The affine law at that stage of the plan, ū_k + K_k (x − c_k), (*b, nx) → (*b, nu).

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
@@ -38,6 +39,7 @@ class Falsification:
         )
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfidenceSet:
     """F_n from all posteriors so far: l_n = max_i (μ_i − w_i), h_n = min_i (μ_i + w_i), clipped to ±B√k(z, z)

@@ -9,6 +9,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.policies import PolicyClass, feedback
@@ -90,6 +91,7 @@ def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(columns_x, dim=-1), torch.stack(columns_u, dim=-1)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Enclosure:
     """Boxes that contain f(x, π_i(x)) for all x in cell j and all f ∈ F_n with ‖f‖_k ≤ B.

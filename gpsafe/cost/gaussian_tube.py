@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
@@ -55,6 +56,7 @@ from gpsafe.systems.task import Task
 ROUNDING = 1e-9  # outward rounding of reaches and deviations
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
     """One time of the tube, for P policies.
@@ -93,6 +95,7 @@ class Stage:
         return torch.where(told & ~self.lost, chance, 1.0)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GaussianTube(OfTask):
     """The bound of the module. `upper` is a theorem given f* ∈ F_n and w_t i.i.d. N(0, diag(noise_std²)); δ = 0.
@@ -235,6 +238,7 @@ class GaussianTube(OfTask):
         return Stage(policies, Zonotope(center, rays), factor, pushed[..., : center.shape[-1]], lost)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class TubeSession:
     """Gaussian tubes from episode to episode.

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import check_task
@@ -40,6 +41,7 @@ from gpsafe.systems.task import Task
 SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Plans:
     """P plans: u_t(x) = clip(offset_t + gain_t x) for t < lengths, then a fallback until the end.
@@ -111,6 +113,7 @@ class Plans:
         return u
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
     """What the tubes of P plans showed.
@@ -133,6 +136,7 @@ class Verification:
         return replace(plans, lengths=ends)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlanTube:
     """The judge of plans, for one confidence set. It trusts no proposer: it re-propagates what it is given.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
@@ -75,6 +76,7 @@ def farthest_points(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return chosen, nearest
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Tubes:
     """X_0 … X_{T−1} for P policies and N paths.
@@ -102,6 +104,7 @@ class Tubes:
         return radius.masked_fill((steps >= self.lost.unsqueeze(-1)).unsqueeze(-1), torch.inf)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScenarioTube(MonteCarloBound):
     """E Y ≥ sup_{f ∈ F_n} J_c(π, f) with the Monte-Carlo limit of `monte_carlo.dominating_mean_upper`; see the module.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._mlp import MLP
@@ -25,6 +26,7 @@ from gpsafe.models.base import Prediction
 from gpsafe.sets.box import Box
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Linearization:
     """All members at given points: mean and log-variance (M, *b, nx), their Jacobians in z = (x, u), (M, *b, nx, nx + nu)."""
@@ -35,6 +37,7 @@ class Linearization:
     log_var_jacobian: Tensor
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Ensemble:
     """M probabilistic tanh networks. Build with :meth:`create` or :meth:`from_weights`.

@@ -27,6 +27,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
@@ -37,6 +38,7 @@ from gpsafe.rkhs import kernels
 __all__ = ["GP", "Prior", "identity_prior", "zero_prior"]
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class GP:
     """Exact GP over z = (x, u) for the residual of the learned outputs. Build with :meth:`GP.create`.

@@ -27,6 +27,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._prior import Prior, known_part
@@ -35,6 +36,7 @@ from gpsafe.models.base import Prediction
 from gpsafe.models.gp import GP
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankGP:
     """A GP seen through r inducing features: its `posterior` returns an approximate mean and an *upper* bound

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.models._factor import Factor
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
@@ -95,6 +96,7 @@ class _Sections:
         return torch.einsum("sc,csm->sm", self.weights, flat.reshape(-1, *z.shape[:-1]))
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class FunctionSamples:
     """S posterior functions of p outputs: a callable that is the same function at every call.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
@@ -22,6 +23,7 @@ from gpsafe.tube.core import MODES, Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class GPTube:
     """x⁺ = p(z) + f(z) + w, f ∈ F_n with ‖f_j‖_k ≤ B_j, w ~ N(0, diag noise_std²), as a tube model with M = 1.
