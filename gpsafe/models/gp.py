@@ -146,6 +146,17 @@ class GP:
             _cache={},
         )
 
+    @staticmethod
+    def regression(
+        kernel: Kernel, *, dim: int, noise_std: float, mode: Literal["theory", "practical"] | None = None
+    ) -> GP:
+        """Plain regression y = f(z) + noise, z ∈ R^dim, with one output, zero prior and λ = noise_std²: see :meth:`create`.
+
+        Condition it with :meth:`condition_on`, ask it with :meth:`posterior`.
+        """
+        noise = float(_require.positive("GP.regression", "noise_std", _require.number("GP", "noise_std", noise_std)))
+        return GP.create(kernel, noise * noise, nx=dim, nu=0, noise_std=noise, outputs=[0], mode=mode)
+
     # ------------------------------------------------------------------ data
     @property
     def num_data(self) -> int:
