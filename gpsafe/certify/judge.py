@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class Certificate:
         return self.inputs[stage] + (x - self.tube.reference[stage]) @ self.tube.gain[stage].mT
 
 
-def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal) -> Certificate:
+def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal | Tensor) -> Certificate:
     """Whether the proposed inputs satisfy every constraint of the problem from x_0, for all members.
 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
@@ -104,10 +105,15 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     NaN or infinite states, plans and tubes, rows that overflow, proposals that hold no plan of the right shape and an x_0
     outside the states are INCONCLUSIVE, with the reason.
 
+    A bare plan, a tensor (T, nu), is judged as a proposal that tells nothing else.
+
     Raises:
         ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
     """
     start = time.perf_counter()
+    if issubclass(type(proposal), Tensor):  # not isinstance: that asks the object
+        proposal = Proposal(cast(Tensor, proposal), "", 0, math.nan, "unnamed", math.nan)
+    proposal = cast(Proposal, proposal)
     for name, value, size in (("x0", x0, problem.nx), ("learned", learned, problem.nu)):
         if not isinstance(value, Tensor) or value.is_complex() or value.dtype is torch.bool:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
