@@ -144,8 +144,11 @@ class Ensemble:
         clamp: Literal["soft", "hard"] = "soft",
         prior: Prior = identity_prior,
         training: Training | None = None,
+        layout: Literal["in-out", "out-in"] = "in-out",
     ) -> Ensemble:
         """An instance with given parameters, for example a published one: layers (M, d_in, d_out) and (M, d_out).
+
+        With ``layout="out-in"`` the weights are (M, d_out, d_in), as `torch.nn.Linear.weight` has them, stacked.
 
         The published networks predict absolute states (`prior=zero_prior` or their known part), with normalised inputs and
         plain outputs, log-variance within ln 1e-6 … ln 1e-2 (the default here), clamped hard in their planner.
@@ -153,6 +156,9 @@ class Ensemble:
         Raises:
             ValueError: on shapes that do not fit, or a member with NaN or infinite weights.
         """
+        _require.one_of("Ensemble.from_weights", "layout", layout, ("in-out", "out-in"))
+        if layout == "out-in":
+            weights = [w.mT.contiguous() for w in weights]
         if log_var_limits is None:
             log_var_limits = linalg.vector(1e-6, 1e-2).log().unsqueeze(1).expand(2, nx).clone()
         return Ensemble(
