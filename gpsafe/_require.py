@@ -19,6 +19,26 @@ def fail(where: str, expected: str, got: Any) -> ValueError:
     return ValueError(f"{where}: expected {expected}, got {got}")
 
 
+def floats(where: str, name: str, value: Any) -> Tensor:
+    """Float64 tensor of a tensor, array or nested list of real numbers: what queries and data come in.
+
+    Any width of float or integer is taken; NaN passes, gradients and device stay, a float64 tensor is returned as it is.
+    Booleans and complex numbers are refused.
+    """
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.from_numpy(
+                np.asarray(value).copy()
+            )  # its own memory: arrays may be read-only, or change later
+        except (TypeError, ValueError) as error:
+            raise fail(where, f"real numbers in {name}", f"{type(value).__name__}: {error}") from None
+    if value.dtype is torch.float64:
+        return value
+    if value.is_complex() or value.dtype is torch.bool:
+        raise fail(where, f"real numbers in {name}", value.dtype)
+    return value.to(torch.float64)
+
+
 def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
     """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries."""
     import torch
@@ -40,6 +60,11 @@ def last_dim(where: str, name: str, tensor: Tensor, size: int) -> Tensor:
     if tensor.ndim == 0 or tensor.shape[-1] != size:
         raise fail(where, f"{name} of shape (*b, {size})", f"shape {tuple(tensor.shape)}")
     return tensor
+
+
+def points(where: str, name: str, value: Any, size: int) -> Tensor:
+    """Points (*b, size) as `floats`."""
+    return last_dim(where, name, floats(where, name, value), size)
 
 
 def shape(where: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> Tensor:

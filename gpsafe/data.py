@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Transitions:
     """Observed (x, u, x⁺): shapes (n, nx), (n, nu), (n, nx). ``a + b`` concatenates.
@@ -24,10 +26,8 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for name in ("x", "u", "x_next"):
-            value = getattr(self, name)
-            if name == "u" and isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 0:
-                value = value.to(torch.float64)  # an autonomous system has no input: (n, 0) is right, not empty
-            else:
+            value = _require.floats("Transitions", name, getattr(self, name))
+            if not (name == "u" and value.ndim == 2 and value.shape[1] == 0):  # no input: (n, 0) is right, not empty
                 value = _require.finite("Transitions", name, value)
             if value.ndim != 2:
                 raise _require.fail("Transitions", f"{name} of shape (n, d)", f"shape {tuple(value.shape)}")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from scipy import stats
 
 from gpsafe import _require
+from gpsafe._show import short, table
 
 
 class Outcome(StrEnum):
@@ -19,6 +20,7 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
 
+@short
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The claim ``value ≤ threshold``, given ``value ∈ [lower, upper]``.
@@ -58,6 +60,11 @@ class Verdict:
         if self.lower > self.threshold + self.tol:
             return Outcome.VIOLATED
         return Outcome.INCONCLUSIVE
+
+    def _repr_html_(self) -> str:
+        rows = [("claim", f"value ≤ {self.threshold:.6g}"), ("value in", f"[{self.lower:.6g}, {self.upper:.6g}]")]
+        rows += [("margin", self.tol), *([("witness", self.witness)] if self.witness else [])]
+        return table(self.outcome.value, rows)
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.99) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, stream
@@ -30,6 +31,7 @@ from gpsafe.systems.base import System, sample_noise
 from gpsafe.systems.task import Task
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Episode:
     """One episode: what was known before it, what was run (nothing yet, between decision and flight)."""
@@ -45,6 +47,7 @@ class Episode:
     states: Tensor = field(default_factory=lambda: torch.zeros(0))  # (T + 1, nx)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ActSafeStanding:
     """What stands between two episodes: model, F_n, the session that answers for the class, every S_n so far."""
@@ -72,6 +75,16 @@ class ActSafeRun:
     falsified: Falsification | None = None
     unsound: str | None = None  # why no guarantee stands behind the run; None if one does
     learner: ActSafe | None = field(default=None, repr=False)  # whose run it is
+
+    def __repr__(self) -> str:
+        told = "" if self.falsified is None else f", falsified: {self.falsified}"
+        told += "" if self.unsound is None else f", no guarantee: {self.unsound}"
+        return f"ActSafeRun({len(self.episodes)} episodes, {len(self.safe_set)} of {self.safe_set.num} policies{told[:200]})"
+
+    def _repr_html_(self) -> str:
+        shown = self.episodes[-20:]
+        rows = [(e.number, e.phase, e.policy, e.size, e.cost, e.reward) for e in shown]
+        return table(repr(self), rows, head=("episode", "phase", "policy", "|S_n|", "cost", "reward"))
 
     @property
     def safe_set(self) -> SafePolicySet:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs, check_parts
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
@@ -37,6 +38,7 @@ from gpsafe.safety.safe_parameters import Decisions, Distance, SafeParameters, a
 from gpsafe.systems.base import System, sample_noise
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ContinuousEpisode:
     """One episode.
@@ -66,6 +68,7 @@ class ContinuousEpisode:
     seconds: tuple[float, float] = (math.nan, math.nan)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ContinuousStanding:
     """What stands between two episodes: model, F_n, S_n, how many episodes were told."""
@@ -78,6 +81,7 @@ class ContinuousStanding:
     sizes: tuple[int, ...] = ()  # |S_0|, …
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ContinuousRun:
     """The record of a run."""

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.algorithms.actsafe import check_inputs, check_theorem
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet
 from gpsafe.cost.plan_tube import PlanTube
@@ -38,6 +39,7 @@ class LearnedModel(Protocol):
         ...
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class TheoryModel:
     """Kernel, λ and bound frozen before the data; F_n; and, for a shield, a judge with what completes its plans.
@@ -113,6 +115,7 @@ class TheoryModel:
         return Shield.start(self.judge, self.confidence, x0, tracking=self.tracking)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class PracticalModel:
     """The model of the published experiments, refitted after every episode. No theorem covers it.

@@ -6,11 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, _show
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal
 from gpsafe.tube.core import Tube
 from gpsafe.verdict import Outcome, Verdict
@@ -73,6 +74,15 @@ class Certificate:
         """Whether the verdict HOLDS."""
         return self.outcome is Outcome.HOLDS
 
+    def __repr__(self) -> str:
+        told = f": {self.reason[:200]}" if self.reason else ""
+        return f"Certificate({self.outcome.value}, {self.problem.steps} steps by {self.proposal.proposer}{told})"
+
+    def _repr_html_(self) -> str:
+        rows = [("verdict", self.outcome.value), ("reason", self.reason or "-"), ("steps", self.problem.steps)]
+        rows += [("action", self.action), ("distance", self.distance), *(("rests on", a) for a in self.assumptions)]
+        return _show.table("Certificate", rows)
+
     def law(self, stage: int, x: Tensor) -> Tensor:
         """The affine law at that stage of the plan, ū_k + K_k (x − c_k), (*b, nx) → (*b, nu).
 
@@ -86,7 +96,7 @@ class Certificate:
         return self.inputs[stage] + (x - self.tube.reference[stage]) @ self.tube.gain[stage].mT
 
 
-def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal) -> Certificate:
+def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal | Tensor) -> Certificate:
     """Whether the proposed inputs satisfy every constraint of the problem from x_0, for all members.
 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
@@ -95,10 +105,15 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     NaN or infinite states, plans and tubes, rows that overflow, proposals that hold no plan of the right shape and an x_0
     outside the states are INCONCLUSIVE, with the reason.
 
+    A bare plan, a tensor (T, nu), is judged as a proposal that tells nothing else.
+
     Raises:
         ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
     """
     start = time.perf_counter()
+    if issubclass(type(proposal), Tensor):  # not isinstance: that asks the object
+        proposal = Proposal(cast(Tensor, proposal), "", 0, math.nan, "unnamed", math.nan)
+    proposal = cast(Proposal, proposal)
     for name, value, size in (("x0", x0, problem.nx), ("learned", learned, problem.nu)):
         if not isinstance(value, Tensor) or value.is_complex() or value.dtype is torch.bool:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.sets.polytope import Polytope
 from gpsafe.tube.core import MODES, Mode, Tube, TubeModel, gains, propagate
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Margins:
     """Offset minus support of every constraint row, in the units of the row; ≥ 0 is satisfied.
@@ -31,6 +33,7 @@ class Margins:
     terminal: Tensor
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class CertificationProblem:
     """min (u_L − ū_0)ᵀ weight (u_L − ū_0) over ū_0 … ū_{T−1} such that, for every member's tube from x_0,
@@ -175,6 +178,7 @@ class CertificationProblem:
 _LENT: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDictionary()
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
     """A plan by someone who is not believed: only `inputs` counts, the rest is information.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, listed
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.sets.box import Box
@@ -25,6 +26,7 @@ _FAT = (
 ROUNDING = 1e-12  # share of all sizes in a row by which its excess is raised: more than the rounding of its evaluation
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineLaw:
     """κ(x) = offset + K x, (*b, nx) → (*b, nu)."""
@@ -50,6 +52,7 @@ class AffineLaw:
         return x @ self.gain.mT + self.offset
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class TerminalSet:
     """Convex hull of certified states in chosen coordinates, ℓ updates old. It only grows, up to rounding (1e-12).
@@ -131,6 +134,7 @@ def _spanning(points: Tensor) -> tuple[Tensor, Polytope]:
 
 
 # ------------------------------------------------------------------------------------------------------- invariance
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Invariance:
     """Whether S = X_f ∩ X is invariant under κ and κ(S) ⊆ U, for all members, disturbances and remainders of the model.

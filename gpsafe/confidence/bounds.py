@@ -131,6 +131,7 @@ class ConfidenceBound(ABC):
 
     def prior_width(self, model: GP, z: Tensor) -> Tensor:
         """sup of |f*(z)| before any data, B√k(z, z) at z (*b, d), (*b, p), rounded up; +inf if no norm is assumed."""
+        z = _require.floats(type(self).__name__, "z", z)  # in float64, whatever the width of z
         std = model.prior_variance(z).sqrt()
         width = self.norms(model.num_outputs).to(z.device) * std * (1 + 64 * EPS)
         return torch.where(std == 0, std, width)
@@ -141,6 +142,7 @@ class ConfidenceBound(ABC):
 
         A model that gives an approximate mean states its error (`mean_error`), which widens the interval too.
         """
+        z = _require.floats(type(self).__name__, "z", z)
         beta = self.beta(model).to(z.device)
         mean, std = model.posterior(z)
         half = self.half_width(model, beta, std, model.prior_variance(z)) + model.mean_error(z)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.bounds import ConfidenceBound, Mixture
 from gpsafe.confidence.rounding import MARGIN
 from gpsafe.models._gp_checks import plain_tensors
@@ -38,6 +39,7 @@ EPS = 2.0**-52
 EMPTY = 1e-9  # relative margin below zero at which s(η) counts as negative
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
     """K = U diag(values) Uᵀ and the data in that basis; all shapes may have leading batch dims.
@@ -67,6 +69,7 @@ class Spectrum:
         return value * (1 + 1e-12)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """max and min of f(z) over C_n at m points z.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpsafe._show import short
 from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.rounding import Rounding
@@ -73,6 +74,7 @@ def taylor_modulus(form: kernels.Stationary, r: Tensor) -> Tensor:
     return (form.variance * value).sqrt() * (1 + 1e-14)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Jet:
     """Joint posterior of (f(z), ∇f(z)): |f*(z) + ∂_v f*(z) − (1, v)·mean| ≤ β √((1, v)ᵀ cov (1, v)) for every v, on the

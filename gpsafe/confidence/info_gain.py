@@ -15,6 +15,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.rkhs import kernels
 
 
@@ -61,6 +62,7 @@ def eigenvalue_bound(values: Tensor, regularizer: float) -> Tensor:
     return 0.5 * sizes * torch.log1p(heads / (safe * regularizer)) + 0.5 * tails / regularizer
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Greedy:
     """Greedy maximisation of g on a finite domain of m points.

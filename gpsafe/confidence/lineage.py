@@ -24,6 +24,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gpsafe._show import short
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
@@ -32,6 +33,7 @@ PROBES = 16  # points of each kind at which the known part must keep its values
 REPEATED = 8  # rows of appended data that equal the first rows bit by bit: no noise does that by chance
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Lineage:
     """What the newest generation was at the moment when it was accepted (copies: later edits show).

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import linalg
+from gpsafe._show import short
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.models.low_rank import LowRankGP
@@ -34,6 +35,7 @@ PRODUCT = 0.25  # see the module
 EPS = torch.finfo(torch.float64).eps
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounding:
     """What the margins need of one posterior, per learned output.

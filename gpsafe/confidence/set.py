@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
@@ -38,6 +39,7 @@ class Falsification:
         )
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfidenceSet:
     """F_n from all posteriors so far: l_n = max_i (μ_i − w_i), h_n = min_i (μ_i + w_i), clipped to ±B√k(z, z)
@@ -113,6 +115,7 @@ class ConfidenceSet:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see
         `falsified`.
         """
+        z = _require.floats("ConfidenceSet.bounds", "z", z)
         high = self.bound.prior_width(self.model, z)
         low = -high
         for lower, upper in self._intervals(self.generations[since:], z):
@@ -143,6 +146,7 @@ class ConfidenceSet:
 
     def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
         """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none. NaN accuses nobody."""
+        z = _require.floats("ConfidenceSet.falsified", "z", z)
         low, high = self.bounds(z)
         gap = (low - high).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
         worst = int(gap.argmax())
@@ -154,13 +158,20 @@ class ConfidenceSet:
         return Falsification(tuple(point.tolist()), output, float(low[row, output]), float(high[row, output]))
 
     def contains(self, f: Callable[[Tensor], Tensor], z: Tensor, *, tol: float = 1e-9) -> Verdict:
-        """Whether l_n ≤ f ≤ h_n at z (*b, d), f: (*b, d) → (*b, p). The value is the largest excess outside
-        F_n.
+        """Whether l_n ≤ f ≤ h_n at z (*b, d), f: (*b, d) → (*b, p), or (*b,) where one output is learned. The value is the
+        largest excess outside F_n.
 
         VIOLATED refutes f ∈ F_n. HOLDS speaks of the given points only.
+
+        Raises:
+            ValueError: if f returns another shape, which broadcasting might otherwise take for values at other points.
         """
+        z = _require.floats("ConfidenceSet.contains", "z", z)
         low, high = self.bounds(z)
-        value = f(z)
+        value = _require.floats("ConfidenceSet.contains", "f(z)", f(z)).to(low.device)
+        if low.shape[-1] == 1 and value.shape == z.shape[:-1]:
+            value = value.unsqueeze(-1)
+        _require.shape("ConfidenceSet.contains", "f(z)", value, tuple(low.shape))
         excess = torch.maximum(low - value, value - high)
         worst = int(excess.argmax())
         amount = float(excess.reshape(-1)[worst])

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.cost.local_affine import EMPTY, LocalAffine
 from gpsafe.sets import Box
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class AnchorGrid:
     """Enclosures of F_n at the points of a regular grid in z = (x, u). Make it with :meth:`create`, fill it with `refine`.

@@ -8,11 +8,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.policies import PolicyClass
 from gpsafe.systems.task import Task
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class CostInterval:
     """What one method says about the robust cost v_i of P policies.

@@ -9,11 +9,12 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.policies import PolicyClass, feedback
 from gpsafe.rkhs import kernels
-from gpsafe.systems.base import KnownPart
+from gpsafe.systems.base import KnownPart, known_with_bound
 
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
@@ -41,8 +42,7 @@ def closed_loop_range(
     Returns:
         centre (P, N, nx), half-width (P, N, nx), and reach of the inputs |π(x) − π(c)| (P, N, nu).
     """
-    if not isinstance(known, KnownPart):
-        raise _require.fail("closed_loop_range", "a known part with hessian_bound", type(known).__name__)
+    known_with_bound("closed_loop_range", known)
     slope = feedback(policies, (centers - radius).unsqueeze(0), (centers + radius).unsqueeze(0))
     low, high = slope.low, slope.high
     u = policies(centers.unsqueeze(0))
@@ -91,6 +91,7 @@ def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(columns_x, dim=-1), torch.stack(columns_u, dim=-1)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Enclosure:
     """Boxes that contain f(x, π_i(x)) for all x in cell j and all f ∈ F_n with ‖f‖_k ≤ B.

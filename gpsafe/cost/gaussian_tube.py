@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
@@ -49,12 +50,13 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import HalfspaceCost, KnownPart
+from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # outward rounding of reaches and deviations
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
     """One time of the tube, for P policies.
@@ -93,6 +95,7 @@ class Stage:
         return torch.where(told & ~self.lost, chance, 1.0)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GaussianTube(OfTask):
     """The bound of the module. `upper` is a theorem given f* ∈ F_n and w_t i.i.d. N(0, diag(noise_std²)); δ = 0.
@@ -137,10 +140,7 @@ class GaussianTube(OfTask):
         """t = 0 … T − 1."""
         nx = self.initial_state.numel()
         self.check(confidence)
-        if not isinstance(confidence.model.prior, KnownPart):
-            raise _require.fail(
-                "GaussianTube", "a known part with hessian_bound", type(confidence.model.prior).__name__
-            )
+        known_with_bound("GaussianTube", confidence.model.prior)
         x0 = self.initial_state.expand(policies.num, nx)
         nothing = torch.zeros(policies.num, dtype=torch.bool, device=x0.device)
         none = x0.new_zeros(policies.num, nx, nx)
@@ -238,6 +238,7 @@ class GaussianTube(OfTask):
         return Stage(policies, Zonotope(center, rays), factor, pushed[..., : center.shape[-1]], lost)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class TubeSession:
     """Gaussian tubes from episode to episode.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
@@ -30,6 +31,7 @@ _SEARCH, _FINAL, _INIT = 5, 6, 7
 MAX_CORNERS = 16
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Adversary:
     """η_t(x) = clip(bias_t + slope_t (x − path_t)/scale_t, −1, 1) for P policies and K candidates.
@@ -59,6 +61,7 @@ class Adversary:
         )
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hallucinated(MonteCarloBound):
     """Lower limit of the cost under the worst adversary found; never below `Sampled` on the same task.

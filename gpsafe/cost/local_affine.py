@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.functionals import (
     differentiable,
     functional_beta,
@@ -36,6 +37,7 @@ from gpsafe.rkhs import kernels
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Displacements:
     """The set of z − a over a cross-section: {offset + Zξ + e : ξ ∈ [−1, 1]^m, |e_i| ≤ error_i}.
@@ -77,6 +79,7 @@ class Displacements:
         return (self.radius * inverse_scale).square().sum(-1).sqrt()
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineRange:
     """{value + linear ξ + e : |e| ≤ error} ∋ f(z) over a cross-section; value, error (*b, p), linear (*b, p, m).
@@ -90,6 +93,7 @@ class AffineRange:
     empty: Tensor
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Moduli:
     """Kernel metric and Taylor modulus of p stationary kernels; kernels that differ in variance only are evaluated once.
@@ -143,6 +147,7 @@ class Moduli:
         return self._spread([taylor_modulus(shape, scaled_norm(scale)) * (1 + 1e-13) for shape, scale in pairs])
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalAffine:
     """F_n seen from anchors: intervals of values and gradients there. All tensors have batch shape *b.

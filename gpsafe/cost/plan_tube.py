@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import check_task
@@ -34,12 +35,13 @@ from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE, Zonotope
-from gpsafe.systems.base import IndicatorCost, KnownPart
+from gpsafe.systems.base import IndicatorCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
 
 SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Plans:
     """P plans: u_t(x) = clip(offset_t + gain_t x) for t < lengths, then a fallback until the end.
@@ -111,6 +113,7 @@ class Plans:
         return u
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
     """What the tubes of P plans showed.
@@ -133,6 +136,7 @@ class Verification:
         return replace(plans, lengths=ends)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlanTube:
     """The judge of plans, for one confidence set. It trusts no proposer: it re-propagates what it is given.
@@ -199,14 +203,12 @@ class PlanTube:
 
     def refine(self, confidence: ConfidenceSet) -> PlanTube:
         """The judge for a new F_n: refills the grid and certifies the landing sets for the task's horizon."""
-        if not isinstance(confidence.model.prior, KnownPart):
-            got = type(confidence.model.prior).__name__
-            raise _require.fail("PlanTube", "a known part with hessian_bound", got)
+        known = known_with_bound("PlanTube", confidence.model.prior)
         check_task("PlanTube", self.task, confidence)
         horizon = self.task.horizon
         anchors = None if self.anchors is None else self.anchors.refine(confidence)
         noisy = torch.nonzero(self.noise_radius).flatten().tolist()
-        axes = sorted({*wide_axes(confidence.model.prior, confidence.model.outputs), *noisy})
+        axes = sorted({*wide_axes(known, confidence.model.outputs), *noisy})
         bare = replace(self, anchors=anchors, confidence=confidence, certified=None, axes=tuple(axes))
         if not self.landing:
             return bare

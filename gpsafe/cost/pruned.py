@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost.robust_dp import RobustDP
@@ -30,6 +31,7 @@ from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
     """What cheap paths under functions in [l_n, h_n] say about P policies: guesses, no bounds.
@@ -127,6 +129,7 @@ class _Memo:
     log: list[dict[str, int]] = field(default_factory=list)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class PrunedSession:
     """A `Session` of :mod:`gpsafe.cost.session` for large classes: see the module.

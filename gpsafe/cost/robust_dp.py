@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import OfTask
@@ -29,6 +30,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.task import Task
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
     """A box cut into ``cells[i]`` equal cells along dimension i (nx ≤ 2); each cell has ``split[i]`` sub-cells for means."""
@@ -254,6 +256,7 @@ def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizo
     return value
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class RobustDP(OfTask):
     """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 2.

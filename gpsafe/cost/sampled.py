@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
@@ -21,6 +22,7 @@ from gpsafe.policies import PolicyClass
 _NOISE, _DRAWS = 1, 2
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampled(MonteCarloBound):
     """max_m J_c(π, f_m) over posterior draws f_m, clipped into [l_n, h_n].

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
@@ -36,7 +37,7 @@ from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
-from gpsafe.systems.base import Cost, HalfspaceCost, KnownPart
+from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
 
 SLACK = 1e-9  # outward rounding of every reach before it is compared: tubes accumulate errors of some 1e-14
 _NOISE = 4
@@ -75,6 +76,7 @@ def farthest_points(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return chosen, nearest
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Tubes:
     """X_0 … X_{T−1} for P policies and N paths.
@@ -102,6 +104,7 @@ class Tubes:
         return radius.masked_fill((steps >= self.lost.unsqueeze(-1)).unsqueeze(-1), torch.inf)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScenarioTube(MonteCarloBound):
     """E Y ≥ sup_{f ∈ F_n} J_c(π, f) with the Monte-Carlo limit of `monte_carlo.dominating_mean_upper`; see the module.
@@ -241,9 +244,7 @@ class _Walk:
 
     def step(self, task: ScenarioTube, confidence: ConfidenceSet, noise: Tensor) -> _Walk:
         """X_{t+1}; noise (1, N, nx)."""
-        known = confidence.model.prior
-        if not isinstance(known, KnownPart):
-            raise _require.fail("ScenarioTube", "a known part with hessian_bound", type(known).__name__)
+        known = known_with_bound("ScenarioTube", confidence.model.prior)
         policies, x = self.policies, self.tube.center
         generators, radius = self.tube.generators, self.tube.radius
         slope = feedback(policies, x - radius, x + radius)

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import Enclosure
@@ -43,6 +44,7 @@ class Session(Protocol):
         ...
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class DPSession:
     """Robust DP with the enclosure of all policies kept between episodes, so that each posterior is evaluated once."""
@@ -82,6 +84,7 @@ class DPSession:
         return self.confidence.falsified(self.enclosure.z) if self.enclosure.empty() else None
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationSession:
     """Any cost bound; exploration is estimated by Monte Carlo under the posterior mean (a heuristic for choosing only)."""

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
@@ -66,6 +67,7 @@ def simulation_gap(rates: Tensor, ceiling: float) -> Tensor:
     return ceiling * (parted * weights).sum(-1)
 
 
+@short
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TotalVariation(MonteCarloBound):
     """J_c(π, m) + capped penalty, with m = (l_n + h_n)/2 as the centre model and τ from the half-width (h_n − l_n)/2.

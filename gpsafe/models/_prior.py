@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,41 @@ def zero_prior(x: Tensor, u: Tensor) -> Tensor:
 def identity_prior(x: Tensor, u: Tensor) -> Tensor:
     """Known mean x: the model learns state differences."""
     return x
+
+
+@dataclass(frozen=True, slots=True)
+class PlainKnown:
+    """p(x, u) = 0, or x if `identity`, with the Jacobian and the second derivatives, which are 0: what certified costs ask of a
+    known part (`gpsafe.systems.base.KnownPart`).
+    """
+
+    nx: int
+    nu: int
+    identity: bool
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        """p(x, u), (*b, nx), (*b, nu) → (*b, nx), in memory of its own: callers add to it."""
+        value = x if self.identity else torch.zeros_like(x)
+        return value.expand(*torch.broadcast_shapes(x.shape[:-1], u.shape[:-1]), self.nx).clone()
+
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """∂p/∂x, identity or 0 (*b, nx, nx), and ∂p/∂u = 0 (*b, nx, nu)."""
+        zero = torch.zeros(self.nx, self.nx + self.nu, dtype=x.dtype, device=x.device)
+        by_x = torch.eye(self.nx, dtype=x.dtype, device=x.device) if self.identity else zero[:, : self.nx]
+        by_u = zero[:, self.nx :]
+        return by_x.expand(*x.shape[:-1], *by_x.shape), by_u.expand(*x.shape[:-1], *by_u.shape)
+
+    @property
+    def hessian_bound(self) -> Tensor:
+        """0, (nx, nz, nz)."""
+        return torch.zeros(self.nx, self.nx + self.nu, self.nx + self.nu, dtype=torch.float64)
+
+
+def with_derivatives(prior: Prior, nx: int, nu: int) -> Prior:
+    """`zero_prior` and `identity_prior` as known parts of (nx, nu) whose derivatives are stated; others as given."""
+    if prior is zero_prior or prior is identity_prior:
+        return PlainKnown(nx, nu, prior is identity_prior)
+    return prior
 
 
 def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:

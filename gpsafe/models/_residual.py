@@ -66,9 +66,9 @@ class ResidualModel(ABC):
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior + residual; std is 0 for outputs that are known."""
         where = type(self).__name__
-        _require.last_dim(where, "x", x, self.nx)
-        _require.last_dim(where, "u", u, self.nu)
-        z = torch.cat([x, u], dim=-1).to(torch.float64)
+        x = _require.points(where, "x", x, self.nx)
+        u = _require.points(where, "u", u, self.nu)
+        z = torch.cat([x, u], dim=-1)
         mean, std = self._residual(z.reshape(-1, self.nx + self.nu))
         full = torch.zeros(2, *z.shape[:-1], self.nx, dtype=torch.float64, device=z.device)
         full[..., list(self.outputs)] = torch.stack([mean, std]).reshape(2, *z.shape[:-1], len(self.outputs))

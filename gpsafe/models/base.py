@@ -7,9 +7,11 @@ from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from gpsafe._show import short
 from gpsafe.data import Transitions
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """Prediction of x⁺: `mean` and epistemic `std` (*b, nx), aleatoric `noise_std` broadcastable to them."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
 from gpsafe.models._prior import Prior, zero_prior
@@ -16,6 +17,7 @@ from gpsafe.models._regression import fit_network
 from gpsafe.models._residual import ResidualModel
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Dropout(ResidualModel):
     """A tanh network trained with dropout, and the mean and spread of `masks` thinned copies of it, drawn once per fit.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._mlp import MLP
@@ -25,6 +26,7 @@ from gpsafe.models.base import Prediction
 from gpsafe.sets.box import Box
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Linearization:
     """All members at given points: mean and log-variance (M, *b, nx), their Jacobians in z = (x, u), (M, *b, nx, nx + nu)."""
@@ -35,6 +37,7 @@ class Linearization:
     log_var_jacobian: Tensor
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Ensemble:
     """M probabilistic tanh networks. Build with :meth:`create` or :meth:`from_weights`.
@@ -141,8 +144,11 @@ class Ensemble:
         clamp: Literal["soft", "hard"] = "soft",
         prior: Prior = identity_prior,
         training: Training | None = None,
+        layout: Literal["in-out", "out-in"] = "in-out",
     ) -> Ensemble:
         """An instance with given parameters, for example a published one: layers (M, d_in, d_out) and (M, d_out).
+
+        With ``layout="out-in"`` the weights are (M, d_out, d_in), as `torch.nn.Linear.weight` has them, stacked.
 
         The published networks predict absolute states (`prior=zero_prior` or their known part), with normalised inputs and
         plain outputs, log-variance within ln 1e-6 … ln 1e-2 (the default here), clamped hard in their planner.
@@ -150,6 +156,9 @@ class Ensemble:
         Raises:
             ValueError: on shapes that do not fit, or a member with NaN or infinite weights.
         """
+        _require.one_of("Ensemble.from_weights", "layout", layout, ("in-out", "out-in"))
+        if layout == "out-in":
+            weights = [w.mT.contiguous() for w in weights]
         if log_var_limits is None:
             log_var_limits = linalg.vector(1e-6, 1e-2).log().unsqueeze(1).expand(2, nx).clone()
         return Ensemble(
@@ -195,9 +204,7 @@ class Ensemble:
     # -------------------------------------------------------------- evaluation
     def _rows(self, x: Tensor, u: Tensor, paired: bool) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
         """x, u, normalised rows (M, n, nz), and the batch shape (*b,)."""
-        _require.last_dim("Ensemble", "x", x, self.nx)
-        _require.last_dim("Ensemble", "u", u, self.nu)
-        x, u = x.to(torch.float64), u.to(torch.float64)
+        x, u = _require.points("Ensemble", "x", x, self.nx), _require.points("Ensemble", "u", u, self.nu)
         batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
         if paired and (not batch or batch[0] != self.members):
             raise _require.fail("Ensemble", f"x or u of shape ({self.members}, *b, d) where paired", f"batch {batch}")

@@ -27,16 +27,18 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models import _fast, _gp_checks, _gradient
 from gpsafe.models._factor import Factor
-from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, zero_prior
+from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, with_derivatives, zero_prior
 from gpsafe.models.base import Prediction
 from gpsafe.rkhs import kernels
 
 __all__ = ["GP", "Prior", "identity_prior", "zero_prior"]
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class GP:
     """Exact GP over z = (x, u) for the residual of the learned outputs. Build with :meth:`GP.create`.
@@ -91,7 +93,8 @@ class GP:
             nx, nu: state and input dimensions.
             noise_std: aleatoric standard deviation, scalar or (nx,), ≥ 0.
             outputs: learned state indices (default: all).
-            prior: known mean, (*b, nx), (*b, nu) → (*b, nx).
+            prior: known mean, (*b, nx), (*b, nu) → (*b, nx): 0 by default. `identity_prior` (x itself), `gpsafe.AffineKnown`
+                and the stock plants' own state the derivatives that certified costs need; a plain function does not.
             mode: see the class. Default: "theory" if every kernel is as :mod:`gpsafe.rkhs.kernels` built it
                 (`gpsafe.rkhs.kernels.is_stated`), "practical" otherwise, since a kernel that came from elsewhere (a fitted
                 BoTorch or GPyTorch model, `fit_hyperparameters`) may have been trained on these very data. Passing
@@ -136,12 +139,23 @@ class GP:
             nx,
             nu,
             learned,
-            prior,
+            with_derivatives(prior, nx, nu),
             mode,
             _factors=tuple(factors),
             _index=tuple(index),
             _cache={},
         )
+
+    @staticmethod
+    def regression(
+        kernel: Kernel, *, dim: int, noise_std: float, mode: Literal["theory", "practical"] | None = None
+    ) -> GP:
+        """Plain regression y = f(z) + noise, z ∈ R^dim, with one output, zero prior and λ = noise_std²: see :meth:`create`.
+
+        Condition it with :meth:`condition_on`, ask it with :meth:`posterior`.
+        """
+        noise = float(_require.positive("GP.regression", "noise_std", _require.number("GP", "noise_std", noise_std)))
+        return GP.create(kernel, noise * noise, nx=dim, nu=0, noise_std=noise, outputs=[0], mode=mode)
 
     # ------------------------------------------------------------------ data
     @property
@@ -175,8 +189,8 @@ class GP:
             noise_scale: (m,), w_i ≥ 1: observation i has w_i times the noise that λ (and a bound's `subgaussian`) stands
                 for, in all outputs; known before the observation is made. Default: 1.
         """
-        z = _require.last_dim("GP.condition", "z", _require.finite("GP.condition", "z", z), self.nx + self.nu)
-        y = _require.finite("GP.condition", "y", y)
+        z = _require.finite("GP.condition", "z", _require.points("GP.condition", "z", z, self.nx + self.nu))
+        y = _require.finite("GP.condition", "y", _require.floats("GP.condition", "y", y))
         if z.ndim != 2:
             raise _require.fail("GP.condition", "z of shape (m, d)", f"shape {tuple(z.shape)}")
         _require.shape("GP.condition", "y", y, (z.shape[0], self.num_outputs))
@@ -225,10 +239,7 @@ class GP:
 
     # ------------------------------------------------------------- posterior
     def _query(self, where: str, z: Tensor) -> Tensor:
-        _require.last_dim(where, "z", z, self.nx + self.nu)
-        if not z.is_floating_point():
-            raise _require.fail(where, "real floating-point z", z.dtype)
-        return z.to(torch.float64)
+        return _require.points(where, "z", z, self.nx + self.nu)
 
     @property
     @_gp_checks.plain_tensors
@@ -264,6 +275,8 @@ class GP:
 
     def posterior(self, z: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """Residual mean and latent std at z (*b, d), both (*b, p). Differentiable in z.
+
+        Points may be tensors, NumPy arrays or lists, of any width, here and wherever a model is asked; numbers out are float64.
 
         Chunks of points keep the working set in cache; the variance comes from a triangular product with L⁻¹,
         never from K⁻¹. A NaN in z gives NaN. Rounding: see :mod:`gpsafe.confidence.rounding`.
@@ -314,10 +327,12 @@ class GP:
 
     def prior_variance(self, z: Tensor) -> Tensor:
         """k_j(z, z), (*b, d) → (*b, p)."""
+        z = self._query("GP.prior_variance", z)
         return torch.stack([self._factors[i].diagonal(z) for i in self._index], dim=-1)
 
     def mean_error(self, z: Tensor) -> Tensor:
         """Bound on |mean − exact posterior mean|, (*b, d) → (*b, p): 0, for this model is exact."""
+        z = self._query("GP.mean_error", z)
         return torch.zeros(*z.shape[:-1], self.num_outputs, dtype=torch.float64, device=z.device)
 
     def residual_mean(self, z: Tensor, *, chunk: int = 1024) -> Tensor:
@@ -334,8 +349,8 @@ class GP:
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior(x, u) + residual, shapes (*b, nx), (*b, nu); std is 0 for outputs that are known."""
-        _require.last_dim("GP.predict", "x", x, self.nx)
-        _require.last_dim("GP.predict", "u", u, self.nu)
+        x = _require.points("GP.predict", "x", x, self.nx)
+        u = _require.points("GP.predict", "u", u, self.nu)
         mean, std = self.posterior(torch.cat([x, u], dim=-1))
         known = known_part("GP.predict", self.prior, x, u)
         return Prediction(known + self.embed(mean), self.embed(std), self.noise_std.to(x.device))

@@ -27,6 +27,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._prior import Prior, known_part
@@ -35,6 +36,7 @@ from gpsafe.models.base import Prediction
 from gpsafe.models.gp import GP
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankGP:
     """A GP seen through r inducing features: its `posterior` returns an approximate mean and an *upper* bound
@@ -212,7 +214,7 @@ class LowRankGP:
 
     def evaluate(self, z: Tensor, *, chunk: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, std and mean_error at z (*b, d) together, each (*b, p). Differentiable in z."""
-        z = _require.last_dim("LowRankGP", "z", z, self.nx + self.nu).to(torch.float64)
+        z = _require.points("LowRankGP", "z", z, self.nx + self.nu)
         flat = z.reshape(-1, z.shape[-1])
         columns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for i, projection in enumerate(self._projections):
@@ -237,8 +239,8 @@ class LowRankGP:
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """x⁺ = prior(x, u) + residual; std includes the widening, not `mean_error`."""
-        _require.last_dim("LowRankGP.predict", "x", x, self.nx)
-        _require.last_dim("LowRankGP.predict", "u", u, self.nu)
+        x = _require.points("LowRankGP.predict", "x", x, self.nx)
+        u = _require.points("LowRankGP.predict", "u", u, self.nu)
         mean, std = self.posterior(torch.cat([x, u], dim=-1))
         known = known_part("LowRankGP.predict", self.prior, x, u)
         return Prediction(known + self.embed(mean), self.embed(std), self.noise_std.to(x.device))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.models._factor import Factor
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
@@ -43,7 +44,7 @@ def sample_at(model: GP, z: Tensor, *, num: int, generator: torch.Generator) -> 
     From a square root of the joint covariance by its eigendecomposition: no jitter.
     """
     _require.count("sample_at", "num", num)
-    _require.finite("sample_at", "z", z)
+    z = _require.finite("sample_at", "z", _require.floats("sample_at", "z", z))
     mean, _ = model.posterior(z)
     root = linalg.psd_root(model.covariance(z))  # (p, m, m)
     noise = _randn(generator, num, model.num_outputs, z.shape[0]).to(z.device)
@@ -95,6 +96,7 @@ class _Sections:
         return torch.einsum("sc,csm->sm", self.weights, flat.reshape(-1, *z.shape[:-1]))
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class FunctionSamples:
     """S posterior functions of p outputs: a callable that is the same function at every call.
@@ -115,7 +117,7 @@ class FunctionSamples:
 
         Differentiable in z.
         """
-        _require.last_dim("FunctionSamples", "z", z, self.dim)
+        z = _require.points("FunctionSamples", "z", z, self.dim)
         if z.ndim not in (2, 3) or (z.ndim == 3 and z.shape[0] != self.num):
             expected = f"z of shape (m, {self.dim}) or ({self.num}, m, {self.dim})"
             raise _require.fail("FunctionSamples", expected, f"shape {tuple(z.shape)}")

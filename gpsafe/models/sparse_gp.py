@@ -12,12 +12,14 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._prior import Prior, zero_prior
 from gpsafe.models._residual import ResidualModel
 from gpsafe.rkhs import kernels as kernel_functions
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseGP(ResidualModel):
     """q(f) = ∫ p(f | v) q(v) dv with m inducing values at data points, q(v) Gaussian and optimal for the ELBO.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.icem import ICEM, Plan, icem
 from gpsafe.planning.scores import Constraint, Reward, imagine, penalised_return
@@ -61,6 +62,7 @@ EXPLORERS: dict[str, Explorer] = {
 """The published family; OPAX has the weight of the extrinsic reward at 0, SafeHUCRL that of the intrinsic one."""
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Planner:
     """Receding-horizon planning for one explorer: settings that stay the same over a run.

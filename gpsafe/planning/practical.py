@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.data import Transitions
 from gpsafe.models.base import Prediction
 from gpsafe.models.gp import GP
@@ -21,6 +22,7 @@ from gpsafe.rkhs import kernels
 LOG_RANGE = (-3.0, 5.0)  # of log ℓ on standardised inputs: beyond it the likelihood is flat or the data are isolated
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureGP:
     """x⁺ = x + g(φ(x), u) + w with a GP for every entry of g: a :class:`gpsafe.models.base.DynamicsModel`.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.functionals import jet
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.plan_tube import Plans, PlanTube
@@ -24,6 +25,7 @@ from gpsafe.models.low_rank import LowRankGP
 from gpsafe.policies import PolicyClass
 
 
+@short
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Tracking:
     """How candidates are completed.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.policies.finite import Feedback, secants
 from gpsafe.sets import Box
 
@@ -124,6 +125,7 @@ class Feature:
         return list(zip(self.kinds, self.scales, strict=True))
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class FeaturePolicies:
     """π_i(x) = clip(θ_i φ(x), input box).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.sets import Box
 
 
@@ -35,6 +36,7 @@ class PolicyClass(Protocol):
         ...
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Feedback:
     """Closed-loop changes over boxes: π_i(x) − π_i(c) = s ∘ (gain (x − c) + e), s ∈ [low, high], |e| ≤ remainder.
@@ -70,6 +72,7 @@ def feedback(policies: PolicyClass, lower: Tensor, upper: Tensor) -> Feedback:
     return Feedback(gain.unsqueeze(1), low, high, torch.zeros_like(low[:, :1]))
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class AffinePolicies:
     """π_i(x) = clip(offset_i + gain_i x, input box): set-point and linear-feedback families.

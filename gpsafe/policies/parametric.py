@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.policies.finite import AffinePolicies
 from gpsafe.sets import Box
 
 Build = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class ParametricPolicies:
     """π_θ(x) = clip(offset(θ) + gain(θ) x) with offset and gain *multi-affine* in θ (affine in each θ_i alone).

@@ -9,9 +9,11 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.rkhs import kernels
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class RKHSFunction:
     """f(z) = Σ_i weights_i k(centers_i, z), an element of the RKHS of `kernel`.

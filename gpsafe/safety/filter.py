@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify.judge import Certificate, judge
 from gpsafe.certify.problem import CertificationProblem, Proposal, Proposer
@@ -63,6 +64,7 @@ class _Rest(NamedTuple):
     broken: str = ""
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """What to apply now.
@@ -89,6 +91,7 @@ class Decision:
     falsified: str | None = None
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SafetyFilter:
     """(x, u_L) → u; a value: `decide` returns the filter for the next step. `start` forgets the stored plan.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostBound
@@ -32,6 +33,7 @@ Upper = Callable[[Tensor], Tensor]  # θ (m, d) → sound UCB_n, (m,)
 Distance = Callable[[AffinePolicies, AffinePolicies], Tensor]  # D, (P, Q)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SafeParameters:
     """Members of S_n: frozen and monotone.
@@ -123,6 +125,7 @@ def sound_upper(bound: CostBound, confidence: ConfidenceSet, family: ParametricP
     return upper
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Decisions:
     """What the certifier said about m proposals.

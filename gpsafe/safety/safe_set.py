@@ -12,6 +12,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import table
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.features import FeaturePolicies
@@ -61,6 +62,15 @@ class SafePolicySet:
 
     def __len__(self) -> int:
         return len(self.witnesses)
+
+    def __repr__(self) -> str:
+        return f"SafePolicySet({len(self)} of {self.num} policies, budget={self.budget:.6g})"
+
+    def _repr_html_(self) -> str:
+        shown = sorted(self.witnesses.items())
+        rows = [(str(i), w.episode, w.rule, w.value, w.bound) for i, w in shown[:20]]
+        rows += [(f"and {len(shown) - 20} more", "", "", "", "")] if len(shown) > 20 else []
+        return table(repr(self), rows, head=("policy", "since episode", "rule", "value", "bound"))
 
     def __contains__(self, index: int) -> bool:
         return index in self.witnesses

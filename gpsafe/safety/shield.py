@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.plan_tube import SLACK, Plans, PlanTube
@@ -103,6 +104,7 @@ class NotCertified:
     falsified: str | None = None
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """What to apply now.
@@ -128,6 +130,7 @@ class Decision:
     reason: str = ""
 
 
+@short
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Shield:
     """State of one episode: the judge for this F_n, the time, and the plan that is admitted from here. Make it with `start`.

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
     """{x : lower ≤ x ≤ upper}, both (d,), finite, non-empty."""

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.sets._containment import Containment, maximize_square
 
 _RANK = 1e-12  # singular values below this share of the largest count as 0 where a rank must be decided
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Ellipsoid:
     """E(c, L) = {c + Lξ : ‖ξ‖₂ ≤ 1}, a batch of them. Its shape matrix is Q = LLᵀ.

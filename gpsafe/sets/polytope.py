@@ -19,6 +19,7 @@ from scipy.spatial import Delaunay
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.sets import _hull, _lp
 from gpsafe.sets._containment import Containment
 from gpsafe.sets._lp import Program, Rational
@@ -34,6 +35,7 @@ class Supported(Protocol):
     def support(self, directions: Tensor) -> Tensor: ...
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Polytope:
     """{x : Hx ≤ h}, H (k, d), h (k,), finite. May be empty or unbounded: methods that need otherwise say so and refuse."""

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 
 HUGE = 1e100  # sizes beyond which squares and products of a tube's arithmetic may overflow: nothing is claimed there
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Zonotope:
     """{c + Gξ : ξ ∈ [−1, 1]^m}, a batch of them.

@@ -13,6 +13,7 @@ from gymnasium.wrappers import ClipAction, RescaleAction
 from numpy.typing import NDArray
 
 from gpsafe import _require
+from gpsafe._show import short
 
 Array = NDArray[np.float64]
 UNTOUCHED = frozenset(
@@ -41,6 +42,7 @@ UNTOUCHED = frozenset(
 """Classes whose own `step` hands the action on as it is."""
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Channel:
     """u = scale · action + shift for actions within low … high, componentwise: nothing on the way clips these.

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, Cost, IndicatorCost
 
@@ -204,6 +205,7 @@ def _batched(dynamics: Dynamics, start: Tensor, region: Box, inputs: Box) -> Non
 
 
 # ------------------------------------------------------------------ known parts
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownFunction:
     """A known part p of a batched torch function and a bound of its second derivatives on all of ℝ^nz (`KnownPart`).

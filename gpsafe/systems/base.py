@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.sets import Box
 
 
@@ -76,6 +77,7 @@ def _check_halfspaces(where: str, normals: Tensor, offsets: Tensor) -> tuple[Ten
     return normals, _require.shape(where, "offsets", offsets, (normals.shape[0],))
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class IndicatorCost:
     """c(x) = 1{normals[i]·x > offsets[i] for some i}: the state has left the polytope {normals x ≤ offsets}.
@@ -128,6 +130,7 @@ class IndicatorCost:
         return (reach > self.offsets.to(lower.device)).any(-1).to(lower.dtype)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class HingeCost:
     """c(x) = min(max_i (normal_i·x − offset_i)₊, ceiling): how far the state is outside {normal x ≤ offset}.
@@ -264,6 +267,17 @@ class KnownPart(Protocol):
         ...
 
 
+def known_with_bound(where: str, prior: object) -> KnownPart:
+    """`prior` itself; refused, with what to use instead, if it states no bound on its second derivatives."""
+    if isinstance(prior, KnownPart):
+        return prior
+    got = getattr(prior, "__name__", type(prior).__name__)
+    expected = (
+        "a known part with hessian_bound (gpsafe.AffineKnown for a linear one, a plant's prior(), or your own class)"
+    )
+    raise _require.fail(where, expected, got)
+
+
 def step(system: System, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
     """x⁺ = f*(x, u) + w for given noise w."""
     return system.mean(x, u) + w
@@ -292,6 +306,7 @@ def check_fields(where: str, system: System) -> None:
         raise _require.fail(where, "initial_state inside state_box", system.initial_state.tolist())
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class CallableSystem:
     """A plant from two functions: `dynamics` (x, u) → x⁺, `reward_fn` (x, u) → r; the rest as in `System`."""

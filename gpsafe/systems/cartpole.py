@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
@@ -43,6 +44,7 @@ def soft_clip(y: Tensor, limit: float, margin: float) -> Tensor:
     return y - torch.sign(y) * (excess.square() / (2 * margin) + over)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class CartPoleKnown:
     """Explicit Euler steps of a cart-pole with bounded second derivatives, on z = (x, θ, v, ω, u).
@@ -111,6 +113,7 @@ class CartPoleKnown:
         return rows * (1.0 + 1e-12)  # more than the rounding of a few dozen sums and products
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class CartPole:
     """x = (position, θ, v, ω): explicit Euler on :func:`accelerations`, force·u with u ∈ [−1, 1], θ = 0 down.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.systems.cartpole import CartPoleKnown, soft_clip
 
 _UP = 1 + 1e-12  # more than the rounding of a few dozen sums and products
@@ -61,6 +62,7 @@ def _clipped(y: Tensor, limit: float, margin: float) -> tuple[Tensor, Tensor]:
     return soft_clip(y, limit, margin), (1.0 - (y.abs() - limit) / margin).clamp(0.0, 1.0)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class CartPoleLocal:
     """`known` with `hessian_over` (one substep only). Its values and its global bound are those of `known`.

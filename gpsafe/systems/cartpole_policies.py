@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
@@ -30,6 +31,7 @@ def hanging_lqr(known: KnownPart, *, position: float, speed: float, swing: float
     return torch.from_numpy(gain)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class CartPolePolicies:
     """u = clip(K_i (g_i e_x − x) + pump_i·ω, ±1) for every gain, set-point g (m) and pump (1/(rad/s)).

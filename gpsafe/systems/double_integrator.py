@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
@@ -17,6 +18,7 @@ from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, exact_twin
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class DoubleIntegrator:
     """x = (p, v): p⁺ = p + dt·v + ½dt²·a, v⁺ = v + dt·a, a = (force/mass)·u held over a step, u ∈ [−1, 1].

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 
 
 def _affine(x: Tensor, u: Tensor, A: Tensor, B: Tensor, c: Tensor) -> Tensor:
@@ -24,6 +25,7 @@ def _check_affine(where: str, A: Tensor, B: Tensor, c: Tensor) -> tuple[Tensor, 
     return A, B, c
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineKnown:
     """p(x, u) = A x + B u + c, with Hessian 0.
@@ -58,6 +60,7 @@ class AffineKnown:
         return torch.zeros(self.A.shape[0], nz, nz, dtype=torch.float64, device=self.A.device)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SineKnown:
     """p(x, u) = A x + B u + c + Σ_k amplitudes[k] sin(frequencies[k]·z + phases[k]) with z = (x, u).

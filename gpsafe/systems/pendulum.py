@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
@@ -24,6 +25,7 @@ def wrap_angle(angle: Tensor) -> Tensor:
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Pendulum:
     """A uniform rod with x = (θ, ω).

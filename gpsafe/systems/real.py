@@ -9,11 +9,13 @@ from typing import NoReturn
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.sets import Box
 from gpsafe.systems.base import Cost
 from gpsafe.systems.task import Task
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class RealPlant:
     """A `System` of which the task, the limits and the reward are known, and nothing of its dynamics.

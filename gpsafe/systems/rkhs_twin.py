@@ -10,11 +10,13 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.rkhs import RKHSFunction, interpolate
 from gpsafe.sets import Box
 from gpsafe.systems.base import Cost, KnownPart, System
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class TwinError:
     """Distance of a twin to its physics at test points of the box: sampled, so `max` is a lower estimate.
@@ -30,6 +32,7 @@ class TwinError:
     points: int
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class RKHSTwin:
     """A plant exactly in the hypothesis class: x⁺_j = known_j + residual_j for j in outputs, else known_j.

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.systems.base import Cost
 
 if TYPE_CHECKING:
     from gpsafe.systems.base import System
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """E Σ_{t<T} c(x_t) ≤ d from x_0, under w_t ~ N(0, diag(noise_std²)).

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems.base import Cost, IndicatorCost, check_fields
@@ -34,6 +35,7 @@ def _leaves(box: Box, rows: tuple[int, ...]) -> IndicatorCost:
     return IndicatorCost(torch.cat([eye, -eye]), torch.cat([box.upper[list(rows)], -box.lower[list(rows)]]))
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SimplePendulum:
     """x = (θ, ω), θ = 0 upright, not wrapped: ω⁺ = ω + dt·(u + m g l sin θ − b ω)/(m l²), θ⁺ = θ + dt·ω⁺, |u| ≤ 1 N m.
@@ -136,6 +138,7 @@ class SimplePendulum:
         return x + _uniform(2 * self.observation_noise * self.state_box.radius, tuple(x.shape), generator)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SafeCartPole:
     """x = (position, speed, θ, ω), θ = 0 upright, force 10·clip(u, ±1) N, explicit Euler with dt = 0.02 s.

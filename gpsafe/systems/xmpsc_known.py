@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.systems._magnitude import leaf
 from gpsafe.systems.cartpole import soft_clip
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class SafeCartPoleKnown:
     """The explicit Euler step of `gpsafe.systems.xmpsc.SafeCartPole` on z = (position, speed, θ, ω, u), without its clip of u.

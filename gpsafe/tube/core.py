@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Believed
 from gpsafe.sets.ellipsoid import Ellipsoid
 
@@ -41,6 +42,7 @@ START = 1e-6  # half-axis of the first ellipsoid in paper mode, as published: Q_
 ROUNDING = 1e-12  # sound tubes widen by this share of all `sizes` in every step: more than the rounding of one step
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Linearisation:
     """All members at one point each.
@@ -85,6 +87,7 @@ class TubeModel(Protocol):
         ...
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Tube:
     """A plan's tube. T steps, M members.

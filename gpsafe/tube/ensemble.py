@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.data import Transitions
@@ -30,6 +31,7 @@ def chi_square_radius(dim: int, delta: float, steps: int) -> float:
     return math.sqrt(float(stats.chi2.isf(delta / steps, dim))) if dim > 0 else 0.0
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class EnsembleTube:
     """An ensemble as tube model: W_m = radius² · diag σ_m²(x̄, v). Build with `paper`, `sound` or `calibrated`.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
@@ -17,11 +18,12 @@ from gpsafe.cost.local_affine import EMPTY, LocalAffine
 from gpsafe.models.gp import GP
 from gpsafe.sets._containment import maximize_square
 from gpsafe.sets.zonotope import HUGE
-from gpsafe.systems.base import KnownPart
+from gpsafe.systems.base import KnownPart, known_with_bound
 from gpsafe.tube.core import MODES, Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class GPTube:
     """x⁺ = p(z) + f(z) + w, f ∈ F_n with ‖f_j‖_k ≤ B_j, w ~ N(0, diag noise_std²), as a tube model with M = 1.
@@ -61,9 +63,8 @@ class GPTube:
     def __post_init__(self) -> None:
         _require.one_of("GPTube", "mode", self.mode, MODES)
         chi_square_radius(1, self.delta, self.steps)
-        if self.mode == "sound" and not isinstance(self.model.prior, KnownPart):
-            got = getattr(self.model.prior, "__name__", type(self.model.prior).__name__)
-            raise _require.fail("GPTube", "a prior that has a hessian_bound", got)
+        if self.mode == "sound":
+            known_with_bound("GPTube", self.model.prior)
 
     @property
     def model(self) -> GP:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube.core import MODES, Linearisation, Mode
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearTube:
     """x⁺ = Ax + Bu + c + w with w ∈ E(0, diag half_axes²).

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require, linalg
+from gpsafe._show import short
 from gpsafe.sets.ellipsoid import Ellipsoid
 
 RATES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class RobustGain:
     """One gain with one ellipsoid that is invariant under every listed closed loop.

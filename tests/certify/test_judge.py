@@ -323,3 +323,12 @@ def test_wrong_shapes_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             replace(problem, **change)
+
+
+def test_a_bare_plan_is_judged_as_a_proposal_that_tells_nothing():
+    problem = double_integrator()
+    bare, told = (judge(problem, START, LEARNED, given) for given in (REST, propose(REST)))
+    assert bare.verdict == told.verdict and torch.equal(bare.inputs, told.inputs) and bare.distance == told.distance
+    assert judge(problem, START, LEARNED, REST[:-1]).outcome is Outcome.INCONCLUSIVE
+    odd = REST.as_subclass(type("Odd", (torch.Tensor,), {}))
+    assert judge(problem, START, LEARNED, odd).outcome is Outcome.INCONCLUSIVE

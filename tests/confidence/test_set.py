@@ -170,3 +170,34 @@ def test_a_bound_without_a_norm_is_not_clipped(seed):
 def test_an_empty_set_has_no_model():
     with pytest.raises(ValueError, match="at least one model"):
         ConfidenceSet(Mixture(**ASSUMED)).bounds(GRID)
+
+
+@pytest.mark.parametrize("form", ["float32", "numpy", "list"])
+def test_bounds_are_float64_whatever_the_points_come_in(form):
+    """Rounding is accounted for in float64 only: whatever the points come in, the numbers are those of the same points."""
+    exact = GRID.float().double()
+    given = {"float32": exact.float(), "numpy": exact.numpy(), "list": exact.tolist()}[form]
+    models = episodes(0)[1]
+    for confidence in (build(Mixture(**ASSUMED), models[:1]), build(Mixture(**ASSUMED), models)):
+        for found, same in zip(confidence.bounds(given), confidence.bounds(exact), strict=True):
+            assert found.dtype == torch.float64 and torch.equal(found, same)
+        for found, same in zip(
+            confidence.bound.interval(models[-1], given), confidence.bound.interval(models[-1], exact), strict=True
+        ):
+            assert torch.equal(found, same)
+        assert confidence.falsified(given) is None
+
+
+def test_membership_of_one_output_takes_a_flat_value_and_refuses_what_would_broadcast():
+    f, models = episodes(0)
+    confidence = build(Mixture(**ASSUMED), models)
+    column = confidence.contains(lambda z: f(z).unsqueeze(-1), GRID)
+    assert confidence.contains(f, GRID) == column and confidence.contains(f, GRID.numpy()) == column
+    for wrong in (
+        lambda z: f(z)[:1],
+        lambda z: f(z).unsqueeze(0),
+        lambda z: f(z)[0],
+        lambda z: f(z).unsqueeze(-1).expand(-1, 2),
+    ):
+        with pytest.raises(ValueError, match=r"ConfidenceSet.contains: expected f\(z\) of shape"):
+            confidence.contains(wrong, GRID)

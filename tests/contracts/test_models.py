@@ -3,6 +3,7 @@
 import functools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -100,6 +101,45 @@ def test_a_batch_is_a_loop(seed, name):
     for i in range(6):
         one = model.predict(x[i], u[i])
         same(one, Prediction(whole.mean[i], whole.std[i], whole.noise_std), 1e-8)
+
+
+FORMS = {
+    "float32": lambda v: v.float(),
+    "numpy": lambda v: v.numpy(),
+    "numpy-float32": lambda v: v.float().numpy(),
+    "read-only": lambda v: np.broadcast_to(v.numpy(), v.shape),
+    "list": lambda v: v.tolist(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_points_and_data_come_in_any_form(model, form):
+    """Numbers mean themselves: float32 is read exactly and computed on in float64."""
+    given, rows = FORMS[form], [draw(5, 4, NX), draw(6, 4, NU), draw(7, 4, NX)]
+    exact = [v.float().double() if "32" in form else v for v in rows]
+    found, same = model.predict(given(rows[0]), given(rows[1])), model.predict(*exact[:2])
+    assert torch.equal(found.mean, same.mean) and torch.equal(found.std, same.std) and found.mean.dtype == torch.float64
+    data = Transitions(*(given(v) for v in rows))
+    assert all(torch.equal(getattr(data, n), v) for n, v in zip(("x", "u", "x_next"), exact, strict=True))
+    if hasattr(model, "posterior"):
+        z = torch.cat(exact[:2], dim=-1)
+        asked = given(torch.cat(rows[:2], dim=-1))
+        for a, b in zip(model.posterior(asked), model.posterior(z), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(model.prior_variance(asked), model.prior_variance(z))
+        y = given(rows[0][:, : model.num_outputs])
+        learnt = model.condition_on(asked, y).condition_on(z, exact[0][:, : model.num_outputs])
+        assert torch.equal(learnt.inputs[-4:], learnt.inputs[-8:-4]) and torch.equal(
+            learnt.targets[-4:], learnt.targets[-8:-4]
+        )
+
+
+@pytest.mark.parametrize(
+    "bad", [["a", "b"], [[1.0], [1.0, 2.0]], None, np.zeros((2, NX), dtype=bool), np.zeros((2, NX)) * 1j]
+)
+def test_what_is_no_number_is_refused_by_name(model, bad):
+    with pytest.raises(ValueError, match="expected real numbers in x"):
+        model.predict(bad, draw(6, 2, NU))
 
 
 def test_std_is_finite_and_nonnegative(model):

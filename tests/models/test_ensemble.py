@@ -353,3 +353,17 @@ def test_an_affine_known_part_adds_no_curvature():
 def test_bad_training_settings_are_refused(options):
     with pytest.raises(ValueError, match="Training"):
         Training(**options)
+
+
+def test_weights_come_in_the_layout_of_torch_too():
+    layers = [[torch.nn.Linear(a, b).double() for a, b in ((3, 3), (3, 4))] for _ in range(2)]
+    stacked = [torch.stack([member[i].weight.detach() for member in layers]) for i in range(2)]
+    biases = [torch.stack([member[i].bias.detach() for member in layers]) for i in range(2)]
+    model = Ensemble.from_weights(stacked, biases, nx=2, nu=1, prior=zero_prior, layout="out-in")
+    x, u = torch.rand(5, 2, dtype=torch.float64), torch.rand(5, 1, dtype=torch.float64)
+    mean, _ = model.evaluate(x, u)
+    for m, (first, second) in enumerate(layers):
+        own = second(torch.tanh(first(torch.cat([x, u], dim=-1))))[:, :2].detach()
+        torch.testing.assert_close(mean[m], own, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="layout"):
+        Ensemble.from_weights(stacked, biases, nx=2, nu=1, layout="torch")  # pyright: ignore[reportArgumentType]

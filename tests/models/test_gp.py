@@ -286,8 +286,21 @@ def test_queries_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"GP.posterior: expected z"):
         make(("rbf",)).posterior(torch.zeros(3, 5))
     with pytest.raises(ValueError, match=r"GP.posterior: expected real"):
-        make(("rbf",)).posterior(torch.zeros(3, 2, dtype=torch.int64))
+        make(("rbf",)).posterior(torch.zeros(3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"GP.gradient: expected"):
         make(("rbf",)).gradient(torch.zeros(2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"GP.covariance: expected"):
         make(("rbf",)).covariance(torch.zeros(2, dtype=torch.float64))
+
+
+def test_plain_regression_is_the_long_form_with_one_output():
+    kernel, z = make_kernel("rbf", 3), torch.rand(6, 3, dtype=torch.float64)
+    short = GP.regression(kernel, dim=3, noise_std=0.2)
+    long = GP.create(kernel, 0.2 * 0.2, nx=3, nu=0, noise_std=0.2, outputs=[0])
+    y = z.sum(-1, keepdim=True)
+    for a, b in zip(short.condition_on(z, y).posterior(z), long.condition_on(z, y).posterior(z), strict=True):
+        assert torch.equal(a, b) and a.shape == (6, 1)
+    assert short.mode == long.mode == "theory"
+    for bad in (0.0, -1.0, [0.1, 0.2], True):
+        with pytest.raises(ValueError, match="noise_std"):
+            GP.regression(kernel, dim=3, noise_std=bad)
