@@ -25,11 +25,12 @@ def floats(where: str, name: str, value: Any) -> Tensor:
     Any width of float or integer is taken; NaN passes, gradients and device stay, a float64 tensor is returned as it is.
     Booleans and complex numbers are refused.
     """
-    if not isinstance(value, Tensor):
-        try:
-            value = torch.from_numpy(
-                np.asarray(value).copy()
-            )  # its own memory: arrays may be read-only, or change later
+    import numpy as np
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        try:  # its own memory: arrays may be read-only, or change later
+            value = torch.from_numpy(np.asarray(value).copy())
         except (TypeError, ValueError) as error:
             raise fail(where, f"real numbers in {name}", f"{type(value).__name__}: {error}") from None
     if value.dtype is torch.float64:

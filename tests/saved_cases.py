@@ -15,6 +15,7 @@ import gpsafe as gs
 from gpsafe.confidence import BOUNDS, Falsification, make_bound
 from gpsafe.cost.base import CostInterval
 from gpsafe.linalg import vector
+from gpsafe.models._prior import PlainKnown
 from gpsafe.safety import SafeParameters
 from gpsafe.safety.safe_set import Witness
 from gpsafe.systems import CartPoleKnown, SineKnown
@@ -84,7 +85,7 @@ def examples() -> dict[str, object]:
     policies = gs.SafePolicySet.initial(6, [2], budget=0.5)
     upper = vector(math.inf, 0.4, 0.1, 0.45, 2.0, 2.0)
     policies = policies.expand(upper, episode=1, bound="dp", distance=0.35 * (1 - torch.eye(6).double()))
-    found += [grown(), Falsification((1.0, 2.0), 0, 0.5, -0.5), box, gs.Polytope.of_box(box)]
+    found += [PlainKnown(2, 1, True), grown(), Falsification((1.0, 2.0), 0, 0.5, -0.5), box, gs.Polytope.of_box(box)]
     found += [
         gs.Ellipsoid(vector(0.0, 1.0), torch.eye(2).double()),
         gs.Zonotope(vector(0.0, 1.0), torch.eye(2).double()),

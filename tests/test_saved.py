@@ -58,7 +58,7 @@ def test_a_posterior_of_every_stated_kernel_comes_back_bit_by_bit(family, tmp_pa
         {"mode": "practical", "prior": gs.models.zero_prior},
         {"nx": 3, "nu": 0, "prior": gs.models.zero_prior},
     ],
-    ids=str,
+    ids=["scaled", "no blocks", "identity", "practical", "no inputs"],
 )
 def test_every_form_of_a_model_comes_back(options, tmp_path):
     model = process(**options)
@@ -176,7 +176,9 @@ def test_a_kernel_made_elsewhere_is_refused_by_name(family, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("edit", [{"nu": 0.7}, {"eps": 1e-3}, {"distance_module": None, "marked": True}], ids=str)
+@pytest.mark.parametrize(
+    "edit", [{"nu": 0.7}, {"eps": 1e-3}, {"distance_module": None, "marked": True}], ids=["nu", "eps", "module"]
+)
 def test_a_kernel_that_its_call_does_not_describe_is_refused(edit, tmp_path):
     kernel = make_kernel("matern-5/2", 3)
     vars(kernel.base_kernel).update(edit)

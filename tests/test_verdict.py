@@ -39,6 +39,7 @@ def test_outcome_is_what_the_interval_says_of_every_value_in_it(interval, thresh
 
 @given(INTERVALS, INTERVALS, st.floats(-1e6, 1e6))
 def test_a_wider_interval_never_says_more(interval, other, threshold):
+    assume(interval[1] > -math.inf)  # refused: nothing was looked at
     wide = Verdict(min(interval[0], other[0]), max(interval[1], other[1]), threshold).outcome
     assert wide in (Verdict(*interval, threshold).outcome, Outcome.INCONCLUSIVE)
 

@@ -22,7 +22,7 @@ from gpsafe.assumptions import Assumption, Believed
 from gpsafe.certify.judge import Tightest
 from gpsafe.certify.problem import Margins, Proposal
 from gpsafe.cost.base import CostInterval
-from gpsafe.models._prior import identity_prior, zero_prior
+from gpsafe.models._prior import PlainKnown, identity_prior, zero_prior
 from gpsafe.safety.safe_set import Witness
 from gpsafe.saved import claims
 from gpsafe.saved.arrays import ArrayReader, ArrayWriter
@@ -38,6 +38,7 @@ CLASSES: dict[str, type[Any]] = {
         confidence.ConfidenceSet,
         confidence.Falsification,
         *(sets.Box, sets.Ellipsoid, sets.Polytope, sets.Zonotope),
+        PlainKnown,
         *(systems.AffineKnown, systems.SineKnown, systems.CartPoleKnown),
         *(systems.Task, systems.IndicatorCost, systems.HingeCost),
         policies.AffinePolicies,
