@@ -212,7 +212,7 @@ class System(Protocol):
 
     @property
     def input_box(self) -> Box:
-        """Limits of u; what is outside is the caller's error."""
+        """Limits of u; who applies inputs clips or refuses what is outside (`SystemEnv` clips), `mean` never does."""
         ...
 
     @property
@@ -241,7 +241,7 @@ class System(Protocol):
         ...
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
-        """f*(x, u), (*b, nx), (*b, nu) → (*b, nx)."""
+        """f*(x, u), (*b, nx), (*b, nu) → (*b, nx), smooth across the limits of u: u is not clipped."""
         ...
 
     def reward(self, x: Tensor, u: Tensor) -> Tensor:

@@ -119,9 +119,9 @@ class SimplePendulum:
         )
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
-        """The step without noise, (*b, 2), (*b, 1) → (*b, 2); u is clipped."""
+        """The step without noise, (*b, 2), (*b, 1) → (*b, 2); u as given (see `System.mean`)."""
         theta, omega = x.unbind(-1)
-        torque = u[..., 0].clamp(-1.0, 1.0) + self.mass * self.gravity * self.length * torch.sin(theta)
+        torque = u[..., 0] + self.mass * self.gravity * self.length * torch.sin(theta)
         omega = omega + self.dt * (torque - self.damping * omega) / (self.mass * self.length**2)
         return torch.stack([theta + self.dt * omega, omega], dim=-1)
 
@@ -130,8 +130,8 @@ class SimplePendulum:
         return torch.cos(x[..., 0]) - 1e-3 * x[..., 1].square() - 1e-3 * u[..., 0].square()
 
     def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
-        """A step under the published input noise."""
-        return self.mean(x, u + _uniform(vector(self.input_noise), tuple(u.shape), generator))
+        """A step under the published input noise; the noisy u is clipped to the limits."""
+        return self.mean(x, self.input_box.clip(u + _uniform(vector(self.input_noise), tuple(u.shape), generator)))
 
     def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The measurement of x."""
@@ -141,7 +141,7 @@ class SimplePendulum:
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class SafeCartPole:
-    """x = (position, speed, θ, ω), θ = 0 upright, force 10·clip(u, ±1) N, explicit Euler with dt = 0.02 s.
+    """x = (position, speed, θ, ω), θ = 0 upright, force 10·u N, explicit Euler with dt = 0.02 s.
 
     With p = m_p L, m_t = m_c + m_p, s = sin θ, c = cos θ and force F,
 
@@ -224,11 +224,11 @@ class SafeCartPole:
         )
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
-        """The step without noise, (*b, 4), (*b, 1) → (*b, 4); u is clipped."""
+        """The step without noise, (*b, 4), (*b, 1) → (*b, 4); u as given (see `System.mean`)."""
         _, speed, theta, omega = x.unbind(-1)
         s, c = torch.sin(theta), torch.cos(theta)
         total, p = self.cart + self.pole, self.pole * self.length
-        pull = self.force * u[..., 0].clamp(-1.0, 1.0) - self.friction * speed
+        pull = self.force * u[..., 0] - self.friction * speed
         faster = (-2 * p * omega.square() * s + 3 * self.pole * self.gravity * s * c + 4 * pull) / (
             4 * total - 3 * self.pole * c.square()
         )
@@ -243,8 +243,8 @@ class SafeCartPole:
         return -(x.square().sum(-1) + 1e-4 * u[..., 0].square()) - 100.0 * self.cost(x)
 
     def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
-        """A step under the published input noise."""
-        return self.mean(x, u + _uniform(vector(self.input_noise), tuple(u.shape), generator))
+        """A step under the published input noise; the noisy u is clipped to the limits."""
+        return self.mean(x, self.input_box.clip(u + _uniform(vector(self.input_noise), tuple(u.shape), generator)))
 
     def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """x: measured exactly, as published."""

@@ -1,6 +1,7 @@
 """The plants of the published X-MPSC experiments: contract, mechanics derived anew, and their bounded noise."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,10 +95,12 @@ def test_control_a_pole_of_twice_the_length_is_another_plant():
 
 
 @every_plant
-def test_input_is_clipped(name):
-    plant = PLANTS[name]()
+def test_the_noisy_input_is_clipped_by_the_step_not_by_the_mean(name):
+    plant = replace(PLANTS[name](), input_noise=1e-6)
     x, _ = draw(plant, 4, 3)
-    assert torch.equal(plant.mean(x, torch.full((4, 1), 3.0).double()), plant.mean(x, torch.ones(4, 1).double()))
+    limit, beyond = (torch.full((4, 1), value).double() for value in (1.0, 3.0))
+    assert torch.equal(plant.advance(x, beyond, torch.Generator().manual_seed(0)), plant.mean(x, limit))
+    assert not torch.equal(plant.mean(x, beyond), plant.mean(x, limit))
 
 
 @every_plant
