@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 def fail(where: str, expected: str, got: Any) -> ValueError:
@@ -54,6 +54,18 @@ def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
         bad = int((~torch.isfinite(tensor)).sum())
         raise fail(where, f"finite {name}", f"{bad} NaN or infinite entries")
     return tensor
+
+
+def generator(where: str, value: Generator | int) -> Generator:
+    """A source of random numbers: the one that was given, or a fresh one for an integer seed."""
+    import torch
+
+    if isinstance(value, torch.Generator):
+        return value
+    try:
+        return torch.Generator().manual_seed(index(where, "seed", value))
+    except ValueError:
+        raise fail(where, "a torch.Generator or an integer seed >= 0", repr(value)) from None
 
 
 def last_dim(where: str, name: str, tensor: Tensor, size: int) -> Tensor:

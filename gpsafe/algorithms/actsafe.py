@@ -204,8 +204,9 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         """See `Learner`."""
         return self.unsound_because()
 
-    def run(self, generator: torch.Generator) -> ActSafeRun:
-        """Runs all episodes; stops early if F_n comes out empty (a falsified assumption)."""
+    def run(self, generator: torch.Generator | int) -> ActSafeRun:
+        """All episodes, from a generator or an integer seed; stops early if F_n comes out empty (an assumption is false)."""
+        generator = _require.generator("ActSafe.run", generator)
         at, episodes = self._start(generator), []
         while at.falsified is None and len(episodes) < self.episodes:
             at, choice = self._decide(at, generator)

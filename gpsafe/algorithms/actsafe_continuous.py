@@ -151,8 +151,9 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         """See `Learner`: parts outside their theorems are refused."""
         return None
 
-    def run(self, generator: torch.Generator) -> ContinuousRun:
-        """All episodes; stops early if F_n comes out empty at a data point (a falsified assumption)."""
+    def run(self, generator: torch.Generator | int) -> ContinuousRun:
+        """All episodes, from a generator or an integer seed; stops early if F_n is empty at data (an assumption is false)."""
+        generator = _require.generator("ContinuousActSafe.run", generator)
         at, episodes = self._start(generator), []
         while at.falsified is None and len(episodes) < self.episodes + self.exploit:
             at, choice = self._decide(at, generator)

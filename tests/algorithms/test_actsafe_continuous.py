@@ -68,7 +68,9 @@ def test_refused_proposals_are_recorded(run):
 
 
 def test_same_seed_same_run(algorithm, run):
-    again = algorithm.with_(episodes=2, exploit=0).run(torch.Generator().manual_seed(0))
+    again = algorithm.with_(episodes=2, exploit=0).run(0)  # an integer is a seed
+    with pytest.raises(ValueError, match=r"ContinuousActSafe.run: expected a torch.Generator or an integer seed"):
+        algorithm.run(-1)
     assert all(torch.equal(a.states, b.states) for a, b in zip(again.episodes, run.episodes, strict=False))
 
 
