@@ -3,7 +3,8 @@
 Names, titles and claims stand in modules that import torch and all of gpsafe: seconds, for one line of text. Here those
 modules are run with stand-ins for all that is neither Python's own nor theirs. A stand-in may be called, subclassed, passed on
 and calculated with, but never *read*: to compare, print, count or loop over it stops the attempt, and the modules are imported
-as they are. So nothing that depends on a stand-in reaches a list, and no list can be older than the files.
+as they are. So no text or number that depends on one reaches a list (but for what `hasattr`, `isinstance` and `is` ask, which
+go unnoticed), and no list can be older than the files.
 """
 
 from __future__ import annotations
