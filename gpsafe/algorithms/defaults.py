@@ -23,6 +23,7 @@ from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.confidence import Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
+from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.plan_tube import PlanTube
 from gpsafe.models import GP
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Explorer, Planner, Table, Tracking
@@ -66,14 +67,14 @@ def resting_point(
     x, u = near.clone().to(torch.float64), inputs.center.clone()
     nx = x.numel()
     for _ in range(iterations):
-        a, b = torch.autograd.functional.jacobian(known, (x, u))  # type: ignore[arg-type]
+        a, b = jacobians(known, x, u)
         gap = known(x, u) - x
         if float(gap.abs().max()) <= tolerance:
             break
         slope = torch.cat([a - torch.eye(nx, dtype=x.dtype), b], dim=-1)
         move = -torch.linalg.lstsq(slope, gap.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
         x, u = x + move[:nx], u + move[nx:]
-    a, b = torch.autograd.functional.jacobian(known, (x, u))  # type: ignore[arg-type]
+    a, b = jacobians(known, x, u)
     residual = float((known(x, u) - x).abs().max())
     inside = bool(((u > inputs.lower) & (u < inputs.upper)).all())
     if not (residual <= math.sqrt(tolerance) and inside):
