@@ -11,8 +11,7 @@ from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
-from gpsafe.systems.base import Cost
-from gpsafe.systems.task import Task
+from gpsafe.systems.task import Task, TaskFields
 
 
 def check_task(where: str, task: Task, confidence: ConfidenceSet) -> None:
@@ -29,31 +28,10 @@ def check_task(where: str, task: Task, confidence: ConfidenceSet) -> None:
         raise _require.fail(where, reason, f"noise_std {task.noise_std.tolist()} and {confidence.bound.name}")
 
 
-class OfTask:
+class OfTask(TaskFields):
     """Gives a cost bound the fields of its `task` under their own names, and the list of what it believes."""
 
     __slots__ = ()
-    task: Task
-
-    @property
-    def initial_state(self) -> Tensor:
-        """x_0, (nx,)."""
-        return self.task.initial_state
-
-    @property
-    def horizon(self) -> int:
-        """T."""
-        return self.task.horizon
-
-    @property
-    def cost(self) -> Cost:
-        """c."""
-        return self.task.cost
-
-    @property
-    def noise_std(self) -> Tensor:
-        """Standard deviations of w, (nx,)."""
-        return self.task.noise_std
 
     @property
     def total_ceiling(self) -> float:

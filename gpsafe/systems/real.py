@@ -11,13 +11,12 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.sets import Box
-from gpsafe.systems.base import Cost
-from gpsafe.systems.task import Task
+from gpsafe.systems.task import Task, TaskFields
 
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
-class RealPlant:
+class RealPlant(TaskFields):
     """A `System` of which the task, the limits and the reward are known, and nothing of its dynamics.
 
     What a learner needs besides its model: it is asked for a policy, the policy is run on the robot, the learner is told what
@@ -52,26 +51,6 @@ class RealPlant:
     def nu(self) -> int:
         """Input dimension."""
         return self.input_box.dim
-
-    @property
-    def noise_std(self) -> Tensor:
-        """Standard deviations of w that are stated, (nx,)."""
-        return self.task.noise_std
-
-    @property
-    def initial_state(self) -> Tensor:
-        """x_0, (nx,)."""
-        return self.task.initial_state
-
-    @property
-    def horizon(self) -> int:
-        """T."""
-        return self.task.horizon
-
-    @property
-    def cost(self) -> Cost:
-        """c."""
-        return self.task.cost
 
     @property
     def budget(self) -> float:

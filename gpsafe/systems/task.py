@@ -85,6 +85,33 @@ class Task:
             raise _require.fail(where, "one task throughout", "; ".join(found))
 
 
+class TaskFields:
+    """The fields of `task` under their own names, for what holds one."""
+
+    __slots__ = ()
+    task: Task
+
+    @property
+    def initial_state(self) -> Tensor:
+        """x_0, (nx,)."""
+        return self.task.initial_state
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.task.horizon
+
+    @property
+    def cost(self) -> Cost:
+        """c."""
+        return self.task.cost
+
+    @property
+    def noise_std(self) -> Tensor:
+        """Standard deviations of w, (nx,)."""
+        return self.task.noise_std
+
+
 def _same(a: Any, b: Any) -> bool:
     """Equal values: tensors by their entries, dataclasses (costs) by their fields, other objects by identity or ==."""
     if a is b:
