@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gpsafe.certify import CertificationProblem, Proposal, judge
+from gpsafe.certify import CertificationProblem
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training
 from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
@@ -66,47 +67,6 @@ CASES = {
     "pendulum-exact": Case(SimplePendulum(observation_noise=0.0), 5, (0, 1), 0, 1.0, 1e-4, vector(0.8, 2.5)),
     "cart-pole": Case(SafeCartPole(), 7, (0, 2), 2, 100.0, 1e-4, vector(2.0, 3.0, 0.2, 2.0)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Tightened:
-    """Proposes for sound tubes without differentiating them: a compiled search with stricter rows, then the judge, again.
-
-    The search sees the published recursion with the sound radius; every row is then tightened by what the sound tube of its
-    plan reaches further (or loosened by what it reaches less). Not finding a plan does not show that there is none.
-    """
-
-    rounds: int = 4
-    search: CondensedSQP = field(default_factory=CondensedSQP)
-
-    def propose(
-        self, problem: CertificationProblem, x0: Tensor, learned: Tensor, *, warm: Tensor | None = None
-    ) -> Proposal:
-        """See `Proposer`."""
-        model = problem.model
-        assert isinstance(model, EnsembleTube)
-        plain = replace(problem, model=replace(model, mode="paper"))
-        proposal = self.search.propose(plain, x0, learned, warm=warm)
-        for again in range(self.rounds - 1):
-            found = judge(problem, x0, learned, proposal).margins
-            if found is None or (again and proposal.status == "infeasible"):
-                break
-            if min(float(m.min()) for m in (found.state, found.input, found.terminal)) >= -problem.tolerance:
-                break
-            believed = plain.margins(plain.tube(x0, proposal.inputs))
-            stricter = replace(
-                plain,
-                states=_less(problem.states, believed.state - found.state),
-                inputs=_less(problem.inputs, believed.input - found.input),
-                terminal=_less(problem.terminal, believed.terminal - found.terminal),
-            )
-            proposal = self.search.propose(stricter, x0, learned, warm=proposal.inputs)
-        return proposal
-
-
-def _less(polytope: Polytope, by: Tensor) -> Polytope:
-    """Rows moved inwards by the largest of `by` (*b, k)."""
-    return Polytope(polytope.H, polytope.h - by.reshape(-1, polytope.rows).amax(0))
 
 
 # --------------------------------------------------------------------------------------------------------- questions

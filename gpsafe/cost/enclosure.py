@@ -12,6 +12,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
+from gpsafe.models._prior import prior_jacobian
 from gpsafe.policies import PolicyClass, feedback
 from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart, known_with_bound
@@ -69,26 +70,12 @@ def closed_loop_range(
 
 
 def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """∂p/∂x (*b, nx, nx) and ∂p/∂u (*b, nx, nu): the known part's own `jacobian`, if it has one, else forward-mode
-    differentiation along each input axis.
-    """
+    """∂p/∂x (*b, nx, nx) and ∂p/∂u (*b, nx, nu): the known part's own `jacobian`, if it has one, else by differentiation."""
     closed = getattr(known, "jacobian", None)
     if closed is not None:
         return closed(x, u)
-    x, u = x.contiguous(), u.contiguous()
-
-    def column(index: int, of: Tensor, size: int) -> Tensor:
-        tangent = torch.zeros(size, dtype=of.dtype, device=of.device)
-        tangent[index] = 1.0
-        return tangent.expand_as(of).contiguous()
-
-    columns_x = [
-        torch.func.jvp(lambda v: known(v, u), (x,), (column(j, x, x.shape[-1]),))[1] for j in range(x.shape[-1])
-    ]
-    columns_u = [
-        torch.func.jvp(lambda v: known(x, v), (u,), (column(j, u, u.shape[-1]),))[1] for j in range(u.shape[-1])
-    ]
-    return torch.stack(columns_x, dim=-1), torch.stack(columns_u, dim=-1)
+    found = prior_jacobian("jacobians", known, x, u)
+    return found[..., : x.shape[-1]], found[..., x.shape[-1] :]
 
 
 @short

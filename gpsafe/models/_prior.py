@@ -97,7 +97,7 @@ def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
 def prior_jacobian(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
     """∂prior/∂(x, u) at x (*b, nx), u (*b, nu): (*b, nx, nx + nu), or (nx, nx + nu) where it is the same everywhere.
 
-    The known part's own `jacobian` is used if it has one; else it is differentiated in forward mode.
+    The known part's own `jacobian` is used if it has one; else it is differentiated, in one sweep for all points and outputs.
     """
     nx = x.shape[-1]
     size = nx + u.shape[-1]
@@ -108,13 +108,11 @@ def prior_jacobian(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
     if closed is not None:
         value = torch.cat(closed(x, u), dim=-1)
         return _require.shape(where, "the prior's jacobian", value, (*x.shape, size))
-    z = torch.cat([x, u], dim=-1)
-    basis = torch.eye(size, dtype=z.dtype, device=z.device)
+    batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+    z = torch.cat([x.expand(*batch, nx), u.expand(*batch, size - nx)], dim=-1)
 
-    def along(direction: Tensor) -> Tensor:
-        return torch.func.jvp(
-            lambda v: known_part(where, prior, v[..., :nx], v[..., nx:]), (z,), (direction.expand_as(z),)
-        )[1]
+    def diagonal(rows: Tensor) -> Tensor:
+        """Σ_i p_i(z_i) of one copy z_i of the points for each output: its gradient in z_i is that of p_i alone."""
+        return known_part(where, prior, rows[..., :nx], rows[..., nx:]).diagonal(dim1=0, dim2=-1).sum()
 
-    # out_dims=0: the tangent of a constant is not batched, and only then does vmap expand it correctly
-    return torch.func.vmap(along)(basis).movedim(0, -1)
+    return torch.func.grad(diagonal)(z.expand(nx, *z.shape)).movedim(0, -2)

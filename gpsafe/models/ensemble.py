@@ -244,9 +244,9 @@ class Ensemble:
         return Prediction(average, std, noise.square().mean(0).sqrt())
 
     def linearize(self, x: Tensor, u: Tensor, *, paired: bool = False) -> Linearization:
-        """Means, log-variances and their exact Jacobians in one forward sweep; arguments as in :meth:`evaluate`.
+        """Means, log-variances and their exact Jacobians in one sweep; arguments as in :meth:`evaluate`.
 
-        The known part's own `jacobian` is used if it has one; else it is differentiated in forward mode.
+        The known part's own `jacobian` is used if it has one; else it is differentiated.
         """
         x, u, rows, batch = self._rows(x, u, paired)
         out, jacobian = self.network.linearize(rows)

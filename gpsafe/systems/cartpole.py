@@ -44,6 +44,11 @@ def soft_clip(y: Tensor, limit: float, margin: float) -> Tensor:
     return y - torch.sign(y) * (excess.square() / (2 * margin) + over)
 
 
+def soft_clip_slope(y: Tensor, limit: float, margin: float) -> Tensor:
+    """s′(y) of :func:`soft_clip`."""
+    return 1.0 - (y.abs() - limit).clamp(0.0, margin) / margin
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class CartPoleKnown:

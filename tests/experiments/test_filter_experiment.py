@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from experiments._report.xmpsc_filter import arm, followed
-from experiments._report.xmpsc_filter_questions import CASES, Knowledge, Sizes, Tightened, question
+from experiments._report.xmpsc_filter_questions import CASES, Knowledge, Sizes, question
 from gpsafe.certify import judge
 from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.sets import Polytope
 
 SIZES = Sizes(

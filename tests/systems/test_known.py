@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.models._prior import prior_jacobian
 from gpsafe.sets import Box
 from gpsafe.systems.base import KnownPart
 from gpsafe.systems.cartpole import CartPole, CartPoleKnown, soft_clip
@@ -34,6 +36,18 @@ def build(name: str) -> tuple[KnownPart, Box, int]:
 def test_hessian_bound_dominates_the_taylor_remainder(name: str, seed: int) -> None:
     known, box, nx = build(name)
     assert claims.taylor_gap(known, known.hessian_bound, box, nx, seed=seed) <= ROUNDING
+
+
+@every_prior
+@given(seed=seeds())
+def test_a_jacobian_in_closed_form_is_that_of_differentiation(name: str, seed: int) -> None:
+    known, box, nx = build(name)
+    z = box.sample(20, torch.Generator().manual_seed(seed)).reshape(4, 5, -1)
+    x, u = z[..., :nx], z[..., nx:]
+    automatic = torch.func.vmap(torch.func.vmap(torch.func.jacfwd(lambda v: known(v[:nx], v[nx:]))))(z)
+    torch.testing.assert_close(torch.cat(jacobians(known, x, u), dim=-1), automatic, rtol=1e-12, atol=1e-12)
+    derived = prior_jacobian("test", known.__call__, x, u)  # nothing but its values is used
+    torch.testing.assert_close(derived, automatic, rtol=1e-12, atol=1e-12)
 
 
 def hessian_gap(known: KnownPart, bound: torch.Tensor, box: Box, nx: int) -> float:
