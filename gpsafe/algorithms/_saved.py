@@ -1,8 +1,9 @@
 """A learner on the disk: JSON and arrays, no pickle, no code.
 
 ``learner.json`` names the format, the class, the seed, a fingerprint of every part, the log, and the SHA-256 of
-``episodes.npz``, which holds ``states-0000`` and ``inputs-0000`` of every episode as float64. Both are readable without
-gpsafe. The arrays are written first, since the JSON vouches for them.
+``episodes-HASH.npz``, which holds ``states-0000`` and ``inputs-0000`` of every episode as float64, and, if a method keeps more
+than trajectories, of ``state-HASH.npz``. All are readable without gpsafe. The arrays are written first and under names of their
+own, since the JSON vouches for them: a save that is cut off leaves the one before it whole.
 """
 
 from __future__ import annotations
@@ -25,29 +26,62 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._files import write_bytes
 
-FORMAT = "gpsafe learner 1"
+FORMAT = "gpsafe learner 2"
+KINDS = {"episodes": "arrays", "state": "state"}  # files of arrays, and where the header has their SHA-256
 History = list[tuple[Tensor, Tensor]]
 
 
-def write(folder: str | Path, header: Mapping[str, Any], history: Sequence[tuple[Tensor, Tensor]]) -> Path:
-    """Writes both files; returns the folder."""
+def write(
+    folder: str | Path,
+    header: Mapping[str, Any],
+    history: Sequence[tuple[Tensor, Tensor]],
+    kept: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Writes the files; returns the folder."""
     home = Path(folder)
     arrays = {}
     for number, (states, inputs) in enumerate(history):
         arrays[f"states-{number:04d}"], arrays[f"inputs-{number:04d}"] = states.cpu().numpy(), inputs.cpu().numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    data = buffer.getvalue()
-    write_bytes(home / "episodes.npz", data)
-    about = {"format": FORMAT, **header, "episodes": len(history), "arrays": hashlib.sha256(data).hexdigest()}
+    about = {"format": FORMAT, **header, "episodes": len(history), "arrays": _write_arrays(home, "episodes", arrays)}
+    if kept:
+        about["state"] = _write_arrays(home, "state", kept)
     write_bytes(home / "learner.json", json.dumps(about).encode())
+    named = {_name(kind, about.get(key, "")) for kind, key in KINDS.items()}
+    for kind in KINDS:
+        for old in home.glob(f"{kind}-*.npz"):
+            if old.name not in named:
+                old.unlink(missing_ok=True)
     return home
+
+
+def _name(kind: str, digest: str) -> str:
+    return f"{kind}-{digest[:16]}.npz"
+
+
+def _write_arrays(home: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Writes them; the SHA-256 of the file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # uncompressed: noise does not shrink
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    write_bytes(home / _name(kind, digest), buffer.getvalue())
+    return digest
+
+
+def _read_arrays(where: str, head: Path, kind: str, digest: Any) -> bytes:
+    body = head.parent / _name(kind, str(digest))
+    try:
+        data = body.read_bytes()
+    except OSError as error:
+        raise _require.fail(where, f"the {kind} of the learner", f"{body}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _require.fail(where, f"the {kind} that learner.json names", f"{body}: torn, or of another save")
+    return data
 
 
 def read(
     where: str, folder: str | Path, wanted: Mapping[str, Any], *, free: Sequence[str] = ()
-) -> tuple[dict[str, Any], History]:
-    """The header and the trajectories of a saved learner.
+) -> tuple[dict[str, Any], History, dict[str, np.ndarray]]:
+    """The header, the trajectories and what else was kept of a saved learner.
 
     Args:
         where: for errors.
@@ -58,7 +92,7 @@ def read(
     Raises:
         ValueError: naming the file that is missing, torn or foreign, or the parts that differ.
     """
-    head, body = Path(folder) / "learner.json", Path(folder) / "episodes.npz"
+    head = Path(folder) / "learner.json"
     try:
         found = json.loads(head.read_bytes())
     except (OSError, ValueError):
@@ -71,17 +105,19 @@ def read(
         if found.get(name) != wanted[name]:
             raise _require.fail(where, f"a saved {name} {wanted[name]!r}", f"{head}: {found.get(name)!r}")
     _require_same_parts(where, head, found.get("parts"), wanted["parts"], free)
-    try:
-        data = body.read_bytes()
-    except OSError as error:
-        raise _require.fail(where, "the episodes of the learner", f"{body}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != found.get("arrays"):
-        raise _require.fail(where, "the episodes that learner.json names", f"{body}: torn, or of another save")
     kinds = {"episodes": int, "rows": list, "counts": dict, "falsified": (str, types.NoneType)}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong or len(found["rows"]) != found["episodes"]:
         raise _require.fail(where, "a saved learner", f"{head}: foreign in {wrong or 'rows'}")
-    return found, _trajectories(where, body, data, found["episodes"])
+    history = _trajectories(where, head, _read_arrays(where, head, "episodes", found.get("arrays")), found["episodes"])
+    if "state" not in found:
+        return found, history, {}
+    data = _read_arrays(where, head, "state", found["state"])
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return found, history, {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise _require.fail(where, "arrays of numbers", f"{head.parent}: {_require.told(error)}") from error
 
 
 def _require_same_parts(where: str, head: Path, stored: Any, wanted: Mapping[str, str], free: Sequence[str]) -> None:

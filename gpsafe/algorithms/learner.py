@@ -264,16 +264,17 @@ class Learner(ABC):
 
     # ------------------------------------------------------------------ files
     def save(self, folder: str | Path) -> Path:
-        """Writes trajectories, log and fingerprints of the parts: ``learner.json`` and ``episodes.npz``.
+        """Writes trajectories, log and fingerprints of the parts: ``learner.json`` and arrays beside it.
 
         No code and no object is written: the parts are the constructor's, and `load` compares their fingerprints.
         """
-        return _saved.write(folder, self._header(), self._book.history)
+        return _saved.write(folder, self._header(), self._book.history, self._kept())
 
     def load(self, folder: str | Path) -> Self:
         """Goes on where a saved learner of the same parts and seed stood. This one must be new.
 
-        What the method knows is derived anew from the trajectories, in the time that this took: a file cannot certify.
+        What the method knows is derived anew from the trajectories, in the time that this took: a file cannot certify. A method
+        that certifies nothing by what it keeps may write it down instead (`XMPSC`: networks and buffers).
 
         Raises:
             ValueError: naming what is torn, foreign or different.
@@ -281,13 +282,26 @@ class Learner(ABC):
         where = f"{type(self).__name__}.load"
         if self.told or self._book.asked is not None or self._book.counts:
             raise _require.fail(where, "a new learner", f"one in use, told {self.told} episodes")
-        header, history = _saved.read(where, folder, self._header(), free=self._free)
-        for states, inputs in history:
-            self.tell(states, inputs)
+        header, history, kept = _saved.read(where, folder, self._header(), free=self._free)
+        self._book.counts = header["counts"] if kept else {}
+        if kept:
+            self._book.history[:] = history
+            self._revive(kept)
+        else:
+            for states, inputs in history:
+                self.tell(states, inputs)
         self._book.logger.rows[:] = header["rows"]
         self._book.refuted = self._book.refuted or header["falsified"]
         self._book.counts = header["counts"]
         return self
+
+    def _kept(self) -> dict[str, np.ndarray]:
+        """What is written down beside the trajectories, by name; nothing if all is derived from them."""
+        return {}
+
+    def _revive(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The state that `_kept` wrote down; the history is in place."""
+        raise NotImplementedError  # by methods that keep something
 
     def _header(self) -> dict[str, Any]:
         book = self._book

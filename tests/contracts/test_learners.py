@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from gpsafe._files import write_bytes
+from gpsafe.algorithms import _saved
 from gpsafe.algorithms.learner import Learner, stream
 from gpsafe.policies.rollout import one_episode
 from gpsafe.systems.base import System
@@ -204,7 +206,7 @@ def test_guaranteed_rows_only_where_the_learner_is_sound(name):
 @every_learner
 def test_a_file_that_is_torn_foreign_or_of_another_learner_is_refused_by_name(name, tmp_path):
     folder = learnt(name).save(tmp_path)
-    head, body = folder / "learner.json", folder / "episodes.npz"
+    head, body = folder / "learner.json", next(folder.glob("episodes-*.npz"))
     text, data = head.read_text(), body.read_bytes()
     about = json.loads(text)
 
@@ -232,7 +234,7 @@ def test_a_file_that_is_torn_foreign_or_of_another_learner_is_refused_by_name(na
     head.write_text(json.dumps({**about, "parts": {**about["parts"], "system.name": "0"}}))
     refused("another system.name")
     body.write_bytes(data[:-9])
-    refused("episodes.npz: torn")
+    refused("episodes-.*npz: torn")
     body.unlink()
     refused("No such file")
 
@@ -245,13 +247,35 @@ def test_a_pickle_in_the_arrays_is_not_opened(tmp_path):
         def __reduce__(self):
             return (opened.append, (1,))
 
-    np.savez(folder / "episodes.npz", **{"states-0000": np.array([Trap()]), "inputs-0000": np.zeros((1, 1))})
+    np.savez(folder / "trap.npz", **{"states-0000": np.array([Trap()]), "inputs-0000": np.zeros((1, 1))})
+    digest = hashlib.sha256((folder / "trap.npz").read_bytes()).hexdigest()
+    (folder / "trap.npz").rename(folder / f"episodes-{digest[:16]}.npz")
     about = json.loads((folder / "learner.json").read_text())
-    about |= {"arrays": hashlib.sha256((folder / "episodes.npz").read_bytes()).hexdigest(), "episodes": 1, "rows": [{}]}
+    about |= {"arrays": digest, "episodes": 1, "rows": [{}]}
     (folder / "learner.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="1 episodes of numbers"):
         cases.finite().load(folder)
     assert not opened
+
+
+def test_a_save_that_is_cut_off_leaves_the_one_before_it_and_a_whole_one_leaves_no_other(tmp_path, monkeypatch):
+    learner = LEARNERS["finite"]().learn(1)
+    learner.save(tmp_path)
+    learner.learn(1)
+
+    def cut(path, data):
+        if str(path).endswith("learner.json"):
+            raise KeyboardInterrupt
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(_saved, "write_bytes", cut)
+    with pytest.raises(KeyboardInterrupt):
+        learner.save(tmp_path)
+    monkeypatch.undo()
+    assert LEARNERS["finite"]().load(tmp_path).told == 1
+    learner.save(tmp_path)
+    assert LEARNERS["finite"]().load(tmp_path).told == 2
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz"]
 
 
 def test_a_forged_log_certifies_nothing(tmp_path):
