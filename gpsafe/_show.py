@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import sys
 from collections.abc import Iterable, Mapping
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 LIMIT = 300  # characters of a line
 FEW = 6  # numbers that are still shown
@@ -41,7 +41,8 @@ def line(value: Any) -> str:
 
 def brief(value: Any) -> str:
     """A value inside a line: numbers to six digits, up to `FEW` entries of an array in full, otherwise kind and size."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
+    torch = sys.modules.get("torch")  # who has a tensor has loaded it; tools that have none do not wait for it
+    if isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor)):
         shape = "×".join(str(n) for n in value.shape)
         if value.ndim > 1 or not 0 < np.prod(value.shape) <= FEW or str(value.dtype).startswith("torch.complex"):
             return f"<{shape or 'number'}>"

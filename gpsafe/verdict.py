@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scipy import stats
+from scipy import special  # not scipy.stats: it takes a second to load, in every worker
 
 from gpsafe import _require
 from gpsafe._show import short, table
@@ -80,8 +80,8 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.99) -> tu
     if successes > trials:
         raise _require.fail("clopper_pearson", f"successes <= trials = {trials}", successes)
     tail = (1.0 - confidence) / 2
-    lower = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
-    upper = 1.0 if successes == trials else float(stats.beta.ppf(1 - tail, successes + 1, trials - successes))
+    lower = 0.0 if successes == 0 else float(special.betaincinv(successes, trials - successes + 1, tail))
+    upper = 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - tail))
     return lower, upper
 
 
@@ -92,7 +92,7 @@ def clopper_pearson_upper(successes: int, trials: int, delta: float) -> float:
     _require.probability("clopper_pearson_upper", "delta", delta)
     if successes > trials:
         raise _require.fail("clopper_pearson_upper", f"successes <= trials = {trials}", successes)
-    return 1.0 if successes == trials else float(stats.beta.ppf(1 - delta, successes + 1, trials - successes))
+    return 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - delta))
 
 
 def anytime_interval(failures: int, trials: int, alpha: float) -> tuple[float, float]:

@@ -89,9 +89,6 @@ def execute(task: Task, checks: Mapping[str, Check], budget: Budget, folder: Pat
 
 def _start(package: str, expected: str, budget: Budget, folder: Path) -> Callable[[Task], Any]:
     """Called in each worker: loads the checks and returns what does one task."""
-    import torch
-
-    torch.set_num_threads(1)
     checks, _ = survey(package)
     if fingerprint(package) != expected:  # pieces of other sources must not be kept under this name
         raise RuntimeError("the sources changed while the checks were starting: run them again")

@@ -21,6 +21,7 @@ from gpsafe.cli.common import UsageError
 from gpsafe.testbed import lock, provenance, store, verify, workers
 from gpsafe.testbed.experiment import Stale, code, load, run_seed
 from tests import toy_checks
+from tests.light_tasks import Full
 
 
 @pytest.fixture
@@ -217,15 +218,6 @@ def test_a_full_disk_is_the_reason_that_is_given(home, capsys):
     failed = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
     place = Path("results/light/0/pieces/k-0.json").absolute()
     assert failed == [f"seed 0 failed: OSError: [Errno {errno.ENOSPC}] No space left on device: '{place}'"]
-
-
-class Full:
-    """In a worker: cannot even say what is wrong."""
-
-    def __call__(self, task):
-        if task == "unsendable":
-            return lambda: None
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(("task", "why"), [("x", "raised OSError: .*No space left"), ("unsendable", "raised .*pickle")])
