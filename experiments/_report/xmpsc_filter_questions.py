@@ -153,7 +153,7 @@ def question(case: Case, mode: Mode, sizes: Sizes, known: Knowledge, terminal: P
             steps,
             tolerance=TOLERANCE,
         )
-        backup = plant.backup if isinstance(plant, SafeCartPole) else None
+        backup = plant.published_backup if isinstance(plant, SafeCartPole) else None
         proposer = CondensedSQP(hardness=100.0)  # softening gives up the terminal set, not the limits
         return Question(SafetyFilter(problem, proposer, backup=backup, soften=steps), 1.0, None, "not claimed")
     tube = EnsembleTube.calibrated(known.ensemble, known.apart, steps=steps, delta=sizes.delta)

@@ -1,6 +1,8 @@
 """Plants, their known parts, costs and tasks. ``import gpsafe.systems.envs`` registers them with Gymnasium."""
 
 from gpsafe.systems.adapt import KnownFunction, episode, from_casadi, from_numpy, from_ode, plant
+from gpsafe.systems.arm import TwoLinkArm
+from gpsafe.systems.arm_known import Links, TwoLinkArmKnown
 from gpsafe.systems.base import (
     CallableSystem,
     Cost,
@@ -16,6 +18,9 @@ from gpsafe.systems.cartpole import CartPole, CartPoleKnown
 from gpsafe.systems.cartpole_policies import CartPolePolicies, hanging_lqr
 from gpsafe.systems.chain import chain, chain_policies
 from gpsafe.systems.double_integrator import DoubleIntegrator
+from gpsafe.systems.drone import Drone
+from gpsafe.systems.drone_known import DroneKnown
+from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.systems.real import RealPlant
@@ -25,10 +30,13 @@ from gpsafe.systems.reference import (
     reference_pendulum,
     reference_pendulum_policies,
 )
+from gpsafe.systems.riccati import riccati
 from gpsafe.systems.rkhs_twin import RKHSTwin, TwinError, exact_twin, twin
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
 from gpsafe.systems.task import Task
+from gpsafe.systems.warmup import Mismatch, SafeFraction, WarmUp, mismatch, safe_fraction, warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.systems.xmpsc_known import SafeCartPoleKnown
 
 __all__ = [
     "AffineKnown",
@@ -38,20 +46,30 @@ __all__ = [
     "CartPolePolicies",
     "Cost",
     "DoubleIntegrator",
+    "Drone",
+    "DroneKnown",
+    "Episodic",
     "HalfspaceCost",
     "HingeCost",
     "IndicatorCost",
     "KnownFunction",
     "KnownPart",
+    "Links",
+    "Mismatch",
     "Pendulum",
     "RKHSTwin",
     "RealPlant",
     "SafeCartPole",
+    "SafeCartPoleKnown",
+    "SafeFraction",
     "SimplePendulum",
     "SineKnown",
     "System",
     "Task",
     "TwinError",
+    "TwoLinkArm",
+    "TwoLinkArmKnown",
+    "WarmUp",
     "chain",
     "chain_policies",
     "episode",
@@ -60,16 +78,20 @@ __all__ = [
     "from_numpy",
     "from_ode",
     "hanging_lqr",
+    "mismatch",
     "pendulum_known",
     "plant",
     "reference_1d",
     "reference_1d_policies",
     "reference_pendulum",
     "reference_pendulum_policies",
+    "riccati",
     "rkhs_1d",
     "rkhs_2d",
+    "safe_fraction",
     "sample_noise",
     "step",
     "twin",
+    "warm_up_data",
     "wrap_angle",
 ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.systems.base import KnownPart
+from gpsafe.systems.riccati import riccati
 
 
 def hanging_lqr(known: KnownPart, *, position: float, speed: float, swing: float, effort: float) -> Tensor:
@@ -24,11 +23,7 @@ def hanging_lqr(known: KnownPart, *, position: float, speed: float, swing: float
     Stage cost position·x² + swing·θ² + speed·(v² + ω²) + effort·u², in m², rad², … : only a way to choose K.
     """
     x, u = torch.zeros(4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    a, b = (m.numpy() for m in torch.autograd.functional.jacobian(known, (x, u)))
-    weights = np.diag([position, swing, speed, speed])
-    p = scipy.linalg.solve_discrete_are(a, b, weights, np.array([[effort]]))
-    gain = np.linalg.solve(effort + b.T @ p @ b, b.T @ p @ a)
-    return torch.from_numpy(gain)
+    return riccati(known, x, u, vector(position, swing, speed, speed), vector(effort))
 
 
 @short

@@ -1,8 +1,8 @@
 """Gymnasium environments: any `System` as an episodic task, and the registered plants of this package.
 
-``import gpsafe.systems.envs`` registers gpsafe/Pendulum-v0, gpsafe/CartPole-v0, gpsafe/DoubleIntegrator-v0,
-gpsafe/RKHS1D-v0 and gpsafe/RKHS2D-v0; ``gymnasium.make("gpsafe.systems.envs:gpsafe/Pendulum-v0")`` imports and makes
-in one go.
+``import gpsafe.systems.envs`` registers gpsafe/<name>-v0 for every name in `PLANTS`: Pendulum, CartPole, DoubleIntegrator,
+RKHS1D, RKHS2D, and those of the X-MPSC experiments, SimplePendulum, SafeCartPole, TwoLinkArm and Drone.
+``gymnasium.make("gpsafe.systems.envs:gpsafe/Pendulum-v0")`` imports and makes in one go.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.systems import drawing
+from gpsafe.systems.arm import TwoLinkArm
 from gpsafe.systems.base import System, sample_noise
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.double_integrator import DoubleIntegrator
+from gpsafe.systems.drone import Drone
+from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
+from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 
 Array = NDArray[np.float64]
 
@@ -38,6 +42,11 @@ class SystemEnv(gymnasium.Env[Array, Array]):
     episode is the Σ_{t<T} c(x_t) whose expectation the budget bounds (theory §1.1); ``info["cost_next"]`` is
     c(x_{t+1}). Also ``info["state"]``, the new state, and ``info["applied"]``, the input: actions outside the input box are
     clipped to it.
+
+    An `Episodic` system has its own starts, noise and measurements: a reset draws `initial`, a step is `advance`, the
+    observation is `observe` of the true state, which ``info["state"]`` tells. Its episodes end when the state leaves the
+    limits, so that reward and cost of a step are those of the state it leads to: ``info["cost"]`` is c(x_{t+1}), 1 in the
+    step that leaves.
 
     The episode is truncated at the horizon, or when the state leaves the state box widened ten times
     (``info["escaped"]``; the last observation is then clipped to the observation space, ``info["state"]`` is
@@ -64,6 +73,7 @@ class SystemEnv(gymnasium.Env[Array, Array]):
         if render_mode is not None:
             _require.one_of("SystemEnv", "render_mode", render_mode, self.metadata["render_modes"])
         self.system = system
+        self._episodic = system if isinstance(system, Episodic) else None
         self.render_mode = render_mode
         self.image_size = _require.count("SystemEnv", "image_size", image_size, minimum=16)
         self._angles = tuple(getattr(system, "angles", ())) if observation == "trig" else ()
@@ -89,16 +99,21 @@ class SystemEnv(gymnasium.Env[Array, Array]):
         return torch.stack(parts, dim=-1).numpy().copy()
 
     def _observe(self, x: Tensor) -> Array:
+        if self._episodic is not None:
+            x = self._episodic.observe(x, self._generator)
         return self._expand(torch.minimum(torch.maximum(x, self._low), self._high))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Back to the initial state, or to ``options["state"]`` (nx,). The noise of the episode is drawn from
-        `seed`.
+        """Back to the initial state (of an `Episodic` system: a start of its own), or to ``options["state"]`` (nx,).
+
+        Start and noise of the episode are drawn from `seed`.
         """
         super().reset(seed=seed)
         self._generator.manual_seed(int(self.np_random.integers(2**62)))
         given = (options or {}).get("state")
         x = self.system.initial_state.clone()
+        if self._episodic is not None:
+            x = self._episodic.initial(1, self._generator)[0]
         if given is not None:
             x = _require.finite("SystemEnv.reset", "options['state']", given).clone()
             _require.shape("SystemEnv.reset", "options['state']", x, (self.system.nx,))
@@ -117,21 +132,23 @@ class SystemEnv(gymnasium.Env[Array, Array]):
         u = _require.finite("SystemEnv.step", "action", np.array(action, dtype=np.float64))
         u = self.system.input_box.clip(_require.shape("SystemEnv.step", "action", u, (self.system.nu,)))
         x = self._trail[-1]
-        noise = sample_noise(self.system.noise_std, (), self._generator)
-        x_next = self.system.mean(x, u) + noise
+        if self._episodic is None:
+            judged, x_next = x, self.system.mean(x, u) + sample_noise(self.system.noise_std, (), self._generator)
+        else:
+            judged = x_next = self._episodic.advance(x, u, self._generator)
         self._trail.append(x_next)
         escaped = not bool(((x_next >= self._low) & (x_next <= self._high)).all())
         ends = getattr(self.system, "terminated", None)
         terminated = bool(ends(x_next)) if ends is not None else False
         truncated = escaped or len(self._trail) > self.system.horizon
         info = {
-            "cost": float(self.system.cost(x)),
+            "cost": float(self.system.cost(judged)),
             "cost_next": float(self.system.cost(x_next)),
             "state": x_next.numpy().copy(),
             "applied": u.numpy().copy(),
             "escaped": escaped,
         }
-        return self._observe(x_next), float(self.system.reward(x, u)), terminated, truncated, info
+        return self._observe(x_next), float(self.system.reward(judged, u)), terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """(image_size, image_size, 3) uint8 in "rgb_array" mode, else None."""
@@ -155,6 +172,10 @@ PLANTS: dict[str, Callable[..., System]] = {
     "DoubleIntegrator": DoubleIntegrator,
     "RKHS1D": _rkhs(rkhs_1d),
     "RKHS2D": _rkhs(rkhs_2d),
+    "SimplePendulum": SimplePendulum,
+    "SafeCartPole": SafeCartPole,
+    "TwoLinkArm": TwoLinkArm,
+    "Drone": Drone,
 }
 
 

@@ -1,9 +1,8 @@
 """The Simple Pendulum and the Safe CartPole of the published X-MPSC experiments (xmpsc.md §6.1, §6.2), corrected.
 
 Corrections: a step returns the new state (the published pendulum returned the old one), the noise of the input does not
-leak into what is stored, and the backup controller's inputs are clipped before they are used (xmpsc.md §11.3, §11.7, §11.8).
-Noise is bounded and enters through the input and the measurement, so `noise_std` is a stand-in: the standard deviations of
-a step under the published input noise. `advance` and `observe` draw the published noise itself.
+leak into what is stored, and the warm-up law's inputs are clipped before they are used (xmpsc.md §11.3, §11.7, §11.8).
+See `gpsafe.systems.episodic` for what these plants have in common.
 """
 
 from __future__ import annotations
@@ -18,26 +17,17 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.sets import Box
-from gpsafe.systems.base import Cost, IndicatorCost, check_fields
+from gpsafe.systems import scene as draw
+from gpsafe.systems.base import Cost, check_fields
+from gpsafe.systems.episodic import Published, leaves, uniform, wild
 from gpsafe.systems.known import SineKnown, pendulum_known
+from gpsafe.systems.riccati import riccati
 from gpsafe.systems.xmpsc_known import SafeCartPoleKnown
-
-
-def _uniform(size: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """U(−size, size), (*shape,); the last dimension is that of size."""
-    draw = torch.rand(*shape, dtype=torch.float64, generator=generator, device=generator.device)
-    return (2 * draw - 1) * size.to(draw.device)
-
-
-def _leaves(box: Box, rows: tuple[int, ...]) -> IndicatorCost:
-    """1 outside the box in the given dimensions."""
-    eye = torch.eye(box.dim, dtype=torch.float64)[list(rows)]
-    return IndicatorCost(torch.cat([eye, -eye]), torch.cat([box.upper[list(rows)], -box.lower[list(rows)]]))
 
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
-class SimplePendulum:
+class SimplePendulum(Published):
     """x = (θ, ω), θ = 0 upright, not wrapped: ω⁺ = ω + dt·(u + m g l sin θ − b ω)/(m l²), θ⁺ = θ + dt·ω⁺, |u| ≤ 1 N m.
 
     Cost 1 outside the state box. Reward cos θ − 10⁻³ω² − 10⁻³u².
@@ -63,6 +53,7 @@ class SimplePendulum:
     budget: float = 0.0
     initial_state: Tensor = field(default_factory=lambda: vector(math.pi, 0.0))
     noise_std: Tensor = field(init=False)
+    backup_gain: Tensor = field(init=False)
     name: str = "simple-pendulum"
 
     def __post_init__(self) -> None:
@@ -73,6 +64,9 @@ class SimplePendulum:
         push = self.dt / (self.mass * self.length**2) * self.input_noise / math.sqrt(3.0)
         object.__setattr__(self, "noise_std", vector(self.dt * push, push))
         check_fields("SimplePendulum", self)
+        # Bryson's rule, one over the square of what is allowed, but cheap inputs: all of the torque is there to be used.
+        gain = riccati(self.mean, vector(math.pi, 0.0), vector(0.0), self.state_box.radius**-2, vector(0.01))
+        object.__setattr__(self, "backup_gain", gain)
 
     @property
     def nx(self) -> int:
@@ -100,9 +94,14 @@ class SimplePendulum:
         return Box(vector(0.75 * math.pi, -1.2), vector(1.25 * math.pi, 1.2))
 
     @property
+    def limited(self) -> tuple[int, ...]:
+        """Both."""
+        return (0, 1)
+
+    @property
     def cost(self) -> Cost:
         """1 outside the state box."""
-        return _leaves(self.state_box, (0, 1))
+        return leaves(self.state_box, self.limited)
 
     def prior(self, *, scale: float = 0.8) -> SineKnown:
         """The published prior: the same equations with m, l and b times `scale`; 1 gives the truth for |u| ≤ 1."""
@@ -129,18 +128,34 @@ class SimplePendulum:
         """cos θ − 10⁻³ω² − 10⁻³u²."""
         return torch.cos(x[..., 0]) - 1e-3 * x[..., 1].square() - 1e-3 * u[..., 0].square()
 
-    def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
-        """A step under the published input noise; the noisy u is clipped to the limits."""
-        return self.mean(x, self.input_box.clip(u + _uniform(vector(self.input_noise), tuple(u.shape), generator)))
-
     def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The measurement of x."""
-        return x + _uniform(2 * self.observation_noise * self.state_box.radius, tuple(x.shape), generator)
+        return x + uniform(2 * self.observation_noise * self.state_box.radius, tuple(x.shape), generator)
+
+    def backup(self, x: Tensor) -> Tensor:
+        """clip(−K(θ − π, ω), ±1), the Riccati law about hanging, (*b, 2) → (*b, 1)."""
+        return self.input_box.clip((vector(math.pi, 0.0).to(x.device) - x) @ self.backup_gain.T.to(x.device))
+
+    def warm_up(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform torques, as published."""
+        return uniform(vector(1.0), (*x.shape[:-1], 1), generator)
+
+    def scene(self, x: Tensor) -> draw.Scene:
+        """The rod, θ = 0 up and θ growing clockwise; red rays end the allowed angles."""
+        theta, limits = float(x[0]), self.state_box
+        tip = (self.length * math.sin(theta), self.length * math.cos(theta))
+        rays = []
+        for angle in (float(limits.lower[0]), float(limits.upper[0])):
+            near, far = ((r * self.length * math.sin(angle), r * self.length * math.cos(angle)) for r in (1.05, 1.25))
+            rays.append(draw.Stroke(near, far, 0.02 * self.length, draw.RED))
+        rod = draw.Stroke((0.0, 0.0), tip, 0.04 * self.length, draw.ACCENT)
+        bob = draw.Stroke(tip, tip, 0.1 * self.length, draw.DARK)
+        return draw.Scene((*rays, rod, bob), half_width=1.3 * self.length)
 
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
-class SafeCartPole:
+class SafeCartPole(Published):
     """x = (position, speed, θ, ω), θ = 0 upright, force 10·u N, explicit Euler with dt = 0.02 s.
 
     With p = m_p L, m_t = m_c + m_p, s = sin θ, c = cos θ and force F,
@@ -165,6 +180,7 @@ class SafeCartPole:
     budget: float = 0.0
     initial_state: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
     noise_std: Tensor = field(init=False)
+    backup_gain: Tensor = field(init=False)
     name: str = "safe-cartpole"
 
     def __post_init__(self) -> None:
@@ -178,6 +194,10 @@ class SafeCartPole:
         turn = 6.0 * scale / (4 * self.length * total - 3 * self.pole * self.length)
         object.__setattr__(self, "noise_std", vector(0.0, speed, 0.0, turn))
         check_fields("SafeCartPole", self)
+        # Bryson's rule: one over the square of what is allowed.
+        rest = torch.zeros(4, dtype=torch.float64)
+        gain = riccati(self.mean, rest, vector(0.0), self.state_box.radius**-2, vector(1.0))
+        object.__setattr__(self, "backup_gain", gain)
 
     @property
     def nx(self) -> int:
@@ -206,9 +226,14 @@ class SafeCartPole:
         return Box(torch.full((4,), -0.05).double(), torch.full((4,), 0.05).double())
 
     @property
+    def limited(self) -> tuple[int, ...]:
+        """Position and angle."""
+        return (0, 2)
+
+    @property
     def cost(self) -> Cost:
         """1 outside the limits of position and angle."""
-        return _leaves(self.state_box, (0, 2))
+        return leaves(self.state_box, self.limited)
 
     def prior(self, *, scale: float = 0.8) -> SafeCartPoleKnown:
         """The published prior: the same equations with both masses and the length times `scale`; 1 gives the truth."""
@@ -242,20 +267,23 @@ class SafeCartPole:
         """−(‖x‖² + 10⁻⁴u²) − 100 outside the limits."""
         return -(x.square().sum(-1) + 1e-4 * u[..., 0].square()) - 100.0 * self.cost(x)
 
-    def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
-        """A step under the published input noise; the noisy u is clipped to the limits."""
-        return self.mean(x, self.input_box.clip(u + _uniform(vector(self.input_noise), tuple(u.shape), generator)))
-
-    def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """x: measured exactly, as published."""
-        return x
-
     def backup(self, x: Tensor) -> Tensor:
-        """The published hand-set law clip(−5·position − 3·speed − 113θ − 40ω, ±1), (*b, 4) → (*b, 1)."""
+        """clip(−K x, ±1), the Riccati law about rest, upright in the middle, (*b, 4) → (*b, 1)."""
+        return self.input_box.clip(-x @ self.backup_gain.T.to(x.device))
+
+    def published_backup(self, x: Tensor) -> Tensor:
+        """The hand-set law of the published code, clip(−5·position − 3·speed − 113θ − 40ω, ±1), (*b, 4) → (*b, 1)."""
         return (x @ vector(-5.0, -3.0, -113.0, -40.0).to(x.device)).clamp(-1.0, 1.0).unsqueeze(-1)
 
     def warm_up(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The published safe controller for first data: `backup`, but a uniform input for one state in five."""
-        wild = _uniform(vector(1.0), (*x.shape[:-1], 1), generator)
-        chosen = torch.rand(*x.shape[:-1], 1, dtype=torch.float64, generator=generator, device=x.device) < 0.2
-        return torch.where(chosen, wild, self.backup(x))
+        """As published: `published_backup`, but a uniform input for one state in five."""
+        return wild(self.published_backup(x), 0.2, generator)
+
+    def scene(self, x: Tensor) -> draw.Scene:
+        """Cart, pole (tip at position − L sin θ) and the ends of the track."""
+        place, theta, track = float(x[0]), float(x[2]), float(self.state_box.upper[0])
+        tip = (place - self.length * math.sin(theta), self.length * math.cos(theta))
+        ends = [draw.Stroke((s * track, -0.25), (s * track, 0.25), 0.03, draw.RED) for s in (-1, 1)]
+        rail = draw.Stroke((-2 * track, 0.0), (2 * track, 0.0), 0.015, draw.GREY)
+        cart = draw.Stroke((place - 0.2, 0.0), (place + 0.2, 0.0), 0.12, draw.DARK)
+        return draw.Scene((rail, *ends, cart, draw.Stroke((place, 0.0), tip, 0.05, draw.ACCENT)), 1.15 * track)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from gpsafe.sets import Box
+from gpsafe.systems.arm import TwoLinkArm
 from gpsafe.systems.base import CallableSystem, Cost, KnownPart, System, sample_noise
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.cartpole_local import CartPoleLocal
 from gpsafe.systems.chain import chain
 from gpsafe.systems.double_integrator import DoubleIntegrator
+from gpsafe.systems.drone import Drone
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d, reference_pendulum
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
@@ -49,6 +51,8 @@ SYSTEMS: dict[str, Callable[[], System]] = {
 TWINS = [name for name in SYSTEMS if "twin" in name or name.startswith(("rkhs", "reference"))]
 
 _SAFE_CARTPOLE = torch.tensor([2.4, 8.0, 2.0, 8.0, 1.0], dtype=torch.float64)
+_ARM = torch.tensor([0.5, 0.5, 1.0, 1.0, 0.6, 0.6, 3.0, 3.0, 1.5, 1.5], dtype=torch.float64)
+_DRONE = torch.tensor(3 * [1.0] + 3 * [3.0] + 6 * [3.0] + 4 * [1.5], dtype=torch.float64)
 PRIORS: dict[str, Callable[[], tuple[KnownPart, Box, int]]] = {
     "double-integrator": lambda: (DoubleIntegrator().prior(), _product(DoubleIntegrator()), 2),
     "pendulum": lambda: (Pendulum().prior(), _product(Pendulum()), 2),
@@ -58,6 +62,8 @@ PRIORS: dict[str, Callable[[], tuple[KnownPart, Box, int]]] = {
     "cartpole-local": lambda: (CartPoleLocal(CartPole().prior()), _product(CartPole()), 4),
     "simple-pendulum": lambda: (SimplePendulum().prior(), _product(SimplePendulum()), 2),
     "safe-cartpole": lambda: (SafeCartPole().prior(), Box(-_SAFE_CARTPOLE, _SAFE_CARTPOLE), 4),
+    "two-link-arm": lambda: (TwoLinkArm().prior(), Box(-_ARM, _ARM), 8),
+    "drone": lambda: (Drone().prior(), Box(-_DRONE, _DRONE), 12),
     "reference-1d": lambda: (reference_1d().known, reference_1d().region, 1),
     "reference-pendulum": lambda: (reference_pendulum().known, reference_pendulum().region, 2),
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpsafe.systems import CartPole, DoubleIntegrator, Pendulum, SafeCartPole, SimplePendulum
+from gpsafe.systems import CartPole, DoubleIntegrator, Pendulum, SafeCartPole, SimplePendulum, TwoLinkArm
 
 PLANTS = {
     "pendulum": lambda: Pendulum(action_repeat=2),
@@ -12,6 +12,7 @@ PLANTS = {
     "pendulum twin": lambda: Pendulum().twin(),
     "simple pendulum": SimplePendulum,
     "safe cart-pole": SafeCartPole,
+    "two-link arm": TwoLinkArm,
 }
 
 

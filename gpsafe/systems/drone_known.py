@@ -1,0 +1,75 @@
+"""The drone near hover as a known part: second derivatives bounded everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe._show import short
+from gpsafe.systems._magnitude import Magnitude, leaf
+from gpsafe.systems.cartpole import soft_clip
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class DroneKnown:
+    """A step of a body that a rate controller turns, on x = (position, roll pitch yaw, world velocity, body rates) and u ∈ ℝ⁴.
+
+    With T = thrust·(1 + u₀), and set-points s = rate·(u₁, u₂, u₃) for the body rates ω,
+
+        position⁺ = position + dt·velocity,            velocity⁺ = velocity + dt·(R e_z T/m − g e_z),
+        ω⁺ = s + E (ω − s),  E = exp(−lags·dt),          angles⁺ = angles + dt·s + (1 − E)/lags·(ω − s),
+
+    the last two exact for ω′ = lags·(s − ω) and angles′ = ω. u₀ enters T through `soft_clip`, which changes nothing for
+    |u₀| ≤ 1 and keeps the Hessian bounded; the other rows but those of the velocity are affine.
+
+    Args:
+        mass: kg.
+        thrust: of all rotors at u₀ = 0, N.
+        lags: 1/s, (3,).
+        rate: rad/s at u = 1.
+        gravity: m/s².
+        dt: s.
+    """
+
+    mass: float
+    thrust: float
+    lags: Tensor
+    rate: float
+    gravity: float
+    dt: float
+
+    def __post_init__(self) -> None:
+        for parameter in ("mass", "thrust", "rate", "gravity", "dt"):
+            _require.positive("DroneKnown", parameter, getattr(self, parameter))
+        lags = _require.positive("DroneKnown", "lags", _require.real("DroneKnown", "lags", self.lags))
+        object.__setattr__(self, "lags", _require.shape("DroneKnown", "lags", lags, (3,)))
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        """p(x, u), (*b, 12), (*b, 4) → (*b, 12)."""
+        place, angles, speed, body = x[..., :3], x[..., 3:6], x[..., 6:9], x[..., 9:]
+        (sr, sp, sy), (cr, cp, cy) = torch.sin(angles).unbind(-1), torch.cos(angles).unbind(-1)
+        up = torch.stack([cy * sp * cr + sy * sr, sy * sp * cr - cy * sr, cp * cr], dim=-1)
+        lift = up * (self.thrust / self.mass * (1.0 + soft_clip(u[..., :1], 1.0, 1.0)))
+        down = torch.tensor([0.0, 0.0, -self.gravity], dtype=x.dtype, device=x.device)
+        lags, wanted = self.lags.to(x.device), self.rate * u[..., 1:]
+        left = torch.exp(-lags * self.dt)
+        gap = body - wanted
+        turned = angles + self.dt * wanted + (1.0 - left) / lags * gap
+        return torch.cat(
+            [place + self.dt * speed, turned, speed + self.dt * (lift + down), wanted + left * gap], dim=-1
+        )
+
+    @property
+    def hessian_bound(self) -> Tensor:
+        """H (12, 16, 16): the product rule on absolute bounds."""
+        roll, pitch, yaw = (leaf(i, 16, 1.0, 1.0, 1.0) for i in (3, 4, 5))  # sines or cosines
+        push = leaf(12, 16, 1.5, 1.0, 1.0)
+        push = Magnitude(1.0 + push.value, push.grad, push.hess).scale(self.dt * self.thrust / self.mass)
+        across = (yaw * pitch * roll + yaw * roll) * push
+        flat = torch.zeros(16, 16, dtype=torch.float64)
+        rows = 6 * [flat] + [across.hess, across.hess, (pitch * roll * push).hess] + 3 * [flat]
+        return torch.stack(rows) * (1.0 + 1e-12)  # more than their rounding

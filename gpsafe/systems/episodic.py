@@ -1,0 +1,117 @@
+"""What the plants of the published X-MPSC experiments share: starts, bounded noise, and an end when a limit is left."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gpsafe.sets import Box
+from gpsafe.systems.base import IndicatorCost, System
+
+
+@runtime_checkable
+class Episodic(System, Protocol):
+    """A plant with published starts, noise and end of an episode.
+
+    An episode ends when the *true* state leaves the limits. The reward of a step is therefore `reward(x⁺, u)`, of the state it
+    leads to, so that a penalty for leaving is paid; the cost of a step is c(x⁺) for the same reason. Noise is bounded and
+    enters through the input and the measurement; `noise_std` is a stand-in: the standard deviations of a step from
+    `initial_state` under the noise of the input.
+    """
+
+    @property
+    def initial_box(self) -> Box:
+        """A box that holds all starts; they need not fill it (see `initial`)."""
+        ...
+
+    @property
+    def limited(self) -> tuple[int, ...]:
+        """Coordinates that `state_box` limits; in the others it ends at 10⁵, as published."""
+        ...
+
+    def initial(self, count: int, generator: torch.Generator) -> Tensor:
+        """Starts, (count, nx)."""
+        ...
+
+    def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
+        """The true next state for the command u: its noise is added, then it is clipped to `input_box`."""
+        ...
+
+    def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The measurement of x."""
+        ...
+
+    def terminated(self, x: Tensor) -> Tensor:
+        """Whether the episode ends at the true state x, (*b,), Boolean: exactly where c(x) > 0."""
+        ...
+
+    def warm_up(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Inputs of the first data, in `input_box`, (*b, nu)."""
+        ...
+
+    def backup(self, x: Tensor) -> Tensor:
+        """A law that is to keep the limits from many states, its inputs in `input_box`, (*b, nu)."""
+        ...
+
+
+class _Noisy(System, Protocol):
+    @property
+    def input_noise(self) -> float: ...
+    @property
+    def initial_box(self) -> Box: ...
+
+
+class Published:
+    """What `Episodic` asks for, where nothing is special: starts fill their box, all inputs have the same noise."""
+
+    __slots__ = ()
+
+    def initial(self: _Noisy, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform in `initial_box`, (count, nx)."""
+        return self.initial_box.sample(count, generator)
+
+    def advance(self: _Noisy, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
+        """A step under the published input noise; the noisy u is clipped to the limits, the caller's is left alone."""
+        size = torch.full((self.nu,), self.input_noise, dtype=torch.float64)
+        return self.mean(x, self.input_box.clip(u + uniform(size, tuple(u.shape), generator)))
+
+    def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x: measured exactly."""
+        return x
+
+    def terminated(self: _Noisy, x: Tensor) -> Tensor:
+        """c(x) > 0."""
+        return self.cost(x) > 0
+
+
+def uniform(size: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """U(−size, size), (*shape,); the last dimension is that of size."""
+    draw = torch.rand(*shape, dtype=torch.float64, generator=generator, device=generator.device)
+    return (2 * draw - 1) * size.to(draw.device)
+
+
+def wild(law: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """The inputs `law`, (*b, nu), but uniform ones in [−1, 1] for that share of the states."""
+    free = uniform(torch.ones(law.shape[-1], dtype=torch.float64), tuple(law.shape), generator)
+    draw = torch.rand(*law.shape[:-1], 1, dtype=torch.float64, generator=generator, device=generator.device)
+    return torch.where(draw < share, free, law)
+
+
+def leaves(box: Box, rows: tuple[int, ...]) -> IndicatorCost:
+    """1 outside the box in the given dimensions."""
+    eye = torch.eye(box.dim, dtype=torch.float64)[list(rows)]
+    return IndicatorCost(torch.cat([eye, -eye]), torch.cat([box.upper[list(rows)], -box.lower[list(rows)]]))
+
+
+def unlimited(box: Box, nx: int) -> Box:
+    """The box in the coordinates after its own up to nx widened to ±10⁵."""
+    free = torch.full((nx - box.dim,), 1e5, dtype=torch.float64)
+    return Box(torch.cat([box.lower, -free]), torch.cat([box.upper, free]))
+
+
+def spread(system: System, input_noise: float) -> Tensor:
+    """Standard deviations of f*(x_0, u_0 + e), e ~ U(±input_noise)^nu, to first order, u_0 the middle of the inputs, (nx,)."""
+    slope = torch.func.jacfwd(system.mean, argnums=1)(system.initial_state, system.input_box.center)
+    return slope.norm(dim=-1) * input_noise / 3**0.5

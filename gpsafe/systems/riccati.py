@@ -1,0 +1,27 @@
+"""Linear-quadratic laws about an equilibrium of a plant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+
+def riccati(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, u: Tensor, weights: Tensor, effort: Tensor) -> Tensor:
+    """K (nu, nx) of u − K(y − x): the discrete LQR of the linearisation of `step` at (x, u).
+
+    It minimises Σ yᵀ diag(weights) y + uᵀ diag(effort) u for the linear plant, by the stabilising solution of the discrete
+    algebraic Riccati equation; that shows nothing about the plant itself.
+
+    Args:
+        step: f(x, u), differentiable at the point.
+        x, u: the equilibrium, (nx,), (nu,).
+        weights, effort: (nx,) ≥ 0, (nu,) > 0.
+    """
+    a, b = (part.numpy() for part in torch.func.jacfwd(step, argnums=(0, 1))(x, u))
+    q, r = np.diag(weights.numpy()), np.diag(effort.numpy())
+    p = scipy.linalg.solve_discrete_are(a, b, q, r)
+    return torch.from_numpy(np.linalg.solve(r + b.T @ p @ b, b.T @ p @ a))
