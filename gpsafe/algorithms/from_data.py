@@ -156,18 +156,19 @@ def estimate(
     z, residual = z[keep], residual[keep]
     cut = len(z) - math.ceil(held_out * len(z))
     fitted = _fit(z[:cut], residual[:cut], kernels, sigma, len(learned)) if kernels is None or sigma is None else None
-    sigma = sigma if fitted is None else fitted.noise_std[: len(learned)]
+    deviation = sigma if fitted is None else fitted.noise_std[: len(learned)]
+    assert deviation is not None
     chosen = _given(kernels, len(learned)) if kernels is not None or fitted is None else _shortened(fitted, z, shrink)
-    empty = _model(chosen, sigma, nx + nu, len(learned), mode="theory")
+    empty = _model(chosen, deviation, nx + nu, len(learned), mode="theory")
     earlier = empty.condition_on(z[:cut], residual[:cut])
-    first, growth = _norm(earlier, sigma)
-    norm, later = _norm(earlier.condition_on(z[cut:], residual[cut:]), sigma)
+    first, growth = _norm(earlier, deviation)
+    norm, later = _norm(earlier.condition_on(z[cut:], residual[cut:]), deviation)
     growth = torch.maximum(growth, later)
     left = earlier.posterior(z[cut:])[1].square() / empty.prior_variance(z[cut:])
-    verdict = _check(earlier, margin * first, sigma, z[cut:], residual[cut:])
+    verdict = _check(earlier, margin * first, deviation, z[cut:], residual[cut:])
     norm = margin * torch.maximum(first, norm)
     every = whole.std(0)
-    every[list(learned)] = sigma
+    every[list(learned)] = deviation
     return Estimate(
         chosen, tuple(norm.tolist()), every, learned, len(data), margin, tuple(growth.tolist()),
         float(left.median(0).values.max()), verdict,
