@@ -42,6 +42,7 @@ from .algorithms import ContinuousActSafe as ContinuousActSafe
 from .algorithms import PracticalModel as PracticalModel
 from .algorithms import RecedingActSafe as RecedingActSafe
 from .algorithms import TheoryModel as TheoryModel
+from .algorithms import estimate as estimate
 from .algorithms import sound_learner as sound_learner
 from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem

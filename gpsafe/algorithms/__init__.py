@@ -5,6 +5,7 @@ from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRu
 from gpsafe.algorithms.defaults import sound_learner
 from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.algorithms.explain import Explanation
+from gpsafe.algorithms.from_data import Estimate, estimate
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel
 from gpsafe.algorithms.learner import EpisodePolicy, Learner
 from gpsafe.algorithms.receding import RecedingActSafe
@@ -15,6 +16,7 @@ __all__ = [
     "ContinuousActSafe",
     "ContinuousRun",
     "EpisodePolicy",
+    "Estimate",
     "Explanation",
     "LearnedModel",
     "Learner",
@@ -23,6 +25,7 @@ __all__ = [
     "RecedingActSafe",
     "TheoryModel",
     "Trajectory",
+    "estimate",
     "proposals",
     "sound_learner",
     "unverified_episode",

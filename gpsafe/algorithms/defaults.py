@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -19,6 +20,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.algorithms.from_data import Estimate
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.confidence import Mixture
@@ -163,8 +165,8 @@ def dither(fallbacks: AffinePolicies, size: Tensor) -> Callable[[torch.Generator
 def sound_learner(
     system: System,
     known: KnownPart,
-    kernels: Sequence[Kernel],
-    rkhs_norm: Sequence[float] | Tensor,
+    kernels: Sequence[Kernel] | Estimate,
+    rkhs_norm: Sequence[float] | Tensor | None = None,
     *,
     outputs: Sequence[int] | None = None,
     episodes: int = 20,
@@ -181,7 +183,8 @@ def sound_learner(
     Args:
         system: task with an `IndicatorCost`, limits, reward; its `mean` is called by `learn` alone.
         known: p, with its Hessian bound.
-        kernels: of the residuals f* − p, one an output.
+        kernels: of the residuals f* − p, one an output; or what `estimate` found, which stands for `rkhs_norm` and `outputs`
+            too. The learner calls itself heuristic then, until it is given ``found.declare()``.
         rkhs_norm: B of each, ‖f*_j − p_j‖_k ≤ B_j: believed.
         outputs: states that are learned; the others equal the known part (default: all).
         episodes: episodes and tasks for which the noise box is to hold with probability 1 − delta_noise.
@@ -199,6 +202,15 @@ def sound_learner(
     where, cost = "sound_learner", system.cost
     if not isinstance(cost, IndicatorCost):
         raise _require.fail(where, "a plant whose cost is an IndicatorCost", type(cost).__name__)
+    doubt: str | None = None
+    mode: Literal["theory"] | None = None
+    if isinstance(kernels, Estimate):
+        if rkhs_norm is not None or outputs is not None:
+            raise _require.fail(where, "an Estimate without rkhs_norm and outputs (it has its own)", "both")
+        doubt, mode = kernels.heuristic, "theory"  # fixed before what this learner will see
+        kernels, rkhs_norm, outputs = kernels.kernels, kernels.rkhs_norm, kernels.outputs
+    if rkhs_norm is None:
+        raise _require.fail(where, "rkhs_norm of the kernels (or an Estimate in their place)", None)
     nx, nu, box = system.nx, system.nu, system.input_box
     learned = list(range(nx)) if outputs is None else list(outputs)
     noise = system.noise_std
@@ -211,7 +223,9 @@ def sound_learner(
     fallbacks = brakes(rest, scale, box)
     landing = landing_boxes(rest, fallbacks.gain[0], scale, room)
     region = Box(torch.cat([system.state_box.lower, box.lower]), torch.cat([system.state_box.upper, box.upper]))
-    gp = GP.create(list(kernels), sigma.square(), nx=nx, nu=nu, noise_std=noise, outputs=learned, prior=known)
+    gp = GP.create(
+        list(kernels), sigma.square(), nx=nx, nu=nu, noise_std=noise, outputs=learned, prior=known, mode=mode
+    )
     bound = Mixture(
         rkhs_norm=tuple(torch.as_tensor(rkhs_norm, dtype=torch.float64).tolist()), subgaussian=tuple(sigma.tolist()),
         delta=delta,
@@ -249,7 +263,7 @@ def sound_learner(
         Constraint(cost, form="indicator"),
         particles=3,
     )
-    model = TheoryModel.create(gp, bound, tabulate=tabulate, judge=judge, tracking=tracking)
+    model = TheoryModel.create(gp, bound, tabulate=tabulate, judge=judge, tracking=tracking, doubt=doubt)
     return RecedingActSafe(
         system, planner, model, dither(fallbacks, excitation * box.radius), delta_noise=delta_noise, seed=seed
     )

@@ -50,6 +50,7 @@ class TheoryModel:
         tabulate: gp → the model that plans are made with (a `Table`, say).
         judge: of plans; None if no verifier is wanted.
         tracking: completes candidates for the judge.
+        doubt: why its assumptions are not even believed (they were estimated, say): nothing is called guaranteed then.
     """
 
     gp: GP
@@ -57,6 +58,7 @@ class TheoryModel:
     tabulate: Callable[[GP], DynamicsModel] = lambda gp: gp
     judge: PlanTube | None = None
     tracking: Completer | None = None
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         if (self.judge is None) != (self.tracking is None):
@@ -72,14 +74,15 @@ class TheoryModel:
         tabulate: Callable[[GP], DynamicsModel] = lambda gp: gp,
         judge: PlanTube | None = None,
         tracking: Completer | None = None,
+        doubt: str | None = None,
     ) -> TheoryModel:
         """Before any data."""
-        return TheoryModel(gp, ConfidenceSet(bound).update(gp), tabulate, judge, tracking)
+        return TheoryModel(gp, ConfidenceSet(bound).update(gp), tabulate, judge, tracking, doubt)
 
     @property
     def heuristic(self) -> str | None:
         """See `LearnedModel`."""
-        return "no verifier was given" if self.judge is None else None
+        return "no verifier was given" if self.judge is None else self.doubt
 
     def require_theorem(self, where: str, system: System) -> None:
         """Refuses parts that no theorem covers together, as `ActSafe` does: another task, a heuristic bound, another σ, inputs

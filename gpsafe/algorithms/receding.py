@@ -114,7 +114,7 @@ class RecedingActSafe(Learner):
         free = (
             f'pessimism "{self.planner.explorer.pessimism}" is no bound, and no verifier stands between plan and plant'
         )
-        return None if self.verified else (self.model.heuristic or free)
+        return self.model.heuristic if self.verified else (self.model.heuristic or free)
 
     @property
     def known(self) -> LearnedModel:

@@ -4,6 +4,7 @@ from gpsafe.models._normalizer import Normalizer
 from gpsafe.models._training import Fit, Training
 from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.models.ensemble import Ensemble, Linearization
+from gpsafe.models.foreign import from_gpytorch
 from gpsafe.models.gp import GP, identity_prior, zero_prior
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.models.samples import FunctionSamples, sample_at, sample_functions
@@ -19,6 +20,7 @@ __all__ = [
     "Normalizer",
     "Prediction",
     "Training",
+    "from_gpytorch",
     "identity_prior",
     "sample_at",
     "sample_functions",

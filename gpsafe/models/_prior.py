@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +57,45 @@ def with_derivatives(prior: Prior, nx: int, nu: int) -> Prior:
     if prior is zero_prior or prior is identity_prior:
         return PlainKnown(nx, nu, prior is identity_prior)
     return prior
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shifted:
+    """p(x, u) + slope z + offset; slope (nx, nx + nu), offset (nx,)."""
+
+    prior: Prior
+    slope: Tensor
+    offset: Tensor
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        """The sum, (*b, nx), (*b, nu) → (*b, nx)."""
+        lead = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        z = torch.cat([x.expand(*lead, -1), u.expand(*lead, -1)], dim=-1)
+        return known_part("Shifted", self.prior, x, u) + z @ self.slope.T.to(z.device) + self.offset.to(z.device)
+
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """∂/∂x (*b, nx, nx) and ∂/∂u (*b, nx, nu)."""
+        whole = prior_jacobian("Shifted", self.prior, x, u) + self.slope.to(x.device)
+        whole = whole.expand(*x.shape[:-1], *self.slope.shape)
+        return whole[..., : x.shape[-1]], whole[..., x.shape[-1] :]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShiftedKnown(Shifted):
+    """`Shifted` of a known part that bounds its second derivatives, to which an affine term adds nothing."""
+
+    @property
+    def hessian_bound(self) -> Tensor:
+        """(nx, nz, nz)."""
+        return cast(Any, self.prior).hessian_bound
+
+
+def shifted(prior: Prior, slope: Tensor, offset: Tensor) -> Prior:
+    """`prior` + slope z + offset; with the derivatives and the bounds that it states."""
+    base = with_derivatives(prior, slope.shape[0], slope.shape[1] - slope.shape[0])
+    if not bool((slope != 0).any() | (offset != 0).any()):
+        return base
+    return (ShiftedKnown if hasattr(base, "hessian_bound") else Shifted)(base, slope, offset)
 
 
 def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ __all__ = ["GP", "Prior", "identity_prior", "zero_prior"]
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class GP:
-    """Exact GP over z = (x, u) for the residual of the learned outputs. Build with :meth:`GP.create`.
+    """Exact GP over z = (x, u) for the residual of the learned outputs. Build with :meth:`GP.create`; a trained GPyTorch or
+    BoTorch model becomes one by `gpsafe.models.from_gpytorch`.
 
     Attributes:
         kernels: one frozen kernel per learned output (p of them).

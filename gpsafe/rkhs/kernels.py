@@ -65,6 +65,14 @@ def _as_stated(kernel: Kernel) -> Kernel:
     return frozen
 
 
+def as_fitted(kernel: Kernel) -> Kernel:
+    """A frozen copy that does not count as stated (:func:`is_stated`): its numbers come from data."""
+    frozen = freeze(kernel)
+    for module in frozen.modules():
+        module.__dict__.pop("_stated_parameters", None)
+    return frozen
+
+
 def trainable(kernel: Kernel) -> Kernel:
     """A copy for an optimiser: parameters require gradients, and those stored without a transform get softplus.
 
