@@ -1,0 +1,195 @@
+"""What X-MPSC certifies a learner's inputs with: tubes of its model, limits, and the set in which plans end.
+
+Two kinds of terminal set. A *hull* of the states certified so far is the published one: it only grows, and nothing shows that
+one can stay in it. In few of many coordinates it can be useless: a cart-pole's hull in (position, angle) takes no notice of
+speeds, and what has one can be met at a speed at which it is left at once. An *invariant* set of the plant linearised about
+rest, under its LQR law and the model's spread, is in all coordinates, and there the law can go on for ever, up to what the
+linearisation leaves out; in sound mode `gpsafe.certify.terminal_set.certify_invariance` decides whether that is so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe._show import short
+from gpsafe.certify.problem import CertificationProblem, Proposer
+from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.data import Transitions
+from gpsafe.models.ensemble import Ensemble
+from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.planning.mpc.tightened import Tightened
+from gpsafe.safety.filter import SafetyFilter
+from gpsafe.sets import Box, Ellipsoid, Polytope
+from gpsafe.systems.base import System
+from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
+from gpsafe.tube.core import Mode, TubeModel
+
+Model = Ensemble | ConfidenceSet
+SLACKS = (1.0, 3.0, 8.0, 15.0)  # of the disturbance at rest, tried in this order for an invariant set
+BUDGET = 1024  # cells of an invariance certificate
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class Certification:
+    """Arguments of the certification problem, the same for every model that is learned.
+
+    Args:
+        states: N, states of a plan, which has N − 1 inputs.
+        mode: "paper": tubes of one standard deviation, least-violating plans after N − 1 steps without one; or "sound".
+        feedback: c of K = −c·1, as published; None: the LQR gain about rest.
+        terminal: see the module.
+        dims: coordinates of the hull; all by default. Of no effect on an invariant set.
+        delay: published ℓ ≥ 1: the hull in use was made ℓ − 1 updates ago.
+        delta: failure probability of a sound plan, jointly over its steps.
+        input_weight: R of the LQR design, times the identity.
+        around: half-widths about rest in which an invariant set is sought, (nx,); those of the state box by default.
+        error: half-widths of the measurement noise, by which the limits are drawn in, (nx,); sound mode.
+        rest: (x, u) at rest; the task's initial state and the middle of the inputs by default.
+        cells: of a sound ensemble tube, see `EnsembleTube`.
+        tolerance: excess of a row that counts as none; 0 in sound mode.
+        proposer: of plans; the compiled search by default.
+        apart: every so manieth transition is kept from training for the conformal radius (sound mode of ensembles).
+    """
+
+    states: int = 5
+    mode: Mode = "paper"
+    feedback: float | None = 0.5
+    terminal: Literal["hull", "invariant"] = "hull"
+    dims: tuple[int, ...] | None = None
+    delay: int = 1
+    delta: float = 0.1
+    input_weight: float = 1.0
+    around: Tensor | None = None
+    error: Tensor | None = None
+    rest: tuple[Tensor, Tensor] | None = None
+    cells: int = 16
+    tolerance: float = 1e-6
+    proposer: Proposer | None = None
+    apart: int = 4
+
+    def __post_init__(self) -> None:
+        where = "Certification"
+        _require.index(where, "states", self.states, minimum=2)
+        _require.one_of(where, "mode", self.mode, ("paper", "sound"))
+        _require.one_of(where, "terminal", self.terminal, ("hull", "invariant"))
+        _require.index(where, "delay", self.delay, minimum=1)
+        _require.index(where, "apart", self.apart, minimum=2)
+        _require.probability(where, "delta", self.delta)
+        _require.positive(where, "input_weight", self.input_weight)
+        for name in ("around", "error"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _require.nonnegative(where, name, getattr(self, name)))
+
+    @property
+    def steps(self) -> int:
+        """T = N − 1."""
+        return self.states - 1
+
+    def first(self, starts: Tensor) -> TerminalSet:
+        """The hull of the first states of episodes (n, nx)."""
+        return TerminalSet.start(starts, dims=self.dims, delay=self.delay - 1)
+
+    def tube(self, model: Model, apart: Transitions | None) -> TubeModel:
+        """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart."""
+        if isinstance(model, ConfidenceSet):
+            return GPTube(model, self.steps, self.delta, self.mode)
+        if self.mode == "paper":
+            return EnsembleTube.paper(model)
+        if apart is None:
+            raise _require.fail("Certification", "rows kept apart for a sound tube of an ensemble", None)
+        return replace(EnsembleTube.calibrated(model, apart, steps=self.steps, delta=self.delta), cells=self.cells)
+
+    def filter(self, system: System, model: Model, apart: Transitions | None, terminal: Polytope) -> SafetyFilter:
+        """What decides on the inputs of an episode.
+
+        Raises:
+            ValueError: if no stabilising gain is found where one is asked for.
+        """
+        tube, (states, inputs) = self.tube(model, apart), self._limits(system)
+        law = self._about_rest(system, tube).law
+        if self.feedback is None and law is None:
+            raise _require.fail("Certification", "a stabilisable plant about rest, or a feedback factor", "no LQR gain")
+        gain = (
+            law.gain
+            if self.feedback is None and law is not None
+            else constant_gain(self.feedback or 0.0, tube.nx, tube.nu)
+        )
+        paper = self.mode == "paper"
+        problem = CertificationProblem(
+            tube, states, inputs, terminal, gain, self.steps, tolerance=self.tolerance if paper else 0.0
+        )
+        backup = getattr(system, "backup", law)
+        if paper:
+            proposer = self.proposer or CondensedSQP(hardness=100.0)  # softening gives up the terminal set alone
+            return SafetyFilter(problem, proposer, backup=backup, soften=self.steps)
+        proposer = self.proposer or (Tightened() if isinstance(model, Ensemble) else CondensedSQP())
+        sure = None if law is None else certify_invariance(problem, law, budget=BUDGET)
+        return SafetyFilter(problem, proposer, sure if sure is not None and sure.certified else None, backup=backup)
+
+    def invariant(self, system: System, model: Model, apart: Transitions | None) -> Polytope:
+        """A set that is invariant for the plant linearised about rest under its LQR law.
+
+        Its disturbance is the model's at rest, times the first of `SLACKS` for which, in sound mode, invariance is certified
+        for the model itself; the last that was found if it is for none.
+
+        Raises:
+            ValueError: if the plant is not stabilisable about rest, or no such set exists.
+        """
+        tube, (states, inputs) = self.tube(model, apart), self._limits(system)
+        about = self._about_rest(system, tube)
+        if about.law is None:
+            raise _require.fail("Certification.invariant", "a stabilisable plant about rest", "no LQR gain")
+        reach = system.state_box.radius if self.around is None else self.around
+        near = Polytope.of_box(Box(about.rest - reach, about.rest + reach)).intersect(states)
+        law, found, why = about.law, None, "none tried"
+        region = near.intersect(Polytope(inputs.H @ law.gain, inputs.h - inputs.H @ law.offset))
+        for slack in SLACKS:
+            noise = Ellipsoid(torch.zeros_like(about.rest), torch.diag(slack * about.spread))
+            try:
+                found = invariant_polytope(about.closed, about.offset, region, noise)
+            except ValueError as error:
+                why = str(error)
+                continue
+            problem = CertificationProblem(tube, states, inputs, found, law.gain, self.steps)
+            if self.mode == "paper" or certify_invariance(problem, law, budget=BUDGET).certified:
+                return found
+        if found is None:
+            raise _require.fail("Certification.invariant", "an invariant set about rest", why)
+        return found
+
+    def _limits(self, system: System) -> tuple[Polytope, Polytope]:
+        """X and U."""
+        box = system.state_box
+        if self.mode == "sound" and self.error is not None:
+            box = Box(box.lower + self.error, box.upper - self.error)
+        return Polytope.of_box(box), Polytope.of_box(system.input_box)
+
+    def _about_rest(self, system: System, tube: TubeModel) -> _Rest:
+        rest, still = (system.initial_state, system.input_box.center) if self.rest is None else self.rest
+        with torch.no_grad():
+            local = tube.linearise(rest.expand(tube.num_members, -1), still.expand(tube.num_members, -1))
+        A, B, spread = local.A.mean(0), local.B.mean(0), local.variance.amax(0).sqrt()
+        try:
+            gain = lqr_gain(A, B, input_weight=self.input_weight * torch.eye(tube.nu, dtype=torch.float64))
+        except ValueError:
+            return _Rest(rest, None, A, local.mean.mean(0) - A @ rest, spread)
+        closed = A + B @ gain
+        return _Rest(rest, AffineLaw.about(gain, rest, still), closed, local.mean.mean(0) - closed @ rest, spread)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rest:
+    """x at rest, the LQR law about it (None if there is none), the mean closed loop x⁺ = closed·x + offset, and σ there."""
+
+    rest: Tensor
+    law: AffineLaw | None
+    closed: Tensor
+    offset: Tensor
+    spread: Tensor

@@ -1,0 +1,95 @@
+"""What X-MPSC certifies with: invariant sets against a naive oracle, filters of both modes, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpsafe.algorithms.certification import Certification
+from gpsafe.certify.terminal_set import TerminalSet
+from gpsafe.models import Ensemble
+from gpsafe.models._normalizer import Normalizer
+from gpsafe.planning.mpc.tightened import Tightened
+from gpsafe.sets import Polytope
+from gpsafe.systems.warmup import warm_up_data
+from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.tube import EnsembleTube
+
+PENDULUM, CARTPOLE = SimplePendulum(observation_noise=0.0), SafeCartPole()
+
+
+def near_the_plant(plant, *, scale=1.0, size=1e-4, std=1e-3):
+    """Networks that add little to a known part."""
+    parts = (Normalizer.identity(plant.nx + plant.nu), Normalizer(torch.zeros(plant.nx), torch.full((plant.nx,), size)))
+    return Ensemble.create(
+        plant.nx,
+        plant.nu,
+        generator=torch.Generator().manual_seed(0),
+        members=3,
+        hidden=(6,),
+        std_limits=(std, 2 * std),
+        prior=plant.prior(scale=scale),
+        normalizers=parts,
+    )
+
+
+@pytest.mark.parametrize(("plant", "around"), [(PENDULUM, [0.6, 2.0]), (CARTPOLE, [2.0, 4.0, 0.2, 3.0])])
+def test_an_invariant_set_is_one_of_the_linearisation_and_one_of_another_gain_is_not(plant, around):
+    how = Certification(terminal="invariant", around=torch.tensor(around).double())
+    model = near_the_plant(plant, std=2e-4)
+    found = how.invariant(plant, model, None)
+    about = how._about_rest(plant, how.tube(model, None))
+    corners = found.vertices()
+    assert len(corners) > plant.nx
+    after = corners @ about.closed.mT + about.offset
+    reach = after @ found.H.mT + (found.H * about.spread).norm(dim=-1)
+    assert float((reach - found.h).max()) <= 1e-9
+    assert bool(Polytope.of_box(plant.state_box).contains(corners).all())
+    assert bool(Polytope.of_box(plant.input_box).contains(about.law(corners)).all())
+    A = how.tube(model, None).linearise(about.rest.expand(3, -1), torch.zeros(3, 1).double()).A.mean(0)
+    free = (corners - about.rest) @ A.mT + about.rest  # the plant without its law leaves the set
+    assert float((free @ found.H.mT - found.h).max()) > 1e-3
+
+
+def test_paper_filters_are_the_published_ones():
+    hull = TerminalSet.start(PENDULUM.initial_box.sample(30, torch.Generator().manual_seed(0)))
+    safe = Certification(states=6).filter(PENDULUM, near_the_plant(PENDULUM), None, hull.polytope)
+    problem = safe.problem
+    assert (problem.steps, problem.mode, safe.soften, problem.tolerance) == (5, "paper", 5, 1e-6)
+    assert problem.gain.tolist() == [[-0.5, -0.5]] and safe.invariance is None
+    assert torch.equal(problem.terminal.H, hull.polytope.H)
+    lqr = Certification(feedback=None).filter(PENDULUM, near_the_plant(PENDULUM), None, hull.polytope)
+    assert not torch.equal(lqr.problem.gain, problem.gain)
+    decision, _ = safe.start().decide(PENDULUM.initial_state, torch.zeros(1).double())
+    assert decision.source == "plan"
+
+
+def test_sound_filters_have_a_certified_set_and_limits_less_the_measurement_noise():
+    plant = PENDULUM
+    # the networks know the noise of the input; their radius comes from rows that they never saw
+    apart = warm_up_data(plant, 400, 0).transitions
+    model = near_the_plant(plant, size=1e-6, std=4e-3)
+    error = torch.tensor([0.01, 0.1]).double()
+    how = Certification(
+        states=3, mode="sound", feedback=None, terminal="invariant", delta=0.1, error=error,
+        around=torch.tensor([0.5, 1.5]).double(),
+    )  # fmt: skip
+    terminal = how.invariant(plant, model, apart)
+    safe = how.filter(plant, model, apart, terminal)
+    assert safe.problem.mode == "sound" and safe.problem.tolerance == 0.0
+    assert isinstance(safe.problem.model, EnsembleTube) and isinstance(safe.proposer, Tightened)
+    assert safe.invariance is not None and safe.invariance.certified
+    box = plant.state_box
+    assert safe.problem.states.support(torch.eye(2).double()).tolist() == pytest.approx((box.upper - error).tolist())
+    decision, _ = safe.start().decide(plant.initial_state, torch.ones(1).double())
+    assert decision.backed
+    with pytest.raises(ValueError, match="rows kept apart"):
+        how.filter(plant, model, None, terminal)
+
+
+def test_what_has_no_answer_is_refused():
+    for wrong in ({"states": 1}, {"mode": "exact"}, {"terminal": "ball"}, {"delay": 0}, {"delta": 1.0}, {"apart": 1}):
+        with pytest.raises(ValueError, match="Certification"):
+            Certification(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="an invariant set about rest"):
+        Certification(around=torch.zeros(2).double()).invariant(PENDULUM, near_the_plant(PENDULUM), None)
