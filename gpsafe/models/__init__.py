@@ -1,6 +1,7 @@
 """Dynamics models."""
 
 from gpsafe.models._normalizer import Normalizer
+from gpsafe.models._refit import Memory, refit
 from gpsafe.models._training import Fit, Training
 from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.models.ensemble import Ensemble, Linearization
@@ -17,11 +18,13 @@ __all__ = [
     "FunctionSamples",
     "Linearization",
     "LowRankGP",
+    "Memory",
     "Normalizer",
     "Prediction",
     "Training",
     "from_gpytorch",
     "identity_prior",
+    "refit",
     "sample_at",
     "sample_functions",
     "zero_prior",

@@ -305,21 +305,8 @@ class Ensemble:
         Raises:
             ValueError: on data of other dimensions, or if a member diverges (the message names it).
         """
-        if data.x.shape[-1] != self.nx or data.u.shape[-1] != self.nu:
-            got = (data.x.shape[-1], data.u.shape[-1])
-            raise _require.fail("Ensemble.condition", f"transitions with (nx, nu) = ({self.nx}, {self.nu})", got)
-        seen = data if self.data is None else self.data + data
-        old = 0 if self.data is None else len(self.data)
-        generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * len(seen)) % 2**63)
-        fresh = torch.rand(len(data), generator=generator) < self.training.held_out
-        if old == 0:
-            fresh[0] = False  # at least one row to train on
-            if self.training.held_out > 0 and len(data) > 1:
-                fresh[-1] = fresh[-1] | ~fresh.any()  # and one to stop on
-        held = fresh if self.held_out is None else torch.cat([self.held_out, fresh])
-        residual = seen.x_next - known_part("Ensemble.condition", self.prior, seen.x, seen.u)
-        inputs = self.inputs if self.frozen else Normalizer.of(seen.z)
-        targets = self.targets if self.frozen else Normalizer.of(residual)
+        seen, held, residual, generator = self._absorbed("Ensemble.condition", data)
+        inputs, targets = self._normalizers(seen, residual)
         if self.training.restart:
             start = MLP.random(self.members, self.network.sizes, generator).to(seen.x.device)
         else:
@@ -335,6 +322,42 @@ class Ensemble:
         )
         learnt = replace(self, network=network, inputs=inputs, targets=targets, data=seen, held_out=held, fit=fit)
         return replace(learnt, log_var_limits=self.log_var_limits.to(seen.x.device))
+
+    def _absorbed(
+        self, where: str, data: Transitions | None, held_out: float | None = None, steps: int = 0
+    ) -> tuple[Transitions, Tensor, Tensor, torch.Generator]:
+        """All transitions, which of them are held out (n,), their residuals (n, nx), and the randomness of learning from them.
+
+        Args:
+            where: for errors.
+            data: new transitions, if any.
+            held_out: fraction of the new ones; default that of `training`.
+            steps: made since the start, in training that goes on.
+        """
+        if data is None and self.data is None:
+            raise _require.fail(where, "transitions to learn from", "none, now or before")
+        if data is not None and (data.x.shape[-1], data.u.shape[-1]) != (self.nx, self.nu):
+            got = (data.x.shape[-1], data.u.shape[-1])
+            raise _require.fail(where, f"transitions with (nx, nu) = ({self.nx}, {self.nu})", got)
+        fraction = self.training.held_out if held_out is None else held_out
+        if not 0.0 <= fraction < 1.0:
+            raise _require.fail(where, "held_out in [0, 1)", held_out)
+        old = 0 if self.data is None else len(self.data)
+        seen = data if self.data is None else self.data if data is None else self.data + data
+        assert seen is not None
+        new = len(seen) - old
+        generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * (len(seen) + steps)) % 2**63)
+        fresh = torch.rand(new, generator=generator) < fraction
+        if old == 0:
+            fresh[0] = False  # at least one row to train on
+            if fraction > 0 and new > 1:
+                fresh[-1] = fresh[-1] | ~fresh.any()  # and one to stop on
+        held = fresh if self.held_out is None else torch.cat([self.held_out, fresh])
+        return seen, held, seen.x_next - known_part(where, self.prior, seen.x, seen.u), generator
+
+    def _normalizers(self, seen: Transitions, residual: Tensor) -> tuple[Normalizer, Normalizer]:
+        """Of inputs and targets: those of the data, or the present ones where frozen."""
+        return (self.inputs, self.targets) if self.frozen else (Normalizer.of(seen.z), Normalizer.of(residual))
 
     def _reexpressed(self, inputs: Normalizer, targets: Normalizer) -> MLP:
         """The networks of the same functions under other normalisers."""

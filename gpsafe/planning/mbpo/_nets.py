@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from gpsafe import _require
+from gpsafe.models import _flat
+from gpsafe.models._flat import Adam
 
 FLOAT = np.float32
-BETA = (0.9, 0.999)  # of Adam
-EPSILON = 1e-8
 Array = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
-Layers = list[tuple[Array, Array]]
-
-
-def _layers(flat: Array, sizes: tuple[int, ...]) -> Layers:
-    """Views W (*lead, d_in, d_out) and b (*lead, 1, d_out) of the parameters (*lead, P)."""
-    found, at = [], 0
-    for d_in, d_out in itertools.pairwise(sizes):
-        weight = flat[..., at : at + d_in * d_out].reshape(*flat.shape[:-1], d_in, d_out)
-        at += d_in * d_out
-        found.append((weight, flat[..., None, at : at + d_out]))
-        at += d_out
-    return found
 
 
 class Nets:
@@ -40,10 +28,10 @@ class Nets:
     """
 
     def __init__(self, lead: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-        count = sum(d_in * d_out + d_out for d_in, d_out in itertools.pairwise(sizes))
-        self.sizes, self.steps = sizes, 0
-        self.flat, self.gradient, self.first, self.second, self._spare = np.zeros((5, *lead, count), FLOAT)
-        self.layers, self._slopes = _layers(self.flat, sizes), _layers(self.gradient, sizes)
+        self.sizes = sizes
+        self.flat, self.gradient = np.zeros((2, *lead, _flat.size(sizes)), FLOAT)
+        self.layers, self._slopes = _flat.layers(self.flat, sizes), _flat.layers(self.gradient, sizes)
+        self.adam = Adam(self.flat.shape, FLOAT)
 
     def randomise(self, i: int, generator: np.random.Generator) -> None:
         """W and b of networks i of the leading axis from U(−1/√d_in, 1/√d_in)."""
@@ -73,7 +61,7 @@ class Nets:
         for i in reversed(range(len(self.layers))):
             weight, bias = self._slopes[i]
             np.matmul(values[i].swapaxes(-1, -2), cotangent, out=weight)
-            np.matmul(np.ones((1, cotangent.shape[-2]), FLOAT), cotangent, out=bias)  # their sum, twice as fast
+            _flat.sum_rows(cotangent, bias)
             if i > 0:
                 cotangent = self._before(i, cotangent, values)
 
@@ -90,44 +78,18 @@ class Nets:
         before *= values[i] > 0
         return before
 
-    def adam(self, rate: float) -> None:
-        """A step against `gradient`."""
-        self.steps += 1
-        spare, (one, two) = self._spare, BETA
-        self.first *= one
-        self.first += np.multiply(self.gradient, 1 - one, out=spare)
-        self.second *= two
-        np.multiply(self.gradient, self.gradient, out=spare)
-        spare *= 1 - two
-        self.second += spare
-        np.sqrt(self.second, out=spare)
-        spare *= 1 / math.sqrt(1 - two**self.steps)
-        spare += EPSILON
-        np.divide(self.first, spare, out=spare)
-        spare *= rate / (1 - one**self.steps)
-        self.flat -= spare
-
-    def moments(self) -> tuple[Array, Array, int]:
-        """Copies of Adam's moments, and its number of steps."""
-        return self.first.copy(), self.second.copy(), self.steps
-
-    def forget(self, moments: tuple[Array, Array, int] | None = None) -> None:
-        """Adam starts anew, or goes on from given moments."""
-        first, second, self.steps = moments or (0, 0, 0)
-        self.first[:], self.second[:] = first, second
+    def step(self, rate: float) -> None:
+        """A step of Adam against `gradient`."""
+        self.adam.step(self.flat, self.gradient, rate)
 
     def state(self) -> Arrays:
-        """Copies of parameters and moments."""
-        first, second, steps = self.moments()
-        return {"flat": self.flat.copy(), "first": first, "second": second, "steps": np.array(steps)}
+        """Copies of parameters and of what Adam remembers."""
+        return {"flat": self.flat.copy(), **self.adam.state()}
 
-    def load(self, state: Arrays) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state` of networks of the same sizes."""
-        for name in ("flat", "first", "second"):
-            if state[name].shape != self.flat.shape:
-                raise _require.fail("Nets.load", f"{name} of shape {self.flat.shape}", f"shape {state[name].shape}")
-        self.flat[:] = state["flat"]
-        self.forget((state["first"], state["second"], int(state["steps"])))
+        self.flat[:] = _require.shape("Nets.load", "flat", state["flat"], self.flat.shape)
+        self.adam.load(state)
 
 
 # ------------------------------------------------------------------ generators

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpsafe import _require
+from gpsafe.models._flat import Adam
 from gpsafe.planning.mbpo._nets import FLOAT, Array, Arrays, Nets, generator_state, restored_generator
 
 LOG_STD = (-20.0, 2.0)  # limits of log σ
@@ -67,9 +68,8 @@ class SAC:
         if x.ndim != 3 or (len(x), x.shape[2]) != (len(self.seeds), self.nx):
             raise _require.fail("SAC.act", f"x of shape ({len(self.seeds)}, n, {self.nx})", f"shape {x.shape}")
         out = self.actor(x)[-1]
-        return self.middle + self.radius * (
-            np.tanh(out[..., : self.nu]) if noise is None else self._draw(out, noise)[0]
-        )
+        a = np.tanh(out[..., : self.nu]) if noise is None else self._draw(out, np.asarray(noise, FLOAT))[0]
+        return (self.middle + self.radius * a).astype(FLOAT)
 
     def sample(self, x: Any) -> Array:
         """Stochastic u (S, n, nu) at x (S, n, nx)."""
@@ -81,8 +81,7 @@ class SAC:
 
         def stochastic(x: Any) -> Array:
             noise = self.generators[i].standard_normal((len(x), self.nu), FLOAT)
-            a: Array = self._draw(one(np.asarray(x, FLOAT))[-1], noise)[0]
-            return self.middle + self.radius * a
+            return (self.middle + self.radius * self._draw(one(np.asarray(x, FLOAT))[-1], noise)[0]).astype(FLOAT)
 
         return stochastic
 
@@ -92,8 +91,8 @@ class SAC:
         step = np.exp(log_std) * noise
         raw = out[..., : self.nu] + step
         slope = np.abs(raw) + np.log1p(np.exp(-2 * np.abs(raw)))
-        constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
-        return np.tanh(raw), (2 * slope - 0.5 * np.square(noise) - log_std - constant).sum(-1), step
+        density = 2 * slope - 0.5 * np.square(noise) - log_std - 0.5 * math.log(32 * math.pi)
+        return np.tanh(raw), density.sum(-1), step
 
     def update(self, batch: Array, noise: Array) -> None:
         """One step of critics, actor and slow copies.
@@ -112,7 +111,7 @@ class SAC:
         goal = reward + s.discount * (1 - terminal) * (worth - s.entropy * density[:, n:, None])
         past = self.critic(np.concatenate([x, (u - self.middle) / self.radius], -1)[:, None])
         self.critic.backward(past, (past[-1] - goal[:, None]) / FLOAT(n))
-        self.critic.adam(s.learning_rate)
+        self.critic.step(s.learning_rate)
 
         # α log π − min Q through a, with ε fixed: by the argument of tanh 2αa − (1 − a²)∂Q/∂a; log σ also has −α of its own.
         own = self.critic(np.concatenate([x, a], -1)[:, None])
@@ -122,21 +121,21 @@ class SAC:
         log_std = values[-1][:, :n, nu:]
         by_std = (by_mean * step - s.entropy / n) * ((log_std >= LOG_STD[0]) & (log_std <= LOG_STD[1]))
         self.actor.backward([v[:, :n] for v in values], np.concatenate([by_mean, by_std], -1))
-        self.actor.adam(s.learning_rate)
+        self.actor.step(s.learning_rate)
         self.target.flat += FLOAT(1 - s.polyak) * (self.critic.flat - self.target.flat)
 
     def imitate(self, x: Any, u: Any, *, steps: int = 500, batch: int = 256, learning_rate: float = 1e-3) -> None:
         """tanh μ towards recorded inputs u (S, n, nu) at x (S, n, nx): Adam steps of their own on the mean squared distance."""
-        x, wanted, kept = np.asarray(x, FLOAT), (np.asarray(u, FLOAT) - self.middle) / self.radius, self.actor.moments()
-        self.actor.forget()
+        x, wanted, kept = np.asarray(x, FLOAT), (np.asarray(u, FLOAT) - self.middle) / self.radius, self.actor.adam
+        self.actor.adam = Adam(self.actor.flat.shape)
         for _ in range(steps):
             rows = np.stack([g.integers(x.shape[1], size=(batch, 1)) for g in self.generators])
             values = self.actor(np.take_along_axis(x, rows, 1))
             a = np.tanh(values[-1][..., : self.nu])
             gap = (a - np.take_along_axis(wanted, rows, 1)) * (1 - a * a) * FLOAT(2 / (batch * self.nu))
             self.actor.backward(values, np.concatenate([gap, np.zeros_like(gap)], -1))
-            self.actor.adam(learning_rate)
-        self.actor.forget(kept)
+            self.actor.step(learning_rate)
+        self.actor.adam = kept
 
     def state(self) -> Arrays:
         """All that decides how it goes on: weights, Adam's moments and steps, generators."""
