@@ -37,7 +37,9 @@ from . import (
 from . import (
     tube as tube,
 )
+from .algorithms import XMPSC as XMPSC
 from .algorithms import ActSafe as ActSafe
+from .algorithms import Certification as Certification
 from .algorithms import ContinuousActSafe as ContinuousActSafe
 from .algorithms import PracticalModel as PracticalModel
 from .algorithms import RecedingActSafe as RecedingActSafe

@@ -2,6 +2,7 @@
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
+from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.defaults import sound_learner
 from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.algorithms.explain import Explanation
@@ -9,10 +10,15 @@ from gpsafe.algorithms.from_data import Estimate, estimate
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel
 from gpsafe.algorithms.learner import EpisodePolicy, Learner
 from gpsafe.algorithms.receding import RecedingActSafe
+from gpsafe.algorithms.xmpsc import XMPSC, CertifiedPolicy
+from gpsafe.algorithms.xmpsc_state import Standing
 
 __all__ = [
+    "XMPSC",
     "ActSafe",
     "ActSafeRun",
+    "Certification",
+    "CertifiedPolicy",
     "ContinuousActSafe",
     "ContinuousRun",
     "EpisodePolicy",
@@ -23,6 +29,7 @@ __all__ = [
     "Pilot",
     "PracticalModel",
     "RecedingActSafe",
+    "Standing",
     "TheoryModel",
     "Trajectory",
     "estimate",

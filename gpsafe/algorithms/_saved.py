@@ -61,7 +61,7 @@ def _name(kind: str, digest: str) -> str:
 def _write_arrays(home: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> str:
     """Writes them; the SHA-256 of the file."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # uncompressed: noise does not shrink
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]  (uncompressed: noise does not shrink)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     write_bytes(home / _name(kind, digest), buffer.getvalue())
     return digest

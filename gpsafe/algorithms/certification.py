@@ -22,8 +22,6 @@ from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invarian
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.data import Transitions
 from gpsafe.models.ensemble import Ensemble
-from gpsafe.planning.mpc.fast import CondensedSQP
-from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.base import System
@@ -126,10 +124,9 @@ class Certification:
             tube, states, inputs, terminal, gain, self.steps, tolerance=self.tolerance if paper else 0.0
         )
         backup = getattr(system, "backup", law)
+        proposer = self.proposer or _search(paper, isinstance(model, Ensemble))
         if paper:
-            proposer = self.proposer or CondensedSQP(hardness=100.0)  # softening gives up the terminal set alone
             return SafetyFilter(problem, proposer, backup=backup, soften=self.steps)
-        proposer = self.proposer or (Tightened() if isinstance(model, Ensemble) else CondensedSQP())
         sure = None if law is None else certify_invariance(problem, law, budget=BUDGET)
         return SafetyFilter(problem, proposer, sure if sure is not None and sure.certified else None, backup=backup)
 
@@ -182,6 +179,18 @@ class Certification:
             return _Rest(rest, None, A, local.mean.mean(0) - A @ rest, spread)
         closed = A + B @ gain
         return _Rest(rest, AffineLaw.about(gain, rest, still), closed, local.mean.mean(0) - closed @ rest, spread)
+
+
+def _search(paper: bool, ensemble: bool) -> Proposer:
+    """The compiled search; its libraries are an extra."""
+    try:
+        from gpsafe.planning.mpc.fast import CondensedSQP
+        from gpsafe.planning.mpc.tightened import Tightened
+    except ImportError as error:
+        raise ImportError("Certification without a proposer of its own needs: pip install 'gpsafe[mpc]'") from error
+    if paper:
+        return CondensedSQP(hardness=100.0)  # softening gives up the terminal set, not the limits
+    return Tightened() if ensemble else CondensedSQP()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
