@@ -94,8 +94,9 @@ def refit(
         order = torch.argsort(torch.rand(ensemble.members, len(arrays[0]), generator=generator), dim=1).numpy()
         for start in range(0, order.shape[1], batch):
             part = order[:, start : start + batch]
-            core.gradient(arrays[0][part], arrays[1][part])
-            adam.step(flat, core.slope, ensemble.training.learning_rate)
+            with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, and named
+                core.gradient(arrays[0][part], arrays[1][part])
+                adam.step(flat, core.slope, ensemble.training.learning_rate)
     bad = np.flatnonzero(~np.isfinite(flat).all(-1)).tolist()
     if bad:
         raise _require.fail("refit", "finite weights after training", f"divergence in members {bad}")

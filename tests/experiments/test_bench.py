@@ -43,7 +43,9 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gp-posterior", "gp-low-rank", "gp-append", "planning-step", "certificate"])
+@pytest.mark.parametrize(
+    "name", ["gp-posterior", "gp-low-rank", "gp-append", "planning-step", "certificate", "sac", "refit"]
+)
 def test_benchmarks_run_and_write_their_environment(name, tmp_path):
     out = tmp_path / "results.json"
     bench.main(bench.Arguments(rounds=2, quick=True, json=out, only=(name,)))

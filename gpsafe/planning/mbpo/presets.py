@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from gpsafe import _require
 from gpsafe.models import Training
-from gpsafe.planning.mbpo.replay import memory
+from gpsafe.planning.mbpo.replay import memory, real_updates
 from gpsafe.planning.mbpo.rollouts import Schedule
 from gpsafe.planning.mbpo.sac import Settings
 
@@ -69,8 +69,7 @@ class Preset:
         counts = "epochs steps group rollouts model_every retain horizon delay members minibatch update_every warm_up"
         for name in counts.split():
             _require.count("Preset", name, getattr(self, name))
-        if not 0.0 <= self.real_ratio <= 1.0:
-            raise _require.fail("Preset", "real_ratio in [0, 1]", self.real_ratio)
+        real_updates(self.real_ratio, self.group)
 
     @property
     def updates(self) -> int:
@@ -80,7 +79,7 @@ class Preset:
     @property
     def imagines(self) -> bool:
         """Whether any update learns from virtual transitions."""
-        return int(self.real_ratio * self.group) < self.group
+        return real_updates(self.real_ratio, self.group) < self.group
 
     @property
     def virtual_rows(self) -> int:

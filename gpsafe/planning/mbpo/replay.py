@@ -133,6 +133,14 @@ class Ring:
         self._next = following
 
 
+def real_updates(real_ratio: float, group: int) -> int:
+    """int(real_ratio·group), of the real number: 0.29·100 is 29 here and 28 in floating point."""
+    _require.count("mbpo.train", "group", group)
+    if not 0.0 <= real_ratio <= 1.0:
+        raise _require.fail("mbpo.train", "real_ratio in [0, 1]", real_ratio)
+    return int(real_ratio * group + 1e-9)
+
+
 def train(
     agent: SAC,
     real: Sequence[Ring],
@@ -158,12 +166,8 @@ def train(
     for name, rings in (("real", real), ("virtual", real if virtual is None else virtual)):
         if len(rings) != count:
             raise _require.fail("mbpo.train", f"{count} {name} rings, one a seed", len(rings))
-    _require.count("mbpo.train", "group", group)
-    if not 0.0 <= real_ratio <= 1.0:
-        raise _require.fail("mbpo.train", "real_ratio in [0, 1]", real_ratio)
     imagined = [r if virtual is None or not len(v) else v for r, v in zip(real, virtual or real, strict=True)]
-    # 0.07·100 is 7.000000000000001 and 0.29·100 is 28.999999999999996: the count that was meant
-    first = int(real_ratio * group + 1e-9)
+    first = real_updates(real_ratio, group)
     for update in range(updates):
         rings = real if update % group < first else imagined
         rows = np.stack([ring.sample(g, batch) for ring, g in zip(rings, agent.generators, strict=True)])

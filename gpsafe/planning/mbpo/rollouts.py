@@ -128,14 +128,15 @@ def branch(
     _require.count("branch", "length", length)
     if starts.ndim != 2 or starts.shape[1] != system.nx:
         raise _require.fail("branch", f"starts of shape (n, {system.nx})", f"shape {starts.shape}")
-    found = []
+    found: list[Array] = []
     for chunk in np.array_split(np.asarray(starts, FLOAT), max(-(-len(starts) // CHUNK), 1)):
         x = chunk
         for _ in range(length):
             if not len(x):
                 break
-            u = policy(x)
-            rows = transitions(system, x, u, step(x.astype(np.float64), u.astype(np.float64), generator))
+            with np.errstate(over="ignore", invalid="ignore"):  # such rows are dropped
+                u = policy(x)
+                rows = transitions(system, x, u, step(x.astype(np.float64), u.astype(np.float64), generator))
             rows = rows[np.isfinite(rows).all(-1)]
             found.append(rows)
             x = rows[rows[:, -1] == 0, system.nx + system.nu + 1 : -1]
