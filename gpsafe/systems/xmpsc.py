@@ -223,7 +223,7 @@ class SafeCartPole(Published):
     @property
     def initial_box(self) -> Box:
         """±0.05 in every dimension."""
-        return Box(torch.full((4,), -0.05).double(), torch.full((4,), 0.05).double())
+        return Box(vector(*(4 * [-0.05])), vector(*(4 * [0.05])))
 
     @property
     def limited(self) -> tuple[int, ...]:
