@@ -65,8 +65,8 @@ def test_at_bullets_own_step_the_gap_closes(name, most):
 def test_control_a_wrong_mass_is_seen():
     heavier = mismatch(Drone(), BulletPlant(replace(Drone(), mass=0.033)), generator=seeded(1), episodes=4)
     assert float(heavier.many_steps[8]) > 0.1
-    longer = mismatch(SafeCartPole(pole=0.2), build("SafeCartPole"), generator=seeded(1), episodes=4)
-    assert float(longer.many_steps[1]) > 2 * WITHIN["SafeCartPole"][1][1]
+    other = mismatch(SafeCartPole(cart=2.0), build("SafeCartPole"), generator=seeded(1), episodes=4)
+    assert float(other.many_steps[1]) > 2 * WITHIN["SafeCartPole"][1][1]
 
 
 @every_plant

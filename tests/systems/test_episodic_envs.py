@@ -43,7 +43,7 @@ def test_reward_and_cost_of_a_step_are_those_of_the_true_state_it_leads_to(name)
     rng = np.random.default_rng(0)
     for seed in range(3):
         steps = played(env, seed, lambda: rng.uniform(-2, 2, env.system.nu))
-        for _, reward, terminated, truncated, info in steps:
+        for _, reward, terminated, _, info in steps:
             x, u = torch.from_numpy(info["state"]), torch.from_numpy(info["applied"])
             assert reward == float(env.system.reward(x, u)) and bool(env.system.input_box.contains(u))
             assert info["cost"] == info["cost_next"] == float(env.system.cost(x)) == float(terminated)
