@@ -84,7 +84,7 @@ class KnownTube:
         """R, see the class."""
         u, error = u.expand(*x.shape[:-1], self.nu), self.error.to(x.device)
         spread = torch.cat([factor, gain @ factor], dim=-2).norm(dim=-1)
-        reach = spread + torch.cat([torch.zeros_like(error).new_zeros(self.nx), error])
+        reach = spread + torch.cat([error.new_zeros(self.nx), error])
         pushed = (self.linearise(x, u).B.abs() @ error.unsqueeze(-1)).squeeze(-1)
         bent = remainder_outer(self.known, torch.cat([x, u], dim=-1), reach * (1 + 1e-12))
         return (pushed + bent) * (1 + 1e-12)
