@@ -1,5 +1,6 @@
 """Certification of plans: the problem, and the judge."""
 
+from gpsafe.certify.backup import certified_backup
 from gpsafe.certify.judge import Certificate, Tightest, judge
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal, Proposer
 
@@ -10,5 +11,6 @@ __all__ = [
     "Proposal",
     "Proposer",
     "Tightest",
+    "certified_backup",
     "judge",
 ]

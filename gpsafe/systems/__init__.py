@@ -37,6 +37,7 @@ from gpsafe.systems.task import Task
 from gpsafe.systems.warmup import Mismatch, SafeFraction, WarmUp, mismatch, safe_fraction, warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.systems.xmpsc_known import SafeCartPoleKnown
+from gpsafe.systems.xmpsc_local import SafeCartPoleLocal
 
 __all__ = [
     "AffineKnown",
@@ -61,6 +62,7 @@ __all__ = [
     "RealPlant",
     "SafeCartPole",
     "SafeCartPoleKnown",
+    "SafeCartPoleLocal",
     "SafeFraction",
     "SimplePendulum",
     "SineKnown",

@@ -15,7 +15,7 @@ from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems.arm_known import Links, TwoLinkArmKnown
 from gpsafe.systems.base import Cost, check_fields
-from gpsafe.systems.episodic import Published, leaves, uniform, unlimited
+from gpsafe.systems.episodic import Published, leaves, spread, uniform, unlimited
 
 START = 0.1  # m: the end-effector starts, and is kept by the warm-up law, within this distance of the shoulder
 
@@ -66,9 +66,7 @@ class TwoLinkArm(Published):
         object.__setattr__(self, "friction", friction)
         folded = self.of(vector(0.0, math.pi), torch.zeros(2).double(), vector(0.2, 0.2))
         object.__setattr__(self, "initial_state", folded)
-        push = self._links.accelerations(folded[5:6] * 10, torch.zeros(2).double(), torch.eye(2).double())
-        size = push.norm(dim=0) * self.dt * self.input_noise / (10 * math.sqrt(3.0))
-        object.__setattr__(self, "noise_std", torch.cat([torch.zeros(6).double(), size]))
+        object.__setattr__(self, "noise_std", spread(self, self.input_noise))
         check_fields(where, self)
 
     @property

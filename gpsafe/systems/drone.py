@@ -22,7 +22,7 @@ TOP = 60_000.0  # largest motor command
 DEGREES = 180.0 / math.pi
 X_MIX = torch.tensor(
     [[-0.5, 0.5, 1.0], [-0.5, -0.5, -1.0], [0.5, -0.5, 1.0], [0.5, 0.5, -1.0]], dtype=torch.float64
-)  # motors at (+,−), (−,−), (−,+), (+,+) of the body's (x, y); commands for roll, pitch, yaw
+)  # of rotors at (−,−), (+,−), (+,+), (−,+) in the body's (x, y); commands for roll, pitch, yaw
 
 
 def rotation(angles: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Drone(Published):
     observation_noise: float = 0.005
     horizon: int = 100
     budget: float = 0.0
-    initial_state: Tensor = field(default_factory=lambda: torch.tensor([0.0, 0.0, 0.0125] + 9 * [0.0]).double())
+    initial_state: Tensor = field(default_factory=lambda: vector(0.0, 0.0, 0.0125, *(9 * [0.0])))
     noise_std: Tensor = field(init=False)
     name: str = "drone"
 

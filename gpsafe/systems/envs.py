@@ -183,6 +183,7 @@ def make_env(
     plant: str,
     *,
     twin: bool = False,
+    bullet: bool = False,
     observation: Literal["state", "trig"] = "state",
     render_mode: str | None = None,
     image_size: int = 320,
@@ -193,6 +194,7 @@ def make_env(
     Args:
         plant: a key of `PLANTS`.
         twin: the RKHS twin of the plant instead of its physics (the RKHS plants are their own twins).
+        bullet: PyBullet's mechanics (extra "bullet") instead of the plant's, for SimplePendulum, SafeCartPole and Drone.
         observation, render_mode, image_size: see :class:`SystemEnv`.
         parameters: fields of the plant (e.g. ``action_repeat=2``), or ``function_seed`` of an RKHS plant.
     """
@@ -200,6 +202,10 @@ def make_env(
     system = PLANTS[plant](**parameters)
     if twin and isinstance(system, Pendulum | CartPole | DoubleIntegrator):
         system = system.twin()
+    if bullet:
+        from gpsafe.systems.bullet import BulletPlant
+
+        system = BulletPlant(system)  # type: ignore[arg-type]  (it says which plants it has)
     return SystemEnv(system, observation=observation, render_mode=render_mode, image_size=image_size)
 
 

@@ -64,8 +64,9 @@ class SimplePendulum(Published):
         push = self.dt / (self.mass * self.length**2) * self.input_noise / math.sqrt(3.0)
         object.__setattr__(self, "noise_std", vector(self.dt * push, push))
         check_fields("SimplePendulum", self)
-        # Bryson's rule, one over the square of what is allowed, but cheap inputs: all of the torque is there to be used.
-        gain = riccati(self.mean, vector(math.pi, 0.0), vector(0.0), self.state_box.radius**-2, vector(0.01))
+        # One over the square of what is allowed (Bryson's rule), and an effort at which the law keeps within ±1 far from rest:
+        # a larger one swings longer, a smaller one saturates earlier, where no linear law is certified.
+        gain = riccati(self.mean, vector(math.pi, 0.0), vector(0.0), self.state_box.radius**-2, vector(0.1))
         object.__setattr__(self, "backup_gain", gain)
 
     @property
@@ -194,9 +195,9 @@ class SafeCartPole(Published):
         turn = 6.0 * scale / (4 * self.length * total - 3 * self.pole * self.length)
         object.__setattr__(self, "noise_std", vector(0.0, speed, 0.0, turn))
         check_fields("SafeCartPole", self)
-        # Bryson's rule: one over the square of what is allowed.
-        rest = torch.zeros(4, dtype=torch.float64)
-        gain = riccati(self.mean, rest, vector(0.0), self.state_box.radius**-2, vector(1.0))
+        # One over the square of what is allowed (Bryson's rule), 1 m/s and 1 rad/s for the speeds; the effort as above.
+        limits = torch.where(self.state_box.radius < 1e4, self.state_box.radius, 1.0)
+        gain = riccati(self.mean, torch.zeros(4, dtype=torch.float64), vector(0.0), limits**-2, vector(30.0))
         object.__setattr__(self, "backup_gain", gain)
 
     @property
@@ -223,7 +224,7 @@ class SafeCartPole(Published):
     @property
     def initial_box(self) -> Box:
         """±0.05 in every dimension."""
-        return Box(torch.full((4,), -0.05).double(), torch.full((4,), 0.05).double())
+        return Box(vector(*(4 * [-0.05])), vector(*(4 * [0.05])))
 
     @property
     def limited(self) -> tuple[int, ...]:

@@ -4,11 +4,13 @@ from gpsafe.tube.core import Linearisation, Mode, Tube, TubeModel, propagate
 from gpsafe.tube.ensemble import EnsembleTube, chi_square_radius
 from gpsafe.tube.gains import constant_gain, lqr_gain
 from gpsafe.tube.gp import GPTube
+from gpsafe.tube.known import KnownTube
 from gpsafe.tube.linear import LinearTube
 
 __all__ = [
     "EnsembleTube",
     "GPTube",
+    "KnownTube",
     "LinearTube",
     "Linearisation",
     "Mode",
