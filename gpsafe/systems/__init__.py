@@ -15,6 +15,7 @@ from gpsafe.systems.base import (
 from gpsafe.systems.cartpole import CartPole, CartPoleKnown
 from gpsafe.systems.cartpole_policies import CartPolePolicies, hanging_lqr
 from gpsafe.systems.chain import chain, chain_policies
+from gpsafe.systems.derived import DerivedCost, DerivedKnown, derived_known
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
@@ -37,6 +38,8 @@ __all__ = [
     "CartPoleKnown",
     "CartPolePolicies",
     "Cost",
+    "DerivedCost",
+    "DerivedKnown",
     "DoubleIntegrator",
     "HalfspaceCost",
     "HingeCost",
@@ -54,6 +57,7 @@ __all__ = [
     "TwinError",
     "chain",
     "chain_policies",
+    "derived_known",
     "episode",
     "exact_twin",
     "from_casadi",
