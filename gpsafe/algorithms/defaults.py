@@ -33,7 +33,9 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels as kernel_forms
 from gpsafe.safety.shield import noise_radius
 from gpsafe.sets import Box
+from gpsafe.systems.adapt import Dynamics
 from gpsafe.systems.base import IndicatorCost, KnownPart, System
+from gpsafe.systems.derived import derived_known
 from gpsafe.systems.task import Task
 from gpsafe.tube.gains import lqr_gain
 
@@ -164,7 +166,7 @@ def dither(fallbacks: AffinePolicies, size: Tensor) -> Callable[[torch.Generator
 
 def sound_learner(
     system: System,
-    known: KnownPart,
+    known: KnownPart | Dynamics,
     kernels: Sequence[Kernel] | Estimate,
     rkhs_norm: Sequence[float] | Tensor | None = None,
     *,
@@ -182,7 +184,7 @@ def sound_learner(
 
     Args:
         system: task with an `IndicatorCost`, limits, reward; its `mean` is called by `learn` alone.
-        known: p, with its Hessian bound.
+        known: p, with its Hessian bound, or a torch function whose bound can be derived (`gpsafe.systems.derived_known`).
         kernels: of the residuals f* − p, one an output; or what `estimate` found, which stands for `rkhs_norm` and `outputs`
             too. The learner calls itself heuristic then, until it is given ``found.declare()``.
         rkhs_norm: B of each, ‖f*_j − p_j‖_k ≤ B_j: believed.
@@ -202,6 +204,11 @@ def sound_learner(
     where, cost = "sound_learner", system.cost
     if not isinstance(cost, IndicatorCost):
         raise _require.fail(where, "a plant whose cost is an IndicatorCost", type(cost).__name__)
+    known = (
+        known
+        if isinstance(known, KnownPart)
+        else derived_known(known, states=system.state_box, inputs=system.input_box)
+    )
     doubt: str | None = None
     mode: Literal["theory"] | None = None
     if isinstance(kernels, Estimate):

@@ -17,6 +17,7 @@ from gpsafe.systems.base import (
 from gpsafe.systems.cartpole import CartPole, CartPoleKnown
 from gpsafe.systems.cartpole_policies import CartPolePolicies, hanging_lqr
 from gpsafe.systems.chain import chain, chain_policies
+from gpsafe.systems.derived import DerivedCost, DerivedKnown, derived_known
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.drone_known import DroneKnown
@@ -46,6 +47,8 @@ __all__ = [
     "CartPoleKnown",
     "CartPolePolicies",
     "Cost",
+    "DerivedCost",
+    "DerivedKnown",
     "DoubleIntegrator",
     "Drone",
     "DroneKnown",
@@ -74,6 +77,7 @@ __all__ = [
     "WarmUp",
     "chain",
     "chain_policies",
+    "derived_known",
     "episode",
     "exact_twin",
     "from_casadi",

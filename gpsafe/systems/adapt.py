@@ -8,8 +8,9 @@
 A Gymnasium environment, as a robot, has no dynamics to call: a learner is asked for a policy, `episode` runs it, and the
 learner is told what was measured.
 
-What no function says has to be stated: the noise, the cost, limits, and for a known part a bound of its second derivatives.
-`KnownFunction` compares that bound with derivatives at drawn points; this finds wrong ones, and proves none right.
+What no function says has to be stated: the noise, limits, and what :mod:`gpsafe.systems.derived` cannot find by interval
+arithmetic: a cost over boxes, a bound of second derivatives. `KnownFunction` compares a stated bound with derivatives at drawn
+points; this finds wrong ones, and proves none right.
 """
 
 from __future__ import annotations
@@ -143,10 +144,10 @@ def plant(
     """
     where = "plant"
     start = _require.finite(where, "x0", x0)
-    region, box = _box("states", states), _box("inputs", inputs)
+    region, box = as_box(where, "states", states), as_box(where, "inputs", inputs)
     if (safe is None) == (cost is None):
         raise _require.fail(where, "either safe or cost", "both" if cost is not None else "neither")
-    charged = cost if cost is not None else _leaving(_limits("safe", safe))
+    charged = cost if cost is not None else _leaving(_limits(where, "safe", safe))
     std = _require.nonnegative(where, "noise_std", noise_std)
     std = std.expand(start.numel()).clone() if std.ndim == 0 else std
     _batched(dynamics, start, region, box)
@@ -156,19 +157,20 @@ def plant(
     )
 
 
-def _limits(name: str, limits: Any) -> tuple[Tensor, Tensor]:
+def _limits(where: str, name: str, limits: Any) -> tuple[Tensor, Tensor]:
     if isinstance(limits, Box):
         return limits.lower, limits.upper
     if not isinstance(limits, tuple | list) or len(limits) != 2:
-        raise _require.fail("plant", f"{name} as a Box or a pair (lower, upper)", repr(limits)[:80])
+        raise _require.fail(where, f"{name} as a Box or a pair (lower, upper)", repr(limits)[:80])
     lower, upper = (torch.atleast_1d(torch.as_tensor(end, dtype=torch.float64)) for end in limits)
     if lower.shape != upper.shape or bool(lower.isnan().any() | upper.isnan().any()) or bool((lower > upper).any()):
-        raise _require.fail("plant", f"{name} with lower <= upper", f"{lower.tolist()} and {upper.tolist()}")
+        raise _require.fail(where, f"{name} with lower <= upper", f"{lower.tolist()} and {upper.tolist()}")
     return lower, upper
 
 
-def _box(name: str, limits: Limits) -> Box:
-    return Box(*_limits(name, limits))
+def as_box(where: str, name: str, limits: Limits) -> Box:
+    """A box, or (lower, upper) as one."""
+    return Box(*_limits(where, name, limits))
 
 
 def _leaving(limits: tuple[Tensor, Tensor]) -> IndicatorCost:

@@ -273,7 +273,8 @@ def known_with_bound(where: str, prior: object) -> KnownPart:
         return prior
     got = getattr(prior, "__name__", type(prior).__name__)
     expected = (
-        "a known part with hessian_bound (gpsafe.AffineKnown for a linear one, a plant's prior(), or your own class)"
+        "a known part with hessian_bound (gpsafe.AffineKnown for a linear one, gpsafe.systems.derived_known for a torch "
+        "function, a plant's prior(), or your own class)"
     )
     raise _require.fail(where, expected, got)
 

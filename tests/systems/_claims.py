@@ -13,6 +13,7 @@ from gpsafe.systems.base import CallableSystem, Cost, KnownPart, System, sample_
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.cartpole_local import CartPoleLocal
 from gpsafe.systems.chain import chain
+from gpsafe.systems.derived import derived_known
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.pendulum import Pendulum
@@ -53,6 +54,19 @@ TWINS = [name for name in SYSTEMS if "twin" in name or name.startswith(("rkhs", 
 _SAFE_CARTPOLE = torch.tensor([2.4, 8.0, 2.0, 8.0, 1.0], dtype=torch.float64)
 _ARM = torch.tensor([0.5, 0.5, 1.0, 1.0, 0.6, 0.6, 3.0, 3.0, 1.5, 1.5], dtype=torch.float64)
 _DRONE = torch.tensor(3 * [1.0] + 3 * [3.0] + 6 * [3.0] + 4 * [1.5], dtype=torch.float64)
+_CUBE = tuple(Box(-torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)) for n in (2, 1, 3))
+
+
+def _waves(x: Tensor, u: Tensor) -> Tensor:
+    a, b = x.unbind(-1)
+    return torch.stack([a + torch.tanh(a) * torch.sin(2 * b), b - torch.sigmoid(a + u[..., 0]) + u[..., 0] * a], -1)
+
+
+def _duffing(x: Tensor, u: Tensor) -> Tensor:
+    a, b = x.unbind(-1)
+    return torch.stack([a + 0.1 * b, 0.9 * b + 0.1 * (a - a**3 + (1 + 0.1 * a) * u[..., 0])], -1)
+
+
 PRIORS: dict[str, Callable[[], tuple[KnownPart, Box, int]]] = {
     "double-integrator": lambda: (DoubleIntegrator().prior(), _product(DoubleIntegrator()), 2),
     "pendulum": lambda: (Pendulum().prior(), _product(Pendulum()), 2),
@@ -64,6 +78,12 @@ PRIORS: dict[str, Callable[[], tuple[KnownPart, Box, int]]] = {
     "safe-cartpole": lambda: (SafeCartPole().prior(), Box(-_SAFE_CARTPOLE, _SAFE_CARTPOLE), 4),
     "two-link-arm": lambda: (TwoLinkArm().prior(), Box(-_ARM, _ARM), 8),
     "drone": lambda: (Drone().prior(), Box(-_DRONE, _DRONE), 12),
+    "derived": lambda: (derived_known(_waves, states=_CUBE[0], inputs=_CUBE[1]), _CUBE[2], 2),
+    "derived-saturated": lambda: (
+        derived_known(_duffing, states=_CUBE[0], inputs=_CUBE[1], saturated=True),
+        _CUBE[2],
+        2,
+    ),
     "reference-1d": lambda: (reference_1d().known, reference_1d().region, 1),
     "reference-pendulum": lambda: (reference_pendulum().known, reference_pendulum().region, 2),
 }

@@ -14,7 +14,7 @@ from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import Prior, identity_prior, zero_prior
 from gpsafe.planning.mpc._read import tape_of
 from gpsafe.planning.mpc._sweeps import Array, input_box, parameters
-from gpsafe.planning.mpc._tape import (
+from gpsafe.systems._tape import (
     ADD,
     CONSTANT,
     EQUAL,

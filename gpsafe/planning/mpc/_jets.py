@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gpsafe.planning.mpc import _tape
 from gpsafe.planning.mpc._numba import njit
+from gpsafe.systems import _tape
 
 Array = NDArray[np.float64]
 _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}

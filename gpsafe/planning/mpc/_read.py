@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from gpsafe.planning.mpc._jets import evaluate
-from gpsafe.planning.mpc._tape import Known, NotReadableError, Tape
-from gpsafe.planning.mpc._trace import read
+from gpsafe.systems._tape import Known, NotReadableError, Tape
+from gpsafe.systems._trace import read
 
 
 def tape_of(known: Known, nx: int, nu: int) -> Tape | None:

@@ -17,8 +17,8 @@ from gpsafe.certify.problem import CertificationProblem
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.planning.mpc._read import tape_of
-from gpsafe.planning.mpc._tape import EMPTY, NotReadableError, Tape
 from gpsafe.sets.polytope import Polytope
+from gpsafe.systems._tape import EMPTY, NotReadableError, Tape
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
 
@@ -56,7 +56,7 @@ class Sweep:
 def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
     """The fastest sweep there is for the problem's model.
 
-    - compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.planning.mpc._tape`);
+    - compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.systems._tape`);
     - given: the same with any other known part that torch differentiates, which alone is left to torch;
     - differences: the rest: known parts that leave torch, Gaussian processes, whose tubes have no graph, and sound ensembles
       (forward differentiation of a whole tube took four to nine times as long on paper-mode ones).

@@ -1,17 +1,18 @@
-"""Traces of torch functions, run on NumPy arrays of symbols: see :mod:`gpsafe.planning.mpc._tape`."""
+"""Traces of torch functions, run on NumPy arrays of symbols: see :mod:`gpsafe.systems._tape`."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe.planning.mpc._tape import EQUAL, LESS, LESS_EQUAL, UNARY, Builder, Known, NotReadableError, Slot, Tape
+from gpsafe.systems._tape import EQUAL, LESS, LESS_EQUAL, UNARY, Builder, Known, NotReadableError, Slot, Tape
 
 
 class Runner:
@@ -177,6 +178,13 @@ class Runner:
             return lambda x, *rest, **_: np.full(np.shape(x), float(rest[0] if value is None else value), object)
 
         same = lambda x, *_, **__: x  # noqa: E731
+
+        def converted(x: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+            """To float64, or of what is known; a conversion to whole numbers or to fewer digits is not the identity."""
+            if dtype not in (None, torch.float64) and any(isinstance(entry, Slot) for entry in np.ravel(x)):
+                raise NotReadableError(f"a conversion to {dtype}")
+            return x
+
         reshape = lambda x, size: np.reshape(x, size)  # noqa: E731
         table: dict[str, Callable[..., Any]] = {
             "add": plus, "sub": minus, "rsub": lambda a, b, alpha=1.0: minus(b, a, alpha), "mul": self.mul, "div": divide,
@@ -202,7 +210,7 @@ class Runner:
             "log10": lambda x: self.mul(1.0 / math.log(10.0), one["log"](x)),
             "_linalg_det": lambda a: (determinant(a), None, None), "linalg_inv_ex": lambda a, *_: (inverse(a), None),
             "_linalg_solve_ex": solve, "index_put": put,
-            "convert_element_type": same,
+            "convert_element_type": converted, "_to_copy": converted,
             "baddbmm": linear, "linear": lambda x, w, b=0.0: self.add(matmul(x, w.T), b), "sum": total, "mean": mean,
             "cat": lambda parts, dim=0: np.concatenate(parts, dim), "stack": lambda parts, dim=0: np.stack(parts, dim),
             "select": pick, "slice": cut, "unbind": lambda x, dim=0: [pick(x, dim, i) for i in range(x.shape[dim])],
@@ -224,7 +232,7 @@ class Runner:
             "scalar_tensor": lambda value, **_: np.asarray(float(value), object),
             "arange": lambda *ends, **_: np.arange(*ends).astype(float).astype(object),
             "eye": lambda n, m=None, **_: np.eye(n, m).astype(object),
-            **dict.fromkeys(("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "lift", "view_as"), same),
+            **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh", "lift", "view_as"), same),
         }  # fmt: skip
         return table | {name: one[name] for name in UNARY if name not in table}
 
@@ -256,7 +264,9 @@ class Runner:
                         continue
                     raise NotReadableError(f"no scalar form of {node.target}")
                 keywords = {key: read(value) for key, value in node.kwargs.items()}
-                for unused in ("dtype", "layout", "device", "pin_memory", "memory_format"):
+                if name not in ("_to_copy", "convert_element_type"):
+                    keywords.pop("dtype", None)
+                for unused in ("layout", "device", "pin_memory", "memory_format"):
                     keywords.pop(unused, None)
                 found = table[name](*read(node.args), **keywords)
                 values[node] = found if isinstance(found, list | tuple) else np.asarray(found, object)
@@ -272,8 +282,33 @@ def _constant(value: Tensor) -> Any:
     return value.detach().cpu().to(torch.float64).numpy().astype(object)
 
 
-def read(known: Known, nx: int, nu: int) -> Tape:
+LEAVING = ("numpy", "__array__", "tolist", "__dlpack__")
+
+
+@contextlib.contextmanager
+def _within_torch() -> Iterator[None]:
+    """Refuses numbers that leave torch while a function is traced: what is computed of them is not on the trace."""
+
+    def refuse(tensor: Tensor, *_: Any, **__: Any) -> Any:
+        raise NotReadableError("numbers that leave torch (numpy, tolist)")
+
+    kept = {name: getattr(Tensor, name) for name in LEAVING}
+    try:
+        for name in LEAVING:
+            setattr(Tensor, name, refuse)
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Tensor, name, method)
+
+
+def read(known: Known, nx: int, nu: int, *, strict: bool = False) -> Tape:
     """The tape of p.
+
+    Args:
+        known: p, (*b, nx), (*b, nu) → (*b, nx).
+        nx, nu: sizes.
+        strict: also refuse a function that reads numbers out of any tensor on its way.
 
     Raises:
         NotReadableError: saying why there is none.
@@ -289,7 +324,10 @@ def read(known: Known, nx: int, nu: int) -> Tape:
             runner = Runner(build)
             plain = torch.func.functionalize(lambda x, u: known(x, u), remove="mutations_and_views")
             simpler = {op: made for op, made in decomposition_table.items() if _name(op) not in runner.known}
-            graph = make_fx(plain, decomposition_table=cast(Any, simpler))(point[:, :nx].clone(), point[:, nx:].clone())
+            with _within_torch() if strict else contextlib.nullcontext():
+                graph = make_fx(plain, decomposition_table=cast(Any, simpler))(
+                    point[:, :nx].clone(), point[:, nx:].clone()
+                )
             slots = np.array([Slot(i) for i in range(nx + nu)], object).reshape(1, -1)
             found = runner.run(graph, [slots[:, :nx], slots[:, nx:]])
         outputs = [entry if isinstance(entry, Slot) else float(entry) for entry in np.asarray(found, object).ravel()]
