@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import platform
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +91,15 @@ class Record:
         made = {"revision": self._revision, "code": self._code, "at": _now(), "seconds": time.perf_counter() - begun}
         self._folder.write_piece(key, piece, made)
         self.keys.append(key)
+        shutil.rmtree(self.scratch(key), ignore_errors=True)
         return piece
+
+    def scratch(self, key: str) -> Path:
+        """Where the computation of a piece may keep what it needs to go on after a stop; gone once the piece is stored.
+
+        Other code has another folder: it does not go on with what this one left.
+        """
+        return self._folder.path / "unfinished" / (self._code or "unknown") / key
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Says how far this seed is, for the progress bar."""

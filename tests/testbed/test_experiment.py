@@ -68,6 +68,23 @@ rows = st.lists(st.dictionaries(st.text(max_size=5), scalars, max_size=3), max_s
 
 
 # ------------------------------------------------------------------------------------------ pieces
+def test_a_piece_keeps_unfinished_work_until_it_is_stored_and_other_code_does_not_go_on_with_it(tmp_path):
+    record = Record(tmp_path / "0", code="one")
+
+    def stopped() -> Piece:
+        record.scratch("a/b").mkdir(parents=True)
+        (record.scratch("a/b") / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.piece("a/b", stopped)
+    assert not (Record(tmp_path / "0", code="two").scratch("a/b") / "half").exists()
+    again = Record(tmp_path / "0", code="one")
+    assert (again.scratch("a/b") / "half").exists()
+    again.piece("a/b", lambda: Piece([{"x": 1}]))
+    assert not again.scratch("a/b").exists()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows, seeds(), st.sampled_from([torch.float64, torch.float32, torch.int64, torch.bool]))
 def test_a_piece_reads_back_as_it_was_returned(tmp_path, rows, seed, dtype):
