@@ -21,7 +21,7 @@ from gpsafe.systems.derived import DerivedCost, DerivedKnown, derived_known
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.drone_known import DroneKnown
-from gpsafe.systems.episodic import Episodic
+from gpsafe.systems.episodic import Episodic, EpisodicPlant, as_episodic
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.systems.real import RealPlant
@@ -53,6 +53,7 @@ __all__ = [
     "Drone",
     "DroneKnown",
     "Episodic",
+    "EpisodicPlant",
     "HalfspaceCost",
     "HingeCost",
     "IndicatorCost",
@@ -75,6 +76,7 @@ __all__ = [
     "TwoLinkArm",
     "TwoLinkArmKnown",
     "WarmUp",
+    "as_episodic",
     "chain",
     "chain_policies",
     "derived_known",

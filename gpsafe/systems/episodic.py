@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.sets import Box
-from gpsafe.systems.base import IndicatorCost, System
+from gpsafe.systems.base import IndicatorCost, System, sample_noise
 
 
 @runtime_checkable
@@ -120,3 +124,80 @@ def spread(system: System, input_noise: float) -> Tensor:
     u = torch.cat([system.input_box.center + push, system.input_box.center - push])
     above, below = system.mean(x.expand(len(u), -1), u).chunk(2)
     return (0.5 * (above - below)).norm(dim=0) / 3**0.5
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class EpisodicPlant:
+    """Any `System` as an `Episodic` one: build with `as_episodic`.
+
+    Its noise is the system's own, w ~ N(0, diag(noise_std²)); it is measured exactly. The rest is that of `system`.
+    """
+
+    system: System
+    initial_box: Box
+    law: Callable[[Tensor], Tensor]
+    random: float
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("system", "initial_box", "law", "random"):  # of an object that is being made
+            raise AttributeError(name)
+        return getattr(self.system, name)
+
+    @property
+    def limited(self) -> tuple[int, ...]:
+        """All coordinates."""
+        return tuple(range(self.system.nx))
+
+    def initial(self, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform in `initial_box`, (count, nx)."""
+        return self.initial_box.sample(count, generator)
+
+    def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
+        """mean(x, u) + w, u clipped to the inputs."""
+        noise = sample_noise(self.system.noise_std, tuple(x.shape[:-1]), generator)
+        return self.system.mean(x, self.system.input_box.clip(u)) + noise
+
+    def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x."""
+        return x
+
+    def terminated(self, x: Tensor) -> Tensor:
+        """c(x) > 0."""
+        return self.system.cost(x) > 0
+
+    def backup(self, x: Tensor) -> Tensor:
+        """The law, clipped to the inputs, (*b, nu)."""
+        return self.system.input_box.clip(self.law(x))
+
+    def warm_up(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`backup`, but a uniform input for the share `random` of states."""
+        box = self.system.input_box
+        free = box.sample(max(x[..., 0].numel(), 1), generator).reshape(*x.shape[:-1], box.dim)
+        draw = torch.rand(*x.shape[:-1], 1, dtype=torch.float64, generator=generator, device=x.device)
+        return torch.where(draw < self.random, free, self.backup(x))
+
+
+def as_episodic(system: System, starts: Box, law: Callable[[Tensor], Tensor], *, random: float = 0.2) -> EpisodicPlant:
+    """A plant of one's own for learners that need starts, an end of an episode and a safe controller (`XMPSC`).
+
+    Args:
+        system: the plant; an episode ends where its cost is positive.
+        starts: box of first states.
+        law: safe controller, (*b, nx) → (*b, nu): the first data come from it, and what is applied when nothing else is left.
+        random: share of the first inputs that are drawn from the input box instead.
+
+    Raises:
+        ValueError: if starts or the law's inputs have other dimensions, or a corner of the starts has a cost.
+    """
+    where = "as_episodic"
+    _require.kind(where, "system", system, System)
+    if starts.dim != system.nx:
+        raise _require.fail(where, f"starts of dimension {system.nx}", starts.dim)
+    if not 0.0 <= random <= 1.0:
+        raise _require.fail(where, "random in [0, 1]", random)
+    corners = torch.stack([starts.lower, starts.upper])
+    if bool((system.cost.upper(starts.lower, starts.upper) > 0).any()):
+        raise _require.fail(where, "starts without a cost", f"a cost in {starts}")
+    _require.shape(where, "the law's inputs", law(corners), (2, system.nu))
+    return EpisodicPlant(system, starts, law, random)
