@@ -161,6 +161,9 @@ def train(
         group: updates an environment step.
         real_ratio: see above.
         batch: rows.
+
+    Raises:
+        ValueError: if an agent diverges (the message names its seed).
     """
     count = len(agent.seeds)
     for name, rings in (("real", real), ("virtual", real if virtual is None else virtual)):
@@ -168,8 +171,13 @@ def train(
             raise _require.fail("mbpo.train", f"{count} {name} rings, one a seed", len(rings))
     imagined = [r if virtual is None or not len(v) else v for r, v in zip(real, virtual or real, strict=True)]
     first = real_updates(real_ratio, group)
-    for update in range(updates):
-        rings = real if update % group < first else imagined
-        rows = np.stack([ring.sample(g, batch) for ring, g in zip(rings, agent.generators, strict=True)])
-        noise = np.stack([g.standard_normal((2, batch, agent.nu), FLOAT) for g in agent.generators])
-        agent.update(rows, noise)
+    with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, and named
+        for update in range(updates):
+            rings = real if update % group < first else imagined
+            rows = np.stack([ring.sample(g, batch) for ring, g in zip(rings, agent.generators, strict=True)])
+            noise = np.stack([g.standard_normal((2, batch, agent.nu), FLOAT) for g in agent.generators])
+            agent.update(rows, noise)
+    weights = np.concatenate([agent.actor.flat, agent.critic.flat.reshape(count, -1)], -1)
+    if not np.isfinite(weights).all():
+        bad = [seed for seed, row in zip(agent.seeds, weights, strict=True) if not np.isfinite(row).all()]
+        raise _require.fail("mbpo.train", "finite weights after training", f"divergence of seeds {bad}")
