@@ -99,13 +99,12 @@ class Ring:
             raise _require.fail(
                 "Ring.extend", "finite rows", f"{int((~np.isfinite(rows)).sum())} NaN or infinite entries"
             )
-        skipped = max(len(rows) - self.capacity, 0)
-        start, rows = (self._next + skipped) % self.capacity, rows[skipped:]
+        rows, start = rows[-self.capacity :], self._next
         first = min(len(rows), self.capacity - start)
         self._store[start : start + first] = rows[:first]
         self._store[: len(rows) - first] = rows[first:]
         self._next = (start + len(rows)) % self.capacity
-        self._filled = min(self._filled + skipped + len(rows), self.capacity)
+        self._filled = min(self._filled + len(rows), self.capacity)
 
     def sample(self, generator: np.random.Generator, count: int) -> Array:
         """Rows drawn with replacement, (count, 2nx + nu + 2).
