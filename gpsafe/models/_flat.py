@@ -1,6 +1,6 @@
 """Stacks of small networks whose parameters lie in one flat array (*lead, P), and Adam on it: NumPy, any float type.
 
-A layer costs some microseconds here and some tens with torch; networks of ten units and batches of 32 rows are all overhead.
+For networks of ten units and batches of 32 rows, where calls cost more than arithmetic, less than half of torch's time.
 """
 
 from __future__ import annotations

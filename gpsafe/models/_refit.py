@@ -1,4 +1,4 @@
-"""Continued training of an ensemble: one Adam over many refits, a fifth of the time of a step of `condition`.
+"""Continued training of an ensemble: one Adam over many refits, a step in half the time of one of `condition`.
 
 The loss is that of `condition` (xmpsc.md §3.2 up to a factor 2, to which Adam is blind). With q = e^(high − raw) and
 R = e^(high − low) the soft clamp is ln σ² = low + ln(1 + R/(1 + q)), so that

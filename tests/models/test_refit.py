@@ -115,6 +115,18 @@ def test_it_learns_and_leaves_the_given_ensemble_alone() -> None:
     assert errors[1] < errors[0] < 0.1
 
 
+def test_nothing_is_learnt_from_rows_that_are_held_out() -> None:
+    model, data = ensemble(held_out=0.3).freeze(), wave(60)
+    learnt, _ = refit(model, data)
+    held = learnt.held_out
+    assert held is not None and 5 < int(held.sum()) < 40
+    other, _ = refit(model, Transitions(data.x, data.u, torch.where(held[:, None], 9.0, data.x_next)))
+    assert torch.equal(other.network.weights[0], learnt.network.weights[0])
+    assert learnt.fit is not None and other.fit is not None and bool((other.fit.loss > learnt.fit.loss + 1).all())
+    control, _ = refit(model, Transitions(data.x, data.u, torch.where(held[:, None], data.x_next, data.x_next + 1)))
+    assert not torch.equal(control.network.weights[0], learnt.network.weights[0])
+
+
 def test_the_normalisation_follows_the_data_and_the_function_stays() -> None:
     model, memory = refit(ensemble(), wave(60), epochs=5)
     still = replace(model, training=replace(model.training, learning_rate=1e-30))

@@ -99,13 +99,12 @@ class Ring:
             raise _require.fail(
                 "Ring.extend", "finite rows", f"{int((~np.isfinite(rows)).sum())} NaN or infinite entries"
             )
-        skipped = max(len(rows) - self.capacity, 0)
-        start, rows = (self._next + skipped) % self.capacity, rows[skipped:]
+        rows, start = rows[-self.capacity :], self._next
         first = min(len(rows), self.capacity - start)
         self._store[start : start + first] = rows[:first]
         self._store[: len(rows) - first] = rows[first:]
         self._next = (start + len(rows)) % self.capacity
-        self._filled = min(self._filled + skipped + len(rows), self.capacity)
+        self._filled = min(self._filled + len(rows), self.capacity)
 
     def sample(self, generator: np.random.Generator, count: int) -> Array:
         """Rows drawn with replacement, (count, 2nx + nu + 2).
@@ -161,6 +160,9 @@ def train(
         group: updates an environment step.
         real_ratio: see above.
         batch: rows.
+
+    Raises:
+        ValueError: if an agent diverges (the message names its seed).
     """
     count = len(agent.seeds)
     for name, rings in (("real", real), ("virtual", real if virtual is None else virtual)):
@@ -168,8 +170,13 @@ def train(
             raise _require.fail("mbpo.train", f"{count} {name} rings, one a seed", len(rings))
     imagined = [r if virtual is None or not len(v) else v for r, v in zip(real, virtual or real, strict=True)]
     first = real_updates(real_ratio, group)
-    for update in range(updates):
-        rings = real if update % group < first else imagined
-        rows = np.stack([ring.sample(g, batch) for ring, g in zip(rings, agent.generators, strict=True)])
-        noise = np.stack([g.standard_normal((2, batch, agent.nu), FLOAT) for g in agent.generators])
-        agent.update(rows, noise)
+    with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, and named
+        for update in range(updates):
+            rings = real if update % group < first else imagined
+            rows = np.stack([ring.sample(g, batch) for ring, g in zip(rings, agent.generators, strict=True)])
+            noise = np.stack([g.standard_normal((2, batch, agent.nu), FLOAT) for g in agent.generators])
+            agent.update(rows, noise)
+    weights = np.concatenate([agent.actor.flat, agent.critic.flat.reshape(count, -1)], -1)
+    if not np.isfinite(weights).all():
+        bad = [seed for seed, row in zip(agent.seeds, weights, strict=True) if not np.isfinite(row).all()]
+        raise _require.fail("mbpo.train", "finite weights after training", f"divergence of seeds {bad}")

@@ -82,7 +82,9 @@ def _ensemble_step(model: Ensemble) -> Step:
         return z[:, :nx], torch.exp(0.5 * log_var)
 
     def step(x: NDArray[np.float64], u: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-        members = generator.integers(model.members, size=len(x), dtype=np.uint8)
+        members = generator.integers(
+            model.members, size=len(x), dtype=np.uint16
+        )  # short numbers are sorted in linear time
         order = torch.from_numpy(np.argsort(members, kind="stable"))
         with torch.no_grad():
             states, inputs = torch.from_numpy(x), torch.from_numpy(u)

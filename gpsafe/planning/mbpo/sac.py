@@ -48,9 +48,7 @@ class SAC:
         self.nx, self.nu = _require.count("SAC", "nx", nx), _require.count("SAC", "nu", nu)
         self.seeds = tuple(_require.index("SAC", "seed", s) for s in _require.listing("SAC", "seeds", seeds))
         count = _require.count("SAC", "number of seeds", len(self.seeds))
-        limits = [
-            _require.shape("SAC", n, _require.real("SAC", n, v), (nu,)) for n, v in (("low", low), ("high", high))
-        ]
+        limits = [_require.shape("SAC", "low, high", _require.real("SAC", "low, high", v), (nu,)) for v in (low, high)]
         _require.positive("SAC", "high - low", limits[1] - limits[0])
         self.middle, self.radius = (((limits[1] + s * limits[0]) / 2).numpy().astype(FLOAT) for s in (1, -1))
         self.settings = Settings() if settings is None else settings
@@ -64,10 +62,7 @@ class SAC:
 
     def act(self, x: Any, noise: Any | None = None) -> Array:
         """u (S, n, nu) at states x (S, n, nx): the deterministic tanh μ, or the draw that goes with noise ε (S, n, nu)."""
-        x = np.asarray(x, FLOAT)
-        if x.ndim != 3 or (len(x), x.shape[2]) != (len(self.seeds), self.nx):
-            raise _require.fail("SAC.act", f"x of shape ({len(self.seeds)}, n, {self.nx})", f"shape {x.shape}")
-        out = self.actor(x)[-1]
+        out = self.actor(self._stacked("x", x, self.nx))[-1]
         a = np.tanh(out[..., : self.nu]) if noise is None else self._draw(out, np.asarray(noise, FLOAT))[0]
         return (self.middle + self.radius * a).astype(FLOAT)
 
@@ -84,6 +79,12 @@ class SAC:
             return (self.middle + self.radius * self._draw(one(np.asarray(x, FLOAT))[-1], noise)[0]).astype(FLOAT)
 
         return stochastic
+
+    def _stacked(self, name: str, value: Any, size: int) -> Array:
+        array = np.asarray(value, FLOAT)
+        if array.ndim != 3 or (len(array), array.shape[2]) != (len(self.seeds), size):
+            raise _require.fail("SAC", f"{name} of shape ({len(self.seeds)}, n, {size})", f"shape {array.shape}")
+        return array
 
     def _draw(self, out: Array, noise: Any) -> tuple[Array, Array, Array]:
         """a, log π(a|x) and σε; 1 − tanh² v as 2(ln 2 − |v| − ln(1 + e^(−2|v|))), also where tanh v rounds to 1."""
@@ -106,13 +107,11 @@ class SAC:
         values = self.actor(np.concatenate([x, following], 1))
         action, density, step = self._draw(values[-1], noise.reshape(len(batch), 2 * n, nu))
         a, step = action[:, :n], step[:, :n]
-
         worth = self.target(np.concatenate([following, action[:, n:]], -1)[:, None])[-1].min(1)
         goal = reward + s.discount * (1 - terminal) * (worth - s.entropy * density[:, n:, None])
         past = self.critic(np.concatenate([x, (u - self.middle) / self.radius], -1)[:, None])
         self.critic.backward(past, (past[-1] - goal[:, None]) / FLOAT(n))
         self.critic.step(s.learning_rate)
-
         # α log π − min Q through a, with ε fixed: by the argument of tanh 2αa − (1 − a²)∂Q/∂a; log σ also has −α of its own.
         own = self.critic(np.concatenate([x, a], -1)[:, None])
         first = own[-1][:, :1] <= own[-1][:, 1:]
@@ -126,8 +125,8 @@ class SAC:
 
     def imitate(self, x: Any, u: Any, *, steps: int = 500, batch: int = 256, learning_rate: float = 1e-3) -> None:
         """tanh μ towards recorded inputs u (S, n, nu) at x (S, n, nx): Adam steps of their own on the mean squared distance."""
-        x, wanted, kept = np.asarray(x, FLOAT), (np.asarray(u, FLOAT) - self.middle) / self.radius, self.actor.adam
-        self.actor.adam = Adam(self.actor.flat.shape)
+        x, wanted = self._stacked("x", x, self.nx), (self._stacked("u", u, self.nu) - self.middle) / self.radius
+        kept, self.actor.adam = self.actor.adam, Adam(self.actor.flat.shape)
         for _ in range(steps):
             rows = np.stack([g.integers(x.shape[1], size=(batch, 1)) for g in self.generators])
             values = self.actor(np.take_along_axis(x, rows, 1))
@@ -139,8 +138,8 @@ class SAC:
 
     def state(self) -> Arrays:
         """All that decides how it goes on: weights, Adam's moments and steps, generators."""
-        nets = {name: getattr(self, name).state() for name in ("actor", "critic", "target")}
-        parts = {f"{name}.{part}": value for name, found in nets.items() for part, value in found.items()}
+        nets = (("actor", self.actor), ("critic", self.critic), ("target", self.target))
+        parts = {f"{name}.{part}": value for name, net in nets for part, value in net.state().items()}
         return {**parts, "generators": np.stack([generator_state(g) for g in self.generators])}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """Rings against a queue, the published order of real and virtual batches, memory."""
 
 from collections import deque
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpsafe.planning.mbpo.replay import Ring, memory, real_updates, train, transitions
+from gpsafe.planning.mbpo.sac import SAC, Settings
 from gpsafe.systems.xmpsc import SafeCartPole
 
 
@@ -54,21 +54,20 @@ def test_the_reward_is_paid_where_a_step_arrives() -> None:
 )
 def test_each_group_begins_with_its_real_batches(ratio: float, group: int, real: int) -> None:
     seen: list[float] = []
-    agent = SimpleNamespace(
-        seeds=(0,), generators=[np.random.default_rng(0)], nu=1, update=lambda b, _: seen.append(float(b[0, 0, 2]))
-    )
+    agent = SAC(1, 1, [-1.0], [1.0], [0])
+    agent.update = lambda batch, noise: seen.append(float(batch[0, 0, 2]))  # type: ignore[method-assign]
     rings = [Ring(4, 1, 1), Ring(4, 1, 1)]
     for value, ring in enumerate(rings):
         ring.add([0.0], [0.0], float(value), [0.0], False)
     empty = [Ring(4, 1, 1)]
-    train(agent, rings[:1], rings[1:], 2 * group, group=group, real_ratio=ratio, batch=3)  # type: ignore[arg-type]
+    train(agent, rings[:1], rings[1:], 2 * group, group=group, real_ratio=ratio, batch=3)
     assert seen == 2 * ([0.0] * real + [1.0] * (group - real)) and real_updates(ratio, group) == real
     for virtual in (None, empty):
         seen.clear()
-        train(agent, rings[:1], virtual, 7, group=group, real_ratio=ratio, batch=3)  # type: ignore[arg-type]
+        train(agent, rings[:1], virtual, 7, group=group, real_ratio=ratio, batch=3)
         assert seen == [0.0] * 7
     with pytest.raises(ValueError, match="1 virtual rings"):
-        train(agent, rings[:1], rings, 7, group=group, real_ratio=ratio)  # type: ignore[arg-type]
+        train(agent, rings[:1], rings, 7, group=group, real_ratio=ratio)
 
 
 def test_memory_is_that_of_the_rows() -> None:
@@ -91,3 +90,13 @@ def test_memory_is_that_of_the_rows() -> None:
 def test_what_does_not_fit_is_refused(call, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         call(Ring(3, 1, 1))
+
+
+def test_divergence_is_named() -> None:
+    rings = [Ring(9, 1, 1), Ring(9, 1, 1)]
+    for ring in rings:
+        ring.add([0.0], [0.0], 0.0, [0.0], False)
+    agent = SAC(1, 1, [-1.0], [1.0], [7, 8], Settings(hidden=(4,)))
+    agent.critic.flat[1, 0] = np.inf
+    with pytest.raises(ValueError, match=r"divergence of seeds \[8\]"):
+        train(agent, rings, None, 3, group=1, real_ratio=1.0, batch=4)

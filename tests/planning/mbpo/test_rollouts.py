@@ -14,14 +14,16 @@ from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 
 
-def ensemble(members: int, *, clamp: str = "soft", std: float = 1e-3) -> Ensemble:
-    """Members that disagree by far more than their σ; nothing normalised by 0 and 1; the pendulum's known part."""
+def ensemble(members: int, *, clamp: str = "soft") -> Ensemble:
+    """Members that disagree by far more than their σ, which differ between rows; nothing normalised by 0 and 1."""
     g = torch.Generator().manual_seed(members)
     network = MLP.random(members, (3, 6, 5, 4), g)
-    limits = 2 * torch.tensor([[std / 2, std / 2], [std, std]], dtype=torch.float64).log()
+    limits = 2 * torch.tensor([[1e-5, 1e-5], [1e-2, 1e-2]], dtype=torch.float64).log()
+    biases = [torch.randn(b.shape, generator=g).double() for b in network.biases]
+    biases[-1][:, 2:] -= 15.0  # between the limits
     return Ensemble.from_weights(
-        [3 * w for w in network.weights],
-        [torch.randn(b.shape, generator=g).double() for b in network.biases],
+        [*(3 * w for w in network.weights[:-1]), 6 * network.weights[-1]],
+        biases,
         nx=2,
         nu=1,
         inputs=Normalizer(torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.5, 2.0, 0.7])),
@@ -39,6 +41,7 @@ def spread(members: int, rows: int, clamp: str) -> tuple[np.ndarray, np.ndarray]
     drawn = sampler(model)(x, u, g)
     mean, std = (v.numpy() for v in model.evaluate(torch.from_numpy(x), torch.from_numpy(u)))
     member = np.abs(drawn - mean).sum(-1).argmin(0)
+    assert std.max() > 4 * std.min() > 1e-4
     return member, ((drawn - mean) / std)[member, np.arange(rows)]
 
 

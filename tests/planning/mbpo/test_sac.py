@@ -208,7 +208,7 @@ def test_a_terminal_row_does_not_bootstrap_and_a_time_out_does() -> None:
     batch, noise = batches(1, agent, 8)
     for terminal in (True, False):
         batch[..., -1] = terminal
-        agent.load(fresh := agent.state())
+        fresh = agent.state()
         agent.update(batch, noise)
         pulls = agent.critic.gradient[0, :, -1]  # of the last bias: mean of Q − y
         assert (np.abs(pulls) < 20).all() if terminal else (pulls < -900).all()
@@ -244,7 +244,7 @@ def test_actions_keep_each_inputs_limits_and_imitation_learns_them() -> None:
     ("arguments", "says"),
     [
         ((2, 1, [-1.0], [-1.0], [0]), "high - low > 0"),
-        ((2, 1, [-1.0], [1.0, 2.0], [0]), r"high of shape \(1,\)"),
+        ((2, 1, [-1.0], [1.0, 2.0], [0]), r"low, high of shape \(1,\)"),
         ((2, 1, [-1.0], [1.0], []), "number of seeds"),
         ((2, 1, [-1.0], [1.0], [0.5]), "seed"),
         ((0, 1, [-1.0], [1.0], [0]), "nx"),
@@ -259,6 +259,8 @@ def test_wrong_states_settings_and_files_are_refused() -> None:
     agent = SAC(2, 1, [-1.0], [1.0], [0], SMALL)
     with pytest.raises(ValueError, match=r"x of shape \(1, n, 2\)"):
         agent.act(np.zeros((4, 2)))
+    with pytest.raises(ValueError, match=r"u of shape \(1, n, 1\)"):
+        agent.imitate(np.zeros((1, 4, 2)), np.zeros((1, 4, 2)))
     with pytest.raises(ValueError, match="flat of shape"):
         agent.load(SAC(3, 1, [-1.0], [1.0], [0], SMALL).state())
     for wrong in ({"discount": 1.5}, {"polyak": -0.1}, {"learning_rate": 0.0}, {"entropy": -1.0}):
