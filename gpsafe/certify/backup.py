@@ -34,7 +34,9 @@ def certified_backup(plant: SimplePendulum | SafeCartPole, *, budget: int = 500_
 
     S is proposed from the linearisation. Where its closed loop has real eigenvalues λ_i with left eigenvectors t_i, it is
     {|t_i(x − x_0)| ≤ s_i} of largest volume within the limits (8 rows and 16 vertices in four dimensions, where the largest
-    invariant polytope has hundreds and thousands); else the largest invariant polytope. Nothing about it is believed.
+    invariant polytope has hundreds and thousands); else the largest invariant polytope. Nothing about it is believed. The
+    parallelotope of the cart-pole reaches almost to the limits along its edges, but it is a sliver: it holds a quarter of the
+    published starts, whereas the pendulum's set holds 97 %.
 
     Args:
         plant: with any parameters; where nothing is found, the verdict of the last try is returned.

@@ -14,7 +14,7 @@ from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems.base import Cost, check_fields
-from gpsafe.systems.drone_known import DroneKnown
+from gpsafe.systems.drone_known import DroneKnown, upward
 from gpsafe.systems.episodic import Published, leaves, spread, uniform, wild
 
 HOVER = 30_000.0  # motor command at thrust 0
@@ -33,12 +33,12 @@ def rotation(angles: Tensor) -> Tensor:
     return torch.stack([*rows, -sp, cp * sr, cp * cr], dim=-1).unflatten(-1, (3, 3))
 
 
-def angle_rates(angles: Tensor, body: Tensor) -> Tensor:
-    """(φ′, θ′, ψ′) of body rates (*b, 3); singular at pitch ±90°."""
-    (sr, sp, _), (cr, cp, _) = torch.sin(angles).unbind(-1), torch.cos(angles).unbind(-1)
+def angle_rates(sines: Tensor, cosines: Tensor, body: Tensor) -> Tensor:
+    """(φ′, θ′, ψ′) of body rates (*b, 3), from sines and cosines of (φ, θ, ψ); singular at pitch ±90°."""
+    sr, cr = sines[..., 0], cosines[..., 0]
     p, q, r = body.unbind(-1)
-    turning = (q * sr + r * cr) / cp
-    return torch.stack([p + turning * sp, q * cr - r * sr, turning], dim=-1)
+    turning = (q * sr + r * cr) / cosines[..., 1]
+    return torch.stack([p + turning * sines[..., 1], q * cr - r * sr, turning], dim=-1)
 
 
 @short
@@ -187,10 +187,11 @@ class Drone(Published):
         for _ in range(self.substeps):
             motors = (asked - body @ feedback).clamp(0.0, TOP) * (self.force / HOVER)
             turn = (motors @ levers - torch.linalg.cross(body, inertia * body, dim=-1)) / inertia
-            lift = rotation(angles)[..., 2] * (motors.sum(-1, keepdim=True) / self.mass)
+            sines, cosines = torch.sin(angles), torch.cos(angles)
+            lift = upward(sines, cosines) * (motors.sum(-1, keepdim=True) / self.mass)
             faster, turned = speed + h * (lift + down), body + h * turn
             place = place + 0.5 * h * (speed + faster)
-            angles = angles + h * angle_rates(angles, 0.5 * (body + turned))
+            angles = angles + h * angle_rates(sines, cosines, 0.5 * (body + turned))
             speed, body = faster, turned
         return torch.cat([place, angles, speed, body], dim=-1)
 

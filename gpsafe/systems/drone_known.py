@@ -13,6 +13,13 @@ from gpsafe.systems._magnitude import Magnitude, leaf
 from gpsafe.systems.cartpole import soft_clip
 
 
+def upward(sines: Tensor, cosines: Tensor) -> Tensor:
+    """R e_z, the body's upright in the world, from sines and cosines of (roll, pitch, yaw), (*b, 3) ×2 → (*b, 3)."""
+    (sr, sp, sy), (cr, cp, cy) = sines.unbind(-1), cosines.unbind(-1)
+    lean = sp * cr
+    return torch.stack([cy * lean + sy * sr, sy * lean - cy * sr, cp * cr], dim=-1)
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class DroneKnown:
@@ -51,9 +58,9 @@ class DroneKnown:
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """p(x, u), (*b, 12), (*b, 4) → (*b, 12)."""
         place, angles, speed, body = x[..., :3], x[..., 3:6], x[..., 6:9], x[..., 9:]
-        (sr, sp, sy), (cr, cp, cy) = torch.sin(angles).unbind(-1), torch.cos(angles).unbind(-1)
-        up = torch.stack([cy * sp * cr + sy * sr, sy * sp * cr - cy * sr, cp * cr], dim=-1)
-        lift = up * (self.thrust / self.mass * (1.0 + soft_clip(u[..., :1], 1.0, 1.0)))
+        lift = upward(torch.sin(angles), torch.cos(angles)) * (
+            self.thrust / self.mass * (1.0 + soft_clip(u[..., :1], 1.0, 1.0))
+        )
         down = torch.tensor([0.0, 0.0, -self.gravity], dtype=x.dtype, device=x.device)
         lags, wanted = self.lags.to(x.device), self.rate * u[..., 1:]
         left = torch.exp(-lags * self.dt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,21 +36,15 @@ class KnownTube:
 
     known: KnownPart
     error: Tensor
+    nx: int = field(init=False)
+    nu: int = field(init=False)
 
     def __post_init__(self) -> None:
-        known_with_bound("KnownTube", self.known)
+        nx, nz, _ = known_with_bound("KnownTube", self.known).hessian_bound.shape
+        object.__setattr__(self, "nx", nx)
+        object.__setattr__(self, "nu", nz - nx)
         error = _require.nonnegative("KnownTube", "error", _require.real("KnownTube", "error", self.error))
         object.__setattr__(self, "error", _require.shape("KnownTube", "error", error, (self.nu,)))
-
-    @property
-    def nx(self) -> int:
-        """State dimension."""
-        return self.known.hessian_bound.shape[0]
-
-    @property
-    def nu(self) -> int:
-        """Input dimension."""
-        return self.known.hessian_bound.shape[-1] - self.nx
 
     @property
     def num_members(self) -> int:

@@ -209,6 +209,16 @@ def test_riccati_gains_are_optimal_and_stabilise(name):
     assert all(cost(K * (1 + e)) >= best for e in (-0.05, 0.05))
 
 
+@pytest.mark.parametrize("grad", [torch.inference_mode, torch.no_grad], ids=["inference", "no_grad"])
+@every_plant
+def test_plants_can_be_made_and_stepped_without_gradients(name, grad):
+    with grad():
+        plant = PLANTS[name]()
+        x = plant.initial(3, seeded())
+        stepped = plant.advance(x, plant.backup(x), seeded())
+    assert torch.equal(stepped, build(name).advance(x, build(name).backup(x), seeded()))
+
+
 @every_plant
 def test_warm_up_data_are_the_plants_own_transitions_in_order(name):
     exact = {"observation_noise": 0.0} if name in ("pendulum", "drone") else {}
