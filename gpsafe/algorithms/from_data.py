@@ -178,7 +178,10 @@ def estimate(
 def _rows(states: Any, inputs: Any) -> Transitions:
     """All transitions of one episode or of several."""
     where = "estimate"
-    single = len(inputs) and getattr(inputs[0], "ndim", len(torch.as_tensor(inputs[0]).shape)) == 1
+    for name, given in (("states", states), ("inputs", inputs)):
+        if isinstance(given, str) or not hasattr(given, "__len__"):
+            raise _require.fail(where, f"numbers in {name}", repr(given)[:60])
+    single = len(inputs) and _require.floats(where, "inputs", inputs[0]).ndim == 1
     if not len(inputs) or len(states) != len(inputs) + int(single):
         expected = "states (T + 1, nx) and inputs (T, nu), or as many episodes of each"
         raise _require.fail(where, expected, f"{len(states)} states and {len(inputs)} inputs")
