@@ -270,6 +270,12 @@ class System(Protocol):
         ...
 
 
+def measured(system: System, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """x (*b, nx) and u (*b, nu) as float64 tensors, of tensors, arrays or lists."""
+    where = type(system).__name__
+    return _require.points(where, "x", x, system.nx), _require.points(where, "u", u, system.nu)
+
+
 @runtime_checkable
 class KnownPart(Protocol):
     """A known mean p(x, u), C¹ with Lipschitz derivative, whose second derivatives are bounded everywhere.
@@ -351,6 +357,7 @@ class CallableSystem:
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u)."""
+        x, u = measured(self, x, u)
         return self.dynamics(x, u)
 
     def reward(self, x: Tensor, u: Tensor) -> Tensor:
