@@ -77,7 +77,7 @@ lint: setup ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@echo "lint: ruff format --check"
 	@$(BIN)/ruff format --check .
-	@echo "lint: pyright on gpsafe and proofs_checks"
+	@echo "lint: pyright on gpsafe, proofs_checks and a user's code"
 	@$(BIN)/pyright
 
 format: setup ## format the code and sort the imports

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
     from torch import Generator, Tensor
+
+    Numbers: TypeAlias = (
+        Tensor
+        | np.ndarray[Any, Any]
+        | float
+        | Sequence[float]
+        | Sequence[Sequence[float]]
+        | Sequence[Sequence[Sequence[float]]]
+    )  # what constructors turn into tensors
 
 
 def fail(where: str, expected: str, got: Any) -> ValueError:
@@ -44,7 +56,10 @@ def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
     """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries."""
     import torch
 
-    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # words, None, rows of different lengths
+        raise fail(where, f"real numbers in {name}", f"{type(value).__name__}: {error}") from None
     if tensor.is_complex():
         raise fail(where, f"real numbers in {name}", tensor.dtype)
     tensor = tensor.to(torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Transitions:
     x: Tensor
     u: Tensor
     x_next: Tensor
+
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, x: _require.Numbers, u: _require.Numbers, x_next: _require.Numbers) -> None: ...
 
     def __post_init__(self) -> None:
         for name in ("x", "u", "x_next"):

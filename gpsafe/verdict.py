@@ -41,6 +41,8 @@ class Verdict:
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "threshold", "tol"):
+            if isinstance(getattr(self, name), str) or not hasattr(getattr(self, name), "__float__"):
+                raise _require.fail("Verdict", f"a number for {name}", repr(getattr(self, name))[:60])
             if math.isnan(getattr(self, name)):
                 raise _require.fail("Verdict", f"a number for {name}", "NaN")
         if math.isinf(self.threshold):

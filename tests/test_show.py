@@ -11,6 +11,7 @@ from xmpsc_cases import double_integrator, plan, propose
 
 import gpsafe as gs
 from gpsafe import _show
+from gpsafe.algorithms import ContinuousRun, Explanation
 from gpsafe.certify import judge
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.models import LowRankGP, sample_functions
@@ -141,7 +142,22 @@ class _Balanced(html.parser.HTMLParser):
 def test_notebooks_get_small_escaped_tables(certificate, run):
     evil = Verdict(0.0, 1.0, 2.0, witness="<script>alert(1)</script>")
     unsound = dataclasses.replace(run, unsound="<b>no & no</b>")
-    for thing in (evil, certificate, run, unsound, run.safe_set):
+    learner, theta = run.learner, torch.rand(30, 2, dtype=torch.float64)
+    explained = Explanation(0.3, {"width": -0.1, "all": -0.2, "nominal": -0.3}, 3, 9, 0.1, 0.2, (0.1, 0.2), 0.3)
+    members = gs.safety.SafeParameters.initial(theta, budget=0.1)
+    continuous = ContinuousRun((), members, run.confidence, None)
+    for thing in (
+        evil,
+        certificate,
+        run,
+        unsound,
+        run.safe_set,
+        learner,
+        explained,
+        members,
+        continuous,
+        run.confidence,
+    ):
         text = thing._repr_html_()
         parser = _Balanced()
         parser.feed(text)

@@ -74,7 +74,7 @@ def refits(settings: Settings) -> Record:
     """ms of a gradient step of all five members at batch 32, and µs of a virtual transition, on the pendulum with prior."""
     rows, plant = 320 if settings.quick else 6400, SimplePendulum()
     g = torch.Generator().manual_seed(0)
-    x = plant.initial_box.sample(rows, g)
+    x = plant.initial(rows, g)
     u = plant.input_box.sample(rows, g)
     data = Transitions(x, u, plant.advance(x, u, g))
     options = Training(epochs=1, steps=0, batch=32, learning_rate=1e-3, held_out=0.0, bootstrap=False, restart=False)

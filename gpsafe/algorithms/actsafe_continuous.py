@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import short
+from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs, check_parts
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
@@ -90,6 +90,12 @@ class ContinuousRun:
     safe: SafeParameters
     confidence: ConfidenceSet
     falsified: Falsification | None = None
+
+    def _repr_html_(self) -> str:
+        told = "" if self.falsified is None else f", falsified: {self.falsified}"
+        rows = [(e.number, e.goal, e.size, e.cost, e.reward) for e in self.episodes[-20:]]
+        title = f"ContinuousRun({len(self.episodes)} episodes, {len(self.safe)} members{told[:200]})"
+        return table(title, rows, head=("episode", "goal", "|S_n|", "cost", "reward"))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

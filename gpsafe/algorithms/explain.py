@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import table
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.cost import monte_carlo
@@ -127,6 +128,10 @@ class Explanation:
     def __repr__(self) -> str:
         told = "certified" if self.certified else " and ".join(self.causes)
         return f"Explanation({told}, excess {self.excess:.3g}, {self.steps} of {self.horizon} steps)"
+
+    def _repr_html_(self) -> str:
+        rows = [("as it stands", self.excess), *((f"without {name}", value) for name, value in self.without.items())]
+        return table(repr(self), [*rows, ("try", self.advice)], head=("bound", "excess over the budget"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ with a fitted one 234 were `settled`, and in 227 of these it was. Data of a robo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,7 +178,10 @@ def estimate(
 def _rows(states: Any, inputs: Any) -> Transitions:
     """All transitions of one episode or of several."""
     where = "estimate"
-    single = len(inputs) and getattr(inputs[0], "ndim", len(torch.as_tensor(inputs[0]).shape)) == 1
+    for name, given in (("states", states), ("inputs", inputs)):
+        if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
+            raise _require.fail(where, f"numbers in {name}", repr(given)[:60])
+    single = len(inputs) and _require.floats(where, "inputs", inputs[0]).ndim == 1
     if not len(inputs) or len(states) != len(inputs) + int(single):
         expected = "states (T + 1, nx) and inputs (T, nu), or as many episodes of each"
         raise _require.fail(where, expected, f"{len(states)} states and {len(inputs)} inputs")

@@ -29,6 +29,7 @@ from rich.progress import track
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import table
 from gpsafe.algorithms import _saved
 from gpsafe.policies.rollout import one_episode
 from gpsafe.systems.base import System, sample_noise
@@ -317,3 +318,8 @@ class Learner(ABC):
         if self.falsified is not None:
             told = f"falsified: {self.falsified}"
         return f"{type(self).__name__}({self.system.name}, seed {self.seed}, {self.told} episodes, {told})"
+
+    def _repr_html_(self) -> str:
+        names = ("episode", "phase", "steps", "cost", "reward", "guaranteed")
+        rows = [tuple(row.get(name, "") for name in names) for row in self.logger.rows[-20:]]
+        return table(repr(self), rows, head=names)

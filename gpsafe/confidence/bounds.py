@@ -49,7 +49,7 @@ class ConfidenceBound(ABC):
     def __post_init__(self) -> None:
         where = type(self).__name__
         for field in ("rkhs_norm", "subgaussian"):
-            value = torch.as_tensor(getattr(self, field), dtype=torch.float64)
+            value = _require.floats(where, field, getattr(self, field))
             if self.frequentist or not bool(torch.isposinf(value).all()):
                 _require.positive(where, field, value)
             object.__setattr__(self, field, float(value) if value.ndim == 0 else tuple(value.tolist()))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import short
+from gpsafe._show import short, table
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
@@ -87,6 +87,12 @@ class ConfidenceSet:
             lineage = Lineage.of(model) if self._lineage is None else self._lineage.extend(model)
         object.__setattr__(self, "_lineage", lineage)
         object.__setattr__(self, "generations", (*self.generations, model))
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [("sound" if self.sound else "heuristic", self.bound.name)]
+        rows += [("posteriors", len(self.generations))]
+        rows += [("assumes", entry) for entry in (self.assumptions if self.generations else ())]
+        return table("ConfidenceSet", rows)
 
     @property
     def model(self) -> GP:

@@ -113,7 +113,11 @@ class GP:
         learned = tuple(range(nx)) if outputs is None else tuple(outputs)
         if len(set(learned)) != len(learned) or not learned or not all(0 <= j < nx for j in learned):
             raise _require.fail("GP", f"distinct output indices in 0..{nx - 1}", learned)
-        given = [kernel] * len(learned) if isinstance(kernel, Kernel) else list(kernel)
+        given = (
+            [kernel] * len(learned) if isinstance(kernel, Kernel) else list(_require.listing("GP", "kernel", kernel))
+        )
+        for one in given:
+            _require.kind("GP", "kernel", one, Kernel)
         if len(given) != len(learned):
             raise _require.fail("GP", f"{len(learned)} kernels", len(given))
         lam = _gp_checks.per_output("regularizer", _require.positive("GP", "regularizer", regularizer), len(learned))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -87,6 +87,10 @@ class AffinePolicies:
     gain: Tensor
     input_box: Box
 
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, offset: _require.Numbers, gain: _require.Numbers, input_box: Box) -> None: ...
+
     def __post_init__(self) -> None:
         offset = _require.finite("AffinePolicies", "offset", self.offset)
         gain = _require.finite("AffinePolicies", "gain", self.gain)
@@ -110,7 +114,7 @@ class AffinePolicies:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Inputs, x (P or 1, N, nx) → (P, N, nu)."""
-        return self.input_box.clip(self._raw(x))
+        return self.input_box.clip(self._raw(_require.points("AffinePolicies", "x", x, self.gain.shape[-1])))
 
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`PolicyClass`: 1 where no point of the box saturates, 0 where all do, between them see `secants`."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import short
+from gpsafe._show import brief, short, table
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostBound
@@ -62,6 +62,15 @@ class SafeParameters:
 
     def __len__(self) -> int:
         return len(self.witnesses)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (brief(t), w.episode, w.rule, w.value, w.bound)
+            for t, w in list(zip(self.theta, self.witnesses, strict=True))[:20]
+        ]
+        rows += [(f"and {len(self) - 20} more", "", "", "", "")] if len(self) > 20 else []
+        title = f"SafeParameters({len(self)} members, budget={self.budget:.6g})"
+        return table(title, rows, head=("parameters", "since episode", "rule", "value", "bound"))
 
     @property
     def values(self) -> Tensor:

@@ -73,6 +73,8 @@ def load(path: str | os.PathLike[str]) -> Any:
     Raises:
         ValueError: naming the file if it is missing, torn, foreign, of a newer version, or claims what is not so.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise _require.fail("load", "a path", repr(path)[:80])
     if Path(path).is_dir():
         learner = (Path(path) / LEARNER).exists()
         got = f"{path}, the folder of a learner (its class loads it)" if learner else f"the folder {path}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ class Box:
 
     lower: Tensor
     upper: Tensor
+
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, lower: _require.Numbers, upper: _require.Numbers) -> None: ...
 
     def __post_init__(self) -> None:
         lower = torch.atleast_1d(_require.finite("Box", "lower", self.lower))
@@ -65,15 +70,18 @@ class Box:
         """The common part; an error if there is none."""
         return Box(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
 
-    def contains(self, x: Tensor) -> Tensor:
+    def contains(self, x: _require.Numbers) -> Tensor:
         """Boolean (*b,) for x (*b, d)."""
+        x = _require.points("Box.contains", "x", x, self.dim)
         return ((x >= self.lower) & (x <= self.upper)).all(-1)
 
-    def clip(self, x: Tensor) -> Tensor:
+    def clip(self, x: _require.Numbers) -> Tensor:
         """Nearest point of the box, (*b, d)."""
+        x = _require.points("Box.clip", "x", x, self.dim)
         return torch.minimum(torch.maximum(x, self.lower), self.upper)
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform points, (count, d)."""
+    def sample(self, count: int, generator: torch.Generator | int) -> Tensor:
+        """Uniform points, (count, d), of a generator or an integer seed."""
+        generator = _require.generator("Box.sample", generator)
         unit = torch.rand(count, self.dim, dtype=torch.float64, generator=generator)
         return self.lower + (self.upper - self.lower) * unit

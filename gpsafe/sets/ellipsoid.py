@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,9 +31,13 @@ class Ellipsoid:
     center: Tensor
     factor: Tensor
 
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, center: _require.Numbers, factor: _require.Numbers) -> None: ...
+
     def __post_init__(self) -> None:
         center = _require.finite("Ellipsoid", "center", self.center)
-        factor = self.factor.to(torch.float64)
+        factor = _require.floats("Ellipsoid", "factor", self.factor)
         if factor.ndim < 2 or factor.shape[:-1] != center.shape:
             got = f"{tuple(center.shape)} and {tuple(factor.shape)}"
             raise _require.fail("Ellipsoid", "center (*b, d) and factor (*b, d, m)", got)
@@ -140,7 +145,7 @@ class Ellipsoid:
         """min ‖ξ‖ with c + Lξ = x, for x (*b, d): (*b,); inf off the set's affine span (farther than tol ‖(x − c, L)‖), and
         where x is no number or too large to tell.
         """
-        gap = x - self.center
+        gap = _require.points("Ellipsoid", "x", x, self.dim) - self.center
         inverse, span = _pseudo_inverse(self.factor)
         xi = (inverse @ gap.unsqueeze(-1)).squeeze(-1)
         off = (gap.unsqueeze(-1) - span @ (span.mT @ gap.unsqueeze(-1))).squeeze(-1).norm(dim=-1)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,10 @@ class Polytope:
 
     H: Tensor
     h: Tensor
+
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, H: _require.Numbers, h: _require.Numbers) -> None: ...
 
     def __post_init__(self) -> None:
         H, h = _require.finite("Polytope", "H", self.H), _require.finite("Polytope", "h", self.h)
@@ -78,7 +82,7 @@ class Polytope:
     # ------------------------------------------------------------- without a solver
     def violation(self, x: Tensor) -> Tensor:
         """max_i (H_i x − h_i), (*b,), ≤ 0 inside; x (*b, d) of any type of numbers."""
-        x = x if x.dtype == torch.float64 else x.to(torch.float64)
+        x = _require.points("Polytope", "x", x, self.dim)
         return (x @ self.H.mT - self.h).amax(-1)
 
     def contains(self, x: Tensor, *, tol: float = 0.0) -> Tensor:

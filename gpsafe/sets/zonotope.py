@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,7 +32,13 @@ class Zonotope:
     center: Tensor
     generators: Tensor
 
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, center: _require.Numbers, generators: _require.Numbers) -> None: ...
+
     def __post_init__(self) -> None:
+        for name in ("center", "generators"):
+            object.__setattr__(self, name, _require.floats("Zonotope", name, getattr(self, name)))
         if self.generators.shape[:-1] != self.center.shape:
             got = f"{tuple(self.center.shape)} and {tuple(self.generators.shape)}"
             raise _require.fail("Zonotope", "center (*b, d) and generators (*b, d, m)", got)

@@ -30,7 +30,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, Cost, IndicatorCost
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
-Limits = Box | tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]
+Limits = Box | tuple[Sequence[float] | np.ndarray[Any, Any] | Tensor, Sequence[float] | np.ndarray[Any, Any] | Tensor]
 
 
 # ------------------------------------------------------------------ step functions
@@ -147,13 +147,20 @@ def plant(
     region, box = as_box(where, "states", states), as_box(where, "inputs", inputs)
     if (safe is None) == (cost is None):
         raise _require.fail(where, "either safe or cost", "both" if cost is not None else "neither")
+    for name, size in (
+        ("x0", start.numel()),
+        *((("safe", len(_limits(where, "safe", safe)[0])),) if safe is not None else ()),
+    ):
+        if size != region.dim:
+            raise _require.fail(where, f"{name} with as many entries as states ({region.dim})", size)
+    budget = _require.number(where, "budget", budget, minimum=0.0)
     charged = cost if cost is not None else _leaving(_limits(where, "safe", safe))
     std = _require.nonnegative(where, "noise_std", noise_std)
     std = std.expand(start.numel()).clone() if std.ndim == 0 else std
     _batched(dynamics, start, region, box)
     given = reward if reward is not None else lambda x, u: torch.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
     return CallableSystem(
-        name, start.numel(), box.dim, region, box, std, start, horizon, charged, float(budget), dynamics, given
+        name, start.numel(), box.dim, region, box, std, start, horizon, charged, budget, dynamics, given
     )
 
 
@@ -162,7 +169,7 @@ def _limits(where: str, name: str, limits: Any) -> tuple[Tensor, Tensor]:
         return limits.lower, limits.upper
     if not isinstance(limits, tuple | list) or len(limits) != 2:
         raise _require.fail(where, f"{name} as a Box or a pair (lower, upper)", repr(limits)[:80])
-    lower, upper = (torch.atleast_1d(torch.as_tensor(end, dtype=torch.float64)) for end in limits)
+    lower, upper = (torch.atleast_1d(_require.floats(where, name, end)) for end in limits)
     if lower.shape != upper.shape or bool(lower.isnan().any() | upper.isnan().any()) or bool((lower > upper).any()):
         raise _require.fail(where, f"{name} with lower <= upper", f"{lower.tolist()} and {upper.tolist()}")
     return lower, upper

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -69,6 +69,11 @@ def _supports(normals: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Te
     return lower @ positive + upper @ negative - margin, upper @ positive + lower @ negative + margin
 
 
+def _states(cost: HalfspaceCost, x: Tensor) -> Tensor:
+    """States (*b, nx) of tensors, arrays or lists."""
+    return _require.points(type(cost).__name__, "x", x, cost.directions.shape[1])
+
+
 def _check_halfspaces(where: str, normals: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     normals = _require.real(where, "normals", normals)  # its own: a limit that moves was never certified
     if normals.ndim != 2:
@@ -92,6 +97,10 @@ class IndicatorCost:
     normals: Tensor
     offsets: Tensor
 
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, normals: _require.Numbers, offsets: _require.Numbers) -> None: ...
+
     def __post_init__(self) -> None:
         normals, offsets = _check_halfspaces("IndicatorCost", self.normals, self.offsets)
         object.__setattr__(self, "normals", normals)
@@ -109,6 +118,7 @@ class IndicatorCost:
 
     def excess(self, x: Tensor) -> Tensor:
         """normals x − offsets, (*b, m)."""
+        x = _states(self, x)
         return x @ self.normals.T.to(x.device) - self.offsets.to(x.device)
 
     def of_reach(self, reach: Tensor) -> Tensor:
@@ -117,15 +127,18 @@ class IndicatorCost:
 
     def __call__(self, x: Tensor) -> Tensor:
         """1 outside the polytope, 0 inside."""
+        x = _states(self, x)
         inside = x @ self.normals.T.to(x.device) <= self.offsets.to(x.device)
         return (~inside).any(-1).to(x.dtype)
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
         """1 if the box meets the unsafe set (exact: each half-space is tested by its support function)."""
+        lower, upper = _states(self, lower), _states(self, upper)
         return self.of_reach(_supports(self.normals, lower, upper)[1])
 
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
         """1 if one half-space alone shows that the whole box is unsafe (under-approximates for m > 1)."""
+        lower, upper = _states(self, lower), _states(self, upper)
         reach = _supports(self.normals, lower, upper)[0]
         return (reach > self.offsets.to(lower.device)).any(-1).to(lower.dtype)
 
@@ -147,6 +160,10 @@ class HingeCost:
     offset: Tensor | float
     ceiling: float = 1.0
 
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, normal: _require.Numbers, offset: _require.Numbers, ceiling: float = 1.0) -> None: ...
+
     def __post_init__(self) -> None:
         normals = torch.atleast_2d(_require.finite("HingeCost", "normal", self.normal))
         offsets = torch.atleast_1d(_require.finite("HingeCost", "offset", self.offset))
@@ -166,6 +183,7 @@ class HingeCost:
 
     def excess(self, x: Tensor) -> Tensor:
         """normal x − offset, (*b, m)."""
+        x = _states(self, x)
         assert isinstance(self.offset, Tensor)
         return x @ self.normal.T.to(x.device) - self.offset.to(x.device)
 
@@ -175,14 +193,17 @@ class HingeCost:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Clipped distance beyond the worst half-space, in units of normal·x."""
+        x = _states(self, x)
         return self.of_reach(x @ self.normal.T.to(x.device))
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Sup over boxes (exact up to outward rounding)."""
+        lower, upper = _states(self, lower), _states(self, upper)
         return self.of_reach(_supports(self.normal, lower, upper)[1])
 
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
         """max_i of the infima over boxes: the infimum for m = 1, an under-approximation for m > 1."""
+        lower, upper = _states(self, lower), _states(self, upper)
         return torch.nan_to_num(self._clip(_supports(self.normal, lower, upper)[0]), nan=0.0)
 
 
@@ -247,6 +268,12 @@ class System(Protocol):
     def reward(self, x: Tensor, u: Tensor) -> Tensor:
         """r(x, u), → (*b,)."""
         ...
+
+
+def measured(system: System, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """x (*b, nx) and u (*b, nu) as float64 tensors, of tensors, arrays or lists."""
+    where = type(system).__name__
+    return _require.points(where, "x", x, system.nx), _require.points(where, "u", u, system.nu)
 
 
 @runtime_checkable
@@ -330,6 +357,7 @@ class CallableSystem:
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u)."""
+        x, u = measured(self, x, u)
         return self.dynamics(x, u)
 
     def reward(self, x: Tensor, u: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
 from gpsafe.systems._magnitude import leaf
-from gpsafe.systems.base import Cost, HingeCost, IndicatorCost, check_fields
+from gpsafe.systems.base import Cost, HingeCost, IndicatorCost, check_fields, measured
 from gpsafe.systems.pendulum import wrap_angle
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 
@@ -202,6 +202,7 @@ class CartPole:
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u), (*b, 4), (*b, 1) → (*b, 4)."""
+        x, u = measured(self, x, u)
         position, theta, v, omega = x.unbind(-1)
         push = self.force * u[..., 0]
         body = {"gravity": self.gravity, "cart": self.cart, "pole": self.pole, "length": self.length}

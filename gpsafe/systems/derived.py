@@ -55,6 +55,7 @@ class DerivedKnown:
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """p(x, u), or p(s(x), s(u))."""
+        x, u = _require.floats("known part", "x", x), _require.floats("known part", "u", u)
         if not self.saturated:
             return self.function(x, u)
         nx = self.hessian_bound.shape[0]
@@ -208,9 +209,11 @@ class DerivedCost:
 
     def __call__(self, x: Tensor) -> Tensor:
         """c(x), (*b, nx) → (*b,)."""
+        x = _require.points("DerivedCost", "x", x, self.nx)
         return torch.nan_to_num(self.function(x), nan=self.ceiling).clamp(0.0, self.ceiling)
 
     def _range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        lower, upper = (_require.points("DerivedCost", "x", e, self.nx) for e in (lower, upper))
         lead = lower.shape[:-1]
         ends = [e.detach().cpu().numpy().reshape(-1, self.nx) for e in (lower, upper)]
         jet = ranges(self._tape, box(*ends, second=False))[0]

@@ -13,7 +13,7 @@ from gpsafe.linalg import vector
 from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
-from gpsafe.systems.base import Cost, IndicatorCost, check_fields
+from gpsafe.systems.base import Cost, IndicatorCost, check_fields, measured
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, exact_twin
 
@@ -82,6 +82,7 @@ class DoubleIntegrator:
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u), (*b, 2), (*b, 1) → (*b, 2)."""
+        x, u = measured(self, x, u)
         push = (self.force / self.mass) * u[..., 0]
         p, v = x.unbind(-1)
         return torch.stack([p + self.dt * v + 0.5 * self.dt**2 * push, v + self.dt * push], dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from gpsafe._show import short
 
 
 def _affine(x: Tensor, u: Tensor, A: Tensor, B: Tensor, c: Tensor) -> Tensor:
+    x, u = _require.points("known part", "x", x, A.shape[1]), _require.points("known part", "u", u, B.shape[1])
     return x @ A.T.to(x.device) + u @ B.T.to(x.device) + c.to(x.device)
 
 
@@ -39,6 +41,10 @@ class AffineKnown:
     A: Tensor
     B: Tensor
     c: Tensor
+
+    if TYPE_CHECKING:  # lists and arrays become tensors
+
+        def __init__(self, A: _require.Numbers, B: _require.Numbers, c: _require.Numbers) -> None: ...
 
     def __post_init__(self) -> None:
         for name, value in zip("ABc", _check_affine("AffineKnown", self.A, self.B, self.c), strict=True):
@@ -99,7 +105,8 @@ class SineKnown:
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """p(x, u), (*b, nx), (*b, nu) → (*b, nx)."""
-        z = torch.cat([x, u], dim=-1)
+        x, u = _require.floats("known part", "x", x), _require.floats("known part", "u", u)
+        z = _require.points("known part", "(x, u)", torch.cat([x, u], dim=-1), self.frequencies.shape[1])
         waves = torch.sin(z @ self.frequencies.T.to(z.device) + self.phases.to(z.device))
         return _affine(x, u, self.A, self.B, self.c) + waves @ self.amplitudes.to(z.device)
 

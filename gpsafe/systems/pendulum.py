@@ -15,7 +15,7 @@ from gpsafe.linalg import vector
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
-from gpsafe.systems.base import Cost, HingeCost, IndicatorCost, check_fields
+from gpsafe.systems.base import Cost, HingeCost, IndicatorCost, check_fields, measured
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 
@@ -122,6 +122,7 @@ class Pendulum:
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u), (*b, 2), (*b, 1) → (*b, 2)."""
+        x, u = measured(self, x, u)
         pull, push = self._rates()
         theta, omega = x.unbind(-1)
         for _ in range(self.action_repeat):

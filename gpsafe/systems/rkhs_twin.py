@@ -13,7 +13,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.rkhs import RKHSFunction, interpolate
 from gpsafe.sets import Box
-from gpsafe.systems.base import Cost, KnownPart, System
+from gpsafe.systems.base import Cost, KnownPart, System, measured
 
 
 @short
@@ -120,6 +120,7 @@ class RKHSTwin:
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """f*(x, u), (*b, nx), (*b, nu) → (*b, nx)."""
+        x, u = measured(self, x, u)
         base = self.known(x, u)
         residual = self.residual_fn(torch.cat([x, u], dim=-1))
         columns = list(base.unbind(-1))

@@ -54,6 +54,9 @@ class Task:
     @staticmethod
     def of(system: System) -> Task:
         """The task of a plant."""
+        for name in ("initial_state", "horizon", "cost", "budget", "noise_std"):
+            if not hasattr(system, name):
+                raise _require.fail("Task.of", f"a plant (it has no {name})", type(system).__name__)
         return Task(system.initial_state, system.horizon, system.cost, system.budget, system.noise_std)
 
     @property

@@ -18,7 +18,7 @@ from gpsafe._show import short
 from gpsafe.linalg import vector
 from gpsafe.sets import Box
 from gpsafe.systems import scene as draw
-from gpsafe.systems.base import Cost, check_fields
+from gpsafe.systems.base import Cost, check_fields, measured
 from gpsafe.systems.episodic import Published, leaves, uniform, wild
 from gpsafe.systems.known import SineKnown, pendulum_known
 from gpsafe.systems.riccati import riccati
@@ -120,6 +120,7 @@ class SimplePendulum(Published):
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """The step without noise, (*b, 2), (*b, 1) → (*b, 2); u as given (see `System.mean`)."""
+        x, u = measured(self, x, u)
         theta, omega = x.unbind(-1)
         torque = u[..., 0] + self.mass * self.gravity * self.length * torch.sin(theta)
         omega = omega + self.dt * (torque - self.damping * omega) / (self.mass * self.length**2)
@@ -251,6 +252,7 @@ class SafeCartPole(Published):
 
     def mean(self, x: Tensor, u: Tensor) -> Tensor:
         """The step without noise, (*b, 4), (*b, 1) → (*b, 4); u as given (see `System.mean`)."""
+        x, u = measured(self, x, u)
         _, speed, theta, omega = x.unbind(-1)
         s, c = torch.sin(theta), torch.cos(theta)
         total, p = self.cart + self.pole, self.pole * self.length

@@ -59,7 +59,7 @@ def draw(seed: int, *, d: int = 2, n: int = 60, scale: float = 0.5, noise: float
 
 @pytest.mark.parametrize("noise", [0.01, 0.1])
 def test_with_the_kernel_given_b_is_large_enough(noise):
-    for seed in range(8):
+    for seed in range(4):
         _, states, inputs = draw(seed, noise=noise)
         found = gs.estimate(states, inputs, outputs=[0], kernels=kernels.rbf([0.5, 0.5]), noise_std=noise)
         assert found.rkhs_norm[0] >= NORM
@@ -68,14 +68,14 @@ def test_with_the_kernel_given_b_is_large_enough(noise):
 
 def test_with_a_fitted_kernel_b_is_large_enough_where_it_settled():
     enough = []
-    for seed in range(8):
+    for seed in range(4):
         f, states, inputs = draw(seed)
         found = gs.estimate(states, inputs, outputs=[0])
         form = kernels.stationary(found.kernels[0])
         assert form is not None and not kernels.is_stated(found.kernels[0])
         if found.settled:
             enough.append(found.rkhs_norm[0] >= norm_in(f, 0.5, form.lengthscale, float(form.variance)))
-    assert len(enough) >= 6 and sum(enough) >= 0.95 * len(enough)
+    assert len(enough) >= 3 and sum(enough) >= 0.95 * len(enough)
 
 
 def test_few_rows_of_a_rough_function_say_that_the_norm_still_grows():

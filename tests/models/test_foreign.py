@@ -120,7 +120,7 @@ def test_one_output_with_all_transforms(name):
     agrees(from_gpytorch(model, nu=1), *ask(model, QUERIES), QUERIES, nu=1)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(seeds(), st.sampled_from([Normalize, InputStandardize, None]), st.booleans(), st.sampled_from([1, 2]))
 def test_botorch_models_as_people_make_them(seed, transform, standardise, m):
     z = small(INPUTS) if transform is None else INPUTS
@@ -182,7 +182,7 @@ def test_float32_and_fixed_noise_that_is_equal():
 
 
 # ------------------------------------------------------------------------------------------ back and forth
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seeds(), st.sampled_from(["rbf", "matern-3/2", "additive"]))
 def test_there_and_back(seed, name):
     gp = GP.create(make_kernel(name, 3), 0.05, nx=2, nu=1, noise_std=0.1, outputs=[0])

@@ -138,7 +138,7 @@ def excess_of(function, lower: np.ndarray, upper: np.ndarray, seed: int, *, scal
     return worst
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(expression=expressions(), seed=seeds(), wide=st.booleans())
 def test_derivatives_of_random_expressions_are_within_the_ranges(expression, seed, wide):
     generator = np.random.default_rng(seed)
@@ -187,7 +187,7 @@ def test_a_casadi_function_is_bounded_too():
 
 
 @pytest.mark.parametrize("name", ["derived", "derived-saturated"])
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(seed=seeds())
 def test_bounds_over_boxes_dominate_the_remainder_there(name, seed):
     known, region, nx = claims.PRIORS[name]()
@@ -287,7 +287,7 @@ COSTS = {
 
 
 @pytest.mark.parametrize("name", COSTS)
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(seed=seeds())
 def test_costs_over_boxes_enclose_the_cost(name, seed):
     cost = DerivedCost(COSTS[name], nx=2)
