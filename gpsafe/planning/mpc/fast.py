@@ -28,7 +28,6 @@ import math
 import time
 from dataclasses import dataclass
 
-import daqp
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,35 +35,24 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
-from gpsafe.planning.mpc import _steps
+from gpsafe.planning.mpc import _descent
+from gpsafe.planning.mpc._descent import AGREE, CONVERGED, GAIN, LATER, PROXIMAL
 from gpsafe.planning.mpc._starts import Starts
 from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
-PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
-FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
-PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
-CONVERGED = 2e-8  # predicted decrease of f + ρs
-HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
-GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
-SAME = 1e-4  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
-LATER = 20  # iterations of a start once a certified plan is known
+STATUS = ("diverged", "optimal", "feasible", "infeasible", "dominated")  # in the order of `_descent`
 CONFIRM = 3  # later starts that must agree that there is no plan
-NEAR = 1e-2  # largest violation near which programs see the binding rows; below it a program has a plan in sight
-WIDE = 0.1  # largest violation at which the first program's promise is believed
-SIGHT = 4  # iterations by which a later start must have a plan in sight
-AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
-CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
 
 @dataclass(slots=True)
 class Work:
-    """What a search cost: calls and seconds (wall clock) of sweeps and of quadratic programs, corrections, all starts."""
+    """What a search cost: sweeps, quadratic programs and corrections of all starts, seconds (wall clock) within the loops of
+    its starts and in all."""
 
     sweeps: int = 0
     programs: int = 0
     corrections: int = 0
-    sweep_seconds: float = 0.0
-    program_seconds: float = 0.0
+    descent_seconds: float = 0.0
     seconds: float = 0.0
 
 
@@ -175,53 +163,20 @@ def _array(name: str, value: Tensor, shape: tuple[int, ...]) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """A plan, its rows (less what they are allowed) and their Jacobian, f, and the largest row; +inf if not finite."""
+    """A plan, its rows (less what they are allowed), f, and the largest row; +inf if not finite."""
 
     inputs: Array
     rows: Array
-    jacobian: Array
     cost: float
     excess: float
 
     @staticmethod
     def nowhere(steps: int, nu: int) -> _Point:
-        empty = np.zeros((0, steps * nu))
-        return _Point(np.zeros((steps, nu)), empty[:, 0], empty, math.inf, math.inf)
+        return _Point(np.zeros((steps, nu)), np.zeros(0), math.inf, math.inf)
 
     def rank(self, enough: float) -> tuple[float, float]:
         """Feasible ones by cost, before the others by violation."""
         return (self.excess if self.excess > enough else 0.0), self.cost
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """d (p,), the plan it leads to and its f, the slack s, dᵀBd, and the multipliers of all rows with their sum."""
-
-    move: Array
-    plan: Array
-    cost: float
-    slack: float
-    bent: float
-    multipliers: Array
-    total: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Program:
-    """Room for the quadratic programs of a search, see `_steps.program`."""
-
-    hessian: Array
-    gradient: Array
-    matrix: Array
-    lower: Array
-    upper: Array
-    chosen: NDArray[np.int64]
-
-    @staticmethod
-    def empty(size: int, rows: int) -> _Program:
-        n = size + 1
-        room = np.empty((n, n)), np.empty(n), np.empty((rows, n)), np.empty(n + rows), np.empty(n + rows)
-        return _Program(*room, np.empty(rows, np.int64))
 
 
 class _Search:
@@ -255,52 +210,14 @@ class _Search:
         self.curvature: Array = curvature
         self.lowest, self.highest = np.tile(self.lower, self.steps), np.tile(self.upper, self.steps)
         self.spread: Array = np.sqrt(np.diag(np.linalg.inv(self.weight)))  # of {f ≤ 1} about u_L
-        self.program: _Program | None = None
         self.starts = Starts(self.steps, self.lower, self.upper, learned, options.starts, self.sweep.violations)
-        self.binding: NDArray[np.int64] = np.zeros(0, np.int64)  # rows of the best plan's last program
+        self.binding: NDArray[np.bool_] = np.zeros(self.sweep.count, np.bool_)  # which rows bind the best plan
 
     def keep_within(self, cost: float) -> None:
         """Steps then lead to plans whose first input is in the bounding box of f ≤ cost."""
         reach = self.spread * math.sqrt(max(cost, 0.0))
         self.highest[: self.nu] = np.maximum(np.minimum(self.upper, self.learned + reach), self.lower)
         self.lowest[: self.nu] = np.minimum(np.maximum(self.lower, self.learned - reach), self.highest[: self.nu])
-
-    def evaluate(self, inputs: Array) -> _Point:
-        began = time.perf_counter()
-        rows, jacobian = self.sweep(inputs)
-        self.work.sweep_seconds += time.perf_counter() - began
-        self.work.sweeps += 1
-        cost = _steps.distance(inputs[0], self.learned, self.weight)
-        return _Point(inputs, rows, jacobian, cost, _steps.excess(rows, jacobian))
-
-    def step(self, at: _Point, rows: Array, reach: Array, bend: Array, rho: float) -> _Step | None:
-        """None if the quadratic program fails."""
-        began = time.perf_counter()
-        made = self.program
-        if made is None or len(made.chosen) < len(rows):
-            self.program = made = _Program.empty(self.size, len(rows))
-        inputs, p = at.inputs.ravel(), self.size
-        count = _steps.program(
-            rows, at.jacobian, inputs, self.learned, self.weight, self.lowest, self.highest, reach, self.curvature, bend,
-            rho, made.hessian, made.gradient, made.matrix, made.lower, made.upper, made.chosen,
-        )  # fmt: skip
-        upper, lower = made.upper[: p + 1 + count], made.lower[: p + 1 + count]
-        found, _, flag, told = daqp.solve(
-            made.hessian, made.gradient, made.matrix[:count], upper, lower, None,
-            primal_tol=1e-11, eps_prox=0.0, iter_limit=1000,
-        )  # fmt: skip
-        self.work.program_seconds += time.perf_counter() - began
-        self.work.programs += 1
-        if flag < 1:
-            return None
-        trial, multipliers = np.empty((self.steps, self.nu)), np.empty(len(rows))
-        finite, slack, bent, total = _steps.outcome(
-            found, told["lam"], made.chosen, count, bend, inputs, self.lowest, self.highest, trial.ravel(), multipliers
-        )
-        if not finite:
-            return None
-        cost = _steps.distance(trial[0], self.learned, self.weight)
-        return _Step(found[:p], trial, cost, slack, bent, multipliers, total)
 
     def run(self, start: Array, best: _Point) -> tuple[_Point, str, int]:
         """The last accepted plan from one start, its status, and the number of steps tried.
@@ -309,77 +226,28 @@ class _Search:
         """
         later = best.excess <= self.enough and not self.options.exhaustive
         self.keep_within(best.cost - GAIN if later else math.inf)
-        at = self.evaluate(np.clip(start.ravel(), self.lowest, self.highest).reshape(self.steps, self.nu))
-        if math.isinf(at.excess):
-            return at, "diverged", 0
-        nothing = np.zeros((self.size, self.size))
-        bend, reach, rho, blocked = nothing, 1.0, PENALTIES[0], None
-        count = 0
-        if at.excess <= self.enough and at.cost <= CONVERGED:
-            return at, "optimal", 0
+        plan, count, told = np.array(start), self.sweep.count, np.zeros(_descent.TOLD)
+        rows, jacobian = np.empty(count), np.zeros((count, self.size))
         most = min(self.options.iterations, LATER) if later else self.options.iterations
-        while count < most and reach > 1e-12 and (count == 0 or time.perf_counter() < self.deadline):
-            count += 1
-            region = reach * self.scale
-            found = self.step(at, at.rows, region, bend, rho)
-            if found is None:
-                bend, reach = nothing, 0.25 * reach
-                continue
-            d, slack, multipliers = found.move, found.slack, found.multipliers
-            if slack > self.enough and rho < PENALTIES[0]:
-                rho = PENALTIES[0]
-                continue
-            merit = _merit(at, rho)
-            if self.dominated(at, found, reach, best, count):
-                return at, "dominated", count
-            expected = merit - (found.cost + rho * slack + 0.5 * slack**2 + 0.5 * found.bent)
-            infeasible = at.excess > self.enough
-            hopeless = infeasible and at.excess - slack <= HOPELESS * at.excess * min(reach, 1.0)
-            if hopeless or expected <= CONVERGED:
-                if infeasible and rho < PENALTIES[1]:
-                    bend, rho = nothing, PENALTIES[1]
-                    continue
-                if (not infeasible and at.cost < best.cost) or math.isinf(best.excess) or best.excess > self.enough:
-                    self.binding = _active(multipliers)
-                return at, "infeasible" if infeasible else "optimal", count
-            to = self.evaluate(found.plan)
-            ratio = (merit - _merit(to, rho)) / expected
-            if (slack > self.enough) != blocked:  # other multipliers by orders of magnitude: another curvature
-                bend, blocked = nothing, slack > self.enough
-            bend = _steps.curvature(bend, d, at.jacobian, to.jacobian, multipliers, PROXIMAL)
-            if ratio < CORRECT and math.isfinite(to.excess):
-                second = self.step(at, to.rows - at.jacobian @ d, region, bend, rho)
-                if second is not None:
-                    self.work.corrections += 1
-                    corrected = self.evaluate(second.plan)
-                    if _merit(corrected, rho) < _merit(to, rho):
-                        d, to = second.move, corrected
-                        ratio = (merit - _merit(to, rho)) / expected
-            if slack <= self.enough:
-                rho = min(PENALTIES[1], max(FLOOR, 3 * found.total))
-            length = float(np.abs(d / self.scale).max())
-            if ratio > 1e-4:
-                at = to
-            if ratio > 0.75 and length > 0.8 * reach:
-                reach = 3 * length
-            elif not ratio >= CORRECT:
-                reach = 0.3 * length
-        return at, "infeasible" if at.excess > self.enough else "feasible", count
-
-    def dominated(self, at: _Point, step: _Step, reach: float, best: _Point, count: int) -> bool:
-        """Whether this start may be given up, see `CondensedSQP`: heuristics, measured, not bounds."""
-        if math.isinf(best.excess) or self.options.exhaustive:
-            return False
-        if best.excess > self.enough:
-            wide = reach >= 1.0 and (at.excess <= 2 * best.excess or count >= 4)
-            return step.slack >= (1 - AGREE) * best.excess and (wide or count >= LATER)
-        if count >= SIGHT and step.slack > NEAR:
-            return True
-        same = at.excess <= NEAR and step.slack <= self.enough and abs(at.cost - best.cost) <= SAME
-        if same and np.array_equal(_active(step.multipliers), self.binding):
-            return True
-        nothing = step.slack > self.enough or step.cost >= best.cost - GAIN
-        return reach >= 1.0 and (count > 1 or at.excess <= WIDE) and nothing
+        told[_descent.LIMIT] = most
+        arguments = (
+            plan, rows, jacobian, self.learned, self.weight, self.lowest, self.highest, self.scale, self.curvature,
+            self.enough, not self.options.exhaustive, best.excess, best.cost, self.binding, told,
+        )  # fmt: skip
+        began = time.perf_counter()
+        if self.sweep.drive is not None and math.isinf(self.deadline):
+            self.work.sweeps += self.sweep.drive(*arguments)
+        else:
+            for _ in _descent.descend(*arguments):
+                rows[:], jacobian[:] = self.sweep(plan)
+                self.work.sweeps += 1
+                if time.perf_counter() > self.deadline:
+                    told[_descent.LIMIT] = 1
+        self.work.descent_seconds += time.perf_counter() - began
+        self.work.programs += int(told[_descent.PROGRAMS])
+        self.work.corrections += int(told[_descent.CORRECTIONS])
+        point = _Point(plan, rows, float(told[_descent.COST]), float(told[_descent.EXCESS]))
+        return point, STATUS[int(told[_descent.STATUS])], int(told[_descent.ITERATIONS])
 
     def reason(self, best: _Point) -> str:
         """Why the plan is not certified: its largest row; empty if it may be."""
@@ -404,12 +272,3 @@ class _Search:
             f"{best.excess:.3g}"
         )
 
-
-def _merit(at: _Point, rho: float) -> float:
-    violation = max(at.excess, 0.0)
-    return at.cost + rho * violation + 0.5 * violation**2
-
-
-def _active(multipliers: Array) -> NDArray[np.int64]:
-    """Rows whose multipliers count."""
-    return np.flatnonzero(multipliers > 1e-6 * max(float(multipliers.max(initial=0.0)), 1e-300))

@@ -1,0 +1,174 @@
+"""The trust-region loop of the condensed SQP from one start, compiled as a whole: see :mod:`gpsafe.planning.mpc.fast`.
+
+A generator that asks for rows and Jacobians and knows nothing of where they come from: `drive` answers it in compiled code,
+other sweeps from Python.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpsafe.planning.mpc._numba import njit
+from gpsafe.planning.mpc._quadratic import solve
+from gpsafe.planning.mpc._steps import active, curvature, distance, excess, merit, outcome, program
+
+PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
+FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
+PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
+CONVERGED = 2e-8  # predicted decrease of f + ρs
+HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
+GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
+SAME = 1e-4  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
+LATER = 20  # iterations of a start once a certified plan is known
+NEAR = 1e-2  # largest violation near which programs see the binding rows; below it a program has a plan in sight
+WIDE = 0.1  # largest violation at which the first program's promise is believed
+SIGHT = 4  # iterations by which a later start must have a plan in sight
+AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
+CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
+
+DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED = range(5)
+STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, TOLD = range(8)  # places in what is told
+
+
+@njit(cache=True)
+def descend(
+    plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, least, cost, binding, told,
+):  # fmt: skip
+    """Yields whenever `rows` (R,) and `jacobian` (R, T·nu) are to be filled for `plan` (T, nu); ends with those of the last
+    accepted plan in them.
+
+    Args:
+        plan, rows, jacobian: see above; at first `plan` is the start.
+        learned, weight: of f.
+        lowest, highest, scale: bounds of the plan and half its range, (T·nu,).
+        fixed: curvature of f and the slack, (T·nu + 1, T·nu + 1).
+        enough: largest row of a feasible plan.
+        prune: whether to give up what cannot win against the best plan known.
+        least, cost: its largest row (+inf if none is known) and its f.
+        binding: which rows bind it, (R,); rewritten where this start ends better.
+        told: (TOLD,), output but for `LIMIT`, the most iterations, which may be lowered at any yield.
+    """
+    p, inputs, count = scale.shape[0], plan.reshape(-1), rows.shape[0]
+    program_room = (
+        np.empty((p + 1, p + 1)), np.empty(p + 1), np.empty((count, p + 1)), np.empty(count), np.empty(p + 1),
+        np.empty(p + 1), np.empty(count, np.int64), np.empty(count),
+    )  # fmt: skip
+    at, at_rows, at_jacobian = np.empty(p), np.empty(count), np.empty((count, p))
+    found, second, trial, multipliers, other = np.empty(p + 1), np.empty(p + 1), np.empty(p), np.empty(count), np.empty(count)
+    bend, moved, shifted = np.zeros((p, p)), np.empty(p), np.empty(count)
+    to_rows, to_jacobian = np.empty(count), np.empty((count, p))
+    told[:LIMIT] = 0.0
+    for i in range(p):
+        inputs[i] = min(max(inputs[i], lowest[i]), highest[i])
+    yield 0
+    at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
+    at_cost, at_excess = distance(inputs, learned, weight), excess(rows, jacobian)
+    status, reach, rho, blocked, iterations = DIVERGED, 1.0, PENALTIES[0], -1, 0
+    going = math.isfinite(at_excess)
+    if going and at_excess <= enough and at_cost <= CONVERGED:
+        status, going = OPTIMAL, False
+    elif going:
+        status = FEASIBLE  # until told otherwise: stopped by a limit
+    while going and iterations < told[LIMIT] and reach > 1e-12:
+        iterations += 1
+        told[PROGRAMS] += 1
+        if not _step(at_rows, at_jacobian, at, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+                     program_room, found, multipliers):  # fmt: skip
+            bend[:] = 0.0
+            reach *= 0.25
+            continue
+        slack, bent, total = outcome(found, multipliers, bend, at, lowest, highest, trial)
+        if slack > enough and rho < PENALTIES[0]:
+            rho = PENALTIES[0]
+            continue
+        promised = distance(trial, learned, weight)
+        before = merit(at_cost, at_excess, rho)
+        infeasible = at_excess > enough
+        if prune and math.isfinite(least):
+            wide = reach >= 1.0
+            if least > enough:
+                far = (wide and (at_excess <= 2 * least or iterations >= 4)) or iterations >= LATER
+                given_up = far and slack >= (1 - AGREE) * least
+            else:
+                nothing = slack > enough or promised >= cost - GAIN
+                near = at_excess <= NEAR and slack <= enough and abs(at_cost - cost) <= SAME
+                given_up = iterations >= SIGHT and slack > NEAR
+                given_up = given_up or (near and active(multipliers, binding, False))
+                given_up = given_up or (wide and (iterations > 1 or at_excess <= WIDE) and nothing)
+            if given_up:
+                status = DOMINATED
+                break
+        expected = before - (promised + rho * slack + 0.5 * slack**2 + 0.5 * bent)
+        hopeless = infeasible and at_excess - slack <= HOPELESS * at_excess * min(reach, 1.0)
+        if hopeless or expected <= CONVERGED:
+            if infeasible and rho < PENALTIES[1]:
+                bend[:] = 0.0
+                rho = PENALTIES[1]
+                continue
+            if (not infeasible and at_cost < cost) or least > enough:
+                active(multipliers, binding, True)
+            status = INFEASIBLE if infeasible else OPTIMAL
+            break
+        inputs[:] = trial
+        yield 0
+        to_cost, to_excess = promised, excess(rows, jacobian)
+        ratio = (before - merit(to_cost, to_excess, rho)) / expected
+        if (1 if slack > enough else 0) != blocked:  # other multipliers by orders of magnitude: another curvature
+            bend[:] = 0.0
+            blocked = 1 if slack > enough else 0
+        moved[:] = found[:p]
+        curvature(bend, moved, at_jacobian, jacobian, multipliers, PROXIMAL)
+        if ratio < CORRECT and math.isfinite(to_excess):
+            for r in range(count):
+                shifted[r] = rows[r]
+                for i in range(p):
+                    shifted[r] -= at_jacobian[r, i] * moved[i]
+            told[PROGRAMS] += 1
+            if _step(shifted, at_jacobian, at, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+                     program_room, second, other):  # fmt: skip
+                told[CORRECTIONS] += 1
+                outcome(second, other, bend, at, lowest, highest, inputs)
+                to_rows[:], to_jacobian[:] = rows, jacobian
+                yield 0
+                corrected, excessive = distance(inputs, learned, weight), excess(rows, jacobian)
+                if merit(corrected, excessive, rho) < merit(to_cost, to_excess, rho):
+                    moved[:], to_cost, to_excess = second[:p], corrected, excessive
+                    ratio = (before - merit(to_cost, to_excess, rho)) / expected
+                else:
+                    inputs[:], rows[:], jacobian[:] = trial, to_rows, to_jacobian
+        if slack <= enough:
+            rho = min(PENALTIES[1], max(FLOOR, 3 * total))
+        length = 0.0
+        for i in range(p):
+            length = max(length, abs(moved[i] / scale[i]))
+        if ratio > 1e-4:
+            at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
+            at_cost, at_excess = to_cost, to_excess
+        if ratio > 0.75 and length > 0.8 * reach:
+            reach = 3 * length
+        elif not ratio >= CORRECT:
+            reach = 0.3 * length
+    if status == FEASIBLE and at_excess > enough:
+        status = INFEASIBLE
+    inputs[:], rows[:], jacobian[:] = at, at_rows, at_jacobian
+    told[STATUS], told[ITERATIONS], told[COST], told[EXCESS] = status, iterations, at_cost, at_excess
+
+
+@njit(cache=True)
+def _step(
+    rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho, room, found, multipliers
+):  # fmt: skip
+    """Solves the program of one step; False if that fails."""
+    hessian, gradient, matrix, bound, lower, upper, chosen, dual = room
+    count = program(
+        rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+        hessian, gradient, matrix, bound, lower, upper, chosen,
+    )  # fmt: skip
+    multipliers[:] = 0.0
+    if not solve(hessian, gradient, matrix[:count], bound[:count], lower, upper, found, dual[:count]):
+        return False
+    for k in range(count):
+        multipliers[chosen[k]] = dual[k]
+    return True

@@ -1,0 +1,22 @@
+"""A start's loop and its sweeps in one compiled call."""
+
+from __future__ import annotations
+
+from gpsafe.planning.mpc._descent import descend
+from gpsafe.planning.mpc._kernel import sweep
+from gpsafe.planning.mpc._numba import njit
+
+
+@njit(cache=True)
+def drive(
+    before, x0, given, after, plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, least,
+    cost, binding, told,
+):  # fmt: skip
+    """`_descent.descend` answered by `_kernel.sweep`; how many sweeps it took."""
+    sweeps = 0
+    for _ in descend(
+        plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, least, cost, binding, told,
+    ):  # fmt: skip
+        sweep(before, x0, given, plan, after, rows, jacobian)
+        sweeps += 1
+    return sweeps
