@@ -12,20 +12,17 @@ import numpy as np
 
 from gpsafe.planning.mpc._numba import njit
 from gpsafe.planning.mpc._quadratic import solve
-from gpsafe.planning.mpc._steps import active, curvature, distance, excess, merit, outcome, program
+from gpsafe.planning.mpc._steps import curvature, distance, excess, merit, outcome, program
 
 PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
 FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
 CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
-GAIN = 1e-7  # a later start is given up if it promises to lower the cost by less
-SAME = 1e-4  # plans whose costs differ by less, and whose programs have the same binding rows, lead to the same optimum
-LATER = 20  # iterations of a start once a certified plan is known
-NEAR = 1e-2  # largest violation near which programs see the binding rows; below it a program has a plan in sight
-WIDE = 0.1  # largest violation at which the first program's promise is believed
-SIGHT = 4  # iterations by which a later start must have a plan in sight
-AGREE = 0.05  # two starts whose least violations differ by a smaller share end the search
+LATER = 20  # iterations within which a start must promise a smaller violation than the best plan's
+NEAR = 1e-2  # largest violation of a plan that may count as on its way to a known one
+MERGED = 0.3  # half input ranges between a plan and the best one, below which it is on the way to it
+AGREE = 0.05  # two starts whose least violations differ by a smaller share agree
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
 DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED = range(5)
@@ -34,7 +31,7 @@ STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, TOLD = range(8) 
 
 @njit(cache=True)
 def descend(
-    plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, least, cost, binding, told,
+    plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told,
 ):  # fmt: skip
     """Yields whenever `rows` (R,) and `jacobian` (R, T·nu) are to be filled for `plan` (T, nu); ends with those of the last
     accepted plan in them.
@@ -45,19 +42,18 @@ def descend(
         lowest, highest, scale: bounds of the plan and half its range, (T·nu,).
         fixed: curvature of f and the slack, (T·nu + 1, T·nu + 1).
         enough: largest row of a feasible plan.
-        prune: whether to give up what cannot win against the best plan known.
-        least, cost: its largest row (+inf if none is known) and its f.
-        binding: which rows bind it, (R,); rewritten where this start ends better.
+        prune: whether to give up what is on its way to the best plan known, or to nothing better.
+        known, least: that plan (T, nu) and its largest row, +inf if there is none.
         told: (TOLD,), output but for `LIMIT`, the most iterations, which may be lowered at any yield.
     """
-    p, inputs, count = scale.shape[0], plan.reshape(-1), rows.shape[0]
+    p, inputs, best, count = scale.shape[0], plan.reshape(-1), known.reshape(-1), rows.shape[0]
     program_room = (
         np.empty((p + 1, p + 1)), np.empty(p + 1), np.empty((count, p + 1)), np.empty(count), np.empty(p + 1),
         np.empty(p + 1), np.empty(count, np.int64), np.empty(count),
     )  # fmt: skip
     at, at_rows, at_jacobian = np.empty(p), np.empty(count), np.empty((count, p))
     found, second, trial, multipliers, other = np.empty(p + 1), np.empty(p + 1), np.empty(p), np.empty(count), np.empty(count)
-    bend, moved, shifted = np.zeros((p, p)), np.empty(p), np.empty(count)
+    bend, moved, nothing, shifted = np.zeros((p, p)), np.empty(p), np.zeros(p), np.empty(count)
     to_rows, to_jacobian = np.empty(count), np.empty((count, p))
     told[:LIMIT] = 0.0
     for i in range(p):
@@ -87,16 +83,11 @@ def descend(
         before = merit(at_cost, at_excess, rho)
         infeasible = at_excess > enough
         if prune and math.isfinite(least):
-            wide = reach >= 1.0
             if least > enough:
-                far = (wide and (at_excess <= 2 * least or iterations >= 4)) or iterations >= LATER
+                far = (reach >= 1.0 and (at_excess <= 2 * least or iterations >= 4)) or iterations >= LATER
                 given_up = far and slack >= (1 - AGREE) * least
             else:
-                nothing = slack > enough or promised >= cost - GAIN
-                near = at_excess <= NEAR and slack <= enough and abs(at_cost - cost) <= SAME
-                given_up = iterations >= SIGHT and slack > NEAR
-                given_up = given_up or (near and active(multipliers, binding, False))
-                given_up = given_up or (wide and (iterations > 1 or at_excess <= WIDE) and nothing)
+                given_up = at_excess <= NEAR and _apart(at, best, scale) <= MERGED
             if given_up:
                 status = DOMINATED
                 break
@@ -107,8 +98,6 @@ def descend(
                 bend[:] = 0.0
                 rho = PENALTIES[1]
                 continue
-            if (not infeasible and at_cost < cost) or least > enough:
-                active(multipliers, binding, True)
             status = INFEASIBLE if infeasible else OPTIMAL
             break
         inputs[:] = trial
@@ -140,9 +129,7 @@ def descend(
                     inputs[:], rows[:], jacobian[:] = trial, to_rows, to_jacobian
         if slack <= enough:
             rho = min(PENALTIES[1], max(FLOOR, 3 * total))
-        length = 0.0
-        for i in range(p):
-            length = max(length, abs(moved[i] / scale[i]))
+        length = _apart(moved, nothing, scale)
         if ratio > 1e-4:
             at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
             at_cost, at_excess = to_cost, to_excess
@@ -154,6 +141,15 @@ def descend(
         status = INFEASIBLE
     inputs[:], rows[:], jacobian[:] = at, at_rows, at_jacobian
     told[STATUS], told[ITERATIONS], told[COST], told[EXCESS] = status, iterations, at_cost, at_excess
+
+
+@njit(cache=True)
+def _apart(one, other, scale):
+    """The largest difference of two plans (p,), in half ranges."""
+    most = 0.0
+    for i in range(scale.shape[0]):
+        most = max(most, abs(one[i] - other[i]) / scale[i])
+    return most
 
 
 @njit(cache=True)

@@ -9,14 +9,14 @@ from gpsafe.planning.mpc._numba import njit
 
 @njit(cache=True)
 def drive(
-    before, x0, given, after, plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, least,
-    cost, binding, told,
+    before, x0, given, after, plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, known,
+    least, told,
 ):  # fmt: skip
     """`_descent.descend` answered by `_kernel.sweep`; how many sweeps it took."""
     sweeps = 0
     for _ in descend(
-        plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, least, cost, binding, told,
-    ):  # fmt: skip
+        plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told
+    ):
         sweep(before, x0, given, plan, after, rows, jacobian)
         sweeps += 1
     return sweeps

@@ -107,20 +107,6 @@ def outcome(found, multipliers, bend, inputs, lowest, highest, trial):
 
 
 @njit(cache=True)
-def active(multipliers, binding, write):
-    """Whether `binding` (R,) says which multipliers count; with `write` it says so afterwards."""
-    largest, same = 0.0, True
-    for r in range(multipliers.shape[0]):
-        largest = max(largest, multipliers[r])
-    for r in range(multipliers.shape[0]):
-        counts = multipliers[r] > 1e-6 * max(largest, 1e-300)
-        same = same and counts == binding[r]
-        if write:
-            binding[r] = counts
-    return same
-
-
-@njit(cache=True)
 def curvature(bend, step, before, after, multipliers, proximal):
     """Powell's damped BFGS update of B (p, p), in place: positive semidefinite whatever the true curvature is.
 

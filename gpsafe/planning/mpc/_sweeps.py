@@ -42,15 +42,12 @@ class Sweep:
         kind: how: "compiled", "given" or "differences", see `sweep_of`.
         count: R.
         linearise: the map.
-        violations: a first input (nu,), values (C, nu) and lengths (n,) of blocks ↦ the largest row of all Cⁿ plans, +inf
-            where they diverge (`gpsafe.planning.mpc._patterns`); None where that is not compiled.
         drive: arguments of `_descent.descend` ↦ the sweeps it took, all in compiled code; None where sweeps are not.
     """
 
     kind: str
     count: int
     linearise: Callable[[Array], tuple[Array, Array]]
-    violations: Callable[[Array, Array, NDArray[np.int64]], Array] | None = None
     drive: Callable[..., int] | None = None
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
@@ -169,10 +166,10 @@ def given(problem: CertificationProblem, model: EnsembleTube, x0: Array, scale: 
 
 
 def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: Any = None) -> Sweep:
-    from gpsafe.planning.mpc import _drive, _kernel, _patterns
+    from gpsafe.planning.mpc import _drive, _kernel
 
     size = problem.steps * problem.nu
-    kernel, tree, driven = cast(Any, _kernel.sweep), cast(Any, _patterns.violations), cast(Any, _drive.drive)
+    kernel, driven = cast(Any, _kernel.sweep), cast(Any, _drive.drive)
     before, after, count = arrays
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
@@ -180,15 +177,10 @@ def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: A
         kernel(before, x0, _NOTHING if part is None else part.jets(x0, inputs), inputs, after, rows, jacobian)
         return rows, jacobian
 
-    def violations(first: Array, values: Array, lengths: NDArray[np.int64]) -> Array:
-        found = np.empty(len(values) ** len(lengths))
-        tree(before, x0, first, values, lengths, after, found)
-        return found
-
     def drive(*arguments: Any) -> int:
         return driven(before, x0, _NOTHING, after, *arguments)
 
-    return Sweep("given", count, sweep) if part is not None else Sweep("compiled", count, sweep, violations, drive)
+    return Sweep("given", count, sweep) if part is not None else Sweep("compiled", count, sweep, drive)
 
 
 _NOTHING = np.zeros((0, 0, 0)), np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0, 0, 0))

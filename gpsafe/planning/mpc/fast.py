@@ -36,12 +36,13 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.planning.mpc import _descent
-from gpsafe.planning.mpc._descent import AGREE, CONVERGED, GAIN, LATER, PROXIMAL
-from gpsafe.planning.mpc._starts import Starts
+from gpsafe.planning.mpc._descent import AGREE, CONVERGED, PROXIMAL
+from gpsafe.planning.mpc._starts import starts
 from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
 STATUS = ("diverged", "optimal", "feasible", "infeasible", "dominated")  # in the order of `_descent`
-CONFIRM = 3  # later starts that must agree that there is no plan
+SAME = 1e-6  # two plans whose costs differ by less are one answer
+CONFIRM = 4  # starts that end at the best known plan, or at its violation where there is none, before the search ends
 
 
 @dataclass(slots=True)
@@ -125,19 +126,12 @@ class CondensedSQP:
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
-            early = [] if first is None else [first]
-            early.append(search.starts.plain())
-            while (
-                start := early.pop(0) if early else search.starts.later(best.inputs, best.excess <= enough)
-            ) is not None:
+            drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
+            for start in drawn if first is None else [first, *drawn]:
                 point, found, count = search.run(start, best)
                 iterations += count
-                better = point.rank(enough) < best.rank(enough)
-                close = enough < best.excess <= (1 + AGREE) * point.excess
-                agreed = agreed + 1 if close and found != "diverged" else agreed
-                if better and point.excess < (1 - AGREE) * best.excess:
-                    agreed = 0
-                if better or status == "diverged":
+                agreed = _agreed(agreed, point, found, best, enough)
+                if point.rank(enough) < best.rank(enough) or status == "diverged":
                     given_up = "infeasible" if point.excess > enough else "feasible"
                     best, status = point, given_up if found == "dominated" else found
                 if best.excess <= enough and best.cost <= CONVERGED:
@@ -209,30 +203,18 @@ class _Search:
         curvature[-1, -1] = 1.0
         self.curvature: Array = curvature
         self.lowest, self.highest = np.tile(self.lower, self.steps), np.tile(self.upper, self.steps)
-        self.spread: Array = np.sqrt(np.diag(np.linalg.inv(self.weight)))  # of {f ≤ 1} about u_L
-        self.starts = Starts(self.steps, self.lower, self.upper, learned, options.starts, self.sweep.violations)
-        self.binding: NDArray[np.bool_] = np.zeros(self.sweep.count, np.bool_)  # which rows bind the best plan
-
-    def keep_within(self, cost: float) -> None:
-        """Steps then lead to plans whose first input is in the bounding box of f ≤ cost."""
-        reach = self.spread * math.sqrt(max(cost, 0.0))
-        self.highest[: self.nu] = np.maximum(np.minimum(self.upper, self.learned + reach), self.lower)
-        self.lowest[: self.nu] = np.minimum(np.maximum(self.lower, self.learned - reach), self.highest[: self.nu])
 
     def run(self, start: Array, best: _Point) -> tuple[_Point, str, int]:
         """The last accepted plan from one start, its status, and the number of steps tried.
 
-        Ends early, as "dominated", where the linear model sees nothing better than `best`.
+        Ends early, as "dominated", where it is on its way to `best`, or to no smaller violation.
         """
-        later = best.excess <= self.enough and not self.options.exhaustive
-        self.keep_within(best.cost - GAIN if later else math.inf)
         plan, count, told = np.array(start), self.sweep.count, np.zeros(_descent.TOLD)
         rows, jacobian = np.empty(count), np.zeros((count, self.size))
-        most = min(self.options.iterations, LATER) if later else self.options.iterations
-        told[_descent.LIMIT] = most
+        told[_descent.LIMIT] = self.options.iterations
         arguments = (
             plan, rows, jacobian, self.learned, self.weight, self.lowest, self.highest, self.scale, self.curvature,
-            self.enough, not self.options.exhaustive, best.excess, best.cost, self.binding, told,
+            self.enough, not self.options.exhaustive, best.inputs, best.excess, told,
         )  # fmt: skip
         began = time.perf_counter()
         if self.sweep.drive is not None and math.isinf(self.deadline):
@@ -272,3 +254,15 @@ class _Search:
             f"{best.excess:.3g}"
         )
 
+
+def _agreed(agreed: int, point: _Point, found: str, best: _Point, enough: float) -> int:
+    """How many starts have ended at the best plan, after one more has; none if that is better."""
+    if best.excess <= enough:
+        if found == "dominated":
+            return agreed + 1
+        if point.excess > enough or point.cost > best.cost + SAME:
+            return agreed
+        return agreed + 1 if point.cost >= best.cost - SAME else 0
+    if found == "diverged" or best.excess > (1 + AGREE) * point.excess:
+        return 0 if point.excess < best.excess else agreed
+    return agreed + 1
