@@ -29,7 +29,6 @@ DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED = range(5)
 STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, TOLD = range(8)  # places in what is told
 
 
-@njit(cache=True)
 def descend(
     plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told,
 ):  # fmt: skip
@@ -52,7 +51,13 @@ def descend(
         np.empty(p + 1), np.empty(count, np.int64), np.empty(count),
     )  # fmt: skip
     at, at_rows, at_jacobian = np.empty(p), np.empty(count), np.empty((count, p))
-    found, second, trial, multipliers, other = np.empty(p + 1), np.empty(p + 1), np.empty(p), np.empty(count), np.empty(count)
+    found, second, trial, multipliers, other = (
+        np.empty(p + 1),
+        np.empty(p + 1),
+        np.empty(p),
+        np.empty(count),
+        np.empty(count),
+    )
     bend, moved, nothing, shifted = np.zeros((p, p)), np.empty(p), np.zeros(p), np.empty(count)
     to_rows, to_jacobian = np.empty(count), np.empty((count, p))
     told[:LIMIT] = 0.0
@@ -61,7 +66,7 @@ def descend(
     yield 0
     at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
     at_cost, at_excess = distance(inputs, learned, weight), excess(rows, jacobian)
-    status, reach, rho, blocked, iterations = DIVERGED, 1.0, PENALTIES[0], -1, 0
+    status, reach, rho, iterations = DIVERGED, 1.0, PENALTIES[0], 0
     going = math.isfinite(at_excess)
     if going and at_excess <= enough and at_cost <= CONVERGED:
         status, going = OPTIMAL, False
@@ -104,9 +109,6 @@ def descend(
         yield 0
         to_cost, to_excess = promised, excess(rows, jacobian)
         ratio = (before - merit(to_cost, to_excess, rho)) / expected
-        if (1 if slack > enough else 0) != blocked:  # other multipliers by orders of magnitude: another curvature
-            bend[:] = 0.0
-            blocked = 1 if slack > enough else 0
         moved[:] = found[:p]
         curvature(bend, moved, at_jacobian, jacobian, multipliers, PROXIMAL)
         if ratio < CORRECT and math.isfinite(to_excess):

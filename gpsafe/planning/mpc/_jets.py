@@ -89,9 +89,9 @@ def _elementary(code, constant, v):
 
 
 @njit(cache=True, fastmath=_FAST)
-def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, triple, bent):
-    """Runs a tape at z (nz,) into value (S,), grad (S, nz), and, if `bent`, the lower triangles of hess (S, nz, nz), all with
-    lanes; `triple` (3,) with lanes is room to work.
+def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, triple):
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz) and the lower triangles of hess (S, nz, nz), all with lanes; `triple`
+    (3,) with lanes is room to work.
 
     Entries outside a slot's `dims` and orders are never written: they must hold zeros.
     """
@@ -103,7 +103,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
         code, at = codes[k], nz + k
         a, b, c = operands[k, 0], operands[k, 1], operands[k, 2]
         n = width[at]
-        second = bent and order[at] > 1
+        second = order[at] > 1
         if code == _CONSTANT:
             store(value, (at,), constants[k])
         elif code in (_ADD, _SUB):
@@ -131,10 +131,11 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
                 i = dims[at, p]
                 ga, gb = load(grad, (a, i)), load(grad, (b, i))
                 store(grad, (at, i), va * gb + vb * ga)
-                for q in range(p + 1 if bent else 0):
+                for q in range(p + 1):
                     j = dims[at, q]
                     cross = ga * load(grad, (b, j)) + gb * load(grad, (a, j))
-                    store(hess, (at, i, j), va * load(hess, (b, i, j)) + vb * load(hess, (a, i, j)) + cross)
+                    ha, hb = load(hess, (a, i, j)), load(hess, (b, i, j))
+                    store(hess, (at, i, j), va * hb + vb * ha + cross)
         elif code in (_LESS, _LESS_EQUAL, _EQUAL):
             for m in range(LANES):
                 one, other = value[a, m], value[b, m]
@@ -160,7 +161,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
                 ga = load(grad, (a, i))
                 store(grad, (at, i), rate * ga)
                 bend = curve * ga
-                for q in range(p + 1 if bent else 0):
+                for q in range(p + 1):
                     j = dims[at, q]
                     store(hess, (at, i, j), rate * load(hess, (a, i, j)) + bend * load(grad, (a, j)))
 
@@ -171,6 +172,6 @@ def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
     value, grad, hess = np.zeros((slots, LANES)), np.zeros((slots, nz, LANES)), np.zeros((slots, nz, nz, LANES))
     codes, operands, constants, out, order, width, dims = tape.arrays
     lanes = np.repeat(z[:, None], LANES, axis=1)
-    jets(lanes, codes, operands, constants, order, width, dims, value, grad, hess, np.zeros((3, LANES)), True)
+    jets(lanes, codes, operands, constants, order, width, dims, value, grad, hess, np.zeros((3, LANES)))
     lower = hess[out, ..., 0]
     return value[out, 0], grad[out, :, 0], lower + np.tril(lower, -1).transpose(0, 2, 1)

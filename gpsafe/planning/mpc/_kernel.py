@@ -1,7 +1,7 @@
-"""One compiled forward sweep: every constraint row of all members and its exact Jacobian in the inputs; and, without
-derivatives, the largest row of many plans that share their beginnings.
+"""One compiled forward sweep: every constraint row of all members and its exact Jacobian in the inputs.
 
-Members go side by side in lanes (:mod:`gpsafe.planning.mpc._lanes`). Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory §6):
+Members go side by side in lanes (:mod:`gpsafe.planning.mpc._lanes`). Per member and stage, with z = (x̄_k, ū_k) and
+sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory §6):
 
     F = A + BK_k,  G = F Q Fᵀ,  Q⁺ = (s + w)(G/s + W/w),  s = √tr G, w = √tr W, W = diag(scale · exp ℓ(z)),
     rows  h·x̄ + √(hᵀQh) − d  (states of stages 1…T, then inputs with Q → KQKᵀ of stages 0…T−1, then terminal).
@@ -140,7 +140,12 @@ def _workroom(sizes, nx, slots):
         np.empty((layers, nz, width, LANES)), np.empty((3, nx, width, LANES)), np.empty((width, LANES)),
         np.empty(width * LANES),
     )  # fmt: skip
-    tape = np.zeros((slots, LANES)), np.zeros((slots, nz, LANES)), np.zeros((slots, nz, nz, LANES)), np.zeros((3, LANES))
+    tape = (
+        np.zeros((slots, LANES)),
+        np.zeros((slots, nz, LANES)),
+        np.zeros((slots, nz, nz, LANES)),
+        np.zeros((3, LANES)),
+    )
     member = (
         np.empty((nz, LANES)), np.empty((2 * nx, LANES)), np.empty((nz, 2 * nx, LANES)), np.empty((nx, nz, nz, LANES)),
         np.empty((nx, LANES)), np.empty((nx, LANES)), np.empty((nx, nx, LANES)), np.empty((nx, nx, LANES)),
@@ -150,30 +155,30 @@ def _workroom(sizes, nx, slots):
 
 
 @njit(cache=True, fastmath=_FAST)
-def _member(theta, model, x, u, K, room, bent):
-    """A group of members at a stage: outputs, Jacobian, lower triangles of Hessians, W and its rate, F, left in `room`."""
+def _member(theta, model, x, u, room):
+    """A group of members at a stage: outputs, Jacobian, lower triangles of Hessians, W and its rate, left in `room`."""
     sizes, kind, tape, limits, hard, scale = model
-    network, (value, grad, bend, triple), (z, out, dout, hess, W, rate, F, FQ, sums) = room
+    network, (value, grad, bend, triple), (z, out, dout, hess, W, rate, _, _, _) = room
     nx, nu = x.shape[0], u.shape[0]
     nz = nx + nu
     for i in range(nx):
         store(z, (i,), load(x, (i,)))
     for r in range(nu):
         store(z, (nx + r,), u[r])
-    _network(theta, sizes, z, network, out, dout, hess, nx, bent)
+    _network(theta, sizes, z, network, out, dout, hess, nx, True)
     if kind == IDENTITY:
         for i in range(nx):
             store(out, (i,), load(out, (i,)) + load(x, (i,)))
             store(dout, (i, i), load(dout, (i, i)) + 1.0)
     elif kind == TAPE:
         codes, operands, constants, outputs, order, wide, dims = tape
-        jets(z, codes, operands, constants, order, wide, dims, value, grad, bend, triple, bent)
+        jets(z, codes, operands, constants, order, wide, dims, value, grad, bend, triple)
         for i in range(nx):
             o = outputs[i]
             store(out, (i,), load(out, (i,)) + load(value, (o,)))
             for a in range(nz):
                 store(dout, (a, i), load(dout, (a, i)) + load(grad, (o, a)))
-                if bent and order[o] > 1:
+                if order[o] > 1:
                     for b in range(a + 1):
                         store(hess, (i, a, b), load(hess, (i, a, b)) + load(bend, (o, a, b)))
     for i in range(nx):
@@ -323,7 +328,7 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
     steps, nu, nx = inputs.shape[0], inputs.shape[1], x0.shape[0]
     nz, p = nx + nu, steps * nu
     room = _workroom(model[0], nx, model[2][4].shape[0])
-    z, out, dout, hess, W, rate, F, FQ, sums = room[2]
+    _, out, dout, hess, W, rate, F, FQ, sums = room[2]
     x, X, Y = np.empty((nx, LANES)), np.empty((nx, p, LANES)), np.empty((nx, p, LANES))
     u, dU = np.empty((nu, LANES)), np.zeros((nu, p, LANES))
     Q, S = np.empty((nx, nx, LANES)), np.empty((nx, nx, p, LANES))
@@ -365,7 +370,7 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
                 _write(row, slope, columns, members, at_u + k * mu + q, block, rows, jacobian)
             for r in range(nu):
                 store(dU, (r, known + r), 0.0)
-            _member(theta[group], model, x, inputs[k], K, room, True)
+            _member(theta[group], model, x, inputs[k], room)
             if model[1] == GIVEN:
                 for m in range(LANES):
                     n = min(first + m, everyone - 1)

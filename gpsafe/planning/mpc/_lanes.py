@@ -69,8 +69,7 @@ def load(typing: Any, array: Any, at: Any) -> Any:
         return None
 
     def made(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        found = builder.load(_pointer(context, builder, signature, *values), align=8)
-        return found
+        return builder.load(_pointer(context, builder, signature, *values), align=8)
 
     return _lanes(array, at), made
 
@@ -119,7 +118,12 @@ def _operation(function: Callable[..., Any], name: str) -> None:
         lower_builtin(function, left, right)(made)
 
 
-for _function, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _function, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _operation(_function, _name)
 for _function, _name in ((operator.iadd, "fadd"), (operator.isub, "fsub"), (operator.imul, "fmul")):
     _operation(_function, _name)

@@ -53,6 +53,8 @@ def solve(hessian, gradient, matrix, bound, lower, upper, x, multipliers):
             room = bound[r]
             for j in range(n):
                 room -= matrix[r, j] * x[j]
+            if room != room:
+                return False
             if room < worst and not used[2 * n + r]:
                 worst, which = room, 2 * n + r
         if which < 0:

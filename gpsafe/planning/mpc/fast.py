@@ -1,25 +1,24 @@
 """Certification in milliseconds: a condensed sequential quadratic program over the inputs alone (xmpsc.md §10).
 
 The problem is min f(U) = (u_L − ū_0)ᵀ weight (u_L − ū_0) over rows c(U) ≤ tolerance − margin, with c and its exact Jacobian
-from one sweep (:mod:`gpsafe.planning.mpc._sweeps`). A step d solves, by `daqp` (dense dual active set),
+from one sweep (:mod:`gpsafe.planning.mpc._sweeps`). A step d solves (:mod:`gpsafe.planning.mpc._quadratic`)
 
     min f(U + d) + ½ dᵀBd + ρ s + ½ s²   s. t.   c + ∂c d ≤ tolerance − margin + s,  s ≥ 0,  |d| ≤ Δ,
 
 with one slack s, the largest violation, under an exact penalty: an infeasible problem ends at a least-violating plan. The
 plan keeps to the inputs' bounding box in any case. Rows that cannot become active within Δ are left out. f is quadratic and
-kept exactly; B is a damped BFGS matrix of the curvature of the rows, without which steps zigzag between curved rows (cart-pole,
-N = 7: 29 steps, with it 9). A poor step is corrected to second order (the same program with the rows' values at its end) before
-it is refused: without that, the penalty refuses good steps along curved rows (worst case 50 steps, with it 19). Both compared
-on 73 states that need a correction.
+kept exactly; B is a damped BFGS matrix of the curvature of the rows, without which steps zigzag between curved rows. A poor
+step is corrected to second order (the same program with the rows' values at its end) before it is refused.
 
 Nothing here is a guarantee: local minima, and plans that miss the constraints, are possible, and the judge decides.
 
-Why numba (five networks of width 20, CPU time of rows and Jacobian on one shared core, N = 5 and 10): 44 and 100 µs, against
-330 and 1250 µs by CasADi's virtual machine with weights as parameters (MX, `buffer()`; more if expanded to SX), which gives the
-same numbers to 2e-15. A known part that cannot be compiled makes a sweep about 15 times as long with its derivatives from torch
-(pendulum, N = 10), 300 times by central differences of the tube, which serve any other model. numba costs 0.3 s at import,
-8 s of compilation once per machine, version and change of the code, then 0.3 s to load from its disk cache. A quadratic program
-takes `daqp` 10 to 20 µs; writing it down, reading it and updating B are compiled too (:mod:`gpsafe.planning.mpc._steps`).
+Why numba: a search is some fifty sweeps and quadratic programs of ten variables, and between them Python would take as long as
+both. So a start is one compiled call; members go side by side in vector instructions, which halves a sweep's time (five
+networks of width 10, pendulum N = 10 and cart-pole N = 7, one shared core: 54 and 57 µs, member by member 77 and 107). CasADi's
+virtual machine with weights as parameters took 330 and 1250 µs where an earlier form of this sweep took 44 and 100. A known
+part that cannot be compiled makes a sweep many times as long with its derivatives from torch, and longer still by central
+differences of the tube, which serve any other model. Compilation takes half a minute, once per machine, version and change
+of the code, then under a second from its disk cache.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpsafe import _require
@@ -42,7 +40,11 @@ from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
 STATUS = ("diverged", "optimal", "feasible", "infeasible", "dominated")  # in the order of `_descent`
 SAME = 1e-6  # two plans whose costs differ by less are one answer
-CONFIRM = 4  # starts that end at the best known plan, or at its violation where there is none, before the search ends
+CONFIRM, REFUTE = (
+    6,
+    9,
+)  # starts that end at the best known plan, or at no smaller violation than it, and so end the search
+FEWER = 3  # either, where sweeps are not compiled, so that a start takes seconds
 
 
 @dataclass(slots=True)
@@ -61,23 +63,19 @@ class Work:
 class CondensedSQP:
     """Proposer of plans, see the module. Nothing is built for a problem; its arrays are kept for a few problems.
 
-    Starts, in this order: `warm` if given, (u_L, 0, …, 0), and then, where sweeps are compiled, patterns of inputs ranked by
-    their violation, else a few fixed ones (:mod:`gpsafe.planning.mpc._starts`). All are used, since local optima are
-    common, but for cost 0. Once a certified plan is known, the others only seek cheaper ones: their first input keeps
-    within its cost. They are given up as soon as
+    Starts, in this order: `warm` if given, (u_L, 0, …, 0), and drawn plans (:mod:`gpsafe.planning.mpc._starts`), since local
+    optima are common: on the cart-pole one start in ten ends at a worse one. Each runs to its own end, but is given up as soon
+    as it comes near the best plan known, or, where none is, promises no smaller violation. The search ends where `CONFIRM`
+    starts, or `REFUTE` without a plan, have ended so, where the cost is 0, or where no start is left. Where one start disagrees, others are likely to:
+    most states need seven starts, few of them all.
 
-    - their linear model over half an input range or more has no such plan, close to feasibility or after a step,
-    - their program is still far from a plan after a few steps,
-    - their program has the binding rows of the best plan's, and its cost: they are on the way to the same optimum, or
-    - nothing certified is known and they promise no smaller violation. Where enough starts agree on that, the search ends.
-
-    Starts and rules were chosen on 125 states of the cart-pole that need a correction and tried on 376 of both plants, of
-    networks that no figure is from. Cheaper plans are still missed, on plain cart-poles on more than one state in a hundred.
+    To give up early what promises no cheaper plan, by the linear model near a start, costs more answers than it saves sweeps:
+    as many sweeps in four whole starts find what ten pruned ones miss.
 
     Attributes:
         iterations: of each start.
         starts: how many of them, beside `warm`, at most.
-        exhaustive: give none of them up early.
+        exhaustive: use all of them, each to its end.
         margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
         time_limit: seconds; then the best plan so far is returned.
         hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
@@ -86,7 +84,7 @@ class CondensedSQP:
     """
 
     iterations: int = 50
-    starts: int = 10
+    starts: int = 12
     exhaustive: bool = False
     margin: float = 1e-9
     time_limit: float = math.inf
@@ -126,6 +124,7 @@ class CondensedSQP:
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
+            confirm, refute = (FEWER, FEWER) if search.sweep.drive is None else (CONFIRM, REFUTE)
             drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
             for start in drawn if first is None else [first, *drawn]:
                 point, found, count = search.run(start, best)
@@ -136,7 +135,9 @@ class CondensedSQP:
                     best, status = point, given_up if found == "dominated" else found
                 if best.excess <= enough and best.cost <= CONVERGED:
                     break
-                if (agreed >= CONFIRM and not self.exhaustive) or time.perf_counter() > search.deadline:
+                if (
+                    agreed >= (confirm if best.excess <= enough else refute) and not self.exhaustive
+                ) or time.perf_counter() > search.deadline:
                     break
             reason = search.reason(best)
         work.seconds = time.perf_counter() - began
