@@ -90,8 +90,8 @@ def _elementary(code, constant, v):
 
 @njit(cache=True, fastmath=_FAST)
 def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, triple):
-    """Runs a tape at z (nz,) into value (S,), grad (S, nz) and the lower triangles of hess (S, nz, nz), all with lanes; `triple`
-    (3,) with lanes is room to work.
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz) and the lower triangles of hess (S, nz, nz), all with lanes;
+    `triple` (3,) with lanes is room to work.
 
     Entries outside a slot's `dims` and orders are never written: they must hold zeros.
     """

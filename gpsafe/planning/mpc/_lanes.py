@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -62,8 +62,7 @@ def _of_lanes(array: Any, at: Any) -> bool:
     return right and isinstance(at, types.BaseTuple) and len(at) == array.ndim - 1
 
 
-@intrinsic
-def load(typing: Any, array: Any, at: Any) -> Any:
+def _load(typing: Any, array: Any, at: Any) -> Any:
     """The lanes of `array` at a tuple of its leading indices."""
     if not _of_lanes(array, at):
         return None
@@ -74,8 +73,7 @@ def load(typing: Any, array: Any, at: Any) -> Any:
     return _lanes(array, at), made
 
 
-@intrinsic
-def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
+def _store(typing: Any, array: Any, at: Any, value: Any) -> Any:
     """Writes lanes, or a number into all of them."""
     if not _of_lanes(array, at) or not isinstance(value, (_Lanes, types.Float)):
         return None
@@ -88,8 +86,7 @@ def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
     return types.void(array, at, value), made
 
 
-@intrinsic
-def fill(typing: Any, value: Any) -> Any:
+def _fill(typing: Any, value: Any) -> Any:
     """Lanes that all hold one number."""
     if not isinstance(value, types.Float):
         return None
@@ -103,7 +100,7 @@ def fill(typing: Any, value: Any) -> Any:
 def _operation(function: Callable[..., Any], name: str) -> None:
     """Teaches numba one of + − × ÷."""
 
-    @infer_global(function)
+    @cast(Any, infer_global)(function)
     class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and _lanes in args and all(isinstance(a, (_Lanes, types.Float)) for a in args):
@@ -128,13 +125,14 @@ for _function, _name in (
 for _function, _name in ((operator.iadd, "fadd"), (operator.isub, "fsub"), (operator.imul, "fmul")):
     _operation(_function, _name)
 
-if numba.config.DISABLE_JIT:  # pragma: no cover
 
-    def load(array: Any, at: Any) -> Any:
-        return np.array(array[at])
+def _plain_store(array: Any, at: Any, value: Any) -> None:
+    array[at] = value
 
-    def store(array: Any, at: Any, value: Any) -> None:
-        array[at] = value
 
-    def fill(value: float) -> Any:
-        return np.full(LANES, value)
+if cast(Any, numba).config.DISABLE_JIT:
+    load: Any = lambda array, at: np.array(array[at])  # noqa: E731
+    store: Any = _plain_store
+    fill: Any = lambda value: np.full(LANES, value)  # noqa: E731
+else:
+    load, store, fill = intrinsic(_load), intrinsic(_store), intrinsic(_fill)

@@ -66,8 +66,8 @@ class CondensedSQP:
     Starts, in this order: `warm` if given, (u_L, 0, …, 0), and drawn plans (:mod:`gpsafe.planning.mpc._starts`), since local
     optima are common: on the cart-pole one start in ten ends at a worse one. Each runs to its own end, but is given up as soon
     as it comes near the best plan known, or, where none is, promises no smaller violation. The search ends where `CONFIRM`
-    starts, or `REFUTE` without a plan, have ended so, where the cost is 0, or where no start is left. Where one start disagrees, others are likely to:
-    most states need seven starts, few of them all.
+    starts, or `REFUTE` without a plan, have ended so, where the cost is 0, or where no start is left. Where one start
+    disagrees, others are likely to: most states need seven starts, few of them all.
 
     To give up early what promises no cheaper plan, by the linear model near a start, costs more answers than it saves sweeps:
     as many sweeps in four whole starts find what ten pruned ones miss.
