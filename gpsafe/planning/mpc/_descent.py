@@ -21,7 +21,7 @@ CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
 LATER = 20  # iterations within which a start must promise a smaller violation than the best plan's
 NEAR = 1e-2  # largest violation of a plan that may count as on its way to a known one
-MERGED = 0.3  # half input ranges between a plan and the best one, below which it is on the way to it
+MERGED = 0.1  # half input ranges between a plan and the best one, below which it is on the way to it
 AGREE = 0.05  # two starts whose least violations differ by a smaller share agree
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 

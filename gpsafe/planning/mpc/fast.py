@@ -44,7 +44,6 @@ CONFIRM, REFUTE = (
     6,
     9,
 )  # starts that end at the best known plan, or at no smaller violation than it, and so end the search
-FEWER = 3  # either, where sweeps are not compiled, so that a start takes seconds
 
 
 @dataclass(slots=True)
@@ -124,7 +123,6 @@ class CondensedSQP:
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
-            confirm, refute = (FEWER, FEWER) if search.sweep.drive is None else (CONFIRM, REFUTE)
             drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
             for start in drawn if first is None else [first, *drawn]:
                 point, found, count = search.run(start, best)
@@ -136,7 +134,7 @@ class CondensedSQP:
                 if best.excess <= enough and best.cost <= CONVERGED:
                     break
                 if (
-                    agreed >= (confirm if best.excess <= enough else refute) and not self.exhaustive
+                    agreed >= (CONFIRM if best.excess <= enough else REFUTE) and not self.exhaustive
                 ) or time.perf_counter() > search.deadline:
                     break
             reason = search.reason(best)
