@@ -166,9 +166,9 @@ def timed(
         split = {"hessian": work.hessian, "jacobian": work.jacobian, "values": work.values, "program": 0.0}
     else:
         assert isinstance(work, Work)
-        share = seconds / max(work.seconds, 1e-12)  # wall to CPU
-        split = {"hessian": 0.0, "jacobian": 0.0, "values": work.sweep_seconds * share}
-        split["program"] = work.program_seconds * share
+        within = seconds * work.descent_seconds / max(work.seconds, 1e-12)  # the compiled loops: sweeps, else programs
+        sweeps = min(1e-6 * work.sweeps * sweep_time(question, x0, learned), within)
+        split = {"hessian": 0.0, "jacobian": 0.0, "values": sweeps, "program": within - sweeps}
     split["other"] = max(seconds - sum(split.values()), 0.0)
     certificate = judge(question, x0, learned, proposal)
     return {

@@ -1,4 +1,5 @@
-"""Compiled interpreter of tapes: values, gradients and Hessians of all operations, forward."""
+"""Compiled interpreter of tapes: values, gradients and Hessians of all operations, forward, at as many points as there are
+lanes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from gpsafe.planning.mpc._lanes import LANES, load, store
 from gpsafe.planning.mpc._numba import njit
 from gpsafe.systems import _tape
 
@@ -87,85 +89,89 @@ def _elementary(code, constant, v):
 
 
 @njit(cache=True, fastmath=_FAST)
-def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, bent):
-    """Runs a tape at z (nz,) into value (S,), grad (S, nz), and, if `bent`, the lower triangles of hess (S, nz, nz).
+def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, triple):
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz) and the lower triangles of hess (S, nz, nz), all with lanes;
+    `triple` (3,) with lanes is room to work.
 
     Entries outside a slot's `dims` and orders are never written: they must hold zeros.
     """
     nz = z.shape[0]
     for i in range(nz):
-        value[i] = z[i]
-        grad[i, i] = 1.0
+        store(value, (i,), load(z, (i,)))
+        store(grad, (i, i), 1.0)
     for k in range(codes.shape[0]):
         code, at = codes[k], nz + k
         a, b, c = operands[k, 0], operands[k, 1], operands[k, 2]
         n = width[at]
+        second = order[at] > 1
         if code == _CONSTANT:
-            value[at] = constants[k]
+            store(value, (at,), constants[k])
         elif code in (_ADD, _SUB):
             sign = 1.0 if code == _ADD else -1.0
-            value[at] = value[a] + sign * value[b]
+            store(value, (at,), load(value, (a,)) + sign * load(value, (b,)))
             for p in range(n):
                 i = dims[at, p]
-                grad[at, i] = grad[a, i] + sign * grad[b, i]
-                if bent and order[at] > 1:
-                    for q in range(p + 1):
-                        j = dims[at, q]
-                        hess[at, i, j] = hess[a, i, j] + sign * hess[b, i, j]
+                store(grad, (at, i), load(grad, (a, i)) + sign * load(grad, (b, i)))
+                for q in range(p + 1 if second else 0):
+                    j = dims[at, q]
+                    store(hess, (at, i, j), load(hess, (a, i, j)) + sign * load(hess, (b, i, j)))
         elif code == _MUL and (order[a] == 0 or order[b] == 0):
-            factor, source = (value[a], b) if order[a] == 0 else (value[b], a)
-            value[at] = factor * value[source]
+            factor, source = load(value, (a if order[a] == 0 else b,)), b if order[a] == 0 else a
+            store(value, (at,), factor * load(value, (source,)))
             for p in range(n):
                 i = dims[at, p]
-                grad[at, i] = factor * grad[source, i]
-                if bent and order[at] > 1:
-                    for q in range(p + 1):
-                        j = dims[at, q]
-                        hess[at, i, j] = factor * hess[source, i, j]
+                store(grad, (at, i), factor * load(grad, (source, i)))
+                for q in range(p + 1 if second else 0):
+                    j = dims[at, q]
+                    store(hess, (at, i, j), factor * load(hess, (source, i, j)))
         elif code == _MUL:
-            va, vb = value[a], value[b]
-            value[at] = va * vb
+            va, vb = load(value, (a,)), load(value, (b,))
+            store(value, (at,), va * vb)
             for p in range(n):
                 i = dims[at, p]
-                ga, gb = grad[a, i], grad[b, i]
-                grad[at, i] = va * gb + vb * ga
-                for q in range(p + 1 if bent else 0):
+                ga, gb = load(grad, (a, i)), load(grad, (b, i))
+                store(grad, (at, i), va * gb + vb * ga)
+                for q in range(p + 1):
                     j = dims[at, q]
-                    cross = ga * grad[b, j] + gb * grad[a, j]
-                    hess[at, i, j] = va * hess[b, i, j] + vb * hess[a, i, j] + cross
-        elif code == _LESS:
-            value[at] = 1.0 if value[a] < value[b] else 0.0
-        elif code == _LESS_EQUAL:
-            value[at] = 1.0 if value[a] <= value[b] else 0.0
-        elif code == _EQUAL:
-            value[at] = 1.0 if value[a] == value[b] else 0.0
+                    cross = ga * load(grad, (b, j)) + gb * load(grad, (a, j))
+                    ha, hb = load(hess, (a, i, j)), load(hess, (b, i, j))
+                    store(hess, (at, i, j), va * hb + vb * ha + cross)
+        elif code in (_LESS, _LESS_EQUAL, _EQUAL):
+            for m in range(LANES):
+                one, other = value[a, m], value[b, m]
+                true = one < other if code == _LESS else one <= other if code == _LESS_EQUAL else one == other
+                value[at, m] = 1.0 if true else 0.0
         elif code == _SELECT:
-            source = b if value[a] != 0.0 else c
-            value[at] = value[source]
-            for p in range(n):
-                i = dims[at, p]
-                grad[at, i] = grad[source, i]
-                if bent and order[at] > 1:
-                    for q in range(p + 1):
+            for m in range(LANES):
+                source = b if value[a, m] != 0.0 else c
+                value[at, m] = value[source, m]
+                for p in range(n):
+                    i = dims[at, p]
+                    grad[at, i, m] = grad[source, i, m]
+                    for q in range(p + 1 if second else 0):
                         j = dims[at, q]
-                        hess[at, i, j] = hess[source, i, j]
+                        hess[at, i, j, m] = hess[source, i, j, m]
         else:
-            f, first, second = _elementary(code, constants[k], value[a])
-            value[at] = f
+            for m in range(LANES):
+                triple[0, m], triple[1, m], triple[2, m] = _elementary(code, constants[k], value[a, m])
+            f, rate, curve = load(triple, (0,)), load(triple, (1,)), load(triple, (2,))
+            store(value, (at,), f)
             for p in range(n):
                 i = dims[at, p]
-                grad[at, i] = first * grad[a, i]
-                bend = second * grad[a, i]
-                for q in range(p + 1 if bent else 0):
+                ga = load(grad, (a, i))
+                store(grad, (at, i), rate * ga)
+                bend = curve * ga
+                for q in range(p + 1):
                     j = dims[at, q]
-                    hess[at, i, j] = first * hess[a, i, j] + bend * grad[a, j]
+                    store(hess, (at, i, j), rate * load(hess, (a, i, j)) + bend * load(grad, (a, j)))
 
 
 def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
     """Values (nx,), Jacobian (nx, nz) and Hessians (nx, nz, nz) of p at z (nz,)."""
     nz, slots = len(z), len(tape.order)
-    value, grad, hess = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
+    value, grad, hess = np.zeros((slots, LANES)), np.zeros((slots, nz, LANES)), np.zeros((slots, nz, nz, LANES))
     codes, operands, constants, out, order, width, dims = tape.arrays
-    jets(np.ascontiguousarray(z), codes, operands, constants, order, width, dims, value, grad, hess, True)
-    lower = hess[out]
-    return value[out], grad[out], lower + np.tril(lower, -1).transpose(0, 2, 1)
+    lanes = np.repeat(z[:, None], LANES, axis=1)
+    jets(lanes, codes, operands, constants, order, width, dims, value, grad, hess, np.zeros((3, LANES)))
+    lower = hess[out, ..., 0]
+    return value[out, 0], grad[out, :, 0], lower + np.tril(lower, -1).transpose(0, 2, 1)

@@ -1,12 +1,15 @@
 """One compiled forward sweep: every constraint row of all members and its exact Jacobian in the inputs.
 
-Per member and stage, with z = (x̄_k, ū_k) and sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory §6):
+Members go side by side in lanes (:mod:`gpsafe.planning.mpc._lanes`). Per member and stage, with z = (x̄_k, ū_k) and
+sensitivities ∂x̄_k/∂U, ∂Q_k/∂U carried forward (theory §6):
 
     F = A + BK_k,  G = F Q Fᵀ,  Q⁺ = (s + w)(G/s + W/w),  s = √tr G, w = √tr W, W = diag(scale · exp ℓ(z)),
     rows  h·x̄ + √(hᵀQh) − d  (states of stages 1…T, then inputs with Q → KQKᵀ of stages 0…T−1, then terminal).
 
 ∂A, ∂B need the Hessian of the mean. It is Σ_layers Σ_j g_ij tanh″(a_j) ∂a_j ∂a_jᵀ with g_ij = ∂μ_i/∂h_j, so that 1 + nz forward
 and nx backward passes give everything; third derivatives never occur because the steps are Gauss–Newton ones.
+
+The variance's clamp low + softplus(high − softplus(high − ℓ) − low) is exp low + 1/(exp(−high) + exp(−ℓ)), one exponential.
 
 Why numba: the sweep is thousands of operations on arrays of 2 to 20 numbers. Its bundled LLVM needs no C compiler, the machine
 code is cached on disk, and weights are arguments: nothing is rebuilt after a refit. Figures: :mod:`gpsafe.planning.mpc.fast`.
@@ -19,6 +22,7 @@ import math
 import numpy as np
 
 from gpsafe.planning.mpc._jets import jets
+from gpsafe.planning.mpc._lanes import LANES, fill, load, store
 from gpsafe.planning.mpc._numba import njit
 
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
@@ -34,8 +38,9 @@ _TAYLOR = tuple(1.0 / math.factorial(i) for i in range(13))
 
 
 @njit(cache=True, fastmath={"contract"})
-def _tanh(v, n, shift):
-    """tanh of the first n entries of v, in place, to 3e-16; `shift` (n,) is room to work."""
+def _tanh(v, shift):
+    """tanh of v (n,) in place, to 3e-16; `shift` (n,) is room to work."""
+    n = v.shape[0]
     bits = shift.view(np.int64)
     for j in range(n):
         x = 20.0 if v[j] > 20.0 else v[j]
@@ -54,361 +59,413 @@ def _tanh(v, n, shift):
 
 
 @njit(cache=True, fastmath=_FAST)
-def _network(theta, sizes, z, hidden, slope, pre, out, dout, hess, back, product, shift, nx, bent):
-    """Outputs, Jacobian dout (nz, 2nx) and, if `bent`, Hessian of the first nx outputs hess (nx, nz, nz) of one member at z."""
-    layers = sizes.shape[0] - 1
-    nz = sizes[0]
-    at = 0
+def _network(theta, sizes, z, room, out, dout, hess, nx, bent):
+    """Outputs (2nx,), Jacobian dout (nz, 2nx) and, if `bent`, the lower triangles of the first outputs' Hessians hess
+    (nx, nz, nz) at z (nz,), each entry of every array with its lanes."""
+    hidden, slope, pre, post, back, product, shift = room
+    layers, nz, at = sizes.shape[0] - 1, sizes[0], 0
     for layer in range(layers):
-        n_in, n_out = sizes[layer], sizes[layer + 1]
+        n_in, n_out, last = sizes[layer], sizes[layer + 1], layer == layers - 1
         bias = at + n_in * n_out
-        last = layer == layers - 1
-        value = out if last else hidden[layer]
         for j in range(n_out):
-            value[j] = theta[bias + j]
-        if layer == 0:
+            total = load(theta, (bias + j,))
             for i in range(n_in):
-                w = theta[at + i * n_out : at + (i + 1) * n_out]
-                tangent = dout[i] if last else pre[layer, i]
-                zi = z[i]
-                for j in range(n_out):
-                    value[j] += zi * w[j]
-                    tangent[j] = w[j]
-        else:
-            for a in range(nz):
-                tangent = dout[a] if last else pre[layer, a]
-                for j in range(n_out):
-                    tangent[j] = 0.0
-            for i in range(n_in):
-                w = theta[at + i * n_out : at + (i + 1) * n_out]
-                hi = hidden[layer - 1, i]
-                for j in range(n_out):
-                    value[j] += hi * w[j]
-                for a in range(nz):
-                    tangent = dout[a] if last else pre[layer, a]
-                    t = slope[layer - 1, i] * pre[layer - 1, a, i]
-                    for j in range(n_out):
-                        tangent[j] += t * w[j]
-        if not last:
-            _tanh(value, n_out, shift)
+                w = load(theta, (at + i * n_out + j,))
+                total = total + w * (load(z, (i,)) if layer == 0 else load(hidden, (layer - 1, i)))
+            if last:
+                store(out, (j,), total)
+            else:
+                store(hidden, (layer, j), total)
+        for a in range(nz):
             for j in range(n_out):
-                slope[layer, j] = 1.0 - value[j] * value[j]
+                if layer == 0:
+                    total = load(theta, (at + a * n_out + j,))
+                else:
+                    total = fill(0.0)
+                    for i in range(n_in):
+                        total = total + load(theta, (at + i * n_out + j,)) * load(post, (layer - 1, a, i))
+                if last:
+                    store(dout, (a, j), total)
+                else:
+                    store(pre, (layer, a, j), total)
+        if not last:
+            _tanh(hidden[layer, :n_out].reshape(-1), shift)
+            for j in range(n_out):
+                h = load(hidden, (layer, j))
+                rate = 1.0 - h * h
+                store(slope, (layer, j), rate)
+                for a in range(nz):
+                    store(post, (layer, a, j), rate * load(pre, (layer, a, j)))
         at = bias + n_out
     if not bent:
         return
-    for i in range(nx):
+    for m in range(nx):
         for a in range(nz):
-            for b in range(nz):
-                hess[i, a, b] = 0.0
-    # Backward: back[i, j] = ∂μ_i/∂h_j of the layer in turn.
+            for b in range(a + 1):
+                store(hess, (m, a, b), 0.0)
+    # Backward: back[0, m, i] = ∂μ_m/∂h_i of the layer in turn, back[1] the same before tanh.
     for layer in range(layers - 2, -1, -1):
         n_in, n_out = sizes[layer + 1], sizes[layer + 2]
         at -= (n_in + 1) * n_out
         for i in range(n_in):
-            w = theta[at + i * n_out : at + (i + 1) * n_out]
+            rate = load(slope, (layer, i))
+            bend = -2.0 * load(hidden, (layer, i))
             for m in range(nx):
                 if layer == layers - 2:
-                    back[0, m, i] = w[m]
+                    g = load(theta, (at + i * n_out + m,))
                 else:
-                    g = 0.0
+                    g = fill(0.0)
                     for j in range(n_out):
-                        g += w[j] * back[1, m, j]
-                    back[0, m, i] = g
-        for m in range(nx):
-            for j in range(n_in):
-                back[1, m, j] = back[0, m, j] * slope[layer, j]
-                back[0, m, j] = -2.0 * back[1, m, j] * hidden[layer, j]
+                        g = g + load(theta, (at + i * n_out + j,)) * load(back, (1, m, j))
+                store(back, (0, m, i), g * rate)
+                store(back, (2, m, i), g * rate * bend)
+        back[1] = back[0]
         for a in range(nz):
             for b in range(a + 1):
                 for j in range(n_in):
-                    product[j] = pre[layer, a, j] * pre[layer, b, j]
+                    store(product, (j,), load(pre, (layer, a, j)) * load(pre, (layer, b, j)))
                 for m in range(nx):
-                    total = 0.0
+                    total = load(hess, (m, a, b))
                     for j in range(n_in):
-                        total += back[0, m, j] * product[j]
-                    hess[m, a, b] += total
-                    if a != b:
-                        hess[m, b, a] += total
+                        total = total + load(back, (2, m, j)) * load(product, (j,))
+                    store(hess, (m, a, b), total)
+
+
+@njit(cache=True)
+def _workroom(sizes, nx, slots):
+    """Arrays of `_network`, `jets` and `_member`, with lanes."""
+    layers, width, nz = sizes.shape[0] - 1, sizes.max(), sizes[0]
+    network = (
+        np.empty((layers, width, LANES)), np.empty((layers, width, LANES)), np.empty((layers, nz, width, LANES)),
+        np.empty((layers, nz, width, LANES)), np.empty((3, nx, width, LANES)), np.empty((width, LANES)),
+        np.empty(width * LANES),
+    )  # fmt: skip
+    tape = (
+        np.zeros((slots, LANES)),
+        np.zeros((slots, nz, LANES)),
+        np.zeros((slots, nz, nz, LANES)),
+        np.zeros((3, LANES)),
+    )
+    member = (
+        np.empty((nz, LANES)), np.empty((2 * nx, LANES)), np.empty((nz, 2 * nx, LANES)), np.empty((nx, nz, nz, LANES)),
+        np.empty((nx, LANES)), np.empty((nx, LANES)), np.empty((nx, nx, LANES)), np.empty((nx, nx, LANES)),
+        np.empty((6, LANES)),
+    )  # fmt: skip
+    return network, tape, member
 
 
 @njit(cache=True, fastmath=_FAST)
-def _softplus(v):
-    return v if v > 20.0 else math.log1p(math.exp(v))
+def _member(theta, model, x, u, room):
+    """A group of members at a stage: outputs, Jacobian, lower triangles of Hessians, W and its rate, left in `room`."""
+    sizes, kind, tape, limits, hard, scale = model
+    network, (value, grad, bend, triple), (z, out, dout, hess, W, rate, _, _, _) = room
+    nx, nu = x.shape[0], u.shape[0]
+    nz = nx + nu
+    for i in range(nx):
+        store(z, (i,), load(x, (i,)))
+    for r in range(nu):
+        store(z, (nx + r,), u[r])
+    _network(theta, sizes, z, network, out, dout, hess, nx, True)
+    if kind == IDENTITY:
+        for i in range(nx):
+            store(out, (i,), load(out, (i,)) + load(x, (i,)))
+            store(dout, (i, i), load(dout, (i, i)) + 1.0)
+    elif kind == TAPE:
+        codes, operands, constants, outputs, order, wide, dims = tape
+        jets(z, codes, operands, constants, order, wide, dims, value, grad, bend, triple)
+        for i in range(nx):
+            o = outputs[i]
+            store(out, (i,), load(out, (i,)) + load(value, (o,)))
+            for a in range(nz):
+                store(dout, (a, i), load(dout, (a, i)) + load(grad, (o, a)))
+                if order[o] > 1:
+                    for b in range(a + 1):
+                        store(hess, (i, a, b), load(hess, (i, a, b)) + load(bend, (o, a, b)))
+    for i in range(nx):
+        low, high = limits[0, i], limits[1, i]
+        least, inverse = math.exp(low), math.exp(-high)
+        for m in range(LANES):
+            raw = out[nx + i, m]
+            if hard:
+                W[i, m] = scale[i] * math.exp(min(max(raw, low), high))
+                rate[i, m] = 1.0 if low < raw < high else 0.0
+            else:
+                e = math.exp(-raw)
+                inner = 1.0 / (inverse + e)
+                W[i, m] = scale[i] * (least + inner)
+                rate[i, m] = 1.0 / (1.0 + inverse / e) / (1.0 + least / inner)
 
 
 @njit(cache=True, fastmath=_FAST)
-def _row(normal, offset, x, Q, X, S, columns, dim, row, jacobian):
-    """h·x + √(hQh) − d into row[0], its derivative in the first `columns` inputs into `jacobian`."""
-    center, spread = 0.0, 0.0
+def _closed_loop(dout, K, F):
+    """F = A + BK of a group of members."""
+    nx, nu = F.shape[0], K.shape[0]
+    for i in range(nx):
+        for j in range(nx):
+            total = load(dout, (j, i))
+            for r in range(nu):
+                total = total + load(dout, (nx + r, i)) * K[r, j]
+            store(F, (i, j), total)
+
+
+@njit(cache=True, fastmath=_FAST)
+def _spread(F, Q, W, FQ, G, sums):
+    """FQ, G = F Q Fᵀ and, in `sums`, what the trace-minimal outer ellipsoid of G and W = diag takes of them:
+    1 + w/g and 1 + g/w, both 1 where one of g = √tr G and w = √tr W is 0; 1/g and 1/w, then 0; w/g and g/w."""
+    nx = F.shape[0]
+    g, w = fill(0.0), fill(0.0)
+    for i in range(nx):
+        for j in range(nx):
+            total = fill(0.0)
+            for b in range(nx):
+                total = total + load(F, (i, b)) * load(Q, (b, j))
+            store(FQ, (i, j), total)
+        w = w + load(W, (i,))
+    for i in range(nx):
+        for j in range(i + 1):
+            total = fill(0.0)
+            for b in range(nx):
+                total = total + load(FQ, (i, b)) * load(F, (j, b))
+            store(G, (i, j), total)
+            store(G, (j, i), total)
+        g = g + load(G, (i, i))
+    store(sums, (0,), g)
+    store(sums, (1,), w)
+    for m in range(LANES):
+        one, other = math.sqrt(sums[0, m]), math.sqrt(sums[1, m])
+        alone = one == 0.0 or other == 0.0
+        sums[2, m] = 0.0 if alone else 1.0 / one
+        sums[3, m] = 0.0 if alone else 1.0 / other
+        sums[4, m] = 0.0 if alone else other / one
+        sums[5, m] = 0.0 if alone else one / other
+        sums[0, m], sums[1, m] = 1.0 + sums[4, m], 1.0 + sums[5, m]
+
+
+@njit(cache=True, fastmath=_FAST)
+def _ellipsoid(G, W, sums, Q):
+    """Q⁺ of a group of members."""
+    nx = W.shape[0]
+    of_g, of_w = load(sums, (0,)), load(sums, (1,))
+    for i in range(nx):
+        for j in range(nx):
+            store(Q, (i, j), of_g * load(G, (i, j)))
+        store(Q, (i, i), load(Q, (i, i)) + of_w * load(W, (i,)))
+
+
+@njit(cache=True, fastmath=_FAST)
+def _tightened(K, Q, KQ):
+    """KQKᵀ of a group of members."""
+    nu, nx = K.shape
+    for r in range(nu):
+        for s in range(nu):
+            total = fill(0.0)
+            for i in range(nx):
+                for j in range(nx):
+                    total = total + load(Q, (i, j)) * (K[r, i] * K[s, j])
+            store(KQ, (r, s), total)
+
+
+@njit(cache=True, fastmath=_FAST)
+def _row(normal, offset, x, Q, row):
+    """h·x + √(hQh) − d into row[0] and hQh into row[1], of a group of members."""
+    dim = x.shape[0]
+    center, square = fill(-offset), fill(0.0)
     for i in range(dim):  # most rows bound few entries
         if normal[i] != 0.0:
-            center += normal[i] * x[i]
+            center = center + normal[i] * load(x, (i,))
             for j in range(dim):
-                spread += normal[i] * Q[i, j] * normal[j]
-    root = math.sqrt(max(spread, 0.0))
-    half = 0.5 / root if root > 0.0 else 0.0
-    for c in range(columns):
-        jacobian[c] = 0.0
-    for i in range(dim):
-        if normal[i] != 0.0:
-            for c in range(columns):
-                jacobian[c] += normal[i] * X[i, c]
-            for j in range(dim):
-                weight = half * normal[i] * normal[j]
-                if weight != 0.0:
-                    for c in range(columns):
-                        jacobian[c] += weight * S[i, j, c]
-    row[0] = center + root - offset
+                if normal[j] != 0.0:
+                    square = square + load(Q, (i, j)) * (normal[i] * normal[j])
+    store(row, (0,), center)
+    store(row, (1,), square)
+    for m in range(LANES):
+        row[0, m] += math.sqrt(max(row[1, m], 0.0)) if row[1, m] == row[1, m] else row[1, m]
 
 
 @njit(cache=True, fastmath=_FAST)
-def sweep(
-    theta,
-    sizes,
-    kind,
-    tape,
-    limits,
-    hard,
-    scale,
-    x0,
-    given,
-    inputs,
-    gain,
-    start,
-    Hx,
-    hx,
-    Hu,
-    hu,
-    Ht,
-    ht,
-    rows,
-    jacobian,
-):
+def _slopes(normal, X, S, columns, row, slope):
+    """The derivative of `_row` in the first `columns` inputs, (columns,) of `slope`."""
+    dim = normal.shape[0]
+    for m in range(LANES):
+        row[1, m] = 0.5 / math.sqrt(row[1, m]) if row[1, m] > 0.0 else 0.0
+    half = load(row, (1,))
+    for c in range(columns):
+        total, square = fill(0.0), fill(0.0)
+        for i in range(dim):
+            if normal[i] != 0.0:
+                total = total + normal[i] * load(X, (i, c))
+                for j in range(dim):
+                    if normal[j] != 0.0:
+                        square = square + load(S, (i, j, c)) * (normal[i] * normal[j])
+        store(slope, (c,), total + half * square)
+
+
+@njit(cache=True, fastmath=_FAST)
+def _write(row, slope, columns, members, at, block, rows, jacobian):
+    """A row of a group of members to its places, `block` apart."""
+    for m in range(members):
+        rows[at + m * block] = row[0, m]
+        for c in range(columns):
+            jacobian[at + m * block, c] = slope[c, m]
+
+
+@njit(cache=True, fastmath=_FAST)
+def sweep(before, x0, given, inputs, after, rows, jacobian):
     """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt).
 
     Args:
-        theta: (M, P) parameters, layer by layer W (d_in, d_out) and b, in plain units of z, of x⁺ and of its log-variance.
-        sizes: (L + 1,) layer sizes.
-        kind: known part: ZERO, IDENTITY, TAPE, or GIVEN.
-        tape: arrays of `_tape.Tape`; not read unless kind is TAPE.
-        limits, hard: (2, nx) of the log-variance and how it is clamped.
-        scale: (nx,) multiplies the variance.
-        x0, inputs, gain: (nx,), (T, nu), (T, nu, nx).
+        before: `members` M; `theta` (G, P, LANES), parameters of groups of members, layer by layer W (d_in, d_out) and b, in
+            plain units of z, of x⁺ and of its log-variance; and of the model `sizes` (L + 1,) of layers, `kind` of the known
+            part (ZERO, IDENTITY, TAPE or GIVEN), the arrays of its `_tape.Tape`, read if that is TAPE, `limits` (2, nx) of the
+            log-variance and whether it is clamped hard, and `scale` (nx,), which multiplies the variance.
+        x0, inputs: (nx,), (T, nu).
         given: the known part's values (M, T, nx), Jacobians (…, nz) and Hessians (…, nz, nz) on the nominal paths, if GIVEN.
-        start: Q_0 = start · I.
-        Hx, hx, Hu, hu, Ht, ht: constraint sets.
+        after: `gain` (T, nu, nx), `start` (Q_0 = start · I), and the sets Hx, hx, Hu, hu, Ht, ht.
         rows, jacobian: outputs; jacobian must hold zeros where a stage does not depend on later inputs.
     """
-    members, steps, nu, nx = theta.shape[0], inputs.shape[0], inputs.shape[1], x0.shape[0]
+    everyone, theta, model = before
+    gain, start, Hx, hx, Hu, hu, Ht, ht = after
+    steps, nu, nx = inputs.shape[0], inputs.shape[1], x0.shape[0]
     nz, p = nx + nu, steps * nu
-    width = sizes.max()
-    layers = sizes.shape[0] - 1
-    hidden = np.empty((layers, width))
-    slope = np.empty((layers, width))
-    pre = np.empty((layers, nz, width))
-    back, product = np.empty((2, nx, width)), np.empty(width)
-    shift = np.empty(width)
-    out, dout, hess = np.empty(2 * nx), np.empty((nz, 2 * nx)), np.empty((nx, nz, nz))
-    z, dz = np.empty(nz), np.empty((nz, p))
-    x, X = np.empty(nx), np.empty((nx, p))
-    Q, S = np.empty((nx, nx)), np.empty((nx, nx, p))
-    KQ, KS = np.empty((nu, nu)), np.empty((nu, nu, p))
-    dU = np.zeros((nu, p))
-    F, G, W = np.empty((nx, nx)), np.empty((nx, nx)), np.empty(nx)
-    FQ, dF, dG = np.empty((nx, nx)), np.empty((nx, nx, p)), np.empty((nx, nx, p))
-    dW = np.empty((nx, p))
-    tmp = np.empty(nx)
-    codes, operands, constants, outputs, order, wide, dims = tape
+    room = _workroom(model[0], nx, model[2][4].shape[0])
+    _, out, dout, hess, W, rate, F, FQ, sums = room[2]
+    x, X, Y = np.empty((nx, LANES)), np.empty((nx, p, LANES)), np.empty((nx, p, LANES))
+    u, dU = np.empty((nu, LANES)), np.zeros((nu, p, LANES))
+    Q, S = np.empty((nx, nx, LANES)), np.empty((nx, nx, p, LANES))
+    KQ, KS = np.empty((nu, nu, LANES)), np.empty((nu, nu, p, LANES))
+    G, dF, dG = np.empty((nx, nx, LANES)), np.empty((nx, nx, p, LANES)), np.empty((nx, nx, p, LANES))
+    dW, bend, product = np.empty((nx, p, LANES)), np.empty((nz, LANES)), np.empty((nx, nx, LANES))
+    row, slope = np.empty((2, LANES)), np.empty((p, LANES))
     values, slopes, bends = given
-    slots = order.shape[0]
-    value, grad, bent = np.zeros(slots), np.zeros((slots, nz)), np.zeros((slots, nz, nz))
     mx, mu, mt = Hx.shape[0], Hu.shape[0], Ht.shape[0]
     block = steps * (mx + mu) + mt
-    for m in range(members):
-        at_x, at_u = m * block, m * block + steps * mx
+    for group in range(theta.shape[0]):
+        first = group * LANES
+        members = min(LANES, everyone - first)
+        at_x, at_u = first * block, first * block + steps * mx
         at_t = at_u + steps * mu
         for i in range(nx):
-            x[i] = x0[i]
+            store(x, (i,), x0[i])
             for j in range(nx):
-                Q[i, j] = start if i == j else 0.0
+                store(Q, (i, j), start if i == j else 0.0)
         for k in range(steps):
-            known, columns = k * nu, (k + 1) * nu
-            K = gain[k]
+            known, columns, K = k * nu, (k + 1) * nu, gain[k]
             # Inputs of this stage, tightened by K Q Kᵀ.
+            _tightened(K, Q, KQ)
             for r in range(nu):
+                store(u, (r,), inputs[k, r])
+                store(dU, (r, known + r), 1.0)
                 for s in range(nu):
-                    total = 0.0
-                    for i in range(nx):
-                        for j in range(nx):
-                            total += K[r, i] * Q[i, j] * K[s, j]
-                    KQ[r, s] = total
-                    for c in range(columns):
-                        KS[r, s, c] = 0.0
                     for c in range(known):
-                        total = 0.0
+                        total = fill(0.0)
                         for i in range(nx):
                             for j in range(nx):
-                                total += K[r, i] * S[i, j, c] * K[s, j]
-                        KS[r, s, c] = total
-                dU[r, known + r] = 1.0
+                                total = total + load(S, (i, j, c)) * (K[r, i] * K[s, j])
+                        store(KS, (r, s, c), total)
+                    for c in range(known, columns):
+                        store(KS, (r, s, c), 0.0)
             for q in range(mu):
-                at = at_u + k * mu + q
-                _row(Hu[q], hu[q], inputs[k], KQ, dU, KS, columns, nu, rows[at : at + 1], jacobian[at])
-            # The member at this stage.
-            for i in range(nx):
-                z[i] = x[i]
-                for c in range(known):
-                    dz[i, c] = X[i, c]
-                for c in range(known, columns):
-                    dz[i, c] = 0.0
+                _row(Hu[q], hu[q], u, KQ, row)
+                _slopes(Hu[q], dU, KS, columns, row, slope)
+                _write(row, slope, columns, members, at_u + k * mu + q, block, rows, jacobian)
             for r in range(nu):
-                z[nx + r] = inputs[k, r]
-                for c in range(columns):
-                    dz[nx + r, c] = dU[r, c]
-                dU[r, known + r] = 0.0
-            _network(theta[m], sizes, z, hidden, slope, pre, out, dout, hess, back, product, shift, nx, True)
-            if kind == IDENTITY:
-                for i in range(nx):
-                    out[i] += x[i]
-                    dout[i, i] += 1.0
-            elif kind == TAPE:
-                jets(z, codes, operands, constants, order, wide, dims, value, grad, bent, True)
-                for i in range(nx):
-                    o = outputs[i]
-                    out[i] += value[o]
-                    for a in range(nz):
-                        dout[a, i] += grad[o, a]
-                        if order[o] > 1:
-                            for b in range(a):
-                                hess[i, a, b] += bent[o, a, b]
-                                hess[i, b, a] += bent[o, a, b]
-                            hess[i, a, a] += bent[o, a, a]
-            elif kind == GIVEN:
-                for i in range(nx):
-                    out[i] += values[m, k, i]
-                    for a in range(nz):
-                        dout[a, i] += slopes[m, k, i, a]
-                        for b in range(nz):
-                            hess[i, a, b] += bends[m, k, i, a, b]
-            trace_w = 0.0
+                store(dU, (r, known + r), 0.0)
+            _member(theta[group], model, x, inputs[k], room)
+            if model[1] == GIVEN:
+                for m in range(LANES):
+                    n = min(first + m, everyone - 1)
+                    for i in range(nx):
+                        out[i, m] += values[n, k, i]
+                        for a in range(nz):
+                            dout[a, i, m] += slopes[n, k, i, a]
+                            for b in range(a + 1):
+                                hess[i, a, b, m] += bends[n, k, i, a, b]
+            _closed_loop(dout, K, F)
+            # Derivatives of W, F and x⁺ in all inputs so far: X, of earlier ones, and those of this stage.
             for i in range(nx):
-                raw, low, high = out[nx + i], limits[0, i], limits[1, i]
-                if hard:
-                    ln = min(max(raw, low), high)
-                    rate = 1.0 if low < raw < high else 0.0
-                else:
-                    inner = high - _softplus(high - raw)
-                    ln = low + _softplus(inner - low)
-                    rate = 1.0 / (1.0 + math.exp(low - inner)) / (1.0 + math.exp(raw - high))
-                W[i] = scale[i] * math.exp(ln)
-                trace_w += W[i]
-                for c in range(columns):
-                    total = 0.0
-                    for a in range(nz):
-                        total += dout[a, nx + i] * dz[a, c]
-                    dW[i, c] = W[i] * rate * total
-            for i in range(nx):
-                x[i] = out[i]
-                for c in range(columns):
-                    total = 0.0
-                    for a in range(nz):
-                        total += dout[a, i] * dz[a, c]
-                    X[i, c] = total
+                amount = load(W, (i,)) * load(rate, (i,))
+                for c in range(known):
+                    total, level = fill(0.0), fill(0.0)
+                    for a in range(nx):
+                        total = total + load(dout, (a, i)) * load(X, (a, c))
+                        level = level + load(dout, (a, nx + i)) * load(X, (a, c))
+                    store(Y, (i, c), total)
+                    store(dW, (i, c), amount * level)
+                for r in range(nu):
+                    store(Y, (i, known + r), load(dout, (nx + r, i)))
+                    store(dW, (i, known + r), amount * load(dout, (nx + r, nx + i)))
                 for j in range(nx):
-                    total = dout[j, i]
-                    for r in range(nu):
-                        total += dout[nx + r, i] * K[r, j]
-                    F[i, j] = total
-                    for c in range(columns):
-                        dF[i, j, c] = 0.0
                     for b in range(nz):
-                        bend = hess[i, j, b]
+                        total = load(hess, (i, max(j, b), min(j, b)))
                         for r in range(nu):
-                            bend += hess[i, nx + r, b] * K[r, j]
-                        for c in range(columns):
-                            dF[i, j, c] += bend * dz[b, c]
-            # G = F Q Fᵀ and its derivative dG = sym(2 dF Q Fᵀ) + F S Fᵀ.
-            trace_g = 0.0
-            for i in range(nx):
-                for j in range(nx):
-                    total = 0.0
-                    for b in range(nx):
-                        total += F[i, b] * Q[b, j]
-                    FQ[i, j] = total
-            for i in range(nx):
-                for j in range(nx):
-                    total = 0.0
-                    for b in range(nx):
-                        total += FQ[i, b] * F[j, b]
-                    G[i, j] = total
-                trace_g += G[i, i]
-            for i in range(nx):
-                for j in range(i + 1):
-                    for c in range(columns):
-                        dG[i, j, c] = 0.0
-                    for b in range(nx):
-                        for c in range(columns):
-                            dG[i, j, c] += dF[i, b, c] * FQ[j, b] + FQ[i, b] * dF[j, b, c]
-            for c in range(known):
-                for i in range(nx):
-                    for b in range(nx):
-                        total = 0.0
-                        for a in range(nx):
-                            total += F[i, a] * S[a, b, c]
-                        tmp[b] = total
-                    for j in range(i + 1):
-                        total = 0.0
+                            total = total + load(hess, (i, max(nx + r, b), min(nx + r, b))) * K[r, j]
+                        store(bend, (b,), total)
+                    for c in range(known):
+                        total = fill(0.0)
                         for b in range(nx):
-                            total += tmp[b] * F[j, b]
-                        dG[i, j, c] += total
-            # Trace-minimal outer ellipsoid of the sum.
-            g, w = math.sqrt(trace_g), math.sqrt(trace_w)
-            if g == 0.0 or w == 0.0:
-                for i in range(nx):
-                    for j in range(i + 1):
-                        Q[i, j] = G[i, j] + (W[i] if i == j else 0.0)
-                        for c in range(columns):
-                            S[i, j, c] = dG[i, j, c] + (dW[i, c] if i == j else 0.0)
-            else:
-                for c in range(columns):
-                    dg, dw = 0.0, 0.0
-                    for i in range(nx):
-                        dg += dG[i, i, c]
-                        dw += dW[i, c]
-                    dg *= 0.5 / g
-                    dw *= 0.5 / w
-                    ratio_g = (dw - w * dg / g) / g  # ∂(1 + w/g)
-                    ratio_w = (dg - g * dw / w) / w  # ∂(1 + g/w)
-                    for i in range(nx):
-                        for j in range(i + 1):
-                            S[i, j, c] = ratio_g * G[i, j] + (1.0 + w / g) * dG[i, j, c]
-                        S[i, i, c] += ratio_w * W[i] + (1.0 + g / w) * dW[i, c]
-                for i in range(nx):
-                    for j in range(i + 1):
-                        Q[i, j] = (1.0 + w / g) * G[i, j]
-                    Q[i, i] += (1.0 + g / w) * W[i]
+                            total = total + load(bend, (b,)) * load(X, (b, c))
+                        store(dF, (i, j, c), total)
+                    for r in range(nu):
+                        store(dF, (i, j, known + r), load(bend, (nx + r,)))
             for i in range(nx):
-                for j in range(i):
-                    Q[j, i] = Q[i, j]
-                    for c in range(columns):
-                        S[j, i, c] = S[i, j, c]
+                store(x, (i,), load(out, (i,)))
+            X, Y = Y, X
+            # G = F Q Fᵀ and its derivative dG = sym(2 dF Q Fᵀ) + F S Fᵀ.
+            _spread(F, Q, W, FQ, G, sums)
+            for c in range(columns):
+                if c < known:
+                    for i in range(nx):
+                        for b in range(nx):
+                            total = fill(0.0)
+                            for a in range(nx):
+                                total = total + load(F, (i, a)) * load(S, (a, b, c))
+                            store(product, (i, b), total)
+                for i in range(nx):
+                    for j in range(i + 1):
+                        total = fill(0.0)
+                        for b in range(nx):
+                            total = total + load(dF, (i, b, c)) * load(FQ, (j, b))
+                            total = total + load(FQ, (i, b)) * load(dF, (j, b, c))
+                        if c < known:
+                            for b in range(nx):
+                                total = total + load(product, (i, b)) * load(F, (j, b))
+                        store(dG, (i, j, c), total)
+            _ellipsoid(G, W, sums, Q)
+            of_g, of_w, over_g, over_w = load(sums, (0,)), load(sums, (1,)), load(sums, (2,)), load(sums, (3,))
+            w_g, g_w = load(sums, (4,)), load(sums, (5,))
+            for c in range(columns):
+                dg, dw = fill(0.0), fill(0.0)
+                for i in range(nx):
+                    dg = dg + load(dG, (i, i, c))
+                    dw = dw + load(dW, (i, c))
+                dg, dw = 0.5 * dg * over_g, 0.5 * dw * over_w
+                change_g, change_w = (dw - w_g * dg) * over_g, (dg - g_w * dw) * over_w  # ∂(1 + w/g), ∂(1 + g/w)
+                for i in range(nx):
+                    for j in range(i + 1):
+                        total = change_g * load(G, (i, j)) + of_g * load(dG, (i, j, c))
+                        if i == j:
+                            total = total + change_w * load(W, (i,)) + of_w * load(dW, (i, c))
+                        store(S, (i, j, c), total)
+                        store(S, (j, i, c), total)
             for q in range(mx):
-                at = at_x + k * mx + q
-                _row(Hx[q], hx[q], x, Q, X, S, columns, nx, rows[at : at + 1], jacobian[at])
+                _row(Hx[q], hx[q], x, Q, row)
+                _slopes(Hx[q], X, S, columns, row, slope)
+                _write(row, slope, columns, members, at_x + k * mx + q, block, rows, jacobian)
         for q in range(mt):
-            at = at_t + q
-            _row(Ht[q], ht[q], x, Q, X, S, p, nx, rows[at : at + 1], jacobian[at])
+            _row(Ht[q], ht[q], x, Q, row)
+            _slopes(Ht[q], X, S, p, row, slope)
+            _write(row, slope, p, members, at_t + q, block, rows, jacobian)
 
 
 @njit(cache=True, fastmath=_FAST)
 def networks(theta, sizes, x, u, out):
     """The first nx outputs of every member's network at its own x (M, nx) and the input u (nu,), into out (M, nx)."""
     members, nx = x.shape
-    widest, layers, nz = sizes.max(), sizes.shape[0] - 1, sizes[0]
-    hidden, slope, pre = np.empty((layers, widest)), np.empty((layers, widest)), np.empty((layers, nz, widest))
-    back, product, shift = np.empty((2, nx, widest)), np.empty(widest), np.empty(widest)
-    raw, tangent, hess, z = np.empty(2 * nx), np.empty((nz, 2 * nx)), np.empty((nx, nz, nz)), np.empty(nz)
-    for m in range(members):
-        z[:nx], z[nx:] = x[m], u
-        _network(theta[m], sizes, z, hidden, slope, pre, raw, tangent, hess, back, product, shift, nx, False)
-        out[m] = raw[:nx]
+    network, _, (z, found, tangent, hess, _, _, _, _, _) = _workroom(sizes, nx, 0)
+    for group in range(theta.shape[0]):
+        first = group * LANES
+        for m in range(LANES):
+            z[:nx, m], z[nx:, m] = x[min(first + m, members - 1)], u
+        _network(theta[group], sizes, z, network, found, tangent, hess, nx, False)
+        for m in range(min(LANES, members - first)):
+            out[first + m] = found[:nx, m]

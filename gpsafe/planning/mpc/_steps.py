@@ -7,20 +7,12 @@ The matrices have a few hundred entries, so that NumPy's calls, twenty a step, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-try:
-    from gpsafe.planning.mpc._numba import njit
-except ImportError:  # the same functions, interpreted: sweeps through torch take longer still
+from gpsafe.planning.mpc._numba import njit
 
-    def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-        return lambda function: function
-
-
-NONE = 1e30  # no bound, as `daqp` has it
+NONE = 1e30  # no bound
 
 
 @njit(cache=True)
@@ -46,31 +38,40 @@ def distance(inputs, learned, weight):
 
 
 @njit(cache=True)
+def merit(cost, excess, rho):
+    """f + ρs + ½s² of a plan with slack s."""
+    violation = max(excess, 0.0)
+    return cost + rho * violation + 0.5 * violation**2
+
+
+@njit(cache=True)
 def program(
-    rows, jacobian, inputs, learned, weight, lowest, highest, reach, curvature, bend, rho,
-    hessian, gradient, matrix, lower, upper, chosen,
+    rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+    hessian, gradient, matrix, bound, lower, upper, chosen,
 ):  # fmt: skip
-    """Fills the quadratic program of one step, in `daqp`'s form, and says how many rows it has.
+    """Fills the quadratic program of one step, in the form of `_quadratic.solve`, and says how many rows it has.
 
     Args:
         rows, jacobian: (R,), (R, p).
-        inputs, lowest, highest, reach: the plan, its bounds, how far each entry may move, (p,).
+        inputs, lowest, highest: the plan and its bounds, (p,).
         learned, weight: of f.
-        curvature, bend: of f and the slack (p + 1, p + 1), and of the rows (p, p).
+        reach, scale: each entry moves by at most reach · scale (p,).
+        fixed, bend: curvature of f and the slack (p + 1, p + 1), and of the rows (p, p).
         rho: price of the slack, the last variable.
-        hessian, gradient, matrix, lower, upper: outputs, (p + 1, p + 1), (p + 1,), (R, p + 1), (p + 1 + R,) twice.
+        hessian, gradient, matrix, bound: outputs, (p + 1, p + 1), (p + 1,), (R, p + 1), (R,).
+        lower, upper: outputs (p + 1,).
         chosen: output (R,): the rows that can become active within reach.
     """
     p, nu = inputs.shape[0], learned.shape[0]
     for i in range(p):
         for j in range(p):
-            hessian[i, j] = curvature[i, j] + bend[i, j]
-        hessian[i, p] = curvature[i, p]
-        hessian[p, i] = curvature[p, i]
+            hessian[i, j] = fixed[i, j] + bend[i, j]
+        hessian[i, p] = fixed[i, p]
+        hessian[p, i] = fixed[p, i]
         gradient[i] = 0.0
-        lower[i] = max(-reach[i], lowest[i] - inputs[i])
-        upper[i] = min(reach[i], highest[i] - inputs[i])
-    hessian[p, p] = curvature[p, p]
+        lower[i] = max(-reach * scale[i], lowest[i] - inputs[i])
+        upper[i] = min(reach * scale[i], highest[i] - inputs[i])
+    hessian[p, p] = fixed[p, p]
     for i in range(nu):
         for j in range(nu):
             gradient[i] += 2.0 * weight[i, j] * (inputs[j] - learned[j])
@@ -80,40 +81,34 @@ def program(
     for r in range(rows.shape[0]):
         most = rows[r]
         for c in range(p):
-            most += abs(jacobian[r, c]) * reach[c]
+            most += abs(jacobian[r, c]) * reach * scale[c]
         if most > 0.0:
             for c in range(p):
                 matrix[count, c] = jacobian[r, c]
             matrix[count, p] = -1.0
-            lower[p + 1 + count], upper[p + 1 + count] = -NONE, -rows[r]
+            bound[count] = -rows[r]
             chosen[count] = r
             count += 1
     return count
 
 
 @njit(cache=True)
-def outcome(found, dual, chosen, count, bend, inputs, lowest, highest, trial, multipliers):
-    """Plan (p,) and multipliers (R,) that a solved program leads to; whether finite, the slack, dᵀBd, Σ multipliers."""
+def outcome(found, multipliers, bend, inputs, lowest, highest, trial):
+    """The plan (p,) that a solved program leads to; the slack, dᵀBd, Σ multipliers."""
     p = inputs.shape[0]
-    finite = True
-    for i in range(p + 1):
-        finite = finite and math.isfinite(found[i])
     bent, total = 0.0, 0.0
     for i in range(p):
         trial[i] = min(max(inputs[i] + found[i], lowest[i]), highest[i])
         for j in range(p):
             bent += found[i] * bend[i, j] * found[j]
     for r in range(multipliers.shape[0]):
-        multipliers[r] = 0.0
-    for k in range(count):
-        multipliers[chosen[k]] = max(dual[p + 1 + k], 0.0)
-        total += multipliers[chosen[k]]
-    return finite, max(found[p], 0.0), bent, total
+        total += multipliers[r]
+    return max(found[p], 0.0), bent, total
 
 
 @njit(cache=True)
 def curvature(bend, step, before, after, multipliers, proximal):
-    """Powell's damped BFGS update of B (p, p): positive semidefinite whatever the true curvature is.
+    """Powell's damped BFGS update of B (p, p), in place: positive semidefinite whatever the true curvature is.
 
     The change of the Lagrangian's gradient over `step` (p,) is (after − before)ᵀ multipliers, of two Jacobians (R, p).
     """
@@ -126,7 +121,7 @@ def curvature(bend, step, before, after, multipliers, proximal):
     length, product = 0.0, 0.0
     for i in range(p):
         if not math.isfinite(change[i]):
-            return bend
+            return
         for j in range(p):
             along[i] += bend[i, j] * step[j]
         along[i] += proximal * step[i]
@@ -139,9 +134,7 @@ def curvature(bend, step, before, after, multipliers, proximal):
             change[i] = mix * change[i] + (1.0 - mix) * along[i]
             product += step[i] * change[i]
     if min(length, product) < 1e-30:
-        return bend
-    updated = np.empty((p, p))
+        return
     for i in range(p):
         for j in range(p):
-            updated[i, j] = bend[i, j] - along[i] * along[j] / length + change[i] * change[j] / product
-    return updated
+            bend[i, j] += change[i] * change[j] / product - along[i] * along[j] / length

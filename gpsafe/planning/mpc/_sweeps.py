@@ -40,14 +40,15 @@ class Sweep:
 
     Attributes:
         kind: how: "compiled", "given" or "differences", see `sweep_of`.
+        count: R.
         linearise: the map.
-        violations: a first input (nu,), values (C, nu) and lengths (n,) of blocks ↦ the largest row of all Cⁿ plans, +inf
-            where they diverge (`gpsafe.planning.mpc._patterns`); None where that is not compiled.
+        drive: arguments of `_descent.descend` ↦ the sweeps it took, all in compiled code; None where sweeps are not.
     """
 
     kind: str
+    count: int
     linearise: Callable[[Array], tuple[Array, Array]]
-    violations: Callable[[Array, Array, NDArray[np.int64]], Array] | None = None
+    drive: Callable[..., int] | None = None
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         return self.linearise(inputs)
@@ -157,7 +158,7 @@ def given(problem: CertificationProblem, model: EnsembleTube, x0: Array, scale: 
 
     ensemble, arrays = model.ensemble, _arrays(problem, model, scale, True)
     networks: Any = _kernel.networks
-    theta, sizes = arrays[0][:2]
+    theta, sizes = arrays[0][1], arrays[0][2][0]
     parts = _known.Part(
         ensemble.prior, lambda x, u, out: networks(theta, sizes, x, u, out), problem.num_members, problem.nx
     )
@@ -165,23 +166,21 @@ def given(problem: CertificationProblem, model: EnsembleTube, x0: Array, scale: 
 
 
 def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: Any = None) -> Sweep:
-    from gpsafe.planning.mpc import _kernel, _patterns
+    from gpsafe.planning.mpc import _drive, _kernel
 
     size = problem.steps * problem.nu
-    kernel, tree = cast(Any, _kernel.sweep), cast(Any, _patterns.violations)
+    kernel, driven = cast(Any, _kernel.sweep), cast(Any, _drive.drive)
     before, after, count = arrays
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         rows, jacobian = np.empty(count), np.zeros((count, size))
-        kernel(*before, x0, _NOTHING if part is None else part.jets(x0, inputs), inputs, *after, rows, jacobian)
+        kernel(before, x0, _NOTHING if part is None else part.jets(x0, inputs), inputs, after, rows, jacobian)
         return rows, jacobian
 
-    def violations(first: Array, values: Array, lengths: NDArray[np.int64]) -> Array:
-        found = np.empty(len(values) ** len(lengths))
-        tree(*before, x0, first, values, lengths, *after, found)
-        return found
+    def drive(*arguments: Any) -> int:
+        return driven(before, x0, _NOTHING, after, *arguments)
 
-    return Sweep("given", sweep) if part is not None else Sweep("compiled", sweep, violations)
+    return Sweep("given", count, sweep) if part is not None else Sweep("compiled", count, sweep, drive)
 
 
 _NOTHING = np.zeros((0, 0, 0)), np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0, 0, 0))
@@ -202,17 +201,19 @@ def _arrays(problem: CertificationProblem, model: EnsembleTube, scale: Scale, gi
         H, h = _half_spaces(polytope)
         sets += [weight * H, weight * (h - scale.offset)]
     count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]))
-    before = (
-        theta,
-        sizes,
-        kind,
-        tape.arrays,
-        _array(ensemble.log_var_limits),
-        ensemble.clamp == "hard",
-        np.full(problem.nx, model.radius**2),
-    )
+    limits, hard = _array(ensemble.log_var_limits), ensemble.clamp == "hard"
+    before = len(theta), _lanes(theta), (sizes, kind, tape.arrays, limits, hard, np.full(problem.nx, model.radius**2))
     gain = _array(core.gains(problem.gain, steps, problem.nx, problem.nu))
     return before, (gain, core.START**2, *sets), count
+
+
+def _lanes(theta: Array) -> Array:
+    """Parameters (M, P) as (groups, P, LANES); lanes left over repeat the last member."""
+    from gpsafe.planning.mpc._lanes import LANES
+
+    groups = -(-len(theta) // LANES)
+    member = np.minimum(np.arange(groups * LANES), len(theta) - 1)
+    return np.ascontiguousarray(theta[member].reshape(groups, LANES, -1).transpose(0, 2, 1))
 
 
 def _known_part(ensemble: Ensemble, given: bool) -> tuple[int, Tape]:
@@ -245,4 +246,4 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
         values = (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
         return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
 
-    return Sweep("differences", sweep)
+    return Sweep("differences", len(counts), sweep)

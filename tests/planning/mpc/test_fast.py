@@ -15,7 +15,8 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.planning.mpc import _known, _steps, _sweeps
-from gpsafe.planning.mpc.fast import PROXIMAL, CondensedSQP, Work, _Search, shifted
+from gpsafe.planning.mpc._starts import starts
+from gpsafe.planning.mpc.fast import PROXIMAL, CondensedSQP, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
 
@@ -26,11 +27,13 @@ def vector(*entries: float) -> torch.Tensor:
     return torch.tensor(entries, dtype=torch.float64)
 
 
-def drawn_problem(seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps: int, clamp: str, prior) -> tuple:
+def drawn_problem(
+    seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps: int, clamp: str, prior, members: int = 2
+) -> tuple:
     """Random networks with weights large enough to bend, random normalisation, sets without symmetry, gains per stage."""
     g = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
-    made = Ensemble.create(nx, nu, generator=g, members=2, hidden=hidden, prior=prior)
+    made = Ensemble.create(nx, nu, generator=g, members=members, hidden=hidden, prior=prior)
     network = replace(
         made.network,
         weights=tuple(1.5 * w for w in made.network.weights),
@@ -73,6 +76,15 @@ CASES = {
         "steps": 3,
         "clamp": "soft",
         "prior": identity_prior,
+    },
+    "nine members": {
+        "nx": 2,
+        "nu": 1,
+        "hidden": (3, 4),
+        "steps": 2,
+        "clamp": "soft",
+        "prior": PENDULUM,
+        "members": 9,
     },
     "linear": {"nx": 2, "nu": 1, "hidden": (), "steps": 2, "clamp": "hard", "prior": zero_prior},
 }
@@ -280,7 +292,9 @@ def curved(bend: np.ndarray, d: np.ndarray, change: np.ndarray) -> np.ndarray:
     """`_steps.curvature` for a change of the gradient that two Jacobians of two rows show."""
     before = np.ones((2, len(d)))
     after = before + np.stack([0.5 * change, np.zeros(len(d))])
-    return _steps.curvature(bend, d, before, after, np.array([2.0, 3.0]), PROXIMAL)
+    updated = bend.copy()
+    _steps.curvature(updated, d, before, after, np.array([2.0, 3.0]), PROXIMAL)
+    return updated
 
 
 @settings(max_examples=30, deadline=None)
@@ -302,40 +316,49 @@ def test_curvature_stays_positive_semidefinite(seed):
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds())
 def test_program_of_a_step_is_the_one_written_down(seed):
-    """Matrices in `daqp`'s form against NumPy's, only the rows that can become active, and the solution's plan."""
+    """Matrices against NumPy's, only the rows that can become active, and the solution's plan."""
     rng = np.random.default_rng(seed)
     nu, steps, rows = int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.integers(1, 30))
     p = nu * steps
     values, jacobian = 3 * rng.normal(size=rows), rng.normal(size=(rows, p))
-    inputs, learned, reach = rng.uniform(-1, 1, p), rng.normal(size=nu), rng.uniform(0.01, 2, p)
-    half, low, high = rng.normal(size=(nu, nu)), np.full(p, -1.0), np.full(p, 1.0)
-    bend, curvature = rng.normal(size=(p, p)), rng.normal(size=(p + 1, p + 1))
-    curvature[p, p] = 1.0
+    inputs, learned, scale = rng.uniform(-1, 1, p), rng.normal(size=nu), rng.uniform(0.01, 2, p)
+    half, low, high, reach = rng.normal(size=(nu, nu)), np.full(p, -1.0), np.full(p, 1.0), rng.uniform(0.5, 2)
+    bend, fixed = rng.normal(size=(p, p)), rng.normal(size=(p + 1, p + 1))
     n = p + 1
-    out = np.full((n, n), np.nan), np.full(n, np.nan), np.full((rows, n), np.nan), np.full(n + rows, np.nan)
-    upper, chosen = np.full(n + rows, np.nan), np.zeros(rows, np.int64)
+    out = np.full((n, n), np.nan), np.full(n, np.nan), np.full((rows, n), np.nan), np.full(rows, np.nan)
+    lower, upper, chosen = np.full(n, np.nan), np.full(n, np.nan), np.zeros(rows, np.int64)
     count = _steps.program(
-        values, jacobian, inputs, learned, half @ half.T, low, high, reach, curvature, bend, 7.0, *out, upper, chosen
+        values,
+        jacobian,
+        inputs,
+        learned,
+        half @ half.T,
+        low,
+        high,
+        reach,
+        scale,
+        fixed,
+        bend,
+        7.0,
+        *out,
+        lower,
+        upper,
+        chosen,
     )
-    hessian, gradient, matrix, lower = out
-    expected = np.flatnonzero(values + np.abs(jacobian) @ reach > 0)
+    hessian, gradient, matrix, bound = out
+    expected = np.flatnonzero(values + np.abs(jacobian) @ (reach * scale) > 0)
     assert np.array_equal(chosen[:count], expected)
     assert np.array_equal(matrix[:count], np.column_stack([jacobian[expected], -np.ones(count)]))
-    assert np.allclose(hessian, curvature + np.pad(bend, (0, 1)))
+    assert np.array_equal(bound[:count], -values[expected])
+    assert np.allclose(hessian, fixed + np.pad(bend, (0, 1)))
     assert np.allclose(gradient, [*2 * half @ half.T @ (inputs[:nu] - learned), *np.zeros(p - nu), 7.0])
-    assert np.array_equal(lower[:p], np.maximum(-reach, low - inputs)) and np.all(lower[n : n + count] == -_steps.NONE)
-    assert np.array_equal(upper[:p], np.minimum(reach, high - inputs)) and np.array_equal(
-        upper[n : n + count], -values[expected]
-    )
-    assert lower[p] == 0.0 and upper[p] == _steps.NONE
-    found, dual, plan, multipliers = rng.normal(size=n), rng.normal(size=n + rows), np.empty(p), np.empty(rows)
-    finite, slack, bent, total = _steps.outcome(found, dual, chosen, count, bend, inputs, low, high, plan, multipliers)
-    assert finite and slack == max(found[p], 0.0) and bent == pytest.approx(found[:p] @ bend @ found[:p])
+    assert np.array_equal(lower, [*np.maximum(-reach * scale, low - inputs), 0.0])
+    assert np.array_equal(upper, [*np.minimum(reach * scale, high - inputs), _steps.NONE])
+    found, multipliers, plan = rng.normal(size=n), rng.uniform(0, 1, rows), np.empty(p)
+    slack, bent, total = _steps.outcome(found, multipliers, bend, inputs, low, high, plan)
+    assert slack == max(found[p], 0.0) and bent == pytest.approx(found[:p] @ bend @ found[:p])
     assert np.array_equal(plan, np.clip(inputs + found[:p], low, high))
-    assert np.array_equal(multipliers[expected], np.maximum(dual[n : n + count], 0.0))
     assert total == pytest.approx(multipliers.sum())
-    found[int(rng.integers(n))] = rng.choice([np.nan, np.inf])
-    assert not _steps.outcome(found, dual, chosen, count, bend, inputs, low, high, plan, multipliers)[0]
 
 
 def test_excess_is_the_largest_row_and_infinite_if_anything_is_not_finite():
@@ -386,7 +409,7 @@ def test_numeric_failure_is_a_status(x0, learned):
 
 def test_limits_and_bad_arguments():
     problem, x0, learned = ensemble_pendulum(), vector(*STATES[1][:2]), vector(1.0)
-    assert CondensedSQP(iterations=1).propose(problem, x0, learned).iterations <= 4
+    assert CondensedSQP(iterations=1).propose(problem, x0, learned).iterations <= CondensedSQP().starts
     hurried, work = CondensedSQP(time_limit=1e-9).search(problem, x0, learned)
     assert hurried.inputs.shape == (4, 1) and work.sweeps <= 3
     with pytest.raises(ValueError, match="x0"):
@@ -430,57 +453,32 @@ def test_hardness_changes_no_plan_that_can_be_certified():
             assert certificates[1].distance == pytest.approx(certificates[0].distance, abs=1e-6)
 
 
-def drawn_starts(problem, learned: float, most: int, feasible: bool) -> list[tuple[float, ...]]:
-    search = _Search(problem, np.zeros(problem.nx), np.array([learned]), CondensedSQP(starts=most), Work(), math.inf)
-    plans, best = [search.starts.plain()], np.full((problem.steps, 1), 0.25)
-    while (plan := search.starts.later(best, feasible)) is not None:
-        plans.append(plan)
-    return [tuple(plan.ravel()) for plan in plans]
-
-
 @pytest.mark.parametrize("learned", [1.0, -1.0, 0.3, 5.0])
 def test_starts_are_distinct_also_where_the_proposed_input_is_at_its_limit(learned):
-    """With and without patterns; fewer are the first of more."""
-    for problem, count in ((double_integrator(), 6), (ensemble_pendulum(), 10)):
-        for feasible in (True, False):
-            plans = drawn_starts(problem, learned, 10, feasible)
-            assert len(set(plans)) == len(plans) == count
-            assert all(-1.0 <= u <= 1.0 for plan in plans for u in plan)
-            assert plans[0] == (min(learned, 1.0), *[0.0] * (problem.steps - 1))
-            assert drawn_starts(problem, learned, 2, feasible) == plans[:2]
+    """Within the inputs, one or several; fewer are the first of more; without limits there is one."""
+    for nu in (1, 2):
+        lower, upper, wanted = -np.ones(nu), np.linspace(1.0, 2.0, nu), np.full(nu, learned)
+        plans = starts(4, lower, upper, wanted, 12)
+        assert len({tuple(plan.ravel()) for plan in plans}) == len(plans) == 12
+        assert all((plan >= lower).all() and (plan <= upper).all() for plan in plans)
+        assert np.array_equal(plans[0], [np.clip(wanted, lower, upper), *np.zeros((3, nu))])
+        assert np.array_equal(starts(4, lower, upper, wanted, 3), plans[:3])
+        assert len(starts(4, lower, np.full(nu, np.inf), wanted, 12)) == 1
 
 
-@pytest.mark.parametrize("name", ["pendulum", "one layer", "three layers, two inputs", "tape"])
-def test_violations_of_patterns_are_the_sweeps_largest_rows(name):
-    """Every leaf of the tree, blocks of unequal lengths; a first input that diverges makes all of them infinite."""
-    case = CASES[name if name != "tape" else "pendulum"]
-    problem, x0, _ = drawn_problem(7, **(case | ({"prior": PENDULUM} if name == "tape" else {})))
-    sweep = _sweeps.compiled(problem, problem.model, x0.numpy(), _sweeps.Scale(0.25, 10.0))
-    values = np.linspace(-1.0, 0.8, 3 * problem.nu).reshape(3, problem.nu)
-    first, lengths = np.full(problem.nu, 0.4), np.array([problem.steps - 2, 1])
-    found = sweep.violations(first, values, lengths)
-    for leaf, (i, j) in enumerate(np.ndindex(3, 3)):
-        plan = np.vstack([first[None], np.repeat(values[[i, j]], lengths, axis=0)])
-        assert found[leaf] == pytest.approx(sweep(plan)[0].max(), abs=1e-12)
-    assert np.isposinf(sweep.violations(np.full(problem.nu, np.nan), values, lengths)).all()
+def test_one_call_and_step_by_step_are_the_same_search():
+    """A time limit, however long, leaves the loop between the sweeps to the interpreter."""
+    problem, learned = ensemble_pendulum(), vector(1.0)
+    for x0 in (vector(math.pi + 0.6, 0.6), vector(math.pi + 1.4, 4.0)):
+        whole, work = CondensedSQP().search(problem, x0, learned)
+        stepped, same = CondensedSQP(time_limit=1e6).search(problem, x0, learned)
+        assert whole.status == stepped.status and torch.allclose(whole.inputs, stepped.inputs, rtol=0, atol=1e-7)
+        assert (work.sweeps, work.programs, work.corrections) == (same.sweeps, same.programs, same.corrections)
 
 
-def test_later_starts_only_seek_cheaper_plans():
-    """Their first input keeps within the best cost, along each input for any weight; an input out of reach stays at its end."""
-    base, x0, _ = drawn_problem(0, **CASES["three layers, two inputs"])
-    weight = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-    problem = replace(base, weight=weight)
-    search = _Search(problem, x0.numpy(), np.array([0.4, 3.0]), CondensedSQP(), Work(), math.inf)
-    search.keep_within(0.04)
-    half = 0.2 * np.sqrt(np.diag(np.linalg.inv(weight.numpy())))
-    assert np.allclose(search.lowest[:2], [0.4 - half[0], 1.0]) and np.allclose(
-        search.highest[:2], [0.4 + half[0], 1.0]
-    )
-    assert np.array_equal(search.lowest[2:], -np.ones(4)) and np.array_equal(search.highest[2:], np.ones(4))
-    rng = np.random.default_rng(0)
-    inside = rng.uniform(-0.5, 0.5, (2000, 2))
-    inside = inside[np.einsum("ni,ij,nj->n", inside, weight.numpy(), inside) <= 0.04]
-    assert np.abs(inside).max(0) == pytest.approx(half, rel=0.1) and (np.abs(inside) <= half).all()
+def test_a_search_is_the_same_whenever_it_is_asked_for():
+    problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
+    assert torch.equal(*(CondensedSQP().propose(problem, x0, learned).inputs for _ in range(2)))
 
 
 @pytest.mark.parametrize(("seed", "learned"), [(33, -1.0), (53, 1.0), (59, -1.0), (82, -1.0), (135, 1.0)])
@@ -489,7 +487,7 @@ def test_later_starts_find_what_the_first_misses(seed, learned):
     problem, x0 = wave_problem(seed)
     one, default = (
         judge(problem, x0, vector(learned), CondensedSQP(starts=n).propose(problem, x0, vector(learned)))
-        for n in (1, 10)
+        for n in (1, CondensedSQP().starts)
     )
     assert default.certified
     assert not one.certified or one.distance > default.distance + 1e-6

@@ -1,0 +1,172 @@
+"""The trust-region loop of the condensed SQP from one start, compiled as a whole: see :mod:`gpsafe.planning.mpc.fast`.
+
+A generator that asks for rows and Jacobians and knows nothing of where they come from: `drive` answers it in compiled code,
+other sweeps from Python.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpsafe.planning.mpc._numba import njit
+from gpsafe.planning.mpc._quadratic import solve
+from gpsafe.planning.mpc._steps import curvature, distance, excess, merit, outcome, program
+
+PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
+FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
+PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
+CONVERGED = 2e-8  # predicted decrease of f + ρs
+HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
+LATER = 20  # iterations within which a start must promise a smaller violation than the best plan's
+NEAR = 1e-2  # largest violation of a plan that may count as on its way to a known one
+MERGED = 0.1  # half input ranges between a plan and the best one, below which it is on the way to it
+AGREE = 0.05  # two starts whose least violations differ by a smaller share agree
+CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
+
+DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED = range(5)
+STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, TOLD = range(8)  # places in what is told
+
+
+def descend(
+    plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told,
+):  # fmt: skip
+    """Yields whenever `rows` (R,) and `jacobian` (R, T·nu) are to be filled for `plan` (T, nu); ends with those of the last
+    accepted plan in them.
+
+    Args:
+        plan, rows, jacobian: see above; at first `plan` is the start.
+        learned, weight: of f.
+        lowest, highest, scale: bounds of the plan and half its range, (T·nu,).
+        fixed: curvature of f and the slack, (T·nu + 1, T·nu + 1).
+        enough: largest row of a feasible plan.
+        prune: whether to give up what is on its way to the best plan known, or to nothing better.
+        known, least: that plan (T, nu) and its largest row, +inf if there is none.
+        told: (TOLD,), output but for `LIMIT`, the most iterations, which may be lowered at any yield.
+    """
+    p, inputs, best, count = scale.shape[0], plan.reshape(-1), known.reshape(-1), rows.shape[0]
+    program_room = (
+        np.empty((p + 1, p + 1)), np.empty(p + 1), np.empty((count, p + 1)), np.empty(count), np.empty(p + 1),
+        np.empty(p + 1), np.empty(count, np.int64), np.empty(count),
+    )  # fmt: skip
+    at, at_rows, at_jacobian = np.empty(p), np.empty(count), np.empty((count, p))
+    found, second, trial, multipliers, other = (
+        np.empty(p + 1),
+        np.empty(p + 1),
+        np.empty(p),
+        np.empty(count),
+        np.empty(count),
+    )
+    bend, moved, nothing, shifted = np.zeros((p, p)), np.empty(p), np.zeros(p), np.empty(count)
+    to_rows, to_jacobian = np.empty(count), np.empty((count, p))
+    told[:LIMIT] = 0.0
+    for i in range(p):
+        inputs[i] = min(max(inputs[i], lowest[i]), highest[i])
+    yield 0
+    at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
+    at_cost, at_excess = distance(inputs, learned, weight), excess(rows, jacobian)
+    status, reach, rho, iterations = DIVERGED, 1.0, PENALTIES[0], 0
+    going = math.isfinite(at_excess)
+    if going and at_excess <= enough and at_cost <= CONVERGED:
+        status, going = OPTIMAL, False
+    elif going:
+        status = FEASIBLE  # until told otherwise: stopped by a limit
+    while going and iterations < told[LIMIT] and reach > 1e-12:
+        iterations += 1
+        told[PROGRAMS] += 1
+        if not _step(at_rows, at_jacobian, at, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+                     program_room, found, multipliers):  # fmt: skip
+            bend[:] = 0.0
+            reach *= 0.25
+            continue
+        slack, bent, total = outcome(found, multipliers, bend, at, lowest, highest, trial)
+        if slack > enough and rho < PENALTIES[0]:
+            rho = PENALTIES[0]
+            continue
+        promised = distance(trial, learned, weight)
+        before = merit(at_cost, at_excess, rho)
+        infeasible = at_excess > enough
+        if prune and math.isfinite(least):
+            if least > enough:
+                far = (reach >= 1.0 and (at_excess <= 2 * least or iterations >= 4)) or iterations >= LATER
+                given_up = far and slack >= (1 - AGREE) * least
+            else:
+                given_up = at_excess <= NEAR and _apart(at, best, scale) <= MERGED
+            if given_up:
+                status = DOMINATED
+                break
+        expected = before - (promised + rho * slack + 0.5 * slack**2 + 0.5 * bent)
+        hopeless = infeasible and at_excess - slack <= HOPELESS * at_excess * min(reach, 1.0)
+        if hopeless or expected <= CONVERGED:
+            if infeasible and rho < PENALTIES[1]:
+                bend[:] = 0.0
+                rho = PENALTIES[1]
+                continue
+            status = INFEASIBLE if infeasible else OPTIMAL
+            break
+        inputs[:] = trial
+        yield 0
+        to_cost, to_excess = promised, excess(rows, jacobian)
+        ratio = (before - merit(to_cost, to_excess, rho)) / expected
+        moved[:] = found[:p]
+        curvature(bend, moved, at_jacobian, jacobian, multipliers, PROXIMAL)
+        if ratio < CORRECT and math.isfinite(to_excess):
+            for r in range(count):
+                shifted[r] = rows[r]
+                for i in range(p):
+                    shifted[r] -= at_jacobian[r, i] * moved[i]
+            told[PROGRAMS] += 1
+            if _step(shifted, at_jacobian, at, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+                     program_room, second, other):  # fmt: skip
+                told[CORRECTIONS] += 1
+                outcome(second, other, bend, at, lowest, highest, inputs)
+                to_rows[:], to_jacobian[:] = rows, jacobian
+                yield 0
+                corrected, excessive = distance(inputs, learned, weight), excess(rows, jacobian)
+                if merit(corrected, excessive, rho) < merit(to_cost, to_excess, rho):
+                    moved[:], to_cost, to_excess = second[:p], corrected, excessive
+                    ratio = (before - merit(to_cost, to_excess, rho)) / expected
+                else:
+                    inputs[:], rows[:], jacobian[:] = trial, to_rows, to_jacobian
+        if slack <= enough:
+            rho = min(PENALTIES[1], max(FLOOR, 3 * total))
+        length = _apart(moved, nothing, scale)
+        if ratio > 1e-4:
+            at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
+            at_cost, at_excess = to_cost, to_excess
+        if ratio > 0.75 and length > 0.8 * reach:
+            reach = 3 * length
+        elif not ratio >= CORRECT:
+            reach = 0.3 * length
+    if status == FEASIBLE and at_excess > enough:
+        status = INFEASIBLE
+    inputs[:], rows[:], jacobian[:] = at, at_rows, at_jacobian
+    told[STATUS], told[ITERATIONS], told[COST], told[EXCESS] = status, iterations, at_cost, at_excess
+
+
+@njit(cache=True)
+def _apart(one, other, scale):
+    """The largest difference of two plans (p,), in half ranges."""
+    most = 0.0
+    for i in range(scale.shape[0]):
+        most = max(most, abs(one[i] - other[i]) / scale[i])
+    return most
+
+
+@njit(cache=True)
+def _step(
+    rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho, room, found, multipliers
+):  # fmt: skip
+    """Solves the program of one step; False if that fails."""
+    hessian, gradient, matrix, bound, lower, upper, chosen, dual = room
+    count = program(
+        rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
+        hessian, gradient, matrix, bound, lower, upper, chosen,
+    )  # fmt: skip
+    multipliers[:] = 0.0
+    if not solve(hessian, gradient, matrix[:count], bound[:count], lower, upper, found, dual[:count]):
+        return False
+    for k in range(count):
+        multipliers[chosen[k]] = dual[k]
+    return True
