@@ -20,6 +20,7 @@ from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.reference import reference_1d, reference_pendulum
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.systems.xmpsc_local import SafeCartPoleLocal
 
 EXACT = 1e-12
 
@@ -76,6 +77,11 @@ PRIORS: dict[str, Callable[[], tuple[KnownPart, Box, int]]] = {
     "cartpole-local": lambda: (CartPoleLocal(CartPole().prior()), _product(CartPole()), 4),
     "simple-pendulum": lambda: (SimplePendulum().prior(), _product(SimplePendulum()), 2),
     "safe-cartpole": lambda: (SafeCartPole().prior(), Box(-_SAFE_CARTPOLE, _SAFE_CARTPOLE), 4),
+    "safe-cartpole-local": lambda: (
+        SafeCartPoleLocal(SafeCartPole().prior()),
+        Box(-_SAFE_CARTPOLE, _SAFE_CARTPOLE),
+        4,
+    ),
     "two-link-arm": lambda: (TwoLinkArm().prior(), Box(-_ARM, _ARM), 8),
     "drone": lambda: (Drone().prior(), Box(-_DRONE, _DRONE), 12),
     "derived": lambda: (derived_known(_waves, states=_CUBE[0], inputs=_CUBE[1]), _CUBE[2], 2),

@@ -66,18 +66,22 @@ USERS = {
     "constant": (lambda x, u: torch.ones_like(x), 2),
     "remainder": (lambda x, u: torch.remainder(x + math.pi, 2 * math.pi) - math.pi + 0 * u, 2),
 }
-CASES = {name: (lambda make=make: make()[::2]) for name, make in claims.PRIORS.items()}
-CASES |= {name: (lambda pair=pair: pair) for name, pair in USERS.items()}
+CASES = {name: (lambda make=make: _sized(*make())) for name, make in claims.PRIORS.items()}
+CASES |= {name: (lambda pair=pair: (*pair, 1)) for name, pair in USERS.items()}
+
+
+def _sized(known, box, nx):
+    return known, nx, box.dim - nx
 
 
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=2, deadline=None)
 @given(seed=seeds())
 def test_value_jacobian_and_hessian_are_torchs(name, seed):
-    known, nx = CASES[name]()
-    tape = _read.tape_of(known, nx, 1)
+    known, nx, nu = CASES[name]()
+    tape = _read.tape_of(known, nx, nu)
     assert tape is not None
-    z = 1.5 * torch.randn(nx + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    z = 1.5 * torch.randn(nx + nu, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     point = lambda z: known(z[None, :nx], z[None, nx:])[0]  # noqa: E731
     jacobian = torch.func.jacrev(point)
     expected = point(z), jacobian(z), torch.func.jacfwd(jacobian)(z)
