@@ -41,7 +41,6 @@ from .algorithms import XMPSC as XMPSC
 from .algorithms import ActSafe as ActSafe
 from .algorithms import Certification as Certification
 from .algorithms import ContinuousActSafe as ContinuousActSafe
-from .algorithms import PracticalModel as PracticalModel
 from .algorithms import RecedingActSafe as RecedingActSafe
 from .algorithms import TheoryModel as TheoryModel
 from .algorithms import estimate as estimate
@@ -50,14 +49,9 @@ from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem
 from .certify import judge as judge
 from .confidence import ConfidenceSet as ConfidenceSet
-from .confidence import ConvexProgram as ConvexProgram
-from .confidence import Lederer as Lederer
 from .confidence import Mixture as Mixture
 from .cost import (
     AnchorGrid as AnchorGrid,
-)
-from .cost import (
-    GaussianTube as GaussianTube,
 )
 from .cost import (
     Grid as Grid,
@@ -71,21 +65,13 @@ from .cost import (
 from .cost import (
     ScenarioTube as ScenarioTube,
 )
-from .cost import (
-    TotalVariation as TotalVariation,
-)
 from .data import Transitions as Transitions
 from .models import GP as GP
 from .models import Ensemble as Ensemble
-from .planning import EXPLORERS as EXPLORERS
 from .planning import ICEM as ICEM
 from .planning import Planner as Planner
-from .planning import Tracking as Tracking
 from .planning.mpc.fast import CondensedSQP as CondensedSQP
-from .planning.mpc.reference import IpoptReference as IpoptReference
 from .policies import AffinePolicies as AffinePolicies
-from .policies import FeaturePolicies as FeaturePolicies
-from .policies import ParametricPolicies as ParametricPolicies
 from .rkhs import kernels as kernels
 from .safety import (
     SafePolicySet as SafePolicySet,
@@ -104,12 +90,8 @@ from .saved import save as save
 from .sets import Box as Box
 from .sets import Ellipsoid as Ellipsoid
 from .sets import Polytope as Polytope
-from .sets import Zonotope as Zonotope
 from .systems import (
     AffineKnown as AffineKnown,
-)
-from .systems import (
-    CallableSystem as CallableSystem,
 )
 from .systems import (
     CartPole as CartPole,
@@ -130,9 +112,6 @@ from .systems import (
     RealPlant as RealPlant,
 )
 from .systems import (
-    RKHSTwin as RKHSTwin,
-)
-from .systems import (
     Task as Task,
 )
 from .systems import (
@@ -141,12 +120,7 @@ from .systems import (
 from .systems import (
     twin as twin,
 )
-from .testbed.check import Check as Check
-from .testbed.experiment import Experiment as Experiment
 from .testbed.verify import verify as verify
-from .tube import EnsembleTube as EnsembleTube
-from .tube import GPTube as GPTube
-from .tube import LinearTube as LinearTube
 from .verdict import Outcome as Outcome
 from .verdict import Verdict as Verdict
 

@@ -88,7 +88,7 @@ def examples() -> dict[str, object]:
     found += [PlainKnown(2, 1, True), grown(), Falsification((1.0, 2.0), 0, 0.5, -0.5), box, gs.Polytope.of_box(box)]
     found += [
         gs.Ellipsoid(vector(0.0, 1.0), torch.eye(2).double()),
-        gs.Zonotope(vector(0.0, 1.0), torch.eye(2).double()),
+        gs.sets.Zonotope(vector(0.0, 1.0), torch.eye(2).double()),
     ]
     found += [
         KNOWN,

@@ -75,7 +75,7 @@ MADE = {
     "Box": lambda v: gs.Box(v, [1.0]),
     "Polytope": lambda v: gs.Polytope(v, [1.0]),
     "Ellipsoid": lambda v: gs.Ellipsoid(v, [[1.0]]),
-    "Zonotope": lambda v: gs.Zonotope([0.0], v),
+    "Zonotope": lambda v: gs.sets.Zonotope([0.0], v),
     "AffineKnown": lambda v: gs.AffineKnown([[1.0]], v, [0.0]),
     "IndicatorCost": lambda v: gs.IndicatorCost(v, [1.0]),
     "HingeCost": lambda v: gs.HingeCost([1.0], v),
