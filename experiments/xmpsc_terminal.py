@@ -218,7 +218,9 @@ def _figure(cells: Mapping[tuple[str, ...], Sequence[Row]]) -> Figure:
         if not at:
             continue
         x = [i + 0.2 * (j - 1.5) for i, _ in at]
-        draw_shares(left, x, [Share.of(row["violated"] for row in rows) for _, rows in at], label=name, color=color)
+        draw_shares(
+            left, x, [Share.of(row["violated"] for row in rows) for _, rows in at], label=name, color=color, line=""
+        )
         if name != "none":
             shares = [np.mean([row.get("plan", 0) / row["steps"] for row in rows]) for _, rows in at]
             right.plot(x, shares, "o", color=color, label=name)

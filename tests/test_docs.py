@@ -31,3 +31,16 @@ def test_a_plant_of_ones_own_is_explored_under_the_verifier(title, capsys):
     assert bool((rows["cost"] == 0).all())  # every assumption is true here: a violation would be an error
     assert float(system.cost(learner.history[-1][0]).max()) == 0.0
     assert "from_plan" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_agent_learns_behind_the_certifier(capsys):
+    (title,) = [title for title, code in BLOCKS.items() if "XMPSC" in code]
+    names: dict = {}
+    exec(compile(BLOCKS[title], title, "exec"), names)
+    rows = names["learner"].logger.frame()
+    trained, warm = (rows[rows["phase"] == phase] for phase in ("train", "warm-up"))
+    assert len(trained) == 10 and len(warm) == 15
+    assert trained["from_plan"].sum() > 0.9 * trained["steps"].sum()
+    assert trained["reward"].mean() > warm["reward"].mean() and trained["violations"].sum() <= 5
+    assert "from_plan" in capsys.readouterr().out

@@ -140,7 +140,12 @@ class EpisodicPlant:
     random: float
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("system", "initial_box", "law", "random"):  # of an object that is being made
+        if name.startswith("__") or name in (
+            "system",
+            "initial_box",
+            "law",
+            "random",
+        ):  # of an object that is being made
             raise AttributeError(name)
         return getattr(self.system, name)
 
