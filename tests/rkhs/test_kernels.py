@@ -328,7 +328,7 @@ def test_every_builder_is_asked_for_its_parameters():
         name: inspect.signature(f).return_annotation for name, f in inspect.getmembers(kernels, inspect.isfunction)
     }
     builders = {name for name, hint in hints.items() if hint in ("Kernel", gpytorch.kernels.Kernel) and name[0] != "_"}
-    assert builders - {"freeze", "trainable"} == {name.split("-")[0] for name in FAMILIES}
+    assert builders - {"freeze", "trainable", "as_fitted"} == {name.split("-")[0] for name in FAMILIES}
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
