@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from threadpoolctl import ThreadpoolController
@@ -15,6 +16,11 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Within it NumPy's products use one thread: at 128 × 100 × 100, two took sixty times as long where a core was busy."""
-    return _controller().limit(limits=1, user_api="blas")
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within it, or a function it decorates, NumPy's products use one thread.
+
+    At 128 × 100 × 100, two took sixty times as long where a core was busy.
+    """
+    with _controller().limit(limits=1, user_api="blas"):
+        yield

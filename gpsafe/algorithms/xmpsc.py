@@ -261,13 +261,11 @@ class XMPSC(Learner):
         if warm:
             counts["warm-up"] = counts.get("warm-up", 0) + len(inputs)
             if counts["warm-up"] >= self.preset.warm_up:
-                with one_blas_thread():
-                    self._begin(states, inputs)
+                self._begin(states, inputs)
             return row | {"violations": violated}
         row |= {"violations": violated, "env_steps": self.steps + len(inputs)} | self._account(flown, states, inputs)
         before, counts["steps"] = self.steps, self.steps + len(inputs)
-        with one_blas_thread():
-            self._train(number, before, transitions(states, inputs))
+        self._train(number, before, transitions(states, inputs))
         return row
 
     def _account(self, flown: CertifiedPolicy | None, states: Tensor, inputs: Tensor) -> dict[str, Any]:
@@ -291,6 +289,7 @@ class XMPSC(Learner):
         return row
 
     # ------------------------------------------------------------------ learning
+    @one_blas_thread()
     def _begin(self, states: Tensor, inputs: Tensor) -> None:
         """After warm-up: the first model, policy and terminal set."""
         at, how, preset = self.standing, self.certification, self.preset
@@ -323,6 +322,7 @@ class XMPSC(Learner):
         share = 0.0 if at.memory is None else None  # the published loop holds rows out after the warm-up only
         at.model, at.memory = refit(at.model, data, at.memory, epochs=epochs, held_out=share)
 
+    @one_blas_thread()
     def _train(self, number: int, before: int, data: Transitions) -> None:
         """What the published loop does in the steps of this episode, in its order."""
         at, preset, now = self.standing, self.preset, before + len(data)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._threads import one_blas_thread
 from gpsafe.data import Transitions
 from gpsafe.models import _flat
 from gpsafe.models._flat import Adam, Array
@@ -48,6 +49,7 @@ class Memory:
         return Memory(np.array(state["first"]), np.array(state["second"]), int(state["steps"]))
 
 
+@one_blas_thread()
 @plain_tensors
 def refit(
     ensemble: Ensemble,

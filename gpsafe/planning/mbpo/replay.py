@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gpsafe import _require
+from gpsafe._threads import one_blas_thread
 from gpsafe.planning.mbpo._nets import FLOAT, Array, Arrays
 from gpsafe.planning.mbpo.sac import SAC
 from gpsafe.systems.base import System
@@ -140,6 +141,7 @@ def real_updates(real_ratio: float, group: int) -> int:
     return int(real_ratio * group + 1e-9)
 
 
+@one_blas_thread()
 def train(
     agent: SAC,
     real: Sequence[Ring],
