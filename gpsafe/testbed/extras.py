@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EXTRAS = {
-    "casadi": "mpc", "daqp": "mpc", "numba": "mpc",
+    "casadi": "mpc", "numba": "mpc",
     "sb3_contrib": "rl", "stable_baselines3": "rl",
     "flint": "rigor",
     "pybullet": "bullet",

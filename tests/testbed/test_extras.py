@@ -11,13 +11,13 @@ from gpsafe.testbed import experiment
 from gpsafe.testbed.extras import EXTRAS, needed
 
 ROOT = Path(__file__).parents[2]
-NEEDS = "from gpsafe.verdict import Verdict\nimport daqp\nEXPERIMENT = CHECKS = ()\n"
+NEEDS = "from gpsafe.verdict import Verdict\nimport numba\nEXPERIMENT = CHECKS = ()\n"
 FINE = "CHECKS = ()\n"
 
 
 @pytest.fixture
-def without_daqp(monkeypatch):
-    monkeypatch.setitem(sys.modules, "daqp", None)
+def without_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
 
 
 def made(tmp_path, monkeypatch, name, modules):
@@ -29,16 +29,16 @@ def made(tmp_path, monkeypatch, name, modules):
     return name
 
 
-def test_checks_that_need_a_missing_extra_are_named_and_the_others_found(tmp_path, monkeypatch, without_daqp):
+def test_checks_that_need_a_missing_extra_are_named_and_the_others_found(tmp_path, monkeypatch, without_numba):
     package = made(tmp_path, monkeypatch, "some_checks", {"needs": NEEDS, "fine": FINE})
-    assert checks.survey(package) == ({}, {f"{package}.needs": "needs daqp: pip install 'gpsafe[mpc]'"})
-    with pytest.raises(ImportError, match="needs daqp"):
+    assert checks.survey(package) == ({}, {f"{package}.needs": "needs numba: pip install 'gpsafe[mpc]'"})
+    with pytest.raises(ImportError, match="needs numba"):
         checks.discover(package)
 
 
-def test_an_experiment_that_needs_a_missing_extra_says_so(tmp_path, monkeypatch, without_daqp):
+def test_an_experiment_that_needs_a_missing_extra_says_so(tmp_path, monkeypatch, without_numba):
     package = made(tmp_path, monkeypatch, "some_experiments", {"needs": NEEDS})
-    assert experiment.discover(package) == ({}, {f"{package}.needs": "needs daqp: pip install 'gpsafe[mpc]'"})
+    assert experiment.discover(package) == ({}, {f"{package}.needs": "needs numba: pip install 'gpsafe[mpc]'"})
 
 
 def test_control_another_failure_to_import_is_no_missing_extra(tmp_path, monkeypatch):

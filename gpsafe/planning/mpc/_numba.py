@@ -50,7 +50,7 @@ def sources(folder: Path) -> str:
 
 @once
 def _warn(why: str) -> None:
-    _log.warning("machine code is not kept on disk, so that every process compiles anew (about 8 s): %s", why)
+    _log.warning("machine code is not kept on disk, so that every process compiles anew (about half a minute): %s", why)
 
 
 def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Any]:
