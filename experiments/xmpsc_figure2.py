@@ -227,6 +227,7 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Fig
         axes[1, column].set_ylabel("violations so far" if column == 0 else "")
         axes[1, column].set_yscale("symlog", linthresh=1)
         axes[1, column].set_ylim(bottom=0)
+        axes[1, column].yaxis.set_major_formatter("{x:g}")
         axes[1, column].set_xlabel("environment steps after the warm-up")
     axes[0, 0].legend(frameon=False, fontsize=7)
     return figure
