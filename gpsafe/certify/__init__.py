@@ -3,14 +3,20 @@
 from gpsafe.certify.backup import certified_backup
 from gpsafe.certify.judge import Certificate, Tightest, judge
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal, Proposer
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance, invariant_polytope
 
 __all__ = [
+    "AffineLaw",
     "Certificate",
     "CertificationProblem",
+    "Invariance",
     "Margins",
     "Proposal",
     "Proposer",
+    "TerminalSet",
     "Tightest",
     "certified_backup",
+    "certify_invariance",
+    "invariant_polytope",
     "judge",
 ]
