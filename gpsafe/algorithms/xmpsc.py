@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,7 +104,6 @@ class XMPSC(Learner):
     seed: int = 0
     stream: Stream = stream
     _book: Book = field(init=False, repr=False, default_factory=Book)
-    _free: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         where = "XMPSC"
@@ -172,7 +171,7 @@ class XMPSC(Learner):
     @property
     def standing(self) -> Standing:
         """Agent, buffers, model and terminal set as they stand."""
-        return self._book.state.setdefault("standing", None) or self._fresh()
+        return self._book.state.get("standing") or self._fresh()
 
     def _fresh(self) -> Standing:
         system, preset = self.system, self.preset

@@ -128,7 +128,7 @@ def spread(system: System, input_noise: float) -> Tensor:
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
-class EpisodicPlant:
+class EpisodicPlant(Published):
     """Any `System` as an `Episodic` one: build with `as_episodic`.
 
     Its noise is the system's own, w ~ N(0, diag(noise_std²)); it is measured exactly. The rest is that of `system`.
@@ -140,12 +140,7 @@ class EpisodicPlant:
     random: float
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in (
-            "system",
-            "initial_box",
-            "law",
-            "random",
-        ):  # of an object that is being made
+        if name.startswith("__") or name in type(self).__slots__:  # of an object that is being made
             raise AttributeError(name)
         return getattr(self.system, name)
 
@@ -154,22 +149,10 @@ class EpisodicPlant:
         """All coordinates."""
         return tuple(range(self.system.nx))
 
-    def initial(self, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform in `initial_box`, (count, nx)."""
-        return self.initial_box.sample(count, generator)
-
     def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
         """mean(x, u) + w, u clipped to the inputs."""
         noise = sample_noise(self.system.noise_std, tuple(x.shape[:-1]), generator)
         return self.system.mean(x, self.system.input_box.clip(u)) + noise
-
-    def observe(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """x."""
-        return x
-
-    def terminated(self, x: Tensor) -> Tensor:
-        """c(x) > 0."""
-        return self.system.cost(x) > 0
 
     def backup(self, x: Tensor) -> Tensor:
         """The law, clipped to the inputs, (*b, nu)."""
