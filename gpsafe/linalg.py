@@ -126,3 +126,17 @@ def product_lower(rows: Tensor, lower: Tensor, *, block: int = 256) -> Tensor:
     n = lower.shape[-1]
     parts = [_product(rows[:, k:], lower[k:, k : min(k + block, n)]) for k in range(0, n, block)]
     return torch.cat(parts, dim=-1) if parts else rows
+
+
+def regulator(A: Tensor, B: Tensor, Q: Tensor, R: Tensor) -> Tensor:
+    """(R + BᵀPB)⁻¹BᵀPA, (nu, nx), of u = −Kx: P the stabilising solution of the discrete algebraic Riccati equation.
+
+    Raises:
+        numpy.linalg.LinAlgError: if none is found.
+    """
+    import numpy as np
+    from scipy.linalg import solve_discrete_are  # half a second, for those who design a law
+
+    a, b, q, r = (part.detach().cpu().numpy() for part in (A, B, Q, R))
+    P = solve_discrete_are(a, b, q, r)
+    return torch.from_numpy(np.linalg.solve(r + b.T @ P @ b, b.T @ P @ a))

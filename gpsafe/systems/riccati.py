@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
+
+from gpsafe import linalg
 
 
 def riccati(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, u: Tensor, weights: Tensor, effort: Tensor) -> Tensor:
@@ -23,7 +23,5 @@ def riccati(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, u: Tensor, weig
     """
     with torch.inference_mode(False):  # plants are made anywhere
         point = (x.detach().clone(), u.detach().clone())
-        a, b = (part.numpy() for part in torch.autograd.functional.jacobian(step, point))
-    q, r = np.diag(weights.numpy()), np.diag(effort.numpy())
-    p = scipy.linalg.solve_discrete_are(a, b, q, r)
-    return torch.from_numpy(np.linalg.solve(r + b.T @ p @ b, b.T @ p @ a))
+        a, b = torch.autograd.functional.jacobian(step, point)
+        return linalg.regulator(a, b, torch.diag(weights), torch.diag(effort))

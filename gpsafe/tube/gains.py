@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.linalg import LinAlgError, solve_discrete_are
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 
 
 def constant_gain(factor: float, nx: int, nu: int) -> Tensor:
@@ -33,14 +32,14 @@ def lqr_gain(A: Tensor, B: Tensor, *, state_weight: Tensor | None = None, input_
     A, B = _require.finite("lqr_gain", "A", A), _require.finite("lqr_gain", "B", B)
     nx, nu = B.shape
     _require.shape("lqr_gain", "A", A, (nx, nx))
-    Q = np.eye(nx) if state_weight is None else _require.shape("lqr_gain", "Q", state_weight, (nx, nx)).numpy()
-    R = np.eye(nu) if input_weight is None else _require.shape("lqr_gain", "R", input_weight, (nu, nu)).numpy()
-    a, b = A.detach().cpu().numpy(), B.detach().cpu().numpy()
+    Q, R = (
+        torch.eye(n, dtype=torch.float64) if weight is None else _require.shape("lqr_gain", name, weight, (n, n))
+        for name, weight, n in (("Q", state_weight, nx), ("R", input_weight, nu))
+    )
     try:
-        P = solve_discrete_are(a, b, Q, R)
+        gain = -linalg.regulator(A, B, Q, R).to(A.device)
     except LinAlgError as error:
         raise _require.fail("lqr_gain", "a stabilisable pair (A, B)", str(error)) from error
-    gain = torch.from_numpy(-np.linalg.solve(R + b.T @ P @ b, b.T @ P @ a)).to(A.device)
     radius = float(spectral_radius(A, B, gain))
     if not radius < 1.0:
         raise _require.fail("lqr_gain", "a stabilisable pair (A, B)", f"spectral radius {radius:.6g}")
