@@ -1,6 +1,7 @@
 """Certification of plans: the problem, and the judge."""
 
 from gpsafe.certify.backup import certified_backup
+from gpsafe.certify.certainty import certainty_levels
 from gpsafe.certify.judge import Certificate, Tightest, judge
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal, Proposer
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance, invariant_polytope
@@ -15,6 +16,7 @@ __all__ = [
     "Proposer",
     "TerminalSet",
     "Tightest",
+    "certainty_levels",
     "certified_backup",
     "certify_invariance",
     "invariant_polytope",

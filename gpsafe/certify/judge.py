@@ -21,7 +21,7 @@ ROUNDING = 1e-12  # share of the sizes in a row by which its margin is reduced: 
 
 @dataclass(frozen=True, slots=True)
 class Tightest:
-    """The row with the least margin. `kind` is state, input or terminal; stage counts from 0 (terminal: T)."""
+    """The row with the least margin. `kind` is state, input, terminal or certainty; stage counts from 0 (terminal: T)."""
 
     kind: str
     stage: int
@@ -169,9 +169,7 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
         computed, rounding = problem.margins(tube), _rounding(problem, tube)
     if not all(bool(torch.isfinite(t).all()) for t in (*_groups(computed), *_groups(rounding))):
         return unclear("rows of the constraints overflow on the tube")
-    margins = Margins(
-        computed.state - rounding.state, computed.input - rounding.input, computed.terminal - rounding.terminal
-    )
+    margins = Margins(*(m - r for m, r in zip(_groups(computed), _groups(rounding), strict=True)))
     tightest = _tightest(margins, problem.steps)
     upper = -tightest.margin
     lower = -min(
@@ -201,7 +199,7 @@ def _plan(problem: CertificationProblem, proposal: Proposal, device: torch.devic
 
 
 def _groups(margins: Margins) -> Sequence[Tensor]:
-    return (margins.state, margins.input, margins.terminal)
+    return (margins.state, margins.input, margins.terminal, margins.certainty)
 
 
 def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
@@ -214,20 +212,25 @@ def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
     # The law K(x − c) rounds in units of |K|(|x| + |c|).
     reach = tube.center.abs() + tube.reference.abs().unsqueeze(-3) + tube.factor.abs().sum(-1)
     moved = tube.gain.abs() @ reach[..., :-1, :].unsqueeze(-1)
+    sure = reach[..., 1:, :0]
+    if problem.certainty is not None:
+        sure = ROUNDING * (problem.certainty + reach[..., 1:, :]).repeat(1, 1, 2)
     return Margins(
         of(X.H, X.h, tube.center[..., 1:, :], tube.factor[..., 1:, :, :]),
         of(U.H, U.h, tube.inputs, moved),
         of(F.H, F.h, tube.center[..., -1, :], tube.factor[..., -1, :, :]),
+        sure,
     )
 
 
 def _tightest(margins: Margins, steps: int) -> Tightest:
-    """Of unbatched margins: (M, T, k), (M, T, k), (M, k)."""
+    """Of unbatched margins: (M, T, k), (M, T, k), (M, k), (M, T, k)."""
     found = []
     for kind, table, first in (
         ("state", margins.state, 1),
         ("input", margins.input, 0),
         ("terminal", margins.terminal.unsqueeze(1), steps),
+        ("certainty", margins.certainty, 1),
     ):
         if table.numel():
             place = int(table.argmin())

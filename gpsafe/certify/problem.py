@@ -26,11 +26,13 @@ class Margins:
         state: stages 1 … T, (*b, M, T, mx).
         input: stages 0 … T−1, (*b, M, T, mu).
         terminal: stage T, (*b, M, mt).
+        certainty: stages 1 … T, (*b, M, T, 2nx), level − (x̄_m − c) and level + (x̄_m − c); (*b, M, T, 0) without levels.
     """
 
     state: Tensor
     input: Tensor
     terminal: Tensor
+    certainty: Tensor
 
 
 @short
@@ -38,7 +40,11 @@ class Margins:
 class CertificationProblem:
     """min (u_L − ū_0)ᵀ weight (u_L − ū_0) over ū_0 … ū_{T−1} such that, for every member's tube from x_0,
 
-        state_support ≤ states at stages 1 … T,   input_support ≤ inputs at 0 … T−1,   last ellipsoid ⊆ terminal.
+        state_support ≤ states at stages 1 … T,   input_support ≤ inputs at 0 … T−1,   last ellipsoid ⊆ terminal,
+
+    and, as an option, |x̄_k − c_k| ≤ certainty_k at stages 1 … T, c_k the mean of the members' x̄_k: members may not disagree
+    on where a plan leads by more than is usual (`gpsafe.certify.certainty`). Such a row is no part of what a certificate
+    promises: it only refuses plans, against an optimiser that seeks out where the model happens to be wrong.
 
     Constructing checks what a certificate depends on and keeps its own copies of gain and weight; `check` also solves the small
     linear programs that tell bounded and non-empty sets.
@@ -54,6 +60,7 @@ class CertificationProblem:
         weight: (nu, nu), symmetric positive definite; identity if None.
         tolerance: excess of a row that still counts as satisfied, in its units; the certificate states it.
         assumptions: listed in every certificate, beside the model's (for example about the terminal set).
+        certainty: levels (T, nx) > 0 of disagreement, in units of x; none if None.
     """
 
     model: TubeModel
@@ -65,6 +72,7 @@ class CertificationProblem:
     weight: Tensor | None = None
     tolerance: float = 0.0
     assumptions: tuple[str, ...] = ()
+    certainty: Tensor | None = None
 
     @property
     def believed(self) -> tuple[Believed, ...]:
@@ -93,9 +101,15 @@ class CertificationProblem:
             _require.shape(where, "weight", weight, (nu, nu))
             if not bool((weight == weight.mT).all()) or not bool(torch.linalg.eigvalsh(weight).min() > 0):
                 raise _require.fail(where, "a symmetric positive definite weight", weight.tolist())
+        levels = None if self.certainty is None else _require.finite(where, "certainty", self.certainty)
+        if levels is not None:
+            _require.shape(where, "certainty", levels, (steps, nx))
+            if not bool((levels > 0).all()):
+                raise _require.fail(where, "positive levels of certainty", float(levels.min()))
         for name, value in (
             ("gain", gain),
             ("weight", weight),
+            ("certainty", levels),
             ("tolerance", _require.number(where, "tolerance", self.tolerance, minimum=0.0)),
             ("assumptions", _require.listing(where, "assumptions", self.assumptions)),
         ):
@@ -172,7 +186,12 @@ class CertificationProblem:
         last = tube.center[..., -1, :] @ self.terminal.H.mT + (self.terminal.H @ tube.factor[..., -1, :, :]).norm(
             dim=-1
         )
-        return Margins(self.states.h - reach, self.inputs.h - tube.input_support(self.inputs.H), self.terminal.h - last)
+        apart = (tube.center - tube.reference.unsqueeze(-3))[..., 1:, :]
+        sure = apart[..., :0]
+        if self.certainty is not None:
+            sure = torch.cat([self.certainty - apart, self.certainty + apart], dim=-1)
+        pushed = tube.input_support(self.inputs.H)
+        return Margins(self.states.h - reach, self.inputs.h - pushed, self.terminal.h - last, sure)
 
 
 _LENT: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDictionary()

@@ -186,6 +186,13 @@ def program(problem: CertificationProblem, form: Form) -> Program:
         return ca.sqrt(ca.sum2(ca.mtimes(H, Q) * H))
 
     equal, rows, soft = ([idle[:nu] - U[:, 0]] if form.inert else []), [], 0
+    if problem.certainty is not None:
+        for k in range(T):
+            stage = [X[:, m * (T + 1) + k + 1] for m in range(M)]
+            level = ca.DM(problem.certainty[k].numpy())
+            for x in stage:
+                gap = x - sum(stage) / M
+                rows += [gap - level, -gap - level]
     for m, local in enumerate(members):
         x = X[:, m * (T + 1)]
         equal.append(x - start)

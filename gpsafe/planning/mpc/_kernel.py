@@ -311,7 +311,8 @@ def _write(row, slope, columns, members, at, block, rows, jacobian):
 
 @njit(cache=True, fastmath=_FAST)
 def sweep(before, x0, given, inputs, after, rows, jacobian):
-    """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt).
+    """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt), and, with
+    levels, x̄ − c − level and c − x̄ − level of stages 1…T (T, 2nx), c the mean of all members' x̄.
 
     Args:
         before: `members` M; `theta` (G, P, LANES), parameters of groups of members, layer by layer W (d_in, d_out) and b, in
@@ -320,11 +321,11 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
             log-variance and whether it is clamped hard, and `scale` (nx,), which multiplies the variance.
         x0, inputs: (nx,), (T, nu).
         given: the known part's values (M, T, nx), Jacobians (…, nz) and Hessians (…, nz, nz) on the nominal paths, if GIVEN.
-        after: `gain` (T, nu, nx), `start` (Q_0 = start · I), and the sets Hx, hx, Hu, hu, Ht, ht.
+        after: `gain` (T, nu, nx), `start` (Q_0 = start · I), the sets Hx, hx, Hu, hu, Ht, ht, and levels (T or 0, nx).
         rows, jacobian: outputs; jacobian must hold zeros where a stage does not depend on later inputs.
     """
     everyone, theta, model = before
-    gain, start, Hx, hx, Hu, hu, Ht, ht = after
+    gain, start, Hx, hx, Hu, hu, Ht, ht, levels = after
     steps, nu, nx = inputs.shape[0], inputs.shape[1], x0.shape[0]
     nz, p = nx + nu, steps * nu
     room = _workroom(model[0], nx, model[2][4].shape[0])
@@ -338,7 +339,8 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
     row, slope = np.empty((2, LANES)), np.empty((p, LANES))
     values, slopes, bends = given
     mx, mu, mt = Hx.shape[0], Hu.shape[0], Ht.shape[0]
-    block = steps * (mx + mu) + mt
+    sure = steps * (mx + mu) + mt  # where the rows on disagreement begin
+    block = sure + 2 * levels.size
     for group in range(theta.shape[0]):
         first = group * LANES
         members = min(LANES, everyone - first)
@@ -451,10 +453,35 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
                 _row(Hx[q], hx[q], x, Q, row)
                 _slopes(Hx[q], X, S, columns, row, slope)
                 _write(row, slope, columns, members, at_x + k * mx + q, block, rows, jacobian)
+            if levels.size > 0:
+                for i in range(nx):
+                    store(row, (0,), load(x, (i,)))
+                    at = first * block + sure + 2 * nx * k + i
+                    _write(row, X[i], columns, members, at, block, rows, jacobian)
         for q in range(mt):
             _row(Ht[q], ht[q], x, Q, row)
             _slopes(Ht[q], X, S, p, row, slope)
             _write(row, slope, p, members, at_t + q, block, rows, jacobian)
+    for k in range(levels.shape[0]):
+        for i in range(nx):
+            _apart(rows, jacobian, sure + 2 * nx * k + i, block, everyone, nx, levels[k, i])
+
+
+@njit(cache=True)
+def _apart(rows, jacobian, at, block, members, nx, level):
+    """Rows that hold an entry of every member's x̄ become those of x̄ − c − level, and nx further those of c − x̄ − level."""
+    for c in range(-1, jacobian.shape[1]):
+        mean = 0.0
+        for m in range(members):
+            mean += (rows[at + m * block] if c < 0 else jacobian[at + m * block, c]) / members
+        for m in range(members):
+            here = at + m * block
+            if c < 0:
+                gap = rows[here] - mean
+                rows[here], rows[here + nx] = gap - level, -gap - level
+            else:
+                gap = jacobian[here, c] - mean
+                jacobian[here, c], jacobian[here + nx, c] = gap, -gap
 
 
 @njit(cache=True, fastmath=_FAST)

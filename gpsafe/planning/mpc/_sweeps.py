@@ -28,7 +28,7 @@ STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 i
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Rows are given as hardness·(c + offset), hardness 1 for terminal rows."""
+    """Rows are given as hardness·(c + offset), hardness 1 for those of the terminal set and on disagreement."""
 
     offset: float = 0.0
     hardness: float = 1.0
@@ -200,11 +200,12 @@ def _arrays(problem: CertificationProblem, model: EnsembleTube, scale: Scale, gi
     for polytope, weight in ((problem.states, scale.hardness), (problem.inputs, scale.hardness), (problem.terminal, 1)):
         H, h = _half_spaces(polytope)
         sets += [weight * H, weight * (h - scale.offset)]
-    count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]))
+    levels = np.zeros((0, problem.nx)) if problem.certainty is None else _array(problem.certainty) - scale.offset
+    count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]) + 2 * levels.size)
     limits, hard = _array(ensemble.log_var_limits), ensemble.clamp == "hard"
     before = len(theta), _lanes(theta), (sizes, kind, tape.arrays, limits, hard, np.full(problem.nx, model.radius**2))
     gain = _array(core.gains(problem.gain, steps, problem.nx, problem.nu))
-    return before, (gain, core.START**2, *sets), count
+    return before, (gain, core.START**2, *sets, levels), count
 
 
 def _lanes(theta: Array) -> Array:
@@ -235,14 +236,14 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
     start, size = torch.from_numpy(x0), problem.steps * problem.nu
     moves = torch.cat([torch.zeros(1, size), STEP * torch.eye(size), -STEP * torch.eye(size)]).to(torch.float64)
     moves = moves.reshape(-1, problem.steps, problem.nu)
-    block = np.full(problem.steps * (problem.states.rows + problem.inputs.rows) + problem.terminal.rows, scale.hardness)
-    block[len(block) - problem.terminal.rows :] = 1.0
-    counts = np.tile(block, problem.num_members)
+    hard = problem.steps * (problem.states.rows + problem.inputs.rows)
+    soft = problem.terminal.rows + (0 if problem.certainty is None else 2 * problem.certainty.numel())
+    counts = np.tile(np.repeat([scale.hardness, 1.0], [hard, soft]), problem.num_members)
 
     @torch.no_grad()
     def sweep(inputs: Array) -> tuple[Array, Array]:
         margins = problem.margins(problem.tube(start, torch.from_numpy(inputs) + moves))
-        parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal)
+        parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal, margins.certainty.flatten(-2))
         values = (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
         return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
 

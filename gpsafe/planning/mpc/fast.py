@@ -239,15 +239,18 @@ class _Search:
         problem = self.problem
         block = len(best.rows) // problem.num_members
         member, place = divmod(int(best.rows.argmax()), block)
-        mx, mu = problem.states.rows, problem.inputs.rows
-        where, stage = "terminal", self.steps
-        if place < self.steps * mx:
-            where, (stage, place) = "state", divmod(place, mx)
-            stage += 1
-        elif place < self.steps * (mx + mu):
-            where, (stage, place) = "input", divmod(place - self.steps * mx, mu)
-        else:
-            place -= self.steps * (mx + mu)
+        groups = (
+            ("state", 1, self.steps, problem.states.rows),
+            ("input", 0, self.steps, problem.inputs.rows),
+            ("terminal", self.steps, 1, problem.terminal.rows),
+            ("certainty", 1, self.steps, 2 * problem.nx),
+        )
+        where, stage = "", 0
+        for name, first, stages, size in groups:
+            if place < stages * size:
+                where, stage, place = name, first + place // size, place % size
+                break
+            place -= stages * size
         return (
             f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
             f"{best.excess:.3g}"

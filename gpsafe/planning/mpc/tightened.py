@@ -50,7 +50,8 @@ class Tightened:
             found = judge(problem, x0, learned, proposal).margins
             if found is None or (again and proposal.status == "infeasible"):
                 break
-            if min(float(m.min()) for m in (found.state, found.input, found.terminal)) >= -problem.tolerance:
+            groups = (found.state, found.input, found.terminal, found.certainty)
+            if min(float(m.min()) for m in groups if m.numel()) >= -problem.tolerance:
                 break
             believed = plain.margins(plain.tube(x0, proposal.inputs))
             stricter = replace(
@@ -58,6 +59,7 @@ class Tightened:
                 states=_less(problem.states, believed.state - found.state),
                 inputs=_less(problem.inputs, believed.input - found.input),
                 terminal=_less(problem.terminal, believed.terminal - found.terminal),
+                certainty=_lower(problem.certainty, believed.certainty - found.certainty),
             )
             proposal = self.search.propose(stricter, x0, learned, warm=proposal.inputs)
         return proposal
@@ -66,3 +68,10 @@ class Tightened:
 def _less(polytope: Polytope, by: Tensor) -> Polytope:
     """Rows moved inwards by the largest of `by` (*b, k)."""
     return Polytope(polytope.H, polytope.h - by.reshape(-1, polytope.rows).amax(0))
+
+
+def _lower(levels: Tensor | None, by: Tensor) -> Tensor | None:
+    """Levels (T, nx), if there are any, lowered by the largest of `by` (M, T, 2nx), but kept positive."""
+    if levels is None:
+        return None
+    return (levels - by.amax(0).unflatten(-1, (2, -1)).amax(-2)).maximum(1e-3 * levels)

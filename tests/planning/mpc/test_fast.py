@@ -28,7 +28,7 @@ def vector(*entries: float) -> torch.Tensor:
 
 
 def drawn_problem(
-    seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps: int, clamp: str, prior, members: int = 2
+    seed: int, *, nx: int, nu: int, hidden: tuple[int, ...], steps: int, clamp: str, prior, members: int = 2, sure=False
 ) -> tuple:
     """Random networks with weights large enough to bend, random normalisation, sets without symmetry, gains per stage."""
     g = torch.Generator().manual_seed(seed)
@@ -50,6 +50,7 @@ def drawn_problem(
         Polytope(randn(5, nx), randn(5).abs()),
         0.3 * randn(steps, nu, nx),
         steps,
+        certainty=0.1 + randn(steps, nx).abs() if sure else None,
     )
     return problem, randn(nx), 0.7 * randn(steps, nu)
 
@@ -61,13 +62,22 @@ def autograd(
 
     def rows(plan: torch.Tensor) -> torch.Tensor:
         margins = problem.margins(problem.tube(x0, plan))
-        return -torch.cat([margins.state.flatten(1), margins.input.flatten(1), margins.terminal], dim=1).flatten()
+        groups = (margins.state, margins.input, margins.terminal, margins.certainty)
+        return -torch.cat([group.flatten(1) for group in groups], dim=1).flatten()
 
     return rows(inputs), torch.autograd.functional.jacobian(rows, inputs).flatten(1)
 
 
 CASES = {
-    "pendulum": {"nx": 2, "nu": 1, "hidden": (8, 8), "steps": 4, "clamp": "hard", "prior": identity_prior},
+    "pendulum": {
+        "nx": 2,
+        "nu": 1,
+        "hidden": (8, 8),
+        "steps": 4,
+        "clamp": "hard",
+        "prior": identity_prior,
+        "sure": True,
+    },
     "one layer": {"nx": 3, "nu": 1, "hidden": (6,), "steps": 3, "clamp": "soft", "prior": zero_prior},
     "three layers, two inputs": {
         "nx": 2,
@@ -85,6 +95,7 @@ CASES = {
         "clamp": "soft",
         "prior": PENDULUM,
         "members": 9,
+        "sure": True,
     },
     "linear": {"nx": 2, "nu": 1, "hidden": (), "steps": 2, "clamp": "hard", "prior": zero_prior},
 }
@@ -206,7 +217,7 @@ def test_which_sweep_a_problem_takes():
 
 def test_scaled_rows_are_hardness_times_row_and_offset():
     problem, x0, inputs = drawn_problem(5, **CASES["pendulum"])
-    terminal = problem.terminal.rows
+    terminal = problem.terminal.rows + 2 * problem.certainty.numel()  # hardness does not count for these
     for build in (lambda *a: _sweeps.compiled(problem, problem.model, *a), lambda *a: _sweeps.general(problem, *a)):
         rows, jacobian = build(x0.numpy())(inputs.numpy())
         scaled, slopes = build(x0.numpy(), _sweeps.Scale(0.25, 10.0))(inputs.numpy())

@@ -42,6 +42,9 @@ def with_ensemble(*, variance="clip", **changes) -> CertificationProblem:
 
 
 PROBLEMS = {
+    "levels of certainty": lambda: replace(
+        with_ensemble(), certainty=0.01 * torch.arange(1.0, 7.0, dtype=torch.float64).reshape(3, 2)
+    ),
     "clip": with_ensemble,
     "trained spread": lambda: with_ensemble(variance="trained"),
     "zero prior": lambda: with_ensemble(prior=zero_prior),
@@ -68,7 +71,7 @@ def mismatch(problem: CertificationProblem, form: Form, *, shift: float = 0.0) -
     equal = np.isfinite(made.lower)
     assert np.abs(values[equal]).max() < 1e-12
     margins = problem.margins(problem.tube(x0, inputs + shift))
-    expected = []
+    expected = [] if problem.certainty is None else list(margins.certainty.transpose(0, 1).flatten(0, 1))
     for m in range(problem.num_members):
         for k in range(problem.steps):
             expected += [margins.input[m, k], margins.state[m, k]]
