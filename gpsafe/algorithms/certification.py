@@ -9,6 +9,7 @@ linearisation leaves out; in sound mode `gpsafe.certify.terminal_set.certify_inv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
+from gpsafe.certify.certainty import certainty_levels
 from gpsafe.certify.problem import CertificationProblem, Proposer
-from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance, invariant_polytope
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.data import Transitions
 from gpsafe.models.ensemble import Ensemble
@@ -54,6 +56,8 @@ class Certification:
         tolerance: excess of a row that counts as none; 0 in sound mode.
         proposer: of plans; the compiled search by default.
         apart: every so manieth transition is kept from training for the conformal radius (sound mode of ensembles).
+        certainty: share of the stretches flown so far on which members disagree less than a plan may
+            (`gpsafe.certify.certainty`); no limit by default.
     """
 
     states: int = 5
@@ -71,6 +75,7 @@ class Certification:
     tolerance: float = 1e-6
     proposer: Proposer | None = None
     apart: int = 4
+    certainty: float | None = None
 
     def __post_init__(self) -> None:
         where = "Certification"
@@ -81,6 +86,8 @@ class Certification:
         _require.index(where, "apart", self.apart, minimum=2)
         _require.probability(where, "delta", self.delta)
         _require.positive(where, "input_weight", self.input_weight)
+        if self.certainty is not None:
+            _require.probability(where, "certainty", self.certainty)
         for name in ("around", "error"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _require.nonnegative(where, name, getattr(self, name)))
@@ -104,33 +111,54 @@ class Certification:
             raise _require.fail("Certification", "rows kept apart for a sound tube of an ensemble", None)
         return replace(EnsembleTube.calibrated(model, apart, steps=self.steps, delta=self.delta), cells=self.cells)
 
-    def filter(self, system: System, model: Model, apart: Transitions | None, terminal: Polytope) -> SafetyFilter:
+    def filter(
+        self,
+        system: System,
+        model: Model,
+        apart: Transitions | None = None,
+        terminal: Polytope | None = None,
+        episodes: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> SafetyFilter:
         """What decides on the inputs of an episode.
 
+        Args:
+            system: the plant's limits, rest and backup.
+            model: as learned.
+            apart: rows that it was not trained on; needed for a sound tube of an ensemble.
+            terminal: X_f; by default an invariant set of this model.
+            episodes: measured states and inputs flown so far; needed with `certainty`.
+
         Raises:
-            ValueError: if no stabilising gain is found where one is asked for.
+            ValueError: if no stabilising gain is found where one is asked for, or no invariant set.
         """
-        tube, (states, inputs) = self.tube(model, apart), self._limits(system)
-        law = self._about_rest(system, tube).law
-        if self.feedback is None and law is None:
+        tube, limits = self.tube(model, apart), self._limits(system)
+        about, sure = self._about_rest(system, tube), None
+        if terminal is None:
+            terminal, sure = self._invariant(system, tube, limits, about)
+        law, paper = about.law, self.mode == "paper"
+        if self.feedback is not None:
+            gain = constant_gain(self.feedback, tube.nx, tube.nu)
+        elif law is not None:
+            gain = law.gain
+        else:
             raise _require.fail("Certification", "a stabilisable plant about rest, or a feedback factor", "no LQR gain")
-        gain = (
-            law.gain
-            if self.feedback is None and law is not None
-            else constant_gain(self.feedback or 0.0, tube.nx, tube.nu)
-        )
-        paper = self.mode == "paper"
+        levels = None
+        if self.certainty is not None:
+            if not isinstance(tube, EnsembleTube):
+                raise _require.fail("Certification", "an ensemble for levels of certainty", type(model).__name__)
+            levels = certainty_levels(tube, episodes, steps=self.steps, share=self.certainty)
         problem = CertificationProblem(
-            tube, states, inputs, terminal, gain, self.steps, tolerance=self.tolerance if paper else 0.0
+            tube, *limits, terminal, gain, self.steps, tolerance=self.tolerance if paper else 0.0, certainty=levels
         )
         backup = getattr(system, "backup", law)
         proposer = self.proposer or _search(paper, isinstance(model, Ensemble))
         if paper:
             return SafetyFilter(problem, proposer, backup=backup, soften=self.steps)
-        sure = None if law is None else certify_invariance(problem, law, budget=BUDGET)
+        if sure is None and law is not None:
+            sure = certify_invariance(problem, law, budget=BUDGET)
         return SafetyFilter(problem, proposer, sure if sure is not None and sure.certified else None, backup=backup)
 
-    def invariant(self, system: System, model: Model, apart: Transitions | None) -> Polytope:
+    def invariant(self, system: System, model: Model, apart: Transitions | None = None) -> Polytope:
         """A set that is invariant for the plant linearised about rest under its LQR law.
 
         Its disturbance is the model's at rest, times the first of `SLACKS` for which, in sound mode, invariance is certified
@@ -139,13 +167,19 @@ class Certification:
         Raises:
             ValueError: if the plant is not stabilisable about rest, or no such set exists.
         """
-        tube, (states, inputs) = self.tube(model, apart), self._limits(system)
-        about = self._about_rest(system, tube)
+        tube = self.tube(model, apart)
+        return self._invariant(system, tube, self._limits(system), self._about_rest(system, tube))[0]
+
+    def _invariant(
+        self, system: System, tube: TubeModel, limits: tuple[Polytope, Polytope], about: _Rest
+    ) -> tuple[Polytope, Invariance | None]:
+        """The set, and in sound mode its certificate, whatever that says."""
+        states, inputs = limits
         if about.law is None:
             raise _require.fail("Certification.invariant", "a stabilisable plant about rest", "no LQR gain")
         reach = system.state_box.radius if self.around is None else self.around
         near = Polytope.of_box(Box(about.rest - reach, about.rest + reach)).intersect(states)
-        law, found, why = about.law, None, "none tried"
+        law, found, why, sure = about.law, None, "none tried", None
         region = near.intersect(Polytope(inputs.H @ law.gain, inputs.h - inputs.H @ law.offset))
         for slack in SLACKS:
             noise = Ellipsoid(torch.zeros_like(about.rest), torch.diag(slack * about.spread))
@@ -154,12 +188,15 @@ class Certification:
             except ValueError as error:
                 why = str(error)
                 continue
+            if self.mode == "paper":
+                break
             problem = CertificationProblem(tube, states, inputs, found, law.gain, self.steps)
-            if self.mode == "paper" or certify_invariance(problem, law, budget=BUDGET).certified:
-                return found
+            sure = certify_invariance(problem, law, budget=BUDGET)
+            if sure.certified:
+                break
         if found is None:
             raise _require.fail("Certification.invariant", "an invariant set about rest", why)
-        return found
+        return found, sure
 
     def _limits(self, system: System) -> tuple[Polytope, Polytope]:
         """X and U."""

@@ -189,8 +189,9 @@ class XMPSC(Learner):
         if cache.get("filter", (0, None))[0] != at.version:
             terminal = at.fixed or at.hull.polytope
             if how.terminal == "invariant" and how.mode == "sound":  # certified for one model, of no use for the next
-                terminal = how.invariant(self.system, at.model, at.apart)
-            cache["filter"] = (at.version, how.filter(self.system, at.model, at.apart, terminal))
+                terminal = None
+            made = how.filter(self.system, at.model, at.apart, terminal, self._book.history[: at.flown])
+            cache["filter"] = (at.version, made)
         return cache["filter"][1]
 
     # ------------------------------------------------------------------ episodes
@@ -299,7 +300,7 @@ class XMPSC(Learner):
             at.hull = how.first(torch.stack([x[0] for x, _ in episodes]))
         if how is not None and how.terminal == "invariant" and how.mode == "paper":
             at.fixed = how.invariant(self.system, at.model, at.apart)
-        at.version += 1
+        at.version, at.flown = at.version + 1, len(episodes)
 
     def _fit(self, data: Transitions, *, epochs: int = 1) -> None:
         """The model with further transitions."""
@@ -328,7 +329,7 @@ class XMPSC(Learner):
                 if at.pending is not None:
                     self._fit(at.pending)
                 at.pending = None
-                at.version += 1
+                at.version, at.flown = at.version + 1, number + 1
                 if preset.imagines:
                     random, length = self._random(MODEL, number, step), preset.schedule(step // preset.steps)
                     begin = starts(at.real, preset.steps * preset.rollouts, random)
@@ -348,7 +349,7 @@ class XMPSC(Learner):
             if step % preset.steps == 0 and at.hull is not None:
                 none = torch.zeros(0, self.system.nx, dtype=torch.float64)
                 at.hull, at.certified = at.hull.update(torch.stack(at.certified) if at.certified else none), []
-                at.version += 1
+                at.version, at.flown = at.version + 1, number + 1
 
     # ------------------------------------------------------------------ files
     def _kept(self) -> dict[str, np.ndarray]:

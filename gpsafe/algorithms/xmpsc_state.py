@@ -38,6 +38,7 @@ class Standing:
         pending: transitions that the model has not learned from.
         told: what a Gaussian process was conditioned on, in order.
         version: counts models and terminal sets; 0 before the first.
+        flown: episodes told when the version last changed.
     """
 
     agent: SAC
@@ -52,11 +53,12 @@ class Standing:
     pending: Transitions | None = None
     told: list[Transitions] = field(default_factory=list)
     version: int = 0
+    flown: int = 0
 
 
 def pack(at: Standing) -> dict[str, np.ndarray]:
     """Everything, for `unpack` of a learner of the same arguments."""
-    found: dict[str, np.ndarray] = {"version": np.array(at.version)}
+    found: dict[str, np.ndarray] = {"version": np.array(at.version), "flown": np.array(at.flown)}
     for name, part in (("agent", at.agent), ("real", at.real), ("virtual", at.virtual), ("memory", at.memory)):
         if part is not None:
             found |= _under(name, part.state())
@@ -86,7 +88,7 @@ def unpack(at: Standing, arrays: Arrays, dims: tuple[int, ...], nx: int, delay: 
         arrays: of `pack`.
         dims, nx, delay: of the terminal set.
     """
-    at.version = int(arrays["version"])
+    at.version, at.flown = int(arrays["version"]), int(arrays.get("flown", 0))
     for name, part in (("agent", at.agent), ("real", at.real), ("virtual", at.virtual)):
         part.load(_of(arrays, name))
     if isinstance(at.model, Ensemble):

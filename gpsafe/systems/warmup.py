@@ -45,6 +45,13 @@ class WarmUp:
         return self.states[self.first]
 
     @property
+    def episodes(self) -> list[tuple[Tensor, Tensor]]:
+        """Measured states (t + 1, nx) and inputs (t, nu) of each."""
+        lengths = torch.diff(torch.cat([self.first.nonzero().squeeze(-1), torch.tensor([len(self.first)])])).tolist()
+        parts = zip(*(rows.split(lengths) for rows in (self.states, self.inputs, self.next_states)), strict=True)
+        return [(torch.cat([x, after[-1:]]), u) for x, u, after in parts]
+
+    @property
     def transitions(self) -> Transitions:
         """The rows to learn from."""
         return Transitions(self.states, self.inputs, self.next_states)

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from gpsafe.algorithms.certification import Certification
+from gpsafe.certify.certainty import certainty_levels
 from gpsafe.certify.terminal_set import TerminalSet
-from gpsafe.models import Ensemble
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.models import GP, Ensemble
 from gpsafe.models._normalizer import Normalizer
 from gpsafe.planning.mpc.tightened import Tightened
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Polytope
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
@@ -79,6 +82,9 @@ def test_sound_filters_have_a_certified_set_and_limits_less_the_measurement_nois
     assert safe.problem.mode == "sound" and safe.problem.tolerance == 0.0
     assert isinstance(safe.problem.model, EnsembleTube) and isinstance(safe.proposer, Tightened)
     assert safe.invariance is not None and safe.invariance.certified
+    alone = how.filter(plant, model, apart)  # finds the same set, and keeps the certificate it found it by
+    assert alone.invariance is not None and alone.invariance.concerns(alone.problem)
+    assert torch.equal(alone.problem.terminal.h, terminal.h) and torch.equal(alone.problem.terminal.H, terminal.H)
     box = plant.state_box
     assert safe.problem.states.support(torch.eye(2).double()).tolist() == pytest.approx((box.upper - error).tolist())
     decision, _ = safe.start().decide(plant.initial_state, torch.ones(1).double())
@@ -87,8 +93,37 @@ def test_sound_filters_have_a_certified_set_and_limits_less_the_measurement_nois
         how.filter(plant, model, None, terminal)
 
 
+def test_levels_of_certainty_are_those_of_what_was_flown():
+    model, how = near_the_plant(PENDULUM), Certification(states=4, certainty=0.9)
+    flown = warm_up_data(PENDULUM, 300, 0).episodes
+    hull = TerminalSet.start(PENDULUM.initial_box.sample(30, torch.Generator().manual_seed(0))).polytope
+    safe = how.filter(PENDULUM, model, None, hull, flown)
+    expected = certainty_levels(EnsembleTube.paper(model), flown, steps=3, share=0.9)
+    assert torch.equal(safe.problem.certainty, expected)
+    with pytest.raises(ValueError, match="an episode of at least 3 steps"):
+        how.filter(PENDULUM, model, None, hull)
+    process = GP.create(kernels.rbf([1.0, 1.0, 1.0]), 0.1, nx=2, nu=1, noise_std=0.1)
+    with pytest.raises(ValueError, match="an ensemble for levels"):
+        how.filter(
+            PENDULUM,
+            ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)).update(process),
+            None,
+            hull,
+            flown,
+        )
+
+
 def test_what_has_no_answer_is_refused():
-    for wrong in ({"states": 1}, {"mode": "exact"}, {"terminal": "ball"}, {"delay": 0}, {"delta": 1.0}, {"apart": 1}):
+    for wrong in (
+        {"certainty": 1.0},
+        {"certainty": 0.0},
+        {"states": 1},
+        {"mode": "exact"},
+        {"terminal": "ball"},
+        {"delay": 0},
+        {"delta": 1.0},
+        {"apart": 1},
+    ):
         with pytest.raises(ValueError, match="Certification"):
             Certification(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an invariant set about rest"):

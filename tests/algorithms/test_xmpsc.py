@@ -103,12 +103,16 @@ def test_rewards_and_ends_are_those_of_the_true_states():
     )
 
 
-@pytest.mark.parametrize("how", ["published", "none", "invariant", "gp"])
+@pytest.mark.parametrize("how", ["published", "none", "invariant", "certain", "gp"])
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(how, tmp_path):
     def fresh() -> XMPSC:
         if how == "gp":
             return gaussian("paper")
-        choice = {"none": None, "invariant": Certification(states=3, terminal="invariant", feedback=None)}
+        choice = {
+            "none": None,
+            "invariant": Certification(states=3, terminal="invariant", feedback=None),
+            "certain": Certification(states=3, certainty=0.5),
+        }
         # noise of the untrained networks is large: the invariant set must be one of the known part almost alone
         more = {"std_limits": (1e-6, 1e-5)} if how == "invariant" else {}
         return learner(seed=3, certification=choice.get(how, "published"), **more)

@@ -264,3 +264,12 @@ def test_bad_parameters_are_named():
     ):
         with pytest.raises(ValueError, match=word):
             make()
+
+
+def test_a_warm_ups_episodes_are_its_rows():
+    data = warm_up_data(SimplePendulum(), 230, 3)
+    episodes = data.episodes
+    assert len(episodes) == int(data.first.sum()) == 3 and sum(len(u) for _, u in episodes) == 230
+    assert torch.equal(torch.cat([u for _, u in episodes]), data.inputs)
+    assert torch.equal(torch.cat([x[:-1] for x, _ in episodes]), data.states)
+    assert torch.equal(torch.cat([x[1:] for x, _ in episodes]), data.next_states)
