@@ -35,6 +35,10 @@ SLACKS = (1.0, 3.0, 8.0, 15.0)  # of the disturbance at rest, tried in this orde
 BUDGET = 1024  # cells of an invariance certificate
 
 
+class NoInvariantSetError(ValueError):
+    """The linearised plant has no invariant set within the limits, for the disturbance that the model states."""
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Certification:
@@ -129,7 +133,8 @@ class Certification:
             episodes: measured states and inputs flown so far; needed with `certainty`.
 
         Raises:
-            ValueError: if no stabilising gain is found where one is asked for, or no invariant set.
+            ValueError: if no stabilising gain is found where one is asked for.
+            NoInvariantSetError: if one is sought and there is none.
         """
         tube, limits = self.tube(model, apart), self._limits(system)
         about, sure = self._about_rest(system, tube), None
@@ -165,7 +170,7 @@ class Certification:
         for the model itself; the last that was found if it is for none.
 
         Raises:
-            ValueError: if the plant is not stabilisable about rest, or no such set exists.
+            NoInvariantSetError: if the plant is not stabilisable about rest, or no such set is found.
         """
         tube = self.tube(model, apart)
         return self._invariant(system, tube, self._limits(system), self._about_rest(system, tube))[0]
@@ -176,7 +181,9 @@ class Certification:
         """The set, and in sound mode its certificate, whatever that says."""
         states, inputs = limits
         if about.law is None:
-            raise _require.fail("Certification.invariant", "a stabilisable plant about rest", "no LQR gain")
+            raise NoInvariantSetError(
+                "Certification.invariant: expected a stabilisable plant about rest, got no LQR gain"
+            )
         reach = system.state_box.radius if self.around is None else self.around
         near = Polytope.of_box(Box(about.rest - reach, about.rest + reach)).intersect(states)
         law, found, why, sure = about.law, None, "none tried", None
@@ -195,7 +202,7 @@ class Certification:
             if sure.certified:
                 break
         if found is None:
-            raise _require.fail("Certification.invariant", "an invariant set about rest", why)
+            raise NoInvariantSetError(f"Certification.invariant: expected an invariant set about rest, got {why}")
         return found, sure
 
     def _limits(self, system: System) -> tuple[Polytope, Polytope]:

@@ -22,7 +22,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +34,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._threads import one_blas_thread
 from gpsafe.algorithms import xmpsc_state
-from gpsafe.algorithms.certification import Certification, Model
+from gpsafe.algorithms.certification import Certification, Model, NoInvariantSetError
 from gpsafe.algorithms.learner import MODEL, PLANNER, PLANT, START, Book, EpisodePolicy, Learner, Stream, stream
 from gpsafe.algorithms.xmpsc_state import Standing
 from gpsafe.data import Transitions
@@ -41,6 +43,7 @@ from gpsafe.models._prior import Prior
 from gpsafe.planning.mbpo import SAC, Preset, Ring, branch, sampler, starts, train
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.filter import Decision, SafetyFilter
+from gpsafe.sets import Polytope
 from gpsafe.systems.episodic import Episodic
 
 SOURCES = ("plan", "stored", "backup", "soft", "unfiltered")
@@ -187,12 +190,27 @@ class XMPSC(Learner):
         if how is None or at.hull is None:  # before the end of the warm-up
             return None
         if cache.get("filter", (0, None))[0] != at.version:
-            terminal = at.fixed or at.hull.polytope
+            build = partial(how.filter, self.system, at.model, at.apart, episodes=self._book.history[: at.flown])
+            made = None
             if how.terminal == "invariant" and how.mode == "sound":  # certified for one model, of no use for the next
-                terminal = None
-            made = how.filter(self.system, at.model, at.apart, terminal, self._book.history[: at.flown])
-            cache["filter"] = (at.version, made)
+                with suppress(
+                    NoInvariantSetError
+                ):  # a poor model has none: the hull serves until there is a better one
+                    made = build()
+            cache["filter"] = (at.version, made or build(terminal=at.fixed or at.hull.polytope))
         return cache["filter"][1]
+
+    def _terminal(self) -> dict[str, Any]:
+        """The set in use: which kind, and how large in the coordinates that it limits."""
+        at, cache, safe = self.standing, self._book.cache, self.filter()
+        if safe is None or at.hull is None:
+            return {}
+        if cache.get("terminal", (0, {}))[0] != at.version:
+            body, hull = safe.problem.terminal, at.hull.polytope
+            kind = "hull" if torch.equal(body.H, hull.H) and torch.equal(body.h, hull.h) else "invariant"
+            limited = Polytope(body.H[:, (body.H != 0).any(0)], body.h)
+            cache["terminal"] = (at.version, {"terminal": kind, "terminal_volume": limited.volume()})
+        return cache["terminal"][1]
 
     # ------------------------------------------------------------------ episodes
     def _start_of(self, where: str, start: Any) -> Tensor:
@@ -281,6 +299,7 @@ class XMPSC(Learner):
         told = [bool(d.contained.any()) for d in decisions if d.contained is not None]
         row |= {"corrected": int((change > CHANGED).sum()), "change": float(change.mean())}
         row |= {"captured": sum(told), "captured_of": len(told), "certify_ms": 1e3 * float(np.median(flown.seconds))}
+        row |= self._terminal()
         row["refuted"] = next((d.falsified for d in decisions if d.falsified is not None), "")
         self.standing.certified += [x for x, d in zip(states, decisions, strict=False) if d.source == "plan"]
         return row

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from scipy.optimize import linprog
+from scipy.spatial import HalfspaceIntersection, QhullError
 from torch import Tensor
 
 from gpsafe import _require
@@ -346,7 +349,8 @@ def invariant_polytope(
     S = Polytope(region.H, region.h - margin * region.H.norm(dim=1)).reduce()
     fresh = S
     for _ in range(iterations):
-        if S.is_empty():
+        outline = _outline(S)
+        if outline is None and S.is_empty():
             raise _require.fail(where, "a non-empty invariant set", "an empty one")
         before = Polytope(fresh.H, fresh.h - margin * fresh.H.norm(dim=1)).pontryagin_difference(disturbance)
         before = before.preimage(closed, offset)
@@ -354,9 +358,36 @@ def invariant_polytope(
         norms = torch.where(norms > 0, norms, torch.ones_like(norms))
         largest = torch.finfo(torch.float64).max  # of rows that F takes to almost 0
         H, h = before.H / norms.unsqueeze(1), (before.h / norms).clamp(-largest, largest)
-        cuts = S.support(H) > h
+        if outline is None:
+            cuts = S.support(H) > h
+        else:
+            S, corners = outline
+            cuts = (corners @ H.mT).amax(0) > h
         if not bool(cuts.any()):
-            return S.reduce()
+            return S if outline is not None else S.reduce()
         fresh = Polytope(H[cuts], h[cuts])
         S = S.intersect(fresh)
     raise _require.fail(where, f"convergence within {iterations} iterations", "rows that still cut")
+
+
+def _outline(S: Polytope) -> tuple[Polytope, Tensor] | None:
+    """S by the rows that bound it, and its vertices (v, d), to rounding: exact programs take a thousand times as long.
+
+    None where qhull would not be quick (many coordinates) or sure (a thin, empty or unbounded S).
+    """
+    if not 2 <= S.dim <= 5:
+        return None
+    H, h = S.H.cpu().numpy(), S.h.cpu().numpy()
+    norms = np.linalg.norm(H, axis=1)
+    found = linprog([0.0] * S.dim + [-1.0], np.column_stack([H, norms]), h, bounds=[(None, None)] * S.dim + [(0, 1e6)])
+    if found.status != 0 or not found.x[-1] > 1e-6 * (1.0 + np.abs(found.x[:-1]).max()):
+        return None
+    try:
+        inside = HalfspaceIntersection(np.column_stack([H, -h]), found.x[:-1])
+    except QhullError:
+        return None
+    corners = inside.intersections
+    if not np.isfinite(corners).all():
+        return None
+    kept = torch.from_numpy(np.sort(inside.dual_vertices)).long().to(S.H.device)
+    return Polytope(S.H[kept], S.h[kept]), torch.from_numpy(corners).to(S.H)

@@ -252,21 +252,35 @@ class Polytope:
         eye = torch.eye(self.dim, dtype=torch.float64, device=self.H.device)
         return self.image(eye[dims], self.H.new_zeros(len(dims)))
 
+    def volume(self) -> float:
+        """Of a bounded P, to rounding; of a flat one, in its affine span (1 for a point)."""
+        cells, flat, corners = self._simplices()
+        points, rank = corners.cpu().numpy(), flat.shape[1]
+        edges = points[cells[:, 1:]] - points[cells[:, :1]]  # (c, rank, d)
+        if rank == self.dim:
+            return float(np.abs(np.linalg.det(edges)).sum()) / math.factorial(rank)
+        return float(np.sqrt(np.linalg.det(edges @ edges.transpose(0, 2, 1)).clip(0.0)).sum()) / math.factorial(rank)
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform points of a bounded P (in its affine span where it is flat), by a triangulation: (count, d)."""
-        corners = self.vertices()
-        array = corners.cpu().numpy()
-        center, basis, exponent = _hull.span(array)
-        if basis.shape[1] == 0:
-            return corners[:1].expand(count, -1).clone()
-        flat = np.ldexp(array - center, [-e for e in exponent]) @ basis
-        cells = np.array([[int(flat.argmin()), int(flat.argmax())]]) if flat.shape[1] == 1 else Delaunay(flat).simplices
-        edges = flat[cells[:, 1:]] - flat[cells[:, :1]]
-        volume = torch.from_numpy(np.abs(np.linalg.det(edges)))
+        cells, flat, corners = self._simplices()
+        volume = torch.from_numpy(np.abs(np.linalg.det(flat[cells[:, 1:]] - flat[cells[:, :1]])))
         cell = torch.multinomial(volume, count, replacement=True, generator=generator)
         gaps = -torch.rand(count, cells.shape[1], dtype=torch.float64, generator=generator).log()
         weights = (gaps / gaps.sum(-1, keepdim=True)).to(corners.device)
         return torch.einsum("nv,nvd->nd", weights, corners[torch.from_numpy(cells).long()[cell]])
+
+    def _simplices(self) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Simplices of a triangulation as numbers of vertices (c, k + 1); vertices in the affine span (v, k), and (v, d)."""
+        corners = self.vertices()
+        array = corners.cpu().numpy()
+        center, basis, exponent = _hull.span(array)
+        flat = np.ldexp(array - center, [-e for e in exponent]) @ basis
+        if flat.shape[1] == 0:
+            return np.zeros((1, 1), dtype=np.int64), flat[:1], corners[:1]
+        if flat.shape[1] == 1:
+            return np.array([[int(flat.argmin()), int(flat.argmax())]]), flat, corners
+        return Delaunay(flat).simplices, flat, corners
 
 
 def convex_hull(points: Tensor) -> Polytope:

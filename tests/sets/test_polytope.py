@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from scipy.spatial import ConvexHull
 from strategies import seeds
 
 from gpsafe.sets import Box, Ellipsoid, Polytope, Zonotope, convex_hull
@@ -49,6 +50,26 @@ def test_a_hull_contains_its_points_exactly_and_no_more(seed, dim, rank, count):
     corners = hull.vertices()
     nearest = torch.cdist(corners, points).amin(1)
     assert float(nearest.max()) < 1e-6 * (1 + float(points.abs().max()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds(), dim=st.integers(1, 4))
+def test_volumes_are_those_of_boxes_hulls_and_their_images(seed, dim):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
+    low = draw(dim)
+    side = draw(dim).abs() + 0.01
+    box = Polytope.of_box(Box(low, low + side))
+    assert box.volume() == pytest.approx(float(side.prod()), rel=1e-9)
+    matrix = draw(dim, dim)
+    turned = convex_hull(Box(low, low + side).vertices() @ matrix.mT)
+    assert turned.volume() == pytest.approx(float(side.prod() * torch.linalg.det(matrix).abs()), rel=1e-6)
+    if dim > 1:
+        points = draw(20, dim)
+        assert convex_hull(points).volume() == pytest.approx(ConvexHull(points.numpy()).volume, rel=1e-7)
+        flat = Box(low, torch.cat([low[:1], (low + side)[1:]]))
+        assert Polytope.of_box(flat).volume() == pytest.approx(float(side[1:].prod()), rel=1e-9)
+    assert Polytope.of_box(Box(low, low)).volume() == 1.0
 
 
 @settings(max_examples=10)  # many linear programs

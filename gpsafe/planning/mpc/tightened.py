@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -44,7 +45,9 @@ class Tightened:
         model = problem.model
         if not isinstance(model, EnsembleTube):
             raise _require.fail("Tightened.propose", "a problem of an EnsembleTube", type(model).__name__)
-        plain = replace(problem, model=replace(model, mode="paper"))
+        if problem not in _PLAIN:
+            _PLAIN[problem] = replace(problem, model=replace(model, mode="paper"))
+        plain = _PLAIN[problem]
         proposal = self.search.propose(plain, x0, learned, warm=warm)
         for again in range(self.rounds - 1):
             found = judge(problem, x0, learned, proposal).margins
@@ -63,6 +66,9 @@ class Tightened:
             )
             proposal = self.search.propose(stricter, x0, learned, warm=proposal.inputs)
         return proposal
+
+
+_PLAIN: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDictionary()  # one: its arrays are kept
 
 
 def _less(polytope: Polytope, by: Tensor) -> Polytope:
