@@ -26,6 +26,7 @@ MODULES = (
     "dp",
     "planning",
     "xmpsc",
+    "loop",
     "mbpo",
 )
 
