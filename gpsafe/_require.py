@@ -118,6 +118,15 @@ def nonnegative(where: str, name: str, value: Tensor | Sequence[float] | float) 
     return tensor
 
 
+def batch(x: Tensor, u: Tensor) -> tuple[int, ...]:
+    """Leading axes of (*b, nx) and (*b, nu), broadcast; `torch.broadcast_shapes` takes as long as ten small operations."""
+    if x.shape[:-1] == u.shape[:-1]:
+        return x.shape[:-1]
+    import torch
+
+    return torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+
+
 def probability(where: str, name: str, value: float) -> float:
     """A number strictly between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < 1.0 or math.isnan(value):

@@ -37,7 +37,7 @@ class PlainKnown:
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """p(x, u), (*b, nx), (*b, nu) → (*b, nx), in memory of its own: callers add to it."""
         value = x if self.identity else torch.zeros_like(x)
-        return value.expand(*torch.broadcast_shapes(x.shape[:-1], u.shape[:-1]), self.nx).clone()
+        return value.expand(*_require.batch(x, u), self.nx).clone()
 
     def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """∂p/∂x, identity or 0 (*b, nx, nx), and ∂p/∂u = 0 (*b, nx, nu)."""
@@ -69,7 +69,7 @@ class Shifted:
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """The sum, (*b, nx), (*b, nu) → (*b, nx)."""
-        lead = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        lead = _require.batch(x, u)
         z = torch.cat([x.expand(*lead, -1), u.expand(*lead, -1)], dim=-1)
         return known_part("Shifted", self.prior, x, u) + z @ self.slope.T.to(z.device) + self.offset.to(z.device)
 
@@ -108,7 +108,7 @@ def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
         ValueError: that names the shape.
     """
     value = prior(x, u)
-    expected = (*torch.broadcast_shapes(x.shape[:-1], u.shape[:-1]), x.shape[-1])
+    expected = (*_require.batch(x, u), x.shape[-1])
     if isinstance(value, Tensor) and tuple(value.shape) == expected:
         return value
     got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -148,7 +148,7 @@ def prior_jacobian(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
     if closed is not None:
         value = torch.cat(closed(x, u), dim=-1)
         return _require.shape(where, "the prior's jacobian", value, (*x.shape, size))
-    batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+    batch = _require.batch(x, u)
     z = torch.cat([x.expand(*batch, nx), u.expand(*batch, size - nx)], dim=-1)
 
     def diagonal(rows: Tensor) -> Tensor:

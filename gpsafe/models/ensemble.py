@@ -205,7 +205,7 @@ class Ensemble:
     def _rows(self, x: Tensor, u: Tensor, paired: bool) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
         """x, u, normalised rows (M, n, nz), and the batch shape (*b,)."""
         x, u = _require.points("Ensemble", "x", x, self.nx), _require.points("Ensemble", "u", u, self.nu)
-        batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        batch = _require.batch(x, u)
         if paired and (not batch or batch[0] != self.members):
             raise _require.fail("Ensemble", f"x or u of shape ({self.members}, *b, d) where paired", f"batch {batch}")
         x, u = x.expand(*batch, self.nx), u.expand(*batch, self.nu)
@@ -221,6 +221,15 @@ class Ensemble:
             return torch.minimum(torch.maximum(physical, low), high)
         return soft_clamp(physical, low, high)
 
+    def mean(self, x: Tensor, u: Tensor, *, paired: bool = False) -> Tensor:
+        """Mean of every member, (M, *b, nx), as in :meth:`evaluate`."""
+        x, u, rows, batch = self._rows(x, u, paired)
+        return self._mean(x, u, self.network(rows).reshape(self.members, *batch, 2 * self.nx))
+
+    def _mean(self, x: Tensor, u: Tensor, out: Tensor) -> Tensor:
+        known = known_part("Ensemble", self.prior, x, u)
+        return known + self.targets.offset + self.targets.scale * out[..., : self.nx]
+
     def evaluate(self, x: Tensor, u: Tensor, *, paired: bool = False) -> tuple[Tensor, Tensor]:
         """Mean and aleatoric std of every member, (M, *b, nx) each.
 
@@ -230,8 +239,7 @@ class Ensemble:
         """
         x, u, rows, batch = self._rows(x, u, paired)
         out = self.network(rows).reshape(self.members, *batch, 2 * self.nx)
-        mean = known_part("Ensemble", self.prior, x, u) + self.targets.offset + self.targets.scale * out[..., : self.nx]
-        return mean, torch.exp(0.5 * self._log_var(out[..., self.nx :]))
+        return self._mean(x, u, out), torch.exp(0.5 * self._log_var(out[..., self.nx :]))
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         """Moments of the equal mixture of the members, split: mean and std of the means, root mean variance.
@@ -252,7 +260,7 @@ class Ensemble:
         out, jacobian = self.network.linearize(rows)
         out = out.reshape(self.members, *batch, 2 * self.nx)
         jacobian = (jacobian / self.inputs.scale).reshape(self.members, *batch, 2 * self.nx, self.nx + self.nu)
-        mean = known_part("Ensemble", self.prior, x, u) + self.targets.offset + self.targets.scale * out[..., : self.nx]
+        mean = self._mean(x, u, out)
         raw, scale = out[..., self.nx :], self.targets.scale.unsqueeze(-1)
         slope = self._clamp_slope(raw).unsqueeze(-1)
         known = prior_jacobian("Ensemble.linearize", self.prior, x, u)

@@ -60,7 +60,10 @@ class Linearisation:
 
 
 class TubeModel(Protocol):
-    """What a tube needs of a model with M members (a Gaussian process has one)."""
+    """What a tube needs of a model with M members (a Gaussian process has one).
+
+    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there.
+    """
 
     @property
     def nx(self) -> int: ...
@@ -196,28 +199,38 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
     x = x0.to(torch.float64).unsqueeze(-2).expand(*batch, members, nx)
     plan = inputs.to(torch.float64).expand(*batch, steps, model.nu)
     sound = model.mode == "sound"
-    eye = torch.eye(nx, dtype=torch.float64, device=x.device).expand(*batch, members, nx, nx)
-    factor = (0.0 if sound else START) * eye
-    centers, factors, nominal, references = [x], [factor], [], [x0.to(torch.float64).expand(*batch, nx)]
+    # Nominal paths need means alone. Where the model gives them, all stages are then linearised in one call: a Jacobian costs
+    # three times what a mean does, and the time of few members is that of calls, not of numbers.
+    mean = getattr(model, "mean", None)
+    centers, nominal, references, locals_ = [x], [], [x0.to(torch.float64).expand(*batch, nx)], []
     for k in range(steps):
         u = plan[..., k, :].unsqueeze(-2).expand(*batch, members, model.nu)
         if sound and members > 1 and k > 0:
-            u = u + (x - references[-1].unsqueeze(-2)) @ gain[k].mT
-        local = model.linearise(x, u)
+            u = u + (centers[-1] - references[-1].unsqueeze(-2)) @ gain[k].mT
+        if mean is None:
+            locals_.append(model.linearise(centers[-1], u))
+        centers.append(locals_[-1].mean if mean is None else mean(centers[-1], u))
+        nominal.append(u)
+        references.append(centers[-1].mean(-2))
+    if mean is not None:
+        local = model.linearise(torch.stack(centers[:-1]), torch.stack(nominal))
+        locals_ = [Linearisation(*part) for part in zip(centers[1:], local.A, local.B, local.variance, strict=True)]
+
+    eye = torch.eye(nx, dtype=torch.float64, device=x.device).expand(*batch, members, nx, nx)
+    factor = (0.0 if sound else START) * eye
+    factors = [factor]
+    for k, local in enumerate(locals_):
         carried = (local.A + local.B @ gain[k]) @ factor
         noise = torch.diag_embed(local.variance.sqrt())
         if sound:
+            x, u = centers[k], nominal[k]
             rest = model.remainder(x, u, factor, gain[k])
-            reach = x.abs() + references[-1].abs().unsqueeze(-2) + factor.abs().sum(-1)
+            reach = x.abs() + references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
             size = sizes(local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
             factor = outer_sum([carried, noise], rest + ROUNDING * size) * (1 + ROUNDING)
         else:
             factor = outer_sum([carried, noise])
-        x = local.mean
-        centers.append(x)
         factors.append(factor)
-        nominal.append(u)
-        references.append(x.mean(-2))
     return Tube(
         torch.stack(centers, dim=-2),
         torch.stack(factors, dim=-3),

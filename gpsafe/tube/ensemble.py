@@ -155,6 +155,11 @@ class EnsembleTube:
         """M."""
         return self.ensemble.members
 
+    def mean(self, x: Tensor, u: Tensor) -> Tensor:
+        """See `TubeModel`."""
+        u = u.expand(*x.shape[:-1], self.nu)
+        return self.ensemble.mean(x.movedim(-2, 0), u.movedim(-2, 0), paired=True).movedim(0, -2)
+
     def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
         """See `TubeModel`; exact Jacobians, differentiable."""
         u = u.expand(*x.shape[:-1], self.nu)
