@@ -45,7 +45,7 @@ PARTS = {
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
     "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula",
     "LinearTube": "LinearTube.linearise propagate gains sizes Tube.state_support Tube.input_support",
-    "EnsembleTube": "EnsembleTube.linearise",
+    "EnsembleTube": "EnsembleTube.linearise EnsembleTube.mean",
     "GPTube": "GPTube.linearise",
     "PlanTube.verify": "PlanTube.reach",
 }
