@@ -184,11 +184,11 @@ class XMPSC(Learner):
     def filter(self) -> SafetyFilter | None:
         """What decides on the inputs of the next episode; None without certification, and during warm-up."""
         at, how, cache = self.standing, self.certification, self._book.cache
-        if how is None or at.hull is None:  # before the end of the warm-up
+        if how is None or at.version == 0:  # before the end of the warm-up
             return None
         if cache.get("filter", (0, None))[0] != at.version:
-            terminal = at.fixed or at.hull.polytope
-            if how.terminal == "invariant" and how.mode == "sound":  # certified for one model, of no use for the next
+            terminal = at.fixed if at.hull is None else at.hull.polytope
+            if terminal is None:  # in sound mode it is certified for one model, of no use for the next
                 terminal = how.invariant(self.system, at.model, at.apart)
             cache["filter"] = (at.version, how.filter(self.system, at.model, at.apart, terminal))
         return cache["filter"][1]
@@ -281,7 +281,8 @@ class XMPSC(Learner):
         row |= {"corrected": int((change > CHANGED).sum()), "change": float(change.mean())}
         row |= {"captured": sum(told), "captured_of": len(told), "certify_ms": 1e3 * float(np.median(flown.seconds))}
         row["refuted"] = next((d.falsified for d in decisions if d.falsified is not None), "")
-        self.standing.certified += [x for x, d in zip(states, decisions, strict=False) if d.source == "plan"]
+        if self.standing.hull is not None:
+            self.standing.certified += [x for x, d in zip(states, decisions, strict=False) if d.source == "plan"]
         return row
 
     # ------------------------------------------------------------------ learning
@@ -295,9 +296,9 @@ class XMPSC(Learner):
         self._fit(data, epochs=preset.warm_up_epochs)
         if preset.pretrain:
             at.agent.imitate(at.real.x[None], at.real.u[None])
-        if how is not None:
+        if how is not None and how.terminal == "hull":
             at.hull = how.first(torch.stack([x[0] for x, _ in episodes]))
-        if how is not None and how.terminal == "invariant" and how.mode == "paper":
+        elif how is not None and how.mode == "paper":
             at.fixed = how.invariant(self.system, at.model, at.apart)
         at.version += 1
 
