@@ -110,7 +110,7 @@ def _episodes(
 ) -> list[dict[str, Any]]:
     rows = []
     for learner in LEARNERS:
-        hull = how.first(starts) if terminal.startswith("hull") else None
+        hull = how.first(system, starts) if terminal.startswith("hull") else None
         fixed = how.invariant(system, model, None) if terminal == "invariant" else None
         for episode in range(arguments.episodes):
             target = fixed if hull is None else hull.polytope

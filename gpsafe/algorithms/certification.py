@@ -5,6 +5,10 @@ one can stay in it. In few of many coordinates it can be useless: a cart-pole's 
 speeds, and what has one can be met at a speed at which it is left at once. An *invariant* set of the plant linearised about
 rest, under its LQR law and the model's spread, is in all coordinates, and there the law can go on for ever, up to what the
 linearisation leaves out; in sound mode `gpsafe.certify.terminal_set.certify_invariance` decides whether that is so.
+
+In many coordinates such a set has too many rows to be computed, and need not have them: a drone's limits are on roll and
+pitch, whose motion depends on them and their rates alone, so that an invariant set in these four, with place, speed and yaw
+free, is one in all twelve. Which coordinates these are is said in `Certification.dims`, and believed in paper mode.
 """
 
 from __future__ import annotations
@@ -49,12 +53,14 @@ class Certification:
         mode: "paper": tubes of one standard deviation, least-violating plans after N − 1 steps without one; or "sound".
         feedback: c of K = −c·1, as published; None: the LQR gain about rest.
         terminal: see the module.
-        dims: coordinates of the hull; all by default. Of no effect on an invariant set.
+        dims: coordinates of the terminal set, all by default; of an invariant one, those whose linearised motion depends on no
+            others: its law feeds back these alone, and what the model says of the others' influence on them is left out.
         delay: published ℓ ≥ 1: the hull in use was made ℓ − 1 updates ago.
         delta: failure probability of a sound plan, jointly over its steps.
         input_weight: R of the LQR design, times the identity.
         around: half-widths about rest in which an invariant set is sought, (nx,); those of the state box by default.
-        error: half-widths of the measurement noise, by which the limits are drawn in, (nx,); sound mode.
+        error: half-widths of the measurement noise, by which the limits are drawn in, (nx,); none by default, as
+            published. The limits are on the true state, and a plan starts at the measured one.
         rest: (x, u) at rest; the task's initial state and the middle of the inputs by default.
         cells: of a sound ensemble tube, see `EnsembleTube`.
         tolerance: excess of a row that counts as none; 0 in sound mode.
@@ -92,6 +98,11 @@ class Certification:
         _require.positive(where, "input_weight", self.input_weight)
         if self.certainty is not None:
             _require.probability(where, "certainty", self.certainty)
+        if self.dims is not None:
+            dims = tuple(_require.index(where, "coordinate", j) for j in _require.listing(where, "dims", self.dims))
+            if not dims or len(set(dims)) != len(dims):
+                raise _require.fail(where, "distinct coordinates in dims", dims)
+            object.__setattr__(self, "dims", dims)
         for name in ("around", "error"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _require.nonnegative(where, name, getattr(self, name)))
@@ -101,9 +112,15 @@ class Certification:
         """T = N − 1."""
         return self.states - 1
 
-    def first(self, starts: Tensor) -> TerminalSet:
+    def first(self, system: System, starts: Tensor) -> TerminalSet:
         """The hull of the first states of episodes (n, nx)."""
-        return TerminalSet.start(starts, dims=self.dims, delay=self.delay - 1)
+        return TerminalSet.start(starts, dims=self.hulled(system), delay=self.delay - 1)
+
+    def hulled(self, system: System) -> tuple[int, ...]:
+        """Coordinates of hulls: those asked for, or the limited ones where a hull only stands in for an invariant set."""
+        if self.terminal == "invariant":
+            return tuple(getattr(system, "limited", range(system.nx)))
+        return tuple(range(system.nx)) if self.dims is None else self.dims
 
     def tube(self, model: Model, apart: Transitions | None) -> TubeModel:
         """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart."""
@@ -160,7 +177,7 @@ class Certification:
         if paper:
             return SafetyFilter(problem, proposer, backup=backup, soften=self.steps)
         if sure is None and law is not None:
-            sure = certify_invariance(problem, law, budget=BUDGET)
+            sure = self._sure(problem, law)
         return SafetyFilter(problem, proposer, sure if sure is not None and sure.certified else None, backup=backup)
 
     def invariant(self, system: System, model: Model, apart: Transitions | None = None) -> Polytope:
@@ -184,45 +201,61 @@ class Certification:
             raise NoInvariantSetError(
                 "Certification.invariant: expected a stabilisable plant about rest, got no LQR gain"
             )
-        reach = system.state_box.radius if self.around is None else self.around
-        near = Polytope.of_box(Box(about.rest - reach, about.rest + reach)).intersect(states)
-        law, found, why, sure = about.law, None, "none tried", None
-        region = near.intersect(Polytope(inputs.H @ law.gain, inputs.h - inputs.H @ law.offset))
+        dims, law, found, why, sure = self._closed(tube.nx), about.law, None, "none tried", None
+        rest, spread = about.rest[dims], about.spread[dims]
+        reach, box = (system.state_box.radius if self.around is None else self.around)[dims], self._box(system)
+        near = Box(rest - reach, rest + reach).intersect(Box(box.lower[dims], box.upper[dims]))
+        unsaturated = Polytope((inputs.H @ law.gain)[:, dims], inputs.h - inputs.H @ law.offset)
+        region = Polytope.of_box(near).intersect(unsaturated)
         for slack in SLACKS:
-            noise = Ellipsoid(torch.zeros_like(about.rest), torch.diag(slack * about.spread))
+            noise = Ellipsoid(torch.zeros_like(rest), torch.diag(slack * spread))
             try:
                 found = invariant_polytope(about.closed, about.offset, region, noise)
             except ValueError as error:
                 why = str(error)
                 continue
+            found = Polytope(found.H @ torch.eye(tube.nx, dtype=torch.float64)[dims], found.h)
             if self.mode == "paper":
                 break
-            problem = CertificationProblem(tube, states, inputs, found, law.gain, self.steps)
-            sure = certify_invariance(problem, law, budget=BUDGET)
-            if sure.certified:
+            sure = self._sure(CertificationProblem(tube, states, inputs, found, law.gain, self.steps), law)
+            if sure is not None and sure.certified:
                 break
         if found is None:
             raise NoInvariantSetError(f"Certification.invariant: expected an invariant set about rest, got {why}")
         return found, sure
 
+    def _sure(self, problem: CertificationProblem, law: AffineLaw) -> Invariance | None:
+        """Whether the terminal set is invariant; None, not tried, where it leaves coordinates free: these leave any limits."""
+        if self.dims is not None and len(self.dims) < problem.nx:
+            return None
+        return certify_invariance(problem, law, budget=BUDGET)
+
+    def _closed(self, nx: int) -> list[int]:
+        """Coordinates in which an LQR law and its invariant set are sought."""
+        return list(range(nx) if self.dims is None or self.terminal == "hull" else self.dims)
+
+    def _box(self, system: System) -> Box:
+        box = system.state_box
+        return box if self.error is None else Box(box.lower + self.error, box.upper - self.error)
+
     def _limits(self, system: System) -> tuple[Polytope, Polytope]:
         """X and U."""
-        box = system.state_box
-        if self.mode == "sound" and self.error is not None:
-            box = Box(box.lower + self.error, box.upper - self.error)
-        return Polytope.of_box(box), Polytope.of_box(system.input_box)
+        return Polytope.of_box(self._box(system)), Polytope.of_box(system.input_box)
 
     def _about_rest(self, system: System, tube: TubeModel) -> _Rest:
         rest, still = (system.initial_state, system.input_box.center) if self.rest is None else self.rest
         with torch.no_grad():
             local = tube.linearise(rest.expand(tube.num_members, -1), still.expand(tube.num_members, -1))
-        A, B, spread = local.A.mean(0), local.B.mean(0), local.variance.amax(0).sqrt()
+        dims = self._closed(tube.nx)
+        A, B, spread = local.A.mean(0)[dims][:, dims], local.B.mean(0)[dims], local.variance.amax(0).sqrt()
+        after = local.mean.mean(0)[dims]
         try:
             gain = lqr_gain(A, B, input_weight=self.input_weight * torch.eye(tube.nu, dtype=torch.float64))
         except ValueError:
-            return _Rest(rest, None, A, local.mean.mean(0) - A @ rest, spread)
+            return _Rest(rest, None, A, after - A @ rest[dims], spread)
         closed = A + B @ gain
-        return _Rest(rest, AffineLaw.about(gain, rest, still), closed, local.mean.mean(0) - closed @ rest, spread)
+        law = AffineLaw.about(gain @ torch.eye(tube.nx, dtype=torch.float64)[dims], rest, still)
+        return _Rest(rest, law, closed, after - closed @ rest[dims], spread)
 
 
 def _search(paper: bool, ensemble: bool) -> Proposer:
@@ -239,7 +272,10 @@ def _search(paper: bool, ensemble: bool) -> Proposer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rest:
-    """x at rest, the LQR law about it (None if there is none), the mean closed loop x⁺ = closed·x + offset, and σ there."""
+    """x at rest, the LQR law about it (None if there is none), the mean closed loop, and σ there.
+
+    The loop is y⁺ = closed·y + offset for y, the coordinates fed back.
+    """
 
     rest: Tensor
     law: AffineLaw | None

@@ -187,27 +187,28 @@ class XMPSC(Learner):
     def filter(self) -> SafetyFilter | None:
         """What decides on the inputs of the next episode; None without certification, and during warm-up."""
         at, how, cache = self.standing, self.certification, self._book.cache
-        if how is None or at.hull is None:  # before the end of the warm-up
+        if how is None or at.version == 0:  # before the end of the warm-up
             return None
         if cache.get("filter", (0, None))[0] != at.version:
             build = partial(how.filter, self.system, at.model, at.apart, episodes=self._book.history[: at.flown])
-            made = None
+            made, terminal = None, at.fixed if at.hull is None else at.hull.polytope
             if how.terminal == "invariant" and how.mode == "sound":  # certified for one model, of no use for the next
                 with suppress(
                     NoInvariantSetError
                 ):  # a poor model has none: the hull serves until there is a better one
                     made = build()
-            cache["filter"] = (at.version, made or build(terminal=at.fixed or at.hull.polytope))
+            cache["filter"] = (at.version, made or build(terminal=terminal))
         return cache["filter"][1]
 
     def _terminal(self) -> dict[str, Any]:
         """The set in use: which kind, and how large in the coordinates that it limits."""
         at, cache, safe = self.standing, self._book.cache, self.filter()
-        if safe is None or at.hull is None:
+        if safe is None:
             return {}
         if cache.get("terminal", (0, {}))[0] != at.version:
-            body, hull = safe.problem.terminal, at.hull.polytope
-            kind = "hull" if torch.equal(body.H, hull.H) and torch.equal(body.h, hull.h) else "invariant"
+            body, hull = safe.problem.terminal, None if at.hull is None else at.hull.polytope
+            flown = hull is not None and torch.equal(body.H, hull.H) and torch.equal(body.h, hull.h)
+            kind = "hull" if flown else "invariant"
             limited = Polytope(body.H[:, (body.H != 0).any(0)], body.h)
             cache["terminal"] = (at.version, {"terminal": kind, "terminal_volume": limited.volume()})
         return cache["terminal"][1]
@@ -301,7 +302,8 @@ class XMPSC(Learner):
         row |= {"captured": sum(told), "captured_of": len(told), "certify_ms": 1e3 * float(np.median(flown.seconds))}
         row |= self._terminal()
         row["refuted"] = next((d.falsified for d in decisions if d.falsified is not None), "")
-        self.standing.certified += [x for x, d in zip(states, decisions, strict=False) if d.source == "plan"]
+        if self.standing.hull is not None:
+            self.standing.certified += [x for x, d in zip(states, decisions, strict=False) if d.source == "plan"]
         return row
 
     # ------------------------------------------------------------------ learning
@@ -315,9 +317,9 @@ class XMPSC(Learner):
         self._fit(data, epochs=preset.warm_up_epochs)
         if preset.pretrain:
             at.agent.imitate(at.real.x[None], at.real.u[None])
-        if how is not None:
-            at.hull = how.first(torch.stack([x[0] for x, _ in episodes]))
-        if how is not None and how.terminal == "invariant" and how.mode == "paper":
+        if how is not None and (how.terminal == "hull" or how.mode == "sound"):
+            at.hull = how.first(self.system, torch.stack([x[0] for x, _ in episodes]))
+        elif how is not None:
             at.fixed = how.invariant(self.system, at.model, at.apart)
         at.version, at.flown = at.version + 1, len(episodes)
 
@@ -377,8 +379,7 @@ class XMPSC(Learner):
 
     def _revive(self, arrays: Mapping[str, np.ndarray]) -> None:
         how = self.certification or Certification()
-        dims = tuple(range(self.system.nx)) if how.dims is None else how.dims
-        xmpsc_state.unpack(self._fresh(), arrays, dims, self.system.nx, how.delay - 1)
+        xmpsc_state.unpack(self._fresh(), arrays, how.hulled(self.system), self.system.nx, how.delay - 1)
 
     # ------------------------------------------------------------------ use
     def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:

@@ -32,8 +32,8 @@ class Standing:
         model: as learned.
         memory: of the optimiser of an ensemble.
         apart: rows that no model learned from.
-        hull: of the states certified so far.
-        fixed: an invariant terminal set.
+        hull: of the states certified so far; None with an invariant terminal set.
+        fixed: that set, in paper mode.
         certified: states certified since the last update of the hull.
         pending: transitions that the model has not learned from.
         told: what a Gaussian process was conditioned on, in order.

@@ -14,6 +14,7 @@ from gpsafe.models._normalizer import Normalizer
 from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Polytope
+from gpsafe.systems.drone import Drone
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.tube import EnsembleTube
@@ -52,6 +53,43 @@ def test_an_invariant_set_is_one_of_the_linearisation_and_one_of_another_gain_is
     A = how.tube(model, None).linearise(about.rest.expand(3, -1), torch.zeros(3, 1).double()).A.mean(0)
     free = (corners - about.rest) @ A.mT + about.rest  # the plant without its law leaves the set
     assert float((free @ found.H.mT - found.h).max()) > 1e-3
+
+
+def test_an_invariant_set_in_few_coordinates_is_one_of_their_own_motion():
+    """A drone's roll and pitch depend on themselves and their rates; the law feeds back these alone."""
+    plant, dims, nx = Drone(), (3, 4, 9, 10), 12
+    error = torch.zeros(nx).double().index_fill(0, torch.tensor([3, 4]), 0.005)
+    how = Certification(
+        states=4, terminal="invariant", dims=dims, feedback=None, input_weight=0.1, error=error,
+        rest=(plant.initial_state, torch.tensor([plant.hover, 0.0, 0.0, 0.0]).double()), around=torch.full((nx,), 4.0).double(),
+    )  # fmt: skip
+    model = near_the_plant(plant, std=4e-3)
+    found, about = how.invariant(plant, model, None), how._about_rest(plant, how.tube(model, None))
+    free = [j for j in range(nx) if j not in dims]
+    assert bool((found.H[:, free] == 0).all()) and bool((about.law.gain[:, free] == 0).all())
+    local = how.tube(model, None).linearise(about.rest.expand(3, -1), how.rest[1].expand(3, -1))
+    assert float(local.A[:, dims][:, :, free].abs().max()) < 1e-3  # what is left out of the four's motion
+    within = Polytope(found.H[:, dims], found.h)
+    corners = within.vertices()
+    after = corners @ about.closed.mT + about.offset
+    assert float((after @ within.H.mT + (within.H * about.spread[list(dims)]).norm(dim=-1) - within.h).max()) <= 1e-9
+    whole = torch.zeros(len(corners), nx).double()
+    whole[:, dims] = corners
+    corners = whole
+    assert float(corners[:, 3:5].abs().max()) <= float(plant.state_box.upper[3]) - 0.005 + 1e-9
+    assert bool(plant.input_box.contains(about.law(corners)).all())
+    safe = how.filter(plant, model, None, found)
+    decision, _ = safe.decide(plant.initial_state, torch.ones(4).double())
+    assert decision.source == "plan" and safe.problem.terminal.rows == found.rows
+
+
+def test_limits_are_drawn_in_by_the_measurement_noise_in_both_modes():
+    error = torch.tensor([0.1, 0.5]).double()
+    hull = TerminalSet.start(PENDULUM.initial_box.sample(30, torch.Generator().manual_seed(0))).polytope
+    model, eye = near_the_plant(PENDULUM), torch.eye(2).double()
+    filters = [Certification(error=e).filter(PENDULUM, model, None, hull) for e in (None, error)]
+    upper = [safe.problem.states.support(eye) for safe in filters]
+    assert torch.equal(upper[0], PENDULUM.state_box.upper) and torch.allclose(upper[1], upper[0] - error)
 
 
 def test_paper_filters_are_the_published_ones():
@@ -114,6 +152,7 @@ def test_levels_of_certainty_are_those_of_what_was_flown():
 
 
 def test_what_has_no_answer_is_refused():
+    coordinates = ({"dims": ()}, {"dims": (1, 1)}, {"dims": (-1,)})
     for wrong in (
         {"certainty": 1.0},
         {"certainty": 0.0},
@@ -123,6 +162,7 @@ def test_what_has_no_answer_is_refused():
         {"delay": 0},
         {"delta": 1.0},
         {"apart": 1},
+        *coordinates,
     ):
         with pytest.raises(ValueError, match="Certification"):
             Certification(**wrong)  # type: ignore[arg-type]
