@@ -8,8 +8,6 @@ proposals meet the same noise.
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +22,7 @@ from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training
 from gpsafe.safety.filter import SafetyFilter
+from gpsafe.safety.flight import fly
 from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
@@ -131,31 +130,15 @@ def _episode(
     system: Episodic, safe: SafetyFilter | None, learner: str, pushed: int, steps: int, generator: torch.Generator
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Counts, and the states that were certified."""
-    filter = None if safe is None else safe.start()
-    x = system.initial(1, generator)
-    sources: Counter[str] = Counter()
-    certified, change, violated, taken = [], [], False, 0
-    seconds = []
-    for _ in range(steps):
-        seen, drawn = system.observe(x, generator)[0], system.input_box.sample(1, generator)[0]
-        learned = drawn if learner == "uniform" else vector(1.0 if float(seen[pushed + 1]) >= 0 else -1.0)
-        u = learned
-        if filter is not None:
-            begun = time.process_time()
-            decision, filter = filter.decide(seen, learned)
-            seconds.append(time.process_time() - begun)
-            sources[decision.source] += 1
-            u = decision.u
-            if decision.source == "plan":
-                certified.append(seen)
-        change.append(float((u - learned).abs().max()))
-        x = system.advance(x, u.unsqueeze(0), generator)
-        taken += 1
-        violated = bool(system.terminated(x)[0])
-        if violated:
-            break
-    told = {"steps": taken, "violated": violated, "change": float(np.mean(change)), **sources}
-    return told | {"ms": 1e3 * float(np.median(seconds)) if seconds else 0.0}, certified
+
+    def propose(seen: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = system.input_box.sample(1, generator)[0]
+        return drawn if learner == "uniform" else vector(1.0 if float(seen[pushed + 1]) >= 0 else -1.0)
+
+    flight = fly(system, safe, propose, steps=steps, generator=generator)
+    certified = [x for x, d in zip(flight.seen, flight.decisions, strict=False) if d.source == "plan"]
+    row = flight.row()
+    return {name: row[name] for name in ("steps", "violated", "change", "ms")} | dict(flight.counts), certified
 
 
 # ------------------------------------------------------------------------------------------------------------ report

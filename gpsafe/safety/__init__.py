@@ -2,17 +2,20 @@
 
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.filter_env import SafetyFilterWrapper
+from gpsafe.safety.flight import Flight, fly
 from gpsafe.safety.safe_parameters import SafeParameters, sound_upper
 from gpsafe.safety.safe_set import SafePolicySet, policy_distance, reachable
 from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 
 __all__ = [
+    "Flight",
     "NotCertified",
     "SafeParameters",
     "SafePolicySet",
     "SafetyFilter",
     "SafetyFilterWrapper",
     "Shield",
+    "fly",
     "noise_radius",
     "policy_distance",
     "reachable",

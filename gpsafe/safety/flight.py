@@ -1,0 +1,113 @@
+"""Episodes of a plant behind a safety filter, whatever is proposed: what was applied, on whose word, and what came of it.
+
+flight = fly(plant, safe, lambda seen, g: plant.input_box.sample(1, g)[0], steps=100, generator=g)
+flight.violated, flight.counts["plan"], flight.row()
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe.safety.filter import Decision, SafetyFilter, Source
+from gpsafe.systems.episodic import Episodic
+
+__all__ = ["Flight", "fly"]
+
+Propose = Callable[[Tensor, torch.Generator], Tensor]
+CORRECTED = 1e-6  # |u_L − u| from which an input counts as corrected
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight:
+    """One episode of t steps.
+
+    Attributes:
+        states: true states, (t + 1, nx).
+        seen: what was measured before each step, (t, nx).
+        proposed, inputs: u_L and the u that was applied, (t, nu).
+        decisions: of the filter, one a step; none without one.
+        seconds: CPU time of each decision.
+        violated: whether the last true state is outside the limits, which ended the episode.
+    """
+
+    states: Tensor
+    seen: Tensor
+    proposed: Tensor
+    inputs: Tensor
+    decisions: tuple[Decision, ...]
+    seconds: tuple[float, ...]
+    violated: bool
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many inputs came from where; "unfiltered" without a filter."""
+        return Counter(d.source for d in self.decisions) if self.decisions else Counter(unfiltered=len(self.inputs))
+
+    def row(self) -> dict[str, Any]:
+        """For a table: steps, violated, `from_*` (they sum to steps), backed, corrected, mean change, captured of captured_of
+        (true next states in the tube of some member while a plan's law was followed), refuted, CPU ms a decision (median)."""
+        change = (self.inputs - self.proposed).abs().amax(-1)
+        told = [bool(d.contained.any()) for d in self.decisions if d.contained is not None]
+        return {
+            "steps": len(self.inputs),
+            "violated": self.violated,
+            **{f"from_{name}": self.counts[name] for name in get_args(Source)},
+            "backed": sum(d.backed for d in self.decisions),
+            "corrected": int((change > CORRECTED).sum()),
+            "change": float(change.mean()),
+            "captured": sum(told),
+            "captured_of": len(told),
+            "refuted": any(d.falsified is not None for d in self.decisions),
+            "ms": 1e3 * float(np.median(self.seconds)) if self.seconds else 0.0,
+        }
+
+
+def fly(
+    system: Episodic,
+    safe: SafetyFilter | None,
+    propose: Propose,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+) -> Flight:
+    """One episode from the plant's own start, or a given one, until T steps are over or the true state leaves the limits.
+
+    Args:
+        system: draws starts, measurements and noise from the generator.
+        safe: the filter, started anew; None: what is proposed is applied, clipped to the inputs.
+        propose: (measured state (nx,), generator) ↦ u_L (nu,).
+        steps: T.
+        generator: of everything that is drawn, in the order measurement, proposal, noise.
+        start: true state (nx,).
+    """
+    _require.kind("fly", "system", system, Episodic)
+    filter = None if safe is None else safe.start()
+    x = system.initial(1, generator) if start is None else _require.shape("fly", "start", start, (system.nx,))[None]
+    states, seen, proposed, inputs, decisions, seconds = [x[0]], [], [], [], [], []
+    for _ in range(_require.count("fly", "steps", steps)):
+        seen.append(system.observe(x, generator)[0])
+        proposed.append(_require.shape("fly", "proposed input", propose(seen[-1], generator), (system.nu,)))
+        u = system.input_box.clip(proposed[-1])
+        if filter is not None:
+            begun = time.process_time()
+            decision, filter = filter.decide(seen[-1], proposed[-1])
+            seconds.append(time.process_time() - begun)
+            decisions.append(decision)
+            u = decision.u
+        inputs.append(u)
+        x = system.advance(x, u.unsqueeze(0), generator)
+        states.append(x[0])
+        if bool(system.terminated(x)[0]):
+            break
+    parts = torch.stack(states), torch.stack(seen), torch.stack(proposed), torch.stack(inputs)
+    return Flight(*parts, tuple(decisions), tuple(seconds), bool(system.terminated(x)[0]))

@@ -1,0 +1,62 @@
+"""Episodes behind a filter: what is counted is what was done, and the same draws give the same episode."""
+
+import math
+
+import pytest
+import torch
+from xmpsc_cases import ensemble_pendulum
+
+from gpsafe.planning.mpc.fast import CondensedSQP
+from gpsafe.safety import SafetyFilter, fly
+from gpsafe.systems import Pendulum, SimplePendulum
+
+PLANT = SimplePendulum()
+
+
+def push(seen, generator):
+    return torch.ones(1, dtype=torch.float64)
+
+
+def flown(safe, propose=push, *, steps=60, seed=0, start=None):
+    return fly(PLANT, safe, propose, steps=steps, generator=torch.Generator().manual_seed(seed), start=start)
+
+
+def test_an_episode_is_the_plants_own_and_ends_outside_the_limits():
+    g = torch.Generator().manual_seed(3)
+    free = flown(None, lambda seen, g: 9.0 * torch.randn(1, dtype=torch.float64, generator=g), seed=3)
+    x = PLANT.initial(1, g)
+    for k, u in enumerate(free.inputs):
+        assert torch.equal(free.seen[k], PLANT.observe(x, g)[0])
+        drawn = 9.0 * torch.randn(1, dtype=torch.float64, generator=g)
+        assert torch.equal(free.proposed[k], drawn) and torch.equal(u, drawn.clamp(-1.0, 1.0))
+        x = PLANT.advance(x, u.unsqueeze(0), g)
+        assert torch.equal(x[0], free.states[k + 1])
+    outside = PLANT.terminated(free.states)
+    assert bool(outside[-1]) == free.violated and not bool(outside[:-1].any())
+    assert free.counts == {"unfiltered": len(free.inputs)} and free.row()["ms"] == 0.0
+    over = flown(None, start=torch.tensor([0.26 * math.pi, -3.0], dtype=torch.float64))
+    assert over.violated and len(over.inputs) == 1
+
+
+def test_the_row_adds_up_and_is_reproduced():
+    pytest.importorskip("numba")
+    safe = SafetyFilter(ensemble_pendulum(), CondensedSQP(), soften=4)
+    one, other = flown(safe, steps=12), flown(safe, steps=12)
+    assert torch.equal(one.states, other.states) and len(one.decisions) == len(one.seconds) == len(one.inputs)
+    row = one.row()
+    assert sum(value for name, value in row.items() if name.startswith("from_")) == row["steps"] == len(one.inputs)
+    assert 0 <= row["captured"] <= row["captured_of"] <= row["steps"] and row["ms"] > 0
+    assert row["corrected"] == int(((one.inputs - one.proposed).abs() > 1e-6).sum())
+    assert row["violated"] == bool(PLANT.terminated(one.states[-1]))
+
+
+def test_what_cannot_fly_is_refused():
+    for change, message in (
+        ({"propose": lambda seen, g: torch.ones(2)}, "proposed input"),
+        ({"steps": 0}, "steps"),
+        ({"start": torch.zeros(3)}, "start"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            flown(None, **{"propose": push, **change})
+    with pytest.raises(ValueError, match="system"):
+        fly(Pendulum(), None, push, steps=1, generator=torch.Generator())
