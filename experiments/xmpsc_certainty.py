@@ -75,7 +75,8 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
             key = plant, prior, rows, tube == "sound"
             if key not in learned:
                 learned[key] = _learned(system, prior == "prior", rows, tube == "sound", arguments, seed)
-            return Piece(_episodes(system, plant, tube, *learned[key], arguments, seed))
+            model, apart, episodes = learned[key]
+            return Piece(_episodes(system, plant, tube, model, apart, episodes, arguments, seed))
 
         record.piece(f"{plant}/{prior}/{rows}/{tube}", compute)
     record.progress(len(cells), len(cells), "done")
