@@ -19,24 +19,26 @@ from matplotlib.figure import Figure
 
 from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
-from gpsafe.planning.mbpo import Preset, Settings, preset
+from gpsafe.planning.mbpo import Preset, preset
 from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.episodic import Episodic
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, mean_interval, plus_minus
+from ._report.statistics import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Share, mean_interval, plus_minus
+from ._report.xmpsc_runs import toy, trained
 
 TASKS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}
-ARMS: tuple[str, ...] = ("prior", "plain", "invariant", "mbpo", "safe")
-COLORS: dict[str, str] = dict(zip(ARMS, (BLUE, ORANGE, "black", RED, GREEN), strict=True))
+ARMS: tuple[str, ...] = ("prior", "plain", "invariant", "certain", "sound", "mbpo", "safe")
+COLORS: dict[str, str] = dict(zip(ARMS, (BLUE, ORANGE, "black", SKY, PURPLE, RED, GREEN), strict=True))
 NAMES: dict[str, str] = {
     "prior": "X-MPSC, known part",
     "plain": "X-MPSC",
     "invariant": "X-MPSC, known part, invariant terminal set",
+    "certain": "X-MPSC, known part, invariant terminal set, limit on disagreement",
+    "sound": "X-MPSC, known part, sound mode",
     "mbpo": "MBPO, uncertified",
     "safe": "safe controller",
 }
-SAVE_EVERY = 10  # episodes between two saves of a run that may be stopped
 MEMORY = 5e8  # bytes of a virtual ring: the drone's published one has 2e9
 
 
@@ -46,8 +48,9 @@ class Arguments:
 
     tasks: tuple[str, ...] = ("cart-pole",)
     """pendulum, cart-pole, arm, drone."""
-    arms: tuple[str, ...] = ARMS
-    """prior, plain, invariant (an invariant terminal set instead of the hull), mbpo, safe."""
+    arms: tuple[str, ...] = ("prior", "plain", "invariant", "mbpo", "safe")
+    """prior, plain, invariant (an invariant terminal set instead of the hull), certain (and a limit on disagreement), sound
+    (conformal tubes, remainders, invariance certified anew for each model), mbpo, safe."""
     fraction: float = 1.0
     """Of the published epochs."""
     warm_up: int = 8000
@@ -79,10 +82,7 @@ def _settings(task: str, arguments: Arguments) -> Preset:
     found = preset(task)  # type: ignore[arg-type]
     plant = TASKS[task]()
     found = replace(found.shorter(arguments.fraction), warm_up=arguments.warm_up).within(MEMORY, plant.nx, plant.nu)
-    if not arguments.toy:
-        return found
-    small = {"steps": 32, "model_every": 16, "update_every": 16, "group": 1, "rollouts": 1, "warm_up_epochs": 2}
-    return replace(found, epochs=1, sac=Settings(hidden=(8,)), minibatch=8, **small)
+    return toy(found) if arguments.toy else found
 
 
 def learner(task: str, arm: str, settings: Preset, seed: int) -> XMPSC:
@@ -92,24 +92,27 @@ def learner(task: str, arm: str, settings: Preset, seed: int) -> XMPSC:
     certification: Any = "published"
     if arm == "mbpo":
         certification = None
-    elif arm == "invariant":
-        certification = Certification(states=settings.horizon, feedback=settings.feedback, terminal="invariant")
+    elif arm in ("invariant", "certain"):
+        share = 0.95 if arm == "certain" else None
+        certification = Certification(
+            states=settings.horizon, feedback=settings.feedback, terminal="invariant", certainty=share
+        )
+    elif arm == "sound":
+        noise = getattr(plant, "observation_noise", 0.0)
+        certification = Certification(
+            states=3,
+            mode="sound",
+            feedback=None,
+            input_weight=10.0,
+            terminal="invariant",
+            error=2 * noise * plant.state_box.radius,
+        )
     return XMPSC.create(plant, settings, certification=certification, seed=seed, **known)
 
 
 def _learned(task: str, arm: str, arguments: Arguments, seed: int, scratch: Path, told: Any) -> list[dict[str, Any]]:
     settings = _settings(task, arguments)
-    budget = settings.epochs * settings.steps
-    one = learner(task, arm, settings, seed)
-    if (scratch / "learner.json").exists():
-        one.load(scratch)
-    while one.steps < budget:
-        one.learn(SAVE_EVERY, lambda now: now.steps < budget)
-        one.save(scratch)
-        told(f"{one.steps} of {budget} steps")
-    kept = ("episode", "phase", "steps", "reward", "violations", "change", "corrected", "captured", "captured_of")
-    kept += ("certify_ms", "disagreement", *(f"from_{name}" for name in SOURCES))
-    return [{name: row[name] for name in kept if name in row} for row in one.logger.rows]
+    return trained(learner(task, arm, settings, seed), settings.epochs * settings.steps, scratch, told)
 
 
 def _safe(plant: Episodic, settings: Preset, seed: int) -> list[dict[str, Any]]:
@@ -156,7 +159,7 @@ def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Tabl
         sources = [sum(row.get(f"from_{name}", 0) for row in every) for name in SOURCES]
         captured, of = (sum(row.get(name, 0) for row in every) for name in ("captured", "captured_of"))
         times = [row["certify_ms"] for row in every if "certify_ms" in row]
-        certified = arm in ("prior", "plain", "invariant")
+        certified = arm not in ("mbpo", "safe")
         table.append(
             (
                 task,

@@ -1,0 +1,32 @@
+"""Whole runs of X-MPSC, in pieces that a stopped run goes on from: for the experiments that train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
+from gpsafe.planning.mbpo import Preset, Settings
+
+SAVE_EVERY = 10  # episodes between two saves of a run that may be stopped
+KEPT = ("episode", "phase", "steps", "reward", "violations", "change", "corrected", "captured", "captured_of")
+KEPT += ("certify_ms", "disagreement", "backed", "terminal", "terminal_volume", *(f"from_{name}" for name in SOURCES))
+
+
+def toy(settings: Preset) -> Preset:
+    """So small that a run takes seconds: to see that it runs."""
+    small = {"steps": 32, "model_every": 16, "update_every": 16, "group": 1, "rollouts": 1, "warm_up_epochs": 2}
+    return replace(settings, epochs=1, sac=Settings(hidden=(8,)), minibatch=8, **small)
+
+
+def trained(one: XMPSC, budget: int, scratch: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Rows of all episodes until `budget` environment steps after the warm-up; goes on from what stands in `scratch`."""
+    if (scratch / "learner.json").exists():
+        one.load(scratch)
+    while one.steps < budget:
+        one.learn(SAVE_EVERY, lambda now: now.steps < budget)
+        one.save(scratch)
+        told(f"{one.steps} of {budget} steps")
+    return [{name: row[name] for name in KEPT if name in row} for row in one.logger.rows]

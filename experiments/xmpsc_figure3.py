@@ -1,0 +1,223 @@
+"""Figure 3 of the X-MPSC paper: what ensemble size, known part, delay and horizon do to reward and violations.
+
+All combinations on the published pendulum at a stated fraction of its epochs. The paper averages over everything but one
+factor; beside that stand paired differences: the same seed and the same other three settings, one factor changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from gpsafe.algorithms.xmpsc import XMPSC
+from gpsafe.models import identity_prior
+from gpsafe.planning.mbpo import Preset, preset
+from gpsafe.systems import SimplePendulum
+from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
+
+from ._report.statistics import BLUE, RED, mean_interval, plus_minus
+from ._report.xmpsc_runs import toy, trained
+
+FACTORS = ("members", "prior", "delay", "horizon")
+NAMES = {"members": "members of the ensemble", "prior": "known part", "delay": "delay ℓ", "horizon": "states N"}
+MEMORY = 2e8  # bytes of a virtual ring
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The grid."""
+
+    members: tuple[int, ...] = (1, 3, 5)
+    """Of the ensemble."""
+    priors: tuple[bool, ...] = (False, True)
+    """With the published known part (mass and length 20 % low)."""
+    delays: tuple[int, ...] = (1, 5, 10)
+    """Updates before a hull is used."""
+    horizons: tuple[int, ...] = (5, 6, 7)
+    """States of a plan."""
+    fraction: float = 0.2
+    """Of the published epochs."""
+    warm_up: int = 8000
+    """First transitions, uniform torques."""
+    toy: bool = False
+    """Everything so small that it takes seconds."""
+
+
+def run(arguments: Arguments, seed: int, record: Record) -> None:
+    """One combination a piece; saved every few episodes while it runs."""
+    torch.set_num_threads(1)
+    cells = list(itertools.product(arguments.members, arguments.priors, arguments.delays, arguments.horizons))
+    for i, cell in enumerate(cells):
+        key = "/".join(str(int(value)) for value in cell)
+
+        def told(text: str, i: int = i, key: str = key) -> None:
+            record.progress(i, len(cells), f"{key}: {text}")
+
+        def compute(cell: tuple[Any, ...] = cell, key: str = key, told: Any = told) -> Piece:
+            settings, plant = _settings(cell, arguments), SimplePendulum()
+            prior = plant.prior() if cell[1] else identity_prior
+            one = XMPSC.create(plant, settings, prior=prior, seed=seed)
+            rows = trained(one, settings.epochs * settings.steps, record.scratch(key), told)
+            return Piece([{**dict(zip(FACTORS, map(int, cell), strict=True)), **_summary(rows)}])
+
+        record.piece(key, compute)
+    record.progress(len(cells), len(cells), "done")
+
+
+def _settings(cell: tuple[Any, ...], arguments: Arguments) -> Preset:
+    members, _, delay, horizon = cell
+    found = replace(preset("pendulum").shorter(arguments.fraction), warm_up=arguments.warm_up)
+    found = replace(found, members=members, delay=delay, horizon=horizon).within(MEMORY, 2, 1)
+    return toy(found) if arguments.toy else found
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the episodes after the warm-up."""
+    flown = [row for row in rows if row["phase"] == "train"]
+    late = flown[-max(len(flown) // 5, 1) :]
+    return {
+        "episodes": len(flown),
+        "steps": sum(row["steps"] for row in flown),
+        "violations": sum(row["violations"] for row in flown),
+        "reward": float(np.mean([row["reward"] for row in late])),
+        "plans": sum(row["from_plan"] for row in flown) / sum(row["steps"] for row in flown),
+        "captured": sum(row["captured"] for row in flown),
+        "captured_of": sum(row["captured_of"] for row in flown),
+        "volume": flown[-1]["terminal_volume"],
+        "ms": float(np.median([row["certify_ms"] for row in flown])),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+Row = Mapping[str, Any]
+
+
+def _rows(runs: Sequence[Run]) -> list[Row]:
+    return [{"seed": run.seed, **row} for run in runs for piece in run.pieces.values() for row in piece.rows]
+
+
+def _levels(rows: Sequence[Row]) -> Table:
+    """The paper's way: averages over everything else."""
+    table = []
+    for factor in FACTORS:
+        for level in sorted({row[factor] for row in rows}):
+            here = [row for row in rows if row[factor] == level]
+            held, of = (sum(row[name] for row in here) for name in ("captured", "captured_of"))
+            table.append(
+                (
+                    NAMES[factor],
+                    ("no", "yes")[level] if factor == "prior" else str(level),
+                    len(here),
+                    plus_minus(row["violations"] for row in here),
+                    plus_minus(row["reward"] for row in here),
+                    f"{np.mean([row['plans'] for row in here]):.3f}",
+                    f"{held / max(of, 1):.3f}",
+                    f"{np.mean([row['volume'] for row in here]):.3g}",
+                    f"{np.median([row['ms'] for row in here]):.3g}",
+                )
+            )
+    columns = (
+        "factor",
+        "level",
+        "runs",
+        "violations a run",
+        "reward of the last fifth",
+        "steps with a new plan",
+        "next state in a member's tube",
+        "volume of the terminal set at the end",
+        "CPU ms a decision",
+    )
+    caption = "Means over all runs with that level ± 95 % (Student), all other factors and seeds mixed, as the paper averages."
+    return Table(columns=columns, rows=table, caption=caption)
+
+
+def _effects(rows: Sequence[Row]) -> Table:
+    """Paired differences between the highest and the lowest level of a factor."""
+    table = []
+    for factor in FACTORS:
+        low, high = (end(row[factor] for row in rows) for end in (min, max))
+        others = [name for name in (*FACTORS, "seed") if name != factor]
+        first, last = (
+            {tuple(row[name] for name in others): row for row in rows if row[factor] == level} for level in (low, high)
+        )
+        pairs = [(first[key], last[key]) for key in first if key in last] if low != high else []
+        if not pairs:
+            continue
+        change = {name: [after[name] - before[name] for before, after in pairs] for name in ("violations", "reward")}
+        fewer, more = (sum(sign * d < 0 for d in change["violations"]) for sign in (1, -1))
+        table.append(
+            (
+                NAMES[factor],
+                f"{low} → {high}" if factor != "prior" else "without → with",
+                len(pairs),
+                plus_minus(change["violations"]),
+                f"{fewer} fewer, {more} more, {len(pairs) - fewer - more} equal",
+                f"{sum(b['violations'] for b, _ in pairs)} → {sum(a['violations'] for _, a in pairs)}",
+                plus_minus(change["reward"]),
+            )
+        )
+    columns = (
+        "factor",
+        "change",
+        "pairs",
+        "violations, difference",
+        "pairs with",
+        "violations in all",
+        "reward, difference",
+    )
+    caption = (
+        "The same seed and the same other three settings, one factor changed: mean difference ± 95 % (Student over pairs; "
+        "those of one seed share its warm-up)."
+    )
+    return Table(columns=columns, rows=table, caption=caption)
+
+
+def report(runs: Sequence[Run]) -> Report:
+    """Averages, paired effects, and both in a figure."""
+    rows = _rows(runs)
+    return Report(figures={"figure3": _figure(rows)}, tables={"effects": _effects(rows), "levels": _levels(rows)})
+
+
+def _figure(rows: Sequence[Row]) -> Figure:
+    figure = Figure(figsize=(10.0, 3.0), layout="constrained")
+    panels = figure.subplots(1, len(FACTORS))
+    for axes, factor in zip(panels, FACTORS, strict=True):
+        levels = sorted({row[factor] for row in rows})
+        twin = axes.twinx()
+        for side, name, color, shift in ((axes, "violations", RED, -0.06), (twin, "reward", BLUE, 0.06)):
+            found = [mean_interval(row[name] for row in rows if row[factor] == level) for level in levels]
+            at = [i + shift for i in range(len(levels))]
+            half = [0.0 if np.isnan(h) else h for _, h in found]
+            side.errorbar(at, [m for m, _ in found], yerr=half, color=color, marker="o", capsize=2, markersize=4)
+            side.tick_params(axis="y", colors=color, labelsize=7)
+        axes.set_xticks(
+            range(len(levels)), ["no", "yes"][: len(levels)] if factor == "prior" else [str(n) for n in levels]
+        )
+        axes.set_xlabel(NAMES[factor], fontsize=8)
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("violations a run", color=RED, fontsize=8)
+    figure.suptitle("violations (red) and reward of the last fifth (blue), averaged over all other factors", fontsize=8)
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="xmpsc-figure3",
+    title="What ensemble size, known part, delay and horizon do to X-MPSC (Figure 3 of its paper)",
+    arguments=Arguments,
+    run=run,
+    report=report,
+    budgets={
+        "smoke": Arguments(
+            members=(1, 2), priors=(True,), delays=(1,), horizons=(3,), fraction=0.005, warm_up=100, passes=1
+        ),
+        "quick": Arguments(fraction=0.05),
+        "full": Arguments(),
+    },
+    seeds={"smoke": 1, "quick": 1, "full": 5},
+)
