@@ -213,9 +213,7 @@ EXPERIMENT = Experiment(
     run=run,
     report=report,
     budgets={
-        "smoke": Arguments(
-            members=(1, 2), priors=(True,), delays=(1,), horizons=(3,), fraction=0.005, warm_up=100, passes=1
-        ),
+        "smoke": Arguments(members=(1, 2), priors=(True,), delays=(1,), horizons=(3,), warm_up=100, toy=True),
         "quick": Arguments(fraction=0.05),
         "full": Arguments(),
     },
