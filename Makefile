@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly mutate bench experiments notebooks lab lint format lock dist clean distclean
+.PHONY: help setup verify test test-all nightly mutate bench experiments gifs notebooks lab lint format lock dist clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
@@ -62,6 +62,10 @@ experiments: setup ## run every experiment at the quick budget, write results/*/
 	@for name in $$($(BIN)/python -c 'from gpsafe.testbed.experiment import discover; print(*discover()[0])'); do \
 		$(BIN)/gpsafe run $$name --budget quick $(ARGS) && $(BIN)/gpsafe report $$name || exit 1; \
 	done
+
+gifs: setup ## film the X-MPSC plants with and without a filter -> docs/figures/gifs
+	@echo "gifs: pendulum, cart-pole, arm, drone with and without a filter -> docs/figures/gifs"
+	@$(ONE_THREAD) $(BIN)/python -m experiments.filter_gifs $(ARGS)
 
 notebooks: setup ## run the notebooks from top to bottom
 	@echo "notebooks: every cell of notebooks/"

@@ -58,6 +58,7 @@ class Certification:
         delay: published ℓ ≥ 1: the hull in use was made ℓ − 1 updates ago.
         delta: failure probability of a sound plan, jointly over its steps.
         input_weight: R of the LQR design, times the identity.
+        state_weight: diagonal of its Q, (nx,); ones by default.
         around: half-widths about rest in which an invariant set is sought, (nx,); those of the state box by default.
         error: half-widths of the measurement noise, by which the limits are drawn in, (nx,); none by default, as
             published. The limits are on the true state, and a plan starts at the measured one.
@@ -78,6 +79,7 @@ class Certification:
     delay: int = 1
     delta: float = 0.1
     input_weight: float = 1.0
+    state_weight: Tensor | None = None
     around: Tensor | None = None
     error: Tensor | None = None
     rest: tuple[Tensor, Tensor] | None = None
@@ -103,7 +105,7 @@ class Certification:
             if not dims or len(set(dims)) != len(dims):
                 raise _require.fail(where, "distinct coordinates in dims", dims)
             object.__setattr__(self, "dims", dims)
-        for name in ("around", "error"):
+        for name in ("around", "error", "state_weight"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _require.nonnegative(where, name, getattr(self, name)))
 
@@ -249,8 +251,10 @@ class Certification:
         dims = self._closed(tube.nx)
         A, B, spread = local.A.mean(0)[dims][:, dims], local.B.mean(0)[dims], local.variance.amax(0).sqrt()
         after = local.mean.mean(0)[dims]
+        weight = torch.ones(tube.nx, dtype=torch.float64) if self.state_weight is None else self.state_weight
+        Q, R = torch.diag(weight[dims]), self.input_weight * torch.eye(tube.nu, dtype=torch.float64)
         try:
-            gain = lqr_gain(A, B, input_weight=self.input_weight * torch.eye(tube.nu, dtype=torch.float64))
+            gain = lqr_gain(A, B, state_weight=Q, input_weight=R)
         except ValueError:
             return _Rest(rest, None, A, after - A @ rest[dims], spread)
         closed = A + B @ gain

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +104,12 @@ def _encode(movie: Animation, size: int, max_frames: int) -> bytes:
             panels.append(plane.frame(movie.states[episode, : step + 1]))
         painted = int(number) + 1
         words = f"{movie.title}  episode {episode + 1}/{episodes}, step {step}".strip()
-        frames.append(_with_header(np.concatenate(panels, axis=1), words))
+        frames.append(with_header(np.concatenate(panels, axis=1), words))
+    return encode(frames, movie.title)
+
+
+def encode(frames: Sequence[Image.Image], comment: str = "") -> bytes:
+    """A GIF that repeats, with one palette of 48 colours for all frames; it rests on the last one."""
     sample = Image.fromarray(np.concatenate([np.asarray(f) for f in frames[:: max(1, len(frames) // 8)]]))
     palette = sample.quantize(48, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -115,12 +121,12 @@ def _encode(movie: Animation, size: int, max_frames: int) -> bytes:
         append_images=indexed[1:],
         duration=[FRAME_MS] * (len(indexed) - 1) + [1500],
         loop=0,
-        comment=movie.title.encode() or b"gpsafe",
+        comment=comment.encode() or b"gpsafe",
     )
     return buffer.getvalue()
 
 
-def _with_header(panels: NDArray[np.uint8], words: str) -> Image.Image:
+def with_header(panels: NDArray[np.uint8], words: str) -> Image.Image:
     """The panels under a strip with one line of text."""
     image = Image.new("RGB", (panels.shape[1], panels.shape[0] + HEADER), "white")
     image.paste(Image.fromarray(panels), (0, HEADER))

@@ -61,6 +61,7 @@ def test_an_invariant_set_in_few_coordinates_is_one_of_their_own_motion():
     error = torch.zeros(nx).double().index_fill(0, torch.tensor([3, 4]), 0.005)
     how = Certification(
         states=4, terminal="invariant", dims=dims, feedback=None, input_weight=0.1, error=error,
+        state_weight=torch.ones(nx).double().index_fill(0, torch.tensor([3, 4]), 50.0),
         rest=(plant.initial_state, torch.tensor([plant.hover, 0.0, 0.0, 0.0]).double()), around=torch.full((nx,), 4.0).double(),
     )  # fmt: skip
     model = near_the_plant(plant, std=4e-3)
