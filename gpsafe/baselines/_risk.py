@@ -73,7 +73,7 @@ class RiskAgent(SAC):
         """log α towards an entropy of dim a, log ν up where Q_safe > ε at the states x (1, n, nx)."""
         a, density, _ = self._draw(self.actor(x)[-1], noise)
         excess = float(self.risks(x, a).mean()) - self.safe_limit
-        climbs = -(float(density.mean()) - self.nu) * np.exp(self.weights[0]), np.exp(self.weights[1]) * excess
+        climbs = (float(density.mean()) - self.nu) * np.exp(self.weights[0]), excess * np.exp(self.weights[1])
         for i, (climb, rate) in enumerate(zip(climbs, (alpha_rate, nu_rate), strict=True)):
             self.adams[i].step(self.weights[i : i + 1], np.array([-climb]), rate)
         self.settings = replace(self.settings, entropy=float(np.exp(self.weights[0])))
