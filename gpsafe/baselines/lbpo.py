@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from gpsafe.baselines._surrogate import Surrogate
 from gpsafe.baselines.base import BEFORE, Part
 from gpsafe.baselines.onpolicy import Data, Frame, OnPolicy
 from gpsafe.baselines.plants import Batch
+
+NOISE = 0.05
 
 
 def barrier(change: float, room: float, weight: float) -> float:
@@ -48,7 +50,6 @@ class LBPO(OnPolicy):
     weight: float = 0.01
     critic_steps: int = 80
     frame: Frame = field(default_factory=lambda: Frame(decay=1.0, cost_decay=1.0))
-    _noise: ClassVar[float] = 0.05
 
     def __post_init__(self) -> None:
         super(LBPO, self).__post_init__()
@@ -67,7 +68,7 @@ class LBPO(OnPolicy):
 
     def std(self, epoch: int) -> float:
         """0.05 in every epoch."""
-        return self._noise
+        return NOISE
 
     def _fresh(self) -> dict[str, Part]:
         random, nx, nu = self._random(MODEL, BEFORE), self.system.nx, self.system.nu
@@ -97,15 +98,11 @@ class LBPO(OnPolicy):
         return self._parts["critic"](np.concatenate([rows, self._mean(rows)], -1))[-1]
 
     def _criticise(self, rows: Array, drawn: Array, targets: Array, random: np.random.Generator) -> None:
-        critic, goal, pairs = (
-            self._parts["critic"],
-            targets[..., None].astype(np.float32),
-            np.concatenate([rows, drawn], -1),
-        )
+        critic, pairs, goal = self._parts["critic"], np.concatenate([rows, drawn], -1), np.float32(targets[..., None])
         for _ in range(self.critic_steps):
             values = critic(pairs)
-            gap = values[-1] - goal
-            critic.step(critic.backward(values, 2 * gap / np.float32(len(rows))), self.frame.critic_rate)
+            gap = (values[-1] - goal) * np.float32(2 / len(rows))
+            critic.step(critic.backward(values, gap), self.frame.critic_rate)
 
     def room(self, data: Data) -> float:
         """ε."""
@@ -117,7 +114,7 @@ class LBPO(OnPolicy):
         policy, critic, trusted = at["policy"], at["critic"], at["trusted"]
         if room >= 0 or not at["numbers"]["taken"]:
             at["baseline"].flat[:], trusted.flat[:], at["numbers"]["taken"] = policy.flat, critic.flat[1], 1.0
-        local = Surrogate(policy, data.rows, data.drawn, self._noise, squash=True)
+        local = Surrogate(policy, data.rows, data.drawn, NOISE, squash=True)
         anchor = float(self._risk(np.tanh(at["baseline"](data.rows)[-1]), data.rows))
         weight = np.float64(self.weight) / np.float64(room)
         minimal = room < 0 or (room == 0 and not published)

@@ -204,7 +204,7 @@ class OnPolicy(Baseline):
         """Both critics towards their targets (2, N)."""
         critic, f = self._parts["critic"], self.frame
         for _ in range(f.passes):
-            for part in np.array_split(random.permutation(len(rows)), f.parts):
+            for part in np.array_split(random.permutation(len(rows)), min(f.parts, len(rows))):
                 values = critic(rows[part])
                 gap = values[-1] - targets[:, part, None]
                 critic.step(critic.backward(values, 2 * gap / len(part)), f.critic_rate)

@@ -32,54 +32,62 @@ class Multiplier(Numbers):
         self["value"] = max(0.0, self["value"] + rate * self["first"] / (1 - 0.9 ** self["steps"]) / size)
 
 
-def clipped(
-    local: Surrogate,
-    weight: Array,
-    random: np.random.Generator,
-    *,
-    passes: int,
-    part: int,
-    rate: float,
-    **limits: float,
-) -> tuple[int, float]:
-    """PPO: Adam's steps on E min(ρw, clip(ρ, 1 ± clip) w), until a pass ends with KL > stop.
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """How long PPO goes on.
+
+    Attributes:
+        passes, part, rate: over the batch, rows of a mini-batch, Adam's rate.
+        stop: KL(old‖new) after a pass that ends the update, and, but for `patient` ones, 1.5 times that on a mini-batch.
+        norm: at which a gradient is cut.
+        clip: of the ratio about 1.
+    """
+
+    passes: int
+    part: int
+    rate: float
+    stop: float
+    norm: float
+    clip: float = 0.2
+    patient: bool = False
+
+
+def clipped(local: Surrogate, weight: Array, random: np.random.Generator, how: Clip) -> tuple[int, float]:
+    """PPO: Adam's steps on E min(ρw, clip(ρ, 1 ± clip) w); passes begun, and KL.
 
     Args:
         local: the policy about its present parameters.
         weight: w, (N,).
         random: of the shuffling.
-        passes, part, rate: passes over the batch, rows of a mini-batch, Adam's rate.
-        limits: clip, stop, and norm, at which a gradient is cut.
-
-    Returns:
-        Passes made, and KL.
+        how: see the class.
     """
-    net, rows, drawn, divergence = local.net, local.rows, local.drawn, 0.0
+    net, rows, drawn, scale, done, over = local.net, local.rows, local.drawn, 2 * local.std**2, 0, False
     near = np.square(drawn - local.old).sum(-1)
-    for done in range(1, passes + 1):
+    while done < how.passes and not over:
+        done += 1
         order = random.permutation(len(rows))
-        for k in range(0, len(rows), part):
-            few = order[k : k + part]
+        for few in np.split(order, range(how.part, len(rows), how.part)):
             values = net(rows[few])
+            moved = np.square(values[-1] - local.old[few]).sum(-1).mean() / scale
+            if over := not how.patient and moved > 1.5 * how.stop:
+                break
             gap, w = drawn[few] - values[-1], weight[few]
-            ratio = np.exp((near[few] - np.square(gap).sum(-1)) / (2 * local.std**2))
-            cut = np.where(w > 0, ratio > 1 + limits["clip"], ratio < 1 - limits["clip"])
+            ratio = np.exp((near[few] - np.square(gap).sum(-1)) / scale)
+            cut = np.where(w > 0, ratio > 1 + how.clip, ratio < 1 - how.clip)
             climb = net.backward(values, (~cut * ratio * w)[:, None] * gap / (local.std**2 * len(few)))
-            norm = float(np.linalg.norm(climb))
-            net.step(-climb * min(1.0, limits["norm"] / (norm + 1e-8)), rate)
-        divergence = local.now()[2]
-        if divergence > limits["stop"]:
-            return done, divergence
-    return passes, divergence
+            net.step(-climb * min(1.0, how.norm / (float(np.linalg.norm(climb)) + 1e-8)), how.rate)
+        over = over or local.now()[2] > how.stop
+    return done, local.now()[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class PPOLagrangian(OnPolicy):
     """PPO on the advantage (A − λA_c)/(1 + λ), A standardised and A_c centred; up to 40 passes, stopped at KL > 0.02, clip 0.2.
 
-    Published: omnisafe's defaults: mini-batches of 64, λ under Adam (rate 0.035, λ_0 = 1e-3), whose steps have the size of
-    the rate however large the excess is; the cost is that of the measured state, as for the others.
-    Corrected: λ by `ascended` with the same rate, true cost, sixteen mini-batches a pass (five times as fast, and no worse).
+    Published: omnisafe's defaults: mini-batches of 64, λ under Adam (rate 0.035, λ_0 = 1e-3), whose steps have the size of the
+    rate however large the excess is, so that on a two-armed bandit λ and policy go round and round instead of to the known
+    mixture; the cost is that of the measured state, as for the others.
+    Corrected: λ by `ascended` with the same rate, true cost, sixteen mini-batches a pass, and mini-batches, too, may stop it.
     σ is annealed as in the whole comparison, not learnt as in omnisafe: an entropy term would have nothing to act on.
 
     Args:
@@ -108,8 +116,8 @@ class PPOLagrangian(OnPolicy):
         weight = (standardised(gain) - lam * (cost - cost.mean())) / (1 + lam)
         local = Surrogate(self._parts["policy"], data.rows, data.drawn, data.std)
         part = 64 if published else -(-len(weight) // self.frame.parts)
-        limits = {"clip": 0.2, "stop": 0.02, "norm": 40.0}
-        done, divergence = clipped(local, weight, data.generator, passes=40, part=part, rate=self.rate, **limits)
+        how = Clip(40, part, self.rate, stop=0.02, norm=40.0, patient=published)
+        done, divergence = clipped(local, weight, data.generator, how)
         return {"multiplier": lam, "passes": done, "kl": divergence}
 
 

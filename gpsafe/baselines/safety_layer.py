@@ -16,7 +16,7 @@ from gpsafe.baselines._surrogate import Surrogate
 from gpsafe.baselines.base import BEFORE, Act, Part
 from gpsafe.baselines.onpolicy import Data, Frame, OnPolicy
 from gpsafe.baselines.plants import Batch, VectorPlant
-from gpsafe.baselines.ppo import clipped, standardised
+from gpsafe.baselines.ppo import Clip, clipped, standardised
 from gpsafe.systems.base import HalfspaceCost
 from gpsafe.systems.episodic import Episodic
 
@@ -139,8 +139,8 @@ class SafetyLayer(OnPolicy):
 
     def _improve(self, data: Data) -> Mapping[str, Any]:
         local = Surrogate(self._parts["policy"], data.rows, data.drawn, data.std)
-        weight, limits = standardised(data.advantage[0]), {"clip": 0.2, "stop": 0.01, "norm": 0.5}
-        done, divergence = clipped(local, weight, data.generator, passes=10, part=64, rate=self.rate, **limits)
+        how = Clip(10, 64, self.rate, stop=0.01, norm=0.5)
+        done, divergence = clipped(local, standardised(data.advantage[0]), data.generator, how)
         changed = np.abs(
             data.batch.inputs.reshape(data.drawn.shape) - self._middle - self._radius * np.clip(data.drawn, -1, 1)
         )

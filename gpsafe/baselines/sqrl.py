@@ -45,7 +45,7 @@ class SQRL(Baseline):
         steps, warm_up, pretraining: steps of a batch, of the warm-up, and batches of the pre-training (corrected alone).
         safe_limit: ε; searched over 0.1, 0.2, 0.3.
         safe_discount: γ_safe; searched over 0.5, 0.7.
-        recent: rows from which Q_safe learns in the pre-training: the last ones, so that it is on-policy.
+        recent: rows that Q_safe learns from (corrected): the last ones, so that after ten batches it is on-policy.
         sac: the agent; its entropy weight is that of the warm-up, and learned from 1 on afterwards.
         plants: side by side.
     """
@@ -94,7 +94,7 @@ class SQRL(Baseline):
         agent.safe_limit = self.safe_limit
         slack = 2 * self.plants  # the last rows of a batch fill all plants
         rows = self.warm_up + (self._rehearsed + self.epochs) * (self.steps + slack) + slack
-        kept = rows if self.preset == "published" else max(self.recent, self.warm_up)
+        kept = rows if self.preset == "published" else self.recent
         return {"agent": agent, "replay": Ring(rows, nx, nu), "risks": Ring(kept, nx, nu)}
 
     def _act(self, number: int, phase: str) -> Act:
@@ -125,25 +125,19 @@ class SQRL(Baseline):
         """u (nu,): tanh μ if it passes the mask, else the likeliest of 99 fixed draws that does, else the least risky."""
         x = _require.real("SQRL.predict", "observation", observation)
         x = _require.shape("SQRL.predict", "observation", x, (self.system.nx,)).numpy()[None]
-        agent = self._parts["agent"]
-        noise = np.random.default_rng(0).standard_normal((1, DRAWS, self.system.nu)).astype(FLOAT)
-        noise[0, 0] = 0.0
-        noise = noise[:, np.square(noise).sum(-1).argsort(-1)[0]]  # by falling density of the normal draw
-        out = agent.actor(x[None].astype(FLOAT))[-1].repeat(DRAWS, 1)
-        a = agent._draw(out, noise)[0]
-        risk = agent.risks(x[None].astype(FLOAT).repeat(DRAWS, 1), a)
-        taken = int(masked(risk, np.ones_like(risk), self.safe_limit, np.zeros(1))[0])
-        u = self._middle + self._radius * a[0, taken].astype(float)
-        return self.system.input_box.clip(torch.from_numpy(u))
+        noise = np.random.default_rng(0).standard_normal((DRAWS, self.system.nu))
+        noise[0] = 0.0
+        likeliest = noise[np.square(noise).sum(-1).argsort()]
+        u = self._choose(x, likeliest[None], np.zeros(1), sharper=False)  # the first that passes
+        return self.system.input_box.clip(torch.from_numpy(u)[0])
 
     def _learn(self, number: int, phase: str, drawn: Array, batch: Batch) -> Mapping[str, Any]:
         at, nx, published = self._parts, self.system.nx, self.preset == "published"
         agent, random = at["agent"], self._random(MODEL, number)
-        flat = [v.reshape(batch.steps, -1) for v in (batch.seen, batch.inputs, batch.after)]
-        ends = batch.terminated.reshape(-1)
-        at["replay"].add(flat[0], flat[1], batch.reward.reshape(-1), flat[2], ends)
-        charged = (batch.reported if published else batch.cost).reshape(-1)
-        at["risks"].add(flat[0], flat[1], np.minimum(charged, 1.0), flat[2], ends)
+        x, u, after = (v.reshape(batch.steps, -1) for v in (batch.seen, batch.inputs, batch.after))
+        ends, charged = batch.terminated.reshape(-1), batch.reported if published else batch.cost
+        at["replay"].add(x, u, batch.reward.reshape(-1), after, ends)
+        at["risks"].add(x, u, np.minimum(charged, 1.0).reshape(-1), after, ends)
         size, tuned = (4 if published else 128), phase != "warm-up"
         risky = phase == "warm-up" or (phase == "pre-training" and not published)
         for _ in range(batch.steps):

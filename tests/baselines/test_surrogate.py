@@ -11,7 +11,7 @@ from strategies import seeds
 from gpsafe.baselines._nets import Net, Running
 from gpsafe.baselines._surrogate import Surrogate, advantages, conjugate_gradient
 from gpsafe.baselines.lagrangian import trust_region
-from gpsafe.baselines.ppo import clipped
+from gpsafe.baselines.ppo import Clip, clipped
 
 KINDS = pytest.mark.parametrize("kind", ["tanh", "relu"])
 
@@ -185,22 +185,30 @@ def test_control_a_step_twice_as_long_leaves_the_trust_region():
 
 def test_a_clipped_update_climbs_and_stops_at_its_divergence():
     local, weight = linear(3)
-    options = {"passes": 50, "part": 20, "rate": 1e-2, "norm": 40.0}
-    done, divergence = clipped(local, weight, np.random.default_rng(0), clip=0.2, stop=0.02, **options)
+    done, divergence = clipped(local, weight, np.random.default_rng(0), Clip(50, 20, 1e-2, stop=0.02, norm=40.0))
     _, ratio, kl = local.now()
     assert (ratio * weight).mean() > weight.mean() and done < 50 and kl == divergence > 0.02
+
+
+def test_a_large_step_ends_an_update_at_a_mini_batch_unless_it_is_patient():
+    found = []
+    for patient in (False, True):
+        local, weight = linear(3)
+        how = Clip(5, 8, 0.3, stop=1e-3, norm=40.0, patient=patient)
+        found.append(clipped(local, weight, np.random.default_rng(0), how)[1])
+    assert found[0] < 0.5 * found[1]
 
 
 def test_a_clipped_update_has_no_gradient_beyond_the_clip():
     local, weight = linear(4)
     start = local.net.flat.copy()
-    options = {"passes": 1, "part": 80, "rate": 1e-2, "norm": 40.0, "stop": 1.0}
+    how = Clip(1, 80, 1e-2, stop=1.0, norm=40.0, patient=True)
     local.net.flat[:] = start + 5.0  # all ratios far from 1
     moved = local.net.flat.copy()
     _, ratio, _ = local.now()
     inert = np.where(ratio > 1.2, 1.0, -1.0)  # better, and beyond the clip
     assert ((ratio > 1.2) | (ratio < 0.8)).all()
-    clipped(local, inert, np.random.default_rng(0), clip=0.2, **options)
+    clipped(local, inert, np.random.default_rng(0), how)
     assert np.array_equal(local.net.flat, moved)
-    clipped(local, -inert, np.random.default_rng(0), clip=0.2, **options)
+    clipped(local, -inert, np.random.default_rng(0), how)
     assert not np.array_equal(local.net.flat, moved) and weight.shape == inert.shape
