@@ -58,6 +58,14 @@ class RiskAgent(SAC):
         """max Q_safe at actions in [−1, 1], (1, n)."""
         return _sigmoid(self.risk(np.concatenate([x, a], -1)[:, None])[-1]).max(1)[..., 0]
 
+    def candidates(self, x: Array, noise: Array) -> tuple[Array, Array, Array]:
+        """The actions in [−1, 1] that go with noise (n, K, nu) at states (n, nx), their log π and max Q_safe, (n, K, ·)."""
+        shape, states = noise.shape, np.asarray(x, FLOAT)[None]
+        drawn = noise.reshape(1, -1, shape[2]).astype(FLOAT)
+        a, density, _ = self._draw(self.actor(states)[-1].repeat(shape[1], 1), drawn)
+        risk = self.risks(states.repeat(shape[1], 1), a)
+        return a.reshape(shape).astype(float), density.reshape(shape[:2]).astype(float), risk.reshape(shape[:2])
+
     def _pull(self, x: Array, a: Array) -> Any:
         """As SAC's, less ν ∂Q_safe/∂a."""
         climb = super()._pull(x, a)

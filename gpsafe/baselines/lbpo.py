@@ -104,13 +104,9 @@ class LBPO(OnPolicy):
             gap = (values[-1] - goal) * np.float32(2 / len(rows))
             critic.step(critic.backward(values, gap), self.frame.critic_rate)
 
-    def room(self, data: Data) -> float:
-        """ε."""
-        cost = data.cost if self.preset == "published" else data.discounted
-        return (1 - self.frame.discount) * (self.allowed - cost)
-
     def _improve(self, data: Data) -> Mapping[str, Any]:
-        at, published, room, nx = self._parts, self.preset == "published", self.room(data), self.system.nx
+        at, published, nx = self._parts, self.preset == "published", self.system.nx
+        room = (1 - self.frame.discount) * (self.allowed - (data.cost if published else data.discounted))
         policy, critic, trusted = at["policy"], at["critic"], at["trusted"]
         if room >= 0 or not at["numbers"]["taken"]:
             at["baseline"].flat[:], trusted.flat[:], at["numbers"]["taken"] = policy.flat, critic.flat[1], 1.0

@@ -111,15 +111,10 @@ class SQRL(Baseline):
 
     def _choose(self, x: Array, noise: Array, uniform: Array, *, sharper: bool) -> Array:
         """Inputs (n, nu): one of the actions that go with noise (n, K, nu), by the mask; weights π, or equal ones."""
-        agent, count = self._parts["agent"], noise.shape[1]
-        out = agent.actor(np.asarray(x, FLOAT)[None])[-1].repeat(count, 1)
-        a, density, _ = agent._draw(out, noise.reshape(1, -1, noise.shape[2]).astype(FLOAT))
-        risk = agent.risks(np.asarray(x, FLOAT)[None].repeat(count, 1), a).reshape(len(x), count)
-        density = density.reshape(len(x), count).astype(float)
+        a, density, risk = self._parts["agent"].candidates(x, noise)
         weight = np.exp(density - density.max(-1, keepdims=True)) if sharper else np.ones_like(density)
         taken = masked(risk, weight, self.safe_limit, uniform)
-        a = a[0].reshape(len(x), count, -1)[np.arange(len(x)), taken]
-        return self._middle + self._radius * a.astype(float)
+        return self._middle + self._radius * a[np.arange(len(x)), taken]
 
     def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
         """u (nu,): tanh μ if it passes the mask, else the likeliest of 99 fixed draws that does, else the least risky."""

@@ -209,12 +209,23 @@ def test_a_return_is_the_sum_of_its_rewards_and_costs_are_discounted_from_the_st
     assert first[3] == ends[0] + 1 and first[1] == 1.0
     assert np.isclose(first[0], batch.reward[: ends[0] + 1, lane].sum()) and np.isclose(first[2], 0.99 ** ends[0])
     assert not np.array_equal(batch.after[ends[0], lane], batch.seen[ends[0] + 1, lane])  # it began anew
+    assert len(ends) > 2 and np.isclose(batch.finished[:, 0].sum() + batch.left["sums"][:, 0].sum(), batch.reward.sum())
+    assert np.isclose(batch.finished[:, 3].sum() + batch.left["age"].sum(), batch.steps)
+    assert not (batch.terminated & batch.truncated).any()
     alone = Batch.of_episodes(
         toy(),
         [(np.append(batch.seen[: ends[0] + 1, lane], batch.after[ends[0], lane][None], 0), np.ones((ends[0] + 1, 1)))],
     )
     np.testing.assert_allclose(alone.finished[0], first, rtol=1e-12)
     assert alone.terminated.sum() == 1 and not alone.truncated.any()
+
+
+def test_what_ends_at_the_wall_in_its_last_step_is_no_time_out():
+    plant = EpisodicPlants(toy(horizon=1), 2)
+    batch = fly(plant, lambda x: np.full_like(x, 1e9), 3, {}, torch.Generator().manual_seed(0))
+    assert batch.truncated.all() and not batch.terminated.any()  # clipped inputs do not reach it
+    out = fly(plant, np.ones_like, 1, {**batch.left, "x": np.full((2, 1), 0.95)}, torch.Generator().manual_seed(0))
+    assert out.terminated.all() and not out.truncated.any()
 
 
 def test_what_is_told_is_checked():

@@ -23,6 +23,7 @@ def projection(a: np.ndarray, c: np.ndarray, g: np.ndarray, slack: float) -> np.
 def test_with_one_active_constraint_it_is_the_exact_projection(seed):
     random = np.random.default_rng(seed)
     a, g = random.normal(size=2), random.normal(size=(3, 2))
+    g *= random.uniform(0.3, 3.0, (3, 1)) / np.linalg.norm(g, axis=-1, keepdims=True)
     slack, c = 0.1, random.uniform(-3, -2, 3) - np.maximum(g @ a, 0)
     c[0] = 0.5 - g[0] @ a  # violated by 0.5
     found = corrected_action(a[None], c[None], g[None], slack)[0]
@@ -76,3 +77,14 @@ def test_the_published_limits_are_not_the_plants():
     pendulum = SafetyLayer(SimplePendulum(), preset="published", **about).limits()[0]
     assert len(pendulum) == 2 and not pendulum[:, 1].any()
     assert len(SafetyLayer(SimplePendulum(), **about).limits()[0]) == 4
+
+
+def test_the_slack_is_kept_from_the_wall():
+    for slack in (0.0, 0.3):
+        layer = small("safety-layer", "corrected", pretraining=0, slack=slack)
+        net = layer._parts["layer"]
+        net.flat[:] = 0.0
+        net.layers[-1][1][:, 0, 0] = 0.2 * layer.limits()[0][:, 0]  # the true slopes
+        x = np.full((1, 1), 0.9)
+        u = layer._applied(x, np.ones((1, 1)))
+        np.testing.assert_allclose(x + 0.2 * u, 1.0 - slack, atol=1e-6)

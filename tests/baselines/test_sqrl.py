@@ -169,3 +169,47 @@ def test_masked_actions_are_those_of_low_risk():
     agent.risk.flat[:] = 0.0
     agent.risk.layers[-1][1][:] = 50.0  # all is risky: the least risky is taken, and nothing breaks
     assert np.isfinite(policy(x)[1]).all()
+
+
+def test_published_candidates_are_weighted_by_their_density_once_more_and_corrected_ones_are_not(monkeypatch):
+    for preset in ("published", "corrected"):
+        one, weights = small("sqrl", preset).learn(1), []
+        monkeypatch.setattr(
+            "gpsafe.baselines.sqrl.masked",
+            lambda risk, weight, *rest, w=weights: w.append(weight) or masked(risk, weight, *rest),
+        )
+        one._act(1, "train")(np.zeros((3, 1)))
+        assert (weights[0] == 1.0).all() == (preset == "corrected")
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("preset", ["published", "corrected"])
+def test_the_safety_critic_is_told_the_presets_costs(preset):
+    one = small("sqrl", preset)
+    batch = one.rollout(one.ask())
+    changed = {name: getattr(batch, name) for name in type(batch).__dataclass_fields__}
+    shape = batch.cost.shape
+    changed |= {"cost": np.eye(*shape), "reported": 1.0 - np.eye(*shape)}
+    one.tell(type(batch)(**changed))
+    wanted = changed["reported" if preset == "published" else "cost"].reshape(-1)
+    np.testing.assert_array_equal(one._parts["risks"].reward, wanted.astype(FLOAT))
+
+
+def test_published_targets_lack_the_sigmoid_and_slow_copies_follow_slowly(monkeypatch):
+    random = np.random.default_rng(0)
+    batch = random.normal(size=(1, 30, 7)).astype(FLOAT)
+    noise, found = random.standard_normal((1, 30, 1)).astype(FLOAT), {}
+    for published in (True, False):
+        one, seen = agent(published), []
+        one.slow.layers[-1][1][:] = 3.0
+        before = one.slow.flat.copy()
+        monkeypatch.setattr(
+            "gpsafe.baselines._risk.risk_target",
+            lambda cost, ends, later, discount, s=seen: s.append(later) or risk_target(cost, ends, later, discount),
+        )
+        one.learn_risk(batch, noise, 0.7, 0.9)
+        found[published] = seen[0]
+        np.testing.assert_allclose(one.slow.flat - before, 0.1 * (one.risk.flat - before), atol=1e-6)
+        monkeypatch.undo()
+    assert found[True].min() > 1 and found[False].max() < 1
+    np.testing.assert_allclose(found[False], 1 / (1 + np.exp(-found[True])), rtol=1e-5)
