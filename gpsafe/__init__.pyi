@@ -2,6 +2,9 @@ from . import (
     algorithms as algorithms,
 )
 from . import (
+    baselines as baselines,
+)
+from . import (
     certify as certify,
 )
 from . import (

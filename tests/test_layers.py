@@ -21,13 +21,16 @@ LAYERS: list[set[str]] = [
     {"saved"},
     {"planning"},
     {"algorithms"},
+    {"baselines"},
     {"testbed"},
     {"cli"},
 ]
 BELIEVED = frozenset[str]().union(*LAYERS[:10])
 """What a certificate rests on. The rest proposes, runs or shows, and is never believed."""
 SIDEWAYS_FORBIDDEN = [("models", "systems"), ("systems", "models"), ("models", "policies"), ("testbed", "models")]
-SIDEWAYS_FORBIDDEN += [("testbed", room) for room in ("rkhs", "confidence", "cost", "safety", "planning", "algorithms")]
+SIDEWAYS_FORBIDDEN += [
+    ("testbed", room) for room in ("rkhs", "confidence", "cost", "safety", "planning", "algorithms", "baselines")
+]
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 

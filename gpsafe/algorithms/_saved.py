@@ -79,7 +79,7 @@ def _read_arrays(where: str, head: Path, kind: str, digest: Any) -> bytes:
 
 
 def read(
-    where: str, folder: str | Path, wanted: Mapping[str, Any], *, free: Sequence[str] = ()
+    where: str, folder: str | Path, wanted: Mapping[str, Any], *, free: Sequence[str] = (), batches: bool = False
 ) -> tuple[dict[str, Any], History, dict[str, np.ndarray]]:
     """The header, the trajectories and what else was kept of a saved learner.
 
@@ -88,6 +88,7 @@ def read(
         folder: written by `write`.
         wanted: header of the learner that is to go on; class, seed and parts must be the same.
         free: parts that may differ.
+        batches: its rows stand for batches of many episodes, whose trajectories nobody keeps.
 
     Raises:
         ValueError: naming the file that is missing, torn or foreign, or the parts that differ.
@@ -107,7 +108,7 @@ def read(
     _require_same_parts(where, head, found.get("parts"), wanted["parts"], free)
     kinds = {"episodes": int, "rows": list, "counts": dict, "falsified": (str, types.NoneType)}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
-    if wrong or len(found["rows"]) != found["episodes"]:
+    if wrong or found["episodes"] != (0 if batches else len(found["rows"])):
         raise _require.fail(where, "a saved learner", f"{head}: foreign in {wrong or 'rows'}")
     history = _trajectories(where, head, _read_arrays(where, head, "episodes", found.get("arrays")), found["episodes"])
     if "state" not in found:

@@ -113,15 +113,18 @@ class SAC:
         self.critic.backward(past, (past[-1] - goal[:, None]) / FLOAT(n))
         self.critic.step(s.learning_rate)
         # α log π − min Q through a, with ε fixed: by the argument of tanh 2αa − (1 − a²)∂Q/∂a; log σ also has −α of its own.
-        own = self.critic(np.concatenate([x, a], -1)[:, None])
-        first = own[-1][:, :1] <= own[-1][:, 1:]
-        pull = self.critic.input_gradient(own, np.concatenate([first, ~first], 1).astype(FLOAT), nx).sum(1)
-        by_mean = (2 * s.entropy * a - pull * (1 - a * a)) / FLOAT(n)
+        by_mean = (2 * s.entropy * a - self._pull(x, a) * (1 - a * a)) / FLOAT(n)
         log_std = values[-1][:, :n, nu:]
         by_std = (by_mean * step - s.entropy / n) * ((log_std >= LOG_STD[0]) & (log_std <= LOG_STD[1]))
         self.actor.backward([v[:, :n] for v in values], np.concatenate([by_mean, by_std], -1))
         self.actor.step(s.learning_rate)
         self.target.flat += FLOAT(1 - s.polyak) * (self.critic.flat - self.target.flat)
+
+    def _pull(self, x: Array, a: Array) -> Any:
+        """∂/∂a of what the actor climbs, min Q(x, a), (S, n, nu)."""
+        own = self.critic(np.concatenate([x, a], -1)[:, None])
+        first = own[-1][:, :1] <= own[-1][:, 1:]
+        return self.critic.input_gradient(own, np.concatenate([first, ~first], 1).astype(FLOAT), self.nx).sum(1)
 
     def imitate(self, x: Any, u: Any, *, steps: int = 500, batch: int = 256, learning_rate: float = 1e-3) -> None:
         """tanh μ towards recorded inputs u (S, n, nu) at x (S, n, nx): Adam steps of their own on the mean squared distance."""
