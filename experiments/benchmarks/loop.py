@@ -16,11 +16,11 @@ from gpsafe.algorithms import xmpsc
 from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.planning.mbpo import SAC, preset
 from gpsafe.safety.filter import SafetyFilter
-from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
+from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 
 from .common import Record, Settings, benchmark
 
-PLANTS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole}
+PLANTS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "policy": ((SAC, "act"),),
     "certificate": ((SafetyFilter, "decide"), (SafetyFilter, "start"), (XMPSC, "filter")),
@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "ensemble": ((xmpsc, "refit"),),
     "virtual": ((xmpsc, "branch"),),
 }
+MEMORY = 5e8  # bytes of a virtual ring
 PUBLISHED_MS = 2515.0  # a decision at N = 7, M = 5, width 20: Table 1 of the paper, on its authors' machine
 
 
@@ -73,6 +74,7 @@ def loop(settings: Settings) -> Record:
         chosen = preset(task)  # type: ignore[arg-type]
         if settings.quick:
             chosen = replace(chosen, warm_up=300, warm_up_epochs=2, rollouts=4)
+        chosen = chosen.within(MEMORY, plant().nx, plant().nu)
         found: dict[str, Any] = {}
         for name, certification in (("X-MPSC", "published"), ("MBPO", None)):
             one = XMPSC.create(plant(), chosen, prior=plant().prior(), certification=certification, seed=0)  # type: ignore[arg-type]
