@@ -1,17 +1,18 @@
 """Figure 2 of the X-MPSC paper: reward and cumulative violations against environment steps, one counter for all algorithms.
 
-X-MPSC with and without the published known part (masses and lengths 20 % low), the same agent without a certifier (MBPO), and
-the plants' safe controller alone, at the published budgets or a stated fraction of their epochs. A violation is a true state
-outside the limits, which ends the episode; all steps count, those of the warm-up are shown apart. What the published comparison
-counted differently stands in docs/xmpsc.md.
+X-MPSC with and without the published known part (masses and lengths 20 % low), the same agent without a certifier (MBPO), the
+plants' safe controller alone, and, as further arms, the constrained model-free baselines, at the published budgets or a stated
+fraction of their epochs. A violation is a true state outside the limits, which ends the episode; all steps count, those of a
+warm-up or pre-training are shown apart. What the published comparison counted differently stands in docs/xmpsc.md: above all,
+the baselines' budgets are up to 150 times as long, so that steps, not epochs, are the axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
+from gpsafe.baselines import BASELINES, create
 from gpsafe.planning.mbpo import Preset, preset
 from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.episodic import Episodic
@@ -30,6 +32,7 @@ from ._report.xmpsc_runs import toy, trained
 TASKS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}
 ARMS: tuple[str, ...] = ("prior", "plain", "invariant", "certain", "sound", "mbpo", "safe")
 COLORS: dict[str, str] = dict(zip(ARMS, (BLUE, ORANGE, "black", SKY, PURPLE, RED, GREEN), strict=True))
+COLORS |= dict(zip(BASELINES, ("#F0E442", "#999999", "#882255", "#44AA99", "#DDCC77", "#332288"), strict=True))
 NAMES: dict[str, str] = {
     "prior": "X-MPSC, known part",
     "plain": "X-MPSC",
@@ -38,7 +41,9 @@ NAMES: dict[str, str] = {
     "sound": "X-MPSC, known part, sound mode",
     "mbpo": "MBPO, uncertified",
     "safe": "safe controller",
+    **{name: f"{kind.__name__}, {{}}" for name, kind in BASELINES.items()},
 }
+SAVE_BATCHES = 10  # of a baseline, between two saves
 MEMORY = 5e8  # bytes of a virtual ring: the drone's published one has 2e9
 
 
@@ -50,9 +55,12 @@ class Arguments:
     """pendulum, cart-pole, arm, drone."""
     arms: tuple[str, ...] = ("prior", "plain", "invariant", "mbpo", "safe")
     """prior, plain, invariant (an invariant terminal set instead of the hull), certain (and a limit on disagreement), sound
-    (conformal tubes, remainders, invariance certified anew for each model), mbpo, safe."""
+    (conformal tubes, remainders, invariance certified anew for each model), mbpo, safe; cpo, trpo-lagrangian, ppo-lagrangian,
+    lbpo, sqrl, safety-layer."""
     fraction: float = 1.0
     """Of the published epochs."""
+    baselines: Literal["published", "corrected"] = "corrected"
+    """As their authors' code has them, or as their papers say."""
     warm_up: int = 8000
     """First transitions, under the plant's warm-up law."""
     toy: bool = False
@@ -72,6 +80,8 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
         def compute(task: str = task, arm: str = arm, key: str = key, told=told) -> Piece:
             if arm == "safe":
                 return Piece(_safe(TASKS[task](), _settings(task, arguments), seed))
+            if arm in BASELINES:
+                return Piece(_baseline(task, arm, arguments, seed, record.scratch(key), told))
             return Piece(_learned(task, arm, arguments, seed, record.scratch(key), told))
 
         record.piece(key, compute)
@@ -115,6 +125,23 @@ def _learned(task: str, arm: str, arguments: Arguments, seed: int, scratch: Path
     return trained(learner(task, arm, settings, seed), settings.epochs * settings.steps, scratch, told)
 
 
+def _baseline(task: str, arm: str, arguments: Arguments, seed: int, scratch: Path, told: Any) -> list[dict[str, Any]]:
+    plant = TASKS[task]()
+    epochs = 1 if arguments.toy else max(round(arguments.fraction * create(arm, plant).epochs), 1)
+    one = create(arm, plant, arguments.baselines, seed=seed, epochs=epochs)
+    if (scratch / "learner.json").exists():
+        one.load(scratch)
+    while one.told < one.budget:
+        one.learn(min(SAVE_BATCHES, one.budget - one.told))
+        one.save(scratch)
+        told(f"{one.told} of {one.budget} batches")
+    kept = ("epoch", "steps", "reward", "violations", "violations_observed", "episodes")
+    phase = {"train": "train"}
+    return [
+        {"phase": phase.get(row["phase"], "warm-up"), **{name: row[name] for name in kept}} for row in one.logger.rows
+    ]
+
+
 def _safe(plant: Episodic, settings: Preset, seed: int) -> list[dict[str, Any]]:
     """The safe controller alone, after a warm-up of the same length (which it is not charged for)."""
     generator, rows, steps = torch.Generator().manual_seed(500_009 + seed), [], 0
@@ -147,27 +174,35 @@ def _trained(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["phase"] == "train"]
 
 
-def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Table:
+def _mean(values: Iterable[float | None]) -> float:
+    """Of a batch's rewards; batches in which no episode ended have none."""
+    listed = [value for value in values if value is not None]
+    return float(np.mean(listed)) if listed else float("nan")
+
+
+def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Table:
     table = []
     for (task, arm), seeds in cells.items():
         runs = [_trained(rows) for rows in seeds.values()]
         warm = [[row for row in rows if row["phase"] != "train"] for rows in seeds.values()]
         every = [row for rows in runs for row in rows]
         steps = sum(row["steps"] for row in every)
-        late = [float(np.mean([row["reward"] for row in rows[-max(len(rows) // 5, 1) :]])) for rows in runs]
+        late = [_mean(row["reward"] for row in rows[-max(len(rows) // 5, 1) :]) for rows in runs]
+        episodes = sum(row.get("episodes", 1) for row in every)
+        name = NAMES[arm].format(chosen)
         violations = [sum(row["violations"] for row in rows) for rows in runs]
         sources = [sum(row.get(f"from_{name}", 0) for row in every) for name in SOURCES]
         captured, of = (sum(row.get(name, 0) for row in every) for name in ("captured", "captured_of"))
         times = [row["certify_ms"] for row in every if "certify_ms" in row]
-        certified = arm not in ("mbpo", "safe")
+        certified = arm not in ("mbpo", "safe", *BASELINES)
         table.append(
             (
                 task,
-                NAMES[arm],
+                name,
                 len(runs),
                 steps,
                 plus_minus(violations) if len(runs) > 1 else f"{violations[0]}",
-                str(Share.of(row["violations"] > 0 for row in every)),
+                str(Share(min(sum(violations), episodes), episodes)),
                 f"{np.mean([sum(r['violations'] for r in rows) for rows in warm]):.1f}" if arm != "safe" else "–",
                 plus_minus(late) if len(runs) > 1 else f"{late[0]:.1f}",
                 " / ".join(f"{s / steps:.3f}" for s in sources) if certified else "–",
@@ -199,15 +234,18 @@ def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Tabl
 def _curve(rows: Sequence[Row], name: str, points: np.ndarray) -> np.ndarray:
     """Violations so far, or the running mean of the rewards of ten episodes, at numbers of steps."""
     at = np.cumsum([row["steps"] for row in rows])
-    values = np.array([row[name] for row in rows], float)
+    values = np.array([row[name] for row in rows], float)  # None: NaN
     if name == "violations":
         shown = np.cumsum(values)
         return np.concatenate([[0.0], shown])[np.searchsorted(at, points, side="right")]
-    shown = np.array([values[max(0, i - 9) : i + 1].mean() for i in range(len(values))])
+    wide = 1 if "epoch" in rows[0] else 10  # a batch is a mean of many episodes
+    shown = np.array(
+        [_mean(v for v in values[max(0, i + 1 - wide) : i + 1] if not np.isnan(v)) for i in range(len(values))]
+    )
     return np.interp(points, at, shown)
 
 
-def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Figure:
+def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Figure:
     tasks = list(dict.fromkeys(task for task, _ in cells))
     figure = Figure(figsize=(4.2 * len(tasks), 5.2), layout="constrained")
     axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
@@ -218,7 +256,7 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Fig
         for line, name in enumerate(("reward", "violations")):
             curves = np.array([_curve(rows, name, points) for rows in runs])
             mean = curves.mean(0)
-            axes[line, column].plot(points, mean, color=COLORS[arm], label=NAMES[arm], linewidth=1.2)
+            axes[line, column].plot(points, mean, color=COLORS[arm], label=NAMES[arm].format(chosen), linewidth=1.2)
             if len(runs) > 1:
                 half = np.array([mean_interval(values)[1] for values in curves.T])
                 axes[line, column].fill_between(
@@ -238,8 +276,8 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]) -> Fig
 
 def report(runs: Sequence[Run]) -> Report:
     """The figure, and its numbers."""
-    cells = _cells(runs)
-    return Report(figures={"figure2": _figure(cells)}, tables={"totals": _table(cells)})
+    cells, chosen = _cells(runs), runs[0].arguments.baselines
+    return Report(figures={"figure2": _figure(cells, chosen)}, tables={"totals": _table(cells, chosen)})
 
 
 EXPERIMENT = Experiment(
@@ -249,7 +287,7 @@ EXPERIMENT = Experiment(
     run=run,
     report=report,
     budgets={
-        "smoke": Arguments(tasks=("pendulum",), arms=("prior", "mbpo", "safe"), warm_up=100, toy=True),
+        "smoke": Arguments(tasks=("pendulum",), arms=("prior", "mbpo", "safe", "cpo"), warm_up=100, toy=True),
         "quick": Arguments(fraction=0.2),
         "full": Arguments(tasks=tuple(TASKS)),
     },
