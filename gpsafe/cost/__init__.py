@@ -9,6 +9,7 @@ from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
+from gpsafe.cost.to_go import CostToGo
 from gpsafe.cost.total_variation import TotalVariation
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AnchorGrid",
     "CostBound",
     "CostInterval",
+    "CostToGo",
     "GaussianTube",
     "Grid",
     "Hallucinated",

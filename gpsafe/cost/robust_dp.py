@@ -11,7 +11,7 @@ the horizon. Policies are a batch dimension; time is the only Python loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -169,7 +169,7 @@ class Averager:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _RangeMax:
+class RangeMax:
     """max of a table (P, S1[, S2]) over index boxes, by a sparse table of power-of-two windows."""
 
     queries: tuple[Tensor, ...]  # flat indices into the stacked levels, (P, N) each
@@ -177,7 +177,7 @@ class _RangeMax:
     outside: Tensor  # (P, N): the box leaves the grid
 
     @staticmethod
-    def build(grid: Grid, low: Tensor, high: Tensor) -> _RangeMax:
+    def build(grid: Grid, low: Tensor, high: Tensor) -> RangeMax:
         """Index boxes of the mean boxes [low, high], both (P, N, nx)."""
         sub = [n * s for n, s in zip(grid.cells, grid.split, strict=True)]
         inside = ((low >= grid.box.lower) & (high <= grid.box.upper) & (low <= high)).all(-1)
@@ -202,7 +202,7 @@ class _RangeMax:
             base = (levels[0] * counts[1] + levels[1]) * (sub[0] * sub[1])
             pairs = [(a, b) for a in (starts[0], stops[0]) for b in (starts[1], stops[1])]
             queries = tuple(base + a * sub[1] + b for a, b in pairs)
-        return _RangeMax(queries, counts, outside)
+        return RangeMax(queries, counts, outside)
 
     def __call__(self, table: Tensor, outside: float) -> Tensor:
         shape = table.shape
@@ -230,6 +230,20 @@ def _double(source: Tensor, target: Tensor, shift: int, dim: int) -> None:
     target.narrow(dim, size - shift, shift).copy_(source.narrow(dim, size - shift, shift))
 
 
+def stages(
+    average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float
+) -> Iterator[Tensor]:
+    """V with 1, 2, …, `horizon` stages left, rounded up, (P, N) each; arguments as in `sweep`."""
+    policies, grid = low.shape[0], average.grid
+    lookup = RangeMax.build(grid, low, high)
+    value = stage.expand(policies, grid.num)
+    for t in range(horizon):
+        if t:
+            outside = t * outside_rate
+            value = lookup(average(value.reshape(policies, *grid.cells), outside), outside) + stage
+        yield value
+
+
 def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizon: int, outside_rate: float) -> Tensor:
     """Backward sweep V_t = stage + max_{m ∈ [low, high]} E V_{t+1}(m + w), rounded up, for t = horizon−1 … 0.
 
@@ -243,16 +257,9 @@ def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizo
     Returns:
         V_0 per cell, (P, N).
     """
-    policies = low.shape[0]
-    grid = average.grid
-    if horizon == 0:
-        return torch.zeros(policies, grid.num, dtype=torch.float64, device=low.device)
-    lookup = _RangeMax.build(grid, low, high)
-    value = stage.expand(policies, grid.num)
-    for t in range(1, horizon):
-        outside = t * outside_rate
-        table = average(value.reshape(policies, *grid.cells), outside)
-        value = lookup(table, outside) + stage
+    value = torch.zeros(low.shape[0], average.grid.num, dtype=torch.float64, device=low.device)
+    for value in stages(average, low, high, stage, horizon=horizon, outside_rate=outside_rate):  # noqa: B007  the last
+        pass
     return value
 
 
@@ -286,6 +293,12 @@ class RobustDP(OfTask):
         average = Averager(self.grid, self.noise_std, self.initial_state.device)
         object.__setattr__(self, "_average", average)
 
+    @property
+    def average(self) -> Averager:
+        """Over the grid, for the task's noise."""
+        assert self._average is not None
+        return self._average
+
     def enclosure(self, confidence: ConfidenceSet, policies: PolicyClass) -> Enclosure:
         """Mean boxes of all policies over all cells, and (last column) over the exact initial state.
 
@@ -302,10 +315,7 @@ class RobustDP(OfTask):
 
     def upper(self, enclosure: Enclosure) -> Tensor:
         """V_0(x₀) for every policy of the enclosure, rounded up and at most T·C, (P,)."""
-        centers, radius = enclosure.centers, enclosure.radius
-        stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
-        stage = torch.where((stage >= 0) & (stage <= self.cost.ceiling), stage, self.cost.ceiling)  # C where it is NaN
-        return grow(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
+        return grow(self._run(enclosure, self.rates(enclosure), self.cost.ceiling)).clamp_max(self.total_ceiling)
 
     def lower(self, enclosure: Enclosure) -> Tensor:
         """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down but to 0, (P,)."""
@@ -330,6 +340,12 @@ class RobustDP(OfTask):
         stage = std + enclosure.metric.norm(dim=-1)
         return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
 
+    def rates(self, enclosure: Enclosure) -> Tensor:
+        """Supremum of c over each cell, and at x_0, (1, N + 1); C where it would be NaN."""
+        centers, radius = enclosure.centers, enclosure.radius
+        stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
+        return torch.where((stage >= 0) & (stage <= self.cost.ceiling), stage, self.cost.ceiling)
+
     def _run(self, enclosure: Enclosure, stage: Tensor, outside_rate: float) -> Tensor:
         if not torch.equal(enclosure.centers, self._centers()):
             raise _require.fail("RobustDP", "an enclosure over its own cells and initial state", "another program's")
@@ -345,8 +361,7 @@ class RobustDP(OfTask):
     def _chunk(self, low: Tensor, high: Tensor, stage: Tensor, outside_rate: float) -> Tensor:
         """The sweep on the cells for t ≥ 1, then one exact step from x₀."""
         n = self.grid.num
-        average = self._average
-        assert average is not None
+        average = self.average
         value = sweep(
             average, low[:, :n], high[:, :n], stage[:, :n], horizon=self.horizon - 1, outside_rate=outside_rate
         )
@@ -354,7 +369,7 @@ class RobustDP(OfTask):
             return stage[:, n]
         outside = (self.horizon - 1) * outside_rate
         table = average(value.reshape(-1, *self.grid.cells), outside)
-        first = _RangeMax.build(self.grid, low[:, n:], high[:, n:])(table, outside)
+        first = RangeMax.build(self.grid, low[:, n:], high[:, n:])(table, outside)
         return stage[:, n] + first[:, 0]
 
     def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:

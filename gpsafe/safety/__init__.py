@@ -1,5 +1,6 @@
 """What decides: safe policy sets, the shield of plans, the safety filter of a learner's actions."""
 
+from gpsafe.safety.budget import Allowance, BudgetFilter
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.filter_env import SafetyFilterWrapper
 from gpsafe.safety.flight import Flight, fly
@@ -8,6 +9,8 @@ from gpsafe.safety.safe_set import SafePolicySet, policy_distance, reachable
 from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 
 __all__ = [
+    "Allowance",
+    "BudgetFilter",
     "Flight",
     "NotCertified",
     "SafeParameters",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import grow
-from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, _average_matrices, _RangeMax, sweep
+from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, RobustDP, _average_matrices, sweep
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
@@ -143,7 +143,7 @@ def test_the_maximum_over_a_box_is_that_of_a_loop(grid):
     high[0, 2] = low[0, 2] = grid.box.lower
     low[1, 0] = float("nan")
     high[1, 1] = low[1, 1] - 0.1
-    found = _RangeMax.build(grid, low, high)(table, 2.5)
+    found = RangeMax.build(grid, low, high)(table, 2.5)
     exact = [[largest(grid, table[p], low[p, n], high[p, n], 2.5) for n in range(count)] for p in range(2)]
     assert torch.equal(found, tensor(exact))
     outside = (found == 2.5).double().mean()
@@ -154,7 +154,7 @@ def test_a_box_that_ends_at_an_edge_touches_both_neighbours():
     grid = Grid(Box(tensor([0.0]), tensor([1.0])), (4,))
     table = tensor([[1.0, 5.0, 2.0, 7.0]])
     low, high = tensor([[[0.1], [0.25], [0.5 + 1e-11], [0.5 + 1e-8]]]), tensor([[[0.25], [0.4], [0.6], [0.75 - 1e-11]]])
-    assert _RangeMax.build(grid, low, high)(table, 9.0).tolist() == [[5.0, 5.0, 5.0, 7.0]]
+    assert RangeMax.build(grid, low, high)(table, 9.0).tolist() == [[5.0, 5.0, 5.0, 7.0]]
 
 
 @pytest.mark.parametrize("horizon", [0, 1, 2, 4])

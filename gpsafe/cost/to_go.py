@@ -1,0 +1,89 @@
+"""Certified cost-to-go of one policy: what it, or one other input first, can cost from here on, for every f in F_n."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe import _require
+from gpsafe._show import short
+from gpsafe.assumptions import Assumption, Believed
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost.enclosure import enclose, grow
+from gpsafe.cost.robust_dp import RangeMax, RobustDP, stages
+from gpsafe.policies import PolicyClass
+from gpsafe.policies.finite import AffinePolicies
+from gpsafe.sets import Box
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class CostToGo:
+    """V̄_k(x) ≥ sup_{f ∈ F_n} E Σ of the next k stage costs under π from x, and the same with one input u in front.
+
+        V̄_0 = 0,   V̄_k(x) = sup_cell c + max_{m ∈ box(cell)} E V̄_{k−1}(m + w),
+        Q̄_k(x, u) = c(x) + max_{m ∈ box(x, u)} E V̄_{k−1}(m + w)
+
+    with the boxes and averages of :class:`RobustDP`, which round up. Build with `of`, once for each F_n.
+
+    Attributes:
+        program: grid and task.
+        confidence: F_n.
+        policy: π, a class of one.
+        inputs: where u is admitted.
+        values: V̄_k over the cells, (T + 1, N).
+        tables: its averages E V̄_k(m + w) over sub-cells of m, (T, S).
+    """
+
+    program: RobustDP
+    confidence: ConfidenceSet
+    policy: PolicyClass
+    inputs: Box
+    values: Tensor
+    tables: Tensor
+
+    @staticmethod
+    def of(program: RobustDP, confidence: ConfidenceSet, policy: PolicyClass, inputs: Box) -> CostToGo:
+        """For all k ≤ T at once.
+
+        Raises:
+            ValueError: if the class holds more than one policy, or the program refuses the model.
+        """
+        _require.kind("CostToGo", "program", program, RobustDP)
+        if policy.num != 1:
+            raise _require.fail("CostToGo", "a class of one policy (`select`)", f"{policy.num} policies")
+        enclosure = program.enclosure(confidence, policy).refine(confidence)
+        (low, high), n, grid = enclosure.boxes(), program.grid.num, program.grid
+        average, ceiling = program.average, program.cost.ceiling
+        rows = [torch.zeros(1, n, dtype=torch.float64, device=low.device)]
+        rates = program.rates(enclosure)[:, :n]
+        rows += stages(average, low[:, :n], high[:, :n], rates, horizon=program.horizon, outside_rate=ceiling)
+        tables = [average(value.reshape(1, *grid.cells), k * ceiling) for k, value in enumerate(rows[:-1])]
+        return CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables))
+
+    @property
+    def assumptions(self) -> tuple[Believed, ...]:
+        """What V̄ and Q̄ rest on."""
+        return self.program.believed(self.confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
+
+    def value(self, x: Tensor, left: int) -> float:
+        """V̄_left at x (nx,); left·C outside the grid, and where x is not finite."""
+        cell = int(self.program.grid.index(x)) if bool(torch.isfinite(x).all()) else -1
+        most = left * self.program.cost.ceiling
+        return most if cell < 0 else min(float(grow(self.values[left, cell])), most)
+
+    def ahead(self, x: Tensor, u: Tensor, left: int) -> float:
+        """Q̄_left at x (nx,) and u (nu,); left·C where F_n is empty or the box of next means leaves the grid."""
+        program, ceiling = self.program, self.program.cost.ceiling
+        if left < 1:
+            raise _require.fail("CostToGo.ahead", "left >= 1", left)
+        now = program.cost.upper(x.unsqueeze(0), x.unsqueeze(0))
+        now = torch.where((now >= 0) & (now <= ceiling), now, ceiling)[0]
+        constant = AffinePolicies(u.reshape(1, -1), u.new_zeros(1, len(u), len(x)), self.inputs)
+        point = enclose(x.unsqueeze(0), torch.zeros_like(x).unsqueeze(0), self.confidence, constant)
+        low, high = point.refine(self.confidence).boxes()
+        outside = (left - 1) * ceiling
+        most = RangeMax.build(program.grid, low, high)(self.tables[left - 1 : left], outside)[0, 0]
+        return min(float(grow(now + most)), left * ceiling)
