@@ -228,10 +228,18 @@ def test_what_ends_at_the_wall_in_its_last_step_is_no_time_out():
     assert out.terminated.all() and not out.truncated.any()
 
 
+def test_a_batch_and_a_policy_show_themselves_in_a_line():
+    one = small("cpo", "corrected")
+    policy = one.ask()
+    for thing in (policy, one.rollout(policy), one.logger, VectorPlant(environment, "cart-pole")):
+        assert len(repr(thing)) < 300 and "\n" not in repr(thing)
+
+
 def test_what_is_told_is_checked():
     one = small("cpo", "corrected")
     batch = one.rollout(one.ask())
     wrong = {"seen": batch.seen[..., :0], "inputs": batch.inputs[..., [0, 0]], "after": batch.after * np.nan}
+    wrong |= {"cost": batch.cost * np.nan, "reported": batch.cost[:-1]}
     for name, value in wrong.items():
         parts = {f: getattr(batch, f) for f in Batch.__dataclass_fields__} | {name: value}
         with pytest.raises(ValueError, match=f"tell: expected finite {name}"):
