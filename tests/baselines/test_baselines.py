@@ -200,6 +200,17 @@ def test_episodes_go_on_from_batch_to_batch_and_every_one_is_counted_once():
     assert (at["age"] == 25 % 7).all()
 
 
+def test_a_learners_episodes_go_on_from_batch_to_batch_too_and_after_a_restart(tmp_path):
+    one, lengths = small("cpo", "corrected", toy(horizon=50)), []
+    for _ in range(4):
+        batch = one.rollout(one.ask())
+        one.tell(batch)
+        lengths.append(batch.finished[:, 3])
+        one = small("cpo", "corrected", toy(horizon=50)).load(one.save(tmp_path))
+    assert len(batch.seen) == 20 < np.concatenate(lengths).max()
+    assert np.concatenate(lengths).sum() + batch.left["age"].sum() == 4 * 120
+
+
 def test_a_return_is_the_sum_of_its_rewards_and_costs_are_discounted_from_the_start():
     plant, random = EpisodicPlants(toy(), 2), torch.Generator().manual_seed(0)
     batch = fly(plant, lambda x: np.ones_like(x), 20, {}, random)
