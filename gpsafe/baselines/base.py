@@ -231,10 +231,12 @@ class Baseline(ABC):
         """A batch, whoever flew it (`Batch.of_episodes` for a robot's)."""
         where, number, asked = f"{type(self).__name__}.tell", self.told, self._book.asked
         _require.kind(where, "batch", batch, Batch)
-        for name, size in (("seen", self.system.nx), ("after", self.system.nx), ("inputs", self.system.nu)):
+        shape, nx, nu = batch.reward.shape, self.system.nx, self.system.nu
+        sizes = {"seen": (nx,), "after": (nx,), "inputs": (nu,), "reward": (), "cost": (), "reported": ()}
+        for name, size in sizes.items():  # a cost of NaN would be no violation
             value = getattr(batch, name)
-            if value.ndim != 3 or value.shape[2] != size or not np.isfinite(value).all():
-                raise _require.fail(where, f"finite {name} of shape (L, n, {size})", f"shape {value.shape}")
+            if len(shape) != 2 or value.shape != (*shape, *size) or not np.isfinite(value).all():
+                raise _require.fail(where, f"finite {name} of shape {('L', 'n', *size)}", f"shape {value.shape}")
         followed = asked is not None and asked.followed(batch)
         phase = asked.phase if asked is not None else self._phase(number)[0]
         drawn = (batch.inputs.reshape(-1, self.system.nu) - self._middle) / self._radius

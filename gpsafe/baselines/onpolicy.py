@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.algorithms.learner import MODEL, PLANNER
 from gpsafe.baselines._nets import Array, Net, Numbers, Running
 from gpsafe.baselines._surrogate import advantages
@@ -55,6 +56,7 @@ class Frame:
         _require.positive("baselines.Frame", "spread", self.spread)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Data:
     """A batch as an update sees it.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.baselines._nets import Array
 from gpsafe.sets import Box
 from gpsafe.systems.episodic import Episodic
@@ -26,6 +27,7 @@ At = dict[str, Array]
 DISCOUNT = 0.99
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """What n plants did in one step, (n, ·): the measured state after it, reward, cost, cost of the measured state, ends."""
@@ -100,6 +102,7 @@ class EpisodicPlants:
         return step, following
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorPlant:
     """A Gymnasium vector environment as a plant.
@@ -182,6 +185,7 @@ class VectorPlant:
 Plant = Episodic | VectorPlant
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """L steps of n plants, time first.

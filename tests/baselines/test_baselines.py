@@ -200,6 +200,17 @@ def test_episodes_go_on_from_batch_to_batch_and_every_one_is_counted_once():
     assert (at["age"] == 25 % 7).all()
 
 
+def test_a_learners_episodes_go_on_from_batch_to_batch_too_and_after_a_restart(tmp_path):
+    one, lengths = small("cpo", "corrected", toy(horizon=50)), []
+    for _ in range(4):
+        batch = one.rollout(one.ask())
+        one.tell(batch)
+        lengths.append(batch.finished[:, 3])
+        one = small("cpo", "corrected", toy(horizon=50)).load(one.save(tmp_path))
+    assert len(batch.seen) == 20 < np.concatenate(lengths).max()
+    assert np.concatenate(lengths).sum() + batch.left["age"].sum() == 4 * 120
+
+
 def test_a_return_is_the_sum_of_its_rewards_and_costs_are_discounted_from_the_start():
     plant, random = EpisodicPlants(toy(), 2), torch.Generator().manual_seed(0)
     batch = fly(plant, lambda x: np.ones_like(x), 20, {}, random)
@@ -228,10 +239,18 @@ def test_what_ends_at_the_wall_in_its_last_step_is_no_time_out():
     assert out.terminated.all() and not out.truncated.any()
 
 
+def test_a_batch_and_a_policy_show_themselves_in_a_line():
+    one = small("cpo", "corrected")
+    policy = one.ask()
+    for thing in (policy, one.rollout(policy), one.logger, VectorPlant(environment, "cart-pole")):
+        assert len(repr(thing)) < 300 and "\n" not in repr(thing)
+
+
 def test_what_is_told_is_checked():
     one = small("cpo", "corrected")
     batch = one.rollout(one.ask())
     wrong = {"seen": batch.seen[..., :0], "inputs": batch.inputs[..., [0, 0]], "after": batch.after * np.nan}
+    wrong |= {"cost": batch.cost * np.nan, "reported": batch.cost[:-1]}
     for name, value in wrong.items():
         parts = {f: getattr(batch, f) for f in Batch.__dataclass_fields__} | {name: value}
         with pytest.raises(ValueError, match=f"tell: expected finite {name}"):

@@ -143,3 +143,25 @@ def test_a_published_step_is_mixed_back_until_the_cost_rises_by_the_room_at_most
         math.isclose(row["room"], 0.01 * (2.0 - row["data"].cost)) and row["data"].cost in (0.0, 1.0) for row in found
     )
     assert all(row["change"] <= row["room"] for row in found)
+
+
+def test_mixing_halves_the_way_to_the_baseline_until_the_room_is_kept():
+    one, rows = LBPO(toy(), frame=FRAME), np.linspace(-1, 1, 40)[:, None]
+    at = one._parts
+    at["trusted"].randomise(np.random.default_rng(0))
+    at["baseline"].flat[:] = start = at["policy"].flat.copy()
+    anchor = float(one._risk(one._mean(rows), rows))
+    far = start + np.random.default_rng(1).normal(size=start.shape)
+    at["policy"].flat[:] = far
+    if one._risk(one._mean(rows), rows) < anchor:
+        at["trusted"].layers[-1][0][:] *= -1
+        anchor = float(one._risk(np.tanh(at["baseline"](rows)[-1]), rows))
+    change = float(one._risk(one._mean(rows), rows)) - anchor
+    for room in (2 * change, 0.3 * change, 0.01 * change):
+        at["policy"].flat[:] = far
+        one._mix(rows, anchor, room)
+        shares = (at["policy"].flat - start) / (far - start)
+        halvings = -np.log2(shares.mean())
+        np.testing.assert_allclose(shares, shares.mean(), rtol=1e-6)
+        assert float(one._risk(one._mean(rows), rows)) - anchor <= room and abs(halvings - round(halvings)) < 1e-6
+        assert (round(halvings) == 0) == (room > change)

@@ -132,3 +132,16 @@ def test_the_multiplier_of_trpo_is_that_of_its_costs():
     assert isinstance(one, TRPOLagrangian)
     for cost, wanted in ((1.5, 0.101), (0.6, 0.111), (0.0, 0.061), (0.0, 0.011), (0.0, 0.0)):
         assert np.isclose(improved(one, 0, cost)[0]["multiplier"], wanted)
+
+
+@PRESETS
+def test_a_step_of_cpo_that_lowers_the_reward_is_taken_for_a_recovery_alone(preset, monkeypatch):
+    shares = {}
+    for case in ("free", "bounded", "recovery"):
+        monkeypatch.setattr(
+            f"gpsafe.baselines.cpo.{preset}_step", lambda g, b, c, radius, solve, case=case: (-1e-3 * g, case)
+        )
+        row, _, (more, _) = improved(small("cpo", preset, limit=50.0), 1, 0.0)
+        shares[case] = row["share"]
+        assert (more < 0) == (row["share"] > 0)
+    assert shares["free"] == shares["bounded"] == 0.0 < shares["recovery"]
