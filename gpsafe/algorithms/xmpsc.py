@@ -41,6 +41,7 @@ from gpsafe.models._prior import Prior
 from gpsafe.planning.mbpo import SAC, Preset, Ring, branch, sampler, starts, train
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.filter import Decision, SafetyFilter
+from gpsafe.sets.polytope import Polytope
 from gpsafe.systems.episodic import Episodic
 
 SOURCES = ("plan", "stored", "backup", "soft", "unfiltered")
@@ -187,11 +188,19 @@ class XMPSC(Learner):
         if how is None or at.version == 0:  # before the end of the warm-up
             return None
         if cache.get("filter", (0, None))[0] != at.version:
-            terminal = at.fixed if at.hull is None else at.hull.polytope
-            if terminal is None:  # in sound mode it is certified for one model, of no use for the next
-                terminal = how.invariant(self.system, at.model, at.apart)
+            terminal = self._invariant(at, how) if at.hull is None else at.hull.polytope
             cache["filter"] = (at.version, how.filter(self.system, at.model, at.apart, terminal))
         return cache["filter"][1]
+
+    def _invariant(self, at: Standing, how: Certification) -> Polytope:
+        """In sound mode one is sought for every model; where there is none, the last one stands, and is certified or not."""
+        if at.fixed is None or how.mode == "sound":
+            try:
+                at.fixed = how.invariant(self.system, at.model, at.apart)
+            except ValueError:
+                if at.fixed is None:
+                    raise
+        return at.fixed
 
     # ------------------------------------------------------------------ episodes
     def _start_of(self, where: str, start: Any) -> Tensor:
