@@ -7,14 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from agent_cases import account_for, gaussian, learner, rows, tiny, trained
+from agent_cases import account_for, gaussian, learner, rows, trained
 
 from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.xmpsc import XMPSC
-from gpsafe.confidence import ConfidenceSet, Constant, Mixture
-from gpsafe.models import GP
-from gpsafe.rkhs import kernels
-from gpsafe.systems import SafeCartPole, SimplePendulum
+from gpsafe.systems import SafeCartPole
 
 
 @pytest.fixture(scope="module")
