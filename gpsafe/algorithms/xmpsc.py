@@ -43,7 +43,7 @@ from gpsafe.models._prior import Prior
 from gpsafe.planning.mbpo import SAC, Preset, Ring, branch, sampler, starts, train
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.filter import Decision, SafetyFilter
-from gpsafe.sets import Polytope
+from gpsafe.sets.polytope import Polytope
 from gpsafe.systems.episodic import Episodic
 
 SOURCES = ("plan", "stored", "backup", "soft", "unfiltered")
@@ -191,13 +191,16 @@ class XMPSC(Learner):
             return None
         if cache.get("filter", (0, None))[0] != at.version:
             build = partial(how.filter, self.system, at.model, at.apart, episodes=self._book.history[: at.flown])
-            made, terminal = None, at.fixed if at.hull is None else at.hull.polytope
+            made = None
             if how.terminal == "invariant" and how.mode == "sound":  # certified for one model, of no use for the next
                 with suppress(
                     NoInvariantSetError
-                ):  # a poor model has none: the hull serves until there is a better one
+                ):  # of a poor model: the last set stands, or the hull, until it is better
                     made = build()
-            cache["filter"] = (at.version, made or build(terminal=terminal))
+                    at.fixed = made.problem.terminal
+            if made is None:
+                made = build(terminal=at.fixed or (None if at.hull is None else at.hull.polytope))
+            cache["filter"] = (at.version, made)
         return cache["filter"][1]
 
     def _terminal(self) -> dict[str, Any]:

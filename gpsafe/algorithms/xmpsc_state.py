@@ -33,7 +33,7 @@ class Standing:
         memory: of the optimiser of an ensemble.
         apart: rows that no model learned from.
         hull: of the states certified so far; None with an invariant terminal set.
-        fixed: that set, in paper mode.
+        fixed: that set; in sound mode the last that was found.
         certified: states certified since the last update of the hull.
         pending: transitions that the model has not learned from.
         told: what a Gaussian process was conditioned on, in order.

@@ -78,6 +78,28 @@ def test_a_pass_is_that_of_condition(dtype, tolerance: float) -> None:
     assert found.fit is not None and torch.allclose(found.fit.loss, fit.loss, atol=10 * tolerance)
 
 
+@given(st.integers(0, 2**16))
+@settings(max_examples=5)
+def test_stacked_members_have_the_bits_of_single_ones(seed: int) -> None:
+    """So that seeds may be stacked, too: what one learns does not depend on who learns beside it."""
+    g = torch.Generator().manual_seed(seed)
+    network = MLP.random(4, (3, 6, 4), g)
+    limits = torch.tensor([[-6.0, -3.0], [1.0, -1.0]]).numpy()
+    batches = [[torch.randn(4, 9, d, generator=g).numpy() for d in (3, 2)] for _ in range(5)]
+
+    def learnt(chosen: slice) -> np.ndarray:
+        flat = flattened(network).astype(np.float32)[chosen].copy()
+        core, adam = Trainer(flat, network.sizes, limits), Adam(flat.shape, np.float32)
+        for z, y in batches:
+            core.gradient(z[chosen], y[chosen])
+            adam.step(flat, core.slope, 1e-2)
+        return flat
+
+    stacked = learnt(slice(None))
+    for k in range(4):
+        np.testing.assert_array_equal(learnt(slice(k, k + 1))[0], stacked[k])
+
+
 def test_adam_goes_on_and_its_memory_travels_as_arrays() -> None:
     model, memory = refit(ensemble(), wave(40))
     again, later = refit(model, wave(16, 1), Memory.of(memory.state()))
