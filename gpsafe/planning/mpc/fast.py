@@ -136,7 +136,8 @@ class CondensedSQP:
             enough, agreed = search.enough, 0
             drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
             fresh, ahead = iter(drawn if first is None else [first, *drawn]), []
-            for start in _first_of(ahead, fresh, len(drawn) + (first is not None)):
+            most = len(drawn) + (first is not None)
+            for number, start in enumerate(_first_of(ahead, fresh, most), start=1):
                 point, found, count = search.run(start, best)
                 iterations += count
                 agreed = _agreed(agreed, point, found, best, enough)
@@ -148,7 +149,7 @@ class CondensedSQP:
                     break
                 if time.perf_counter() > search.deadline or (not self.exhaustive and search.finished(best, agreed)):
                     break
-                if better:
+                if better and number < most:
                     ahead[:] = search.jumps(best)
             reason = search.reason(best)
         work.seconds = time.perf_counter() - began
