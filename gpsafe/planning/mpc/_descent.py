@@ -17,55 +17,56 @@ from gpsafe.planning.mpc._steps import curvature, distance, excess, merit, outco
 PENALTIES = (1e3, 1e5)  # ρ while no program is feasible: the second if the first finds no plan
 FLOOR = 10.0  # ρ once a program is feasible: three times the multipliers' sum, at least this
 PROXIMAL = 1e-6  # added to the curvature, so that the quadratic program has one solution
+SAME = 1e-6  # two plans whose costs differ by less are one answer
 CONVERGED = 2e-8  # predicted decrease of f + ρs
 HOPELESS = 0.03  # stop if the linear model removes a smaller share of the violation within half an input range
 LATER = 20  # iterations within which a start must promise a smaller violation than the best plan's
 NEAR = 1e-2  # largest violation of a plan that may count as on its way to a known one
-MERGED = 0.1  # half input ranges between a plan and the best one, below which it is on the way to it
+MERGED = 0.02  # half input ranges from the best plan within which one is on its way there
+TOWARDS = 0.2  # the same if it promises no smaller cost: other optima lie as near
+CLOSE = 1e-3  # largest violation of a plan whose cost tells where it leads
+PATIENCE = 8.0  # steps like the next one, after which it must be cheaper than the best plan
 AGREE = 0.05  # two starts whose least violations differ by a smaller share agree
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
-DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED = range(5)
+DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED, BEATEN = range(6)
 STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, TOLD = range(8)  # places in what is told
 
 
 def descend(
-    plan, rows, jacobian, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told,
+    plan, rows, jacobian, multipliers, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told,
 ):  # fmt: skip
     """Yields whenever `rows` (R,) and `jacobian` (R, T·nu) are to be filled for `plan` (T, nu); ends with those of the last
     accepted plan in them.
 
     Args:
         plan, rows, jacobian: see above; at first `plan` is the start.
+        multipliers: output (R,), of the last program.
         learned, weight: of f.
         lowest, highest, scale: bounds of the plan and half its range, (T·nu,).
         fixed: curvature of f and the slack, (T·nu + 1, T·nu + 1).
         enough: largest row of a feasible plan.
-        prune: whether to give up what is on its way to the best plan known, or to nothing better.
+        prune: whether to give up what is on its way to the best plan known (DOMINATED), or to nothing better: no smaller
+            violation (DOMINATED), or so slowly to a smaller cost that the best one is `PATIENCE` steps away (BEATEN).
         known, least: that plan (T, nu) and its largest row, +inf if there is none.
         told: (TOLD,), output but for `LIMIT`, the most iterations, which may be lowered at any yield.
     """
     p, inputs, best, count = scale.shape[0], plan.reshape(-1), known.reshape(-1), rows.shape[0]
     program_room = (
-        np.empty((p + 1, p + 1)), np.empty(p + 1), np.empty((count, p + 1)), np.empty(count), np.empty(p + 1),
+        np.empty((p + 1, p + 1)), np.empty(p + 1), np.empty((p + 1, count)), np.empty(count), np.empty(p + 1),
         np.empty(p + 1), np.empty(count, np.int64), np.empty(count),
     )  # fmt: skip
     at, at_rows, at_jacobian = np.empty(p), np.empty(count), np.empty((count, p))
-    found, second, trial, multipliers, other = (
-        np.empty(p + 1),
-        np.empty(p + 1),
-        np.empty(p),
-        np.empty(count),
-        np.empty(count),
-    )
+    found, second, trial, other = np.empty(p + 1), np.empty(p + 1), np.empty(p), np.empty(count)
     bend, moved, nothing, shifted = np.zeros((p, p)), np.empty(p), np.zeros(p), np.empty(count)
     to_rows, to_jacobian = np.empty(count), np.empty((count, p))
-    told[:LIMIT] = 0.0
+    told[:LIMIT], multipliers[:] = 0.0, 0.0
     for i in range(p):
         inputs[i] = min(max(inputs[i], lowest[i]), highest[i])
     yield 0
     at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
     at_cost, at_excess = distance(inputs, learned, weight), excess(rows, jacobian)
+    record = distance(best, learned, weight)
     status, reach, rho, iterations = DIVERGED, 1.0, PENALTIES[0], 0
     going = math.isfinite(at_excess)
     if going and at_excess <= enough and at_cost <= CONVERGED:
@@ -92,7 +93,13 @@ def descend(
                 far = (reach >= 1.0 and (at_excess <= 2 * least or iterations >= 4)) or iterations >= LATER
                 given_up = far and slack >= (1 - AGREE) * least
             else:
-                given_up = at_excess <= NEAR and _apart(at, best, scale) <= MERGED
+                apart, gain = _apart(at, best, scale), max(at_cost - promised, 0.0)
+                towards = apart <= TOWARDS and promised > record - SAME
+                given_up = at_excess <= NEAR and (apart <= MERGED or towards)
+                beaten = iterations > 2 and at_excess <= CLOSE and at_cost - record > PATIENCE * gain
+                if beaten and not given_up:
+                    status = BEATEN
+                    break
             if given_up:
                 status = DOMINATED
                 break
@@ -159,13 +166,13 @@ def _step(
     rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho, room, found, multipliers
 ):  # fmt: skip
     """Solves the program of one step; False if that fails."""
-    hessian, gradient, matrix, bound, lower, upper, chosen, dual = room
+    hessian, gradient, columns, bound, lower, upper, chosen, dual = room
     count = program(
         rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
-        hessian, gradient, matrix, bound, lower, upper, chosen,
+        hessian, gradient, columns, bound, lower, upper, chosen,
     )  # fmt: skip
     multipliers[:] = 0.0
-    if not solve(hessian, gradient, matrix[:count], bound[:count], lower, upper, found, dual[:count]):
+    if not solve(hessian, gradient, columns, bound[:count], lower, upper, found, dual[:count]):
         return False
     for k in range(count):
         multipliers[chosen[k]] = dual[k]

@@ -89,9 +89,9 @@ def _elementary(code, constant, v):
 
 
 @njit(cache=True, fastmath=_FAST)
-def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, triple):
-    """Runs a tape at z (nz,) into value (S,), grad (S, nz) and the lower triangles of hess (S, nz, nz), all with lanes;
-    `triple` (3,) with lanes is room to work.
+def jets(z, codes, operands, constants, order, width, dims, bent, value, grad, hess, triple):
+    """Runs a tape at z (nz,) into value (S,), grad (S, nz) and the lower triangles of hess (S, nz, nz) if `bent`, all with
+    lanes; `triple` (3,) with lanes is room to work.
 
     Entries outside a slot's `dims` and orders are never written: they must hold zeros.
     """
@@ -103,7 +103,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
         code, at = codes[k], nz + k
         a, b, c = operands[k, 0], operands[k, 1], operands[k, 2]
         n = width[at]
-        second = order[at] > 1
+        second = bent and order[at] > 1
         if code == _CONSTANT:
             store(value, (at,), constants[k])
         elif code in (_ADD, _SUB):
@@ -131,7 +131,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
                 i = dims[at, p]
                 ga, gb = load(grad, (a, i)), load(grad, (b, i))
                 store(grad, (at, i), va * gb + vb * ga)
-                for q in range(p + 1):
+                for q in range(p + 1 if bent else 0):
                     j = dims[at, q]
                     cross = ga * load(grad, (b, j)) + gb * load(grad, (a, j))
                     ha, hb = load(hess, (a, i, j)), load(hess, (b, i, j))
@@ -142,6 +142,19 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
                 true = one < other if code == _LESS else one <= other if code == _LESS_EQUAL else one == other
                 value[at, m] = 1.0 if true else 0.0
         elif code == _SELECT:
+            true = 0
+            for m in range(LANES):
+                true += 1 if value[a, m] != 0.0 else 0
+            if true in (0, LANES):  # as a rule all members agree
+                source = b if true else c
+                store(value, (at,), load(value, (source,)))
+                for p in range(n):
+                    i = dims[at, p]
+                    store(grad, (at, i), load(grad, (source, i)))
+                    for q in range(p + 1 if second else 0):
+                        j = dims[at, q]
+                        store(hess, (at, i, j), load(hess, (source, i, j)))
+                continue
             for m in range(LANES):
                 source = b if value[a, m] != 0.0 else c
                 value[at, m] = value[source, m]
@@ -161,7 +174,7 @@ def jets(z, codes, operands, constants, order, width, dims, value, grad, hess, t
                 ga = load(grad, (a, i))
                 store(grad, (at, i), rate * ga)
                 bend = curve * ga
-                for q in range(p + 1):
+                for q in range(p + 1 if bent else 0):
                     j = dims[at, q]
                     store(hess, (at, i, j), rate * load(hess, (a, i, j)) + bend * load(grad, (a, j)))
 
@@ -172,6 +185,6 @@ def evaluate(tape: _tape.Tape, z: Array) -> tuple[Array, Array, Array]:
     value, grad, hess = np.zeros((slots, LANES)), np.zeros((slots, nz, LANES)), np.zeros((slots, nz, nz, LANES))
     codes, operands, constants, out, order, width, dims = tape.arrays
     lanes = np.repeat(z[:, None], LANES, axis=1)
-    jets(lanes, codes, operands, constants, order, width, dims, value, grad, hess, np.zeros((3, LANES)))
+    jets(lanes, codes, operands, constants, order, width, dims, True, value, grad, hess, np.zeros((3, LANES)))
     lower = hess[out, ..., 0]
     return value[out, 0], grad[out, :, 0], lower + np.tril(lower, -1).transpose(0, 2, 1)

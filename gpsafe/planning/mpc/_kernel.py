@@ -23,6 +23,7 @@ import numpy as np
 
 from gpsafe.planning.mpc._jets import jets
 from gpsafe.planning.mpc._lanes import LANES, fill, load, store
+from gpsafe.planning.mpc._network import network
 from gpsafe.planning.mpc._numba import njit
 
 # No assumption that NaN or infinity cannot occur: diverging plans must be seen as such.
@@ -30,112 +31,18 @@ ZERO, IDENTITY, TAPE, GIVEN = range(4)
 _FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
-# tanh over arrays without a library call each, so that LLVM uses vector instructions: e^2v = 2^k e^r with k the nearest
-# integer, read off the last bits of 2v/ln 2 + 1.5·2^52, and |r| ≤ ½ ln 2. Sums must not be reordered here.
-_ROUNDER, _INVERSE = 6755399441055744.0, 2.0 / math.log(2.0)
-_HIGH, _LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # ln 2
-_TAYLOR = tuple(1.0 / math.factorial(i) for i in range(13))
-
-
-@njit(cache=True, fastmath={"contract"})
-def _tanh(v, shift):
-    """tanh of v (n,) in place, to 3e-16; `shift` (n,) is room to work."""
-    n = v.shape[0]
-    bits = shift.view(np.int64)
-    for j in range(n):
-        x = 20.0 if v[j] > 20.0 else v[j]
-        x = -20.0 if x < -20.0 else x  # NaN stays
-        shift[j] = x * _INVERSE + _ROUNDER
-        k = shift[j] - _ROUNDER
-        r = 2.0 * x - k * _HIGH - k * _LOW
-        p = _TAYLOR[12]
-        for i in range(11, -1, -1):
-            p = p * r + _TAYLOR[i]
-        v[j] = p
-    for j in range(n):
-        bits[j] = (bits[j] + 1023) << 52
-    for j in range(n):
-        v[j] = 1.0 - 2.0 / (v[j] * shift[j] + 1.0)
-
-
-@njit(cache=True, fastmath=_FAST)
-def _network(theta, sizes, z, room, out, dout, hess, nx, bent):
-    """Outputs (2nx,), Jacobian dout (nz, 2nx) and, if `bent`, the lower triangles of the first outputs' Hessians hess
-    (nx, nz, nz) at z (nz,), each entry of every array with its lanes."""
-    hidden, slope, pre, post, back, product, shift = room
-    layers, nz, at = sizes.shape[0] - 1, sizes[0], 0
-    for layer in range(layers):
-        n_in, n_out, last = sizes[layer], sizes[layer + 1], layer == layers - 1
-        bias = at + n_in * n_out
-        for j in range(n_out):
-            total = load(theta, (bias + j,))
-            for i in range(n_in):
-                w = load(theta, (at + i * n_out + j,))
-                total = total + w * (load(z, (i,)) if layer == 0 else load(hidden, (layer - 1, i)))
-            if last:
-                store(out, (j,), total)
-            else:
-                store(hidden, (layer, j), total)
-        for a in range(nz):
-            for j in range(n_out):
-                if layer == 0:
-                    total = load(theta, (at + a * n_out + j,))
-                else:
-                    total = fill(0.0)
-                    for i in range(n_in):
-                        total = total + load(theta, (at + i * n_out + j,)) * load(post, (layer - 1, a, i))
-                if last:
-                    store(dout, (a, j), total)
-                else:
-                    store(pre, (layer, a, j), total)
-        if not last:
-            _tanh(hidden[layer, :n_out].reshape(-1), shift)
-            for j in range(n_out):
-                h = load(hidden, (layer, j))
-                rate = 1.0 - h * h
-                store(slope, (layer, j), rate)
-                for a in range(nz):
-                    store(post, (layer, a, j), rate * load(pre, (layer, a, j)))
-        at = bias + n_out
-    if not bent:
-        return
-    for m in range(nx):
-        for a in range(nz):
-            for b in range(a + 1):
-                store(hess, (m, a, b), 0.0)
-    # Backward: back[0, m, i] = ∂μ_m/∂h_i of the layer in turn, back[1] the same before tanh.
-    for layer in range(layers - 2, -1, -1):
-        n_in, n_out = sizes[layer + 1], sizes[layer + 2]
-        at -= (n_in + 1) * n_out
-        for i in range(n_in):
-            rate = load(slope, (layer, i))
-            bend = -2.0 * load(hidden, (layer, i))
-            for m in range(nx):
-                if layer == layers - 2:
-                    g = load(theta, (at + i * n_out + m,))
-                else:
-                    g = fill(0.0)
-                    for j in range(n_out):
-                        g = g + load(theta, (at + i * n_out + j,)) * load(back, (1, m, j))
-                store(back, (0, m, i), g * rate)
-                store(back, (2, m, i), g * rate * bend)
-        back[1] = back[0]
-        for a in range(nz):
-            for b in range(a + 1):
-                for j in range(n_in):
-                    store(product, (j,), load(pre, (layer, a, j)) * load(pre, (layer, b, j)))
-                for m in range(nx):
-                    total = load(hess, (m, a, b))
-                    for j in range(n_in):
-                        total = total + load(back, (2, m, j)) * load(product, (j,))
-                    store(hess, (m, a, b), total)
+@njit(cache=True)
+def workroom(before):
+    """Room for any number of sweeps of one problem, see `sweep`."""
+    model = before[2]
+    return _workroom(model[0], model[5].shape[0], model[2][4].shape[0])
 
 
 @njit(cache=True)
 def _workroom(sizes, nx, slots):
-    """Arrays of `_network`, `jets` and `_member`, with lanes."""
+    """Arrays of `network`, `jets` and `_member`, with lanes; those of `jets` must begin as zeros, of which it keeps some."""
     layers, width, nz = sizes.shape[0] - 1, sizes.max(), sizes[0]
-    network = (
+    net = (
         np.empty((layers, width, LANES)), np.empty((layers, width, LANES)), np.empty((layers, nz, width, LANES)),
         np.empty((layers, nz, width, LANES)), np.empty((3, nx, width, LANES)), np.empty((width, LANES)),
         np.empty(width * LANES),
@@ -151,34 +58,34 @@ def _workroom(sizes, nx, slots):
         np.empty((nx, LANES)), np.empty((nx, LANES)), np.empty((nx, nx, LANES)), np.empty((nx, nx, LANES)),
         np.empty((6, LANES)),
     )  # fmt: skip
-    return network, tape, member
+    return net, tape, member
 
 
 @njit(cache=True, fastmath=_FAST)
-def _member(theta, model, x, u, room):
-    """A group of members at a stage: outputs, Jacobian, lower triangles of Hessians, W and its rate, left in `room`."""
+def _member(theta, model, x, u, bent, room):
+    """A group of members at a stage: outputs, Jacobian, triangles of Hessians if `bent`, W and its rate, left in `room`."""
     sizes, kind, tape, limits, hard, scale = model
-    network, (value, grad, bend, triple), (z, out, dout, hess, W, rate, _, _, _) = room
+    net, (value, grad, bend, triple), (z, out, dout, hess, W, rate, _, _, _) = room
     nx, nu = x.shape[0], u.shape[0]
     nz = nx + nu
     for i in range(nx):
         store(z, (i,), load(x, (i,)))
     for r in range(nu):
         store(z, (nx + r,), u[r])
-    _network(theta, sizes, z, network, out, dout, hess, nx, True)
+    network(theta, sizes, z, net, out, dout, hess, nx, bent)
     if kind == IDENTITY:
         for i in range(nx):
             store(out, (i,), load(out, (i,)) + load(x, (i,)))
             store(dout, (i, i), load(dout, (i, i)) + 1.0)
     elif kind == TAPE:
         codes, operands, constants, outputs, order, wide, dims = tape
-        jets(z, codes, operands, constants, order, wide, dims, value, grad, bend, triple)
+        jets(z, codes, operands, constants, order, wide, dims, bent, value, grad, bend, triple)
         for i in range(nx):
             o = outputs[i]
             store(out, (i,), load(out, (i,)) + load(value, (o,)))
             for a in range(nz):
                 store(dout, (a, i), load(dout, (a, i)) + load(grad, (o, a)))
-                if order[o] > 1:
+                if bent and order[o] > 1:
                     for b in range(a + 1):
                         store(hess, (i, a, b), load(hess, (i, a, b)) + load(bend, (o, a, b)))
     for i in range(nx):
@@ -267,7 +174,7 @@ def _tightened(K, Q, KQ):
 
 @njit(cache=True, fastmath=_FAST)
 def _row(normal, offset, x, Q, row):
-    """h·x + √(hQh) − d into row[0] and hQh into row[1], of a group of members."""
+    """h·x + √(hQh) − d into row[0] and the root into row[1], of a group of members."""
     dim = x.shape[0]
     center, square = fill(-offset), fill(0.0)
     for i in range(dim):  # most rows bound few entries
@@ -279,7 +186,9 @@ def _row(normal, offset, x, Q, row):
     store(row, (0,), center)
     store(row, (1,), square)
     for m in range(LANES):
-        row[0, m] += math.sqrt(max(row[1, m], 0.0)) if row[1, m] == row[1, m] else row[1, m]
+        root = math.sqrt(0.0 if row[1, m] < 0.0 else row[1, m])  # NaN stays
+        row[0, m] += root
+        row[1, m] = root
 
 
 @njit(cache=True, fastmath=_FAST)
@@ -287,7 +196,7 @@ def _slopes(normal, X, S, columns, row, slope):
     """The derivative of `_row` in the first `columns` inputs, (columns,) of `slope`."""
     dim = normal.shape[0]
     for m in range(LANES):
-        row[1, m] = 0.5 / math.sqrt(row[1, m]) if row[1, m] > 0.0 else 0.0
+        row[1, m] = 0.5 / row[1, m] if row[1, m] > 0.0 else 0.0
     half = load(row, (1,))
     for c in range(columns):
         total, square = fill(0.0), fill(0.0)
@@ -310,7 +219,7 @@ def _write(row, slope, columns, members, at, block, rows, jacobian):
 
 
 @njit(cache=True, fastmath=_FAST)
-def sweep(before, x0, given, inputs, after, rows, jacobian):
+def sweep(before, x0, given, inputs, after, room, rows, jacobian):
     """Fills rows (R,) and jacobian (R, T·nu), member by member: states (T, mx), inputs (T, mu), terminal (mt), and, with
     levels, x̄ − c − level and c − x̄ − level of stages 1…T (T, 2nx), c the mean of all members' x̄.
 
@@ -322,13 +231,15 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
         x0, inputs: (nx,), (T, nu).
         given: the known part's values (M, T, nx), Jacobians (…, nz) and Hessians (…, nz, nz) on the nominal paths, if GIVEN.
         after: `gain` (T, nu, nx), `start` (Q_0 = start · I), the sets Hx, hx, Hu, hu, Ht, ht, and levels (T or 0, nx).
-        rows, jacobian: outputs; jacobian must hold zeros where a stage does not depend on later inputs.
+        room: from `workroom`.
+        rows, jacobian: outputs; jacobian must hold zeros where a stage does not depend on later inputs. With no rows (0, T·nu)
+            it is left out, which halves the time.
     """
     everyone, theta, model = before
+    sloped = jacobian.shape[0] > 0
     gain, start, Hx, hx, Hu, hu, Ht, ht, levels = after
     steps, nu, nx = inputs.shape[0], inputs.shape[1], x0.shape[0]
     nz, p = nx + nu, steps * nu
-    room = _workroom(model[0], nx, model[2][4].shape[0])
     _, out, dout, hess, W, rate, F, FQ, sums = room[2]
     x, X, Y = np.empty((nx, LANES)), np.empty((nx, p, LANES)), np.empty((nx, p, LANES))
     u, dU = np.empty((nu, LANES)), np.zeros((nu, p, LANES))
@@ -351,12 +262,12 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
             for j in range(nx):
                 store(Q, (i, j), start if i == j else 0.0)
         for k in range(steps):
-            known, columns, K = k * nu, (k + 1) * nu, gain[k]
+            known, columns, K = k * nu if sloped else 0, (k + 1) * nu if sloped else 0, gain[k]
             # Inputs of this stage, tightened by K Q Kᵀ.
             _tightened(K, Q, KQ)
             for r in range(nu):
                 store(u, (r,), inputs[k, r])
-                store(dU, (r, known + r), 1.0)
+                store(dU, (r, k * nu + r), 1.0)
                 for s in range(nu):
                     for c in range(known):
                         total = fill(0.0)
@@ -371,8 +282,8 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
                 _slopes(Hu[q], dU, KS, columns, row, slope)
                 _write(row, slope, columns, members, at_u + k * mu + q, block, rows, jacobian)
             for r in range(nu):
-                store(dU, (r, known + r), 0.0)
-            _member(theta[group], model, x, inputs[k], room)
+                store(dU, (r, k * nu + r), 0.0)
+            _member(theta[group], model, x, inputs[k], sloped, room)
             if model[1] == GIVEN:
                 for m in range(LANES):
                     n = min(first + m, everyone - 1)
@@ -384,7 +295,7 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
                                 hess[i, a, b, m] += bends[n, k, i, a, b]
             _closed_loop(dout, K, F)
             # Derivatives of W, F and x⁺ in all inputs so far: X, of earlier ones, and those of this stage.
-            for i in range(nx):
+            for i in range(nx if sloped else 0):
                 amount = load(W, (i,)) * load(rate, (i,))
                 for c in range(known):
                     total, level = fill(0.0), fill(0.0)
@@ -460,17 +371,18 @@ def sweep(before, x0, given, inputs, after, rows, jacobian):
                     _write(row, X[i], columns, members, at, block, rows, jacobian)
         for q in range(mt):
             _row(Ht[q], ht[q], x, Q, row)
-            _slopes(Ht[q], X, S, p, row, slope)
-            _write(row, slope, p, members, at_t + q, block, rows, jacobian)
+            _slopes(Ht[q], X, S, p if sloped else 0, row, slope)
+            _write(row, slope, p if sloped else 0, members, at_t + q, block, rows, jacobian)
     for k in range(levels.shape[0]):
         for i in range(nx):
-            _apart(rows, jacobian, sure + 2 * nx * k + i, block, everyone, nx, levels[k, i])
+            at = sure + 2 * nx * k + i
+            _apart(rows, jacobian, p if sloped else 0, at, block, everyone, nx, levels[k, i])
 
 
 @njit(cache=True)
-def _apart(rows, jacobian, at, block, members, nx, level):
+def _apart(rows, jacobian, columns, at, block, members, nx, level):
     """Rows that hold an entry of every member's x̄ become those of x̄ − c − level, and nx further those of c − x̄ − level."""
-    for c in range(-1, jacobian.shape[1]):
+    for c in range(-1, columns):
         mean = 0.0
         for m in range(members):
             mean += (rows[at + m * block] if c < 0 else jacobian[at + m * block, c]) / members
@@ -488,11 +400,11 @@ def _apart(rows, jacobian, at, block, members, nx, level):
 def networks(theta, sizes, x, u, out):
     """The first nx outputs of every member's network at its own x (M, nx) and the input u (nu,), into out (M, nx)."""
     members, nx = x.shape
-    network, _, (z, found, tangent, hess, _, _, _, _, _) = _workroom(sizes, nx, 0)
+    net, _, (z, found, tangent, hess, _, _, _, _, _) = _workroom(sizes, nx, 0)
     for group in range(theta.shape[0]):
         first = group * LANES
         for m in range(LANES):
             z[:nx, m], z[nx:, m] = x[min(first + m, members - 1)], u
-        _network(theta[group], sizes, z, network, found, tangent, hess, nx, False)
+        network(theta[group], sizes, z, net, found, tangent, hess, nx, False)
         for m in range(min(LANES, members - first)):
             out[first + m] = found[:nx, m]

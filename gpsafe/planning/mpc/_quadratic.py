@@ -22,9 +22,14 @@ CHANGES = 1000  # of the active set, at most
 
 
 @njit(cache=True)
-def solve(hessian, gradient, matrix, bound, lower, upper, x, multipliers):
-    """Fills x (n,) and the multipliers (R,) of A (R, n); False where H is not positive definite or no x is feasible."""
+def solve(hessian, gradient, columns, bound, lower, upper, x, multipliers):
+    """Fills x (n,) and the multipliers (R,) of A; False where H is not positive definite or no x is feasible.
+
+    `columns` (n, R or more) holds the columns of A, so that the rooms of all rows, which every change of the active set needs,
+    are sums of vectors.
+    """
     n, count = gradient.shape[0], bound.shape[0]
+    rooms = np.empty(count)
     J, R = np.zeros((n, n)), np.zeros((n, n))
     if not _inverse_factor(hessian, R, J):
         return False
@@ -49,16 +54,17 @@ def solve(hessian, gradient, matrix, bound, lower, upper, x, multipliers):
                 worst, which = upper[i] - x[i], i
             if x[i] - lower[i] < worst and not used[n + i]:
                 worst, which = x[i] - lower[i], n + i
+        rooms[:] = bound
+        for j in range(n):
+            for r in range(count):
+                rooms[r] -= columns[j, r] * x[j]
         for r in range(count):
-            room = bound[r]
-            for j in range(n):
-                room -= matrix[r, j] * x[j]
-            if room != room:
+            if rooms[r] != rooms[r]:
                 return False
-            if room < worst and not used[2 * n + r]:
-                worst, which = room, 2 * n + r
+            if rooms[r] < worst and not used[2 * n + r]:
+                worst, which = rooms[r], 2 * n + r
         if which < 0:
-            _onto(J, R, active, q, matrix, bound, lower, upper, d, x)
+            _onto(J, R, active, q, columns, bound, lower, upper, d, x)
             multipliers[:] = 0.0
             for k in range(q):
                 if active[k] >= 2 * n:
@@ -76,7 +82,7 @@ def solve(hessian, gradient, matrix, bound, lower, upper, x, multipliers):
                 else:
                     total = 0.0
                     for i in range(n):
-                        total -= J[i, j] * matrix[which - 2 * n, i]
+                        total -= J[i, j] * columns[i, which - 2 * n]
                 d[j] = total
                 size += total * total
                 free += total * total if j >= q else 0.0
@@ -148,7 +154,7 @@ def _inverse_factor(H, L, J):
 
 
 @njit(cache=True)
-def _onto(J, R, active, q, matrix, bound, lower, upper, d, x):
+def _onto(J, R, active, q, columns, bound, lower, upper, d, x):
     """x moves onto the active constraints, off which rounding has led it: by J₁R⁻ᵀ times what is missing."""
     n = x.shape[0]
     for k in range(q):
@@ -160,7 +166,7 @@ def _onto(J, R, active, q, matrix, bound, lower, upper, d, x):
         else:
             total = -bound[which - 2 * n]
             for j in range(n):
-                total += matrix[which - 2 * n, j] * x[j]
+                total += columns[j, which - 2 * n] * x[j]
         for i in range(k):
             total -= R[i, k] * d[i]
         d[k] = total / R[k, k]

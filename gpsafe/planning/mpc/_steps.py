@@ -15,7 +15,7 @@ from gpsafe.planning.mpc._numba import njit
 NONE = 1e30  # no bound
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath={"reassoc"})
 def excess(rows, jacobian):
     """The largest row; +inf if a row or an entry of the Jacobian is not finite."""
     worst, total = -math.inf, 0.0
@@ -47,7 +47,7 @@ def merit(cost, excess, rho):
 @njit(cache=True)
 def program(
     rows, jacobian, inputs, learned, weight, lowest, highest, reach, scale, fixed, bend, rho,
-    hessian, gradient, matrix, bound, lower, upper, chosen,
+    hessian, gradient, columns, bound, lower, upper, chosen,
 ):  # fmt: skip
     """Fills the quadratic program of one step, in the form of `_quadratic.solve`, and says how many rows it has.
 
@@ -58,7 +58,7 @@ def program(
         reach, scale: each entry moves by at most reach · scale (p,).
         fixed, bend: curvature of f and the slack (p + 1, p + 1), and of the rows (p, p).
         rho: price of the slack, the last variable.
-        hessian, gradient, matrix, bound: outputs, (p + 1, p + 1), (p + 1,), (R, p + 1), (R,).
+        hessian, gradient, columns, bound: outputs, (p + 1, p + 1), (p + 1,), (p + 1, R), (R,).
         lower, upper: outputs (p + 1,).
         chosen: output (R,): the rows that can become active within reach.
     """
@@ -84,8 +84,8 @@ def program(
             most += abs(jacobian[r, c]) * reach * scale[c]
         if most > 0.0:
             for c in range(p):
-                matrix[count, c] = jacobian[r, c]
-            matrix[count, p] = -1.0
+                columns[c, count] = jacobian[r, c]
+            columns[p, count] = -1.0
             bound[count] = -rows[r]
             chosen[count] = r
             count += 1

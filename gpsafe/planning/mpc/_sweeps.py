@@ -42,12 +42,14 @@ class Sweep:
         kind: how: "compiled", "given" or "differences", see `sweep_of`.
         count: R.
         linearise: the map.
+        values: plans (B, T, nu) ↦ rows (B, R), for less than it takes to linearise them.
         drive: arguments of `_descent.descend` ↦ the sweeps it took, all in compiled code; None where sweeps are not.
     """
 
     kind: str
     count: int
     linearise: Callable[[Array], tuple[Array, Array]]
+    values: Callable[[Array], Array]
     drive: Callable[..., int] | None = None
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
@@ -169,18 +171,33 @@ def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: A
     from gpsafe.planning.mpc import _drive, _kernel
 
     size = problem.steps * problem.nu
-    kernel, driven = cast(Any, _kernel.sweep), cast(Any, _drive.drive)
+    kernel, driven, valued = cast(Any, _kernel.sweep), cast(Any, _drive.drive), cast(Any, _drive.values)
+    workroom = cast(Any, _kernel.workroom)
     before, after, count = arrays
+
+    def jets(inputs: Array) -> Any:
+        return _NOTHING if part is None else part.jets(x0, inputs)
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         rows, jacobian = np.empty(count), np.zeros((count, size))
-        kernel(before, x0, _NOTHING if part is None else part.jets(x0, inputs), inputs, after, rows, jacobian)
+        kernel(before, x0, jets(inputs), inputs, after, workroom(before), rows, jacobian)
         return rows, jacobian
+
+    def values(plans: Array) -> Array:
+        rows = np.empty((len(plans), count))
+        if part is None:
+            valued(before, x0, _NOTHING, after, plans, rows)
+        else:
+            for plan, out in zip(plans, rows, strict=True):
+                valued(before, x0, jets(plan), after, plan[None], out[None])
+        return rows
 
     def drive(*arguments: Any) -> int:
         return driven(before, x0, _NOTHING, after, *arguments)
 
-    return Sweep("given", count, sweep) if part is not None else Sweep("compiled", count, sweep, drive)
+    if part is not None:
+        return Sweep("given", count, sweep, values)
+    return Sweep("compiled", count, sweep, values, drive)
 
 
 _NOTHING = np.zeros((0, 0, 0)), np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0, 0, 0))
@@ -241,10 +258,13 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
     counts = np.tile(np.repeat([scale.hardness, 1.0], [hard, soft]), problem.num_members)
 
     @torch.no_grad()
-    def sweep(inputs: Array) -> tuple[Array, Array]:
-        margins = problem.margins(problem.tube(start, torch.from_numpy(inputs) + moves))
+    def values(plans: Array | Tensor) -> Array:
+        margins = problem.margins(problem.tube(start, torch.as_tensor(plans)))
         parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal, margins.certainty.flatten(-2))
-        values = (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
-        return values[0], (values[1 : size + 1] - values[size + 1 :]).T / (2 * STEP)
+        return (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
 
-    return Sweep("differences", len(counts), sweep)
+    def sweep(inputs: Array) -> tuple[Array, Array]:
+        found = values(torch.from_numpy(inputs) + moves)
+        return found[0], (found[1 : size + 1] - found[size + 1 :]).T / (2 * STEP)
+
+    return Sweep("differences", len(counts), sweep, values)

@@ -8,14 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from strategies import seeds
-from xmpsc_cases import PENDULUM, double_integrator, ensemble_pendulum, gp_pendulum, wave_problem
+from xmpsc_cases import PENDULUM, double_integrator, ensemble_pendulum, gp_pendulum
 
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.planning.mpc import _known, _steps, _sweeps
-from gpsafe.planning.mpc._starts import starts
 from gpsafe.planning.mpc.fast import PROXIMAL, CondensedSQP, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
@@ -336,7 +335,7 @@ def test_program_of_a_step_is_the_one_written_down(seed):
     half, low, high, reach = rng.normal(size=(nu, nu)), np.full(p, -1.0), np.full(p, 1.0), rng.uniform(0.5, 2)
     bend, fixed = rng.normal(size=(p, p)), rng.normal(size=(p + 1, p + 1))
     n = p + 1
-    out = np.full((n, n), np.nan), np.full(n, np.nan), np.full((rows, n), np.nan), np.full(rows, np.nan)
+    out = np.full((n, n), np.nan), np.full(n, np.nan), np.full((n, rows), np.nan), np.full(rows, np.nan)
     lower, upper, chosen = np.full(n, np.nan), np.full(n, np.nan), np.zeros(rows, np.int64)
     count = _steps.program(
         values,
@@ -356,10 +355,10 @@ def test_program_of_a_step_is_the_one_written_down(seed):
         upper,
         chosen,
     )
-    hessian, gradient, matrix, bound = out
+    hessian, gradient, columns, bound = out
     expected = np.flatnonzero(values + np.abs(jacobian) @ (reach * scale) > 0)
     assert np.array_equal(chosen[:count], expected)
-    assert np.array_equal(matrix[:count], np.column_stack([jacobian[expected], -np.ones(count)]))
+    assert np.array_equal(columns[:, :count].T, np.column_stack([jacobian[expected], -np.ones(count)]))
     assert np.array_equal(bound[:count], -values[expected])
     assert np.allclose(hessian, fixed + np.pad(bend, (0, 1)))
     assert np.allclose(gradient, [*2 * half @ half.T @ (inputs[:nu] - learned), *np.zeros(p - nu), 7.0])
@@ -462,56 +461,3 @@ def test_hardness_changes_no_plan_that_can_be_certified():
         assert certificates[0].certified == certificates[1].certified
         if certificates[0].certified:
             assert certificates[1].distance == pytest.approx(certificates[0].distance, abs=1e-6)
-
-
-@pytest.mark.parametrize("learned", [1.0, -1.0, 0.3, 5.0])
-def test_starts_are_distinct_also_where_the_proposed_input_is_at_its_limit(learned):
-    """Within the inputs, one or several; fewer are the first of more; without limits there is one."""
-    for nu in (1, 2):
-        lower, upper, wanted = -np.ones(nu), np.linspace(1.0, 2.0, nu), np.full(nu, learned)
-        plans = starts(4, lower, upper, wanted, 12)
-        assert len({tuple(plan.ravel()) for plan in plans}) == len(plans) == 12
-        assert all((plan >= lower).all() and (plan <= upper).all() for plan in plans)
-        assert np.array_equal(plans[0], [np.clip(wanted, lower, upper), *np.zeros((3, nu))])
-        assert np.array_equal(starts(4, lower, upper, wanted, 3), plans[:3])
-        assert len(starts(4, lower, np.full(nu, np.inf), wanted, 12)) == 1
-
-
-def test_one_call_and_step_by_step_are_the_same_search():
-    """A time limit, however long, leaves the loop between the sweeps to the interpreter."""
-    problem, learned = ensemble_pendulum(), vector(1.0)
-    for x0 in (vector(math.pi + 0.6, 0.6), vector(math.pi + 1.4, 4.0)):
-        whole, work = CondensedSQP().search(problem, x0, learned)
-        stepped, same = CondensedSQP(time_limit=1e6).search(problem, x0, learned)
-        assert whole.status == stepped.status and torch.allclose(whole.inputs, stepped.inputs, rtol=0, atol=1e-7)
-        assert (work.sweeps, work.programs, work.corrections) == (same.sweeps, same.programs, same.corrections)
-
-
-def test_a_search_is_the_same_whenever_it_is_asked_for():
-    problem, x0, learned = ensemble_pendulum(), vector(math.pi + 0.6, 0.6), vector(1.0)
-    assert torch.equal(*(CondensedSQP().propose(problem, x0, learned).inputs for _ in range(2)))
-
-
-@pytest.mark.parametrize(("seed", "learned"), [(33, -1.0), (53, 1.0), (59, -1.0), (82, -1.0), (135, 1.0)])
-def test_later_starts_find_what_the_first_misses(seed, learned):
-    """Waves in the mean: from (u_L, 0, …) the search ends at a local optimum that is worse, or certifies nothing."""
-    problem, x0 = wave_problem(seed)
-    one, default = (
-        judge(problem, x0, vector(learned), CondensedSQP(starts=n).propose(problem, x0, vector(learned)))
-        for n in (1, CondensedSQP().starts)
-    )
-    assert default.certified
-    assert not one.certified or one.distance > default.distance + 1e-6
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=seeds())
-def test_more_starts_are_never_worse(seed):
-    problem, x0 = wave_problem(seed % 10_000)
-    learned = vector(1.0 if seed % 2 else -1.0)
-    one, default = (
-        judge(problem, x0, learned, CondensedSQP(starts=n).propose(problem, x0, learned))
-        for n in (1, CondensedSQP().starts)
-    )
-    assert default.certified or not one.certified
-    assert not one.certified or default.distance <= one.distance + 1e-7

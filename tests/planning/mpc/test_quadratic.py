@@ -37,7 +37,7 @@ def test_solution_is_feasible_and_the_gradient_of_the_lagrangian_vanishes(seed):
     """KKT: rows and bounds hold; multipliers are ≥ 0, none on a row with room; what the bounds must push points outward."""
     hessian, gradient, matrix, bound, lower, upper = drawn(seed)
     x, multipliers = np.full(len(gradient), np.nan), np.full(len(bound), np.nan)
-    assert solve(hessian, gradient, matrix, bound, lower, upper, x, multipliers)
+    assert solve(hessian, gradient, np.ascontiguousarray(matrix.T), bound, lower, upper, x, multipliers)
     size = 1 + np.abs(matrix).max()
     assert (lower <= x).all() and (x <= upper).all() and (matrix @ x <= bound + 1e-11 * size).all()
     assert (multipliers >= 0).all() and np.abs(multipliers * (matrix @ x - bound)).max() <= 1e-9 * (
@@ -53,7 +53,7 @@ def test_no_worse_than_another_solver():
     for seed in range(40):
         hessian, gradient, matrix, bound, lower, upper = drawn(seed)
         x, multipliers = np.empty(len(gradient)), np.empty(len(bound))
-        assert solve(hessian, gradient, matrix, bound, lower, upper, x, multipliers)
+        assert solve(hessian, gradient, np.ascontiguousarray(matrix.T), bound, lower, upper, x, multipliers)
         ends = np.concatenate([upper, bound]), np.concatenate([lower, np.full(len(bound), -1e30)])
         other, _, flag, _ = daqp.solve(hessian, gradient, matrix, *ends, None, primal_tol=1e-11, eps_prox=0.0)
         value, theirs = (0.5 * y @ hessian @ y + gradient @ y for y in (x, other))
@@ -64,8 +64,8 @@ def test_programs_without_a_solution_are_refused():
     one, two = np.ones(1), np.eye(2)
     x, multipliers = np.empty(2), np.empty(2)
     wide = np.full(2, 10.0)
-    opposed = np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([-1.0, -1.0])  # x ≤ −1 and x ≥ 1
+    opposed = np.array([[1.0, -1.0], [0.0, 0.0]]), np.array([-1.0, -1.0])  # x ≤ −1 and x ≥ 1
     assert not solve(two, np.zeros(2), *opposed, -wide, wide, x, multipliers)
     for hessian in (np.diag([1.0, -1.0]), np.diag([1.0, np.nan])):
         assert not solve(hessian, np.zeros(2), two, np.ones(2), -wide, wide, x, multipliers)
-    assert not solve(two, np.zeros(2), np.array([[np.nan, 1.0]]), -one, -wide, wide, x, multipliers[:1])
+    assert not solve(two, np.zeros(2), np.array([[np.nan], [1.0]]), -one, -wide, wide, x, multipliers[:1])
