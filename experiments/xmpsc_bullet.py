@@ -366,7 +366,7 @@ def _figure(cells: Cells) -> Figure:
         ]
         right.plot([i for i, (_, of) in held if of], [k / of for _, (k, of) in held if of], "o", color=COLORS[name])
     for axes, title in ((left, "episodes with a violation"), (right, "next states in a member's tube")):
-        axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places], fontsize=7)
+        axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places], fontsize=6)
         axes.set_title(title, fontsize=9)
         axes.set_ylim(-0.03, 1.03)
     left.legend(frameon=False, fontsize=7)
