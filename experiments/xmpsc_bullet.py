@@ -254,22 +254,28 @@ Row = Mapping[str, Any]
 Cells = Mapping[tuple[str, str, str], Sequence[Row]]
 
 
+def _flown(rows: Sequence[Row]) -> list[Row]:
+    """Without the seeds whose model left no invariant set, and hence no filter."""
+    return [row for row in rows if not row["refused"]]
+
+
 def _table(cells: Cells) -> Table:
     rows = []
     for (plant, arm, learner), found in cells.items():
-        flown = [row for row in found if not row["refused"]]
+        flown = _flown(found)
         made, where = ARMS[arm]
         head = (plant, learner, arm, "no filter" if arm == "none" else made, where)
         if not flown:
-            rows.append((*head, f"no filter: {found[0]['refused']}", *5 * ("–",)))
+            rows.append((*head, "none: no invariant set", *5 * ("–",)))
             continue
+        without = f"; no invariant set for {len(found) - len(flown)} seeds" if len(flown) < len(found) else ""
         steps, filtered = sum(row["steps"] for row in flown), arm != "none"
         counts = [sum(row[f"from_{name}"] for row in flown) / steps for name in ("plan", "stored", "backup", "soft")]
         held, of = (sum(row[name] for row in flown) for name in ("captured", "captured_of"))
         rows.append(
             (
                 *head,
-                str(Share.of(row["violated"] for row in flown)),
+                f"{Share.of(row['violated'] for row in flown)}{without}",
                 " / ".join(f"{c:.3f}" for c in counts) if filtered else "–",
                 f"{sum(row['corrected'] for row in flown) / steps:.3f}" if filtered else "–",
                 f"{held / of:.3f} of {of}" if of else "–",
@@ -347,8 +353,8 @@ def _figure(cells: Cells) -> Figure:
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for j, name in enumerate(ARMS):
-        at = [(i, cells[p, name, q]) for i, (p, q) in enumerate(places) if (p, name, q) in cells]
-        at = [(i, rows) for i, rows in at if not rows[0]["refused"]]
+        at = [(i, _flown(cells.get((p, name, q), ()))) for i, (p, q) in enumerate(places)]
+        at = [(i, rows) for i, rows in at if rows]
         if not at:
             continue
         x = [i + 0.13 * (j - 2.5) for i, _ in at]
@@ -360,7 +366,7 @@ def _figure(cells: Cells) -> Figure:
         ]
         right.plot([i for i, (_, of) in held if of], [k / of for _, (k, of) in held if of], "o", color=COLORS[name])
     for axes, title in ((left, "episodes with a violation"), (right, "next states in a member's tube")):
-        axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places], fontsize=7)
+        axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places], fontsize=6)
         axes.set_title(title, fontsize=9)
         axes.set_ylim(-0.03, 1.03)
     left.legend(frameon=False, fontsize=7)

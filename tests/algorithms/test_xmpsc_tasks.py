@@ -79,7 +79,12 @@ def one_of(task: str, mode: str, terminal: str) -> XMPSC:
     return XMPSC(plant, ensemble, made, certification(plant, mode, terminal))
 
 
-SLOW = {("cart-pole", "sound", "invariant"), ("drone", "sound", "hull")}
+SLOW = {
+    ("cart-pole", "sound", "invariant"),
+    ("drone", "sound", "hull"),
+    ("arm", "sound", "hull"),
+    ("cart-pole", "sound", "hull"),
+}
 
 
 @pytest.mark.parametrize(
