@@ -10,8 +10,6 @@ and inputs that push to a limit.
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +23,7 @@ from gpsafe.algorithms.certification import Certification
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training
-from gpsafe.safety.filter import SafetyFilter
+from gpsafe.safety.flight import fly
 from gpsafe.systems.bullet import BulletPlant
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.warmup import mismatch, warm_up_data
@@ -166,6 +164,14 @@ def certification(plant: Plant, *, sound: bool = False) -> Certification:
     return Certification(states=4, terminal="invariant", error=error, **(mode | about))
 
 
+def _proposals(plant: Plant, learner: str) -> Callable[[Tensor, torch.Generator], Tensor]:
+    def propose(seen: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = plant.input_box.sample(1, generator)[0]
+        return drawn if learner == "uniform" else push(plant, seen, drawn)
+
+    return propose
+
+
 def push(plant: Plant, x: Tensor, drawn: Tensor) -> Tensor:
     """Inputs that drive the plant over a limit: along its speed, along the pole's, on to the side where the drone leans."""
     if isinstance(plant, Drone):
@@ -211,42 +217,10 @@ def _episodes(models: _Models, arm: str, arguments: Arguments, seed: int) -> lis
         for episode in range(arguments.sound_episodes if arm == "widened" else arguments.episodes):
             generator = torch.Generator().manual_seed(1_000_003 * seed + 1009 * episode + 17 * (learner == "uniform"))
             steps = arguments.steps if isinstance(models.plant, SimplePendulum) else -(-arguments.steps // 2)
-            row = _episode(models.plant, system, safe, learner, steps, generator)
+            flight = fly(system, safe, _proposals(models.plant, learner), steps=steps, generator=generator)
+            row = flight.row()
             rows.append({"learner": learner, "episode": episode, "refused": "", **row})
     return rows
-
-
-def _episode(
-    plant: Plant,
-    system: Plant | BulletPlant,
-    safe: SafetyFilter | None,
-    learner: str,
-    steps: int,
-    generator: torch.Generator,
-) -> dict[str, Any]:
-    filter, x = None if safe is None else safe.start(), system.initial(1, generator)
-    sources: Counter[str] = Counter()
-    change, held, seconds, backed, violated, refuted = [], [], [], 0, False, False
-    for _ in range(steps):
-        seen, drawn = system.observe(x, generator)[0], system.input_box.sample(1, generator)[0]
-        u = learned = drawn if learner == "uniform" else push(plant, seen, drawn)
-        if filter is not None:
-            begun = time.process_time()
-            decision, filter = filter.decide(seen, learned)
-            seconds.append(time.process_time() - begun)
-            sources[decision.source] += 1
-            u, backed, refuted = decision.u, backed + decision.backed, decision.falsified is not None
-            if decision.contained is not None:
-                held.append(bool(decision.contained.any()))
-        change.append(float((u - learned).abs().max()))
-        x = system.advance(x, u.unsqueeze(0), generator)
-        violated = bool(system.terminated(x)[0])
-        if violated:
-            break
-    told = {"steps": len(change), "violated": violated, "change": float(np.mean(change)), "backed": backed}
-    told |= {"corrected": sum(c > 1e-6 for c in change), "captured": sum(held), "captured_of": len(held)}
-    told |= {"refuted": refuted, "ms": 1e3 * float(np.median(seconds)) if seconds else 0.0}
-    return told | {f"from_{name}": sources[name] for name in ("plan", "stored", "backup", "soft")}
 
 
 # ------------------------------------------------------------------------------------------------------------ report
