@@ -43,6 +43,10 @@ NAMES: dict[str, str] = {
     "safe": "safe controller",
     **{name: f"{kind.__name__}, {{}}" for name, kind in BASELINES.items()},
 }
+INVARIANT, FEW = (
+    ("invariant", "certain", "sound"),
+    ("pendulum", "cart-pole"),
+)  # sets in 8 or 12 coordinates are out of reach
 SAVE_BATCHES = 10  # of a baseline, between two saves
 MEMORY = 5e8  # bytes of a virtual ring: the drone's published one has 2e9
 
@@ -55,7 +59,8 @@ class Arguments:
     """pendulum, cart-pole, arm, drone."""
     arms: tuple[str, ...] = ("prior", "plain", "invariant", "mbpo", "safe")
     """prior, plain, invariant (an invariant terminal set instead of the hull), certain (and a limit on disagreement), sound
-    (conformal tubes, remainders, invariance certified anew for each model), mbpo, safe; cpo, trpo-lagrangian, ppo-lagrangian,
+    (conformal tubes, remainders, invariance certified anew for each model), these three on pendulum and cart-pole alone;
+    mbpo, safe; cpo, trpo-lagrangian, ppo-lagrangian,
     lbpo, sqrl, safety-layer."""
     fraction: float = 1.0
     """Of the published epochs."""
@@ -70,7 +75,7 @@ class Arguments:
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """One task and algorithm a piece; saved every few episodes while it runs."""
     torch.set_num_threads(1)
-    cells = [(task, arm) for task in arguments.tasks for arm in arguments.arms]
+    cells = [(task, arm) for task in arguments.tasks for arm in arguments.arms if task in FEW or arm not in INVARIANT]
     for i, (task, arm) in enumerate(cells):
         key = f"{task}/{arm}"
 
