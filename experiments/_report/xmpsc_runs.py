@@ -12,7 +12,7 @@ from gpsafe.planning.mbpo import Preset, Settings
 
 SAVE_EVERY = 10  # episodes between two saves of a run that may be stopped
 KEPT = ("episode", "phase", "steps", "reward", "violations", "change", "corrected", "captured", "captured_of")
-KEPT += ("certify_ms", "disagreement", "backed", "terminal", "terminal_volume", *(f"from_{name}" for name in SOURCES))
+KEPT += ("certify_ms", "disagreement", "backed", "terminal", "terminal_volume")
 
 
 def toy(settings: Preset) -> Preset:
@@ -29,4 +29,5 @@ def trained(one: XMPSC, budget: int, scratch: Path, told: Callable[[str], None])
         one.learn(SAVE_EVERY, lambda now: now.steps < budget)
         one.save(scratch)
         told(f"{one.steps} of {budget} steps")
-    return [{name: row[name] for name in KEPT if name in row} for row in one.logger.rows]
+    names = (*KEPT, *(f"from_{name}" for name in SOURCES))
+    return [{name: row[name] for name in names if name in row} for row in one.logger.rows]
