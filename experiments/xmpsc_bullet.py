@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Share, draw_shares, grouped
+from ._report.xmpsc_runs import proposals
 
 Plant = SimplePendulum | SafeCartPole | Drone
 PLANTS: dict[str, Callable[[], Plant]] = {
@@ -164,14 +166,6 @@ def certification(plant: Plant, *, sound: bool = False) -> Certification:
     return Certification(states=4, terminal="invariant", error=error, **(mode | about))
 
 
-def _proposals(plant: Plant, learner: str) -> Callable[[Tensor, torch.Generator], Tensor]:
-    def propose(seen: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = plant.input_box.sample(1, generator)[0]
-        return drawn if learner == "uniform" else push(plant, seen, drawn)
-
-    return propose
-
-
 def push(plant: Plant, x: Tensor, drawn: Tensor) -> Tensor:
     """Inputs that drive the plant over a limit: along its speed, along the pole's, on to the side where the drone leans."""
     if isinstance(plant, Drone):
@@ -217,7 +211,13 @@ def _episodes(models: _Models, arm: str, arguments: Arguments, seed: int) -> lis
         for episode in range(arguments.sound_episodes if arm == "widened" else arguments.episodes):
             generator = torch.Generator().manual_seed(1_000_003 * seed + 1009 * episode + 17 * (learner == "uniform"))
             steps = arguments.steps if isinstance(models.plant, SimplePendulum) else -(-arguments.steps // 2)
-            flight = fly(system, safe, _proposals(models.plant, learner), steps=steps, generator=generator)
+            flight = fly(
+                system,
+                safe,
+                proposals(models.plant, learner, partial(push, models.plant)),
+                steps=steps,
+                generator=generator,
+            )
             row = flight.row()
             rows.append({"learner": learner, "episode": episode, "refused": "", **row})
     return rows

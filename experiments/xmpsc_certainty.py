@@ -20,7 +20,6 @@ from torch import Tensor
 
 from gpsafe.algorithms.certification import Certification, NoInvariantSetError
 from gpsafe.data import Transitions
-from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training
 from gpsafe.safety.flight import fly
 from gpsafe.systems.episodic import Episodic
@@ -29,6 +28,7 @@ from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import BLUE, GREEN, ORANGE, RED, SKY, Share, draw_shares, grouped
+from ._report.xmpsc_runs import proposals
 
 PLANTS: dict[str, tuple[type[Any], int]] = {"pendulum": (SimplePendulum, 5), "cart-pole": (SafeCartPole, 7)}  # N
 TUBES = ("none", "paper", "certain-95", "certain-50", "sound")
@@ -139,7 +139,7 @@ def _episodes(
     for learner in LEARNERS:
         for episode in range(arguments.episodes):
             g = torch.Generator().manual_seed(1_000_003 * seed + 1009 * episode + 17 * (learner == "uniform"))
-            flight = fly(system, safe, _proposals(system, learner), steps=arguments.steps, generator=g)
+            flight = fly(system, safe, proposals(system, learner, _push), steps=arguments.steps, generator=g)
             certified = safe is not None and safe.invariance is not None
             rows.append(
                 {"learner": learner, "episode": episode, "terminal": kind, "invariant": certified, **flight.row()}
@@ -147,14 +147,9 @@ def _episodes(
     return rows
 
 
-def _proposals(system: Episodic, learner: str) -> Any:
-    """Uniform inputs, or ones that push the last speed further."""
-
-    def propose(seen: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = system.input_box.sample(1, generator)[0]
-        return drawn if learner == "uniform" else vector(1.0 if float(seen[-1]) >= 0 else -1.0)
-
-    return propose
+def _push(seen: Tensor, drawn: Tensor) -> Tensor:
+    """Full force along the last speed."""
+    return torch.where(seen[-1:] >= 0, 1.0, -1.0).to(drawn)
 
 
 # ------------------------------------------------------------------------------------------------------------ report

@@ -29,6 +29,7 @@ from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, draw_shares, grouped
+from ._report.xmpsc_runs import proposals
 
 PLANTS = {
     "pendulum": (SimplePendulum, 5, 0),
@@ -131,11 +132,10 @@ def _episode(
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Counts, and the states that were certified."""
 
-    def propose(seen: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = system.input_box.sample(1, generator)[0]
-        return drawn if learner == "uniform" else vector(1.0 if float(seen[pushed + 1]) >= 0 else -1.0)
+    def push(seen: Tensor, drawn: Tensor) -> Tensor:
+        return vector(1.0 if float(seen[pushed + 1]) >= 0 else -1.0)
 
-    flight = fly(system, safe, propose, steps=steps, generator=generator)
+    flight = fly(system, safe, proposals(system, learner, push), steps=steps, generator=generator)
     certified = [x for x, d in zip(flight.seen, flight.decisions, strict=False) if d.source == "plan"]
     row = flight.row()
     return {name: row[name] for name in ("steps", "violated", "change", "ms")} | dict(flight.counts), certified

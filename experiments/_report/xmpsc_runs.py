@@ -1,4 +1,4 @@
-"""Whole runs of X-MPSC, in pieces that a stopped run goes on from: for the experiments that train."""
+"""What the X-MPSC experiments share: whole runs in pieces that a stopped run goes on from, and who proposes inputs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
 from gpsafe.planning.mbpo import Preset, Settings
+from gpsafe.systems.episodic import Episodic
 
 SAVE_EVERY = 10  # episodes between two saves of a run that may be stopped
 KEPT = ("episode", "phase", "steps", "reward", "violations", "change", "corrected", "captured", "captured_of")
@@ -31,3 +35,15 @@ def trained(one: XMPSC, budget: int, scratch: Path, told: Callable[[str], None])
         told(f"{one.steps} of {budget} steps")
     names = (*KEPT, *(f"from_{name}" for name in SOURCES))
     return [{name: row[name] for name in names if name in row} for row in one.logger.rows]
+
+
+def proposals(
+    system: Episodic, learner: str, push: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """(measured state, generator) ↦ u_L: uniform, or an adversary's `push(seen, drawn)`; both draw, and so meet one noise."""
+
+    def propose(seen: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = system.input_box.sample(1, generator)[0]
+        return drawn if learner == "uniform" else push(seen, drawn)
+
+    return propose
