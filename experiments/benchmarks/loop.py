@@ -64,9 +64,9 @@ def clocked() -> Iterator[Counter[str]]:
 def loop(settings: Settings) -> Record:
     """Environment steps a CPU second of X-MPSC (paper mode, known part, published N) and of the same agent without certifier.
 
-    After the warm-up and one episode, on the same seeds. Shares are of the loop's CPU time; `rest` is bookkeeping. A refit goes over all data
-    so far, so that the ensemble's share grows with a run: it is measured here behind 8000 transitions of warm-up, or 300 in a
-    quick run.
+    After the warm-up and one episode, on the same seeds. Shares are of the loop's CPU time; `rest` is bookkeeping. A refit goes
+    over all data so far, so that the ensemble's share grows with a run: it is measured here behind 8000 transitions of warm-up,
+    or 300 in a quick run.
     """
     episodes = 1 if settings.quick else 4 * settings.rounds
     record: Record = {}
