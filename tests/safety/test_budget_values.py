@@ -1,0 +1,158 @@
+"""The account number by number: tables against the program's own sweeps, Q̄ against loops, each entry of the account by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import CostToGo, Grid, RobustDP
+from gpsafe.cost.robust_dp import sweep
+from gpsafe.data import Transitions
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
+from gpsafe.safety import BudgetFilter
+from gpsafe.sets import Box
+from gpsafe.systems.base import HingeCost
+from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
+
+STEPS, CEILING, STD = 5, 2.0, 0.15
+INPUTS = Box(torch.tensor([-1.5, -1.0]), torch.tensor([1.5, 1.0]))
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def made(*, noise: float = STD, norm: float = 1.0) -> CostToGo:
+    """x⁺ = x/2 + u₁ + u₂/2 + f + w, ‖f‖ ≤ 1, six transitions; c rises from 0 at x = ½ to 2; the prior is u = (−x/4, 0.1)."""
+    known = AffineKnown(tensor(0.5).reshape(1, 1), tensor(1.0, 0.5).reshape(1, 2), torch.zeros(1).double())
+    task = Task(tensor(0.2), STEPS, HingeCost([[1.0]], [0.5], CEILING), 1.5, tensor(noise))
+    program = RobustDP(Grid(Box(tensor(-3.0), tensor(3.0)), (120,), (3,)), task)
+    model = GP.create(
+        kernels.rbf([1.0, 1.0, 1.0], 0.09), 1e-2, nx=1, nu=2, noise_std=tensor(max(noise, 0.1)), prior=known
+    )
+    g = torch.Generator().manual_seed(1)
+    x, u = torch.randn(6, 1, dtype=torch.float64, generator=g), torch.rand(6, 2, dtype=torch.float64, generator=g)
+    data = Transitions(x, u, known(x, u) + 0.05 * torch.sin(3 * x))
+    confidence = ConfidenceSet(Mixture(rkhs_norm=norm, subgaussian=max(noise, 0.1), delta=0.1)).update(
+        model.condition(data)
+    )
+    prior = AffinePolicies(tensor(0.0, 0.1).reshape(1, 2), tensor(-0.25, 0.0).reshape(1, 2, 1), INPUTS)
+    return CostToGo.of(program, confidence, prior, INPUTS)
+
+
+@pytest.fixture(scope="module")
+def to_go() -> CostToGo:
+    return made()
+
+
+def test_the_tables_are_those_of_the_programs_sweep(to_go):
+    program, n = to_go.program, to_go.program.grid.num
+    enclosure = program.enclosure(to_go.confidence, to_go.policy).refine(to_go.confidence)
+    low, high = enclosure.boxes()
+    assert float((high - low)[0, :n].min()) > 0.2  # so that ends taken for each other show
+    rates = program.rates(enclosure)[:, :n]
+    assert float(rates.max()) == CEILING
+    for k in range(STEPS + 1):
+        own = sweep(program.average, low[:, :n], high[:, :n], rates, horizon=k, outside_rate=CEILING)
+        assert torch.equal(to_go.values[k], own[0])
+        if k < STEPS:
+            assert torch.equal(to_go.tables[k], program.average(own.reshape(1, n), k * CEILING)[0])
+
+
+@pytest.mark.parametrize("left", range(1, STEPS + 1))
+def test_the_cost_ahead_is_the_dearest_mean_of_the_box(to_go, left):
+    """Against Φ-differences over the cells for means all over [l, h]; the program adds what a sub-cell can hide."""
+    x, u, grid = tensor(0.4), tensor(0.3, -0.4), to_go.program.grid
+    low, high = to_go.confidence.bounds(torch.cat([x, u]).unsqueeze(0))
+    known = 0.5 * 0.4 + 0.3 - 0.5 * 0.4
+    assert float(high - low) > 0.2
+    edges = torch.linspace(-3.0, 3.0, grid.num + 1, dtype=torch.float64)
+    naive = []
+    for mean in torch.linspace(known + float(low), known + float(high), 60, dtype=torch.float64):
+        mass = torch.diff(torch.special.ndtr((edges - mean) / STD))
+        outside = (1 - mass.sum()) * (left - 1) * CEILING
+        naive.append(float(mass @ to_go.values[left - 1] + outside))
+    found = to_go.ahead(x, u, left)  # c(0.4) = 0
+    assert max(naive) - 1e-9 <= found <= min(max(naive) + 0.1 * left, left * CEILING)
+    costly = to_go.ahead(
+        tensor(0.9), tensor(0.1, -0.4), left
+    )  # the same known part of the next mean, from where c = 0.4
+    assert costly >= 0.4 and (left > 1 or costly == pytest.approx(0.4, abs=1e-6))
+
+
+def test_what_leaves_the_grid_or_is_not_finite_is_charged_in_full(to_go):
+    edge = tensor(2.9)  # c = 2
+    for left in range(1, STEPS + 1):
+        assert to_go.ahead(edge, tensor(1.5, 1.0), left) == left * CEILING
+        for away in (3.5, -3.5, math.nan, math.inf):
+            assert to_go.value(tensor(away), left) == left * CEILING
+    low = tensor(-2.9)  # c = 0, and the box of next means leaves on the other side
+    assert to_go.ahead(low, tensor(-1.5, -1.0), 3) == pytest.approx(2 * CEILING, rel=1e-6)
+    assert to_go.value(tensor(0.2), 2) == pytest.approx(float(to_go.values[2, 64]), abs=1e-8)  # 0.2 is in cell 64
+
+
+def test_an_entry_of_the_account(to_go):
+    x, u = tensor(0.62), tensor(0.3, -0.4)  # c = 0.12, and up to 0.15 in its cell
+    value, ahead = to_go.value(x, STEPS), to_go.ahead(x, u, STEPS)
+    price = ahead - value
+    just = replace(BudgetFilter(to_go), slack=price)  # exactly what it costs
+    allowed, after = just.decide(x, u)
+    assert allowed.source == "learner" and allowed.price == price and allowed.slack == 0.0 and allowed.backed
+    assert (after.stage, after.spent, after.slack, after.broken) == (1, pytest.approx(0.12), 0.0, False)
+    short, later = replace(BudgetFilter(to_go), slack=price - 1e-9).decide(x, u)
+    own = to_go.policy(x.reshape(1, 1, 1))[0, 0]
+    credit = to_go.ahead(x, own, STEPS) - value
+    assert short.source == "prior" and torch.equal(short.u, own) and credit < -1e-9
+    assert short.price == credit and short.slack == price - 1e-9 - credit == later.slack
+    first, _ = BudgetFilter(to_go, 9.0).decide(x, u)
+    assert first.slack == 9.0 - value - price
+    _, spent = replace(BudgetFilter(to_go), stage=2, spent=0.25, slack=5.0).decide(tensor(1.1), u)
+    assert (spent.stage, spent.spent) == (3, pytest.approx(0.25 + 0.6))
+
+
+def test_a_step_that_is_not_backed_ends_it_for_the_episode(to_go):
+    x, own = tensor(0.4), to_go.policy(tensor(0.4).reshape(1, 1, 1))[0, 0]
+    poor, after = replace(BudgetFilter(to_go), slack=-3.0).decide(x, own)
+    assert not poor.backed and after.broken
+    rich, _ = replace(after, slack=9.0).decide(x, own)
+    assert not rich.backed and after.start().broken is False and after.start().slack is None
+
+
+def test_without_noise_the_account_is_raised_to_what_is_left():
+    still = made(noise=0.0)
+    x, own = tensor(0.2), still.policy(tensor(0.2).reshape(1, 1, 1))[0, 0]
+    value = still.value(x, 3)
+    price = min(still.ahead(x, own, 3) - value, 0.0)
+    for slack, spent in ((0.0, 0.25), (9.0, 0.25), (-5.0, 1.0)):
+        safe = replace(BudgetFilter(still, 4.0), stage=STEPS - 3, spent=spent, slack=slack)
+        # far from what the learner may do: the prior's own input, as the learner's
+        allowed, _ = safe.decide(x, own)
+        expected = max(slack, 4.0 - spent - value)
+        assert allowed.slack == pytest.approx(
+            expected - (allowed.price if allowed.source == "learner" else price), abs=1e-12
+        )
+    guess = BudgetFilter(still, 4.0, rule="pointwise", surrogate=lambda x, u, left: 0.0)
+    assert not guess.decide(x, own)[0].backed
+    assert BudgetFilter(still, 4.0, rule="pointwise").decide(x, own)[0].backed
+    assert not BudgetFilter(made(), 4.0, rule="pointwise").decide(x, own)[0].backed
+
+
+def test_the_pointwise_rule_weighs_what_was_spent(to_go):
+    x, u = tensor(0.4), tensor(0.3, -0.4)
+    whole = 0.5 + to_go.ahead(x, u, 2)
+    for budget, source in ((whole, "learner"), (whole - 1e-9, "prior")):
+        safe = replace(BudgetFilter(to_go, budget, "pointwise"), stage=STEPS - 2, spent=0.5, slack=0.0)
+        assert safe.decide(x, u)[0].source == source
+    told = []
+    replace(
+        BudgetFilter(
+            to_go, 1.0, "pointwise", surrogate=lambda x, u, left: told.append((float(x), u.tolist(), left)) or 0.0
+        ),
+        stage=1,
+    ).decide(x, tensor(9.0, -0.4))
+    assert told == [(0.4, [1.5, -0.4], STEPS - 1)]
