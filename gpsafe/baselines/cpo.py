@@ -45,10 +45,10 @@ def corrected_step(g: Array, b: Array, c: float, radius: float, solve: Callable[
 
 
 def published_step(g: Array, b: Array, c: float, radius: float, solve: Callable[[Array], Array]) -> tuple[Array, str]:
-    """The step of the released code, in its cases 0–4.
+    """The step of the released code, in its cases 0–4, as a description of that code has it.
 
-    **The sign of r is wrong:** ν = max(0, λc − r)/s and f_a are those of minimising gᵀd, while x = H⁻¹g climbs. For the ascent
-    that is taken it must be λc + r. Where reward and cost conflict (r > 0), ν is 0 and the constraint is ignored; where they
+    **The sign of r is wrong in it:** ν = max(0, λc − r)/s and f_a are those of minimising gᵀd, while x = H⁻¹g climbs. For the
+    ascent that is taken it must be λc + r. Should g be the gradient of a loss in the code, the slip is the description's. Where reward and cost conflict (r > 0), ν is 0 and the constraint is ignored; where they
     agree it is enforced without need. With c = 0 the projection divides by zero, and the constraint is ignored if r > 0.
     """
     eps = 1e-8
@@ -75,7 +75,7 @@ def published_step(g: Array, b: Array, c: float, radius: float, solve: Callable[
 class CPO(OnPolicy):
     """c = (Ĵ_c − d)/(mean steps of an episode), b = ∇E[ρ A_c]; backtracking 0.8^j along the step.
 
-    Published: `published_step` with its wrong sign; the cost is that of the measured state; KL ≤ 1.5 δ; 20 trials (the paper:
+    Published: `published_step` with its sign; the cost is that of the measured state; KL ≤ 1.5 δ; 20 trials (the paper:
     25); a trial is refused as not finite only if reward *and* divergence are not, and comparisons with NaN refuse nothing.
     Corrected: `corrected_step`; true cost; KL ≤ δ; 25 trials; all numbers finite.
 
