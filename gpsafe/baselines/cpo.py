@@ -48,8 +48,9 @@ def published_step(g: Array, b: Array, c: float, radius: float, solve: Callable[
     """The step of the released code, in its cases 0–4, as a description of that code has it.
 
     **The sign of r is wrong in it:** ν = max(0, λc − r)/s and f_a are those of minimising gᵀd, while x = H⁻¹g climbs. For the
-    ascent that is taken it must be λc + r. Should g be the gradient of a loss in the code, the slip is the description's. Where reward and cost conflict (r > 0), ν is 0 and the constraint is ignored; where they
-    agree it is enforced without need. With c = 0 the projection divides by zero, and the constraint is ignored if r > 0.
+    ascent that is taken it must be λc + r. Should g be the gradient of a loss in the code, the slip is the description's.
+    Where reward and cost conflict (r > 0), ν is 0 and the constraint is ignored; where they agree it is enforced without
+    need. With c = 0 the projection divides by zero, and the constraint is ignored if r > 0.
     """
     eps = 1e-8
     x, p = solve(g), solve(b)
