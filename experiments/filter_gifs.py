@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gpsafe.algorithms.certification import Certification
 from gpsafe.linalg import vector
-from gpsafe.models import Ensemble, Training
-from gpsafe.safety.filter import SafetyFilter, Source
+from gpsafe.safety.filter import SafetyFilter
+from gpsafe.safety.flight import fly
 from gpsafe.systems.arm import TwoLinkArm
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import Episodic
@@ -27,6 +27,7 @@ from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.compare import Comparison, save_comparison
 
+from ._report.xmpsc_runs import proposals, untrained
 from .xmpsc_bullet import certification
 
 Propose = Callable[[Tensor, Tensor], Tensor]
@@ -74,52 +75,34 @@ def main(arguments: Arguments) -> None:
         make, proposed, propose = TASKS[task]
         plant = make()
         safe = _filter(plant, arguments)
-        free, _ = episode(plant, None, propose, arguments.steps, arguments.seed)
-        kept, sources = episode(plant, safe, propose, arguments.steps, arguments.seed)
-        film = Comparison(plant, free, kept, sources, f"{task}: {proposed}")
+        free, kept = (
+            fly(
+                plant,
+                behind,
+                proposals(plant, task, propose),
+                steps=arguments.steps,
+                generator=torch.Generator().manual_seed(arguments.seed),
+            )
+            for behind in (None, safe)
+        )
+        sources = [decision.source for decision in kept.decisions]
+        film = Comparison(plant, free.states, kept.states, sources, f"{task}: {proposed}")
         path = save_comparison(arguments.out / f"{task}.gif", film, size=arguments.size)
-        counts = {source: sources.count(source) for source in dict.fromkeys(sources)}
-        left = bool(plant.terminated(kept[-1]))
-        print(f"{path}: {path.stat().st_size // 1000} kB, left {len(free) - 1} steps, right {counts}, violated {left}")
+        size, right = path.stat().st_size // 1000, dict(kept.counts)
+        print(f"{path}: {size} kB, left {len(free.inputs)} steps, right {right}, violated {kept.violated}")
 
 
 def _filter(plant: Episodic, arguments: Arguments) -> SafetyFilter:
     found = warm_up_data(plant, arguments.data, 9_000_011 + arguments.seed)
     large = isinstance(plant, Drone | TwoLinkArm)
-    model = Ensemble.create(
-        plant.nx,
-        plant.nu,
-        generator=torch.Generator().manual_seed(7_000_003 + arguments.seed),
-        members=3,
-        hidden=(20, 20) if large else (10, 10),
-        prior=plant.prior(),  # type: ignore[attr-defined]
-        training=Training(epochs=40, steps=arguments.training),
-    ).condition(found.transitions)
+    hidden = (20, 20) if large else (10, 10)
+    model = untrained(plant, arguments.seed, arguments.training, hidden=hidden, members=3).condition(found.transitions)
     if isinstance(plant, TwoLinkArm):
         how = Certification(states=7, feedback=1e-4, dims=plant.limited)
-        return how.filter(plant, model, None, how.first(found.starts[:80]).polytope)
+        return how.filter(plant, model, None, how.first(plant, found.starts[:80]).polytope)
     assert isinstance(plant, SimplePendulum | SafeCartPole | Drone)
     how = certification(plant)
     return how.filter(plant, model, None, how.invariant(plant, model, None))
-
-
-def episode(
-    plant: Episodic, safe: SafetyFilter | None, propose: Propose, steps: int, seed: int
-) -> tuple[Tensor, list[Source]]:
-    """True states, to the first outside the limits, and where a filter's inputs came from."""
-    generator, filter = torch.Generator().manual_seed(seed), None if safe is None else safe.start()
-    x = plant.initial(1, generator)
-    states, sources = [x[0]], []
-    while len(states) <= steps and not bool(plant.terminated(x)[0]):
-        seen, drawn = plant.observe(x, generator)[0], plant.input_box.sample(1, generator)[0]
-        u = propose(seen, drawn)
-        if filter is not None:
-            decision, filter = filter.decide(seen, u)
-            u = decision.u
-            sources.append(decision.source)
-        x = plant.advance(x, u.unsqueeze(0), generator)
-        states.append(x[0])
-    return torch.stack(states), sources
 
 
 if __name__ == "__main__":

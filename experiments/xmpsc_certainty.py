@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpsafe.algorithms.certification import Certification, NoInvariantSetError
 from gpsafe.data import Transitions
-from gpsafe.models import Ensemble, Training
+from gpsafe.models import Ensemble
 from gpsafe.safety.flight import fly
 from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.warmup import warm_up_data
@@ -28,7 +28,7 @@ from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import BLUE, GREEN, ORANGE, RED, SKY, Share, draw_shares, grouped
-from ._report.xmpsc_runs import proposals
+from ._report.xmpsc_runs import proposals, untrained
 
 PLANTS: dict[str, tuple[type[Any], int]] = {"pendulum": (SimplePendulum, 5), "cart-pole": (SafeCartPole, 7)}  # N
 TUBES = ("none", "paper", "certain-95", "certain-50", "sound")
@@ -91,15 +91,7 @@ def _learned(
 ) -> tuple[Ensemble, Any, list[tuple[Tensor, Tensor]]]:
     """An ensemble of the warm-up, rows that it has not seen (a fourth, if any), and the episodes."""
     flown = warm_up_data(system, rows, 9_000_011 + seed)
-    known = {"prior": system.prior()} if prior else {}
-    ensemble = Ensemble.create(
-        system.nx,
-        system.nu,
-        generator=torch.Generator().manual_seed(7_000_003 + seed),
-        hidden=(10, 10),
-        training=Training(epochs=40, steps=arguments.training),
-        **known,
-    )
+    ensemble = untrained(system, seed, arguments.training, prior=prior)
     data, kept = flown.transitions, torch.arange(rows) % 4 == 3
     if not apart:
         return ensemble.condition(data), None, flown.episodes

@@ -19,9 +19,10 @@ import torch
 from matplotlib.figure import Figure
 
 from gpsafe.algorithms.certification import Certification
-from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
+from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.baselines import create
 from gpsafe.planning.mbpo import Preset, preset
+from gpsafe.safety.flight import SOURCES
 from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.episodic import Episodic
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
@@ -149,9 +150,9 @@ def _baseline(task: str, arm: str, arguments: Arguments, seed: int, scratch: Pat
         one.save(scratch)
         told(f"{one.told} of {one.budget} batches")
     kept = ("epoch", "steps", "reward", "violations", "violations_observed", "episodes")
-    phase = {"train": "train"}
     return [
-        {"phase": phase.get(row["phase"], "warm-up"), **{name: row[name] for name in kept}} for row in one.logger.rows
+        {"phase": "train" if row["phase"] == "train" else "warm-up", **{name: row[name] for name in kept}}
+        for row in one.logger.rows
     ]
 
 

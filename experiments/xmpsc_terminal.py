@@ -20,7 +20,7 @@ from torch import Tensor
 from gpsafe.algorithms.certification import Certification
 from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.linalg import vector
-from gpsafe.models import Ensemble, Training
+from gpsafe.models import Ensemble
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.flight import fly
 from gpsafe.systems.episodic import Episodic
@@ -29,7 +29,7 @@ from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, draw_shares, grouped
-from ._report.xmpsc_runs import proposals
+from ._report.xmpsc_runs import proposals, untrained
 
 PLANTS = {
     "pendulum": (SimplePendulum, 5, 0),
@@ -86,15 +86,7 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 def _learned(system: Episodic, prior: bool, arguments: Arguments, seed: int) -> tuple[Ensemble, Tensor]:
     """An ensemble of the warm-up data, and the first states of its episodes."""
     found = warm_up_data(system, arguments.data, 9_000_011 + seed)
-    known = {"prior": system.prior()} if prior else {}  # type: ignore[attr-defined]
-    ensemble = Ensemble.create(
-        system.nx,
-        system.nu,
-        generator=torch.Generator().manual_seed(7_000_003 + seed),
-        hidden=(10, 10),
-        training=Training(epochs=40, steps=arguments.training),
-        **known,
-    )
+    ensemble = untrained(system, seed, arguments.training, prior=prior)
     return ensemble.condition(found.transitions), found.starts[:STARTS]
 
 

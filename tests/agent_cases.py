@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 
 from gpsafe.algorithms.certification import Certification
-from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
+from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.models import GP
 from gpsafe.planning.mbpo import Preset, Settings, preset
 from gpsafe.rkhs import kernels
+from gpsafe.safety.flight import SOURCES
 from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 
 TASKS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}

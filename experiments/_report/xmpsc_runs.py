@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpsafe.algorithms.xmpsc import SOURCES, XMPSC
+from gpsafe.algorithms.xmpsc import XMPSC
+from gpsafe.models import Ensemble, Training, identity_prior
 from gpsafe.planning.mbpo import Preset, Settings
+from gpsafe.safety.flight import SOURCES
 from gpsafe.systems.episodic import Episodic
 
 SAVE_EVERY = 10  # episodes between two saves of a run that may be stopped
@@ -35,6 +37,21 @@ def trained(one: XMPSC, budget: int, scratch: Path, told: Callable[[str], None])
         told(f"{one.steps} of {budget} steps")
     names = (*KEPT, *(f"from_{name}" for name in SOURCES))
     return [{name: row[name] for name in names if name in row} for row in one.logger.rows]
+
+
+def untrained(
+    system: Any, seed: int, steps: int, *, prior: bool = True, hidden: tuple[int, ...] = (10, 10), members: int = 5
+) -> Ensemble:
+    """An ensemble that takes at least so many gradient steps once it has data, on top of the published known part or not."""
+    return Ensemble.create(
+        system.nx,
+        system.nu,
+        generator=torch.Generator().manual_seed(7_000_003 + seed),
+        members=members,
+        hidden=hidden,
+        prior=system.prior() if prior else identity_prior,
+        training=Training(epochs=40, steps=steps),
+    )
 
 
 def proposals(

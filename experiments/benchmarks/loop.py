@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,9 +34,9 @@ PUBLISHED_MS = 2515.0  # a decision at N = 7, M = 5, width 20: Table 1 of the pa
 
 
 @contextmanager
-def clocked() -> Iterator[Counter[str]]:
+def clocked() -> Iterator[dict[str, float]]:
     """CPU seconds within each of `PARTS`; what one part calls of another counts for the outer one."""
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     running: list[str] = []
 
     def timed(part: str, inner: Any) -> Any:

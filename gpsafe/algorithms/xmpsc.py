@@ -20,7 +20,6 @@ is an assumption, too, which closed loops break.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,10 +42,10 @@ from gpsafe.models._prior import Prior
 from gpsafe.planning.mbpo import SAC, Preset, Ring, branch, sampler, starts, train
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.filter import Decision, SafetyFilter
+from gpsafe.safety.flight import capture, tally
 from gpsafe.sets.polytope import Polytope
 from gpsafe.systems.episodic import Episodic
 
-SOURCES = ("plan", "stored", "backup", "soft", "unfiltered")
 CHANGED = 1e-6  # ‖u_L − u‖ from which an input counts as corrected
 
 
@@ -292,17 +291,14 @@ class XMPSC(Learner):
     def _account(self, flown: CertifiedPolicy | None, states: Tensor, inputs: Tensor) -> dict[str, Any]:
         """Each step is one of `SOURCES`; how far inputs were corrected, plans' times, and whether tubes held the next state."""
         decisions = [] if flown is None else flown.decisions
-        sources = Counter(d.source for d in decisions) if decisions else Counter({"unfiltered": len(inputs)})
-        row: dict[str, Any] = {f"from_{name}": sources.get(name, 0) for name in SOURCES}
-        row["backed"] = sum(d.backed for d in decisions)
+        row: dict[str, Any] = {**tally(decisions, len(inputs))}
         if isinstance(self.standing.model, Ensemble):
             row["disagreement"] = float(self.standing.model.predict(states[:-1], inputs).std.norm(dim=-1).mean())
         if flown is None or not decisions:
             return row
         change = (torch.stack(flown.proposed) - inputs).norm(dim=-1)
-        told = [bool(d.contained.any()) for d in decisions if d.contained is not None]
         row |= {"corrected": int((change > CHANGED).sum()), "change": float(change.mean())}
-        row |= {"captured": sum(told), "captured_of": len(told), "certify_ms": 1e3 * float(np.median(flown.seconds))}
+        row |= {**capture(decisions), "certify_ms": 1e3 * float(np.median(flown.seconds))}
         row |= self._terminal()
         row["refuted"] = next((d.falsified for d in decisions if d.falsified is not None), "")
         if self.standing.hull is not None:

@@ -315,7 +315,8 @@ class RobustDP(OfTask):
 
     def upper(self, enclosure: Enclosure) -> Tensor:
         """V_0(x₀) for every policy of the enclosure, rounded up and at most T·C, (P,)."""
-        return grow(self._run(enclosure, self.rates(enclosure), self.cost.ceiling)).clamp_max(self.total_ceiling)
+        stage = self.rates(enclosure.centers, enclosure.radius)
+        return grow(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
 
     def lower(self, enclosure: Enclosure) -> Tensor:
         """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down but to 0, (P,)."""
@@ -340,9 +341,8 @@ class RobustDP(OfTask):
         stage = std + enclosure.metric.norm(dim=-1)
         return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
 
-    def rates(self, enclosure: Enclosure) -> Tensor:
-        """Supremum of c over each cell, and at x_0, (1, N + 1); C where it would be NaN."""
-        centers, radius = enclosure.centers, enclosure.radius
+    def rates(self, centers: Tensor, radius: Tensor) -> Tensor:
+        """Supremum of c over boxes, both (n, nx), (1, n); C where it would be NaN."""
         stage = self.cost.upper(centers - radius, centers + radius).unsqueeze(0)
         return torch.where((stage >= 0) & (stage <= self.cost.ceiling), stage, self.cost.ceiling)
 

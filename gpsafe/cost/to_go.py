@@ -58,7 +58,7 @@ class CostToGo:
         (low, high), n, grid = enclosure.boxes(), program.grid.num, program.grid
         average, ceiling = program.average, program.cost.ceiling
         rows = [torch.zeros(1, n, dtype=torch.float64, device=low.device)]
-        rates = program.rates(enclosure)[:, :n]
+        rates = program.rates(enclosure.centers, enclosure.radius)[:, :n]
         rows += stages(average, low[:, :n], high[:, :n], rates, horizon=program.horizon, outside_rate=ceiling)
         tables = [average(value.reshape(1, *grid.cells), k * ceiling) for k, value in enumerate(rows[:-1])]
         return CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables))
@@ -79,11 +79,10 @@ class CostToGo:
         program, ceiling = self.program, self.program.cost.ceiling
         if left < 1:
             raise _require.fail("CostToGo.ahead", "left >= 1", left)
-        now = program.cost.upper(x.unsqueeze(0), x.unsqueeze(0))
-        now = torch.where((now >= 0) & (now <= ceiling), now, ceiling)[0]
+        here, point = x.unsqueeze(0), torch.zeros_like(x).unsqueeze(0)
+        now = program.rates(here, point)[0, 0]
         constant = AffinePolicies(u.reshape(1, -1), u.new_zeros(1, len(u), len(x)), self.inputs)
-        point = enclose(x.unsqueeze(0), torch.zeros_like(x).unsqueeze(0), self.confidence, constant)
-        low, high = point.refine(self.confidence).boxes()
+        low, high = enclose(here, point, self.confidence, constant).refine(self.confidence).boxes()
         outside = (left - 1) * ceiling
         most = RangeMax.build(program.grid, low, high)(self.tables[left - 1 : left], outside)[0, 0]
         return min(float(grow(now + most)), left * ceiling)

@@ -124,7 +124,7 @@ class BudgetFilter:
         x = _require.shape(where, "x", torch.as_tensor(x, dtype=torch.float64), (task.nx,))
         learned = torch.as_tensor(learned, dtype=torch.float64)
         learned = _require.shape(where, "learned", learned, (to_go.inputs.dim,))
-        value, budget = to_go.value(x, left), self.budget or 0.0
+        value, budget = to_go.value(x, left), self._limit
         slack = budget - value if self.slack is None else self.slack
         if self._still:
             slack = max(slack, budget - self.spent - value)
@@ -148,6 +148,12 @@ class BudgetFilter:
         return Allowance(u, source, price, slack, not broken, reason), after
 
     @property
+    def _limit(self) -> float:
+        """d."""
+        assert self.budget is not None
+        return self.budget
+
+    @property
     def _still(self) -> bool:
         return not bool((self.to_go.program.task.noise_std > 0).any())
 
@@ -161,4 +167,4 @@ class BudgetFilter:
         if self.rule == "account":
             return "" if price <= slack else f"its price {price:.3g} is more than the account's {slack:.3g}"
         whole = self.spent + guess
-        return "" if whole <= (self.budget or 0.0) else f"cost so far and to go are {whole:.3g} of {self.budget:g}"
+        return "" if whole <= self._limit else f"cost so far and to go are {whole:.3g} of {self._limit:g}"

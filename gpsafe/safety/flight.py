@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -20,9 +20,10 @@ from gpsafe import _require
 from gpsafe.safety.filter import Decision, SafetyFilter, Source
 from gpsafe.systems.episodic import Episodic
 
-__all__ = ["Flight", "fly"]
+__all__ = ["Flight", "capture", "fly", "tally"]
 
 Propose = Callable[[Tensor, torch.Generator], Tensor]
+SOURCES: tuple[str, ...] = get_args(Source)
 CORRECTED = 1e-6  # |u_L − u| from which an input counts as corrected
 
 
@@ -50,25 +51,37 @@ class Flight:
     @property
     def counts(self) -> Counter[str]:
         """How many inputs came from where; "unfiltered" without a filter."""
-        return Counter(d.source for d in self.decisions) if self.decisions else Counter(unfiltered=len(self.inputs))
+        return _sources(self.decisions, len(self.inputs))
 
     def row(self) -> dict[str, Any]:
-        """For a table: steps, violated, `from_*` (they sum to steps), backed, corrected, mean change, captured of captured_of
-        (true next states in the tube of some member while a plan's law was followed), refuted, CPU ms a decision (median)."""
+        """For a table: steps, violated, what `tally` and `capture` count, corrected, mean change, refuted, median CPU ms."""
         change = (self.inputs - self.proposed).abs().amax(-1)
-        told = [bool(d.contained.any()) for d in self.decisions if d.contained is not None]
         return {
             "steps": len(self.inputs),
             "violated": self.violated,
-            **{f"from_{name}": self.counts[name] for name in get_args(Source)},
-            "backed": sum(d.backed for d in self.decisions),
+            **tally(self.decisions, len(self.inputs)),
             "corrected": int((change > CORRECTED).sum()),
             "change": float(change.mean()),
-            "captured": sum(told),
-            "captured_of": len(told),
+            **capture(self.decisions),
             "refuted": any(d.falsified is not None for d in self.decisions),
             "ms": 1e3 * float(np.median(self.seconds)) if self.seconds else 0.0,
         }
+
+
+def tally(decisions: Sequence[Decision], steps: int) -> dict[str, int]:
+    """Of the decisions of an episode, one a step, or of none: `from_*`, which sum to `steps`, and `backed`."""
+    sources = _sources(decisions, steps)
+    return {f"from_{name}": sources[name] for name in SOURCES} | {"backed": sum(d.backed for d in decisions)}
+
+
+def capture(decisions: Sequence[Decision]) -> dict[str, int]:
+    """`captured` of `captured_of`: measured states in the tube of some member, of those at which a plan had a stage left."""
+    told = [bool(d.contained.any()) for d in decisions if d.contained is not None]
+    return {"captured": sum(told), "captured_of": len(told)}
+
+
+def _sources(decisions: Sequence[Decision], steps: int) -> Counter[str]:
+    return Counter(d.source for d in decisions) if decisions else Counter(unfiltered=steps)
 
 
 def fly(

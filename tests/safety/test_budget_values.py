@@ -57,7 +57,7 @@ def test_the_tables_are_those_of_the_programs_sweep(sides):
     enclosure = program.enclosure(to_go.confidence, to_go.policy).refine(to_go.confidence)
     low, high = enclosure.boxes()
     assert float((high - low)[0, :n].min()) > 0.2  # so that ends taken for each other show
-    rates = program.rates(enclosure)[:, :n]
+    rates = program.rates(enclosure.centers, enclosure.radius)[:, :n]
     assert float(rates.max()) == CEILING
     for k in range(STEPS + 1):
         own = sweep(program.average, low[:, :n], high[:, :n], rates, horizon=k, outside_rate=CEILING)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gpsafe.algorithms.xmpsc import SOURCES as EVERY
+from gpsafe.safety.flight import SOURCES as EVERY
 from gpsafe.systems import SafeCartPole, SimplePendulum
 from gpsafe.systems.scene import RED
 from gpsafe.testbed import animate, compare

@@ -376,24 +376,21 @@ def sweep(before, x0, given, inputs, after, room, rows, jacobian):
     for k in range(levels.shape[0]):
         for i in range(nx):
             at = sure + 2 * nx * k + i
-            _apart(rows, jacobian, p if sloped else 0, at, block, everyone, nx, levels[k, i])
+            _apart(rows, at, block, everyone, nx, levels[k, i])
+            for c in range(p if sloped else 0):
+                _apart(jacobian[:, c], at, block, everyone, nx, 0.0)
 
 
 @njit(cache=True)
-def _apart(rows, jacobian, columns, at, block, members, nx, level):
-    """Rows that hold an entry of every member's x̄ become those of x̄ − c − level, and nx further those of c − x̄ − level."""
-    for c in range(-1, columns):
-        mean = 0.0
-        for m in range(members):
-            mean += (rows[at + m * block] if c < 0 else jacobian[at + m * block, c]) / members
-        for m in range(members):
-            here = at + m * block
-            if c < 0:
-                gap = rows[here] - mean
-                rows[here], rows[here + nx] = gap - level, -gap - level
-            else:
-                gap = jacobian[here, c] - mean
-                jacobian[here, c], jacobian[here + nx, c] = gap, -gap
+def _apart(values, at, block, members, nx, level):
+    """Of values x of all members, at places `block` apart, x − c − level, and nx further on c − x − level, c their mean."""
+    mean = 0.0
+    for m in range(members):
+        mean += values[at + m * block] / members
+    for m in range(members):
+        here = at + m * block
+        gap = values[here] - mean
+        values[here], values[here + nx] = gap - level, -gap - level
 
 
 @njit(cache=True, fastmath=_FAST)

@@ -41,14 +41,10 @@ from gpsafe.planning.mpc._starts import neighbours, starts
 from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
 STATUS = ("diverged", "optimal", "feasible", "infeasible", "dominated", "beaten")  # in the order of `_descent`
-CONFIRM, REFUTE = (
-    6,
-    12,
-)  # starts that end at the best known plan, or at no smaller violation than it, and so end the search
-LEAST, MOST = (
-    90,
-    250,
-)  # sweeps: what is spent before fewer than 2·CONFIRM starts are believed, and where no more start begins
+CONFIRM = 6  # starts that end at the best known plan and so end the search
+REFUTE = 12  # starts that end at no smaller violation than it, and so end the search
+LEAST = 90  # sweeps that are spent before fewer than 2·CONFIRM starts are believed
+MOST = 250  # sweeps after which no more start begins
 JUMPS = 8  # starts beside a new best plan, at most
 
 
@@ -227,7 +223,8 @@ class _Search:
     def run(self, start: Array, best: _Point) -> tuple[_Point, str, int]:
         """The last accepted plan from one start, its status, and the number of steps tried.
 
-        Ends early, as "dominated", where it is on its way to `best`, or to no smaller violation.
+        Ends early, as "dominated", where it is on its way to `best`, or to no smaller violation, and as "beaten" where it could
+        not overtake it.
         """
         plan, count, told = np.array(start), self.sweep.count, np.zeros(_descent.TOLD)
         rows, jacobian, multipliers = np.empty(count), np.zeros((count, self.size)), np.empty(count)
