@@ -6,6 +6,7 @@ EXTRAS = {
     "casadi": "mpc", "numba": "mpc",
     "sb3_contrib": "rl", "stable_baselines3": "rl",
     "flint": "rigor",
+    "dask": "cluster", "dask_jobqueue": "cluster", "distributed": "cluster",
     "pybullet": "bullet",
     "imageio": "lab", "ipywidgets": "lab", "jupytext": "lab", "plotly": "lab", "pyarrow": "lab",
 }  # fmt: skip
