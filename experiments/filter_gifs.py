@@ -25,7 +25,7 @@ from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
-from gpsafe.testbed.compare import Comparison, save_comparison
+from gpsafe.testbed.film import Comparison, save_comparison
 
 from ._report.xmpsc_runs import proposals, untrained
 from .xmpsc_bullet import certification

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"saved"},
     {"planning"},
     {"algorithms"},
-    {"baselines"},
+    {"baselines", "comparison"},
     {"testbed"},
     {"cli"},
 ]
@@ -29,7 +29,8 @@ BELIEVED = frozenset[str]().union(*LAYERS[:10])
 """What a certificate rests on. The rest proposes, runs or shows, and is never believed."""
 SIDEWAYS_FORBIDDEN = [("models", "systems"), ("systems", "models"), ("models", "policies"), ("testbed", "models")]
 SIDEWAYS_FORBIDDEN += [
-    ("testbed", room) for room in ("rkhs", "confidence", "cost", "safety", "planning", "algorithms", "baselines")
+    ("testbed", room)
+    for room in ("rkhs", "confidence", "cost", "safety", "planning", "algorithms", "baselines", "comparison")
 ]
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 

@@ -30,7 +30,7 @@ from gpsafe.data import Transitions
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
-from gpsafe.systems.base import System
+from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
 from gpsafe.tube.core import Mode, TubeModel
 
@@ -209,6 +209,12 @@ class Certification:
         near = Box(rest - reach, rest + reach).intersect(Box(box.lower[dims], box.upper[dims]))
         unsaturated = Polytope((inputs.H @ law.gain)[:, dims], inputs.h - inputs.H @ law.offset)
         region = Polytope.of_box(near).intersect(unsaturated)
+        beyond = slice(
+            2 * tube.nx, None
+        )  # the rows of X that the box has not; those on other coordinates are left to plans
+        mine = (states.H[beyond].abs() @ _outside(tube.nx, dims)) == 0
+        if bool(mine.any()):
+            region = region.intersect(Polytope(states.H[beyond][mine][:, dims], states.h[beyond][mine]))
         for slack in SLACKS:
             noise = Ellipsoid(torch.zeros_like(rest), torch.diag(slack * spread))
             try:
@@ -241,8 +247,24 @@ class Certification:
         return box if self.error is None else Box(box.lower + self.error, box.upper - self.error)
 
     def _limits(self, system: System) -> tuple[Polytope, Polytope]:
-        """X and U."""
-        return Polytope.of_box(self._box(system)), Polytope.of_box(system.input_box)
+        """X, the part of the state box that costs nothing, and U. Half-spaces of the cost that hold on the box add no row.
+
+        Raises:
+            ValueError: if the cost is positive somewhere in the box and not given by half-spaces: then X is no polytope.
+        """
+        box, cost, inputs = self._box(system), system.cost, Polytope.of_box(system.input_box)
+        if not isinstance(cost, HalfspaceCost):
+            if float(cost.upper(box.lower, box.upper)) > 0:
+                expected = "a cost of half-spaces (IndicatorCost, HingeCost), or none in the state box"
+                raise _require.fail("Certification", expected, type(cost).__name__)
+            return Polytope.of_box(box), inputs
+        normals = cost.directions
+        offsets = -cost.excess(torch.zeros(system.nx, dtype=torch.float64))
+        if self.error is not None:
+            offsets = offsets - normals.abs() @ self.error
+        cut = normals.clamp_min(0.0) @ box.upper + normals.clamp_max(0.0) @ box.lower > offsets
+        limits = Polytope.of_box(box)
+        return (limits.intersect(Polytope(normals[cut], offsets[cut])) if bool(cut.any()) else limits), inputs
 
     def _about_rest(self, system: System, tube: TubeModel) -> _Rest:
         rest, still = (system.initial_state, system.input_box.center) if self.rest is None else self.rest
@@ -260,6 +282,13 @@ class Certification:
         closed = A + B @ gain
         law = AffineLaw.about(gain @ torch.eye(tube.nx, dtype=torch.float64)[dims], rest, still)
         return _Rest(rest, law, closed, after - closed @ rest[dims], spread)
+
+
+def _outside(nx: int, dims: list[int]) -> Tensor:
+    """1 at coordinates that are not among dims, (nx,)."""
+    found = torch.ones(nx, dtype=torch.float64)
+    found[dims] = 0.0
+    return found
 
 
 def _search(paper: bool, ensemble: bool) -> Proposer:

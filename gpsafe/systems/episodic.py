@@ -131,13 +131,14 @@ def spread(system: System, input_noise: float) -> Tensor:
 class EpisodicPlant(Published):
     """Any `System` as an `Episodic` one: build with `as_episodic`.
 
-    Its noise is the system's own, w ~ N(0, diag(noise_std²)); it is measured exactly. The rest is that of `system`.
+    Its noise is w ~ N(0, diag(noise_std²)); it is measured exactly. The rest is that of `system`.
     """
 
     system: System
     initial_box: Box
     law: Callable[[Tensor], Tensor]
     random: float
+    noise_std: Tensor
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in type(self).__slots__:  # of an object that is being made
@@ -146,12 +147,12 @@ class EpisodicPlant(Published):
 
     @property
     def limited(self) -> tuple[int, ...]:
-        """All coordinates."""
-        return tuple(range(self.system.nx))
+        """The system's, or all coordinates."""
+        return getattr(self.system, "limited", tuple(range(self.system.nx)))
 
     def advance(self, x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
         """mean(x, u) + w, u clipped to the inputs."""
-        noise = sample_noise(self.system.noise_std, tuple(x.shape[:-1]), generator)
+        noise = sample_noise(self.noise_std, tuple(x.shape[:-1]), generator)
         return self.system.mean(x, self.system.input_box.clip(u)) + noise
 
     def backup(self, x: Tensor) -> Tensor:
@@ -166,7 +167,14 @@ class EpisodicPlant(Published):
         return torch.where(draw < self.random, free, self.backup(x))
 
 
-def as_episodic(system: System, starts: Box, law: Callable[[Tensor], Tensor], *, random: float = 0.2) -> EpisodicPlant:
+def as_episodic(
+    system: System,
+    starts: Box,
+    law: Callable[[Tensor], Tensor],
+    *,
+    random: float = 0.2,
+    noise_std: Tensor | None = None,
+) -> EpisodicPlant:
     """A plant of one's own for learners that need starts, an end of an episode and a safe controller (`XMPSC`).
 
     Args:
@@ -174,6 +182,7 @@ def as_episodic(system: System, starts: Box, law: Callable[[Tensor], Tensor], *,
         starts: box of first states.
         law: safe controller, (*b, nx) → (*b, nu): the first data come from it, and what is applied when nothing else is left.
         random: share of the first inputs that are drawn from the input box instead.
+        noise_std: standard deviations of w, (nx,) ≥ 0; the system's by default.
 
     Raises:
         ValueError: if starts or the law's inputs have other dimensions, or a corner of the starts has a cost.
@@ -188,4 +197,5 @@ def as_episodic(system: System, starts: Box, law: Callable[[Tensor], Tensor], *,
     if bool((system.cost.upper(starts.lower, starts.upper) > 0).any()):
         raise _require.fail(where, "starts without a cost", f"a cost in {starts}")
     _require.shape(where, "the law's inputs", law(corners), (2, system.nu))
-    return EpisodicPlant(system, starts, law, random)
+    sigma = system.noise_std if noise_std is None else _require.nonnegative(where, "noise_std", noise_std)
+    return EpisodicPlant(system, starts, law, random, _require.shape(where, "noise_std", sigma, (system.nx,)))

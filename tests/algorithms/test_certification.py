@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ from gpsafe.models import GP, Ensemble
 from gpsafe.models._normalizer import Normalizer
 from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.rkhs import kernels
-from gpsafe.sets import Polytope
+from gpsafe.sets import Box, Polytope
+from gpsafe.systems import HingeCost, IndicatorCost, reference_pendulum
 from gpsafe.systems.drone import Drone
+from gpsafe.systems.episodic import as_episodic
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.tube import EnsembleTube
@@ -169,3 +173,65 @@ def test_what_has_no_answer_is_refused():
             Certification(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an invariant set about rest"):
         Certification(around=torch.zeros(2).double()).invariant(PENDULUM, near_the_plant(PENDULUM), None)
+
+
+def limited_before_the_box(cost):
+    """A pendulum that hangs at 0 in a state box of ±2.5 and ±8, and pays from 1.2 rad on."""
+    plant = replace(reference_pendulum().physics, cost=cost)
+    known = reference_pendulum().known
+    gain = torch.tensor([[0.6], [0.15]]).double()
+    start = Box(plant.initial_state, plant.initial_state)
+    plant = as_episodic(plant, start, lambda x: torch.clamp(-(x @ gain), -1.0, 1.0))
+    parts = (Normalizer.identity(3), Normalizer(torch.zeros(2), torch.full((2,), 1e-4)))
+    model = Ensemble.create(
+        2, 1, generator=torch.Generator().manual_seed(0), hidden=(6,), std_limits=(1e-3, 2e-3), prior=known, normalizers=parts
+    )  # fmt: skip
+    return plant, model
+
+
+ANGLE = torch.tensor([[1.0, 0.0]]).double()
+
+
+@pytest.mark.parametrize("kind", [IndicatorCost, HingeCost])
+def test_the_limits_are_those_of_the_cost_too(kind):
+    plant, model = limited_before_the_box(kind(ANGLE, torch.tensor([1.2]).double()))
+    how = Certification(states=4, mode="paper", feedback=None, terminal="invariant", input_weight=10.0)
+    problem = how.filter(plant, model).problem
+    for body in (problem.states, problem.terminal):
+        assert float(body.support(ANGLE)) <= 1.2 + 1e-6
+    drawn = replace(how, error=torch.tensor([0.1, 0.0]).double()).filter(plant, model).problem.states
+    assert float(drawn.support(ANGLE)) == pytest.approx(1.1)
+    assert bool(problem.states.contains(torch.tensor([-2.4, 7.0]).double()))  # nothing else is taken away
+
+
+def test_limits_that_are_those_of_the_box_add_no_row():
+    problem = Certification(terminal="invariant").filter(PENDULUM, near_the_plant(PENDULUM)).problem
+    assert problem.states.rows == 4
+
+
+def test_a_cost_that_is_no_polytope_inside_the_box_is_refused_and_one_outside_is_not():
+    class Disc:
+        ceiling = 1.0
+
+        def __init__(self, radius):
+            self.radius = radius
+
+        def __call__(self, x):
+            return (x.norm(dim=-1) > self.radius).double()
+
+        def upper(self, lower, upper):
+            return (torch.maximum(lower.abs(), upper.abs()).norm(dim=-1) > self.radius).double()
+
+        def lower(self, lower, upper):
+            return torch.zeros(lower.shape[:-1], dtype=torch.float64)
+
+        def boundary_free(self, lower, upper):
+            return torch.zeros(lower.shape[:-1], dtype=torch.bool)
+
+    how = Certification(states=4, mode="paper", feedback=0.2)
+    plant, model = limited_before_the_box(Disc(3.0))
+    hull = Polytope.of_box(Box(torch.tensor([-0.1, -0.1]).double(), torch.tensor([0.1, 0.1]).double()))
+    with pytest.raises(ValueError, match="a cost of half-spaces"):
+        how.filter(plant, model, terminal=hull)
+    plant, model = limited_before_the_box(Disc(100.0))
+    assert how.filter(plant, model, terminal=hull).problem.states.rows == 4

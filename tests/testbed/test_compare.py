@@ -14,7 +14,7 @@ from gpsafe.safety.flight import SOURCES as EVERY
 from gpsafe.systems import SafeCartPole, SimplePendulum
 from gpsafe.systems.scene import RED
 from gpsafe.testbed import animate, compare
-from gpsafe.testbed.compare import COLOURS, Comparison, frame, save_comparison
+from gpsafe.testbed.film import COLOURS, Comparison, frame, save_comparison
 
 SOURCES = ("plan", "stored", "backup", "soft")
 
