@@ -51,6 +51,8 @@ from .algorithms import sound_learner as sound_learner
 from .assumptions import Assumption as Assumption
 from .certify import CertificationProblem as CertificationProblem
 from .certify import judge as judge
+from .comparison import Contest as Contest
+from .comparison import compare as compare
 from .confidence import ConfidenceSet as ConfidenceSet
 from .confidence import Mixture as Mixture
 from .cost import (

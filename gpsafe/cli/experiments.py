@@ -40,6 +40,13 @@ usage: gpsafe bench xmpsc [--budget smoke|quick|full] [--fresh] [arguments]
 
 Table 1 of X-MPSC, timed: the experiment xmpsc-table1 in one process of one thread, then its tables. Leave the machine
 alone meanwhile. The other benchmarks, as JSON: make bench."""
+COMPARE_USAGE = """\
+usage: gpsafe compare [--tasks twin pendulum cart-pole arm] [--models gp ensemble]
+                      [--certifiers none policy-set tube-paper tube-sound shield]
+                      [--explorers uniform uncertainty reward] [--seeds 0 1 2] [--budget smoke|quick|full] [arguments]
+
+Models, certifiers and explorers on the same plants, data, noise and counter: the experiment compare, then its tables. All
+arguments: gpsafe run compare --help. A plant of your own: gpsafe.comparison.compare."""
 REPORT_USAGE = "usage: gpsafe report NAME [--results FOLDER] [--output FOLDER] [--seeds 0 1 2]"
 
 
@@ -213,3 +220,13 @@ def bench(words: Sequence[str], command: str, *, package: str = OURS) -> int:
         if table.name != "index.md":
             print(f"\n{table.stem}\n\n{table.read_text().strip()}")
     return 0
+
+
+def compare(words: Sequence[str], command: str, *, package: str = OURS) -> int:
+    """``gpsafe compare``: the experiment compare, then its tables."""
+    if list(words) in (["--help"], ["-h"]):
+        print(COMPARE_USAGE)
+        return 0
+    if code := run(["compare", *words], command, package=package):
+        return code
+    return report(["compare", "--results", _option(words, "--results", "results")], command, package=package)

@@ -307,6 +307,12 @@ def _report_words(words: Sequence[str], command: str) -> int:
     return experiments.report(words, command)
 
 
+def _compare_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import experiments
+
+    return experiments.compare(words, command)
+
+
 def _bench_words(words: Sequence[str], command: str) -> int:
     from gpsafe.cli import experiments
 
@@ -316,6 +322,7 @@ def _bench_words(words: Sequence[str], command: str) -> int:
 COMMANDS: dict[str, Command] = {
     "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
     "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
+    "compare": Command(_compare_words, "hold models and certifiers against each other on the same plants, data and noise"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
     "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
 }
