@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"planning"},
     {"algorithms"},
     {"baselines"},
+    {"plotting"},
     {"testbed"},
     {"cli"},
 ]

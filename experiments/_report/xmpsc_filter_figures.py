@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gpsafe.sets import Ellipsoid
-from gpsafe.sets.plot import draw
+from gpsafe.plotting import draw
 from gpsafe.testbed.experiment import Piece, Run
 
 from .._report.statistics import BLUE, COLORS, GREEN, ORANGE, PURPLE, RED, Share, draw_shares, grouped
