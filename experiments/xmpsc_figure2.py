@@ -27,7 +27,7 @@ from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.episodic import Episodic
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Share, mean_interval, plus_minus
+from ._report.statistics import Share, mean_interval, plus_minus
 from ._report.xmpsc_runs import toy, trained
 
 TASKS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}
@@ -40,8 +40,6 @@ FREE = {
     "sqrl": "SQRL",
     "safety-layer": "safety layer",
 }
-COLORS: dict[str, str] = dict(zip(ARMS, (BLUE, ORANGE, "black", SKY, PURPLE, RED, GREEN), strict=True))
-COLORS |= dict(zip(FREE, ("#F0E442", "#999999", "#882255", "#44AA99", "#DDCC77", "#332288"), strict=True))
 NAMES: dict[str, str] = {
     "prior": "X-MPSC, known part",
     "plain": "X-MPSC",
@@ -259,6 +257,10 @@ def _curve(rows: Sequence[Row], name: str, points: np.ndarray) -> np.ndarray:
     return np.interp(points, at, shown)
 
 
+def _noun(arm: str) -> str:
+    return {"plain": "paper", "safe": "safe controller"}.get(arm, arm)
+
+
 def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Figure:
     tasks = list(dict.fromkeys(task for task, _ in cells))
     figure = Figure(figsize=(4.2 * len(tasks), 5.2), layout="constrained")
@@ -270,21 +272,22 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen
         for line, name in enumerate(("reward", "violations")):
             curves = np.array([_curve(rows, name, points) for rows in runs])
             mean = curves.mean(0)
-            axes[line, column].plot(points, mean, color=COLORS[arm], label=NAMES[arm].format(chosen), linewidth=1.2)
+            axes[line, column].plot(points, mean, label=NAMES[arm].format(chosen), **plotting.look(_noun(arm)).line)
             if len(runs) > 1:
                 half = np.array([mean_interval(values)[1] for values in curves.T])
                 axes[line, column].fill_between(
-                    points, mean - half, mean + half, color=COLORS[arm], alpha=0.15, linewidth=0
+                    points, mean - half, mean + half, color=plotting.colour(_noun(arm)), alpha=0.15, linewidth=0
                 )
     for column, task in enumerate(tasks):
-        axes[0, column].set_title(task, fontsize=9)
+        axes[0, column].set_title(task)
         axes[0, column].set_ylabel("reward of an episode" if column == 0 else "")
         axes[1, column].set_ylabel("violations so far" if column == 0 else "")
         axes[1, column].set_yscale("symlog", linthresh=1)
         axes[1, column].set_ylim(bottom=0)
         axes[1, column].yaxis.set_major_formatter("{x:g}")
         axes[1, column].set_xlabel("environment steps after the warm-up")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    for each in axes.flat:
+        plotting.label_ends(each)
     return figure
 
 

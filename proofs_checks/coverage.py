@@ -254,11 +254,10 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     """Left: one band. Right: failure rates with their intervals, claim against control, a dash at δ."""
     left, right = figure.subplots(1, 2)
     draw_band(left, claim["band"], f"{claim['band']['label']}, {MIDDLE} observations")
-    groups = {"claim": (claim["cells"], "tab:blue"), "control": (control["cells"], "tab:red")}
+    groups = {"claim": (claim["cells"], "claim"), "control": (control["cells"], "control")}
     if claim["others"]:
-        groups["heuristics and misuse"] = (claim["others"], "tab:gray")
+        groups["heuristics and misuse"] = (claim["others"], "published")
     draw_rates(right, groups, "rate of runs with a failure anywhere")
-    figure.tight_layout()
 
 
 _BROKEN_ACTSAFE = "the ActSafe form B + σ√(2(γ+1+ln(1/δ))) on a posterior with λ = σ² instead"

@@ -113,6 +113,25 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "sound": ("blue", _SOLID, "o"),
     "mbpo": ("orange", _DASHED, "^"),
     "safe controller": ("olive", _MIXED, "*"),
+    "certain-95": ("sky", _DASHED, "D"),
+    "certain-50": ("orange", _MIXED, "s"),
+    # where a plan may end
+    "hull": ("orange", _DASHED, "^"),
+    "hull-all": ("sky", _MIXED, "D"),
+    # what a model of one simulator is worth in another
+    "home": ("purple", _SOLID, "P"),
+    "known": ("sky", _DASHED, "D"),
+    "analytic": ("orange", _DASHED, "^"),
+    "widened": ("blue", _SOLID, "o"),
+    "bullet": ("green", _SOLID, "s"),
+    # what may go wrong, and what is gained
+    "escaped": ("blue", _SOLID, "o"),
+    "unsafe certified": ("orange", _DASHED, "s"),
+    "unsafe executed": ("red", _MIXED, "^"),
+    "falsified": ("green", _DOTTED, "D"),
+    "violations": ("red", _SOLID, "X"),
+    "reward": ("blue", _SOLID, "o"),
+    "covered": ("sky", _SOLID, "s"),
     # learners without a certificate
     "cpo": ("grey", _SOLID, "s"),
     "trpo-lagrangian": ("grey", _DASHED, "^"),

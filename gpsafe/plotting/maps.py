@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,12 +10,14 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.patches import Patch
 
 from gpsafe import _require
-from gpsafe.plotting.colours import colour
+from gpsafe.plotting.colours import colour, ramp
 
 
-def colour_map() -> LinearSegmentedColormap:
-    """From the page over blue to ink: little to much, lightness monotone, in the theme in use."""
-    return LinearSegmentedColormap.from_list("gpsafe", [colour("faint"), colour("mean"), colour("truth")])
+def colour_map(kind: Literal["amount", "order"] = "amount") -> LinearSegmentedColormap:
+    """Little to much (from the page over blue to ink), or early to late (`ramp`), in the theme in use; lightness monotone."""
+    _require.one_of("colour_map", "kind", kind, ("amount", "order"))
+    stops = [colour("page"), colour("mean"), colour("ink")] if kind == "amount" else ramp(2)
+    return LinearSegmentedColormap.from_list(f"gpsafe {kind}", stops)
 
 
 def certified_map(axes: Axes, x: Any, y: Any, certified: Any, *, safe: Any = None, legend: bool = True) -> Axes:
