@@ -115,7 +115,7 @@ def _verify(options: Verify, command: str) -> int:
     if options.json is not None:
         store.write_json(options.json, report.document(results, env))
     if options.html is not None:
-        store.write_text(options.html, report.html(results, env))
+        store.write_text(options.html, report.html(results, env, folder=options.html.parent))
     for result in results:
         if not result.passed:
             console.print(f"{result.status} {result.check.name}: {result.reason}", **PLAIN, soft_wrap=True)
@@ -170,11 +170,12 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    work = bar.add_task("pieces", total=None)
+    work = bar.add_task("pieces", total=None, left="")
     checks = 0
 
     def on_progress(progress: Progress) -> None:
@@ -183,7 +184,8 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
             for note in progress.notes:
                 console.print(note, **PLAIN, soft_wrap=True)
             kept = f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
-            console.print(f"{progress.total} pieces on {workers} workers{kept}", **PLAIN, soft_wrap=True)
+            about = f"; {remaining(progress.left)}" if progress.left else ""
+            console.print(f"{progress.total} pieces on {workers} workers{kept}{about}", **PLAIN, soft_wrap=True)
         state = progress
         if progress.finished is not None:
             checks += 1
@@ -191,11 +193,13 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
             if not console.is_terminal and progress.done > progress.reused:
                 finished = progress.finished
                 console.print(
-                    f"[{progress.done}/{progress.total}] {finished.status} {finished.check.name}",
+                    f"[{progress.done}/{progress.total}] {finished.status} {finished.check.name}"
+                    + (f"; {remaining(progress.left)}" if progress.left else ""),
                     **PLAIN,
                     soft_wrap=True,
                 )
-        bar.update(work, total=progress.total, completed=progress.done)
+        left = "" if progress.left is None else remaining(progress.left)
+        bar.update(work, total=progress.total, completed=progress.done, left=left)
 
     try:
         with bar:
@@ -210,6 +214,19 @@ def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[
         console.file.flush()
 
 
+def remaining(seconds: float) -> str:
+    """A time that is left, as roughly as it is known.
+
+    >>> remaining(7), remaining(100), remaining(5000)
+    ('under 10 s left', 'about 2 min left', 'about 1.4 h left')
+    """
+    if seconds < 10:
+        return "under 10 s left"
+    if seconds < 90:
+        return f"about {10 * round(seconds / 10)} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 3600 else f"about {seconds / 3600:.1f} h left"
+
+
 _COLOURS = {
     "HOLDS": "bold blue",
     "VIOLATED": "bold red",
@@ -220,7 +237,7 @@ _COLOURS = {
 
 
 def results_table(results: Sequence[CheckResult], width: int) -> Table:
-    """The verdicts. Under 130 columns the source stands below the name, the interval below the estimate.
+    """The verdicts, by paper. Under 130 columns the source stands below the name, the interval below the estimate.
 
     Under 98 columns n and the seconds are left out.
     """
@@ -228,7 +245,9 @@ def results_table(results: Sequence[CheckResult], width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from gpsafe.testbed.report import duration, record
+    from gpsafe.testbed import report_claims as claims
+    from gpsafe.testbed.report import record
+    from gpsafe.testbed.report_sections import caught, duration
 
     wide, tight = width >= 130, width < 98
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -241,7 +260,12 @@ def results_table(results: Sequence[CheckResult], width: int) -> Table:
     table.add_column("control", no_wrap=True)
     if not tight:
         table.add_column("seconds", justify="right", no_wrap=True)
-    for item in map(record, results):
+    groups = claims.grouped(map(record, results), lambda item: (item["name"], item["source"]))
+    for item in [line for group, items in groups.items() for line in (group, *items)]:
+        if isinstance(item, claims.Group):
+            table.add_section()
+            table.add_row(Text(item.title.upper(), style="bold"))
+            continue
         name = Text(item["name"])
         first = [name, Text(item["source"])] if wide else [name.append("\n" + item["source"], style="dim")]
         estimate = _number(item["estimate"])
@@ -255,7 +279,7 @@ def results_table(results: Sequence[CheckResult], width: int) -> Table:
             Text(estimate),
             Text(_number(item["threshold"])),
             Text(item["verdict"], style=_COLOURS[item["verdict"]]),
-            Text(control) if control == "VIOLATED" else Text(f"! {control}", style="bold reverse"),
+            Text(caught(control)) if control == "VIOLATED" else Text(f"! {caught(control)}", style="bold reverse"),
             *([] if tight else [Text(duration(item["seconds"]))]),
         )
     return table
