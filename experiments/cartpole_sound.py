@@ -270,10 +270,11 @@ def report(runs: Sequence[Run]) -> Report:
             f"{name}: f* inside F_n in {sum(row['inside'] for row in checks)} of {len(checks)}, refuted {refuted}"
         )
     plotting.limit(furthest, 1.5, label="limit 1.5 m")
-    furthest.axvspan(0.5, a.initial + 0.5, color=plotting.colour("grey"), alpha=0.15, label="S_0")
+    furthest.axvspan(0.5, a.initial + 0.5, color=plotting.colour("grey"), alpha=0.15)
+    furthest.annotate("S_0", (0.6, 0.02), xycoords=("data", "axes fraction"))
     furthest.set(xlabel="episode", ylabel="largest |x| (m)", title="cart position")
     furthest.set_ylim(0.0, min(6.0, furthest.get_ylim()[1]))
-    furthest.legend(loc="upper left")
+    plotting.label_ends(furthest)
     gains.set(xlabel="episode", ylabel="information gain before it (nats)", title="information")
     plotting.label_ends(gains)
     columns = (

@@ -175,8 +175,8 @@ def report(runs: Sequence[Run]) -> Report:
                 ax.minorticks_off()
         axes[0].set_ylim(0, 1.05)
         axes[1].set_ylim(-0.03, 1.03)
-    panels[0, 0].legend()
-    panels[1, 1].legend()
+    plotting.legend_beside(panels[0, 2])
+    plotting.legend_beside(panels[1, 1])
     return Report(
         figures={"noise-misalignment": figure},
         tables={"noise-misalignment": Table(columns=columns, rows=table, caption=CAPTION)},

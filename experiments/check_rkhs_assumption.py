@@ -234,8 +234,8 @@ def report(runs: Sequence[Run]) -> Report:
         for step in steps():
             curve = _largest(norms, step.name, name, least)
             axes.plot(list(curve), list(curve.values()), label=step.name, **looks[step.name].marked)
-        axes.set(xlabel="points n", ylabel="lower bound of ‖f‖_k (units of r.m.s. step)", xscale="log", yscale="log",
-                 title=f"{name.replace(' ', ', ℓ = ')}, ρ = {least:g}")  # fmt: skip
+        axes.set(xlabel=f"points n (ρ = {least:g})", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log",
+                 title=f"{name.replace(' ', ', ℓ = ')}")  # fmt: skip
     plotting.label_ends(panels[0, 2])
     axes = panels[1, 0]
     top = max(row["n"] for row in norms)
@@ -245,8 +245,7 @@ def report(runs: Sequence[Run]) -> Report:
             height = [_largest(norms, step.name, name, ridge)[top] for ridge in ridges]
             axes.plot(ridges, height, color=looks[step.name].colour, linestyle=style, label=f"{step.name}: {name}")
     axes.set(xlabel="ρ (jitter)", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log", title=f"n = {top}")
-    axes.set_ylim(top=1e3 * axes.get_ylim()[1])
-    axes.legend(ncols=2, loc="upper right")
+    plotting.label_ends(axes)
     for axes, belief in zip(panels[1, 1:], ("B", "length-scale"), strict=True):
         _misspecified(axes, trials, belief)
     return Report(
@@ -322,11 +321,11 @@ def _misspecified(axes: Any, rows: list[Any], belief: str) -> None:
                 axes, factors, shares, label=f"{label}, {family}", noun=replace(plotting.look(noun), dash=style)
             )
     axes.set(xlabel=f"believed {belief} / true {belief}", ylabel="share of runs", xscale="log", ylim=(-0.03, 1.03),
-             title=f"plants on a line, wrong {belief}")  # fmt: skip
+             title=f"line, wrong {belief}")  # fmt: skip
     factors = sorted({r["factor"] for r in rows if r["belief"] == belief})
     axes.set_xticks(factors, [f"{v:g}" for v in factors])
     axes.minorticks_off()
-    axes.legend()
+    plotting.label_ends(axes)
 
 
 EXPERIMENT = Experiment(

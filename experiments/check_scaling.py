@@ -236,7 +236,7 @@ def report(runs: Sequence[Run]) -> Report:
         axes.bar([str(v) for v in values], height, bottom=bottom, color=looks[part].colour, label=part)
         bottom += height
     axes.set(xlabel="n", ylabel="CPU seconds", title="one episode of ActSafe with the robust program")
-    axes.legend()
+    plotting.legend_beside(axes)
     table = []
     for (kind, part), group in grouped(rows, "sweep", "part").items():
         values = sorted({r["value"] for r in group})

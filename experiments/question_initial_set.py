@@ -250,7 +250,7 @@ def _bars(axes: Any, groups: dict[tuple[Any, ...], list[Any]], key: str, label: 
     axes.set_yticks(np.arange(len(kinds)), kinds)
     axes.invert_yaxis()
     axes.set(xlabel=label)
-    axes.legend()
+    plotting.legend_beside(axes)
 
 
 def _violations(axes: Any, groups: dict[tuple[Any, ...], list[Any]]) -> None:
@@ -267,7 +267,7 @@ def _violations(axes: Any, groups: dict[tuple[Any, ...], list[Any]]) -> None:
     axes.set_yticks(np.arange(len(kinds)), kinds)
     axes.invert_yaxis()
     axes.set(xlabel="episodes with an unsafe policy (ActSafe, mean per run)")
-    axes.legend()
+    plotting.legend_beside(axes)
 
 
 EXPERIMENT = Experiment(

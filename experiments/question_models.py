@@ -376,9 +376,9 @@ def _reliability(axes: Axes, groups: Groups) -> None:
     axes.plot([0.5, 1], [0.5, 1], color=plotting.colour("ink"), linewidth=0.8, label="calibrated")
     axes.set(
         xlabel="nominal probability (Gaussian quantile of σ)", ylabel="share of points with |f* − μ| ≤ qσ",
-        title="at a point: solid data everywhere, dotted data on the left, dashed pendulum", ylim=(0, 1.02),
+        title="at a point (dotted: left; dashed: pendulum)", ylim=(0, 1.02),
     )  # fmt: skip
-    axes.legend()
+    plotting.legend_beside(axes)
 
 
 def _needed(axes: Axes, groups: Groups) -> None:
@@ -398,11 +398,11 @@ def _needed(axes: Axes, groups: Groups) -> None:
             )
         beta = float(np.mean([r["factor"] for r in groups[setting, "GP", SCALES[0]]]))
         axes.axhline(beta, color=looks[setting].colour, linestyle="--", linewidth=0.9)
-    axes.set_xticks(range(len(NAMES)), NAMES)
+    axes.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES])
     axes.set(
-        yscale="log", ylabel="max |f* − μ|/σ over the domain", title="multiple of σ that holds f* everywhere (dashed: β)"
+        yscale="log", ylabel="max |f* − μ|/σ over the domain", title="multiple of σ needed (dashed: β)"
     )  # fmt: skip
-    axes.legend()
+    plotting.legend_beside(axes)
 
 
 def _bars_of(axes: Axes, place: float, share: Share, *, color: str, hatch: str, label: str | None) -> None:
@@ -428,10 +428,10 @@ def _everywhere(axes: Axes, groups: Groups) -> None:
                 place = j + 0.14 * (2 * i + k - 2.5)
                 _bars_of(axes, place, share, color=looks[setting].colour, hatch="//" if k else "", label=label)
     axes.axhline(1 - DELTA, color=plotting.colour("ink"), linestyle="--", linewidth=0.8)
-    axes.set_xticks(range(len(NAMES)), NAMES)
+    axes.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.set(ylim=(0, 1.35), ylabel="share of seeds", title="f* within the bars everywhere at once (dashed: 1 − δ)")
-    axes.legend(ncols=3, loc="upper center")
+    axes.set(ylim=(0, 1.05), ylabel="share of seeds", title="f* in the bars everywhere (dashed: 1 − δ)")
+    plotting.legend_beside(axes)
 
 
 def _unsafe(axes: Axes, groups: Groups) -> None:
@@ -443,10 +443,10 @@ def _unsafe(axes: Axes, groups: Groups) -> None:
                 place = j + 0.16 * (2 * i + k - 1.5)
                 _bars_of(axes, place, share, color=look.colour, hatch="//" if k else "", label=label)
     axes.axhline(DELTA, color=plotting.colour("ink"), linestyle="--", linewidth=0.8)
-    axes.set_xticks(range(len(NAMES)), NAMES)
+    axes.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.set(ylim=(0, 1.35), ylabel="share of runs", title="an unsafe policy was executed (dashed: δ)")
-    axes.legend(ncols=2, loc="upper center")
+    axes.set(ylim=(0, 1.05), ylabel="share of runs", title="an unsafe policy was executed (dashed: δ)")
+    plotting.legend_beside(axes)
 
 
 EXPERIMENT = Experiment(

@@ -184,7 +184,7 @@ def _chain(axes: Axes, family: str, groups: dict[tuple[Any, ...], list[Any]]) ->
     )  # fmt: skip
     axes.set_xticks(scales, [f"{v:g}" for v in scales])
     axes.minorticks_off()
-    axes.legend()
+    plotting.label_ends(axes)
 
 
 def _needed(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
@@ -195,17 +195,17 @@ def _needed(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
     axes.axvline(1.0, color=plotting.colour("ink"), linewidth=0.8)
     axes.axhline(CLAIMED, color=plotting.colour("ink"), linestyle="--", linewidth=0.8, label="claimed δ")
     axes.set(
-        xlabel="smallest multiple of the theorem's β that keeps f* in every F_n",
+        xlabel="least multiple of β that keeps f* in all F_n",
         ylabel="share of runs that need more",
         title="how much of the theorem's β is used",
     )
-    axes.legend()
+    plotting.legend_beside(axes)
 
 
 def _reliability(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
     for kind, label, noun in (
-        ("constant", "constants 3, 2, 1 (claim: Gaussian tail at a point)", "paper"),
-        ("delta", "mixture bound (claim: δ)", "sound"),
+        ("constant", "constants 3, 2, 1", "paper"),
+        ("delta", "mixture bound", "sound"),
     ):
         chosen = sorted((s for s in SETTINGS if s.kind == kind), key=lambda s: s.claimed)
         if kind == "delta":
@@ -219,12 +219,12 @@ def _reliability(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
     ends = np.array([0.002, 1.0])
     axes.plot(ends, ends, color=plotting.colour("ink"), linewidth=0.8, label="claim = truth")
     axes.set(
-        xlabel="claimed probability of failure", ylabel="measured, both kinds of plants", xscale="log",
+        xlabel="claimed: δ, or the Gaussian tail of a constant", ylabel="measured, both kinds of plants", xscale="log",
         yscale="symlog", title="reliability of the claimed level",
     )  # fmt: skip
     axes.set_yscale("symlog", linthresh=0.002)
     axes.set_ylim(-0.0005, 100.0)
-    axes.legend(loc="upper left")
+    plotting.legend_beside(axes)
 
 
 EXPERIMENT = Experiment(

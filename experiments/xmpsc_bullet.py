@@ -345,7 +345,7 @@ def _figure(cells: Cells) -> Figure:
         axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places])
         axes.set_title(title)
         axes.set_ylim(-0.03, 1.03)
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

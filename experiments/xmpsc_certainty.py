@@ -225,7 +225,7 @@ def _figure(cells: Cells) -> Figure:
     for axes, title in ((top, "episodes with a violation"), (bottom, "steps with a new plan")):
         axes.set_title(title)
         axes.set_ylim(-0.03, 1.03)
-    top.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.28))
+    figure.legend(*top.get_legend_handles_labels(), loc="outside right center", title="tube")
     return figure
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.baselines import create
@@ -257,13 +258,26 @@ def _curve(rows: Sequence[Row], name: str, points: np.ndarray) -> np.ndarray:
     return np.interp(points, at, shown)
 
 
+SHORT = {
+    "prior": "known part",
+    "plain": "X-MPSC",
+    "invariant": "invariant set",
+    "certain": "limited disagreement",
+    "sound": "sound mode",
+    "mbpo": "MBPO",
+    "safe": "safe controller",
+    **FREE,
+}
+"""What stands at the end of a line."""
+
+
 def _noun(arm: str) -> str:
     return {"plain": "paper", "safe": "safe controller"}.get(arm, arm)
 
 
 def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Figure:
-    tasks = list(dict.fromkeys(task for task, _ in cells))
-    figure = Figure(figsize=(4.2 * len(tasks), 5.2), layout="constrained")
+    tasks, looks = list(dict.fromkeys(task for task, _ in cells)), plotting.looks(_noun(arm) for _, arm in cells)
+    figure = plotting.figure(1.2 + 4.2 * len(tasks), 5.2)
     axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
     for (task, arm), seeds in cells.items():
         column = tasks.index(task)
@@ -272,11 +286,12 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen
         for line, name in enumerate(("reward", "violations")):
             curves = np.array([_curve(rows, name, points) for rows in runs])
             mean = curves.mean(0)
-            axes[line, column].plot(points, mean, label=NAMES[arm].format(chosen), **plotting.look(_noun(arm)).line)
+            label = f"{SHORT.get(arm, NAMES[arm].format(chosen))} (n = {len(runs)})"
+            axes[line, column].plot(points, mean, label=label, **looks[_noun(arm)].line)
             if len(runs) > 1:
                 half = np.array([mean_interval(values)[1] for values in curves.T])
                 axes[line, column].fill_between(
-                    points, mean - half, mean + half, color=plotting.colour(_noun(arm)), alpha=0.15, linewidth=0
+                    points, mean - half, mean + half, color=looks[_noun(arm)].colour, alpha=0.15, linewidth=0
                 )
     for column, task in enumerate(tasks):
         axes[0, column].set_title(task)

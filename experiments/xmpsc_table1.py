@@ -254,7 +254,7 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Table]:
         axes.barh(list(groups), width, left=left, color=looks[label].colour, label=label)
         left += width
     axes.set(xlabel="share of CPU time, default cell")
-    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.45, 1.3))
+    plotting.legend_beside(axes)
     table = []
     for name, g in groups.items():
         spent = _median_max([r["ms"] for r in g])

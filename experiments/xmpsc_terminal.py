@@ -204,7 +204,7 @@ def _figure(cells: Mapping[tuple[str, ...], Sequence[Row]]) -> Figure:
         axes.set_xticks(range(len(places)), [f"{p}\n{k}\n{q}" for p, k, q in places])
         axes.set_title(title)
         axes.set_ylim(-0.03, 1.03)
-    left.legend(title="terminal set")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", title="terminal set")
     return figure
 
 

@@ -126,7 +126,7 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     axes.plot([0, top], [0, top], lw=1, label="equal", **plotting.look("truth").line)
     axes.set_xlabel("brute force")
     axes.set_ylabel("bound")
-    axes.set_ylim(0, 2.5 * top)
+    axes.set_ylim(0, 1.6 * top)
     axes.legend()
 
 

@@ -115,7 +115,7 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
             axes.plot(*np.array(path).T, color=plotting.colour("plan"), linewidth=0.6)
         axes.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], label="admitted states", **plotting.look("limit").line)
         axes.set(xlabel="position (m)", ylabel="velocity (m/s)", title=title)
-    left.legend(loc="lower left")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 CHECKS = (

@@ -274,7 +274,7 @@ def _plot_coverage(figure: Figure, claim: Mapping[str, Any], control: Mapping[st
         axes.plot(steps, data["within"], label=label, **plotting.look(noun).marked)
     plotting.limit(axes, 1 - np.exp(-0.5), label="one sigma in two dimensions")
     axes.set(xlabel="step of the plan", ylabel="share of states in a member's section", ylim=(0, 1.02), xticks=steps)
-    axes.legend()
+    plotting.label_ends(axes)
 
 
 def _containment(case: str, name: str, claim: str, assumptions: tuple[str, ...], control: str) -> Check:

@@ -217,7 +217,7 @@ def _comparison(arms: Arms, safe: np.ndarray, best: float) -> Figure:
     )  # fmt: skip
     panels[0, 1].set(ylabel="share of the truly safe region", title="certified parameter space at the end")
     for axes in panels[0]:
-        axes.set_xticks(place, [n.replace(", ", "\n").replace(" ", "\n") for n in names])
+        axes.set_xticks(place, names, rotation=30, ha="right")
         axes.set_ylim(0, 1.2)
         axes.legend(loc="upper left", ncols=2)
     looks = plotting.looks(arms)

@@ -170,7 +170,7 @@ def episode(run: Run, arguments: Any) -> Figure:
         for limit in (float(box.lower[angle]), float(box.upper[angle])):
             angles.axhline(limit, color=plotting.colour("ink"), linestyle="--", linewidth=1)
         angles.set(xlabel="step", ylabel="θ (rad)")
-        angles.legend(ncols=2)
+        plotting.label_ends(angles)
     marks = [Line2D([], [], color=plotting.colour("grey"), label="proposed")]
     marks += [Line2D([], [], label=s, **plotting.look(s).points) for s in SOURCE[:-1]]
     marks += [
@@ -229,7 +229,7 @@ def growth(runs: Sequence[Run], arguments: Any) -> Figure:
         areas.set_ylabel(f"area of the set in use ({AREA[plant]})")
         areas.set_xticks(range(arguments.epochs + 1))
         areas.set_ylim(0, 1.1 * areas.get_ylim()[1])
-        areas.legend(loc="lower right")
+        plotting.label_ends(areas)
         piece = runs[0].pieces[f"{plant}/paper/{learner}"]
         shades = plotting.ramp(arguments.epochs + 1)
         for epoch in reversed(range(arguments.epochs + 1)):

@@ -21,6 +21,7 @@ from .colours import looks as looks
 from .colours import ramp as ramp
 from .colours import theme as theme
 from .labels import label_ends as label_ends
+from .labels import legend_beside as legend_beside
 from .labels import spread as spread
 from .maps import certified_map as certified_map
 from .maps import colour_map as colour_map

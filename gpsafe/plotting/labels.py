@@ -139,6 +139,12 @@ def _end(line: Line2D, axes: Axes, box: Bbox) -> tuple[float, float]:
     return float(x), float(np.clip(y, box.y0, box.y1))
 
 
+def legend_beside(axes: Axes, **more: Any) -> Axes:
+    """A legend at the right of the axes, where it covers no data: for bars and points, which have no ends to be named at."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **more)
+    return axes
+
+
 def label_ends(axes: Axes, lines: Sequence[Line2D] | None = None, *, size: float | None = None) -> Axes:
     """Names the labelled lines at their right ends, in their colours; names never overlap. Takes the place of a legend.
 

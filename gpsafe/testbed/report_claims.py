@@ -51,7 +51,7 @@ GROUPS: tuple[Group, ...] = (
     Group(
         "X-MPSC",
         "A filter that lets an input pass only with a certified plan back to a safe set (Gronauer et al., AAMAS 2024), the"
-        " tubes of its plans, and the shield that works alike. Tested on linear plants, on networks whose error is known, and on "
+        " tubes of its plans, and the shield that works alike. Tested on linear plants, on networks of known error, and on "
         "the published pendulum.",
         "The published one-sigma tube does not contain the plant: it stands here as a control. And a tube that holds is of use "
         "only where a plan fits into it; how often one does is measured by the experiments, not here.",

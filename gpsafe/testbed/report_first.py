@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,6 +15,17 @@ from gpsafe.testbed.report_sections import picture
 HEADLINES = ("actsafe-executed-safe", "xmpsc-tube-coverage", "coverage-mixture")
 """The figures that stand first, where they are there; else those of the first checks that draw one."""
 MANY = 6  # entries of a list that is read in two minutes
+PLAIN = (  # how an entry begins or what it contains, and what it means in words
+    (r"rkhs_norm|‖f\*‖", "the unknown part of the plant is as smooth as stated (its RKHS norm is at most B)"),
+    (r"f\*? ?(∈|in) F_n|\|f\* − μ_n\|", "the confidence set contains the plant"),
+    (r"gaussian noise|^w_t ~|^noise N\(", "the plant's noise is Gaussian and its variance is known"),
+    (r"sub-Gaussian", "measurement noise has tails no heavier than stated (R-sub-Gaussian)"),
+    (r"ellipsoid|^\|w\||^\|noise\|", "noise never leaves its stated bounds"),
+    (r"fixed before data|^kernel", "kernel and regulariser were chosen before the data were seen"),
+    (r"S_0 safe", "the policies given at the start are safe"),
+    (r"^calibrated", "errors of the model stay within what held-out data showed"),
+    (r"exact(ly)?( state|$)|measured exactly", "states are measured exactly"),
+)
 
 
 def headlines(drawn: Mapping[str, tuple[Pictures | None, str]]) -> list[str]:
@@ -51,7 +63,8 @@ def _pictures(drawn: Mapping[str, tuple[Pictures | None, str]], name: str) -> Pi
 
 
 def _caption(item: Mapping[str, Any]) -> str:
-    return item["claim"] if item["claim"].endswith(".") else f"{item['claim']}."
+    words = item["claim"][:1].upper() + item["claim"][1:]
+    return words if words.endswith(".") else f"{words}."
 
 
 def _tested(groups: Mapping[Group, Sequence[Mapping[str, Any]]]) -> str:
@@ -91,7 +104,7 @@ def _holds(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _assumed(records: Sequence[Mapping[str, Any]], groups: Mapping[Group, Any]) -> str:
-    entries = Counter(words.split(" (")[0] for item in records for words in item["assumptions"])
+    entries = Counter(words for item in records for words in {_plainly(entry) for entry in item["assumptions"]})
     if not entries:
         return "<p>Nothing.</p>"
     rows = "".join(
@@ -105,6 +118,15 @@ def _assumed(records: Sequence[Mapping[str, Any]], groups: Mapping[Group, Any]) 
     return f"<ul>{rows}</ul>{end}"
 
 
+def _plainly(entry: str) -> str:
+    """An assumption in words, where there are some.
+
+    >>> _plainly("S_0 safe"), _plainly("mine (yours)")
+    ('the policies given at the start are safe', 'mine')
+    """
+    return next((words for pattern, words in PLAIN if re.search(pattern, entry)), entry.split(" (")[0])
+
+
 def _silent(records: Sequence[Mapping[str, Any]], groups: Mapping[Group, Any]) -> str:
     lines = [
         "A claim that holds is evidence for the code as it ran, on the cases that it ran on; it is no proof of the theorem."
@@ -114,7 +136,7 @@ def _silent(records: Sequence[Mapping[str, Any]], groups: Mapping[Group, Any]) -
     if wide := loose(records):
         names = ", ".join(f'<a href="#check-{escape(name)}">{escape(name)}</a>' for name in wide[:MANY])
         more = f" and {len(wide) - MANY} more" if len(wide) > MANY else ""
-        text += f"<p>Below a tenth of what the theorem grants, so sound and wide: {names}{more}.</p>"
+        text += f"<p>Seen less than a tenth as often as the theorem grants, so probably wider than need be: {names}{more}.</p>"
     unseen = sum(grade["noticed"] is None for item in records for grade in item["grades"])
     if unseen:
         terms = f"{unseen} single term{'s' if unseen > 1 else ''}"

@@ -71,11 +71,13 @@ svg.interval .limit{stroke:var(--threshold);stroke-width:2} svg.interval .axis{s
 svg.interval .estimate{fill:var(--page);stroke:var(--ink);stroke-width:1.5}
 figure{margin:.8rem 0 0} figure img{display:block;width:100%;min-width:32rem;max-width:56rem;height:auto}
 figure .scroll{border:1px solid var(--line);border-radius:.3rem;padding:.4rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1rem;margin:0 0 1.2rem}
-.card{border:1px solid var(--line);border-radius:.5rem;padding:.7rem 1rem;background:var(--card);font-size:.94rem}
+.cards{columns:25rem 2;column-gap:1rem;margin:0 0 1.2rem}
+.card{break-inside:avoid;margin:0 0 1rem;border:1px solid var(--line);border-radius:.5rem;padding:.7rem 1rem;
+background:var(--card);font-size:.94rem}
 .card h2{margin:0 0 .35rem;font-size:1.05rem} .card p{margin:.35rem 0} .card ul{margin:.2rem 0;padding-left:1.1rem}
 .card li{margin:.25rem 0}
 .headlines{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,32rem),1fr));gap:.2rem 1rem}
+@media (min-width:70rem){.headlines>div:first-child{grid-column:1/-1}}
 .headlines p{margin:.1rem 0 .6rem;font-size:.86rem}
 .sentence{display:block;font-weight:400;font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",
 "Liberation Sans",Arial,sans-serif;font-size:.86rem;max-width:34rem}

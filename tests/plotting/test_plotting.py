@@ -42,6 +42,7 @@ CALLS = {  # every function of the face that takes axes, with something to draw
     "intervals": lambda axes: plotting.intervals(axes, X, X, X - 0.1, X + np.nan, label="claim"),
     "label_ends": lambda axes: plotting.label_ends(plotting.band(axes, X, X, X + 1, mean=X, label="mean")),
     "learning_curves": lambda axes: plotting.learning_curves(axes, {"sound": RUNS, "paper": RUNS}, kind="bootstrap"),
+    "legend_beside": lambda axes: plotting.legend_beside(plotting.band(axes, X, X, X + 1, label="band")),
     "limit": lambda axes: plotting.limit(plotting.limit(axes, 0.5, label="limit"), 0.5, upright=True, label="limit"),
     "phase": lambda axes: plotting.phase(axes, [np.stack([X, X], 1)] * 3, box=LIMITS, names=["a", "b", "c"]),
     "reliability": lambda axes: plotting.reliability(axes, X, X**2, low=X**2, high=X, label="GP"),
