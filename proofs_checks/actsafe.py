@@ -214,7 +214,7 @@ def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str,
     plotting.phase(phase, [np.stack([path[:-1], path[1:]], -1) for path in paths])
     line = np.linspace(-0.6, 1.1, 2)
     phase.plot(line, line, linewidth=0.6, **plotting.look("proposed").line)
-    plotting.limit(plotting.limit(phase, 1.0), 1.0, upright=True, label="x = 1")
+    plotting.limit(plotting.limit(phase, 1.0, label="x = 1"), 1.0, upright=True)
     phase.set(xlabel="x_t", ylabel="x_{t+1}", title="closed-loop phase portrait")
 
 

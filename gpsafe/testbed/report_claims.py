@@ -13,7 +13,8 @@ from typing import Any
 
 import gpsafe
 
-_SECTION = re.compile(r"§\s?(\d+(?:\.\d+)?(?:\s\((?:[ivx]+|[a-z])\))?)")
+SIGN = "\N{SECTION SIGN}"
+_SECTION = re.compile(SIGN + r"\s?(\d+(?:\.\d+)?(?:\s\((?:[ivx]+|[a-z])\))?)")
 _HEADING = re.compile(r"^#{2,4} (.+)$", re.MULTILINE)
 _NUMBER = re.compile(r"^\d+(?:\.\d+)?(?:\s\((?:[ivx]+|[a-z])\))?")
 
@@ -108,19 +109,25 @@ class Links:
 
     def theorems(self, name: str, source: str) -> list[tuple[str, str]]:
         """The statements a check cites, or that cite the check."""
-        named = {number for number, _, text in _statements(self.root / "docs" / "theory.md") if f"`{name}`" in text}
-        found = []
-        for file, wanted in (("theory.md", _cited(source, "theory") | named), ("xmpsc.md", _cited(source, "xmpsc.md"))):
-            for number, heading, _ in _statements(self.root / "docs" / file):
-                if number in wanted:
-                    found.append((f"{file.removesuffix('.md')} §{heading}", f"{self.base}/docs/{file}#{slug(heading)}"))
-        return found
+        return [
+            (f"{file.removesuffix('.md')} {SIGN}{heading}", f"{self.base}/docs/{file}#{slug(heading)}")
+            for file, heading, _ in self._found(name, source)
+        ]
+
+    def _found(self, name: str, source: str) -> list[tuple[str, str, str]]:
+        """File, heading and text of those statements."""
+        return [
+            (file, heading, text)
+            for file, document in (("theory.md", "theory"), ("xmpsc.md", "xmpsc.md"))
+            for number, heading, text in _statements(self.root / "docs" / file)
+            if number in _cited(source, document) or f"`{name}`" in text
+        ]
 
     def code(self, check: Any) -> list[tuple[str, str]]:
         """The file of the check, and those of the functions that its statements name."""
-        texts = [text for _, _, text in _statements(self.root / "docs" / "theory.md") if f"`{check.name}`" in text]
-        names = [word for text in texts for word in re.findall(r"`([a-z_]+(?:\.\w+)+)`", text)]
-        names += re.findall(r"gpsafe\.([a-z_]+(?:\.\w+)+)", check.source)
+        names = re.findall(r"gpsafe\.([a-z_]+(?:\.\w+)+)", check.source)
+        for _, _, text in self._found(check.name, check.source):
+            names += re.findall(r"`([a-z_]+(?:\.\w+)+)`", text.partition("*Code*")[2])
         paths = [_file_of(check.sample), *(_module_file(self.root / "gpsafe", name) for name in names)]
         inside = [path.relative_to(self.root) for path in paths if path is not None and path.is_relative_to(self.root)]
         return [(path.as_posix(), f"{self.base}/{path.as_posix()}") for path in dict.fromkeys(inside)][:6]
@@ -141,7 +148,7 @@ def _cited(source: str, document: str) -> set[str]:
     for part in re.split(r";", source):
         if document in part:
             found |= set(_SECTION.findall(part))
-            for chapter, first, last in re.findall(r"§(\d+)\.(\d+)–(?:\d+\.)?(\d+)", part):
+            for chapter, first, last in re.findall(SIGN + r"(\d+)\.(\d+)–(?:\d+\.)?(\d+)", part):
                 found |= {f"{chapter}.{k}" for k in range(int(first), int(last) + 1)}
     return found
 
@@ -169,18 +176,13 @@ def _file_of(function: Any) -> Path | None:
 
 
 def _module_file(package: Path, name: str) -> Path | None:
-    """`safety.budget.BudgetFilter` → …/safety/budget.py; a name of a room's face → the file that makes it, if it says so."""
+    """`safety.budget.BudgetFilter` → …/safety/budget.py; a name of a room's face → the file that makes it."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         path = package.joinpath(*parts[:length]).with_suffix(".py")
         if path.is_file():
             return path
-    init = package / parts[0] / "__init__.py"
-    if init.is_file() and len(parts) > 1:
-        made = re.search(rf"^from gpsafe\.([\w.]+) import [^\n(]*\b{parts[1]}\b", init.read_text(), re.MULTILINE)
-        path = package.joinpath(*made[1].split(".")).with_suffix(".py") if made else None
-        return path if path is not None and path.is_file() else None
-    return None
+    return _file_of(getattr(sys.modules.get(f"gpsafe.{parts[0]}"), parts[1], None)) if len(parts) > 1 else None
 
 
 def interval_words(record: Mapping[str, Any], prefix: str = "") -> str:
@@ -189,7 +191,7 @@ def interval_words(record: Mapping[str, Any], prefix: str = "") -> str:
     if lower is None:
         return ""
     if lower == upper:
-        return "one point: the largest over the n cases listed, computed and not estimated; it says nothing of further cases"
+        return "one point: the largest over the n cases, computed and not estimated; it says nothing of further cases"
     if lower == -float("inf") and upper == float("inf"):
         return "all numbers: the data say nothing"
     if lower == -float("inf"):

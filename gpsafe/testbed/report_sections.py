@@ -45,6 +45,8 @@ def control_badge(outcome: str) -> str:
 def _range(item: Mapping[str, Any], prefix: str = "") -> str:
     if item[prefix + "lower"] is None:
         return "–"
+    if item[prefix + "lower"] == item[prefix + "upper"]:
+        return "one point"
     return f"[{number(item[prefix + 'lower'])}, {number(item[prefix + 'upper'])}]"
 
 
@@ -67,7 +69,7 @@ def _found(item: Mapping[str, Any], prefix: str) -> str:
     if item[prefix + "lower"] is None:
         return "nothing"
     text = (
-        f"estimate {number(item[prefix + 'estimate'])} in {_range(item, prefix)}, threshold "
+        f"{number(item[prefix + 'estimate'])}, interval {_range(item, prefix)}, threshold "
         f"{number(item[prefix + 'threshold'])}, n = {number(item[prefix + 'n'])}"
     )
     tol, words = item[prefix + "tol"], interval_words(item, prefix)
