@@ -272,7 +272,7 @@ SHORT = {
 
 
 def _noun(arm: str) -> str:
-    return {"plain": "paper", "safe": "safe controller"}.get(arm, arm)
+    return {"plain": "paper", "safe": "safe-controller"}.get(arm, arm)
 
 
 def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Figure:

@@ -296,12 +296,19 @@ def _list_table(checks: dict[str, Check], budget: Literal["quick", "full"]) -> T
     from rich.table import Table
     from rich.text import Text
 
+    from gpsafe.testbed import report_claims as claims
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("claim", overflow="fold")
     table.add_column("source", overflow="fold")
     table.add_column(f"pieces ({budget})", justify="right")
-    for check in checks.values():
+    groups = claims.grouped(checks.values(), lambda check: (check.name, check.source))
+    for check in [line for group, members in groups.items() for line in (group, *members)]:
+        if isinstance(check, claims.Group):
+            table.add_section()
+            table.add_row(Text(check.title.upper(), style="bold"))
+            continue
         pieces = f"{check.num_shards(budget, False)} + {check.num_shards(budget, True)}"
         table.add_row(Text(check.name), Text(check.claim), Text(check.source), pieces)
     return table

@@ -91,6 +91,16 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "band": ("blue", _SOLID, ""),
     "gp": ("blue", _SOLID, "o"),
     "ensemble": ("orange", _DASHED, "s"),
+    "sparse-gp": ("sky", _DASHED, "D"),
+    "mc-dropout": ("red", _DOTTED, "v"),
+    "laplace": ("purple", _MIXED, "P"),
+    # how its uncertainty was mended
+    "as-trained": ("grey", _SOLID, "o"),
+    "sigma-scaling": ("orange", _DASHED, "s"),
+    "isotonic": ("purple", _MIXED, "P"),
+    "conformal": ("green", _SOLID, "^"),
+    "weighted-conformal": ("sky", _DASHED, "D"),
+    "adaptive-conformal": ("olive", _DOTTED, "*"),
     "certified": ("blue", _SOLID, "o"),
     "refused": ("red", "", "x"),
     "terminal": ("ink", _MIXED, ""),
@@ -112,7 +122,7 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "certain": ("sky", _DASHED, "D"),
     "sound": ("blue", _SOLID, "o"),
     "mbpo": ("orange", _DASHED, "^"),
-    "safe controller": ("olive", _MIXED, "*"),
+    "safe-controller": ("olive", _MIXED, "*"),
     "certain-95": ("sky", _DASHED, "D"),
     "certain-50": ("orange", _MIXED, "s"),
     # where a plan may end
@@ -126,8 +136,8 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "bullet": ("green", _SOLID, "s"),
     # what may go wrong, and what is gained
     "escaped": ("blue", _SOLID, "o"),
-    "unsafe certified": ("orange", _DASHED, "s"),
-    "unsafe executed": ("red", _MIXED, "^"),
+    "unsafe-certified": ("orange", _DASHED, "s"),
+    "unsafe-executed": ("red", _MIXED, "^"),
     "falsified": ("green", _DOTTED, "D"),
     "violations": ("red", _SOLID, "X"),
     "reward": ("blue", _SOLID, "o"),
@@ -150,9 +160,13 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "actsafe": ("blue", _SOLID, "o"),
     "greedy": ("orange", _DASHED, "s"),
     "uniform": ("purple", _DOTTED, "^"),
-    "mean greedy": ("red", _MIXED, "X"),
+    "mean-greedy": ("red", _MIXED, "X"),
 }
-"""Noun → hue, dash, mark. Nouns that meet in one picture differ in more than the hue."""
+"""Noun → hue, dash, mark. Nouns that meet in one picture differ in more than the hue. "Sparse GP" is the noun sparse-gp."""
+
+
+def _key(noun: Any) -> Any:
+    return noun.lower().replace(" ", "-") if isinstance(noun, str) else noun
 
 
 @dataclass(frozen=True)
@@ -193,12 +207,12 @@ def colour(noun: str) -> str:
     parts = ("page", "ink", "grey", "faint")
     if noun in parts:
         return getattr(theme(), noun)
-    return getattr(theme(), NOUNS[_require.one_of("colour", "noun", noun, (*NOUNS, *parts))][0])
+    return getattr(theme(), NOUNS[_require.one_of("colour", "noun", _key(noun), (*NOUNS, *parts))][0])
 
 
 def look(noun: str) -> Look:
     """Colour, dash and mark of a noun in the theme in use."""
-    hue, dash, marker = NOUNS[_require.one_of("look", "noun", noun, NOUNS)]
+    hue, dash, marker = NOUNS[_require.one_of("look", "noun", _key(noun), NOUNS)]
     return Look(getattr(theme(), hue), dash, marker)
 
 
@@ -208,7 +222,7 @@ def looks(names: Iterable[Any]) -> dict[Any, Look]:
     A name that is a noun keeps its own look, and the others take none of its colours as long as there are free ones.
     """
     listed = list(dict.fromkeys(names))
-    given = {name: look(name) for name in listed if name in NOUNS}
+    given = {name: look(name) for name in listed if _key(name) in NOUNS}
     taken = {found.colour for found in given.values()}
     used = {(str(found.dash), found.marker) for found in given.values()}
     pairs = [(_DASHES[(k + k // 8) % 4], _MARKERS[k % 8]) for k in range(32)]

@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -71,13 +73,13 @@ class EndLabels(Artist):
     They are placed when the figure is drawn: the layout, limits and scale of the axes may still change.
     """
 
-    def __init__(self, axes: Axes, lines: Mapping[str, Line2D], *, size: float) -> None:
+    def __init__(self, axes: Axes, lines: Mapping[str, Line2D | PolyCollection], *, size: float) -> None:
         super().__init__()
         self.set_figure(axes.figure)
         self.of = axes
         self.lines = list(lines.values())
         self.texts = [
-            Text(0, 0, name, color=line.get_color(), fontsize=size, va="center_baseline", ha="left", clip_on=False)
+            Text(0, 0, name, color=_colour(line), fontsize=size, va="center_baseline", ha="left", clip_on=False)
             for name, line in lines.items()
         ]
         for text in self.texts:
@@ -89,6 +91,7 @@ class EndLabels(Artist):
     def place(self, renderer: Any) -> None:
         """Puts names and leaders where they belong now."""
         axes = self.of
+        axes.get_xlim(), axes.get_ylim()  # limits that follow the data are made when they are asked for
         box = axes.get_window_extent(renderer)
         points = renderer.points_to_pixels(1.0)
         ends = [_end(line, axes, box) for line in self.lines]
@@ -101,7 +104,7 @@ class EndLabels(Artist):
             leader = Line2D(
                 [x, box.x1 + 2 * points, box.x1 + (GAP + 2) * points] if far else [],
                 [y, y, level] if far else [],
-                color=line.get_color(),
+                color=_colour(line),
                 linewidth=0.5,
                 alpha=0.8,
                 clip_on=False,
@@ -126,9 +129,13 @@ class EndLabels(Artist):
         return self.get_window_extent(renderer)
 
 
-def _end(line: Line2D, axes: Axes, box: Bbox) -> tuple[float, float]:
-    """Pixels of the last point of a line that has a place, kept inside the axes."""
-    data = np.asarray(line.get_xydata(), dtype=float)
+def _colour(line: Line2D | PolyCollection) -> Any:
+    return line.get_color() if isinstance(line, Line2D) else to_rgb(tuple(np.asarray(line.get_facecolor())[0]))
+
+
+def _end(line: Line2D | PolyCollection, axes: Axes, box: Bbox) -> tuple[float, float]:
+    """Pixels of the last point of a line that has a place, or of the middle of a band's end, kept inside the axes."""
+    data = np.asarray(line.get_xydata() if isinstance(line, Line2D) else _middle(line), dtype=float)
     with np.errstate(all="ignore"):
         pixels = np.asarray(line.get_transform().transform(data)).reshape(-1, 2)
     pixels = pixels[np.isfinite(pixels).all(1)]
@@ -139,26 +146,37 @@ def _end(line: Line2D, axes: Axes, box: Bbox) -> tuple[float, float]:
     return float(x), float(np.clip(y, box.y0, box.y1))
 
 
+def _middle(band: PolyCollection) -> np.ndarray:
+    corners = np.concatenate(
+        [np.asarray(path.vertices, dtype=float) for path in band.get_paths()] or [np.empty((0, 2))]
+    )
+    corners = corners[np.isfinite(corners).all(1)]
+    last = corners[corners[:, 0] == corners[:, 0].max()] if len(corners) else corners
+    return (last.min(0, keepdims=True) + last.max(0, keepdims=True)) / 2 if len(last) else corners
+
+
 def legend_beside(axes: Axes, **more: Any) -> Axes:
     """A legend at the right of the axes, where it covers no data: for bars and points, which have no ends to be named at."""
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **more)
     return axes
 
 
-def label_ends(axes: Axes, lines: Sequence[Line2D] | None = None, *, size: float | None = None) -> Axes:
-    """Names the labelled lines at their right ends, in their colours; names never overlap. Takes the place of a legend.
+def label_ends(
+    axes: Axes, lines: Sequence[Line2D | PolyCollection] | None = None, *, size: float | None = None
+) -> Axes:
+    """Names the labelled lines and bands at their right ends, in their colours; names never overlap. In place of a legend.
 
     Args:
         axes: whose lines.
-        lines: which ones; all that have a label (error bars too) if None.
+        lines: which ones; all that have a label (error bars and filled bands too) if None.
         size: of the text in points; small text of the style, at least 7, if None.
     """
-    found: dict[str, Line2D] = {}
+    found: dict[str, Line2D | PolyCollection] = {}
     if lines is None:
         handles, labels = axes.get_legend_handles_labels()
         for handle, label in zip(handles, labels, strict=True):
             line = handle[0] if isinstance(handle, ErrorbarContainer) else handle
-            if isinstance(line, Line2D):
+            if isinstance(line, (Line2D, PolyCollection)):
                 found.setdefault(label, line)
     else:
         found = {str(line.get_label()): line for line in lines}

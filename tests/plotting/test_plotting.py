@@ -82,13 +82,18 @@ def test_nouns_have_one_look_each_and_the_arms_of_a_picture_differ_in_more_than_
     for theme in ("light", "dark"):
         with plotting.style(theme):
             together = (
-                ("prior", "paper", "invariant", "certain", "sound", "mbpo", "safe controller", "none"),
+                ("prior", "paper", "invariant", "certain", "sound", "mbpo", "safe-controller", "none"),
                 ("cpo", "trpo-lagrangian", "ppo-lagrangian", "lbpo", "sqrl", "safety-layer"),
                 ("plan", "stored", "backup", "initial", "soft", "unfiltered"),
                 ("scenario-tube", "gaussian-tube", "robust-dp", "total-variation", "hallucinated", "sampled"),
-                ("actsafe", "greedy", "uniform", "mean greedy"),
+                ("actsafe", "greedy", "uniform", "mean-greedy"),
                 ("claim", "control"),
-                ("gp", "ensemble"),
+                ("gp", "sparse-gp", "ensemble", "mc-dropout", "laplace"),
+                ("as-trained", "sigma-scaling", "isotonic", "conformal", "weighted-conformal", "adaptive-conformal"),
+                ("none", "hull", "hull-all", "invariant"),
+                ("none", "home", "known", "analytic", "widened", "bullet"),
+                ("none", "paper", "certain-95", "certain-50", "sound"),
+                ("escaped", "unsafe-certified", "unsafe-executed", "falsified"),
                 ("safe", "unsafe", "unknown"),
             )
             for family in together:
@@ -96,6 +101,8 @@ def test_nouns_have_one_look_each_and_the_arms_of_a_picture_differ_in_more_than_
                 for one, other in itertools.combinations(found, 2):
                     assert (str(one.dash), one.marker) != (str(other.dash), other.marker)
             assert len({plotting.colour(noun) for noun in together[0]}) == 8
+    assert plotting.look("Sparse GP") == plotting.look("sparse-gp")
+    assert plotting.looks(["GP", 3])["GP"] == plotting.look("gp")
     with pytest.raises(ValueError, match="expected noun in"):
         plotting.colour("#ff0000")
 
@@ -177,6 +184,21 @@ def test_names_at_line_ends_do_not_overlap_when_drawn(scale):
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert sorted(box.y0 for box in boxes[:8]) == [box.y0 for box in boxes[:8]]  # the lowest line first
     assert found.texts[0].get_text() == "arm 0 (n = 2)"
+
+
+def test_bands_are_named_too_and_nothing_is_cut_off_when_a_figure_is_cut_to_what_is_drawn():
+    figure = plotting.figure("single")
+    axes = plotting.band(figure.subplots(), X, X, X + 2, truth=X, label="a band with a long name")
+    plotting.label_ends(axes)
+    (found,) = [a for a in axes.artists if isinstance(a, EndLabels)]
+    found.place(renderer := figure._get_renderer())
+    heights = {text.get_text(): text.get_window_extent(renderer).y0 for text in found.texts}
+    assert heights["a band with a long name"] > heights["truth"]
+    figure.draw(renderer)
+    around = figure.get_tightbbox(renderer).transformed(figure.dpi_scale_trans)
+    for text in found.texts:
+        box = text.get_window_extent(renderer)
+        assert around.x0 <= box.x0 + 1e-6 and box.x1 <= around.x1 + 1e-6
 
 
 # --------------------------------------------------------------------------------------------- functions and settings
