@@ -270,8 +270,8 @@ def results_table(results: Sequence[CheckResult], width: int) -> Table:
         first = [name, Text(item["source"])] if wide else [name.append("\n" + item["source"], style="dim")]
         estimate = _number(item["estimate"])
         if item["lower"] is not None:
-            between = " " if wide else "\n"
-            estimate += f"{between}[{_number(item['lower'])}, {_number(item['upper'])}]"
+            ends = f"[{_number(item['lower'])}, {_number(item['upper'])}]"
+            estimate += (" " if wide else "\n") + ("one point" if item["lower"] == item["upper"] else ends)
         control = item["control_verdict"]
         table.add_row(
             *first,

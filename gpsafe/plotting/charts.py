@@ -85,8 +85,10 @@ def intervals(
     at, middle, below, above = (
         _array("intervals", name, v, 1) for name, v in (("x", x), ("value", value), ("low", low), ("high", high))
     )
+    if np.isinf([middle, below, above]).any():
+        raise _require.fail("intervals", "finite intervals, or NaN (`forest` shows infinite ends)", f"[{low}, {high}]")
     style = _look(noun)
-    error = np.nan_to_num(np.maximum(np.stack([middle - below, above - middle]), 0.0), nan=0.0, posinf=0.0)
+    error = np.nan_to_num(np.maximum(np.stack([middle - below, above - middle]), 0.0), nan=0.0)
     looks_like = {**style.marked, "marker": style.marker or "o"} if joined else style.points
     axes.errorbar(at, middle, yerr=error, label=label, capsize=2, markersize=4, linewidth=1.1, **looks_like)
     return axes

@@ -310,6 +310,8 @@ def test_bad_input_is_refused_in_words():
         plotting.learning_curves(axes, {"a": X})
     with pytest.raises(ValueError, match=r"forest: expected lower ≤ upper .* a: \[1"):
         plotting.forest(axes, [("a", 0.0, 1.0, 0.5)])
+    with pytest.raises(ValueError, match="intervals: expected finite"):
+        plotting.intervals(axes, X, X, X - np.inf, X + 1)
     with pytest.raises(ValueError, match="state_box: expected low < high"):
         plotting.state_box(axes, [1.0, 0.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="looks: expected at most"):
