@@ -291,7 +291,7 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen
             if len(runs) > 1:
                 half = np.array([mean_interval(values)[1] for values in curves.T])
                 axes[line, column].fill_between(
-                    points, mean - half, mean + half, color=looks[_noun(arm)].colour, alpha=0.15, linewidth=0
+                    points, mean - half, mean + half, color=looks[_noun(arm)].colour, alpha=0.08, linewidth=0
                 )
     for column, task in enumerate(tasks):
         axes[0, column].set_title(task)

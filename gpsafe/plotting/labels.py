@@ -91,7 +91,8 @@ class EndLabels(Artist):
     def place(self, renderer: Any) -> None:
         """Puts names and leaders where they belong now."""
         axes = self.of
-        axes.get_xlim(), axes.get_ylim()  # limits that follow the data are made when they are asked for
+        axes.get_xlim()  # limits that follow the data are made when they are asked for
+        axes.get_ylim()
         box = axes.get_window_extent(renderer)
         points = renderer.points_to_pixels(1.0)
         ends = [_end(line, axes, box) for line in self.lines]

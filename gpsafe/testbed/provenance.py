@@ -18,7 +18,7 @@ import gpsafe
 
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
-    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running")}
+    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running", "verdicts")}
     | {f"testbed/{name}.py" for name in ("report", "animate", "tables", "listing")}
     | {f"testbed/report_{part}.py" for part in ("claims", "figures", "first", "sections", "template")}
     | {f"testbed/experiment{part}.py" for part in ("", "_report", "_run", "_store")}
