@@ -280,7 +280,7 @@ CHECKS = (
     Check(
         name="noise-box",
         claim="P(|w_t| ≤ w̄ componentwise at all steps counted) ≥ 1 − δ for w̄ = noise_radius(σ, steps, δ).",
-        source="gpsafe.safety.shield.noise_radius",
+        source="gpsafe.safety.shield.noise_radius; theory §6.11",
         assumptions=("w_t ~ N(0, diag(σ²))",),
         statistic="largest P(some component leaves the box at some step)/δ, exact; threshold 1",
         control="no union bound: the box of a single step",

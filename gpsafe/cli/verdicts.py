@@ -122,7 +122,7 @@ def results_table(results: Sequence[CheckResult], width: int) -> Table:
     table.add_column("control", no_wrap=True)
     if not tight:
         table.add_column("seconds", justify="right", no_wrap=True)
-    groups = claims.grouped(map(record, results), lambda item: (item["name"], item["source"]))
+    groups = claims.grouped(map(record, results), lambda item: item["source"])
     for item in [line for group, items in groups.items() for line in (group, *items)]:
         if isinstance(item, claims.Group):
             table.add_section()
@@ -165,7 +165,7 @@ def list_table(checks: dict[str, Check], budget: Literal["quick", "full"]) -> Ta
     table.add_column("claim", overflow="fold")
     table.add_column("source", overflow="fold")
     table.add_column(f"pieces ({budget})", justify="right")
-    groups = claims.grouped(checks.values(), lambda check: (check.name, check.source))
+    groups = claims.grouped(checks.values(), lambda check: check.source)
     for check in [line for group, members in groups.items() for line in (group, *members)]:
         if isinstance(check, claims.Group):
             table.add_section()

@@ -93,7 +93,7 @@ def record(result: CheckResult) -> dict[str, Any]:
     check, claim, control = result.check, result.claim, result.control
     return {
         "name": check.name,
-        "group": claims.group_of(check.name, check.source),
+        "group": claims.group_of(check.source).title,
         "claim": check.claim,
         "source": check.source,
         "assumptions": list(check.assumptions),
@@ -164,11 +164,12 @@ def html(results: Sequence[CheckResult], env: Mapping[str, Any], *, folder: Path
     words = summary(results) + (f" {left_out} further checks were not selected for this run." if left_out else "")
     words += "".join(f" Not run: {module}, {why}." for module, why in env["not_run"].items())
     drawn = {result.check.name: figure_uris(result) for result in results}
-    groups, links, above = (
-        claims.grouped(records, lambda r: (r["name"], r["source"])),
-        Links.of(folder),
-        headlines(drawn),
-    )
+    links, above = Links.of(folder), headlines(drawn)
+    ours = {result.check.name for result in results if claims.ours(result.check)}
+    groups = {
+        group if ours.issuperset(item["name"] for item in items) else group.without_plants(): items
+        for group, items in claims.grouped(records, lambda item: item["source"]).items()
+    }
     return PAGE.substitute(
         title=f"Guarantee report: {escape(summary(results))}",
         style=STYLE,

@@ -7,12 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gpsafe
 
+T = TypeVar("T")
 SIGN = "\N{SECTION SIGN}"
 _SECTION = re.compile(SIGN + r"\s?(\d+(?:\.\d+)?(?:\s\((?:[ivx]+|[a-z])\))?)")
 _HEADING = re.compile(r"^#{2,4} (.+)$", re.MULTILINE)
@@ -24,72 +25,75 @@ class Group:
     """Claims of one origin, with what a reader should know of them before the numbers."""
 
     title: str
-    what: str
-    silent: str
+    what: str = ""
+    tested: str = ""
+    """On what our own checks test it."""
+    silent: str = ""
     """What its claims do not say although they hold."""
-    belongs: Callable[[str, str], bool]
-    """Of a check's name and source."""
+    chapters: tuple[str, ...] = ()
+    """Of docs/theory.md."""
 
+    def belongs(self, source: str) -> bool:
+        """Whether a check with this source is one of the group's."""
+        return bool({number.split(".")[0].split()[0] for number in _cited(source, "theory")} & set(self.chapters))
 
-def _sections(*chapters: str) -> Callable[[str, str], bool]:
-    def belongs(name: str, source: str) -> bool:
-        return any(found.split(".")[0].split()[0] in chapters for found in _SECTION.findall(source))
-
-    return belongs
+    def without_plants(self) -> Group:
+        """For checks that are not ours."""
+        return replace(self, tested="")
 
 
 GROUPS: tuple[Group, ...] = (
     Group(
         "ActSafe",
         "A learner that runs only policies certified safe against every plant that its data still allow (As et al., ICLR 2025),"
-        " and the bounds of a policy's cost that certify them. Tested on plants that lie exactly in the class that the theorems"
-        " speak of: lines, random finite plants, and a twin of the pendulum.",
+        " and the bounds of a policy's cost that certify them.",
+        "Tested on plants that lie exactly in the class that the theorems speak of: lines, random finite plants, and a twin of"
+        " the pendulum.",
         "The number of episodes that the theorem on reaching the reachable set asks for is astronomically large and predicts "
         "nothing, and the total-variation bound of a cost says no more than the largest cost there is once the model is as "
         "uncertain as the noise is large.",
-        lambda name, source: name.startswith("actsafe") or "ActSafe" in source or _sections("3", "4")(name, source),
+        ("3", "4"),
     ),
     Group(
         "X-MPSC",
         "A filter that lets an input pass only with a certified plan back to a safe set (Gronauer et al., AAMAS 2024), the"
-        " tubes of its plans, and the shield that works alike. Tested on linear plants, on networks of known error, and on "
-        "the published pendulum.",
+        " tubes of its plans, and the shield that works alike.",
+        "Tested on linear plants, on networks of known error, and on the published pendulum.",
         "The published one-sigma tube does not contain the plant: it stands here as a control. And a tube that holds is of use "
         "only where a plan fits into it; how often one does is measured by the experiments, not here.",
-        lambda name, source: name.startswith("xmpsc") or "safety.shield" in source or _sections("6", "7")(name, source),
+        ("6", "7"),
     ),
     Group(
         "Shared foundations",
-        "Confidence sets around a Gaussian process, their widths, information gain, and what an empty set refutes. Tested on "
-        "functions of exactly known norm, with noise of the kind assumed, at every point and after every observation at once.",
+        "Confidence sets around a Gaussian process, their widths, information gain, and what an empty set refutes.",
+        "Tested on functions of exactly known norm, with noise of the kind assumed, at every point and after every observation"
+        " at once.",
         "A confidence set that does not come out empty proves nothing about its assumptions.",
-        _sections("1", "2", "5", "8"),
+        ("1", "2", "5", "8"),
     ),
 )
-OTHER = Group("Further claims", "", "", lambda name, source: True)
-_BY_NAME = ("coverage-", "width-", "info-gain-", "falsification-")  # sources that name a paper alone
+OTHER = Group("Further claims")
 
 
-def group_of(name: str, source: str) -> str:
-    """The title of the group of a check.
+def group_of(source: str) -> Group:
+    """The first group whose chapters a check's source cites.
 
-    >>> (
-    ...     group_of("mine", "Theorem 3"),
-    ...     group_of("tubes", "theory §6.2"),
-    ...     group_of("coverage-srinivas", "Srinivas et al. 2010"),
-    ... )
+    >>> group_of("Theorem 3").title, group_of("theory §6.2").title, group_of("Lemma 2; theory §2.5").title
     ('Further claims', 'X-MPSC', 'Shared foundations')
     """
-    if name.startswith(_BY_NAME):
-        return "Shared foundations"
-    return next(group.title for group in (*GROUPS, OTHER) if group.belongs(name, source))
+    return next((group for group in GROUPS if group.belongs(source)), OTHER)
 
 
-def grouped(items: Iterable[Any], key: Callable[[Any], tuple[str, str]]) -> dict[Group, list[Any]]:
-    """Items by group, groups in their order, those without items left out. `key` gives name and source."""
+def grouped(items: Iterable[T], source: Callable[[T], str]) -> dict[Group, list[T]]:
+    """Items by group, groups in their order, those without items left out."""
     listed = list(items)
-    found = {group: [item for item in listed if group_of(*key(item)) == group.title] for group in (*GROUPS, OTHER)}
+    found = {group: [item for item in listed if group_of(source(item)) == group] for group in (*GROUPS, OTHER)}
     return {group: members for group, members in found.items() if members}
+
+
+def ours(check: Any) -> bool:
+    """Whether a check stands in the project's own package of checks."""
+    return str(getattr(_innermost(check.sample), "__module__", "")).removeprefix("gpsafe.").startswith("proofs_checks.")
 
 
 @dataclass(frozen=True)
@@ -167,10 +171,14 @@ def _statements(path: Path) -> tuple[tuple[str, str, str], ...]:
     return tuple(found)
 
 
-def _file_of(function: Any) -> Path | None:
+def _innermost(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
-    module = sys.modules.get(getattr(function, "__module__", ""))
+    return function
+
+
+def _file_of(function: Any) -> Path | None:
+    module = sys.modules.get(getattr(_innermost(function), "__module__", ""))
     file = getattr(module, "__file__", None)
     return Path(file).resolve() if file else None
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from gpsafe.testbed.report_claims import OTHER, Group, loose
+from gpsafe.testbed.report_claims import Group, loose
 from gpsafe.testbed.report_figures import Pictures
 from gpsafe.testbed.report_sections import picture
 
@@ -72,8 +72,12 @@ def _tested(groups: Mapping[Group, Sequence[Mapping[str, Any]]]) -> str:
     for group, items in groups.items():
         claims = f"{len(items)} claim{'s' if len(items) > 1 else ''}"
         anchor = f'<a href="#group-{_anchor(group)}">{escape(group.title)}</a>'
-        parts.append(f"<li><b>{anchor}</b>, {claims}. {escape(group.what)}</li>")
+        parts.append(f"<li><b>{anchor}</b>, {claims}. {_about(group)}</li>")
     return f"<ul>{''.join(parts)}</ul>"
+
+
+def _about(group: Group) -> str:
+    return escape(f"{group.what} {group.tested}".strip())
 
 
 def _anchor(group: Group) -> str:
@@ -113,7 +117,7 @@ def _assumed(records: Sequence[Mapping[str, Any]], groups: Mapping[Group, Any]) 
     )
     more = len(entries) - MANY
     end = f'<p class="soft">and {more} rarer ones, each beside its claim.</p>' if more > 0 else ""
-    if set(groups) != {OTHER}:
+    if any(group.tested for group in groups):
         end += "<p>The plants here were made so that these are true. Of your plant they are yours to believe.</p>"
     return f"<ul>{rows}</ul>{end}"
 
@@ -157,7 +161,7 @@ def tables(
     for group, items in groups.items():
         anchor, names = _anchor(group), [item["name"] for item in items]
         parts.append(
-            f'<h2 id="group-{anchor}">{escape(group.title)}</h2><p class="note">{escape(group.what)}</p>'
+            f'<h2 id="group-{anchor}">{escape(group.title)}</h2><p class="note">{_about(group)}</p>'
             f'<table class="verdicts" aria-labelledby="group-{anchor}">{head}<tbody>'
             f"{''.join(rows[n] for n in names)}</tbody></table>"
             f"<h3>{escape(group.title)}: the checks one by one</h3>{''.join(sections[n] for n in names)}"
