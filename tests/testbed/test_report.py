@@ -63,6 +63,11 @@ def env():
     )
 
 
+@pytest.fixture(scope="module")
+def written(results, env):
+    return report.html(results, env)
+
+
 class Page(HTMLParser):
     """Collects tags, checks nesting, and gathers text."""
 
@@ -151,8 +156,8 @@ def test_environment_names_the_revision_of_this_checkout(env):
     assert env["python"].startswith("3.")
 
 
-def test_html_loads_nothing_and_is_well_formed(results, env):
-    page = Page(report.html(results, env))
+def test_html_loads_nothing_and_is_well_formed(written):
+    page = Page(written)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
     for tag, attributes in page.tags:
@@ -162,9 +167,9 @@ def test_html_loads_nothing_and_is_well_formed(results, env):
         assert not any(attribute.startswith("on") for attribute in attributes)
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy
-    assert "http://" not in report.html(results, env)
-    assert "https://" not in report.html(results, env)
-    style = re.search(r"<style>(.*?)</style>", report.html(results, env), re.DOTALL)
+    assert "http://" not in written
+    assert "https://" not in written
+    style = re.search(r"<style>(.*?)</style>", written, re.DOTALL)
     assert style
     assert "url(" not in style[1]
     assert "@import" not in style[1]
@@ -174,8 +179,8 @@ def test_html_loads_nothing_and_is_well_formed(results, env):
     assert {f"check-{name}" for name in NAMES} <= links <= set(ids)
 
 
-def test_html_says_every_verdict_in_words_and_escapes_the_checks_text(results, env):
-    text = report.html(results, env)
+def test_html_says_every_verdict_in_words_and_escapes_the_checks_text(written):
+    text = written
     page = Page(text)
     for status in verify.Status:
         assert status.value in page.text
@@ -189,8 +194,8 @@ def test_html_says_every_verdict_in_words_and_escapes_the_checks_text(results, e
     assert "Traceback" in page.text
 
 
-def test_every_picture_has_a_description(results, env):
-    page = Page(report.html(results, env))
+def test_every_picture_has_a_description(written):
+    page = Page(written)
     images = [a for tag, a in page.tags if tag == "img"]
     drawings = [a for tag, a in page.tags if tag == "svg"]
     assert len(images) == 1
@@ -250,8 +255,8 @@ def test_numbers_keep_their_value(value):
 
 
 # --------------------------------------------------------------------------------------------- the first screen
-def test_the_first_screen_says_what_was_tested_what_holds_what_is_assumed_and_what_is_not_said(results, env):
-    text = report.html(results, env)
+def test_the_first_screen_says_what_was_tested_what_holds_what_is_assumed_and_what_is_not_said(written):
+    text = written
     titles = re.findall(r'<section class="card"><h2>(.*?)</h2>', text)
     assert titles == ["What was tested", "What holds", "What is assumed", "What it does not say"]
     before = Page(text[: text.index('<h2 id="reading"')] + "</main></body></html>").text
@@ -265,22 +270,22 @@ def test_the_first_screen_says_what_was_tested_what_holds_what_is_assumed_and_wh
     assert text.index('class="headlines"') < text.index('id="reading"') < text.index('id="group-further-claims"')
 
 
-def test_a_control_that_was_caught_is_never_shown_as_a_ticked_violation(results, env):
-    text = report.html(results, env)
+def test_a_control_that_was_caught_is_never_shown_as_a_ticked_violation(results, written):
+    text = written
     assert not re.search(r"✓</span> VIOLATED", text)
     assert text.count("✓</span> caught") == 2 * sum(r.control_outcome == "VIOLATED" for r in results)
     assert text.count("!</span> missed (HOLDS)") == 2 * sum(r.control_outcome == "HOLDS" for r in results)
 
 
-def test_every_claim_stands_in_a_sentence_beside_its_name(results, env):
+def test_every_claim_stands_in_a_sentence_beside_its_name(written):
     pattern = r'<th scope="row"><a href="#check-[^"]*">([^<]*)</a><span class="sentence">(.*?)</span>'
-    rows = re.findall(pattern, report.html(results, env))
+    rows = re.findall(pattern, written)
     assert [name for name, _ in rows] == sorted(NAMES)
     assert all(sentence.startswith("P(miss) ≤ 0.1") for _, sentence in rows)
 
 
-def test_figures_follow_the_page_into_the_dark(results, env):
-    page = Page(report.html(results, env))
+def test_figures_follow_the_page_into_the_dark(written):
+    page = Page(written)
     (source,) = (a for tag, a in page.tags if tag == "source")
     (image,) = (a for tag, a in page.tags if tag == "img")
     assert source["media"] == "screen and (prefers-color-scheme:dark)"
