@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, make_bound
 from gpsafe.cost.robust_dp import Grid, RobustDP
@@ -30,7 +30,6 @@ from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 EPSILON = 0.1  # the gap ε in n*: half the budget d
 SHARES = (0.5, 0.9)
 # One earlier seed, 15 episodes (docs/results.md): episodes to 50 % and 90 % of S*, |S_15|.
@@ -138,16 +137,16 @@ def report(runs: Sequence[Run]) -> Report:
     truth = runs[0].pieces["truth"].tensors
     safe, unsafe = int((truth["upper"] <= budget).sum()), truth["lower"] > budget
     names = [name for name in runs[0].arguments.bounds if all(f"race/{name}" in r.pieces for r in runs)]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = plotting.figure("double", 3.9)
     axes = figure.add_subplot(xlabel="episode n", ylabel="|S_n| (policies)")
     rows = []
-    for name, colour in zip(names, COLOURS * len(names), strict=False):
+    looks = plotting.looks(names)
+    for name in names:
         pieces = [r.pieces[f"race/{name}"] for r in runs]
         length = min(p.tensors["sizes"].numel() for p in pieces)
         sizes = torch.stack([p.tensors["sizes"][:length] for p in pieces]).numpy()
-        style = "--" if name == "fiedler" else "-"
-        axes.plot(np.median(sizes, 0), style, color=colour, label=name)
-        axes.fill_between(range(length), sizes.min(0), sizes.max(0), color=colour, alpha=0.2, linewidth=0)
+        axes.plot(np.median(sizes, 0), label=name, **looks[name].line)
+        axes.fill_between(range(length), sizes.min(0), sizes.max(0), color=looks[name].colour, alpha=0.2, linewidth=0)
         needed = [[episodes_to(p.tensors["sizes"].tolist(), s * safe) for p in pieces] for s in SHARES]
         betas = [p.rows[-1]["beta"] for p in pieces]
         members = [int(unsafe[p.tensors["members"]].sum()) for p in pieces]
@@ -158,9 +157,9 @@ def report(runs: Sequence[Run]) -> Report:
              f"{float(np.median([float(p.tensors['n_star']) for p in pieces])):.1e}",
              float(np.mean([p.rows[-1]["seconds"] for p in pieces])), EARLIER.get(name, ""))
         )  # fmt: skip
-    axes.axhline(safe, color="black", linestyle=":", label="|S*|")
-    axes.set_title("growth of the safe-policy set, by confidence bound (median and range over seeds)", fontsize=9)
-    axes.legend(fontsize="small")
+    plotting.limit(axes, safe, label="|S*|")
+    axes.set_title("growth of the safe-policy set, by confidence bound (median and range over seeds)")
+    plotting.label_ends(axes)
     columns = (
         "bound", "β at the end", "n for 50 % of S*", "n for 90 % of S*", "final |S_n| of |S*|", "unsafe members",
         "unsafe executions", f"n* (theory, ε = {EPSILON})", "s per run", "earlier, one seed: n 50 %, n 90 %, |S_15|",

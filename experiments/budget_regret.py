@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import CostToGo, Grid, RobustDP
 from gpsafe.linalg import vector
@@ -29,9 +30,16 @@ from gpsafe.sets import Box
 from gpsafe.systems import RKHSTwin, Task, reference_1d
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, mean_interval, plus_minus
+from ._report.statistics import Share, mean_interval, plus_minus
 
-ARMS = {"account": BLUE, "informed account": GREEN, "pointwise": ORANGE, "prior": "black", "unfiltered": RED}
+ARMS = {
+    "account": "account",
+    "informed account": "informed-account",
+    "pointwise": "pointwise",
+    "prior": "prior-policy",
+    "unfiltered": "unfiltered",
+}
+"""Arm → noun of its look."""
 NAMES = {
     "account": "account over F_n",
     "informed account": "account, plant known",
@@ -187,31 +195,32 @@ def _table(found: Mapping[str, list[list[dict[str, Any]]]], budget: float) -> Ta
 
 
 def _figure(found: Mapping[str, list[list[dict[str, Any]]]], budget: float) -> Figure:
-    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+    figure = plotting.figure("screen", 3.4)
     left, right = figure.subplots(1, 2)
+    looks = plotting.looks(ARMS.values())
     best = [np.mean([r["reward"] for r in rows]) for rows in found["informed account"]]
     for arm, seeds in found.items():
         if arm in ("informed account", "unfiltered"):
             continue
         regret = np.array([np.cumsum([top - r["reward"] for r in run]) for top, run in zip(best, seeds, strict=True)])
-        at = np.arange(1, regret.shape[1] + 1)
-        left.plot(at, regret.mean(0), color=ARMS[arm], label=NAMES[arm])
+        at, look = np.arange(1, regret.shape[1] + 1), looks[ARMS[arm]]
+        left.plot(at, regret.mean(0), label=f"{NAMES[arm]} (n = {len(seeds)})", **look.line)
         if len(regret) > 1:
             half = np.array([mean_interval(column)[1] for column in regret.T])
             left.fill_between(
-                at, regret.mean(0) - half, regret.mean(0) + half, color=ARMS[arm], alpha=0.15, linewidth=0
+                at, regret.mean(0) - half, regret.mean(0) + half, color=look.colour, alpha=0.12, linewidth=0
             )
     for i, (arm, seeds) in enumerate(found.items()):
         mean, half = mean_interval([row["cost"] for run in seeds for row in run])
-        right.errorbar([i], [mean], yerr=[half], fmt="o", color=ARMS[arm], capsize=3)
-    right.axhline(budget, color="grey", linestyle="--", linewidth=1)
-    right.set_xticks(range(len(found)), [NAMES[a] for a in found], rotation=20, ha="right", fontsize=7)
+        right.errorbar([i], [mean], yerr=[half], capsize=3, **looks[ARMS[arm]].points)
+    plotting.limit(right, budget, label="d")
+    right.set_xticks(range(len(found)), [NAMES[a] for a in found], rotation=20, ha="right")
     right.set_yscale("symlog", linthresh=0.1)
     right.set_ylim(bottom=0)
-    right.set_ylabel("cost an episode (dashed: d)")
+    right.set_ylabel("cost an episode")
     left.set_xlabel("episodes")
-    left.set_ylabel("cumulative regret")
-    left.legend(frameon=False, fontsize=7)
+    left.set_ylabel("regret so far")
+    plotting.label_ends(left)
     return figure
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
@@ -25,7 +25,7 @@ from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.cartpole import Setting, centre_returns, task, truth, with_budget
-from ._report.statistics import COLORS, mean_interval, plus_minus
+from ._report.statistics import mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +208,9 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 def report(runs: Sequence[Run]) -> Report:
     """Growth of S_n, costs and rewards against d, and where each bound is vacuous."""
     arguments = runs[0].arguments
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = plotting.figure("screen", 3.3)
     growth, costs, rewards = figure.subplots(1, 3)
-    rows, exploited = [], []
+    rows, exploited, looks = [], [], plotting.looks(arguments.budgets)
     for k, budget in enumerate(arguments.budgets):
         limit = budget if budget > 0 else arguments.zero
         pieces = [r.pieces[f"budget-{k}"] for r in runs]
@@ -219,10 +219,10 @@ def report(runs: Sequence[Run]) -> Report:
         length = min(map(len, sizes))
         band = np.array([mean_interval(column) for column in zip(*[s[:length] for s in sizes], strict=True)])
         n = np.arange(1, length + 1)
-        growth.plot(n, band[:, 0], color=COLORS[k], marker="o", markersize=3, label=f"d = {budget:g}")
-        growth.fill_between(n, band[:, 0] - band[:, 1], band[:, 0] + band[:, 1], color=COLORS[k], alpha=0.2)
+        growth.plot(n, band[:, 0], markersize=3, label=f"d = {budget:g}", **looks[budget].marked)
+        growth.fill_between(n, band[:, 0] - band[:, 1], band[:, 0] + band[:, 1], color=looks[budget].colour, alpha=0.2)
         star = [int((m <= limit).sum()) for m in means]
-        growth.axhline(float(np.mean(star)), color=COLORS[k], linestyle=":", linewidth=1)
+        growth.axhline(float(np.mean(star)), color=looks[budget].colour, linestyle=":", linewidth=1)
         executed = [[row["true_cost"] for row in piece.rows] for piece in pieces]
         realised = [[row["cost"] for row in piece.rows] for piece in pieces]
         best = [int(piece.tensors["best"][1]) for piece in pieces]
@@ -249,18 +249,37 @@ def report(runs: Sequence[Run]) -> Report:
             )
         )
     growth.set(xlabel="episode n", ylabel="|S_n|", title="certified policies (dotted: |S*|)")
-    growth.legend(fontsize=7)
+    plotting.label_ends(growth)
     x = np.arange(len(exploited))
-    costs.plot(x, [max(e[3]) for e in exploited], "^", color=COLORS[3], label="explored: max over episodes, seeds")
-    costs.plot(x, [float(np.mean(e[4])) for e in exploited], "o", color=COLORS[0], label="explored: mean")
-    costs.plot(x, [float(np.mean(e[1])) for e in exploited], "s", color=COLORS[2], label="exploited (travel): mean")
-    costs.plot(x, [e[0] for e in exploited], "k_", markersize=18, label="budget d")
+    costs.plot(
+        x,
+        [max(e[3]) for e in exploited],
+        "^",
+        color=plotting.colour("unsafe executed"),
+        label="explored: max over episodes, seeds",
+    )
+    costs.plot(
+        x, [float(np.mean(e[4])) for e in exploited], "o", color=plotting.colour("certified"), label="explored: mean"
+    )
+    costs.plot(
+        x,
+        [float(np.mean(e[1])) for e in exploited],
+        "s",
+        color=plotting.colour("safe"),
+        label="exploited (travel): mean",
+    )
+    costs.plot(x, [e[0] for e in exploited], "_", color=plotting.colour("limit"), markersize=18, label="budget d")
     costs.set(xticks=x, xticklabels=[f"{e[0]:g}" for e in exploited], xlabel="budget d (steps of 50)")
     costs.set(ylabel="true J_c (steps)", title="expected cost of executed policies")
-    costs.legend(fontsize=7)
+    costs.legend()
     centre = [mean_interval(e[2]) for e in exploited]
     rewards.errorbar(
-        x, [c[0] for c in centre], yerr=np.nan_to_num([c[1] for c in centre]), fmt="o", color=COLORS[0], capsize=3
+        x,
+        [c[0] for c in centre],
+        yerr=np.nan_to_num([c[1] for c in centre]),
+        fmt="o",
+        color=plotting.colour("reward"),
+        capsize=3,
     )
     rewards.set(xticks=x, xticklabels=[f"{e[0]:g}" for e in exploited], xlabel="budget d (steps of 50)")
     rewards.set(ylabel="true Σ x of the exploiting policy (m)", title="travel after exploration")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.learned import PracticalModel
 from gpsafe.algorithms.learner import MODEL, EpisodePolicy, stream
 from gpsafe.algorithms.receding import RecedingActSafe
@@ -33,7 +33,7 @@ from gpsafe.systems.cartpole import CartPole
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.testbed.experiment import Table as Sheet
 
-from ._report.statistics import COLORS, mean_interval, plus_minus
+from ._report.statistics import mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +176,10 @@ def report(runs: Sequence[Run]) -> Report:
     arguments = runs[0].arguments
     variants = _variants(arguments)
     rows, cost_curves = [], []
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = plotting.figure("screen", 3.5)
     costs, bars = figure.subplots(1, 2, width_ratios=(1.3, 1.0))
     n = np.arange(1, arguments.episodes + 1)
+    looks = plotting.looks(range(len(variants)))
     for k, (key, name, margin) in enumerate(variants):
         table = np.array(
             [[r.pieces[f"{key}/episode-{e:02d}"].rows[0]["cost"] for e in range(arguments.episodes)] for r in runs]
@@ -197,11 +198,9 @@ def report(runs: Sequence[Run]) -> Report:
         costs.plot(
             n,
             np.cumsum(table.mean(0)),
-            color=COLORS[k % len(COLORS)],
-            linestyle=("-", "--", ":")[k // len(COLORS)],
-            marker="osv^Dx*"[k % 7],
             markersize=3,
             label=label,
+            **looks[k].marked,
         )
         total = arguments.episodes * arguments.steps * len(runs)
         rows.append(
@@ -219,15 +218,14 @@ def report(runs: Sequence[Run]) -> Report:
             )
         )
     costs.set(xlabel="episode", ylabel="steps beyond 1.5 m, summed (mean over seeds)", title="cost of exploring")
-    costs.legend(fontsize=7, loc="center right")
+    plotting.label_ends(costs)
     centre = np.array([mean_interval(values) for _, values in cost_curves])
     y = np.arange(len(cost_curves))
-    bars.barh(y, centre[:, 0], xerr=np.nan_to_num(centre[:, 1]), color=COLORS[0], alpha=0.7, capsize=3)
+    bars.barh(y, centre[:, 0], xerr=np.nan_to_num(centre[:, 1]), color=plotting.colour("actsafe"), alpha=0.7, capsize=3)
     for d in (1, 2, 5, 10):
-        bars.axvline(d, color="black", linestyle=":", linewidth=0.8)
+        bars.axvline(d, color=plotting.colour("ink"), linestyle=":", linewidth=0.8)
     bars.set(yticks=y, yticklabels=[label for label, _ in cost_curves], xlabel="mean J_c per episode (steps of 50)")
     bars.set(title="mean ± 95 %; dotted: budgets d")
-    bars.tick_params(axis="y", labelsize=7)
     columns = (
         "explorer",
         "ε (m)",

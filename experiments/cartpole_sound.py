@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import stream
 from gpsafe.algorithms.receding import Initial, RecedingActSafe
@@ -37,7 +37,7 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.testbed.experiment import Table as Sheet
 
 from ._report.cartpole import hanging_lqr, plant
-from ._report.statistics import COLORS, mean_interval, plus_minus
+from ._report.statistics import mean_interval, plus_minus
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +234,20 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 def report(runs: Sequence[Run]) -> Report:
     """Largest |x| per episode with and without the verifier; where braking is certified."""
     a = runs[0].arguments
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = plotting.figure("screen", 3.6)
     furthest, gains = figure.subplots(1, 2)
     rows, facts = [], []
     n = np.arange(1, a.episodes + 1)
-    for k, name in enumerate(a.explorers):
+    looks = plotting.looks(a.explorers)
+    for name in a.explorers:
         table = [[r.pieces[f"{name}/episode-{e:02d}"].rows[0] for e in range(a.episodes)] for r in runs]
         later = [row for part in table for row in part[a.initial :]]
         reach = np.array([[row["max_position"] for row in part] for part in table])
         gain = np.array([[row["info_gain"] for row in part] for part in table])
-        style = {"color": COLORS[k % len(COLORS)], "linestyle": "-" if k < len(COLORS) else "--", "markersize": 3}
-        furthest.plot(n, reach.max(0), marker="o", label=f"{name} (max over seeds)", **style)
+        style = {**looks[name].marked, "markersize": 3}
+        furthest.plot(n, reach.max(0), label=f"{name} (max over seeds)", **style)
         band = np.array([mean_interval(column) for column in gain.T])
-        gains.plot(n, band[:, 0], marker="o", label=name, **style)
+        gains.plot(n, band[:, 0], label=name, **style)
         gains.fill_between(n, band[:, 0] - band[:, 1], band[:, 0] + band[:, 1], color=style["color"], alpha=0.2)
         sources = {s: sum(row[f"from_{s}"] for row in later) for s in ("plan", "stored", "fallback", "initial")}
         rows.append(
@@ -268,13 +269,14 @@ def report(runs: Sequence[Run]) -> Report:
         facts.append(
             f"{name}: f* inside F_n in {sum(row['inside'] for row in checks)} of {len(checks)}, refuted {refuted}"
         )
-    furthest.axhline(1.5, color="black", linestyle="--", linewidth=1, label="limit 1.5 m")
-    furthest.axvspan(0.5, a.initial + 0.5, color="grey", alpha=0.15, label="S_0")
+    plotting.limit(furthest, 1.5, label="limit 1.5 m")
+    furthest.axvspan(0.5, a.initial + 0.5, color=plotting.colour("grey"), alpha=0.15)
+    furthest.annotate("S_0", (0.6, 0.02), xycoords=("data", "axes fraction"))
     furthest.set(xlabel="episode", ylabel="largest |x| (m)", title="cart position")
     furthest.set_ylim(0.0, min(6.0, furthest.get_ylim()[1]))
-    furthest.legend(fontsize=7, loc="upper left")
+    plotting.label_ends(furthest)
     gains.set(xlabel="episode", ylabel="information gain before it (nats)", title="information")
-    gains.legend(fontsize=7)
+    plotting.label_ends(gains)
     columns = (
         "explorer",
         "states beyond 1.5 m",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Constant
 from gpsafe.planning.explore import expected_return
@@ -25,10 +25,6 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Ta
 
 from ._report import line
 from ._report.statistics import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    RED,
     Share,
     draw_shares,
     grouped,
@@ -41,7 +37,7 @@ CAPTION = (
     "A run stops when F_n comes out empty; without pessimism its intervals have no width, so every such run stops early."
 )
 SWEEPS = ("noise", "belief", "target")
-LEARNERS = {"ActSafe": BLUE, "greedy, pessimistic": ORANGE, "greedy, mean": RED}
+LEARNERS = {"ActSafe": "actsafe", "greedy, pessimistic": "greedy", "greedy, mean": "mean greedy"}
 
 
 @dataclass(frozen=True)
@@ -157,19 +153,19 @@ def report(runs: Sequence[Run]) -> Report:
         )
         for (sweep, value, learner), group in groups.items()
     ]  # fmt: skip
-    figure = Figure(figsize=(13, 10), layout="constrained")
+    figure = plotting.figure("screen", 7.7)
     panels = figure.subplots(3, 3)
     for axes, sweep in zip(panels.T, SWEEPS, strict=True):
         values = sorted({value for kind, value, _ in groups if kind == sweep})
-        for learner, color in LEARNERS.items():
+        for learner, noun in LEARNERS.items():
             chosen = [groups[sweep, value, learner] for value in values]
-            _means(axes[0], values, [[r["safe_members"] / r["true_safe"] for r in g] for g in chosen], learner, color)
+            _means(axes[0], values, [[r["safe_members"] / r["true_safe"] for r in g] for g in chosen], learner, noun)
             shares = [Share.of(r["unsafe_executed"] for r in g) for g in chosen]
-            draw_shares(axes[1], values, shares, label=learner, color=color)
-            _means(axes[2], values, [[r["regret"] for r in g] for g in chosen], learner, color)
+            draw_shares(axes[1], values, shares, label=learner, noun=noun)
+            _means(axes[2], values, [[r["regret"] for r in g] for g in chosen], learner, noun)
         if sweep == "belief":
             shares = [Share.of(r["escaped"] for r in groups[sweep, value, "ActSafe"]) for value in values]
-            draw_shares(axes[1], values, shares, label="ActSafe: f* left F_n", color=GREEN, marker="s", line=":")
+            draw_shares(axes[1], values, shares, label="ActSafe: f* left F_n", noun="falsified")
         labels = ("safe |S_n| / |S*|", "share of runs with an unsafe episode", "regret of the final policy per step")
         for ax, label in zip(axes, labels, strict=True):
             ax.set(xlabel=names[sweep], ylabel=label)
@@ -179,20 +175,17 @@ def report(runs: Sequence[Run]) -> Report:
                 ax.minorticks_off()
         axes[0].set_ylim(0, 1.05)
         axes[1].set_ylim(-0.03, 1.03)
-    panels[0, 0].legend(fontsize="small")
-    panels[1, 1].legend(fontsize="small")
+    plotting.legend_beside(panels[0, 2])
+    plotting.legend_beside(panels[1, 1])
     return Report(
         figures={"noise-misalignment": figure},
         tables={"noise-misalignment": Table(columns=columns, rows=table, caption=CAPTION)},
     )
 
 
-def _means(axes: Axes, x: Sequence[float], samples: list[list[float]], label: str, color: str) -> None:
-    spread = [mean_interval(s) for s in samples]
-    axes.errorbar(
-        x, [m for m, _ in spread], yerr=[np.nan_to_num(h) for _, h in spread], label=label, color=color, marker="o",
-        capsize=2, markersize=4,
-    )  # fmt: skip
+def _means(axes: Axes, x: Sequence[float], samples: list[list[float]], label: str, noun: str) -> None:
+    mean, half = np.array([mean_interval(s) for s in samples]).T
+    plotting.intervals(axes, x, mean, mean - half, mean + half, noun=noun, label=label)
 
 
 EXPERIMENT = Experiment(

@@ -14,17 +14,16 @@ holds every smooth step, but a step with a clip only if the order of the space i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from gpytorch.kernels import Kernel
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import linalg
+from gpsafe import linalg, plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP
@@ -37,7 +36,7 @@ from gpsafe.systems.pendulum import Pendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report import line
-from ._report.statistics import BLUE, COLORS, GREEN, ORANGE, RED, Share, draw_shares, grouped
+from ._report.statistics import Share, draw_shares, grouped
 
 NORM_SEEDS = 3  # later seeds only add plants on a line
 FAMILIES = {"typical": line.typical, "dormant": line.dormant}
@@ -228,26 +227,25 @@ def report(runs: Sequence[Run]) -> Report:
     norms = [row for row in rows if "step" in row]
     recipe = [row for row in rows if "system" in row]
     trials = [row for row in rows if "family" in row]
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    figure = plotting.figure("screen", 6.5)
     panels = figure.subplots(2, 3)
-    least = min(row["ridge"] for row in norms)
+    least, looks = min(row["ridge"] for row in norms), plotting.looks(step.name for step in steps())
     for axes, name in zip(panels[0], ("rbf 1", "matern-5/2 1", "matern-3/2 1"), strict=True):
-        for step, color in zip(steps(), COLORS, strict=False):
+        for step in steps():
             curve = _largest(norms, step.name, name, least)
-            axes.plot(list(curve), list(curve.values()), color=color, marker=".", label=step.name)
-        axes.set(xlabel="points n", ylabel="lower bound of ‖f‖_k (units of r.m.s. step)", xscale="log", yscale="log",
-                 title=f"{name.replace(' ', ', ℓ = ')}, ρ = {least:g}")  # fmt: skip
-    panels[0, 0].legend(fontsize="x-small")
+            axes.plot(list(curve), list(curve.values()), label=step.name, **looks[step.name].marked)
+        axes.set(xlabel=f"points n (ρ = {least:g})", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log",
+                 title=f"{name.replace(' ', ', ℓ = ')}")  # fmt: skip
+    plotting.label_ends(panels[0, 2])
     axes = panels[1, 0]
     top = max(row["n"] for row in norms)
     for name, style in (("rbf 0.5", "-"), ("rbf 1", "--"), ("rbf 2", "-."), ("matern-5/2 1", ":")):
-        for step, color in zip((steps()[0], steps()[2], steps()[4]), (BLUE, GREEN, RED), strict=True):
+        for step in (steps()[0], steps()[2], steps()[4]):
             ridges = sorted({row["ridge"] for row in norms})
             height = [_largest(norms, step.name, name, ridge)[top] for ridge in ridges]
-            axes.plot(ridges, height, color=color, linestyle=style, label=f"{step.name}: {name}")
+            axes.plot(ridges, height, color=looks[step.name].colour, linestyle=style, label=f"{step.name}: {name}")
     axes.set(xlabel="ρ (jitter)", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log", title=f"n = {top}")
-    axes.set_ylim(top=1e3 * axes.get_ylim()[1])
-    axes.legend(fontsize="xx-small", ncols=2, loc="upper right")
+    plotting.label_ends(axes)
     for axes, belief in zip(panels[1, 1:], ("B", "length-scale"), strict=True):
         _misspecified(axes, trials, belief)
     return Report(
@@ -313,19 +311,21 @@ def _trial_table(rows: list[Any]) -> Table:
 
 
 def _misspecified(axes: Any, rows: list[Any], belief: str) -> None:
-    for key, label, color in (("escaped", "f* left F_n", BLUE), ("unsafe_members", "unsafe certified", ORANGE),
-                              ("falsified", "F_n found empty", GREEN)):  # fmt: skip
+    for key, label, noun in (("escaped", "f* left F_n", "escaped"), ("unsafe_members", "unsafe certified", "unsafe certified"),
+                             ("falsified", "F_n found empty", "falsified")):  # fmt: skip
         for family, style in (("typical", "-"), ("dormant", ":")):
             groups = grouped([r for r in rows if r["belief"] == belief and r["family"] == family], "factor")
             factors = sorted(factor for (factor,) in groups)
             shares = [Share.of(r[key] for r in groups[(factor,)]) for factor in factors]
-            draw_shares(axes, factors, shares, label=f"{label}, {family}", color=color, line=style)
+            draw_shares(
+                axes, factors, shares, label=f"{label}, {family}", noun=replace(plotting.look(noun), dash=style)
+            )
     axes.set(xlabel=f"believed {belief} / true {belief}", ylabel="share of runs", xscale="log", ylim=(-0.03, 1.03),
-             title=f"plants on a line, wrong {belief}")  # fmt: skip
+             title=f"line, wrong {belief}")  # fmt: skip
     factors = sorted({r["factor"] for r in rows if r["belief"] == belief})
     axes.set_xticks(factors, [f"{v:g}" for v in factors])
     axes.minorticks_off()
-    axes.legend(fontsize="x-small")
+    plotting.label_ends(axes)
 
 
 EXPERIMENT = Experiment(

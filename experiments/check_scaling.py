@@ -14,8 +14,8 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
@@ -32,7 +32,7 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import COLORS, grouped
+from ._report.statistics import grouped
 
 EPISODE = ("append one episode", "refine the enclosure", "sweep: UCB", "sweep: exploration")
 
@@ -214,29 +214,29 @@ def report(runs: Sequence[Run]) -> Report:
     rows = [row for one in runs for piece in one.pieces.values() for row in piece.rows]
     best = {key: min(r["seconds"] for r in g) for key, g in grouped(rows, "sweep", "part", "value").items()}
     parts = list(dict.fromkeys(part for _, part, _ in best))
-    colors = dict(zip(parts, (*COLORS, "#888888", "#882255"), strict=False))
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    looks = plotting.looks(parts)
+    figure = plotting.figure("screen", 6.2)
     panels = figure.subplots(2, 2)
     for axes, sweep in zip((panels[0, 0], panels[0, 1], panels[1, 0]), ("n", "P", "cells per axis"), strict=True):
         for part in parts:
             curve = {value: s for (kind, name, value), s in best.items() if kind == sweep and name == part}
             if curve:
-                axes.plot(list(curve), list(curve.values()), marker="o", markersize=4, color=colors[part], label=part)
+                axes.plot(list(curve), list(curve.values()), markersize=4, label=part, **looks[part].marked)
         axes.set(xlabel=sweep, ylabel="CPU seconds, one thread", xscale="log", yscale="log")
         ticks = sorted({value for kind, _, value in best if kind == sweep})
         axes.set_xticks(ticks, [str(v) for v in ticks])
         axes.minorticks_off()
-    panels[0, 0].set_ylim(top=100 * panels[0, 0].get_ylim()[1])
-    panels[0, 0].legend(fontsize="x-small", ncols=2, loc="upper left")
+    for axes in panels.flat[:3]:
+        plotting.label_ends(axes)
     axes = panels[1, 1]
     values = sorted({value for kind, _, value in best if kind == "n"})
     bottom = np.zeros(len(values))
     for part in EPISODE:
         height = np.array([best["n", part, value] for value in values])
-        axes.bar([str(v) for v in values], height, bottom=bottom, color=colors[part], label=part)
+        axes.bar([str(v) for v in values], height, bottom=bottom, color=looks[part].colour, label=part)
         bottom += height
     axes.set(xlabel="n", ylabel="CPU seconds", title="one episode of ActSafe with the robust program")
-    axes.legend(fontsize="small")
+    plotting.legend_beside(axes)
     table = []
     for (kind, part), group in grouped(rows, "sweep", "part").items():
         values = sorted({r["value"] for r in group})

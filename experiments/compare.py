@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.comparison import TASKS, Budget, combinations, contestant, reference, task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, PURPLE, RED, Share, mean_interval, plus_minus
+from ._report.statistics import Share, mean_interval, plus_minus
 
 CERTIFIERS = ("none", "policy-set", "tube-paper", "tube-sound", "shield")
-COLORS = dict(zip(CERTIFIERS, (RED, PURPLE, ORANGE, BLUE, GREEN), strict=True))
 COUNTED = (
     "accepted_of_safe", "safe_pairs", "accepted_of_unsafe", "unsafe_pairs", "certified_policies", "safe_policies",
     "false_policies",
@@ -227,37 +227,37 @@ def _assumptions(cells: Rows) -> Table:
 
 
 def _figure(cells: Rows) -> Figure:
+    """Violations and reward against coverage; filled: Gaussian process, open: ensemble."""
     names = list(dict.fromkeys(cell[0] for cell in cells))
-    figure = Figure(figsize=(3.2 * len(names), 5.4), layout="constrained")
+    figure = plotting.figure(1.6 + 2.6 * len(names), 5.2)
     axes = figure.subplots(2, len(names), squeeze=False, sharex="col")
+    looks = plotting.looks(("unfiltered" if c == "none" else c) for c in CERTIFIERS)
     for (name, model, certifier), runs in _pooled(cells).items():
         column, flown = names.index(name), [e for _, _, r in runs for e in _of(r, "explore") + _of(r, "seek")]
-        marker = "o" if model == "gp" else "s"
         seeks = [_of(r, "seek")[-1]["reward"] for _, _, r in runs]
         mean, half = mean_interval(seeks) if len(seeks) > 1 else (seeks[0], 0.0)
         covered = [_of(r, "explore")[-1]["covered"] for x, _, r in runs if x == "uncertainty"] or [np.nan]
         share = Share(sum(e["violated"] for e in flown), len(flown))
         low, high = share.interval
-        look: dict[str, Any] = {
-            "color": COLORS[certifier],
-            "marker": marker,
-            "markersize": 6,
-            "capsize": 2,
-            "linewidth": 1,
-        }
-        if model == "ensemble":
-            look["markerfacecolor"] = "white"
+        style = {**looks["unfiltered" if certifier == "none" else certifier].points, "capsize": 2}
+        style |= {} if model == "gp" else {"markerfacecolor": plotting.colour("page")}
+        label = certifier if model == "gp" and column == len(names) - 1 else None
         x = float(np.mean(covered))
-        axes[0, column].errorbar([x], [share.value], yerr=[[share.value - low], [high - share.value]], **look)
-        axes[1, column].errorbar([x], [mean], yerr=[half], **look)
-        axes[0, column].set_title(name, fontsize=9)
-        axes[1, column].set_xlabel("covered by uncertainty-seeking")
+        error = [[share.value - low], [high - share.value]]
+        axes[0, column].errorbar([x], [share.value], yerr=error, label=label, **style)
+        axes[1, column].errorbar([x], [mean], yerr=[half], **style)
+        axes[0, column].set_title(name)
+        axes[1, column].set_xlabel("covered when seeking doubt")
     axes[0, 0].set_ylabel("episodes with a violation")
-    axes[1, 0].set_ylabel("reward when seeking")
-    for certifier, color in COLORS.items():
-        axes[0, -1].plot([], [], color=color, marker="o", linestyle="", label=certifier)
-    axes[0, -1].plot([], [], color="grey", marker="s", markerfacecolor="white", linestyle="", label="ensemble (open)")
-    axes[0, -1].legend(frameon=False, fontsize=7)
+    axes[1, 0].set_ylabel("reward when seeking it")
+    for certifier in CERTIFIERS:
+        axes[0, -1].errorbar(
+            [], [], label=certifier, **looks["unfiltered" if certifier == "none" else certifier].points
+        )
+    handles = dict(zip(*reversed(axes[0, -1].get_legend_handles_labels()), strict=True))
+    plotting.legend_beside(
+        axes[0, -1], handles=list(handles.values()), labels=list(handles), title="filled: GP, open: ensemble"
+    )
     return figure
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.base import CostBound
@@ -34,10 +34,10 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, grouped, mean_interval, peak_memory, plus_minus
+from ._report.statistics import grouped, mean_interval, peak_memory, plus_minus
 
 SIZES = {2: (1, 1), 3: (2, 1), 4: (2, 2), 5: (3, 2), 6: (3, 3), 7: (4, 3), 8: (4, 4)}
-BOUNDS = {"scenario-tube": BLUE, "total-variation": ORANGE, "robust-dp": GREEN}
+BOUNDS = ("scenario-tube", "total-variation", "robust-dp")
 GRIDS = {1: (300,), 2: (100, 60)}
 
 
@@ -205,14 +205,14 @@ def report(runs: Sequence[Run]) -> Report:
     bounds = grouped([r for r in rows if r["part"] == "bounds"], "dimension", "bound")
     data = grouped([r for r in rows if r["part"] == "data"], "dimension", "data", "bound")
     dimensions = [d for (d,) in explore]
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = plotting.figure("screen", 6.2)
     panels = figure.subplots(2, 3)
     _growth(panels[0, 0], explore)
     _against(panels[0, 1], dimensions, bounds, "excess", "mean (UCB − J_c)/TC over S*", "tightness on the last F_n")
     width = [mean_interval(r["width"] for r in explore[d,]) for d in dimensions]
-    panels[0, 1].errorbar(dimensions, [m for m, _ in width], yerr=[np.nan_to_num(h) for _, h in width], color="black",
-                          linestyle=":", marker="x", label="width of F_n / before data")  # fmt: skip
-    panels[0, 1].legend(fontsize="small")
+    plotting.intervals(panels[0, 1], dimensions, [m for m, _ in width], *([m + s * h for m, h in width] for s in (-1, 1)),
+                       noun="none", label="width of F_n / before data")  # fmt: skip
+    plotting.label_ends(panels[0, 1])
     _extreme(
         panels[0, 2], dimensions, bounds, "seconds", min, "least s per UCB of all policies", "time (shared machine)"
     )
@@ -227,36 +227,34 @@ def report(runs: Sequence[Run]) -> Report:
             chosen = [d for d in dimensions if (d, count, name) in data]
             spread = [mean_interval(r["excess"] for r in data[d, count, name]) for d in chosen]
             axes.errorbar(chosen, [m for m, _ in spread], yerr=[np.nan_to_num(h) for _, h in spread], linestyle=style,
-                          color=BOUNDS[name], marker="o", markersize=4, capsize=2, label=f"n = {count}")  # fmt: skip
+                          color=plotting.colour(name), marker="o", markersize=4, capsize=2, label=f"n = {count}")  # fmt: skip
         axes.set(xlabel="nx + nu", ylabel="mean (UCB − J_c)/TC", ylim=(-0.02, 1.02),
                  title=f"{name}: one policy, more data")  # fmt: skip
-        axes.legend(fontsize="small")
+        axes.legend()
     tables = {"exploration": _exploration_table(explore), "bounds": _bound_table(bounds), "data": _data_table(data)}
     return Report(figures={"dimension": figure}, tables=tables)
 
 
 def _growth(axes: Axes, explore: dict[tuple[Any, ...], list[Any]]) -> None:
-    from matplotlib import colormaps
-
+    shades = plotting.ramp(max(len(explore), 1))
     for i, ((dimension,), group) in enumerate(explore.items()):
         length = sum(key.startswith("share_") for key in group[0])
         share = np.array([[r.get(f"share_{n}", np.nan) for n in range(length)] for r in group])
-        color = colormaps["viridis"](i / max(1, len(explore) - 1) * 0.9)
-        axes.plot(range(length), np.nanmean(share, 0), color=color, label=f"nx + nu = {dimension}")
+        axes.plot(range(length), np.nanmean(share, 0), color=shades[i], label=f"nx + nu = {dimension}")
     axes.set(xlabel="episode n", ylabel="safe |S_n| / |S*| (mean)", title="ActSafe with scenario tubes", ylim=(0, 1.05))
-    axes.legend(fontsize="small")
+    plotting.label_ends(axes)
 
 
 def _against(
     axes: Axes, dimensions: list[int], groups: dict[tuple[Any, ...], list[Any]], key: str, label: str, title: str
 ) -> None:
-    for name, color in BOUNDS.items():
+    for name in BOUNDS:
         chosen = [d for d in dimensions if (d, name) in groups]
         spread = [mean_interval(r[key] for r in groups[d, name]) for d in chosen]
-        axes.errorbar(chosen, [m for m, _ in spread], yerr=[np.nan_to_num(h) for _, h in spread], color=color,
-                      marker="o", markersize=4, capsize=2, label=name)  # fmt: skip
+        axes.errorbar(chosen, [m for m, _ in spread], yerr=[np.nan_to_num(h) for _, h in spread],
+                      markersize=4, capsize=2, label=name, **plotting.look(name).marked)  # fmt: skip
     axes.set(xlabel="nx + nu", ylabel=label, title=title)
-    axes.legend(fontsize="small")
+    plotting.label_ends(axes)
 
 
 def _extreme(
@@ -268,12 +266,12 @@ def _extreme(
     label: str,
     title: str,
 ) -> None:
-    for name, color in BOUNDS.items():
+    for name in BOUNDS:
         chosen = [d for d in dimensions if (d, name) in groups]
         height = [best(r[key] for r in groups[d, name]) for d in chosen]
-        axes.plot(chosen, height, color=color, marker="o", markersize=4, label=name)
+        axes.plot(chosen, height, markersize=4, label=name, **plotting.look(name).marked)
     axes.set(xlabel="nx + nu", ylabel=label, title=title)
-    axes.legend(fontsize="small")
+    plotting.label_ends(axes)
 
 
 def _exploration_table(explore: dict[tuple[Any, ...], list[Any]]) -> Table:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
@@ -31,7 +31,7 @@ from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report import line
-from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, grouped, mean_interval, plus_minus
+from ._report.statistics import Share, grouped, mean_interval, plus_minus
 
 CAPTION = (
     "Intervals are 95 %. A member is refuted when inf over F_n of its cost, by the lower sweep of the robust program, exceeds "
@@ -211,7 +211,7 @@ def report(runs: Sequence[Run]) -> Report:
                 plus_minus((r["unsafe_before_refuted"] for r in group), 1),
             )
         )  # fmt: skip
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = plotting.figure("screen", 6.7)
     panels = figure.subplots(2, 2)
     _growth(panels[0, 0], groups, SMALL, "S_0 right: small or far")
     _growth(panels[0, 1], groups, WRONG, "S_0 wrong")
@@ -229,44 +229,45 @@ def _percent(values: Any) -> str:
 
 
 def _growth(axes: Any, groups: dict[tuple[Any, ...], list[Any]], kinds: Sequence[str], title: str) -> None:
-    styles = ["-", "--", "-.", ":", (0, (1, 3)), (0, (5, 1)), (0, (3, 1, 1, 1))]
-    colors = [BLUE, ORANGE, GREEN, RED, "black", "#CC79A7", "#56B4E9"]
-    for kind, style, color in zip(kinds, styles, colors, strict=False):
+    for kind, look in plotting.looks(kinds).items():
         group = groups.get((kind, "actsafe"), [])
         if not group:
             continue
         length = max(int(r["episodes"]) for r in group) + 1
         sizes = np.array([[r.get(f"grown_{n}", r["safe_members"]) for n in range(length)] for r in group], dtype=float)
-        axes.plot(range(length), sizes.mean(0) / group[0]["true_safe"], linestyle=style, color=color, label=kind)
+        axes.plot(range(length), sizes.mean(0) / group[0]["true_safe"], label=kind, **look.line)
     axes.set(xlabel="episode n", ylabel="safe |S_n| / |S*| (mean)", title=f"{title} (ActSafe)", ylim=(0, 1.05))
-    axes.legend(fontsize="small")
+    plotting.label_ends(axes)
 
 
 def _bars(axes: Any, groups: dict[tuple[Any, ...], list[Any]], key: str, label: str, kinds: Sequence[str]) -> None:
     kinds = [kind for kind in kinds if (kind, "actsafe") in groups]
-    for k, (explorer, color) in enumerate(zip(EXPLORERS, (BLUE, ORANGE), strict=True)):
+    for k, (explorer, noun) in enumerate(zip(EXPLORERS, ("actsafe", "greedy"), strict=True)):
         spread = [mean_interval([r[key] for r in groups[kind, explorer] if r[key] >= 0] or [np.nan]) for kind in kinds]
         where = np.arange(len(kinds)) + 0.4 * k - 0.2
-        axes.barh(where, [m for m, _ in spread], 0.38, xerr=[np.nan_to_num(h) for _, h in spread], color=color,
+        axes.barh(where, [m for m, _ in spread], 0.38, xerr=[np.nan_to_num(h) for _, h in spread], color=plotting.colour(noun),
                   label=explorer)  # fmt: skip
     axes.set_yticks(np.arange(len(kinds)), kinds)
     axes.invert_yaxis()
     axes.set(xlabel=label)
-    axes.legend(fontsize="small")
+    plotting.legend_beside(axes)
 
 
 def _violations(axes: Any, groups: dict[tuple[Any, ...], list[Any]]) -> None:
     kinds = [kind for kind in (*SMALL, *WRONG) if (kind, "actsafe") in groups]
-    bars = (("unsafe_episodes", "as the paper", RED), ("unsafe_before_refuted", "if F_n may expel members", GREEN))
-    for k, (key, label, color) in enumerate(bars):
+    bars = (
+        ("unsafe_episodes", "as the paper", "paper"),
+        ("unsafe_before_refuted", "if F_n may expel members", "falsified"),
+    )
+    for k, (key, label, noun) in enumerate(bars):
         spread = [mean_interval([r[key] for r in groups[kind, "actsafe"]]) for kind in kinds]
         where = np.arange(len(kinds)) + 0.4 * k - 0.2
-        axes.barh(where, [m for m, _ in spread], 0.38, xerr=[np.nan_to_num(h) for _, h in spread], color=color,
+        axes.barh(where, [m for m, _ in spread], 0.38, xerr=[np.nan_to_num(h) for _, h in spread], color=plotting.colour(noun),
                   label=label)  # fmt: skip
     axes.set_yticks(np.arange(len(kinds)), kinds)
     axes.invert_yaxis()
     axes.set(xlabel="episodes with an unsafe policy (ActSafe, mean per run)")
-    axes.legend(fontsize="small")
+    plotting.legend_beside(axes)
 
 
 EXPERIMENT = Experiment(

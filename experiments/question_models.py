@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from gpsafe import rkhs
+from gpsafe import plotting, rkhs
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.data import Transitions
@@ -42,7 +41,7 @@ from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report import line
-from ._report.statistics import BLUE, COLORS, ORANGE, Share, grouped, plus_minus
+from ._report.statistics import Share, grouped, plus_minus
 
 DELTA = 0.1
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -301,7 +300,7 @@ def report(runs: Sequence[Run]) -> Report:
     rows = [row for one in runs for key, piece in sorted(one.pieces.items()) for row in piece.rows]
     calibration = grouped([row for row in rows if "setting" in row], "setting", "model", "scale")
     safety = grouped([row for row in rows if "family" in row], "family", "model", "scale")
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    figure = plotting.figure("screen", 6.5)
     panels = figure.subplots(2, 2)
     _reliability(panels[0, 0], calibration)
     _needed(panels[0, 1], calibration)
@@ -362,75 +361,92 @@ Groups = dict[tuple[Any, ...], list[Any]]
 
 def _reliability(axes: Axes, groups: Groups) -> None:
     for setting, style in zip(SETTINGS, ("-", ":", "--"), strict=True):
-        for model, color in zip(NAMES, COLORS, strict=False):
+        for model, look in plotting.looks(NAMES).items():
             group = groups[setting, model, SCALES[0]]
             share = [np.mean([r[f"within_{level}"] for r in group]) for level in LEVELS]
             axes.plot(
-                LEVELS, share, style, color=color, marker="o", markersize=3, label=model if style == "-" else None
+                LEVELS,
+                share,
+                style,
+                color=look.colour,
+                marker=look.marker,
+                markersize=3,
+                label=model if style == "-" else None,
             )
-    axes.plot([0.5, 1], [0.5, 1], color="black", linewidth=0.8, label="calibrated")
+    axes.plot([0.5, 1], [0.5, 1], color=plotting.colour("ink"), linewidth=0.8, label="calibrated")
     axes.set(
         xlabel="nominal probability (Gaussian quantile of σ)", ylabel="share of points with |f* − μ| ≤ qσ",
-        title="at a point: solid data everywhere, dotted data on the left, dashed pendulum", ylim=(0, 1.02),
+        title="at a point (dotted: left; dashed: pendulum)", ylim=(0, 1.02),
     )  # fmt: skip
-    axes.title.set_fontsize("medium")
-    axes.legend(fontsize="small")
+    plotting.legend_beside(axes)
 
 
 def _needed(axes: Axes, groups: Groups) -> None:
+    looks = plotting.looks(SETTINGS)
     for i, setting in enumerate(SETTINGS):
         for j, model in enumerate(NAMES):
             values = [r["needed_beta"] for r in groups[setting, model, SCALES[0]]]
             place = np.full(len(values), j + 0.25 * (i - 1)) + np.linspace(-0.06, 0.06, len(values))
-            axes.plot(place, values, "o", color=COLORS[i], markersize=3, alpha=0.7, label=setting if j == 0 else None)
+            axes.plot(
+                place,
+                values,
+                "o",
+                color=looks[setting].colour,
+                markersize=3,
+                alpha=0.7,
+                label=setting if j == 0 else None,
+            )
         beta = float(np.mean([r["factor"] for r in groups[setting, "GP", SCALES[0]]]))
-        axes.axhline(beta, color=COLORS[i], linestyle="--", linewidth=0.9)
-    axes.set_xticks(range(len(NAMES)), NAMES)
+        axes.axhline(beta, color=looks[setting].colour, linestyle="--", linewidth=0.9)
+    axes.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES])
     axes.set(
-        yscale="log", ylabel="max |f* − μ|/σ over the domain", title="multiple of σ that holds f* everywhere (dashed: β)"
+        yscale="log", ylabel="max |f* − μ|/σ over the domain", title="multiple of σ needed (dashed: β)"
     )  # fmt: skip
-    axes.title.set_fontsize("medium")
-    axes.legend(fontsize="small")
+    plotting.legend_beside(axes)
 
 
 def _bars_of(axes: Axes, place: float, share: Share, *, color: str, hatch: str, label: str | None) -> None:
     low, high = share.interval
-    axes.bar(place, share.value, 0.12, color=color, hatch=hatch, edgecolor="white", label=label)
+    axes.bar(place, share.value, 0.12, color=color, hatch=hatch, edgecolor=plotting.colour("page"), label=label)
     axes.errorbar(
-        place, share.value, yerr=[[share.value - low], [high - share.value]], color="black", capsize=2, linewidth=0.8
+        place,
+        share.value,
+        yerr=[[share.value - low], [high - share.value]],
+        color=plotting.colour("ink"),
+        capsize=2,
+        linewidth=0.8,
     )
 
 
 def _everywhere(axes: Axes, groups: Groups) -> None:
+    looks = plotting.looks(SETTINGS)
     for i, setting in enumerate(SETTINGS):
         for k, scale in enumerate((SCALES[0], SCALES[2])):
             for j, model in enumerate(NAMES):
                 share = Share.of(r["everywhere"] for r in groups[setting, model, scale])
                 label = f"{setting}, {scale}" if j == 0 else None
                 place = j + 0.14 * (2 * i + k - 2.5)
-                _bars_of(axes, place, share, color=COLORS[i], hatch="//" if k else "", label=label)
-    axes.axhline(1 - DELTA, color="black", linestyle="--", linewidth=0.8)
-    axes.set_xticks(range(len(NAMES)), NAMES)
+                _bars_of(axes, place, share, color=looks[setting].colour, hatch="//" if k else "", label=label)
+    axes.axhline(1 - DELTA, color=plotting.colour("ink"), linestyle="--", linewidth=0.8)
+    axes.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.set(ylim=(0, 1.35), ylabel="share of seeds", title="f* within the bars everywhere at once (dashed: 1 − δ)")
-    axes.title.set_fontsize("medium")
-    axes.legend(fontsize="x-small", ncols=3, loc="upper center")
+    axes.set(ylim=(0, 1.05), ylabel="share of seeds", title="f* in the bars everywhere (dashed: 1 − δ)")
+    plotting.legend_beside(axes)
 
 
 def _unsafe(axes: Axes, groups: Groups) -> None:
-    for i, (family, color) in enumerate(zip(FAMILIES, (BLUE, ORANGE), strict=True)):
+    for i, (family, look) in enumerate(plotting.looks(FAMILIES).items()):
         for k, scale in enumerate((SCALES[0], SCALES[2])):
             for j, model in enumerate(NAMES):
                 share = Share.of(r["unsafe_executed"] for r in groups[family, model, scale])
                 label = f"{family} plants, {scale}" if j == 0 else None
                 place = j + 0.16 * (2 * i + k - 1.5)
-                _bars_of(axes, place, share, color=color, hatch="//" if k else "", label=label)
-    axes.axhline(DELTA, color="black", linestyle="--", linewidth=0.8)
-    axes.set_xticks(range(len(NAMES)), NAMES)
+                _bars_of(axes, place, share, color=look.colour, hatch="//" if k else "", label=label)
+    axes.axhline(DELTA, color=plotting.colour("ink"), linestyle="--", linewidth=0.8)
+    axes.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.set(ylim=(0, 1.35), ylabel="share of runs", title="an unsafe policy was executed (dashed: δ)")
-    axes.title.set_fontsize("medium")
-    axes.legend(fontsize="x-small", ncols=2, loc="upper center")
+    axes.set(ylim=(0, 1.05), ylabel="share of runs", title="an unsafe policy was executed (dashed: δ)")
+    plotting.legend_beside(axes)
 
 
 EXPERIMENT = Experiment(

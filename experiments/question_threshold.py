@@ -9,21 +9,21 @@ know whether f* left F_n, whether an unsafe policy was certified, and whether on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceBound, Constant, Mixture
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report import line
-from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, draw_shares, grouped
+from ._report.statistics import Share, draw_shares, grouped
 
 CLAIMED = 0.1
 CAPTION = (
@@ -154,7 +154,7 @@ def report(runs: Sequence[Run]) -> Report:
         )
         for (family, kind, value), group in groups.items()
     ]
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    figure = plotting.figure("screen", 6.2)
     panels = figure.subplots(2, 2)
     for axes, family in zip(panels[0], FAMILIES, strict=True):
         _chain(axes, family, groups)
@@ -166,46 +166,46 @@ def report(runs: Sequence[Run]) -> Report:
 
 
 EVENTS = (
-    ("escaped", "f* left F_n", BLUE, "o"),
-    ("unsafe_members", "unsafe policy certified", ORANGE, "s"),
-    ("unsafe_executed", "unsafe policy executed", RED, "^"),
+    ("escaped", "f* left F_n", "escaped"),
+    ("unsafe_members", "unsafe policy certified", "unsafe certified"),
+    ("unsafe_executed", "unsafe policy executed", "unsafe executed"),
 )
 
 
 def _chain(axes: Axes, family: str, groups: dict[tuple[Any, ...], list[Any]]) -> None:
     scales = [s.value for s in SETTINGS if s.kind == "scale"]
-    for key, label, color, marker in EVENTS:
+    for key, label, noun in EVENTS:
         shares = [Share.of(r[key] for r in groups[family, "scale", value]) for value in scales]
-        draw_shares(axes, scales, shares, label=label, color=color, marker=marker)
-    axes.axhline(CLAIMED, color="black", linestyle="--", linewidth=0.8, label=f"claimed δ = {CLAIMED}")
+        draw_shares(axes, scales, shares, label=label, noun=noun)
+    axes.axhline(CLAIMED, color=plotting.colour("ink"), linestyle="--", linewidth=0.8, label=f"claimed δ = {CLAIMED}")
     axes.set(
         xlabel="multiple of the theorem's β", ylabel="share of runs", xscale="log", ylim=(-0.03, 1.03),
         title=f"{family} plants",
     )  # fmt: skip
     axes.set_xticks(scales, [f"{v:g}" for v in scales])
     axes.minorticks_off()
-    axes.legend(fontsize="small")
+    plotting.label_ends(axes)
 
 
 def _needed(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
-    for family, color in zip(FAMILIES, (BLUE, ORANGE), strict=True):
+    for family, look in plotting.looks(FAMILIES).items():
         needed = np.sort([r["needed_scale"] for r in groups[family, "scale", 1.0]])
         share = 1.0 - np.arange(1, len(needed) + 1) / len(needed)
-        axes.step(needed, share, where="post", color=color, label=f"{family}, n = {len(needed)}")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.axhline(CLAIMED, color="black", linestyle="--", linewidth=0.8, label="claimed δ")
+        axes.step(needed, share, where="post", **look.line, label=f"{family}, n = {len(needed)}")
+    axes.axvline(1.0, color=plotting.colour("ink"), linewidth=0.8)
+    axes.axhline(CLAIMED, color=plotting.colour("ink"), linestyle="--", linewidth=0.8, label="claimed δ")
     axes.set(
-        xlabel="smallest multiple of the theorem's β that keeps f* in every F_n",
+        xlabel="least multiple of β that keeps f* in all F_n",
         ylabel="share of runs that need more",
         title="how much of the theorem's β is used",
     )
-    axes.legend(fontsize="small")
+    plotting.legend_beside(axes)
 
 
 def _reliability(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
-    for kind, label, color, marker in (
-        ("constant", "constants 3, 2, 1 (claim: Gaussian tail at a point)", RED, "s"),
-        ("delta", "mixture bound (claim: δ)", GREEN, "o"),
+    for kind, label, noun in (
+        ("constant", "constants 3, 2, 1", "paper"),
+        ("delta", "mixture bound", "sound"),
     ):
         chosen = sorted((s for s in SETTINGS if s.kind == kind), key=lambda s: s.claimed)
         if kind == "delta":
@@ -213,18 +213,18 @@ def _reliability(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
         for key, fill, line_style in (("escaped", "f* left F_n", "-"), ("unsafe_members", "unsafe certified", ":")):
             shares = [Share.of(r[key] for family in FAMILIES for r in groups[family, s.kind, s.value]) for s in chosen]
             draw_shares(
-                axes, [s.claimed for s in chosen], shares, label=f"{label}: {fill}", color=color, marker=marker,
-                line=line_style,
+                axes, [s.claimed for s in chosen], shares, label=f"{label}: {fill}",
+                noun=replace(plotting.look(noun), dash=line_style),
             )  # fmt: skip
     ends = np.array([0.002, 1.0])
-    axes.plot(ends, ends, color="black", linewidth=0.8, label="claim = truth")
+    axes.plot(ends, ends, color=plotting.colour("ink"), linewidth=0.8, label="claim = truth")
     axes.set(
-        xlabel="claimed probability of failure", ylabel="measured, both kinds of plants", xscale="log",
+        xlabel="claimed: δ, or the Gaussian tail of a constant", ylabel="measured, both kinds of plants", xscale="log",
         yscale="symlog", title="reliability of the claimed level",
     )  # fmt: skip
     axes.set_yscale("symlog", linthresh=0.002)
     axes.set_ylim(-0.0005, 100.0)
-    axes.legend(fontsize="x-small", loc="upper left")
+    plotting.legend_beside(axes)
 
 
 EXPERIMENT = Experiment(

@@ -6,14 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import tyro
 
+from gpsafe import plotting
 from gpsafe.testbed import store
 from gpsafe.testbed.check import discover
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,10 @@ def main(arguments: Arguments) -> None:
         raise SystemExit(f"{arguments.report}: expected a check among {sorted(records)}, got {arguments.check!r}")
     record, check = records[arguments.check], discover()[arguments.check]
     assert check.plot is not None
-    figure = plt.figure(layout="constrained")
-    check.plot(figure, record["data"], record["control_data"])
-    temporary = arguments.out.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
-    store.write_bytes(arguments.out, temporary.read_bytes())
-    temporary.unlink()
+    with plotting.style(size=9):
+        figure = plotting.figure(8.4, 3.6)
+        check.plot(figure, record["data"], record["control_data"])
+    store.write_bytes(arguments.out, plotting.save(figure, kind="png", dpi=130))
 
 
 if __name__ == "__main__":

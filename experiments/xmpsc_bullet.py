@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.certification import Certification
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
@@ -31,7 +32,7 @@ from gpsafe.systems.warmup import mismatch, warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Share, draw_shares, grouped
+from ._report.statistics import Share, draw_shares, grouped
 from ._report.xmpsc_runs import proposals
 
 Plant = SimplePendulum | SafeCartPole | Drone
@@ -49,7 +50,6 @@ ARMS: dict[str, tuple[str, str]] = {  # name: what the filter's model learned fr
     "widened": ("analytic", "bullet"),
     "bullet": ("bullet", "bullet"),
 }
-COLORS = dict(zip(ARMS, (RED, PURPLE, SKY, ORANGE, BLUE, GREEN), strict=True))
 LEARNERS = ("adversary", "uniform")
 SPREAD = {
     "pendulum": 0.05,
@@ -324,7 +324,7 @@ def report(runs: Sequence[Run]) -> Report:
 
 def _figure(cells: Cells) -> Figure:
     places = list(dict.fromkeys((plant, learner) for plant, _, learner in cells))
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    figure = plotting.figure("screen", 4.0)
     left, right = figure.subplots(1, 2)
     for j, name in enumerate(ARMS):
         at = [(i, _flown(cells.get((p, name, q), ()))) for i, (p, q) in enumerate(places)]
@@ -333,17 +333,19 @@ def _figure(cells: Cells) -> Figure:
             continue
         x = [i + 0.13 * (j - 2.5) for i, _ in at]
         shares = [Share.of(row["violated"] for row in rows) for _, rows in at]
-        draw_shares(left, x, shares, label=name, color=COLORS[name], line="")
+        draw_shares(left, x, shares, label=name, noun=name, joined=False)
         held = [
             (i, [sum(row[key] for row in rows) for key in ("captured", "captured_of")])
             for i, (_, rows) in zip(x, at, strict=True)
         ]
-        right.plot([i for i, (_, of) in held if of], [k / of for _, (k, of) in held if of], "o", color=COLORS[name])
+        right.plot(
+            [i for i, (_, of) in held if of], [k / of for _, (k, of) in held if of], **plotting.look(name).points
+        )
     for axes, title in ((left, "episodes with a violation"), (right, "next states in a member's tube")):
-        axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places], fontsize=6)
-        axes.set_title(title, fontsize=9)
+        axes.set_xticks(range(len(places)), [f"{p}\n{q}" for p, q in places])
+        axes.set_title(title)
         axes.set_ylim(-0.03, 1.03)
-    left.legend(frameon=False, fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

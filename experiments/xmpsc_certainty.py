@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.certification import Certification, NoInvariantSetError
 from gpsafe.data import Transitions
 from gpsafe.models import Ensemble
@@ -27,12 +28,11 @@ from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, RED, SKY, Share, draw_shares, grouped
+from ._report.statistics import Share, draw_shares, grouped
 from ._report.xmpsc_runs import proposals, untrained
 
 PLANTS: dict[str, tuple[type[Any], int]] = {"pendulum": (SimplePendulum, 5), "cart-pole": (SafeCartPole, 7)}  # N
 TUBES = ("none", "paper", "certain-95", "certain-50", "sound")
-COLORS = dict(zip(TUBES, (RED, ORANGE, SKY, BLUE, GREEN), strict=True))
 LEARNERS = ("adversary", "uniform")
 
 
@@ -209,23 +209,23 @@ def report(runs: Sequence[Run]) -> Report:
 
 def _figure(cells: Cells) -> Figure:
     places = list(dict.fromkeys((p, k, n, q) for p, k, n, _, q in cells))
-    figure = Figure(figsize=(10.0, 5.4), layout="constrained")
+    figure = plotting.figure("screen", 5.4)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for j, (name, color) in enumerate(COLORS.items()):
+    for j, name in enumerate(TUBES):
         at = [(i, cells[p, k, n, name, q]) for i, (p, k, n, q) in enumerate(places) if (p, k, n, name, q) in cells]
         if not at:
             continue
         x = [i + 0.16 * (j - 2) for i, _ in at]
         shares = [Share.of(row["violated"] for row in rows) for _, rows in at]
-        draw_shares(top, x, shares, label=name, color=color, line="")
+        draw_shares(top, x, shares, label=name, noun=name, joined=False)
         if name != "none":
             plans = [sum(r["from_plan"] for r in rows) / sum(r["steps"] for r in rows) for _, rows in at]
-            bottom.plot(x, plans, "o", color=color)
-    bottom.set_xticks(range(len(places)), [f"{p}\n{k}\n{n} rows\n{q}" for p, k, n, q in places], fontsize=6)
+            bottom.plot(x, plans, **plotting.look(name).points)
+    bottom.set_xticks(range(len(places)), [f"{p}\n{k}\n{n} rows\n{q}" for p, k, n, q in places])
     for axes, title in ((top, "episodes with a violation"), (bottom, "steps with a new plan")):
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title)
         axes.set_ylim(-0.03, 1.03)
-    top.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.28))
+    figure.legend(*top.get_legend_handles_labels(), loc="outside right center", title="tube")
     return figure
 
 

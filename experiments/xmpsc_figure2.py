@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.baselines import create
@@ -27,7 +28,7 @@ from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.episodic import Episodic
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Share, mean_interval, plus_minus
+from ._report.statistics import Share, mean_interval, plus_minus
 from ._report.xmpsc_runs import toy, trained
 
 TASKS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}
@@ -40,8 +41,6 @@ FREE = {
     "sqrl": "SQRL",
     "safety-layer": "safety layer",
 }
-COLORS: dict[str, str] = dict(zip(ARMS, (BLUE, ORANGE, "black", SKY, PURPLE, RED, GREEN), strict=True))
-COLORS |= dict(zip(FREE, ("#F0E442", "#999999", "#882255", "#44AA99", "#DDCC77", "#332288"), strict=True))
 NAMES: dict[str, str] = {
     "prior": "X-MPSC, known part",
     "plain": "X-MPSC",
@@ -259,9 +258,26 @@ def _curve(rows: Sequence[Row], name: str, points: np.ndarray) -> np.ndarray:
     return np.interp(points, at, shown)
 
 
+SHORT = {
+    "prior": "known part",
+    "plain": "X-MPSC",
+    "invariant": "invariant set",
+    "certain": "limited disagreement",
+    "sound": "sound mode",
+    "mbpo": "MBPO",
+    "safe": "safe controller",
+    **FREE,
+}
+"""What stands at the end of a line."""
+
+
+def _noun(arm: str) -> str:
+    return {"plain": "paper", "safe": "safe-controller"}.get(arm, arm)
+
+
 def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Figure:
-    tasks = list(dict.fromkeys(task for task, _ in cells))
-    figure = Figure(figsize=(4.2 * len(tasks), 5.2), layout="constrained")
+    tasks, looks = list(dict.fromkeys(task for task, _ in cells)), plotting.looks(_noun(arm) for _, arm in cells)
+    figure = plotting.figure(1.2 + 4.2 * len(tasks), 5.2)
     axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
     for (task, arm), seeds in cells.items():
         column = tasks.index(task)
@@ -270,21 +286,23 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen
         for line, name in enumerate(("reward", "violations")):
             curves = np.array([_curve(rows, name, points) for rows in runs])
             mean = curves.mean(0)
-            axes[line, column].plot(points, mean, color=COLORS[arm], label=NAMES[arm].format(chosen), linewidth=1.2)
+            label = f"{SHORT.get(arm, NAMES[arm].format(chosen))} (n = {len(runs)})"
+            axes[line, column].plot(points, mean, label=label, **looks[_noun(arm)].line)
             if len(runs) > 1:
                 half = np.array([mean_interval(values)[1] for values in curves.T])
                 axes[line, column].fill_between(
-                    points, mean - half, mean + half, color=COLORS[arm], alpha=0.15, linewidth=0
+                    points, mean - half, mean + half, color=looks[_noun(arm)].colour, alpha=0.08, linewidth=0
                 )
     for column, task in enumerate(tasks):
-        axes[0, column].set_title(task, fontsize=9)
+        axes[0, column].set_title(task)
         axes[0, column].set_ylabel("reward of an episode" if column == 0 else "")
         axes[1, column].set_ylabel("violations so far" if column == 0 else "")
         axes[1, column].set_yscale("symlog", linthresh=1)
         axes[1, column].set_ylim(bottom=0)
         axes[1, column].yaxis.set_major_formatter("{x:g}")
         axes[1, column].set_xlabel("environment steps after the warm-up")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    for each in axes.flat:
+        plotting.label_ends(each)
     return figure
 
 

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.models import identity_prior
 from gpsafe.planning.mbpo import Preset, preset
 from gpsafe.systems import SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, RED, mean_interval, plus_minus
+from ._report.statistics import mean_interval, plus_minus
 from ._report.xmpsc_runs import toy, trained
 
 FACTORS = ("members", "prior", "delay", "horizon")
@@ -185,24 +186,24 @@ def report(runs: Sequence[Run]) -> Report:
 
 
 def _figure(rows: Sequence[Row]) -> Figure:
-    figure = Figure(figsize=(10.0, 3.0), layout="constrained")
+    figure = plotting.figure("screen", 3.0)
     panels = figure.subplots(1, len(FACTORS))
     for axes, factor in zip(panels, FACTORS, strict=True):
         levels = sorted({row[factor] for row in rows})
         twin = axes.twinx()
-        for side, name, color, shift in ((axes, "violations", RED, -0.06), (twin, "reward", BLUE, 0.06)):
+        for side, name, shift in ((axes, "violations", -0.06), (twin, "reward", 0.06)):
             found = [mean_interval(row[name] for row in rows if row[factor] == level) for level in levels]
             at = [i + shift for i in range(len(levels))]
             half = [0.0 if np.isnan(h) else h for _, h in found]
-            side.errorbar(at, [m for m, _ in found], yerr=half, color=color, marker="o", capsize=2, markersize=4)
-            side.tick_params(axis="y", colors=color, labelsize=7)
+            side.errorbar(at, [m for m, _ in found], yerr=half, capsize=2, markersize=4, **plotting.look(name).marked)
+            side.tick_params(axis="y", colors=plotting.colour(name))
         axes.set_xticks(
             range(len(levels)), ["no", "yes"][: len(levels)] if factor == "prior" else [str(n) for n in levels]
         )
-        axes.set_xlabel(NAMES[factor], fontsize=8)
+        axes.set_xlabel(NAMES[factor])
         axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("violations a run", color=RED, fontsize=8)
-    figure.suptitle("violations (red) and reward of the last fifth (blue), averaged over all other factors", fontsize=8)
+    panels[0].set_ylabel("violations a run", color=plotting.colour("violations"))
+    figure.suptitle("violations (red) and reward of the last fifth (blue), averaged over all other factors")
     return figure
 
 

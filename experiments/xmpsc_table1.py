@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.certify import judge
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
@@ -29,7 +30,7 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Ta
 from gpsafe.tube import EnsembleTube
 
 from ._report import xmpsc
-from ._report.statistics import COLORS, Share, bootstrap_ratio, grouped
+from ._report.statistics import Share, bootstrap_ratio, grouped
 
 SWEEPS = ("horizon", "width", "members")
 PAPER = {  # ms, 2.2 GHz i7
@@ -244,15 +245,16 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Table]:
         for name, g in groups.items()
     }
     labels = ("Hessian", "Jacobian of the rows", "values (fast: with Jacobian)", "quadratic program", "solver, rest")
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = plotting.figure("double", 3.4)
     axes = figure.subplots()
     left = np.zeros(len(groups))
+    looks = plotting.looks(labels)
     for i, label in enumerate(labels):
         width = np.array([share[i] for share in shares.values()])
-        axes.barh(list(groups), width, left=left, color=COLORS[i], label=label)
+        axes.barh(list(groups), width, left=left, color=looks[label].colour, label=label)
         left += width
     axes.set(xlabel="share of CPU time, default cell")
-    axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.45, 1.3))
+    plotting.legend_beside(axes)
     table = []
     for name, g in groups.items():
         spent = _median_max([r["ms"] for r in g])
@@ -319,26 +321,39 @@ def _prior_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _times(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = plotting.figure("screen", 2.9)
     panels = figure.subplots(1, 4, sharey=True)
     names = {"horizon": "N, states", "width": "width", "members": "M, members", "nx": "nx, random networks"}
     for axes, (sweep, label) in zip(panels, names.items(), strict=True):
         chosen = [r for r in rows if r["sweep"] == sweep]
-        for color, ((proposer,), group) in zip(COLORS, grouped(chosen, "proposer").items(), strict=False):
+        groups = {proposer: group for (proposer,), group in grouped(chosen, "proposer").items()}
+        looks = plotting.looks(groups)
+        for proposer, group in groups.items():
             cells = {value: [r["ms"] for r in g] for (value,), g in grouped(group, "value").items()}
             middle = [float(np.median(v)) for v in cells.values()]
-            axes.plot(list(cells), middle, marker="o", markersize=4, color=color, label=f"{proposer}, median")
-            axes.plot(list(cells), [max(v) for v in cells.values()], ":", color=color, label="… largest")
+            axes.plot(
+                list(cells),
+                middle,
+                markersize=4,
+                color=looks[proposer].colour,
+                marker=looks[proposer].marker,
+                label=f"{proposer}, median",
+            )
+            axes.plot(
+                list(cells), [max(v) for v in cells.values()], ":", color=looks[proposer].colour, label="… largest"
+            )
         paper = {v: ms for v, ms in PAPER.get(sweep, {}).items() if v in {r["value"] for r in chosen}}
         if paper:
-            axes.plot(list(paper), list(paper.values()), "x--", color="#888888", label="printed in the paper")
+            axes.plot(
+                list(paper), list(paper.values()), label="printed in the paper", **plotting.look("published").marked
+            )
         values = sorted({r["value"] for r in chosen})
         axes.set(xlabel=label, xscale="log", yscale="log")
         shown = [v for i, v in enumerate(values) if i % 2 == 0 or len(values) < 8]
         axes.set_xticks(values, [str(v) if v in shown else "" for v in values])
         axes.minorticks_off()
     panels[0].set_ylabel("CPU ms of one certificate")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.certification import Certification
 from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.linalg import vector
@@ -28,7 +29,7 @@ from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import BLUE, GREEN, ORANGE, RED, Share, draw_shares, grouped
+from ._report.statistics import Share, draw_shares, grouped
 from ._report.xmpsc_runs import proposals, untrained
 
 PLANTS = {
@@ -186,24 +187,24 @@ def report(runs: Sequence[Run]) -> Report:
 
 def _figure(cells: Mapping[tuple[str, ...], Sequence[Row]]) -> Figure:
     places = list(dict.fromkeys((p, k, q) for p, k, _, q in cells))
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    figure = plotting.figure("screen", 4.0)
     left, right = figure.subplots(1, 2)
-    for j, (name, color) in enumerate(zip(TERMINALS, (RED, ORANGE, BLUE, GREEN), strict=True)):
+    for j, name in enumerate(TERMINALS):
         at = [(i, cells[p, k, name, q]) for i, (p, k, q) in enumerate(places) if (p, k, name, q) in cells]
         if not at:
             continue
         x = [i + 0.2 * (j - 1.5) for i, _ in at]
         draw_shares(
-            left, x, [Share.of(row["violated"] for row in rows) for _, rows in at], label=name, color=color, line=""
+            left, x, [Share.of(row["violated"] for row in rows) for _, rows in at], label=name, noun=name, joined=False
         )
         if name != "none":
             shares = [np.mean([row.get("plan", 0) / row["steps"] for row in rows]) for _, rows in at]
-            right.plot(x, shares, "o", color=color, label=name)
+            right.plot(x, shares, label=name, **plotting.look(name).points)
     for axes, title in ((left, "episodes with a violation"), (right, "steps with a new plan")):
-        axes.set_xticks(range(len(places)), [f"{p}\n{k}\n{q}" for p, k, q in places], fontsize=7)
-        axes.set_title(title, fontsize=9)
+        axes.set_xticks(range(len(places)), [f"{p}\n{k}\n{q}" for p, k, q in places])
+        axes.set_title(title)
         axes.set_ylim(-0.03, 1.03)
-    left.legend(frameon=False, fontsize=7, title="terminal set", title_fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", title="terminal set")
     return figure
 
 

@@ -20,6 +20,9 @@ from . import (
     planning as planning,
 )
 from . import (
+    plotting as plotting,
+)
+from . import (
     policies as policies,
 )
 from . import (

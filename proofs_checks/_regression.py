@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.confidence.rounding import MARGIN
 from gpsafe.rkhs import kernels
@@ -207,19 +208,19 @@ def rate_verdict(
 
 
 def draw_rates(axes: Axes, groups: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]], ylabel: str) -> None:
-    """Failure rates with intervals; `groups` maps a label to cells {name, rate, lower, upper, delta} and a colour.
+    """Failure rates with intervals; `groups` maps a label to cells {name, rate, lower, upper, delta} and a noun.
 
     The cells of all groups stand side by side under their name, with a dash at each δ.
     """
     names = list(dict.fromkeys(cell["name"] for cells, _ in groups.values() for cell in cells))
-    for g, (label, (cells, color)) in enumerate(groups.items()):
+    for g, (label, (cells, noun)) in enumerate(groups.items()):
         shift = 0.3 * ((g + 0.5) / len(groups) - 0.5)
         for i, cell in enumerate(cells):
             x = names.index(cell["name"])
-            axes.plot([x + shift] * 2, [cell["lower"], cell["upper"]], color=color, lw=3)
-            axes.plot(x + shift, cell["rate"], "o", color=color, ms=4, label=label if i == 0 else None)
-            axes.plot([x - 0.35, x + 0.35], [cell["delta"]] * 2, color="black", lw=1)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
+            axes.plot([x + shift] * 2, [cell["lower"], cell["upper"]], color=plotting.colour(noun), lw=3)
+            axes.plot(x + shift, cell["rate"], ms=4, label=label if i == 0 else None, **plotting.look(noun).points)
+            axes.plot([x - 0.35, x + 0.35], [cell["delta"]] * 2, linewidth=1, **plotting.look("limit").line)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
     axes.set_ylim(-0.001, 1.3)
@@ -242,9 +243,9 @@ def picture(run: Run, half: Tensor, count: int, trial: int = 0) -> dict[str, Any
 def draw_band(axes: Axes, band: dict[str, Any], title: str) -> None:
     """One confidence band, the function and its observations."""
     mean, half = torch.tensor(band["mean"]), torch.tensor(band["half"])
-    axes.fill_between(band["z"], (mean - half).tolist(), (mean + half).tolist(), alpha=0.25, lw=0, label="bound")
-    axes.plot(band["z"], band["mean"], lw=1, label="posterior mean")
-    axes.plot(band["z"], band["f"], "k--", lw=1, label="f*")
-    axes.plot(band["x"], band["y"], "k.", ms=3)
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7)
+    seen = (band["x"], band["y"])
+    plotting.band(
+        axes, band["z"], mean - half, mean + half, mean=mean, truth=band["f"], data=seen, label="mean and bound"
+    )
+    axes.set_title(title)
+    plotting.label_ends(axes)

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import rkhs
+from gpsafe import plotting, rkhs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
@@ -189,44 +189,33 @@ def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 
 def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
-    figure.set_size_inches(12, 3.8)
+    figure.set_size_inches(10, 3.4)
     growth, space, phase = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
     sizes = [np.asarray(s) for s in claim["sizes"]]
     length = max(len(s) for s in sizes)
     table = np.array([np.pad(s, (0, length - len(s)), mode="edge") for s in sizes])
-    growth.fill_between(range(length), table.min(0), table.max(0), color="#0072B2", alpha=0.25, label="range over runs")
-    growth.plot(np.median(table, 0), color="#0072B2", label="median |S_n|")
-    growth.axhline(claim["true_safe"], color="black", linestyle="--", label="|S*|")
-    growth.set(xlabel="episode n", ylabel="policies", title="growth of S_n inside S*")
-    growth.legend(fontsize="small")
+    plotting.growth(growth, {"actsafe": table}, safe=claim["true_safe"])
+    growth.set_title("growth of S_n inside S*")
 
     entered, truth = np.asarray(claim["entered"]), np.asarray(claim["truth"])
     goals = np.linspace(-0.5, 1.5, len(entered))
-    space.plot(goals, truth, color="black", linewidth=1)
+    space.plot(goals, truth, linewidth=1, **plotting.look("truth").line)
     inside = entered >= 0
-    marks = space.scatter(goals[inside], truth[inside], c=entered[inside], cmap="viridis", s=18, zorder=3)
-    space.axhline(0.2, color="#D55E00", linestyle="--", label="budget d")
+    marks = space.scatter(
+        goals[inside], truth[inside], c=entered[inside], cmap=plotting.colour_map("order"), s=18, zorder=3
+    )
+    plotting.limit(space, 0.2, label="budget d")
     space.set(
         xlabel="set-point g (policy)", ylabel="J_c(π, f*)", title="policy space: episode of entry", yscale="symlog"
     )
     figure.colorbar(marks, ax=space, label="episode")
-    space.legend(fontsize="small")
 
     paths = [np.asarray(p) for p in claim["paths"]]
-    for number, path in enumerate(paths):
-        phase.plot(path[:-1], path[1:], marker=".", markersize=3, linewidth=0.6, color=_viridis(number / len(paths)))
+    plotting.phase(phase, [np.stack([path[:-1], path[1:]], -1) for path in paths])
     line = np.linspace(-0.6, 1.1, 2)
-    phase.plot(line, line, color="grey", linewidth=0.6)
-    phase.axvline(1.0, color="#D55E00", linestyle="--", label="x = 1")
-    phase.axhline(1.0, color="#D55E00", linestyle="--")
+    phase.plot(line, line, linewidth=0.6, **plotting.look("proposed").line)
+    plotting.limit(plotting.limit(phase, 1.0, label="x = 1"), 1.0, upright=True)
     phase.set(xlabel="x_t", ylabel="x_{t+1}", title="closed-loop phase portrait")
-    phase.legend(fontsize="small")
-
-
-def _viridis(fraction: float) -> Any:
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](fraction)
 
 
 # ------------------------------------------------------------------ (ii) S_n is monotone
@@ -304,16 +293,22 @@ def _plot_reach(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, 
     figure.set_size_inches(9, 3.6)
     left, right = figure.subplots(1, 2)
     for row in claim["covered"]:
-        left.plot(row, color="#0072B2", alpha=0.35, linewidth=0.8)
+        left.plot(row, color=plotting.colour("actsafe"), alpha=0.35, linewidth=0.8)
     left.set(
         xlabel="episode n", ylabel="|R ∩ S_n| / |R|", title=f"R_ε^H(S_0) inside S_n, ε = {EPSILON}", ylim=(0, 1.03)
     )
-    right.scatter(claim["target"], [s[-1] for s in claim["sizes"]], color="#0072B2", s=18, label="|S_n| at the end")
-    right.scatter(claim["target"], claim["true_safe"], color="black", marker="_", label="|S*|")
+    right.scatter(
+        claim["target"],
+        [s[-1] for s in claim["sizes"]],
+        color=plotting.colour("actsafe"),
+        s=18,
+        label="|S_n| at the end",
+    )
+    right.scatter(claim["target"], claim["true_safe"], color=plotting.colour("truth"), marker="_", label="|S*|")
     limit = max(*claim["true_safe"], *claim["target"])
-    right.plot([0, limit], [0, limit], color="grey", linewidth=0.6)
+    right.plot([0, limit], [0, limit], linewidth=0.6, **plotting.look("proposed").line)
     right.set(xlabel="|R_ε^H(S_0)|", ylabel="policies", title="per random plant")
-    right.legend(fontsize="small")
+    right.legend()
 
 
 CHECKS = (

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
@@ -91,17 +92,14 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     figure.set_size_inches(10, 4)
     growth, phase = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    for sizes in claim["sizes"]:
-        growth.plot(sizes, marker="o", color="#0072B2")
-    growth.axhline(36, color="black", linestyle="--", label="|S*| = 36")
-    growth.set(xlabel="episode n", ylabel="|S_n|", title="growth of S_n inside S*", ylim=(0, 46))
-    growth.legend(fontsize="small")
-    for number, path in enumerate(claim["paths"], start=1):
-        x = np.asarray(path)
-        phase.plot(x[:, 0], x[:, 1], marker=".", markersize=3, linewidth=0.8, label=f"episode {number}")
-    phase.axvline(1.2, color="#D55E00", linestyle="--", label="θ = 1.2")
+    length = max(len(sizes) for sizes in claim["sizes"])
+    table = [np.pad(sizes, (0, length - len(sizes)), mode="edge") for sizes in claim["sizes"]]
+    plotting.growth(growth, {"actsafe": table}, safe=36)
+    growth.set(title="growth of S_n inside S*", ylim=(0, 46))
+    plotting.phase(phase, claim["paths"], names=[f"episode {k}" for k in range(1, len(claim["paths"]) + 1)])
+    plotting.limit(phase, 1.2, upright=True, label="θ = 1.2")
     phase.set(xlabel="θ (rad, 0 hangs)", ylabel="ω (rad/s)", title="closed-loop phase portrait while learning")
-    phase.legend(fontsize="small")
+    phase.legend()
 
 
 CHECKS = (

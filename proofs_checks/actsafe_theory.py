@@ -23,6 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import Mixture
 from gpsafe.confidence.info_gain import gram_info_gain
 from gpsafe.cost.total_variation import simulation_gap
@@ -240,14 +241,15 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
 def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     """Distribution of the ratios."""
     axes = figure.subplots()
-    for data, color, label in ((claim, "#0072B2", "claim"), (control, "#D55E00", "control")):
+    for data, noun in ((claim, "claim"), (control, "control")):
+        look = plotting.look(noun)
         ratios = sorted(data["ratios"])
         shares = [(i + 1) / len(ratios) for i in range(len(ratios))]
-        axes.step(ratios, shares, where="post", color=color, label=label)
-        axes.plot(ratios[-1], 1.0, "o", color=color)
-    axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.step(ratios, shares, where="post", label=noun, **look.line)
+        axes.plot(ratios[-1], 1.0, **look.points)
+    plotting.limit(axes, 1.0, upright=True)
     axes.set(xlabel="left side / right side (worst policy and cost of a draw)", ylabel="share of draws")
-    axes.legend(fontsize="small")
+    axes.legend()
 
 
 def _check(

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import CostToGo, Grid, RobustDP
 from gpsafe.linalg import vector
@@ -126,12 +127,11 @@ def _forgotten(factor: float) -> AbstractContextManager[object]:
 
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     axes = figure.subplots()
-    for data, color, label in ((claim, "#0072B2", "account"), (control, "#D55E00", "control: the published rule")):
-        axes.plot(sorted(data["shares"]), "o-", color=color, markersize=3, label=label)
-    axes.axhline(1.0, color="black", linestyle="--")
+    for data, noun, label in ((claim, "claim", "account"), (control, "control", "control: the published rule")):
+        axes.plot(sorted(data["shares"]), markersize=3, label=label, **plotting.look(noun).marked)
+    plotting.limit(axes, 1.0)
     axes.set(xlabel="proposer, budget and noise, in order", ylabel="expected cost / d")
-    axes.legend(fontsize="small")
-    figure.tight_layout()
+    plotting.label_ends(axes)
 
 
 CHECKS = (

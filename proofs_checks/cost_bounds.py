@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import enclosure, robust_dp, total_variation
 from gpsafe.cost.base import CostBound
@@ -368,14 +369,13 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     figure.set_size_inches(8, 4)
     axes = figure.subplots()
     sample = claim["samples"][-1]
-    marks = {"robust-dp": "s", "total-variation": "^", "scenario-tube": "o", "gaussian-tube": "D"}
     for name, values in sample["bounds"].items():
-        axes.plot(CHOSEN, values, marker=marks[name], linestyle=":", label=name, fillstyle="none")
-    axes.plot(CHOSEN, sample["truth_high"], color="black", marker="_", label="truth")
-    axes.axhline(0.2, color="grey", linestyle="--", linewidth=0.8, label="d")
+        axes.plot(CHOSEN, values, label=name, fillstyle="none", **plotting.look(name).marked)
+    axes.plot(CHOSEN, sample["truth_high"], marker="_", label="truth", **plotting.look("truth").line)
+    plotting.limit(axes, 0.2, label="d")
     axes.set(xlabel="policy (set-point index)", ylabel="cost", yscale="symlog", title="one confidence set, all bounds")
     axes.set_ylim(bottom=-0.05)
-    axes.legend(fontsize="small", ncols=2)
+    plotting.label_ends(axes)
 
 
 _ASSUMED = ("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "Monte-Carlo parts within their δ")

@@ -254,11 +254,10 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     """Left: one band. Right: failure rates with their intervals, claim against control, a dash at δ."""
     left, right = figure.subplots(1, 2)
     draw_band(left, claim["band"], f"{claim['band']['label']}, {MIDDLE} observations")
-    groups = {"claim": (claim["cells"], "tab:blue"), "control": (control["cells"], "tab:red")}
+    groups = {"claim": (claim["cells"], "claim"), "control": (control["cells"], "control")}
     if claim["others"]:
-        groups["heuristics and misuse"] = (claim["others"], "tab:gray")
+        groups["heuristics and misuse"] = (claim["others"], "published")
     draw_rates(right, groups, "rate of runs with a failure anywhere")
-    figure.tight_layout()
 
 
 _BROKEN_ACTSAFE = "the ActSafe form B + σ√(2(γ+1+ln(1/δ))) on a posterior with λ = σ² instead"
@@ -269,27 +268,27 @@ TEXTS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "mixture bound, β² = B² + (R²/λ)(2g + 2ln(1/δ)),", "theory §2.3; Flynn & Reeb 2024", _NORM, _BROKEN_ACTSAFE
     ),
     "abbasi-yadkori": (
-        "Abbasi-Yadkori bound, β = B + (R/√λ)√(2g + 2ln(1/δ)),", "Abbasi-Yadkori 2012, Thm 3.11", _NORM,
+        "Abbasi-Yadkori bound, β = B + (R/√λ)√(2g + 2ln(1/δ)),", "Abbasi-Yadkori 2012, Thm 3.11; theory §2.5", _NORM,
         _BROKEN_CONSTANT,
     ),
     "fiedler": (
-        "Fiedler bound with R/√λ", "Fiedler, Scherer & Trimpe 2021, Thm 1", _NORM, _BROKEN_CONSTANT
+        "Fiedler bound with R/√λ", "Fiedler, Scherer & Trimpe 2021, Thm 1; theory §2.5", _NORM, _BROKEN_CONSTANT
     ),
     "chowdhury-gopalan": (
-        "Chowdhury–Gopalan bound on the posterior with λ = 1 + 2/N", "Chowdhury & Gopalan 2017, Thm 2", _NORM,
+        "Chowdhury–Gopalan bound on the posterior with λ = 1 + 2/N", "Chowdhury & Gopalan 2017, Thm 2; theory §2.5", _NORM,
         _BROKEN_ACTSAFE,
     ),
     "srinivas": (
-        "Srinivas bound, β² = 2B² + 300γln³(n/δ), λ = σ²,", "Srinivas et al. 2010, Thm 6",
+        "Srinivas bound, β² = 2B² + 300γln³(n/δ), λ = σ²,", "Srinivas et al. 2010, Thm 6; theory §2.5",
         ("‖f*‖_k ≤ B (exact by construction)", "|noise| ≤ σ", "kernel fixed before data"),
         _BROKEN_CONSTANT + ", and Gaussian noise",
     ),
     "convex-program": (
-        "convex-program set {‖f(X)−y‖² ≤ R_n², ‖f‖ ≤ B}, and its dual interval,", "Flynn & Reeb 2024 (CMM)", _NORM,
+        "convex-program set {‖f(X)−y‖² ≤ R_n², ‖f‖ ≤ B}, and its dual interval,", "Flynn & Reeb 2024 (CMM); theory §2.6", _NORM,
         "R_n² without its log det and ln(1/δ) terms",
     ),
     "lederer": (
-        "Lipschitz-grid bound", "Lederer, Umlauft & Hirche 2019",
+        "Lipschitz-grid bound", "Lederer, Umlauft & Hirche 2019; theory §2.7",
         ("f ~ GP(0, k)", "noise ~ N(0, λ)", "kernel and λ fixed before data"), "√b = 2 without the grid term",
     ),
 }  # fmt: skip

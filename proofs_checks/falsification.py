@@ -127,11 +127,10 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     left, right = figure.subplots(1, 2)
     draw_band(left, control["band"], "false assumption, 20 observations")
     groups = {
-        "assumptions true": (claim["cells"], "tab:blue"),
-        "assumption false": (control["cells"], "tab:red"),
+        "assumptions true": (claim["cells"], "claim"),
+        "assumption false": (control["cells"], "control"),
     }
     draw_rates(right, groups, "rate of runs with an empty set")
-    figure.tight_layout()
 
 
 _CONTROLS = {

@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import gaussian_tube
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
@@ -129,11 +130,11 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     axes = figure.subplots()
-    for offset, data, label, color in ((-0.2, claim, "tubes", "#0072B2"), (0.2, control, "control", "#D55E00")):
+    for offset, data, label, noun in ((-0.2, claim, "tubes", "claim"), (0.2, control, "control", "control")):
         for n, values in zip(data["data"], data["worst"], strict=True):
-            axes.plot([n + 3 * offset] * len(values), values, "o", color=color, markersize=3, alpha=0.6)
-        axes.plot([], [], "o", color=color, label=label)
-    axes.axhline(1.0, color="black", linestyle="--", linewidth=1)
+            axes.plot([n + 3 * offset] * len(values), values, markersize=3, alpha=0.6, **plotting.look(noun).points)
+        axes.plot([], [], label=label, **plotting.look(noun).points)
+    plotting.limit(axes, 1.0)
     axes.set(xlabel="data", ylabel="largest |x − ν − c| / half-width", title="f* and members at the edge of F_n")
     axes.legend()
 

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence.info_gain import (
     eigenvalue_bound,
     gram_bound,
@@ -117,15 +118,16 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
 def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     """Bound against brute force, claim and control."""
     axes = figure.subplots()
-    for data, color, label in ((claim, "tab:blue", "bound"), (control, "tab:red", "control")):
-        axes.plot([r[0] for r in data["rows"]], [r[1] for r in data["rows"]], ".", color=color, ms=4, label=label)
+    for data, noun, label in ((claim, "claim", "bound"), (control, "control", "control")):
+        axes.plot(
+            [r[0] for r in data["rows"]], [r[1] for r in data["rows"]], ms=3, label=label, **plotting.look(noun).points
+        )
     top = max(r[0] for r in claim["rows"])
-    axes.plot([0, top], [0, top], "k-", lw=1, label="equal")
+    axes.plot([0, top], [0, top], lw=1, label="equal", **plotting.look("truth").line)
     axes.set_xlabel("brute force")
     axes.set_ylabel("bound")
-    axes.set_ylim(0, 2.5 * top)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
+    axes.set_ylim(0, 1.6 * top)
+    axes.legend()
 
 
 def _check(name: str, claim: str, source: str, control: str, sample: Callable[[int, Budget, bool], Sample]) -> Check:

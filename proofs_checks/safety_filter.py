@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.certify import CertificationProblem, Proposal
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
 from gpsafe.linalg import vector
@@ -109,13 +110,12 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     for axes, data, title in ((left, claim, "filtered"), (right, control, "control")):
         corners = np.array(data["terminal"])
         corners = corners[np.argsort(np.arctan2(corners[:, 1], corners[:, 0]))]
-        axes.fill(*corners.T, color="#009E73", alpha=0.2, label="terminal set")
+        axes.fill(*corners.T, color=plotting.colour("safe"), alpha=0.2, label="terminal set")
         for path in data["paths"]:
-            axes.plot(*np.array(path).T, color="#0072B2", linewidth=0.6)
-        axes.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], "k--", linewidth=1, label="admitted states")
+            axes.plot(*np.array(path).T, color=plotting.colour("plan"), linewidth=0.6)
+        axes.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], label="admitted states", **plotting.look("limit").line)
         axes.set(xlabel="position (m)", ylabel="velocity (m/s)", title=title)
-    left.legend(fontsize="small", loc="lower left")
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 CHECKS = (

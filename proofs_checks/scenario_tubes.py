@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share, worst_member
 from gpsafe.cost import scenario_tube
@@ -183,16 +184,12 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     for axes, data, title in ((left, claim, "tubes"), (right, control, "control: a quarter of the width")):
         picture = data["picture"]
         steps = range(len(picture["low"]))
-        axes.fill_between(steps, picture["low"], picture["high"], color="#0072B2", alpha=0.25, label="tube")
-        for which, label, color in (
-            ("0", "f*", "black"),
-            ("1", "extremal, up", "#D55E00"),
-            ("2", "extremal, down", "#009E73"),
-        ):
-            axes.plot(steps, picture[which][: len(steps)], color=color, linewidth=1, label=label)
+        plotting.band(axes, steps, picture["low"], picture["high"], label="tube")
+        looks = plotting.looks(("truth", "extremal, up", "extremal, down"))
+        for which, (label, look) in zip("012", looks.items(), strict=True):
+            axes.plot(steps, picture[which][: len(steps)], linewidth=1, label=label, **look.line)
         axes.set(xlabel="step", ylabel="first state", title=title)
-    left.legend(fontsize="small")
-    figure.tight_layout()
+    plotting.label_ends(right)
 
 
 CHECKS = (

@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share
 from gpsafe.cost import plan_tube
@@ -225,17 +226,16 @@ def _less_offset(found: tuple[LocalAffine, Tensor], factor: float) -> tuple[Loca
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     figure.set_size_inches(9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
-    colors = {"f*": "black", "edge of F_n, up": "#D55E00", "edge of F_n, down": "#009E73"}
+    looks = {**plotting.looks(dict.fromkeys(claim["plants"])), "f*": plotting.look("truth")}
     for axes, data, title in ((left, claim, "shielded"), (right, control, "control: mean taken for the truth")):
         seen = set()
         for path, plant in zip(data["paths"], data["plants"], strict=True):
             label = None if plant in seen else plant
             seen.add(plant)
-            axes.plot(np.asarray(path), color=colors[plant], linewidth=0.8, label=label)
-        axes.axhline(1.2, color="black", linestyle="--")
+            axes.plot(np.asarray(path), linewidth=0.8, label=label, **looks[plant].line)
+        plotting.limit(axes, 1.2)
         axes.set(xlabel="step", ylabel="θ (rad, 0 hangs)", title=title)
-    left.legend(fontsize="small", loc="lower right")
-    figure.tight_layout()
+    left.legend(loc="lower right")
 
 
 _COUNTS = [(nx, steps, delta) for nx in (1, 2, 4) for steps in (100, 3_000, 100_000) for delta in (0.1, 1e-3, 1e-6)]
@@ -280,7 +280,7 @@ CHECKS = (
     Check(
         name="noise-box",
         claim="P(|w_t| ≤ w̄ componentwise at all steps counted) ≥ 1 − δ for w̄ = noise_radius(σ, steps, δ).",
-        source="gpsafe.safety.shield.noise_radius",
+        source="gpsafe.safety.shield.noise_radius; theory §6.11",
         assumptions=("w_t ~ N(0, diag(σ²))",),
         statistic="largest P(some component leaves the box at some step)/δ, exact; threshold 1",
         control="no union bound: the box of a single step",

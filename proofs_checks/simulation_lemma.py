@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import rkhs
+from gpsafe import plotting, rkhs
 from gpsafe.cost.total_variation import parting_rate, simulation_gap
 from gpsafe.linalg import vector
 from gpsafe.rkhs import kernels
@@ -128,12 +128,12 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
 def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     figure.set_size_inches(6, 4)
     axes = figure.subplots()
-    axes.scatter(claim["bound"], claim["gap"], s=12, color="#0072B2", label="lemma")
-    axes.scatter(control["bound"], control["gap"], s=12, color="#D55E00", marker="x", label="control")
+    axes.scatter(claim["bound"], claim["gap"], s=12, color=plotting.colour("claim"), label="lemma")
+    axes.scatter(control["bound"], control["gap"], s=12, color=plotting.colour("control"), marker="x", label="control")
     limit = max(max(claim["bound"]), 1.0)
-    axes.plot([0, limit], [0, limit], color="black", linewidth=0.8, label="gap = bound")
+    axes.plot([0, limit], [0, limit], linewidth=0.8, label="gap = bound", **plotting.look("truth").line)
     axes.set(xlabel="bound of the lemma", ylabel="|J_c(π, f) − J_c(π, f′)|", title="simulation lemma")
-    axes.legend(fontsize="small")
+    axes.legend()
 
 
 _RATE = parting_rate

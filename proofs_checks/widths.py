@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceBound, ConvexProgram, Fiedler, Mixture
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
@@ -97,16 +98,16 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     """Mean widths relative to the mixture's, against λ, at n = 60 and δ = 0.1."""
     axes = figure.subplots()
     rows = [row for row in claim["relative_widths"] if row["n"] == 60 and row["delta"] == 0.1]
-    for name in (*ORDER, "chowdhury-gopalan", "fiedler R/λ"):
+    looks = plotting.looks((*ORDER, "chowdhury-gopalan", "fiedler R/λ"))
+    for name in looks:
         points = [(row["lambda"], row[name]) for row in rows if name in row]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=name)
+            axes.plot(*zip(*points, strict=True), ms=4, label=name, **looks[name].marked)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("λ")
     axes.set_ylabel("mean width / mixture width (n = 60, δ = 0.1)")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
+    plotting.label_ends(axes)
 
 
 _ASSUMED = ("kernel and λ fixed before data",)

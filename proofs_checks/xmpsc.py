@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member
 from gpsafe.data import Transitions
@@ -195,13 +196,12 @@ def _judge_containment(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 def _plot_containment(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     axes = figure.subplots()
-    for data, label, color in ((claim, "tubes", "#0072B2"), (control, "control", "#D55E00")):
+    for data, label, noun in ((claim, "tubes", "claim"), (control, "control", "control")):
         values = np.sort(data["last"])
-        axes.plot(values, np.linspace(0, 1, len(values)), "o-", markersize=3, color=color, label=label)
-    axes.axvline(1.0, color="black", linewidth=1)
+        axes.plot(values, np.linspace(0, 1, len(values)), markersize=3, label=label, **plotting.look(noun).marked)
+    plotting.limit(axes, 1.0, upright=True)
     axes.set(xlabel="largest gauge in the last section (1 = edge of the tube)", ylabel="share of cases")
     axes.legend()
-    figure.tight_layout()
 
 
 # -------------------------------------------------------------------------------------- coverage
@@ -270,12 +270,11 @@ def _judge_coverage(samples: Sequence[Sample], broken: bool) -> Evidence:
 def _plot_coverage(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     steps = range(1, STEPS + 1)
-    for data, label, color in ((claim, "sound, conformal radius", "#0072B2"), (control, "published", "#D55E00")):
-        axes.plot(steps, data["within"], "o-", color=color, label=label)
-    axes.axhline(1 - np.exp(-0.5), color="black", linewidth=1, linestyle=":", label="one sigma in two dimensions")
+    for data, label, noun in ((claim, "sound, conformal radius", "sound"), (control, "published", "paper")):
+        axes.plot(steps, data["within"], label=label, **plotting.look(noun).marked)
+    plotting.limit(axes, 1 - np.exp(-0.5), label="one sigma in two dimensions")
     axes.set(xlabel="step of the plan", ylabel="share of states in a member's section", ylim=(0, 1.02), xticks=steps)
-    axes.legend()
-    figure.tight_layout()
+    plotting.label_ends(axes)
 
 
 def _containment(case: str, name: str, claim: str, assumptions: tuple[str, ...], control: str) -> Check:

@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"planning"},
     {"algorithms"},
     {"baselines", "comparison"},
+    {"plotting"},
     {"testbed"},
     {"cli"},
 ]

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from gpsafe import plotting
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.testbed.experiment import Piece, Report, Run, Table
 
-from .._report.statistics import BLUE, COLORS, RED, SKY, plus_minus
+from .._report.statistics import plus_minus
 
 Arms = dict[str, list[Piece]]
 
@@ -121,7 +122,7 @@ def _refusals(arms: Arms) -> Table:
 
 
 def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricPolicies, budget: float) -> Figure:
-    figure = Figure(figsize=(14, 7.4), layout="constrained")
+    figure = plotting.figure("screen", 5.3)
     panels = figure.subplots(2, 4, sharex=True, sharey=True).flatten()
     grid = truth.tensors["theta"].reshape(*shape, 2).numpy()
     cost = truth.tensors["upper"].reshape(*shape).numpy()
@@ -129,18 +130,22 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
     for axes, (name, pieces) in zip(panels, arms.items(), strict=False):
         piece = pieces[0]
         inside = np.ma.masked_where(cost > budget, cost)
-        axes.pcolormesh(grid[..., 0], grid[..., 1], inside, cmap=ListedColormap(["#dddddd"]), shading="nearest")
+        axes.pcolormesh(
+            grid[..., 0], grid[..., 1], inside, cmap=ListedColormap([plotting.colour("faint")]), shading="nearest"
+        )
         known = piece.tensors["known"].reshape(*shape).numpy().astype(float)
         if known.any() and not known.all():
-            axes.contour(grid[..., 0], grid[..., 1], known, levels=[0.5], colors=[BLUE], linewidths=1.0)
+            axes.contour(
+                grid[..., 0], grid[..., 1], known, levels=[0.5], colors=[plotting.colour("certified")], linewidths=1.0
+            )
         _boxes(axes, piece)
         proposed = piece.tensors["proposed"].numpy()
         refused = (piece.tensors["proposed_feasible"] & ~piece.tensors["proposed_accepted"]).numpy()
-        axes.plot(*proposed[refused].T, "x", color=RED, markersize=3, alpha=0.6)
+        axes.plot(*proposed[refused].T, "x", color=plotting.colour("refused"), markersize=3, alpha=0.6)
         members, entered = piece.tensors["theta"].numpy(), piece.tensors["entered"].numpy()
-        marks = axes.scatter(*members.T, c=entered, cmap="viridis", s=7, zorder=3, vmin=0, vmax=last)
+        marks = axes.scatter(*members.T, c=entered, cmap=plotting.colour_map("order"), s=7, zorder=3, vmin=0, vmax=last)
         executed = piece.tensors["executed"].numpy()
-        axes.plot(*executed.T, "o", mfc="none", mec="black", markersize=6, zorder=4)
+        axes.plot(*executed.T, "o", mfc="none", mec=plotting.colour("ink"), markersize=6, zorder=4)
         axes.set(title=name, xlim=(float(family.box.lower[0]), float(family.box.upper[0])), ylim=(0.9, 6.1))
     for axes in panels[::4]:
         axes.set(ylabel="gain k")
@@ -150,12 +155,22 @@ def _space(arms: Arms, truth: Piece, shape: tuple[int, int], family: ParametricP
         figure.colorbar(marks, ax=panels, label="episode of entry", shrink=0.6)
     figure.legend(
         handles=[
-            Patch(color="#dddddd", label="truly safe (J_c ≤ 0.2)"),
-            Line2D([], [], color=BLUE, label="certified by the last F_n"),
-            Patch(color=SKY, alpha=0.4, label="certified boxes"),
-            Line2D([], [], marker="o", linestyle="", color="tab:green", markersize=4, label="member of S_n"),
-            Line2D([], [], marker="o", linestyle="", mfc="none", mec="black", label="executed"),
-            Line2D([], [], marker="x", linestyle="", color=RED, markersize=4, label="feasible by surrogate, refused"),
+            Patch(color=plotting.colour("faint"), label="truly safe (J_c ≤ 0.2)"),
+            Line2D([], [], color=plotting.colour("certified"), label="certified by the last F_n"),
+            Patch(color=plotting.colour("covered"), alpha=0.4, label="certified boxes"),
+            Line2D(
+                [], [], marker="o", linestyle="", color=plotting.colour("safe"), markersize=4, label="member of S_n"
+            ),
+            Line2D([], [], marker="o", linestyle="", mfc="none", mec=plotting.colour("ink"), label="executed"),
+            Line2D(
+                [],
+                [],
+                marker="x",
+                linestyle="",
+                color=plotting.colour("refused"),
+                markersize=4,
+                label="feasible by surrogate, refused",
+            ),
         ],
         loc="outside lower center",
         ncols=6,
@@ -168,50 +183,57 @@ def _boxes(axes: Axes, piece: Piece) -> None:
         if radius.max() > 0:
             low = center - radius
             axes.add_patch(
-                Rectangle((low[0], low[1]), 2 * radius[0], 2 * radius[1], color=SKY, alpha=0.25, linewidth=0)
+                Rectangle(
+                    (low[0], low[1]),
+                    2 * radius[0],
+                    2 * radius[1],
+                    color=plotting.colour("covered"),
+                    alpha=0.25,
+                    linewidth=0,
+                )
             )
 
 
 def _comparison(arms: Arms, safe: np.ndarray, best: float) -> Figure:
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = plotting.figure("screen", 6.2)
     panels = figure.subplots(2, 2)
     names = list(arms)
     place = np.arange(len(names))
     refused = [[_rate(p) for p in arms[name]] for name in names]
     unsafe = [[_rate(p, "feasible_unsafe") for p in arms[name]] for name in names]
-    _bars(panels[0, 0], place - 0.2, refused, BLUE, "refused by the certifier")
-    _bars(panels[0, 0], place + 0.2, unsafe, RED, "truly unsafe")
+    _bars(panels[0, 0], place - 0.2, refused, "certified", "refused by the certifier")
+    _bars(panels[0, 0], place + 0.2, unsafe, "unsafe", "truly unsafe")
     panels[0, 0].set(ylabel="share of surrogate-feasible proposals", title="what the surrogate calls feasible")
     _bars(
         panels[0, 1],
         place - 0.2,
         [[_share(p, "known", safe) for p in arms[n]] for n in names],
-        BLUE,
+        "certified",
         "certified by F_n",
     )
     _bars(
-        panels[0, 1], place + 0.2, [[_share(p, "covered", safe) for p in arms[n]] for n in names], SKY,
+        panels[0, 1], place + 0.2, [[_share(p, "covered", safe) for p in arms[n]] for n in names], "covered",
         "inside certified boxes",
     )  # fmt: skip
     panels[0, 1].set(ylabel="share of the truly safe region", title="certified parameter space at the end")
     for axes in panels[0]:
-        axes.set_xticks(place, [n.replace(", ", "\n").replace(" ", "\n") for n in names], fontsize="small")
+        axes.set_xticks(place, names, rotation=30, ha="right")
         axes.set_ylim(0, 1.2)
-        axes.legend(fontsize="small", loc="upper left", ncols=2)
-    for (name, pieces), color, style in zip(
-        arms.items(), ("grey", *COLORS), ("-", "-", "--", "-", "--", "--", ":", "-."), strict=False
-    ):
+        axes.legend(loc="upper left", ncols=2)
+    looks = plotting.looks(arms)
+    for name, pieces in arms.items():
         calls = np.mean([np.cumsum([r["calls"] for r in p.rows]) for p in pieces], axis=0)
         reward = np.mean([np.maximum.accumulate([r["true_reward"] for r in p.rows]) for p in pieces], axis=0)
         seconds = np.mean(
             [np.cumsum([r["search_seconds"] + r["certifier_seconds"] for r in p.rows]) for p in pieces], axis=0
         )
-        panels[1, 0].plot(calls, reward, style, color=color, marker=".", label=name)
-        panels[1, 1].plot(seconds, reward, style, color=color, marker=".", label=name)
+        panels[1, 0].plot(calls, reward, label=name, **looks[name].marked)
+        panels[1, 1].plot(seconds, reward, label=name, **looks[name].marked)
     for axes, label in ((panels[1, 0], "certifier calls (policies)"), (panels[1, 1], "search + certifier (s)")):
-        axes.axhline(best, color="black", linewidth=0.8)
+        axes.axhline(best, color=plotting.colour("ink"), linewidth=0.8)
         axes.set(xlabel=label, ylabel="best true reward executed so far", xscale="log")
-    panels[1, 0].legend(fontsize="small")
+    for axes in panels[1]:
+        plotting.label_ends(axes)
     panels[1, 0].set_title("reward against certifier calls (line: best safe)")
     panels[1, 1].set_title("reward against time")
     return figure
@@ -222,7 +244,7 @@ def _rate(piece: Piece, key: str = "feasible_refused") -> float:
     return _sum(piece, key) / total if total else float("nan")
 
 
-def _bars(axes: Axes, place: np.ndarray, values: Sequence[Sequence[float]], color: str, label: str) -> None:
-    axes.bar(place, [np.mean(v) for v in values], width=0.36, color=color, alpha=0.7, label=label)
+def _bars(axes: Axes, place: np.ndarray, values: Sequence[Sequence[float]], noun: str, label: str) -> None:
+    axes.bar(place, [np.mean(v) for v in values], width=0.36, color=plotting.colour(noun), alpha=0.7, label=label)
     for x, seeds in zip(place, values, strict=True):
-        axes.plot([x] * len(seeds), seeds, ".", color="black", markersize=4)
+        axes.plot([x] * len(seeds), seeds, ".", color=plotting.colour("ink"), markersize=4)

@@ -12,13 +12,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.systems.base import System
 from gpsafe.systems.pendulum import wrap_angle
 from gpsafe.testbed.experiment import Animation, Piece, Report, Run, Table
 from gpsafe.verdict import clopper_pearson
 
 from .._report import pendulum as common
-from .._report.statistics import COLORS, mean_interval
+from .._report.statistics import mean_interval
 
 LIMIT, UPRIGHT = 6.0, 0.5
 SOURCES = ("plan", "stored", "fallback", "initial")
@@ -164,10 +165,10 @@ def per_episode(runs: Sequence[Run]) -> Table:
 
 def curves(runs: Sequence[Run]) -> Figure:
     """Largest speed per episode (mean and range over seeds) and coverage (mean and 95 % interval)."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = plotting.figure("screen", 4.0)
     left, right = figure.subplots(1, 2)
-    for number, name in enumerate(explorers(runs)):
-        color, style = COLORS[number % len(COLORS)], "-" if number < len(COLORS) else "--"
+    looks = plotting.looks(explorers(runs))
+    for name, look in looks.items():
         found = [episodes(run, name) for run in runs if episodes(run, name)]
         speeds = [[p.rows[0]["max_speed"] for p in pieces] for pieces in found]
         counts = [common.coverage([p.tensors["states"] for p in pieces]) for pieces in found]
@@ -176,19 +177,21 @@ def curves(runs: Sequence[Run]) -> Figure:
             mean, half = np.array([mean_interval(column.tolist()) for column in array.T]).T
             x, half = np.arange(1, len(mean) + 1), np.nan_to_num(half)
             ends = (mean - half, mean + half) if axes is right else (array.min(0), array.max(0))
-            axes.plot(x, mean, style, color=color, label=f"{name} ({len(array)} seeds)", lw=1.6)
-            axes.fill_between(x, *ends, color=color, alpha=0.15, lw=0)
+            axes.plot(x, mean, label=f"{name} (n = {len(array)})", **look.line)
+            axes.fill_between(x, *ends, color=look.colour, alpha=0.15, lw=0)
     published = common.PUBLISHED_MAX
-    left.plot(range(1, len(published) + 1), published, "k:", marker="x", ms=4, lw=1, label="published safe run")
-    left.axhline(LIMIT, color="black", lw=0.8)
+    left.plot(
+        range(1, len(published) + 1), published, ms=4, lw=1, label="published", **plotting.look("published").marked
+    )
+    plotting.limit(left, LIMIT, label="limit")
     left.set(xlabel="episode", ylabel="largest |ω| in the episode (rad/s)", title="mean and range over seeds")
-    right.axhline(common.PUBLISHED_SAFE_CELLS, color="black", ls=":", lw=1, label="published safe run, 15 episodes")
-    right.axhline(common.PUBLISHED_FREE_CELLS, color="black", ls="-.", lw=1, label="published unsafe run")
+    plotting.limit(right, common.PUBLISHED_SAFE_CELLS, label="published safe run, 15 episodes")
+    plotting.limit(right, common.PUBLISHED_FREE_CELLS, label="published unsafe run")
     right.set(xlabel="episode", ylabel="cells visited, of 320", title="mean and 95 % interval over seeds")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    right.set_ylim(0, 380)
-    right.legend(fontsize=7, loc="upper left", ncols=2)
+    right.set_ylim(0, 330)
+    plotting.label_ends(right)
     return figure
 
 
@@ -197,17 +200,19 @@ def portraits(runs: Sequence[Run]) -> Figure:
     names = explorers(runs)
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.4), layout="constrained")
+    figure = plotting.figure(3.2 * columns, 2.6 * lines + 0.4)
     panels = np.atleast_1d(figure.subplots(lines, columns, sharex=True, sharey=True)).ravel()
     norm = Normalize(1, max(len(episodes(run, name)) for run in runs for name in names))
     for axes, name in zip(panels, names, strict=False):
         run = next(run for run in runs if episodes(run, name))
         states = torch.cat([p.tensors["states"] for p in episodes(run, name)])
         order = np.repeat(np.arange(len(episodes(run, name))), len(episodes(run, name)[0].tensors["states"]))
-        axes.scatter(wrap_angle(states[:, 0]), states[:, 1], c=order + 1, s=4, cmap="viridis", lw=0, norm=norm)
-        axes.axhspan(LIMIT, 8.6, color="#D55E00", alpha=0.15, lw=0)
-        axes.axhspan(-8.6, -LIMIT, color="#D55E00", alpha=0.15, lw=0)
-        axes.set_title(f"{name}, seed {run.seed}", fontsize=8)
+        axes.scatter(
+            wrap_angle(states[:, 0]), states[:, 1], c=order + 1, s=4, cmap=plotting.colour_map("order"), lw=0, norm=norm
+        )
+        axes.axhspan(LIMIT, 8.6, color=plotting.colour("unsafe"), alpha=0.15, lw=0)
+        axes.axhspan(-8.6, -LIMIT, color=plotting.colour("unsafe"), alpha=0.15, lw=0)
+        axes.set_title(f"{name}, seed {run.seed}")
         axes.set_xticks(np.linspace(-math.pi, math.pi, 21), minor=True)
         axes.set_yticks(np.arange(-8, 9), minor=True)
         axes.set_xticks([-math.pi, 0, math.pi], ["−π", "0", "π"])
@@ -219,7 +224,7 @@ def portraits(runs: Sequence[Run]) -> Figure:
         axes.set_xlabel("θ (rad), 0 upright")
     for axes in panels[::columns]:
         axes.set_ylabel("ω (rad/s)")
-    figure.colorbar(ScalarMappable(norm, "viridis"), ax=panels.tolist(), label="episode", shrink=0.8)
+    figure.colorbar(ScalarMappable(norm, plotting.colour_map("order")), ax=panels.tolist(), label="episode", shrink=0.8)
     return figure
 
 

@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gpsafe import plotting
 from gpsafe.testbed.experiment import Piece, Report, Run, Table
 
 from .._report.policies_family import NAMES, Family, family
 from .._report.policies_truth import BOX, VISITED
-from .._report.statistics import BLUE, GREEN, ORANGE, RED
 
 BUDGET = 0.2
 LIMIT = 1.2  # rad
@@ -66,20 +66,24 @@ def _sizes(run: Run) -> list[int]:
 
 
 def _growth(runs: Sequence[Run], truth: Piece | None) -> Figure:
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    figure = plotting.figure("double", 4.4)
     axes = figure.subplots()
     for run in runs:
         axes.plot(
-            _sizes(run), marker="o", color=BLUE, alpha=0.7, label="$|S_n|$, one line a seed" if run is runs[0] else None
+            _sizes(run),
+            marker="o",
+            color=plotting.colour("certified"),
+            alpha=0.7,
+            label="$|S_n|$, one line a seed" if run is runs[0] else None,
         )
     if truth is not None:
         safe, unsafe = _sides(truth)
         low, high = int(safe.sum()), int((~unsafe).sum())
-        axes.axhspan(low, high, color=GREEN, alpha=0.25, label=f"$|S^*|$: between {low} and {high}")
-        axes.axhline(len(safe), color="black", linestyle=":", label=f"all {len(safe)} policies")
+        axes.axhspan(low, high, color=plotting.colour("safe"), alpha=0.25, label=f"$|S^*|$: between {low} and {high}")
+        axes.axhline(len(safe), color=plotting.colour("ink"), linestyle=":", label=f"all {len(safe)} policies")
     axes.set(xlabel="episode $n$ (30 steps each)", ylabel="policies", ylim=(0, None))
     axes.set_xticks(range(len(_sizes(runs[0]))))
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -87,7 +91,7 @@ def _policy_space(run: Run, members: Family, truth: Piece | None) -> Figure:
     """One panel a sub-family: target against the other parameters, coloured by the episode of entry."""
     entered = run.pieces["sound"].tensors["entered"].numpy()
     last = len(run.pieces["sound"].rows)
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = plotting.figure("screen", 3.8)
     panels = figure.subplots(1, 4)
     shown, handles = None, ([], [])
     for k, axes in enumerate(panels):
@@ -97,12 +101,22 @@ def _policy_space(run: Run, members: Family, truth: Piece | None) -> Figure:
         x, when = members.target.numpy()[own], entered[own]
         row = row.reshape(-1)
         outside = when < 0
-        axes.scatter(x[outside], row[outside], s=7, color="0.8", label="not in $S_n$")
+        axes.scatter(x[outside], row[outside], s=7, color=plotting.colour("faint"), label="not in $S_n$")
         inside = ~outside
-        shown = axes.scatter(x[inside], row[inside], s=14, c=when[inside], cmap="viridis_r", vmin=0, vmax=last)
+        shown = axes.scatter(
+            x[inside], row[inside], s=14, c=when[inside], cmap=plotting.colour_map("order"), vmin=0, vmax=last
+        )
         if truth is not None:
             safe, unsafe = (side.numpy()[own] for side in _sides(truth))
-            axes.scatter(x[unsafe], row[unsafe], s=12, marker="x", linewidth=0.6, color=RED, label="proved unsafe")
+            axes.scatter(
+                x[unsafe],
+                row[unsafe],
+                s=12,
+                marker="x",
+                linewidth=0.6,
+                color=plotting.colour("unsafe"),
+                label="proved unsafe",
+            )
             missing = safe & outside
             axes.scatter(
                 x[missing],
@@ -110,14 +124,14 @@ def _policy_space(run: Run, members: Family, truth: Piece | None) -> Figure:
                 s=12,
                 marker="+",
                 linewidth=0.7,
-                color=ORANGE,
+                color=plotting.colour("unsafe certified"),
                 label="proved safe, not certified",
             )
-        axes.axvline(LIMIT, color="black", linestyle="--", linewidth=0.7)
+        axes.axvline(LIMIT, color=plotting.colour("ink"), linestyle="--", linewidth=0.7)
         axes.set(title=NAMES[k], xlabel="target $g$ (rad)" if k < 3 else "level $E^*$, as an angle (rad)")
-        axes.set_yticks(range(len(levels)), [_label(k, level) for level in levels], fontsize=6)
+        axes.set_yticks(range(len(levels)), [_label(k, level) for level in levels])
         handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(*handles, loc="outside lower center", ncols=3)
     if shown is not None:
         figure.colorbar(shown, ax=panels, label="episode at which the policy entered $S_n$", shrink=0.8)
     return figure
@@ -148,11 +162,12 @@ def _states(run: Run, truth: Piece) -> Figure:
     for axes, (name, chosen) in zip(panels, sets, strict=True):
         share = _reached(visits, chosen)
         limits = (float(BOX.lower[0]), float(BOX.upper[0]), float(BOX.lower[1]), float(BOX.upper[1]))
-        image = axes.imshow(share.T.numpy(), origin="lower", extent=limits, aspect="auto", cmap="Blues", vmin=0, vmax=1)
-        axes.axvline(LIMIT, color=RED, linestyle="--", linewidth=1)
+        image = axes.imshow(
+            share.T.numpy(), origin="lower", extent=limits, aspect="auto", cmap=plotting.colour_map(), vmin=0, vmax=1
+        )
+        axes.axvline(LIMIT, color=plotting.colour("limit"), linestyle="--", linewidth=1)
         cells = int((share >= 0.5).sum())
         axes.set(title=f"{name}: {int(chosen.sum())} policies, {cells} cells", xlabel="θ (rad, 0 hangs)")
-        axes.title.set_fontsize(9)
     panels[0].set_ylabel("ω (rad/s)")
     if image is not None:
         figure.colorbar(image, ax=list(panels), label="largest share of one member's\npaths that enter the cell")

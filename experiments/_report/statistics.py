@@ -1,4 +1,4 @@
-"""Shares with exact intervals, and the look of figures, for the experiment files."""
+"""Shares and means with their intervals, for the experiment files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy import stats
 
+from gpsafe import plotting
 from gpsafe.verdict import clopper_pearson
 
 T = TypeVar("T")
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "black")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +51,20 @@ def draw_shares(
     shares: Iterable[Share],
     *,
     label: str,
-    color: str,
-    marker: str = "o",
-    line: str = "-",
+    noun: str | plotting.Look,
+    joined: bool = True,
 ) -> None:
     """Shares against x with their intervals."""
     listed = list(shares)
     value = np.array([s.value for s in listed])
     low, high = np.array([s.interval for s in listed]).T
-    error = np.stack([value - low, high - value])
-    axes.errorbar(
-        list(x), value, yerr=error, label=label, color=color, marker=marker, linestyle=line, capsize=2, markersize=4
-    )
+    plotting.intervals(axes, list(x), value, low, high, noun=noun, label=label, joined=joined)
 
 
 def mean_interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half-width of its two-sided 95 % Student t interval (nan below two values)."""
-    array = np.asarray(list(values), dtype=float)
-    n = len(array)
-    if n < 2:
-        return float(array.mean()), float("nan")
-    return float(array.mean()), float(stats.t.ppf(0.975, n - 1)) * float(array.std(ddof=1)) / n**0.5
+    mean, _, high = plotting.summarised(list(values))
+    return float(mean), float(high - mean)
 
 
 def plus_minus(values: Iterable[float], digits: int = 2) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import math
 import os
 import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +24,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from gpsafe.cli.common import PLAIN, UsageError, parse, see_current_folder, width
+from gpsafe.cli.verdicts import list_table, progress_of, results_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from gpsafe.testbed.check import Check
-    from gpsafe.testbed.verify import CheckResult, Progress
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def _verify(options: Verify, command: str) -> int:
     console = Console(width=width())
     chosen, known, missing = _chosen(options)
     if options.list:
-        console.print(_list_table(chosen, options.budget))
+        console.print(list_table(chosen, options.budget))
         for module, why in missing.items():
             console.print(f"{module} {why}", **PLAIN, soft_wrap=True)
         return 0
@@ -91,7 +87,7 @@ def _verify(options: Verify, command: str) -> int:
 
     workers = options.workers or pool.available_cores()
     started_at, begun = datetime.now(UTC), time.perf_counter()
-    with _progress(console, workers, options.cache) as on_progress:
+    with progress_of(console, workers, options.cache) as on_progress:
         results = verify.verify(
             chosen,
             package=options.package,
@@ -115,7 +111,7 @@ def _verify(options: Verify, command: str) -> int:
     if options.json is not None:
         store.write_json(options.json, report.document(results, env))
     if options.html is not None:
-        store.write_text(options.html, report.html(results, env))
+        store.write_text(options.html, report.html(results, env, folder=options.html.parent))
     for result in results:
         if not result.passed:
             console.print(f"{result.status} {result.check.name}: {result.reason}", **PLAIN, soft_wrap=True)
@@ -156,131 +152,6 @@ def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check], dict[str,
 def _not_run(missing: dict[str, str]) -> str:
     """Which modules of checks need an extra that is not installed."""
     return "; ".join(f"{module} {why}" for module, why in missing.items())
-
-
-@contextlib.contextmanager
-def _progress(console: Console, workers: int, cache: Path) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on a terminal, else one plain line at the start and one per finished check."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    state: Progress | None = None
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    work = bar.add_task("pieces", total=None)
-    checks = 0
-
-    def on_progress(progress: Progress) -> None:
-        nonlocal state, checks
-        if state is None:
-            for note in progress.notes:
-                console.print(note, **PLAIN, soft_wrap=True)
-            kept = f"; {progress.reused} of {progress.total} kept from an earlier run" if progress.reused else ""
-            console.print(f"{progress.total} pieces on {workers} workers{kept}", **PLAIN, soft_wrap=True)
-        state = progress
-        if progress.finished is not None:
-            checks += 1
-            bar.update(work, description=f"{checks} checks done, pieces")
-            if not console.is_terminal and progress.done > progress.reused:
-                finished = progress.finished
-                console.print(
-                    f"[{progress.done}/{progress.total}] {finished.status} {finished.check.name}",
-                    **PLAIN,
-                    soft_wrap=True,
-                )
-        bar.update(work, total=progress.total, completed=progress.done)
-
-    try:
-        with bar:
-            yield on_progress
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this line
-        kept = "nothing was finished yet" if state is None else f"{state.done} of {state.total} pieces are kept"
-        sys.stdout.flush()
-        sys.stderr.write(f"gpsafe verify: stopped; {kept} in {cache}; the same command (without --fresh) goes on\n")
-        raise
-    finally:
-        console.file.flush()
-
-
-_COLOURS = {
-    "HOLDS": "bold blue",
-    "VIOLATED": "bold red",
-    "INCONCLUSIVE": "bold yellow",
-    "UNPROVEN": "bold magenta",
-    "ERROR": "bold reverse",
-}
-
-
-def results_table(results: Sequence[CheckResult], width: int) -> Table:
-    """The verdicts. Under 130 columns the source stands below the name, the interval below the estimate.
-
-    Under 98 columns n and the seconds are left out.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from gpsafe.testbed.report import duration, record
-
-    wide, tight = width >= 130, width < 98
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("claim" if wide else "claim, source", overflow="fold", min_width=10 if tight else 24)
-    if wide:
-        table.add_column("source", overflow="fold")
-    for title in ("estimate [interval]", "threshold") if tight else ("n", "estimate [interval]", "threshold"):
-        table.add_column(title, justify="right", no_wrap=wide)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("control", no_wrap=True)
-    if not tight:
-        table.add_column("seconds", justify="right", no_wrap=True)
-    for item in map(record, results):
-        name = Text(item["name"])
-        first = [name, Text(item["source"])] if wide else [name.append("\n" + item["source"], style="dim")]
-        estimate = _number(item["estimate"])
-        if item["lower"] is not None:
-            between = " " if wide else "\n"
-            estimate += f"{between}[{_number(item['lower'])}, {_number(item['upper'])}]"
-        control = item["control_verdict"]
-        table.add_row(
-            *first,
-            *([] if tight else [Text("-" if item["n"] is None else str(item["n"]))]),
-            Text(estimate),
-            Text(_number(item["threshold"])),
-            Text(item["verdict"], style=_COLOURS[item["verdict"]]),
-            Text(control) if control == "VIOLATED" else Text(f"! {control}", style="bold reverse"),
-            *([] if tight else [Text(duration(item["seconds"]))]),
-        )
-    return table
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if math.isfinite(value) else str(value)
-
-
-def _list_table(checks: dict[str, Check], budget: Literal["quick", "full"]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("claim", overflow="fold")
-    table.add_column("source", overflow="fold")
-    table.add_column(f"pieces ({budget})", justify="right")
-    for check in checks.values():
-        pieces = f"{check.num_shards(budget, False)} + {check.num_shards(budget, True)}"
-        table.add_row(Text(check.name), Text(check.claim), Text(check.source), pieces)
-    return table
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpsafe import _require
+from gpsafe import _require, plotting
 from gpsafe.testbed import animate, store
 from gpsafe.testbed.experiment import Experiment, Report, Run, Stored, Table
 from gpsafe.testbed.experiment_store import as_plain, differing
 
-PNG_DPI = 140
+PNG_DPI, FONT = 140, 8.5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -25,7 +25,8 @@ def write(experiment: Experiment, stored: Stored, output: str | Path) -> list[Pa
     Nothing but `stored` goes into the figures and tables. The index says which seeds, arguments and revisions they
     stand on, what was left out and why, and whether the seeds differ in arguments or revision.
     """
-    report = experiment.report(stored.runs)
+    with plotting.style(size=FONT):
+        report = experiment.report(stored.runs)
     if not isinstance(report, Report):
         raise _require.fail(f"report of {experiment.name!r}", "a Report", type(report).__name__)
     for name in (*report.figures, *report.tables, *report.animations):
@@ -33,10 +34,10 @@ def write(experiment: Experiment, stored: Stored, output: str | Path) -> list[Pa
             raise _require.fail(f"report of {experiment.name!r}", "file names, not 'index'", repr(name))
     folder, files = Path(output), []
     for name, figure in report.figures.items():
-        for suffix, about in (("png", {}), ("pdf", {"CreationDate": None, "ModDate": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=about)
-            files.append(store.write_bytes(folder / f"{name}.{suffix}", buffer.getvalue()))
+        for suffix in ("png", "pdf"):
+            files.append(
+                store.write_bytes(folder / f"{name}.{suffix}", plotting.save(figure, kind=suffix, dpi=PNG_DPI))
+            )
     for name, movie in report.animations.items():
         files.append(animate.save_gif(folder / f"{name}.gif", movie.system, movie.states, title=movie.title))
     for name, table in report.tables.items():

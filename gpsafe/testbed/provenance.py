@@ -18,10 +18,12 @@ import gpsafe
 
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
-    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running")}
-    | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate", "tables", "listing")}
+    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running", "verdicts")}
+    | {f"testbed/{name}.py" for name in ("report", "animate", "tables", "listing")}
+    | {f"testbed/report_{part}.py" for part in ("claims", "figures", "first", "sections", "template")}
     | {f"testbed/experiment{part}.py" for part in ("", "_report", "_run", "_store")}
 )
+PICTURES = "plotting/"  # neither can a picture: of no check, and of no experiment
 OURS = ("experiments/", "proofs_checks/")  # stand inside gpsafe in a wheel, beside it in a checkout
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
 
@@ -45,12 +47,12 @@ def fingerprint(package: str = "gpsafe.proofs_checks") -> str:
         for root in (spec and spec.submodule_search_locations) or []
         for path in sorted(Path(root).rglob("*.py"))
     ]
-    return _digest([*_library(PRESENTATION.__contains__), *checks])
+    return _digest([*_library(lambda inside: inside in PRESENTATION or inside.startswith(PICTURES)), *checks])
 
 
 def code(*modules: str) -> str | None:
-    """16 hex digits of what an experiment rests on: the versions used, gpsafe without its testbed and command line, and the
-    sources of `modules` with all that they import, on and on, of their own packages and of others that are no installed ones.
+    """16 hex digits of what an experiment rests on: the versions used, gpsafe without its testbed, command line and pictures,
+    and the sources of `modules` with all that they import, on and on, of their own packages and of others not installed.
 
     Imports are read from the sources, those inside functions too; what a module finds in any other way (data files, names put
     together at run time) is not seen. None if one of the modules has no source file.
@@ -58,7 +60,9 @@ def code(*modules: str) -> str | None:
     sources = _imported(modules)
     if sources is None:
         return None
-    return _digest([*_library(lambda inside: inside.startswith(("cli/", "testbed/"))), *sorted(sources.items())])
+    return _digest(
+        [*_library(lambda inside: inside.startswith(("cli/", "testbed/", PICTURES))), *sorted(sources.items())]
+    )
 
 
 def _digest(files: Iterable[tuple[str, Path]]) -> str:

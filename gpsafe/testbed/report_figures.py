@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any, NamedTuple
 
-import matplotlib
-from cycler import cycler
-from matplotlib.figure import Figure
-
+from gpsafe import plotting
 from gpsafe.testbed.verify import CheckResult
 
 KEYS = ("lower", "upper", "estimate", "threshold")
-MAX_SVG_BYTES = 1_500_000  # larger drawings (many thousand points) become PNG
-OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+MAX_SVG_BYTES = 400_000  # larger drawings (many thousand points) become PNG
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -32,35 +27,39 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("-", "−")
 
 
-def figure_uri(result: CheckResult) -> tuple[str | None, str]:
-    """The check's figure as a ``data:`` URI (SVG, or PNG if that is too large), and why there is none.
+class Pictures(NamedTuple):
+    """A check's figure as ``data:`` URIs, for light and for dark pages."""
+
+    light: str
+    dark: str
+
+
+def figure_uris(result: CheckResult) -> tuple[Pictures | None, str]:
+    """The check's figure (SVG, or PNG if that is too large), and why there is none.
 
     Both are empty if the check draws nothing. A drawing that fails is no verdict: the reason is one line.
     """
     claim, control = result.claim.evidence, result.control.evidence
     if result.check.plot is None or claim is None or control is None:
         return None, ""
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "gpsafe",
-        "svg.fonttype": "path",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=OKABE_ITO),
-        "font.size": 9.5,
-    }
     try:
-        with matplotlib.rc_context(style), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about layouts and missing glyphs: the picture shows them
-            figure = Figure(figsize=(8.4, 4.2), layout="constrained", facecolor="white")
-            result.check.plot(figure, claim.data, control.data)
-            buffer, kind = io.BytesIO(), "svg+xml"
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-            if buffer.tell() > MAX_SVG_BYTES:
-                buffer, kind = io.BytesIO(), "png"
-                figure.savefig(buffer, format="png", dpi=170)
+            return Pictures(
+                *(_drawn(result.check.plot, claim.data, control.data, theme) for theme in ("light", "dark"))
+            ), ""
     except Exception as error:  # a check's drawing may raise anything
         return None, " ".join(f"{type(error).__name__}: {error}".split())
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", ""
+
+
+def _drawn(plot: Callable[..., None], claim: Mapping[str, Any], control: Mapping[str, Any], theme: Any) -> str:
+    with plotting.style(theme, size=9):
+        figure = plotting.figure(8.4, 3.8)
+        plot(figure, claim, control)
+        content, kind = plotting.save(figure), "svg+xml"
+        if len(content) > MAX_SVG_BYTES:
+            content, kind = plotting.save(figure, kind="png", dpi=150), "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 class _Bar(NamedTuple):
@@ -85,7 +84,7 @@ def interval_svg(record: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     low, high = _axis(rows)
-    left, right, height = 70.0, 630.0, 34 + 30 * len(rows)
+    left, right, height = 58.0, 408.0, 34 + 30 * len(rows)
 
     def x(value: float) -> float:
         share = (min(max(value, low), high) - low) / (high - low)
@@ -113,7 +112,7 @@ def interval_svg(record: Mapping[str, Any]) -> str:
     parts.append(f'<text x="{left}" y="{bottom + 11}">{number(low, 3)}</text>')
     parts.append(f'<text x="{right}" y="{bottom + 11}" text-anchor="end">{number(high, 3)}</text>')
     threshold = rows[0].threshold
-    anchor = "start" if x(threshold) < 180 else "end" if x(threshold) > 520 else "middle"
+    anchor = "start" if x(threshold) < 130 else "end" if x(threshold) > 340 else "middle"
     parts.append(f'<text x="{x(threshold):.1f}" y="13" text-anchor="{anchor}">threshold {number(threshold)}</text>')
     words = "; ".join(
         f"{label}: interval {number(lower)} to {number(upper)}, estimate {number(estimate)}, "
@@ -121,7 +120,7 @@ def interval_svg(record: Mapping[str, Any]) -> str:
         for label, lower, upper, estimate, threshold, outcome in rows
     )
     return (
-        f'<svg class="interval" viewBox="0 0 644 {height}" role="img" aria-label="{escape(words)}">'
+        f'<svg class="interval" viewBox="0 0 420 {height}" role="img" aria-label="{escape(words)}">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -22,7 +22,7 @@ UI",Roboto,
 main{max-width:74rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .6rem;letter-spacing:-.01em}
 h2{font-size:1.3rem;margin:2.6rem 0 .7rem}
-h3{font-size:1.12rem;margin:0;font-family:ui-monospace,SFMono-Regular,Menlo,"Liberation Mono",monospace}
+h3{font-size:1.12rem;margin:1.6rem 0 .7rem}
 a{color:inherit;text-decoration-color:var(--soft);text-underline-offset:.15em}
 a:focus-visible,summary:focus-visible,.scroll:focus-visible{outline:3px solid var(--holds);outline-offset:2px}
 .summary{font-size:1.1rem;margin:0 0 1.3rem;padding:.75rem 1rem;border-left:.4rem solid var(--holds);
@@ -62,19 +62,36 @@ dl.facts ul{margin:0;padding-left:1.1rem}
 overflow-wrap:anywhere}
 .alarm.UNPROVEN{border-color:var(--unproven)} .alarm.INCONCLUSIVE{border-color:var(--inconclusive)}
 .alarm.ERROR{border-color:var(--error)}
-svg.interval{display:block;width:100%;max-width:46rem;height:auto;margin:.6rem 0 .2rem}
+svg.interval{display:block;width:100%;max-width:34rem;height:auto;margin:.6rem 0 .2rem}
 svg.interval text{font:12px system-ui,"Liberation Sans",Arial,sans-serif;fill:var(--soft)}
 svg.interval .bar{fill:var(--axis)} svg.interval .HOLDS{fill:var(--holds)} svg.interval
 .VIOLATED{fill:var(--violated)}
 svg.interval .INCONCLUSIVE{fill:var(--inconclusive)} svg.interval .region{fill:var(--tint)}
 svg.interval .limit{stroke:var(--threshold);stroke-width:2} svg.interval .axis{stroke:var(--axis)}
 svg.interval .estimate{fill:var(--page);stroke:var(--ink);stroke-width:1.5}
-figure{margin:.8rem 0 0} figure img{display:block;width:100%;max-width:56rem;height:auto;background:#fff;
-border:1px solid var(--line);border-radius:.3rem;padding:.5rem}
+figure{margin:.8rem 0 0} figure img{display:block;width:100%;min-width:32rem;max-width:56rem;height:auto}
+figure .scroll{border:1px solid var(--line);border-radius:.3rem;padding:.4rem}
+.cards{columns:25rem 2;column-gap:1rem;margin:0 0 1.2rem}
+.card{break-inside:avoid;margin:0 0 1rem;border:1px solid var(--line);border-radius:.5rem;padding:.7rem 1rem;
+background:var(--card);font-size:.94rem}
+.card h2{margin:0 0 .35rem;font-size:1.05rem} .card p{margin:.35rem 0} .card ul{margin:.2rem 0;padding-left:1.1rem}
+.card li{margin:.25rem 0}
+.headlines{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,32rem),1fr));gap:.2rem 1rem}
+@media (min-width:70rem){.headlines>div:first-child{grid-column:1/-1}}
+.headlines p{margin:.1rem 0 .6rem;font-size:.86rem}
+.sentence{display:block;font-weight:400;font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",
+"Liberation Sans",Arial,sans-serif;font-size:.86rem;max-width:34rem}
+.meaning{display:block;color:var(--soft)}
+h4{font-size:1.08rem;margin:0;font-family:ui-monospace,SFMono-Regular,Menlo,"Liberation Mono",monospace;
+overflow-wrap:anywhere}
 figcaption{font-size:.86rem;color:var(--soft);margin-top:.3rem}
 pre{overflow-x:auto;background:var(--card);padding:.6rem .8rem;font-size:.8rem}
-@media (max-width:50rem){.source{display:none}}
-@media (max-width:40rem){dl.facts{grid-template-columns:1fr} dl.facts dd{margin-bottom:.35rem}}
+@media (max-width:40rem){main{padding:1.2rem .9rem 3rem} h1{font-size:1.55rem}
+dl.facts{grid-template-columns:1fr} dl.facts dd{margin-bottom:.35rem} section.check{padding:.8rem .8rem}
+table.verdicts thead{display:none} table.verdicts tr{display:block;border-bottom:1px solid var(--axis);padding:.5rem 0}
+table.verdicts th,table.verdicts td{display:block;border:0;padding:.12rem 0;text-align:left;white-space:normal}
+table.verdicts td::before{content:attr(data-label);display:inline-block;min-width:5.6rem;color:var(--soft)}
+table.verdicts .range{display:inline} table.grades{display:block;overflow-x:auto}}
 @media print{:root{color-scheme:light;--page:#fff;--ink:#000;--soft:#444;--line:#bbb;--card:#f4f4f4;
 --tint:#e3eef6;
 --holds:#00639c;--violated:#b34a00;--unproven:#8a3470;--error:#24292f;--badge-ink:#fff;--axis:#777;
@@ -101,21 +118,13 @@ PAGE = Template("""<!doctype html>
 <main>
 <h1>Guarantee report</h1>
 <p class="$mood">$summary</p>
-<dl class="environment">$environment</dl>
-<h2 id="verdicts">Verdicts</h2>
-<div class="scroll" tabindex="0" role="region" aria-labelledby="verdicts"><table>
-<thead><tr><th scope="col">Claim</th><th scope="col" class="source">Source</th>
-<th scope="col" class="number">n</th>
-<th scope="col" class="number">Estimate, interval</th><th scope="col" class="number">Threshold</th>
-<th scope="col">Verdict</th><th scope="col">Control</th><th scope="col" class="number">Seconds</th></tr>
-</thead>
-<tbody>
-$rows
-</tbody></table></div>
+$first
+<h2 id="reading">How to read a line</h2>
 <p class="note">Every claim reads “statistic ≤ threshold”. <b>HOLDS</b>: the whole interval lies at or below
 the
 threshold. <b>VIOLATED</b>: the whole interval lies above it. <b>INCONCLUSIVE</b>: neither. Each check has a
-<b>control</b>, the same test with one assumption broken, which must come out VIOLATED; where it does not,
+<b>control</b>, the same test with one assumption broken, which must come out VIOLATED: it is then
+<b>caught</b>; where it is not,
 the test
 cannot tell right from wrong and its claim is <b>UNPROVEN</b>. Some checks have <b>graded controls</b>: the claim's own
 pieces made again with one named term multiplied by less and less, until the claim is violated; a term that can be lost
@@ -126,8 +135,9 @@ for the
 number of checks. HOLDS is evidence for the code as it ran here, no proof of the theorem. Seconds are time
 summed over
 the worker processes, of the claim and its controls.</p>
-<h2>Checks</h2>
-$sections
+$groups
+<h2 id="origin">Where the numbers come from</h2>
+<dl class="environment">$environment</dl>
 </main>
 </body>
 </html>

@@ -42,6 +42,9 @@ class Progress:
     finished: CheckResult | None = None
     notes: tuple[str, ...] = ()
     """Kept files that could not be used; told at the start."""
+    left: float | None = None
+    """Seconds that the rest will take, about: measured times of such pieces, scaled by how fast this machine has been so far.
+    None where no such piece was ever timed."""
 
 
 @dataclass(slots=True)
@@ -141,6 +144,7 @@ def verify(
     run = _Run(checks, budget, folder, on_progress)
     tasks = run.plan(fresh)
     key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
+    run.clock = _Clock(dict(key), max(workers, 1))
     tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
     run.announce()
     try:
@@ -178,6 +182,31 @@ def _timed(budget: Budget, task: Task) -> str:
     return f"{budget}/{task.name}/{task.broken if task.grade is None else f'grade {task.grade}'}"
 
 
+@dataclass(slots=True)
+class _Clock:
+    """How long the pieces that are waiting will take: expected seconds of each, infinite if no such piece was ever timed."""
+
+    waiting: dict[Task, float] = field(default_factory=dict)
+    workers: int = 1
+    expected: float = 0.0
+    taken: float = 0.0
+
+    def done(self, task: Task, seconds: float | None) -> None:
+        """Books a piece; seconds None if it failed."""
+        before = self.waiting.pop(task, math.inf)
+        if seconds is not None and math.isfinite(before):
+            self.expected, self.taken = self.expected + before, self.taken + seconds
+
+    def left(self) -> float | None:
+        """Seconds: the work that is left over the workers, but no less than the longest piece."""
+        known = [seconds for seconds in self.waiting.values() if math.isfinite(seconds)]
+        if not known:
+            return 0.0 if not self.waiting else None
+        speed = self.taken / self.expected if self.expected > 0 else 1.0
+        mean = sum(known) / len(known)  # of a piece that was never timed
+        return speed * max((sum(known) + mean * (len(self.waiting) - len(known))) / self.workers, max(known))
+
+
 class _Run:
     """Book-keeping of one call of `verify`."""
 
@@ -190,7 +219,12 @@ class _Run:
         self.grades: dict[str, dict[int, Graded | None]] = {}  # None: not measured yet
         self.finished: dict[str, CheckResult] = {}
         self.timings: dict[str, float] = {}
+        self.clock = _Clock()
         self.done = self.total = self.reused = 0
+
+    def progress(self, finished: CheckResult | None = None, notes: tuple[str, ...] = ()) -> None:
+        """Tells the state."""
+        self.report(Progress(self.done, self.total, self.reused, finished, notes, self.clock.left()))
 
     def plan(self, fresh: bool) -> list[Task]:
         """All that is to be done now; takes over the finished pieces."""
@@ -255,7 +289,7 @@ class _Run:
 
     def announce(self) -> None:
         """Reports the state at the start: what is kept, and which checks need nothing more."""
-        self.report(Progress(self.done, self.total, self.reused, notes=tuple(self.pieces.notes)))
+        self.progress(notes=tuple(self.pieces.notes))
         for name in self.checks:
             self._finish(name)
 
@@ -277,13 +311,15 @@ class _Run:
             self.done += 1
             if piece is not None:
                 self.timings[_timed(self.budget, task)] = piece["seconds"]
-            self.report(Progress(self.done, self.total, self.reused))
+            self.clock.done(task, None if piece is None else piece["seconds"])
+            self.progress()
             self._finish(task.name)
             return []
         if failure is not None:
             job.errors[-1 if task.shard is None else task.shard] = failure
         further: list[Task] = []
         if task.shard is None:
+            self.clock.done(task, None)
             if piece is not None:
                 self._take(job, piece)
                 further = self._go_on(task, job)
@@ -296,7 +332,8 @@ class _Run:
         if job.waiting == 0 and not job.errors:
             further = [Task(task.name, task.broken, None)]
             self.timings[_timed(self.budget, task)] = job.seconds / job.shards
-        self.report(Progress(self.done, self.total, self.reused))
+        self.clock.done(task, None if piece is None else piece["seconds"])
+        self.progress()
         if job.waiting == 0 and job.errors:
             self._finish(task.name)
         return further
@@ -309,6 +346,7 @@ class _Run:
             return []
         tasks = [Task(task.name, task.broken, job.shards + i) for i in range(more)]
         job.shards, job.waiting, job.evidence = job.shards + more, more, None
+        self.clock.waiting |= dict.fromkeys(tasks, job.seconds / max(job.shards - more, 1))
         self.total += more
         return tasks
 
@@ -326,4 +364,4 @@ class _Run:
         if name in self.finished or waiting or len(grades) < len(self.checks[name].grades):
             return
         self.finished[name] = CheckResult(self.checks[name], jobs[0].result(), jobs[1].result(), grades)
-        self.report(Progress(self.done, self.total, self.reused, self.finished[name]))
+        self.progress(self.finished[name])

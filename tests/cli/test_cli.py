@@ -100,9 +100,9 @@ def test_a_run_prints_the_table_writes_both_files_and_fails_if_a_claim_does(toy,
     assert "\x1b" not in out
     assert "30 pieces on 1 workers" in out
     assert "UNPROVEN unproven: its control came out HOLDS, not VIOLATED, so the check could not fail\n" in out
-    assert "! HOLDS" in out
+    assert "! missed (HOLDS)" in out
     assert "ERROR raises: piece 1: RuntimeError: not positive definite\n" in out
-    assert "1 of 5 claims hold, with a violated control each." in out
+    assert "1 of 5 claims hold, each with its control caught." in out
     document = json.loads(Path("out/r.json").read_text())
     assert len(document["checks"]) == 5
     assert document["environment"]["command"].startswith("gpsafe verify --package")
@@ -111,7 +111,7 @@ def test_a_run_prints_the_table_writes_both_files_and_fails_if_a_claim_does(toy,
     assert cli.main(["verify", "--package", package, "--only", "holds,holds", "--only", "holds"]) == 0
     out = capsys.readouterr().out
     assert "6 of 6 kept from an earlier run" in out
-    assert "The claim holds, and its control is violated" in out
+    assert "The claim holds, and its control, one assumption broken, is caught." in out
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -125,7 +125,8 @@ def test_the_table_is_readable(toy, width):
     for result in results:
         row = next(line for line in lines if line.split()[:1] == [result.check.name])
         assert result.status in row
-        assert (result.control_outcome or "ERROR") in row
+        assert {"VIOLATED": "caught", None: "ERROR"}.get(result.control_outcome, "missed") in row
+    assert lines[3].split() == ["FURTHER", "CLAIMS"]
     assert "Toy 2024, Thm 1" in console.file.getvalue()
     assert "…" not in console.file.getvalue()
 

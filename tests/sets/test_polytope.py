@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from scipy.spatial import ConvexHull
 from strategies import seeds
 
+from gpsafe.plotting import draw as draw_set
+from gpsafe.plotting import outline
 from gpsafe.sets import Box, Ellipsoid, Polytope, Zonotope, convex_hull
 from gpsafe.sets.extremal import enclosing_ellipsoid, inscribed_ellipsoid, nearest_in_polytope
-from gpsafe.sets.plot import draw as draw_set
-from gpsafe.sets.plot import outline
 
 
 def gen(seed: int) -> torch.Generator:

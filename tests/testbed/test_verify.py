@@ -147,6 +147,35 @@ def test_longest_pieces_come_first_once_times_are_known(toy, tmp_path, monkeypat
     assert store.read_piece(tmp_path / "cache" / "timings.json")["quick/violated/False"] < 1
 
 
+def test_a_run_says_how_long_the_rest_will_take_once_times_are_known(toy, tmp_path):
+    package = toy("holds", "slow")
+    first, seen = run(package, tmp_path / "cache")
+    assert seen[0].left is None  # never timed
+    again, seen = run(package, tmp_path / "cache", fresh=True)
+    left = [event.left for event in seen]
+    assert left[0] > 0
+    assert left[-1] == 0
+    slow = sum(r.claim.seconds + r.control.seconds for r in first.values())
+    assert left[0] == pytest.approx(slow, rel=0.5)
+    assert again["slow"].status is Status.HOLDS
+
+
+def test_the_time_left_is_scaled_by_how_fast_the_machine_is_and_shared_among_workers():
+    tasks = [verify.Task("a", False, k) for k in range(5)]
+    clock = verify._Clock(dict.fromkeys(tasks[:4], 10.0) | {tasks[4]: math.inf}, workers=2)
+    assert clock.left() == 25.0  # 40 known, a mean of 10 for the one never timed, two workers
+    clock.done(tasks[0], 20.0)  # twice as slow as expected
+    assert clock.left() == 2 * 20.0
+    clock.done(tasks[1], None)  # failed: says nothing of the speed
+    clock.done(tasks[4], 7.0)  # never timed: neither does this
+    assert clock.left() == 2 * 10.0
+    clock.done(tasks[2], 10.0)
+    assert clock.left() == 1.5 * 10.0  # one piece cannot be shared
+    clock.done(tasks[3], 10.0)
+    assert clock.left() == 0.0
+    assert verify._Clock({tasks[0]: math.inf}).left() is None
+
+
 def test_workers_that_cannot_start_are_one_error_and_no_endless_loop(tmp_path):
     with pytest.raises(RuntimeError, match="workers: expected a worker that starts"):
         workers.run([1], start=os._exit, args=(3,), workers=1, log=tmp_path / "log", on_done=lambda done: [])
