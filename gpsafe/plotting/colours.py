@@ -150,7 +150,7 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "sqrl": ("ink", _DASHED, "P"),
     "safety-layer": ("ink", _DOTTED, "x"),
     # certifiers held against each other
-    "policy-set": ("purple", _MIXED, "D"),
+    "policy-set": ("sky", _MIXED, "D"),
     "tube-paper": ("orange", _DASHED, "v"),
     "tube-sound": ("blue", _SOLID, "o"),
     "shield": ("green", _DOTTED, "s"),
