@@ -1,7 +1,7 @@
 """The two kinds of models, behind one name: a Gaussian process with its confidence set, an ensemble of networks.
 
 Both begin with the contest's first data. The Gaussian process: kernels and B from these data (`gpsafe.algorithms.estimate`),
-frozen before what is flown, the self-normalised mixture bound. The ensemble: five members, every fourth transition kept apart
+frozen before what is flown, the self-normalised mixture bound. The ensemble: five members, every third transition kept apart
 for the conformal radius.
 """
 
@@ -129,7 +129,7 @@ class EnsembleBelief:
     apart: Transitions
 
     @staticmethod
-    def create(contest: Contest, *, members: int = 5, apart: int = 4) -> EnsembleBelief:
+    def create(contest: Contest, *, members: int = 5, apart: int = 3) -> EnsembleBelief:
         """From the first data."""
         plant = contest.plant
         blank = Ensemble.create(
@@ -139,7 +139,7 @@ class EnsembleBelief:
         return EnsembleBelief._of(blank, contest.offline, apart)
 
     @staticmethod
-    def _of(blank: Ensemble, episodes: tuple[Trajectory, ...], apart: int = 4) -> EnsembleBelief:
+    def _of(blank: Ensemble, episodes: tuple[Trajectory, ...], apart: int = 3) -> EnsembleBelief:
         rows = joined(episodes)
         kept = torch.arange(len(rows)) % apart == apart - 1
         train, rest = (Transitions(rows.x[m], rows.u[m], rows.x_next[m]) for m in (~kept, kept))
