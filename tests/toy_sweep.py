@@ -144,9 +144,13 @@ def run(*words: str) -> int:
 
 def command(*words: str) -> list[str]:
     """``gpsafe sweep`` in another one."""
-    code = f"import sys; from gpsafe.cli import main, sweeps; sys.exit(main.main(['sweep', *{list(words)!r}]))"
-    patch = f"import functools; from gpsafe.cli import sweeps; sweeps.sweep = functools.partial(sweeps.sweep, package={PACKAGE!r})"
-    return [sys.executable, "-c", f"{patch}; {code}"]
+    code = f"""
+import functools, sys
+from gpsafe.cli import main, sweeps
+sweeps.sweep = functools.partial(sweeps.sweep, package={PACKAGE!r})
+sys.exit(main.main(["sweep", *{list(words)!r}]))
+"""
+    return [sys.executable, "-c", code]
 
 
 def elsewhere(*words: str) -> subprocess.Popen[str]:

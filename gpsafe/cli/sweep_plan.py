@@ -184,7 +184,7 @@ def _value(experiment: Experiment, name: str, words: list[str], told: Any, where
     try:
         found = parse(tyro.conf.FlagConversionOff[experiment.arguments], line, prog=f"gpsafe run {experiment.name}")
     except UsageError as error:
-        raise UsageError(f"{where}: expected values of its type, got {told!r} ({error})") from None
+        raise UsageError(f"{where}: expected a value that it takes, got {told!r} ({error})") from None
     return getattr(found, key)
 
 

@@ -225,6 +225,16 @@ class _Progress:
         self.table.add(self.new.items(), again=True)
         self.new.clear()
 
+    def rescue(self) -> int:
+        """The same where the work was cut short, with the cells whose end nobody was told; returns how many are finished."""
+        from gpsafe.testbed.experiment_store import Folder
+
+        home = self.table.home
+        finished = {cell: place for cell, place in self.places.items() if Folder(home / place).done() is not None}
+        self.new |= {cell: place for cell, place in finished.items() if cell not in self.table.known}
+        self.write()
+        return len(finished)
+
 
 def _duration(seconds: float) -> str:
     """
@@ -263,13 +273,13 @@ def _progress(console: Console, table: Any, places: dict[str, str], total: int) 
             yield progress
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut what follows
-        progress.write()
+        kept = progress.rescue()
         sys.stdout.flush()
-        kept = f"{progress.done - progress.failed} of {total} cells are finished, and so are their rows in the table"
-        sys.stderr.write(f"gpsafe sweep: stopped; {kept}; the same command goes on\n")
+        told = f"{kept} of {len(places)} cells are finished and in the table; the same command goes on"
+        sys.stderr.write(f"gpsafe sweep: stopped; {told}\n")
         raise
     except BaseException:
-        progress.write()
+        progress.rescue()
         raise
     else:
         progress.write()

@@ -47,7 +47,7 @@ def test_a_file_and_words_mean_the_same_cells(home):
     assert repr(first) == repr(Arguments(1, 1.0, 'é "q" --x, 1', (), float("nan"), True))
     assert repr(last) == repr(Arguments(1, float("inf"), 'é "q" --x, 1', (1.0, -float("inf")), float("nan"), True))
     experiment = toy()
-    words = ["rate=1,-0.5,inf", 'rates=0.5 -1e-3,"2"', "word='a,b',\"\",é \"c'd\""[:9], "maybe=None,nan", "on=True"]
+    words = ["rate=1,-0.5,inf", 'rates=0.5 -1e-3,"2"', "word='a,b'", "maybe=None,nan", "on=True"]
     cells = sweep_plan.from_words(experiment, PACKAGE, Arguments(), words, ["3", "0-1"], "quick")
     assert len(cells) == 3 * 2 * 1 * 2 * 3
     one = pickle.loads(cells[-1].arguments)
@@ -76,18 +76,21 @@ def test_a_file_and_words_mean_the_same_cells(home):
         (f"{HEAD}[grid]\nrate = 1.0", "a list of at least one value as grid.rate, got 1.0"),
         (f"{HEAD}[grid]\nrats = [1]", "expected arguments of toy-sweep .*got 'rats'; did you mean rates"),
         (f"{HEAD}[arguments]\nbudget = 1", "expected arguments of toy-sweep .*got 'budget'"),
-        (f'{HEAD}[grid]\nrate = ["fast"]', "grid.rate: expected values of its type, got 'fast'"),
+        (f'{HEAD}[grid]\nrate = ["fast"]', "grid.rate: expected a value that it takes, got 'fast'"),
         (f'{HEAD}[grid]\nrate = ["1.0"]', "grid.rate: expected values of its type, as 1.0, got '1.0'"),
-        (f"{HEAD}[grid]\npieces = [1.5]", "grid.pieces: expected values of its type, got 1.5"),
-        (f"{HEAD}[grid]\npieces = [true]", "grid.pieces: expected values of its type, got True"),
+        (f"{HEAD}[grid]\npieces = [1.5]", "grid.pieces: expected a value that it takes, got 1.5"),
+        (f"{HEAD}[grid]\npieces = [true]", "grid.pieces: expected a value that it takes, got True"),
         (f"{HEAD}[grid]\nword = [3]", "grid.word: expected values of its type, as '3', got 3"),
         (f"{HEAD}[grid]\nrate = [[1.0]]", r"grid.rate: expected values of its type, as 1.0, got \[1.0\]"),
         (f"{HEAD}[grid]\nrates = [1.0]", r"grid.rates: expected values of its type, as \(1.0,\), got 1.0"),
         (f"{HEAD}[arguments]\nrate = 2020-01-01", "arguments.rate: expected a number, a string"),
         (f"{HEAD}[arguments]\nrate = 1.0\n[grid]\nrate = [1]", "expected each argument once, got 'rate' in both"),
-        (f"{HEAD}[grid]\nrate = [1, 1.0]", "expected cells that differ, got one twice: toy-sweep at .*rate=1.0.*seed 0"),
+        (
+            f"{HEAD}[grid]\nrate = [1, 1.0]",
+            "expected cells that differ, got one twice: toy-sweep at .*rate=1.0.*seed 0",
+        ),
         (f"{HEAD}[grid]\nrate = [nan, nan]", "expected cells that differ, got one twice"),
-        (f"{HEAD}[grid]\npieces = [1, 51]", "'pieces': 51.*expected pieces <= 50, got 51"),
+        (f"{HEAD}[grid]\npieces = [1, 51]", "a value that it takes, got 51 .*expected pieces <= 50, got 51"),
         (f"sweep = 3\n{HEAD}", "expected either one sweep or .*experiment beside"),
         ('[[sweep]]\nexperiment="toy-sweep"\n[[sweep]]\nexperiment="toy-sweep"', "got one twice"),
         ('[[sweep]]\nexperiment="toy-sweep"\n[[sweep]]\nexperiment="x"', "plan.toml, sweep 2: expected an experiment"),
@@ -113,7 +116,7 @@ def test_a_wrong_file_is_one_line_and_nothing_is_done(home, text, expected):
         (["toy-sweep", "--grid", "rate=1,,2"], "--grid rate: expected values joined by commas"),
         (["toy-sweep", "--grid", "rate=1,"], "--grid rate: expected values joined by commas"),
         (["toy-sweep", "--grid", "word='a"], "--grid word: expected values joined by commas"),
-        (["toy-sweep", "--grid", "rate=x"], "--grid rate: expected values of its type, got 'x'"),
+        (["toy-sweep", "--grid", "rate=x"], "--grid rate: expected a value that it takes, got 'x'"),
         (["toy-sweep", "--grid", "rat=1"], "--grid: expected arguments of toy-sweep .*; did you mean rate"),
         (["toy-sweep", "--grid", "rate=1", "rate=2"], "--grid: expected each argument once, got 'rate' again"),
         (["toy-sweep", "--grid", "rate=1", "--grid", "rate=2"], "--grid: expected each argument once"),
@@ -172,7 +175,9 @@ def test_the_list_of_commands_waits_for_no_library(tmp_path):
         assert f"'{heavy}'" not in done.stdout
 
 
-@given(st.lists(st.text(alphabet=st.characters(exclude_characters="'", codec="utf-8"), max_size=6), min_size=1, max_size=4))
+@given(
+    st.lists(st.text(alphabet=st.characters(exclude_characters="'", codec="utf-8"), max_size=6), min_size=1, max_size=4)
+)
 def test_values_of_a_grid_are_split_at_commas_outside_quotes(values):
     import shlex
 

@@ -173,7 +173,7 @@ def test_a_full_disk_fails_cells_loses_nothing_and_the_next_sweep_goes_on(home, 
         true(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left on device.*table.parquet"):  # one line, exit code 1
+    with pytest.raises(OSError, match=r"No space left on device.*table\.parquet"):  # one line, exit code 1
         run("toy-sweep", "--seeds", "0-4")
     monkeypatch.setattr(os, "fsync", true)
     assert run("toy-sweep", "--seeds", "0-4") == 0
@@ -196,7 +196,9 @@ def column_values(data: pyarrow.Table, name: str) -> list[object]:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
-@given(st.lists(st.lists(st.dictionaries(names, scalars, max_size=3), max_size=2), min_size=1, max_size=3), st.booleans())
+@given(
+    st.lists(st.lists(st.dictionaries(names, scalars, max_size=3), max_size=2), min_size=1, max_size=3), st.booleans()
+)
 @example([[{"x": 2**53 + 1}], [{"x": 0.5}]], False)
 @example([[{"x": "\ud800"}], [{"x": "plain"}]], True)
 @example([[{"x": math.nan}, {"x": None}], [{"x": 1}]], False)
@@ -266,14 +268,21 @@ def test_control_a_cell_in_a_folder_of_another_hash_is_left_out(home):
     assert run("toy-sweep") == 0
     (group,) = HOME.glob("runs/*")
     shutil.copytree(group, group.with_name("0" * 16))
-    assert "of other arguments or other code" in str(sweep_table.rows(Folder(HOME / f"runs/{'0' * 16}/toy-sweep/0"), ""))
+    assert "of other arguments or other code" in str(
+        sweep_table.rows(Folder(HOME / f"runs/{'0' * 16}/toy-sweep/0"), "")
+    )
     (HOME / "table.parquet").unlink()
     assert run("toy-sweep") == 0
     assert len(table()) == 4
 
 
 def test_experiments_with_other_arguments_and_columns_share_a_table(home):
-    text = (home / "toy_sweep.py").read_text().replace('"toy-sweep"', '"other"').replace("rate: float = 0.5", 'rate: str = "?"')
+    text = (
+        (home / "toy_sweep.py")
+        .read_text()
+        .replace('"toy-sweep"', '"other"')
+        .replace("rate: float = 0.5", 'rate: str = "?"')
+    )
     text = text.replace("arguments.rate * k", "0.1").replace('"value"', '"found"')
     (home / "other.py").write_text(text)
     Path("s.toml").write_text('[[sweep]]\nexperiment="toy-sweep"\n[[sweep]]\nexperiment="other"\narguments={rate="é"}')
@@ -307,7 +316,9 @@ def test_the_table_is_written_a_number_of_times_that_grows_like_the_logarithm():
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
-@given(word=st.text(max_size=6), maybe=st.none() | st.floats(), rates=st.lists(st.floats(), max_size=3), on=st.booleans())
+@given(
+    word=st.text(max_size=6), maybe=st.none() | st.floats(), rates=st.lists(st.floats(), max_size=3), on=st.booleans()
+)
 def test_arguments_of_any_kind_name_their_cell_and_stand_in_the_table(home, word, maybe, rates, on):
     shutil.rmtree(HOME, ignore_errors=True)
     experiment = toy()
@@ -317,7 +328,9 @@ def test_arguments_of_any_kind_name_their_cell_and_stand_in_the_table(home, word
     except UnicodeEncodeError:
         return
     cell = next(sweep.cells(experiment, PACKAGE, [given], [3], "quick"))
-    twin = next(sweep.cells(experiment, PACKAGE, [experiment.arguments(1, 0.5, word, tuple(rates), maybe, on)], [3], ""))
+    twin = next(
+        sweep.cells(experiment, PACKAGE, [experiment.arguments(1, 0.5, word, tuple(rates), maybe, on)], [3], "")
+    )
     assert cell.name != twin.name
     assert "error" not in sweep.work(sweep.Job(str(HOME.absolute()), ABOUT), cell, True)
     Table(HOME).add([(cell.name, cell.folder("").path.as_posix())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 import toy_sweep
 from toy_sweep import calls, elsewhere, run, table
 
-from gpsafe.testbed import sweep_pools
+from gpsafe.testbed import store, sweep_pools
 
 WORDS = ("toy-sweep", "--grid", "rate=0.5,1", "--seeds", "0-2", "--workers", "2")
 RESULTS = Path("results/sweeps/toy-sweep")
@@ -39,7 +40,9 @@ def undisturbed(home, monkeypatch) -> pd.DataFrame:
     return table("undisturbed")
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 60
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
@@ -110,6 +113,7 @@ def test_ctrl_c_leaves_what_is_finished_in_the_table_and_the_same_command_goes_o
     assert all(count == 1 for piece, count in calls(home).items() if not piece.endswith("/2-0"))
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_in_one_folder_share_the_work(home, undisturbed):
     (home / "hold-1-1").touch()
     processes = [elsewhere(*WORDS) for _ in range(2)]
@@ -161,14 +165,14 @@ def test_a_killed_parent_of_a_local_dask_cluster_takes_its_workers_along(home, u
 def test_after_the_scheduler_is_killed_all_that_is_finished_is_kept(home, undisturbed):
     (home / "hold-2-1").touch()
     log = Path("dask.log").open("ab")  # noqa: SIM115
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
-    scheduler = subprocess.Popen([*dask, "--scheduler-file", "at.json"], stdout=log, stderr=log)
-    wait_until(lambda: Path("at.json").exists(), seconds=60)
-    dask = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-dashboard", "--death-timeout", "5"]
-    worker = subprocess.Popen([*dask, "--scheduler-file", "at.json"], stdout=log, stderr=log)
-    import json
 
-    process = elsewhere(*WORDS, "--scheduler", json.loads(Path("at.json").read_text())["address"])
+    def start(what: str, *words: str) -> subprocess.Popen[bytes]:
+        line = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--no-dashboard", "--scheduler-file", "at.json"]
+        return subprocess.Popen([*line, *words], stdout=log, stderr=log, start_new_session=True)
+
+    scheduler, worker = start("scheduler", "--port", "0"), start("worker", "--nthreads", "2", "--death-timeout", "60")
+    wait_until(lambda: store.read_piece("at.json"))
+    process = elsewhere(*WORDS, "--scheduler", store.read_piece("at.json")["address"])  # type: ignore[index]
     try:
         wait_until(lambda: (home / "at-2-1").exists(), process)
         scheduler.kill()
@@ -178,7 +182,8 @@ def test_after_the_scheduler_is_killed_all_that_is_finished_is_kept(home, undist
         assert 1 <= finished < 6
     finally:
         for one in (process, scheduler, worker):
-            one.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
             one.wait()
         log.close()
     (home / "hold-2-1").unlink()
