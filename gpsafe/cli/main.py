@@ -307,6 +307,12 @@ def _sweep_words(words: Sequence[str], command: str) -> int:
     return sweeps.sweep(words, command)
 
 
+def _leaderboard_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import leaderboards
+
+    return leaderboards.leaderboard(words, command)
+
+
 def _report_words(words: Sequence[str], command: str) -> int:
     from gpsafe.cli import experiments
 
@@ -325,6 +331,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         _sweep_words, "run an experiment at many arguments and seeds, here or on a cluster, into one table"
     ),
+    "leaderboard": Command(_leaderboard_words, "draw what sweeps found as one page, each number linked to its cells"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
     "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
 }

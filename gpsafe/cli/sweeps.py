@@ -75,16 +75,17 @@ def sweep(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     cells, options, name = _planned(words, package)
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
-    _require_extra("pyarrow")
+    require_extra("sweep", "pyarrow")
     if options.scheduler:
-        _require_extra("distributed")
+        require_extra("sweep", "distributed")
     from rich.console import Console
 
     console = Console(width=width())
     return _compute(console, cells, options.results or Path("results", "sweeps", name), options, command)
 
 
-def _require_extra(module: str) -> None:
+def require_extra(command: str, module: str) -> None:
+    """Raises UsageError, naming what to install, if a module is missing."""
     import importlib
 
     from gpsafe.testbed import extras
@@ -92,7 +93,7 @@ def _require_extra(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"gpsafe sweep {extras.needed(error) or error}") from None
+        raise UsageError(f"gpsafe {command} {extras.needed(error) or error}") from None
 
 
 def _planned(words: Sequence[str], package: str) -> tuple[list[Cell], SweepOptions, str]:

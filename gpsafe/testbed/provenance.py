@@ -18,8 +18,12 @@ import gpsafe
 
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
-    {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running", "sweeps", "sweep_plan")}
+    {
+        f"cli/{name}.py"
+        for name in ("__init__", "main", "common", "experiments", "running", "sweeps", "sweep_plan", "leaderboards")
+    }
     | {f"testbed/{name}.py" for name in ("report", "report_template", "report_figures", "animate", "tables", "listing")}
+    | {f"testbed/leaderboard{part}.py" for part in ("", "_page")}
     | {f"testbed/experiment{part}.py" for part in ("", "_report", "_run", "_store")}
     | {f"testbed/sweep{part}.py" for part in ("", "_pools", "_table")}
 )

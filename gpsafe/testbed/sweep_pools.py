@@ -257,8 +257,7 @@ def cluster(job: Job, where: str, count: int) -> Iterator[Pool]:
                         env=dict.fromkeys(workers.THREADS, "1"),
                     )
                     where = stack.enter_context(local).scheduler_address
-                else:
-                    stack.enter_context(_quiet("distributed"))
+                stack.enter_context(_quiet("distributed", "asyncio", "tornado"))
                 client = stack.enter_context(distributed.Client(where, timeout="10s", set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             raise RuntimeError(f"--scheduler: expected a Dask scheduler at {where}, got {_first_line(error)}") from None
@@ -266,14 +265,17 @@ def cluster(job: Job, where: str, count: int) -> Iterator[Pool]:
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _quiet(*tops: str) -> Iterator[None]:
+    """Silences loggers, which on the loss of a connection write pages about what is told here in a line."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in tops]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _drained(back: queue.SimpleQueue[Any]) -> list[Any]:
