@@ -55,5 +55,5 @@ def leaderboard(words: Sequence[str], command: str) -> int:
     store.write_text(options.output, leaderboard_page.page(stored, boards, options.output.parent))
     for note in stored.notes:
         print(f"note: {note}")
-    print(f"wrote {options.output}: {len(stored.cells)} cells of {len(boards)} experiments")
+    print(f"wrote {options.output}: {len(stored.cells)} cells in {sum(len(board.lines) for board in boards)} lines")
     return 0

@@ -179,7 +179,12 @@ def load(homes: Iterable[str | Path]) -> Sweeps:
                 notes.append(
                     f"{cell.folder}: expected the numbers of {cells[name].folder}, got others; the latter count"
                 )
-    failed = {folder: why for home in places for folder, why in sweep.failures(home).items()}
+    known = {cell.folder.parts[-3:] for cell in cells.values()}  # hash of the group, experiment, seed
+    failed: dict[Path, str] = {}
+    for folder, why in ((folder, why) for home in places for folder, why in sweep.failures(home).items()):
+        if folder.parts[-3:] not in known:
+            known.add(folder.parts[-3:])
+            failed[folder] = why
     return Sweeps(places, tuple(cells.values()), columns, rates, failed, tuple(notes))
 
 
@@ -193,10 +198,10 @@ def _cells(home: Path, table: pyarrow.Table, columns: Sequence[str]) -> dict[str
     for i, name in enumerate(fields["cell"]):
         if (cell := found.get(name)) is None:
             given = {key.removeprefix(PREFIX): fields[key][i] for key in arguments}
-            words = [fields[key][i] or "unknown" for key in ("code", "folder", "started", "revision")]
-            cell = Stored(
-                name, fields["experiment"][i], fields["seed"][i], given, words[0], home / words[1], *words[2:]
+            code, place, started, by = (
+                fields[key][i] or "unknown" for key in ("code", "folder", "started", "revision")
             )
+            cell = Stored(name, fields["experiment"][i], fields["seed"][i], given, code, home / place, started, by)
             found[name] = cell
         if (piece := (name, fields["piece"][i])) not in pieces:
             pieces.add(piece)
@@ -272,8 +277,8 @@ def _lines(
                     seeds.setdefault(cell.seed, []).extend(cell.values[name])
             if seeds:
                 numbers[name] = number(seeds, rate=name in stored.rates)
-        parents = {cell.folder.parent for cell in group}
-        failed = sum(folder.parent in parents for folder in stored.failures)
+        parents = {cell.folder.parts[-3:-1] for cell in group}
+        failed = sum(folder.parts[-3:-1] in parents for folder in stored.failures)
         told = {name: group[0].arguments.get(name) for name in by}
         ordered = tuple(sorted(group, key=lambda cell: (cell.seed, cell.cell)))
         lines.append(Line(told, others, group[0].code, group[0].code == latest, numbers, ordered, failed))

@@ -71,10 +71,9 @@ def page(stored: Sweeps, boards: Sequence[Board], folder: str | Path) -> str:
     for i, board in enumerate(boards):
         parts.append(_board(board, i))
         sections += [_section(board, line, f"l{i}-{j}", Path(folder)) for j, line in enumerate(board.lines)]
-    cells, failed = len(stored.cells), len(stored.failures)
     lines = sum(len(board.lines) for board in boards)
-    summary = f"{cells} cells of {len(boards)} experiments in {lines} lines"
-    summary += f"; {failed} cells failed" if failed else ""
+    summary = f"Cells: {len(stored.cells)}, of experiments: {len(boards)}, in lines: {lines}"
+    summary += f"; cells that failed: {len(stored.failures)}" if stored.failures else ""
     about = {"sweeps": ", ".join(map(str, stored.homes)), "drawn by": _version()}
     environment = "".join(f'<div class="wide"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in about.items())
     return PAGE.substitute(

@@ -161,15 +161,18 @@ def processes(job: Job, count: int) -> Iterator[Pool]:
 
 
 # --------------------------------------------------------------------------------------------------------- clusters
-class _Cluster:
+class Cluster:
     """The workers of a Dask scheduler, as many as there are at the time.
 
     A scheduler of others gets two cells a thread: one at work, one that need not travel when that is finished (and tells a
     cluster that adapts that more workers are wanted). One of our own gets one.
     """
 
-    def __init__(self, job: Job, client: Any, where: str, local: Any = None, count: int = 0) -> None:
+    def __init__(
+        self, job: Job, client: Any, where: str, local: Any = None, count: int = 0, work: Callable[..., Outcome] = work
+    ) -> None:
         self.job, self.client, self.where, self.local, self.count = job, client, where, local, count
+        self.work = work
         self.back: queue.SimpleQueue[tuple[Any, Task]] = queue.SimpleQueue()
         self.out: dict[Any, None] = {}  # the scheduler forgets a task once nobody holds its future
         self.names, self.threads, self.looked = 0, 0, -1.0
@@ -185,7 +188,7 @@ class _Cluster:
     def submit(self, task: Task) -> None:
         self.names += 1
         key = f"{task[0].experiment}-{task[0].name}-{self.names}"
-        future = self.client.submit(work, self.job, *task, key=key, pure=False)
+        future = self.client.submit(self.work, self.job, *task, key=key, pure=False)
         self.out[future] = None
         future.add_done_callback(lambda done: self.back.put((done, task)))
 
@@ -261,7 +264,7 @@ def cluster(job: Job, where: str, count: int) -> Iterator[Pool]:
                 client = stack.enter_context(distributed.Client(where, timeout="10s", set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             raise RuntimeError(f"--scheduler: expected a Dask scheduler at {where}, got {_first_line(error)}") from None
-        yield _Cluster(job, client, where, local, count)
+        yield Cluster(job, client, where, local, count)
 
 
 @contextlib.contextmanager
