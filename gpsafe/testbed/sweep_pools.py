@@ -61,6 +61,7 @@ def run(cells: Iterable[Cell], job: Job, pool: Pool, on_done: Callable[[Cell, Ou
     deaths: dict[str, list[bool]] = {}
     before: dict[str, int | None] = {}
     while True:
+        over = False
         while pool.room() > 0:
             task = again.popleft() if again else next(fresh, None)
             if task is None and busy:  # nothing else is left to be begun
@@ -68,10 +69,11 @@ def run(cells: Iterable[Cell], job: Job, pool: Pool, on_done: Callable[[Cell, Ou
                 busy.clear()
                 continue
             if task is None:
+                over = True
                 break
             before[task[0].name] = _taken(task[0], job)
             pool.submit(task)
-        if not before:
+        if over and not before:
             return
         for task, outcome in pool.take():
             cell, last = task[0], before.pop(task[0].name)

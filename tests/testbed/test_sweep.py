@@ -128,9 +128,27 @@ def test_never_more_cells_are_handed_over_than_there_is_room_for(home):
     assert drawn == 20 and pool.most == 3
 
 
+def test_a_sweep_waits_for_workers_that_are_all_away(home):
+    class Away(toy_sweep.Here):
+        waits = 3
+
+        def room(self):
+            return 0 if self.waits and not self.given else super().room()
+
+        def take(self):
+            self.waits -= not self.given
+            return super().take() if self.given else []
+
+    job, done = sweep.Job(str(HOME.absolute()), ABOUT), []
+    cells = sweep.cells(toy(), PACKAGE, [toy().arguments(pieces=0)], range(4), "")
+    pool = Away(job, 2)
+    sweep_pools.run(cells, job, pool, lambda cell, _: done.append(cell.seed))
+    assert sorted(done) == [0, 1, 2, 3] and pool.waits == 0
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_cell_that_kills_its_workers_fails_and_one_that_only_waited_there_does_not(home, begun):
-    cells = list(sweep.cells(toy(), PACKAGE, [toy().arguments()], range(2), ""))
+    cells = list(sweep.cells(toy(), PACKAGE, [toy().arguments()], [1, 0], ""))  # the deadly one last, when none is left
     job = sweep.Job(str(HOME.absolute()), ABOUT)
     tried: list[int] = []
 
