@@ -27,7 +27,7 @@ class LeaderboardOptions:
     value: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN ...")] = ()
     """Columns of the table to show; the first one ranks (default: all numbers, eight at most, and no ranking)."""
     by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ARGUMENT ...")] = ()
-    """Arguments to tell apart (default: all that vary)."""
+    """Arguments, and columns of rows, to tell apart (default: the arguments that vary)."""
     smallest_first: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Small values rank first."""
 
@@ -46,7 +46,7 @@ def leaderboard(words: Sequence[str], command: str) -> int:
         raise UsageError(f"gpsafe leaderboard: expected sweeps in {DEFAULT}, got none; gpsafe sweep computes them")
     try:
         store.require_writable("--output", options.output)
-        stored = numbers.load(sweeps)
+        stored = numbers.load(sweeps, by=options.by)
         boards = numbers.boards(stored, values=options.value, by=options.by, smallest=options.smallest_first)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -55,5 +55,6 @@ def leaderboard(words: Sequence[str], command: str) -> int:
     store.write_text(options.output, leaderboard_page.page(stored, boards, options.output.parent))
     for note in stored.notes:
         print(f"note: {note}")
-    print(f"wrote {options.output}: {len(stored.cells)} cells in {sum(len(board.lines) for board in boards)} lines")
+    cells, lines = len({cell.cell for cell in stored.cells}), sum(len(board.lines) for board in boards)
+    print(f"wrote {options.output}: {cells} cells in {lines} lines")
     return 0

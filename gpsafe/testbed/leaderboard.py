@@ -93,13 +93,13 @@ def mean(values: Sequence[float]) -> float:
 
 @dataclass(slots=True)
 class Stored:
-    """One cell, as its rows in a table tell it."""
+    """One cell, as its rows in a table tell it; or those of its rows that agree in the columns that are told apart."""
 
     cell: str
     experiment: str
     seed: int
     arguments: Mapping[str, Any]
-    """Also those of other experiments, as None."""
+    """Also those of other experiments, as None; and columns of rows that are told apart."""
     code: str
     folder: Path
     started: str
@@ -107,6 +107,8 @@ class Stored:
     seconds: float = 0.0
     values: dict[str, list[float]] = field(default_factory=dict)
     """Rows of numbers and Booleans, by column."""
+    words: dict[str, set[str | None]] = field(default_factory=dict)
+    """What stands in columns of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class Board:
     columns: tuple[str, ...]
     left_out: tuple[str, ...]
     """Columns of numbers that are not shown."""
+    mixed: tuple[str, ...]
+    """Columns of text in which rows of one cell differ: their numbers are averaged."""
     lines: tuple[Line, ...]
     ranked: bool
 
@@ -152,8 +156,12 @@ class Sweeps:
     notes: tuple[str, ...]
 
 
-def load(homes: Iterable[str | Path]) -> Sweeps:
+def load(homes: Iterable[str | Path], *, by: Iterable[str] = ()) -> Sweeps:
     """Reads the tables of sweeps; of a cell that is in several of them the first counts.
+
+    Args:
+        homes: folders of sweeps.
+        by: columns of rows to tell apart; a name that is no such column is left to `boards`.
 
     Raises ValueError if one has no table that can be read.
     """
@@ -171,10 +179,10 @@ def load(homes: Iterable[str | Path]) -> Sweeps:
                 kinds.setdefault(one.name, set()).add(one.type)
     rates = frozenset(name for name, found in kinds.items() if found == {pyarrow.bool_()})
     columns = tuple(name for name in kinds if kinds[name] <= {pyarrow.int64(), pyarrow.float64()} or name in rates)
-    cells: dict[str, Stored] = {}
+    cells: dict[tuple[str, str], Stored] = {}
     notes: list[str] = []
     for home, table in tables.items():
-        for name, cell in _cells(home, table, columns).items():
+        for name, cell in _cells(home, table, columns, list(by)).items():
             if repr(cell.values) != repr(cells.setdefault(name, cell).values):
                 notes.append(
                     f"{cell.folder}: expected the numbers of {cells[name].folder}, got others; the latter count"
@@ -188,24 +196,35 @@ def load(homes: Iterable[str | Path]) -> Sweeps:
     return Sweeps(places, tuple(cells.values()), columns, rates, failed, tuple(notes))
 
 
-def _cells(home: Path, table: pyarrow.Table, columns: Sequence[str]) -> dict[str, Stored]:
-    """The cells of a table by name."""
+def _cells(
+    home: Path, table: pyarrow.Table, columns: Sequence[str], by: Sequence[str]
+) -> dict[tuple[str, str], Stored]:
+    """The cells of a table by name and by what stands in the columns that are told apart."""
+    import pyarrow
+
     fields = {name: table[name].to_pylist() for name in table.column_names}
     arguments = [name for name in fields if name.startswith(PREFIX)]
-    own = [name for name in columns if name in fields]
-    found: dict[str, Stored] = {}
-    pieces: set[tuple[str, str]] = set()
-    for i, name in enumerate(fields["cell"]):
+    free = [name for name in fields if name not in OURS and name not in arguments]
+    labels = [name for name in by if name in free and PREFIX + name not in fields]
+    own = [name for name in columns if name in fields and name not in labels]
+    texts = [name for name in free if table.schema.field(name).type == pyarrow.string() and name not in labels]
+    found: dict[tuple[str, str], Stored] = {}
+    pieces: set[tuple[tuple[str, str], str]] = set()
+    for i, which in enumerate(fields["cell"]):
+        name = which, repr([fields[key][i] for key in labels])
         if (cell := found.get(name)) is None:
             given = {key.removeprefix(PREFIX): fields[key][i] for key in arguments}
+            given |= {key: fields[key][i] for key in labels}
             code, place, started, by = (
                 fields[key][i] or "unknown" for key in ("code", "folder", "started", "revision")
             )
-            cell = Stored(name, fields["experiment"][i], fields["seed"][i], given, code, home / place, started, by)
+            cell = Stored(which, fields["experiment"][i], fields["seed"][i], given, code, home / place, started, by)
             found[name] = cell
         if (piece := (name, fields["piece"][i])) not in pieces:
             pieces.add(piece)
             cell.seconds += fields["seconds"][i] or 0.0
+        for key in texts:
+            cell.words.setdefault(key, set()).add(fields[key][i])
         for key in own:
             if (value := fields[key][i]) is not None:
                 cell.values.setdefault(key, []).append(float(value))
@@ -220,14 +239,14 @@ def boards(
     Args:
         stored: the sweeps.
         values: columns to show; the first ranks the lines. All (`MOST` at most) and no ranking if empty.
-        by: arguments to tell apart; those that vary if empty.
+        by: arguments and columns of rows (given to `load` too) to tell apart; the arguments that vary if empty.
         smallest: whether small values rank first.
 
     Raises ValueError if no experiment has a column or an argument of such a name.
     """
-    names = [name.removeprefix(PREFIX).replace("-", "_") for name in by]
     known = list(dict.fromkeys(name for cell in stored.cells for name in cell.arguments))
-    for given, there, what in ((values, stored.columns, "columns of numbers"), (names, known, "arguments")):
+    names = [name if name in known else name.removeprefix(PREFIX).replace("-", "_") for name in by]
+    for given, there, what in ((values, stored.columns, "columns of numbers"), (names, known, "arguments and columns")):
         for name in given:
             if name not in there:
                 raise _require.fail("leaderboard", f"{what} among {', '.join(there) or 'none'}", repr(name))
@@ -245,7 +264,8 @@ def boards(
         if values:
             lines.sort(key=lambda line: _order(line.numbers.get(columns[0]), smallest))
         left_out = tuple(name for name in there if name not in columns)
-        found.append(Board(experiment, tuple(told), tuple(columns), left_out, tuple(lines), bool(values)))
+        texts = dict.fromkeys(name for cell in cells for name, words in cell.words.items() if len(words) > 1)
+        found.append(Board(experiment, tuple(told), tuple(columns), left_out, tuple(texts), tuple(lines), bool(values)))
     return found
 
 

@@ -72,7 +72,7 @@ def page(stored: Sweeps, boards: Sequence[Board], folder: str | Path) -> str:
         parts.append(_board(board, i))
         sections += [_section(board, line, f"l{i}-{j}", Path(folder)) for j, line in enumerate(board.lines)]
     lines = sum(len(board.lines) for board in boards)
-    summary = f"Cells: {len(stored.cells)}, of experiments: {len(boards)}, in lines: {lines}"
+    summary = f"Cells: {len({cell.cell for cell in stored.cells})}, of experiments: {len(boards)}, in lines: {lines}"
     summary += f"; cells that failed: {len(stored.failures)}" if stored.failures else ""
     about = {"sweeps": ", ".join(map(str, stored.homes)), "drawn by": _version()}
     environment = "".join(f'<div class="wide"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in about.items())
@@ -108,9 +108,13 @@ def _board(board: Board, index: int) -> str:
         code = f'<td data-label="code"><span><a href="{target}"><code>{escape(line.code)}</code></a>{older}</span></td>'
         rows.append(f"<tr>{''.join(plain)}{''.join(values)}{code}</tr>")
     more = f" Not shown: {', '.join(board.left_out)}." if board.left_out else ""
+    mixed = (
+        f"Rows that differ in {', '.join(board.mixed)} are averaged here; --by tells them apart." if board.mixed else ""
+    )
     rank = f"Ranked by {board.columns[0]}." if board.ranked else "In the order of their arguments, not ranked."
     return (
         f'<h2 id="b{index}">{escape(board.experiment)}</h2>\n<p class="soft">{escape(rank + more)}</p>\n'
+        f'{f"""<p class="alarm INCONCLUSIVE">{escape(mixed)}</p>""" if mixed else ""}\n'
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="b{index}"><table class="board">'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )

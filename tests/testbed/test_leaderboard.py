@@ -300,3 +300,17 @@ def test_the_leaderboard_tells_wrong_columns_and_no_numbers(tmp_path, capsys):
     assert "expected columns of numbers in the sweeps, got none" in capsys.readouterr().err
     assert cli.main(["leaderboard", str(home), "--value", "x"]) == 2
     assert "columns of numbers among none, got 'x'" in capsys.readouterr().err
+
+
+def test_columns_of_rows_are_told_apart_if_asked_and_the_page_says_if_they_are_not(tmp_path):
+    rows = [{"learner": learner, "x": x + (learner == "b")} for learner in "ab" for x in (1.0, 2.0)]
+    home = stored(tmp_path, [({"a": 1}, seed, rows) for seed in (0, 1)])
+    together = load([home])
+    (board,) = boards(together)
+    assert board.mixed == ("learner",) and board.lines[0].numbers["x"].estimate == 2.0
+    assert "Rows that differ in learner are averaged here" in page(together, [board], tmp_path)
+    apart = load([home], by=["learner"])
+    (board,) = boards(apart, by=["learner"])
+    assert board.mixed == () and [line.arguments for line in board.lines] == [{"learner": "a"}, {"learner": "b"}]
+    assert [(line.numbers["x"].estimate, line.numbers["x"].rows) for line in board.lines] == [(1.5, 4), (2.5, 4)]
+    assert "are averaged" not in page(apart, [board], tmp_path) and "Cells: 2," in page(apart, [board], tmp_path)
