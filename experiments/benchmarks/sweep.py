@@ -1,6 +1,8 @@
-"""What a sweep costs beside its cells: workers of both kinds, the store and its table at 10⁵ cells, Dask's scheduler.
+"""What a sweep costs beside its cells: workers of both kinds, the store and its table, Dask's scheduler.
 
-``python -m experiments.benchmarks --only sweep-workers sweep-store sweep-scheduler --json OUT``
+``python -m experiments.benchmarks --only sweep-workers sweep-store sweep-scheduler --json OUT``; at 10⁵ cells
+``TMPDIR=/dev/shm python -m experiments.benchmarks.sweep --cells 100000`` (minutes, 2 GB of memory), where a file costs no wait
+for a disk.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpsafe.testbed import sweep, sweep_pools, workers
+from gpsafe.testbed import leaderboard, leaderboard_page, sweep, sweep_pools, workers
 from gpsafe.testbed.experiment import Experiment, session
 from gpsafe.testbed.sweep_table import TABLE, Table
 
@@ -121,6 +123,7 @@ class _Slots:
 
     def __init__(self, job: sweep.Job, count: int) -> None:
         self.job, self.count, self.given = job, count, []
+        self.seconds = 0.0
 
     def room(self) -> int:
         return self.count - len(self.given)
@@ -129,14 +132,21 @@ class _Slots:
         self.given.append(task)
 
     def take(self) -> list[tuple[sweep_pools.Task, sweep.Outcome]]:
-        back, self.given = self.given, []
-        return [(task, sweep.work(self.job, *task)) for task in back]
+        back, self.given, begun = self.given, [], time.process_time()
+        found = [(task, sweep.work(self.job, *task)) for task in back]
+        self.seconds += time.process_time() - begun
+        return found
 
 
 @benchmark("sweep-store")
 def sweep_store(settings: Settings) -> Record:
-    """1000 slots × 10⁵ cells through the real store, with the table written as the sweep goes; then a restart."""
-    number, slots = (200, 20) if settings.quick else (100_000, 1000)
+    """The store at 2000 cells, see `store`."""
+    return store(*((200, 20) if settings.quick else (2000, 1000)))
+
+
+def store(cells: int = 100_000, slots: int = 1000) -> Record:
+    """Cells of simulated workers (slots) through the real store, with the table written as the sweep goes; then a restart."""
+    number = cells
     with scene() as (experiment, home):
         job = sweep.Job(str(home / "s"), session())
         seconds: dict[str, float] = {}
@@ -151,7 +161,7 @@ def sweep_store(settings: Settings) -> Record:
             arguments = [
                 experiment.arguments(-1e-9 * k) for k in range(number // 100)
             ]  # no sleep, and yet all different
-            cells = list(sweep.cells(experiment, PACKAGE, arguments, range(100), ""))
+            planned = list(sweep.cells(experiment, PACKAGE, arguments, range(100), ""))
         table, new, writes = Table(home / "s"), {}, 0
 
         def on_done(cell: sweep.Cell, outcome: sweep.Outcome) -> None:
@@ -167,18 +177,24 @@ def sweep_store(settings: Settings) -> Record:
         (home / "s").mkdir()
         table.add([])
         wall = time.perf_counter()
-        with timed("run"):
-            sweep_pools.run(cells, job, _Slots(job, slots), on_done)
+        pool = _Slots(job, slots)
+        with timed("submission"):
+            sweep_pools.run(planned, job, pool, on_done)
         wall = time.perf_counter() - wall
-        seconds["run"] -= seconds["table"]
+        seconds["worker"] = pool.seconds
+        seconds["submission"] -= seconds["table"] + seconds["worker"]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         with timed("which_are_finished"):
-            assert all(cell.folder(home / "s").done() is not None for cell in cells)
+            assert all(cell.folder(home / "s").done() is not None for cell in planned)
         with timed("table_restart"):
-            assert Table(home / "s").add((cell.name, cell.folder("").path.as_posix()) for cell in cells) == {}
+            assert Table(home / "s").add((cell.name, cell.folder("").path.as_posix()) for cell in planned) == {}
         with timed("read_table"):
             import pandas as pd
 
             rows = len(pd.read_parquet(home / "s" / TABLE))
+        with timed("leaderboard"):
+            stored = leaderboard.load([home / "s"])
+            page = leaderboard_page.page(stored, leaderboard.boards(stored), home)
         files, size = 0, 0
         for folder, _, names in os.walk(home / "s"):
             files += len(names)
@@ -193,7 +209,8 @@ def sweep_store(settings: Settings) -> Record:
             "table_bytes": (home / "s" / TABLE).stat().st_size,
             "files_a_cell": files / number,
             "bytes_on_disk_a_cell": size / number,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "page_bytes": len(page.encode()),
+            "peak_memory_mb": peak,
         }
 
 
@@ -237,3 +254,11 @@ def sweep_scheduler(settings: Settings) -> Record:
             "wall_us_a_cell": 1e6 * wall / number,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+
+
+if __name__ == "__main__":
+    import json
+
+    import tyro
+
+    print(json.dumps(tyro.cli(store), indent=1))
