@@ -22,6 +22,8 @@ from gpsafe.testbed.sweep import Cell, Job, Outcome, fail, work
 
 Task = tuple[Cell, bool]
 """A cell, and whether to wait for another process that computes it."""
+MANY = 32
+"""Cells in flight above which a twentieth of a second is waited for more outcomes."""
 MOST = 6
 """Workers that die with a cell before it has begun: then it is what kills them while it is loaded."""
 
@@ -198,6 +200,9 @@ class Cluster:
         from distributed import KilledWorker
 
         back = _drained(self.back)
+        if back and len(self.out) > MANY:  # one question for the outcomes of many cells
+            time.sleep(0.05)
+            back += _drained(self.back, wait=0.0)
         with self._scheduler():
             whole = [future for future, _ in back if future.status == "finished"]
             values = dict(zip(whole, self.client.gather(whole), strict=True)) if whole else {}
@@ -283,11 +288,11 @@ def _quiet(*tops: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _drained(back: queue.SimpleQueue[Any]) -> list[Any]:
+def _drained(back: queue.SimpleQueue[Any], wait: float = 1.0) -> list[Any]:
     """All that is in a queue, after a second at most if there is nothing."""
     found = []
     with contextlib.suppress(queue.Empty):
-        found.append(back.get(timeout=1.0))
+        found.append(back.get(timeout=wait) if wait else back.get_nowait())
         while True:
             found.append(back.get_nowait())
     return found
