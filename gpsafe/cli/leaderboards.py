@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from gpsafe.cli.common import UsageError, parse
-from gpsafe.cli.sweeps import require_extra
+from gpsafe.cli.sweeps import Words, require_extra
 
 DEFAULT = Path("results", "sweeps")
 
@@ -24,9 +24,9 @@ class LeaderboardOptions:
     """Folders of sweeps (default: all in results/sweeps/)."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE.html")] = Path("leaderboard.html")
     """The page."""
-    value: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN ...")] = ()
+    value: Annotated[Words, tyro.conf.arg(metavar="COLUMN ...")] = ()
     """Columns of the table to show; the first one ranks (default: all numbers, eight at most, and no ranking)."""
-    by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ARGUMENT ...")] = ()
+    by: Annotated[Words, tyro.conf.arg(metavar="ARGUMENT ...")] = ()
     """Arguments, and columns of rows, to tell apart (default: the arguments that vary)."""
     smallest_first: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Small values rank first."""
@@ -42,12 +42,13 @@ def leaderboard(words: Sequence[str], command: str) -> int:
     from gpsafe.testbed.sweep_table import TABLE
 
     sweeps = options.sweeps or tuple(file.parent for file in sorted(DEFAULT.glob(f"*/{TABLE}")))
+    values, by = ([word for several in given for word in several] for given in (options.value, options.by))
     if not sweeps:
         raise UsageError(f"gpsafe leaderboard: expected sweeps in {DEFAULT}, got none; gpsafe sweep computes them")
     try:
         store.require_writable("--output", options.output)
-        stored = numbers.load(sweeps, by=options.by)
-        boards = numbers.boards(stored, values=options.value, by=options.by, smallest=options.smallest_first)
+        stored = numbers.load(sweeps, by=by)
+        boards = numbers.boards(stored, values=values, by=by, smallest=options.smallest_first)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not boards:

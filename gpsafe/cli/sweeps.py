@@ -33,6 +33,8 @@ FOLDER/table.parquet. What is finished is skipped; the same command goes on afte
 A file says, once or in several [[sweep]] tables,
 
 """
+Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+"""Of an option that may be given several times, several words each."""
 EVERY = 10.0
 """Seconds between two lines of progress, where there is no terminal."""
 SHOWN = 20
@@ -55,11 +57,9 @@ class SweepOptions:
 class GridOptions:
     """What to compute."""
 
-    grid: Annotated[
-        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="ARGUMENT=VALUE,VALUE ...")
-    ] = ()
+    grid: Annotated[Words, tyro.conf.arg(metavar="ARGUMENT=VALUE,VALUE ...")] = ()
     """Values of arguments; all combinations are computed. Commas separate values, spaces the parts of one."""
-    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="0-9 ...")] = ()
+    seeds: Annotated[Words, tyro.conf.arg(metavar="0-9 ...")] = ()
     """Seeds and ranges of seeds (default: as many as the budget says, from 0)."""
     budget: Literal["smoke", "quick", "full"] = "quick"
     """Sets the defaults of the arguments."""
@@ -124,7 +124,8 @@ def _planned(words: Sequence[str], package: str) -> tuple[list[Cell], SweepOptio
     grid = [word for several in plan.grid for word in several]
     if plan.grid and not grid:
         raise UsageError("--grid: expected ARGUMENT=VALUE,VALUE, got nothing")
-    cells = from_words(experiment, package, chosen.experiment, grid, plan.seeds, plan.budget)
+    seeds = [word for several in plan.seeds for word in several]
+    cells = from_words(experiment, package, chosen.experiment, grid, seeds, plan.budget)
     return cells, chosen.run, experiment.name
 
 

@@ -123,6 +123,7 @@ def test_a_wrong_file_is_one_line_and_nothing_is_done(home, text, expected):
         (["toy-sweep", "--grid", "rate=1,1"], "expected cells that differ"),
         (["toy-sweep", "--seeds", "a"], "--seeds: expected numbers >= 0"),
         (["toy-sweep", "--seeds", "0-2", "1"], "--seeds: expected each once, got 1 twice"),
+        (["toy-sweep", "--seeds", "0-2", "--seeds", "1"], "--seeds: expected each once, got 1 twice"),
         (["toy-sweep", "--workers", "0"], "--workers: expected a number >= 1, got 0"),
         (["toy-sweep", "--budget", "huge"], "huge"),
         (["toy-sweep", "--pieces", "x"], "--pieces"),

@@ -237,7 +237,7 @@ def swept(tmp_path, monkeypatch):
 
 
 def test_every_link_of_the_page_leads_somewhere_and_every_number_has_interval_size_and_cells(swept, capsys):
-    assert cli.main(["leaderboard", "--output", "out/board.html", "--value", "value", "good"]) == 0
+    assert cli.main(["leaderboard", "--output", "out/board.html", "--value", "value", "--value", "good"]) == 0
     text = Path("out/board.html").read_text()
     found = Reader(text)
     assert "script" not in found.tags and not re.search(r"https?://|@import|url\(", text)
