@@ -87,7 +87,7 @@ def _experiments(package: str, *, loaded: bool = False) -> tuple[dict[str, Exper
     return found, broken
 
 
-def _named(words: Sequence[str], usage: str, package: str) -> tuple[Experiment, str]:
+def named(words: Sequence[str], usage: str, package: str) -> tuple[Experiment, str]:
     """The experiment that the first word names, and the package it is from."""
     from gpsafe.testbed.experiment import find
 
@@ -124,7 +124,7 @@ def _list(console: Console, package: str) -> int:
     return 1 if broken else 0
 
 
-def _option(words: Sequence[str], name: str, default: str) -> str:
+def option(words: Sequence[str], name: str, default: str) -> str:
     """The value of an option that is needed before tyro has judged the words."""
     for word, after in itertools.pairwise([*words, ""]):
         if word == name:
@@ -144,8 +144,8 @@ def run(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     if list(words) in (["--help"], ["-h"]):
         print(RUN_USAGE)
         return 0
-    experiment, package = _named(words, RUN_USAGE, package)
-    budget: Any = _option(words[1:], "--budget", "quick")  # sets the defaults of all else
+    experiment, package = named(words, RUN_USAGE, package)
+    budget: Any = option(words[1:], "--budget", "quick")  # sets the defaults of all else
     kind = dataclasses.make_dataclass(
         "Options",
         [
@@ -176,7 +176,7 @@ def report(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     if list(words) in (["--help"], ["-h"]):
         print(REPORT_USAGE)
         return 0
-    experiment, _ = _named(words, REPORT_USAGE, package)
+    experiment, _ = named(words, REPORT_USAGE, package)
     known = [f.name for f in dataclasses.fields(ReportOptions)]
     options = parse(ReportOptions, words[1:], prog=f"gpsafe report {experiment.name}", known=known)
     from gpsafe.testbed import experiment_report, store
@@ -214,7 +214,7 @@ def bench(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     name, options = BENCH[words[0]], list(words[1:])
     if code := run([name, "--workers", "1", *options], command, package=package):
         return code
-    folder = Path(_option(options, "--results", "results"))
+    folder = Path(option(options, "--results", "results"))
     report([name, "--results", str(folder)], command, package=package)
     for table in sorted((folder / name / "report").glob("*.md")):
         if table.name != "index.md":
@@ -229,4 +229,4 @@ def compare(words: Sequence[str], command: str, *, package: str = OURS) -> int:
         return 0
     if code := run(["compare", *words], command, package=package):
         return code
-    return report(["compare", "--results", _option(words, "--results", "results")], command, package=package)
+    return report(["compare", "--results", option(words, "--results", "results")], command, package=package)

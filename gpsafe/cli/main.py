@@ -172,6 +172,18 @@ def _run_words(words: Sequence[str], command: str) -> int:
     return experiments.run(words, command)
 
 
+def _sweep_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import sweeps
+
+    return sweeps.sweep(words, command)
+
+
+def _leaderboard_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import leaderboards
+
+    return leaderboards.leaderboard(words, command)
+
+
 def _report_words(words: Sequence[str], command: str) -> int:
     from gpsafe.cli import experiments
 
@@ -193,7 +205,13 @@ def _bench_words(words: Sequence[str], command: str) -> int:
 COMMANDS: dict[str, Command] = {
     "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
     "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
-    "compare": Command(_compare_words, "hold models and certifiers against each other on the same plants, data and noise"),
+    "compare": Command(
+        _compare_words, "hold models and certifiers against each other on the same plants, data and noise"
+    ),
+    "sweep": Command(
+        _sweep_words, "run an experiment at many arguments and seeds, here or on a cluster, into one table"
+    ),
+    "leaderboard": Command(_leaderboard_words, "draw what sweeps found as one page, each number linked to its cells"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
     "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
 }

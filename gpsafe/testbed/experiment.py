@@ -53,7 +53,7 @@ BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
 OURS = "gpsafe.experiments"
 """The project's own experiments."""
 RESERVED = frozenset(
-    {"budget", "seed", "seeds", "workers", "fresh", "stale", "results", "list", "help"}
+    {"budget", "seed", "seeds", "workers", "fresh", "stale", "results", "list", "help", "grid", "scheduler"}
 )  # of the command line
 
 

@@ -6,9 +6,9 @@ EXTRAS = {
     "casadi": "mpc", "numba": "mpc",
     "sb3_contrib": "rl", "stable_baselines3": "rl",
     "flint": "rigor",
-    "dask": "cluster", "dask_jobqueue": "cluster", "distributed": "cluster",
+    "dask": "cluster", "dask_jobqueue": "cluster", "distributed": "cluster", "pyarrow": "cluster",
     "pybullet": "bullet",
-    "imageio": "lab", "ipywidgets": "lab", "jupytext": "lab", "plotly": "lab", "pyarrow": "lab",
+    "imageio": "lab", "ipywidgets": "lab", "jupytext": "lab", "plotly": "lab",
 }  # fmt: skip
 """Module → extra of gpsafe."""
 NEEDS = "needs"

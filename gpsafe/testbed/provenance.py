@@ -19,9 +19,12 @@ import gpsafe
 # Sources that cannot change what a check finds: editing them keeps the finished pieces.
 PRESENTATION = frozenset(
     {f"cli/{name}.py" for name in ("__init__", "main", "common", "experiments", "running", "verdicts")}
+    | {f"cli/{name}.py" for name in ("sweeps", "sweep_plan", "leaderboards")}
     | {f"testbed/{name}.py" for name in ("report", "animate", "tables", "listing")}
     | {f"testbed/report_{part}.py" for part in ("claims", "figures", "first", "sections", "template")}
+    | {f"testbed/leaderboard{part}.py" for part in ("", "_page")}
     | {f"testbed/experiment{part}.py" for part in ("", "_report", "_run", "_store")}
+    | {f"testbed/sweep{part}.py" for part in ("", "_pools", "_table")}
 )
 PICTURES = "plotting/"  # neither can a picture: of no check, and of no experiment
 OURS = ("experiments/", "proofs_checks/")  # stand inside gpsafe in a wheel, beside it in a checkout

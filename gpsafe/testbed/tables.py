@@ -116,8 +116,9 @@ def _pieces(folder: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
 def _frame(rows: list[Any]) -> DataFrame:
     import pandas as pd
 
-    return pd.DataFrame([{name: _number(value) for name, value in row.items()} for row in rows])
+    return pd.DataFrame([{name: number(value) for name, value in row.items()} for row in rows])
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
+    """A value of JSON with infinities and NaN as numbers again."""
     return _NUMBERS.get(value, value) if isinstance(value, str) else value

@@ -59,7 +59,7 @@ def available_cores() -> int:
 
 
 @contextlib.contextmanager
-def _for_spawning() -> Iterator[None]:
+def for_spawning() -> Iterator[None]:
     """Sets what a new process inherits: one thread a library, and Ctrl-C held back (not lost)."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -125,7 +125,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, start, args, str(log)), daemon=True)
         self.ready = False
         self.task: tuple[Any, int] | None = None  # with the number of this attempt
-        with _for_spawning():
+        with for_spawning():
             self.process.start()
         theirs.close()
 

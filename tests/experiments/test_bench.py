@@ -8,6 +8,8 @@ import pytest
 from experiments.benchmarks import __main__ as bench
 from experiments.benchmarks import common as benchmarks
 
+SWEEP = ("sweep-workers", "sweep-store", "sweep-scheduler")
+
 
 def test_ratio_is_the_median_within_rounds():
     found = benchmarks.ratio([4.0, 9.0, 10.0], [2.0, 3.0, 1.0])
@@ -44,7 +46,7 @@ def test_unknown_names_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["gp-posterior", "gp-low-rank", "gp-append", "planning-step", "certificate", "sac", "refit", "loop"]
+    "name", ["gp-posterior", "gp-low-rank", "gp-append", "planning-step", "certificate", "sac", "refit", "loop", *SWEEP]
 )
 def test_benchmarks_run_and_write_their_environment(name, tmp_path):
     out = tmp_path / "results.json"
