@@ -25,7 +25,7 @@ from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
-from gpsafe.testbed.film import Comparison, save_comparison
+from gpsafe.testbed.film import Film, save_film
 
 from ._report.xmpsc_runs import proposals, untrained
 from .xmpsc_bullet import certification
@@ -86,8 +86,8 @@ def main(arguments: Arguments) -> None:
             for behind in (None, safe)
         )
         sources = [decision.source for decision in kept.decisions]
-        film = Comparison(plant, free.states, kept.states, sources, f"{task}: {proposed}")
-        path = save_comparison(arguments.out / f"{task}.gif", film, size=arguments.size)
+        film = Film(plant, free.states, kept.states, sources, f"{task}: {proposed}")
+        path = save_film(arguments.out / f"{task}.gif", film, size=arguments.size)
         size, right = path.stat().st_size // 1000, dict(kept.counts)
         print(f"{path}: {size} kB, left {len(free.inputs)} steps, right {right}, violated {kept.violated}")
 

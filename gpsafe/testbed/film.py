@@ -31,7 +31,7 @@ TOP = 1.25  # of the strip, in units of the limit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+class Film:
     """Two episodes of a plant.
 
     Attributes:
@@ -49,7 +49,7 @@ class Comparison:
     title: str = ""
 
     def __post_init__(self) -> None:
-        where = "Comparison"
+        where = "Film"
         for name in ("free", "kept"):
             states = _require.finite(where, name, getattr(self, name))
             if states.ndim != 2 or states.shape[-1] != self.system.nx or states.shape[0] < 2:
@@ -67,7 +67,7 @@ class Comparison:
         return ((states - box.center)[:, rows].abs() / box.radius[rows]).amax(-1).numpy()
 
 
-def save_comparison(path: str | Path, comparison: Comparison, *, size: int = 200) -> Path:
+def save_film(path: str | Path, comparison: Film, *, size: int = 200) -> Path:
     """Writes the film: left without a filter, right with it, framed in the colour of each input's source.
 
     An episode that left its limits stands still from there on, framed in red. The strip below shows for both how near the
@@ -81,7 +81,7 @@ def save_comparison(path: str | Path, comparison: Comparison, *, size: int = 200
     Returns:
         The path.
     """
-    _require.count("save_comparison", "size", size, minimum=64)
+    _require.count("save_film", "size", size, minimum=64)
     steps = max(len(comparison.free), len(comparison.kept)) - 1
     shown = np.unique(np.linspace(0, steps, min(steps + 1, MAX_FRAMES)).round().astype(int))
     return store.write_bytes(
@@ -89,7 +89,7 @@ def save_comparison(path: str | Path, comparison: Comparison, *, size: int = 200
     )
 
 
-def frame(comparison: Comparison, step: int, *, size: int = 200) -> Image.Image:
+def frame(comparison: Film, step: int, *, size: int = 200) -> Image.Image:
     """The picture of a step, counted from 0."""
     panels = []
     for states in (comparison.free, comparison.kept):
@@ -106,7 +106,7 @@ def frame(comparison: Comparison, step: int, *, size: int = 200) -> Image.Image:
     return drawn
 
 
-def _told(comparison: Comparison, step: int) -> str:
+def _told(comparison: Film, step: int) -> str:
     now = min(step, len(comparison.kept) - 1)
     if bool(comparison.system.terminated(comparison.kept[now])):
         return "limit left"
@@ -121,7 +121,7 @@ def _framed(panel: NDArray[np.uint8], colour: Colour, width: int = 4) -> NDArray
     return panel
 
 
-def _strip(comparison: Comparison, step: int, size: int) -> NDArray[np.uint8]:
+def _strip(comparison: Film, step: int, size: int) -> NDArray[np.uint8]:
     """Shares of the limit over time, up to now, (size // 3, 2 size, 3)."""
     height, steps = size // 3, max(len(comparison.free), len(comparison.kept)) - 1
     canvas = Canvas(2 * size, -0.02 * steps, 1.02 * steps, 0.0, TOP * 2 * size / height)

@@ -14,16 +14,16 @@ from gpsafe.safety.flight import SOURCES as EVERY
 from gpsafe.systems import SafeCartPole, SimplePendulum
 from gpsafe.systems.scene import RED
 from gpsafe.testbed import animate, compare
-from gpsafe.testbed.film import COLOURS, Comparison, frame, save_comparison
+from gpsafe.testbed.film import COLOURS, Film, frame, save_film
 
 SOURCES = ("plan", "stored", "backup", "soft")
 
 
-def comparison() -> Comparison:
+def comparison() -> Film:
     """Without a filter the pendulum leaves its limits after two steps, with it it swings a little."""
     free = torch.tensor([[math.pi, 0.0], [math.pi, 6.0], [7.0, 6.0]], dtype=torch.float64)
     kept = torch.tensor([[math.pi + 0.1 * t, 0.5] for t in range(5)], dtype=torch.float64)
-    return Comparison(SimplePendulum(), free, kept, SOURCES, "pendulum")
+    return Film(SimplePendulum(), free, kept, SOURCES, "pendulum")
 
 
 def colour(pixel: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_shares_are_distances_to_the_nearest_limit_in_the_limited_coordinates():
     shares = film.shares(film.free)
     assert shares[-1] > 1.0 >= shares[1] == pytest.approx(0.75)
     cart = torch.tensor([[0.0, 50.0, 0.0, 9.0], [1.2, 0.0, -math.radians(12.0), 0.0]], dtype=torch.float64)
-    assert Comparison(SafeCartPole(), cart, cart, ("plan",)).shares(cart).tolist() == pytest.approx([0.0, 1.0])
+    assert Film(SafeCartPole(), cart, cart, ("plan",)).shares(cart).tolist() == pytest.approx([0.0, 1.0])
 
 
 def test_the_strip_goes_up_to_the_step_and_has_the_limit_in_red():
@@ -71,10 +71,10 @@ def test_the_strip_goes_up_to_the_step_and_has_the_limit_in_red():
 
 
 def test_the_film_has_a_frame_a_step_up_to_its_limit(tmp_path, monkeypatch):
-    with Image.open(save_comparison(tmp_path / "a.gif", comparison(), size=64)) as image:
+    with Image.open(save_film(tmp_path / "a.gif", comparison(), size=64)) as image:
         assert (image.n_frames, image.size) == (5, (128, animate.HEADER + 64 + 21))  # type: ignore[attr-defined]
     monkeypatch.setattr(compare, "MAX_FRAMES", 3)
-    with Image.open(save_comparison(tmp_path / "b.gif", comparison(), size=64)) as image:
+    with Image.open(save_film(tmp_path / "b.gif", comparison(), size=64)) as image:
         assert image.n_frames == 3  # type: ignore[attr-defined]
 
 
