@@ -13,7 +13,8 @@ from PIL import Image
 from gpsafe.safety.flight import SOURCES as EVERY
 from gpsafe.systems import SafeCartPole, SimplePendulum
 from gpsafe.systems.scene import RED
-from gpsafe.testbed import animate, compare
+from gpsafe.testbed import animate
+from gpsafe.testbed import film as module
 from gpsafe.testbed.film import COLOURS, Film, frame, save_film
 
 SOURCES = ("plan", "stored", "backup", "soft")
@@ -62,9 +63,9 @@ def test_shares_are_distances_to_the_nearest_limit_in_the_limited_coordinates():
 
 def test_the_strip_goes_up_to_the_step_and_has_the_limit_in_red():
     film = comparison()
-    first, last = (film._strip(film, step, 96).astype(float) / 255 for step in (1, 4))
+    first, last = (module._strip(film, step, 96).astype(float) / 255 for step in (1, 4))
     assert first.shape == (32, 192, 3)
-    row = round(32 * (1 - 1 / film.TOP))
+    row = round(32 * (1 - 1 / module.TOP))
     assert np.abs(last[row - 1 : row + 1, 150] - RED).max(-1).min() < 0.25
     greenish = np.abs(last - COLOURS["soft"]).max(-1) < 0.1
     assert greenish.any() and not (np.abs(first - COLOURS["soft"]).max(-1) < 0.1).any()
@@ -73,7 +74,7 @@ def test_the_strip_goes_up_to_the_step_and_has_the_limit_in_red():
 def test_the_film_has_a_frame_a_step_up_to_its_limit(tmp_path, monkeypatch):
     with Image.open(save_film(tmp_path / "a.gif", comparison(), size=64)) as image:
         assert (image.n_frames, image.size) == (5, (128, animate.HEADER + 64 + 21))  # type: ignore[attr-defined]
-    monkeypatch.setattr(film, "MAX_FRAMES", 3)
+    monkeypatch.setattr(module, "MAX_FRAMES", 3)
     with Image.open(save_film(tmp_path / "b.gif", comparison(), size=64)) as image:
         assert image.n_frames == 3  # type: ignore[attr-defined]
 
