@@ -1,9 +1,9 @@
 """Branch and bound over many boxes at once: min g₀ and max g₁ over each, with attained points (theory §5.8).
 
 A round encloses every open cell, tries a point in each, and closes the cells whose bound is within the tolerance of the best
-point of their box. An axis along which the function is proved monotone over the cell is cut to the end that matters, so that a
-cell on which everything is monotone becomes a corner, where the posterior itself is evaluated; other cells are halved along their
-longest axis. There is no loop over boxes, and no box sees another: budgets are counted box by box.
+point of their box. An axis along which the function is proved monotone over the cell is cut to the end that matters, so that
+a cell on which everything is monotone becomes a corner, where the posterior itself is evaluated; other cells are halved along
+their longest axis. There is no loop over boxes, and no box sees another: budgets are counted box by box.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def extremes(objective: Objective, lower: Array, upper: Array, *, tol: float, ce
     Stops at a box where bound and attained differ by at most tol/2 of the attained range (or by rounding) on either side, or
     when `cells` cells have been enclosed for that side.
     """
-    count, dim = lower.shape
+    count = len(lower)
     best, bound = np.full((2, count, 2), -np.inf)
     slack, used = np.zeros((count, 2)), np.zeros((count, 2), dtype=np.intp)
     where = np.repeat((0.5 * lower + 0.5 * upper)[:, None], 2, axis=1)

@@ -5,8 +5,8 @@ covariance of the functionals (theory §2.1). Over a cell with centre c and half
 
     q(s) = Σ_{|a| ≤ p} s^a ψ_a,   ψ_a = ρ^a ∂^aφ_c / a!,   φ_z = q(s) + e.
 
-A function f = ⟨f, φ_z⟩ then differs from the polynomial Σ ⟨f, ψ_a⟩ s^a by at most ‖f‖‖e‖, and σ(z) from |q(s)|_P, the root of the
-polynomial Σ ⟨ψ_a, ψ_b⟩_P s^{a+b}, by at most ‖e‖. Both norms of remainders are those of the kernel alone (`Profile`).
+A function f = ⟨f, φ_z⟩ then differs from the polynomial Σ ⟨f, ψ_a⟩ s^a by at most ‖f‖‖e‖, and σ(z) from |q(s)|_P, the root of
+the polynomial Σ ⟨ψ_a, ψ_b⟩_P s^{a+b}, by at most ‖e‖, which the kernel alone determines (`Profile`).
 
 Ranges of polynomials over |s_i| ≤ 1 are taken from their Bernstein coefficients, whose least and largest enclose them; a
 coefficient at a corner is the value there.
@@ -36,8 +36,8 @@ MAX_DIM = 6
 class Profile:
     """What the kernel's shape says: derivatives and remainders of z ↦ κ(‖z‖), inputs in length-scales.
 
-    Along the segment φ(t) = φ_{c + t(z−c)}, r = ‖(z − c)/ℓ‖, e is the remainder of Taylor's formula of order p at t = 1, and its norm
-    follows from κ alone:
+    Along the segment φ(t) = φ_{c + t(z−c)}, r = ‖(z − c)/ℓ‖, e is the remainder of Taylor's formula of order p at t = 1, and
+    its norm follows from κ alone:
 
     - RBF: e = ∫₀¹ (1−t)^p/p! φ^{(p+1)}(t) dt with ‖φ^{(p+1)}(t)‖ = √((2p+1)!!) r^{p+1} for all t;
     - Matérn 5/2, p = 2: d‖e‖²/dr = r²(κ⁗(0)r − κ‴(r)) ≤ (100√5/3)r⁴, since (3 − 4a)e^a ≤ 3 − a, a = √5r;

@@ -4,26 +4,28 @@
     found.lower <= μ(z) <= found.upper               # for all z in the box, for every learned output, rounding included
     found.argmin, found.argmax                       # points of the box, where μ is ≤ attained_low and ≥ attained_high
 
-Kernels: RBF, Matérn 5/2, 3/2, ½ with any output scale, length-scales and restriction to inputs, of at most six active inputs;
-others are refused by name. The known part is *not* included: these are ranges of the learned residual, as `GP.posterior` and
-`ConfidenceSet.bounds` give it (`gpsafe.confidence.regions` adds the known part).
+`box` is one `gpsafe.sets.Box`, or the lower and upper ends of many. Kernels: RBF, Matérn 5/2, 3/2, ½ with any output scale,
+length-scales and restriction to inputs, of at most six active inputs; others are refused by name. The known part is *not*
+included: these are ranges of the learned residual, as `GP.posterior` and `ConfidenceSet.bounds` give it
+(`gpsafe.confidence.regions` adds the known part).
 
 **Tolerance.** `gap` is 1 − (width between attained values)/(width of the enclosure). A box is left when both ends are within
-tol/2 of it, when rounding is all that is left (then the gap may be 1, as over a box of one point), or when `cells` cells have been
-enclosed for an end: the enclosure is valid all the same, and `gap` says how good it is.
+tol/2 of it, when rounding is all that is left (then the gap may be 1, as over a box of one point), or when `cells` cells have
+been enclosed for an end: the enclosure is valid all the same, and `gap` says how good it is.
 
-**What is lost.** A box with NaN, infinities or lower > upper has the enclosure [−∞, ∞], attained nothing (NaN) and a gap of ∞; other
-boxes do not notice. Ranges are as sound as the posterior they are of: for a model that claims nothing they claim nothing of f*.
+**What is lost.** A box with NaN, infinities or lower > upper has the enclosure [−∞, ∞], attained nothing (NaN) and a gap of ∞;
+other boxes do not notice. Ranges are as sound as the posterior they are of: for a model that claims nothing they claim nothing
+of f*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpsafe import _require
@@ -36,9 +38,6 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
-
-Boxes: TypeAlias = Box | tuple[Tensor, Tensor]
-"""One box, or lower and upper ends of many, (*b, d) ×2."""
 
 TOL, CELLS = 0.01, 4096
 
@@ -64,7 +63,7 @@ class Range:
     gap: Tensor
 
 
-def mean(model: GP, box: Boxes, *, tol: float = TOL, cells: int = CELLS) -> Range:
+def mean(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells: int = CELLS) -> Range:
     """The posterior mean of the residual of every learned output."""
     _check("ranges.mean", model)
 
@@ -79,7 +78,7 @@ def mean(model: GP, box: Boxes, *, tol: float = TOL, cells: int = CELLS) -> Rang
     return _ranges("ranges.mean", model, box, one, lambda j: (0.0, 0.0), tol, cells)
 
 
-def std(model: GP, box: Boxes, *, tol: float = TOL, cells: int = CELLS) -> Range:
+def std(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells: int = CELLS) -> Range:
     """The posterior standard deviation of every learned output (latent, without noise)."""
     _check("ranges.std", model)
     root = [float(np.sqrt(_form(model, j).variance)) for j in range(model.num_outputs)]
@@ -88,10 +87,12 @@ def std(model: GP, box: Boxes, *, tol: float = TOL, cells: int = CELLS) -> Range
     def one(j: int) -> _Task:
         return shared.setdefault(model._index[j], _Task(Deviation(Output.of(model, j))))
 
-    return _ranges("ranges.std", model, box, one, lambda j: (root[j], root[j]), tol, cells)
+    return _ranges(
+        "ranges.std", model, box, one, lambda j: (root[j] * (1 - 2 * EPS), root[j] * (1 + 2 * EPS)), tol, cells
+    )
 
 
-def band(confidence: ConfidenceSet, box: Boxes, *, tol: float = TOL, cells: int = CELLS) -> Range:
+def band(confidence: ConfidenceSet, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells: int = CELLS) -> Range:
     """From inf l_n to sup h_n over the box, the band of `ConfidenceSet.bounds`: on the event of the set it contains f* there.
 
     Contains the band as it is computed as well as the exact one. An empty F_n (l_n > h_n, theory §2.10) is not noticed here.
@@ -117,6 +118,25 @@ def band(confidence: ConfidenceSet, box: Boxes, *, tol: float = TOL, cells: int 
         return -half, half
 
     return _ranges("ranges.band", newest, box, one, prior, tol, cells)
+
+
+def ends(where: str, box: Box | tuple[Tensor, Tensor], dim: int) -> tuple[Tensor, Tensor]:
+    """Lower and upper ends of one box or many, (*b, d) ×2; their order and finiteness are not looked at."""
+    if isinstance(box, Box):
+        return _require.last_dim(where, "box", box.lower, dim), box.upper
+    if not isinstance(box, tuple) or len(box) != 2:
+        raise _require.fail(where, "a Box or (lower, upper)", type(box).__name__)
+    lower, upper = (_require.points(where, name, end, dim) for name, end in zip(("lower", "upper"), box, strict=True))
+    return lower, _require.shape(where, "upper", upper, tuple(lower.shape))
+
+
+def finest_scale(model: GP) -> Tensor:
+    """Per input 1/ℓ, the largest of the kernels', (d,)."""
+    scale = torch.zeros(model.nx + model.nu, dtype=torch.float64)
+    for j in range(model.num_outputs):
+        form, active = _form(model, j), torch.from_numpy(_active(model, j))
+        scale[active] = torch.maximum(scale[active], 1.0 / form.lengthscale.cpu().expand(len(active)))
+    return scale
 
 
 # ------------------------------------------------------------------------------------------------ inside
@@ -162,32 +182,23 @@ def _deviation_above(output: Output, lower: Array, upper: Array) -> Array:
     return np.minimum(np.where(np.isnan(metric), np.inf, most + metric), output.std)
 
 
-def _ends(where: str, box: Boxes, dim: int) -> tuple[Tensor, Tensor]:
-    if isinstance(box, Box):
-        return _require.last_dim(where, "box", box.lower, dim), box.upper
-    if not isinstance(box, tuple) or len(box) != 2:
-        raise _require.fail(where, "a Box or (lower, upper)", type(box).__name__)
-    lower, upper = (_require.points(where, name, end, dim) for name, end in zip(("lower", "upper"), box, strict=True))
-    return lower, _require.shape(where, "upper", upper, tuple(lower.shape))
-
-
 def _ranges(
     where: str,
     model: GP,
-    box: Boxes,
+    box: Box | tuple[Tensor, Tensor],
     task: Callable[[int], _Task],
     prior: Callable[[int], tuple[float, float]],
     tol: float,
     cells: int,
 ) -> Range:
     """All boxes and outputs; `prior(j)` are the constants of a model without data."""
-    lower, upper = _ends(where, box, model.nx + model.nu)
+    lower, upper = ends(where, box, model.nx + model.nu)
     _require.positive(where, "tol", tol)
     _require.count(where, "cells", cells)
     device, shape = lower.device, lower.shape[:-1]
     model = model if device.type == "cpu" and model.regularizer.device.type == "cpu" else model.to("cpu")
     low, high = (end.detach().cpu().reshape(-1, end.shape[-1]).numpy() for end in (lower, upper))
-    good = np.isfinite(low).all(-1) & np.isfinite(high).all(-1) & (low <= high).all(-1)
+    good = np.asarray(np.isfinite(low).all(-1) & np.isfinite(high).all(-1) & (low <= high).all(-1))
     columns: list[tuple[Array, ...]] = []
     done: dict[int, tuple[Array, ...]] = {}
     with np.errstate(all="ignore"), torch.no_grad():
@@ -203,12 +214,12 @@ def _ranges(
     return Range(*(field.reshape(*shape, *field.shape[1:]) for field in fields))
 
 
-def _active(model: GP, j: int) -> Array:
+def _active(model: GP, j: int) -> NDArray[np.intp]:
     form = _form(model, j)
     return np.arange(model.nx + model.nu) if form.dims is None else form.dims.cpu().numpy()
 
 
-def _constant(low: Array, high: Array, good: Array, ends: tuple[float, float]) -> tuple[Array, ...]:
+def _constant(low: Array, high: Array, good: NDArray[np.bool_], ends: tuple[float, float]) -> tuple[Array, ...]:
     center = np.where(good[:, None], 0.5 * low + 0.5 * high, np.nan)
     values = [
         np.where(good, end, lost) for end, lost in zip((*ends, *ends), (-np.inf, np.inf, np.nan, np.nan), strict=True)
@@ -217,7 +228,7 @@ def _constant(low: Array, high: Array, good: Array, ends: tuple[float, float]) -
 
 
 def _solve(
-    task: _Task, low: Array, high: Array, good: Array, active: Array, tol: float, cells: int
+    task: _Task, low: Array, high: Array, good: NDArray[np.bool_], active: NDArray[np.intp], tol: float, cells: int
 ) -> tuple[Array, ...]:
     a, b = np.ascontiguousarray(low[good][:, active]), np.ascontiguousarray(high[good][:, active])
     found = extremes(task.objective, a, b, tol=tol, cells=cells)

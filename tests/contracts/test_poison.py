@@ -31,7 +31,7 @@ PACKAGES = {
     "cost": "curvature enclosure local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube total_variation"
     " plan_tube to_go",
     "certify": "judge",
-    "confidence": "set bounds functionals",
+    "confidence": "set bounds functionals ranges regions",
 }
 MODULES = [f"{package}.{name}" for package, names in PACKAGES.items() for name in names.split()]
 MODULES += ["safety.shield", "safety.safe_set", "verdict"]
