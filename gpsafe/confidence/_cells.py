@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpsafe.confidence._output import FAR, Local, MeanTaylor, Output, VarianceTaylor, finite, in_blocks
+from gpsafe.confidence._output import Local, MeanTaylor, Output, VarianceTaylor, finite, in_blocks
 from gpsafe.confidence._taylor import EPS, Array, Bernstein
 
 
@@ -89,10 +89,8 @@ class Mean:
         low, high = coefficients.min(-1) - error, coefficients.max(-1) + error
         low, high = np.maximum(finite(low, -cap), -cap), np.minimum(finite(high, cap), cap)
         if local.nearest is not None:
-            value = output.form.variance * output.profile.value(local.nearest) * (1 + 1e-9)
-            direct = np.where(local.reach > FAR, output.direct, np.inf)
-            low = np.maximum(low, -finite(value @ np.maximum(-output.weights, 0.0), np.inf) * (1 + 1e-12) - direct)
-            high = np.minimum(high, finite(value @ np.maximum(output.weights, 0.0), np.inf) * (1 + 1e-12) + direct)
+            least, most = output.mean_far_from_data(local)
+            low, high = np.maximum(low, least), np.minimum(high, most)
         rise = np.zeros((len(low), output.dim))
         if basis.degree:
             steep, error = basis.slopes(coefficients), taylor.slope_error(basis)
@@ -123,7 +121,8 @@ class Deviation:
     def _over(self, lower: Array, upper: Array) -> tuple[Array, ...]:
         output = self.output
         local = Local.of(output, lower, upper)
-        taylor = VarianceTaylor.of(MeanTaylor.of(output, local), local)
+        rows = local.features(output)
+        taylor = VarianceTaylor.of(MeanTaylor.of(output, local, rows), local, rows)
         basis, coefficients, low, high = taylor.basis, taylor.coefficients, taylor.low, taylor.high
         rise = np.zeros((len(low), output.dim))
         if basis.degree:
@@ -143,9 +142,9 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Band:
-    """g₀ = l_n and g₁ = h_n: over several posteriors of one kernel the largest μ − βσ and the least μ + βσ, cut to ±cap.
+    """g₀ = l and g₁ = h: over several posteriors of one kernel the largest μ̂ − βσ and the least μ̂ + βσ, cut to ±cap.
 
-    Both as in exact arithmetic and as `gpsafe.confidence.ConfidenceSet.bounds` rounds them, outwards.
+    μ̂ is the mean with the computed weights, as in `Mean`.
 
     With any σ₀ > 0, σ ≤ |q|_P + ‖e‖ ≤ (|q|²_P/σ₀ + σ₀)/2 + ‖e‖: a polynomial, so that mean and deviation are not bounded apart.
     """
@@ -160,20 +159,19 @@ class Band:
 
     def at(self, points: Array, side: NDArray[np.intp]) -> tuple[Array, Array]:
         """See `Objective`."""
-        sign = np.where(side == 1, 1.0, -1.0)
         inner, outer = np.full((2, len(points)), self.cap)  # of −l and h
         inner *= 1 - 512 * EPS  # the cap is rounded up
         for one in self.generations:
             low, high = in_blocks(one.output.value, one.output.rows(points=True), points)
             least, most = in_blocks(one.output.deviation, one.output.rows(points=True), points)
-            most = np.minimum(finite(most, one.output.std), one.output.std)
-            drift = one.output.carried(most)
-            rounded = np.sqrt(np.square(most) + 2 * one.output.stated(most)) * (1 + 8 * EPS)
+            most = np.minimum(finite(most, np.inf), one.output.std)
             value, top = np.where(side == 1, low, -high), np.where(side == 1, high, -low)
-            inner = np.minimum(inner, finite(value - drift + one.beta * finite(least, 0.0) + one.slack, -np.inf))
-            outer = np.minimum(outer, finite(top + 2 * drift + one.beta * rounded + one.slack, np.inf))
-        inner, outer = inner - 4 * EPS * np.abs(inner), outer + 8 * EPS * np.abs(outer)
-        return np.where(side == 1, inner, -outer), np.where(side == 1, outer, sign * inner)
+            inner = np.minimum(
+                inner, finite(value + one.beta * (1 - 8 * EPS) * finite(least, 0.0) + one.slack, -np.inf)
+            )
+            outer = np.minimum(outer, finite(top + one.beta * most + one.slack, np.inf))
+        inner, outer = inner - 8 * EPS * np.abs(inner), outer + 8 * EPS * np.abs(outer)
+        return np.where(side == 1, inner, -outer), np.where(side == 1, outer, -inner)
 
     def over(self, lower: Array, upper: Array) -> Cells:
         """See `Objective`."""
@@ -191,20 +189,19 @@ class Band:
 def _band(one: Generation, lower: Array, upper: Array) -> tuple[Array, ...]:
     output, beta = one.output, one.beta
     local = Local.of(output, lower, upper)
-    own = MeanTaylor.of(output, local)
-    taylor = VarianceTaylor.of(own, local)
-    basis, variance, root = taylor.basis, taylor.coefficients, taylor.root
-    mean = own.monomials @ basis.matrix[: own.monomials.shape[1]]
-    rounded = 2 * output.stated(taylor.high)
-    error = taylor.error + rounded
-    apart = np.sqrt(np.square(root) + rounded) * (1 + 4 * EPS)
-    drift = 2 * output.carried(taylor.high) + own.error(basis) + beta * own.remainder + one.slack
-    middle = np.sqrt(np.maximum(taylor.center, 1e-6 * np.square(root)))
+    rows = local.features(output)
+    own = MeanTaylor.of(output, local, rows)
+    taylor = VarianceTaylor.of(own, local, rows)
+    basis, variance = taylor.basis, taylor.coefficients
+    mean = basis.coefficients(own.monomials)
+    apart = beta * taylor.high * (1 + 4 * EPS)
+    drift = own.error(basis) + one.slack
+    middle = np.sqrt(np.maximum(taylor.center, 1e-6 * np.square(taylor.root)))
     theta = 0.5 * beta / middle
     tangent = theta[:, None] * variance
-    extra = theta * error + 0.5 * beta * middle
-    high = np.minimum(finite((mean + tangent).max(-1) + extra, np.inf), mean.max(-1) + beta * apart) + drift
-    low = np.maximum(finite((mean - tangent).min(-1) - extra, -np.inf), mean.min(-1) - beta * apart) - drift
+    extra = theta * taylor.error + 0.5 * beta * middle + beta * own.remainder
+    high = np.minimum(finite((mean + tangent).max(-1) + extra, np.inf), mean.max(-1) + apart) + drift
+    low = np.maximum(finite((mean - tangent).min(-1) - extra, -np.inf), mean.min(-1) - apart) - drift
     wide = 8 * EPS * (np.abs(mean).max(-1) + np.abs(tangent).max(-1) + extra)
     low, high = finite(low - wide, -np.inf), finite(high + wide, np.inf)
     spots = _spots(basis, mean - tangent, mean + tangent, lower, upper)

@@ -15,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from gpsafe import linalg
-from gpsafe.confidence._taylor import DEGREES, EPS, Array, Bernstein, Products, Profile, multi_indices
+from gpsafe.confidence._taylor import BLOCK, DEGREES, EPS, Array, Bernstein, Products, Profile, multi_indices, tiled
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models._fast import triangular_product
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
 ENTRY = 32 * EPS  # times d + 4: rounding of a derivative of the kernel from true differences (theory §5.7)
-BLOCK = 8  # cells are padded to multiples: then no row's rounding depends on how many there are
 FAR = 1.0  # radius in length-scales from which the bounds far from data are tried as well
 
 
@@ -154,6 +153,16 @@ class Output:
         variance = np.square(deviation)
         return self.margin(variance, np.full_like(variance, self.form.variance)) * (1 + 64 * EPS)
 
+    def mean_far_from_data(self, local: Local) -> tuple[Array, Array]:
+        """Bounds of Σ α_i k(x_i, ·) over wide cells, infinite for others: each k(x_i, ·) is in [0, k at the nearest point]."""
+        assert local.nearest is not None
+        value = self.form.variance * self.profile.value(local.nearest) * (1 + 1e-9)
+        ends = []
+        for weights in (np.maximum(-self.weights, 0.0), np.maximum(self.weights, 0.0)):
+            end = finite(np.einsum("cn,n->c", value, weights), np.inf) * (1 + 1e-12) + self.direct
+            ends.append(np.where(local.reach > FAR, end, np.inf))
+        return -ends[0], ends[1]
+
     def far_from_data(self, local: Local) -> Array:
         """≤ σ over wide cells, 0 for others: what is explained is at most ‖k‖²/λ."""
         assert local.nearest is not None
@@ -169,19 +178,19 @@ class Output:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Local:
-    """Features of cells.
+    """Cells in length-scales.
 
     Attributes:
+        gaps: from the x_i to the centres, (C, d, n).
         powers: a, (m, d).
-        rows: v ∂^aκ at the centres, (C, m, n).
         scales: ρ^a/(ℓ^a a!), (C, m).
         reach: r of the farthest corner, (C,).
         radius: ρ/ℓ, (C, d).
         nearest: ≤ squared distance of each x_i from the cell, (C, n), where `reach` > FAR; None if it nowhere is.
     """
 
+    gaps: Array
     powers: Array
-    rows: Array
     scales: Array
     reach: Array
     radius: Array
@@ -190,24 +199,30 @@ class Local:
     @staticmethod
     def of(output: Output, lower: Array, upper: Array) -> Local:
         """Of cells [lower, upper], (C, d) ×2."""
-        indices = multi_indices(output.dim, output.profile.order)
         center = 0.5 * lower + 0.5 * upper
         radius = np.maximum(upper - center, center - lower) * output.inverse * (1 + 8 * EPS)
-        gap = np.ascontiguousarray((center[:, None, :] - output.points) * output.inverse)  # (C, n, d)
-        rows = np.empty((len(lower), len(indices), len(output.points)))
-        output.profile.features(np.ascontiguousarray(gap.transpose(0, 2, 1)), indices, rows)
-        rows *= output.form.variance
+        gaps = np.empty((len(lower), output.dim, len(output.points)))
+        for i, scale in enumerate(output.inverse):
+            np.subtract(center[:, i, None], output.points[None, :, i], out=gaps[:, i])
+            gaps[:, i] *= scale
+        indices = multi_indices(output.dim, output.profile.order)
         powers = np.array(indices, dtype=float).reshape(len(indices), -1)
         factorials = np.array([math.prod(math.factorial(k) for k in a) for a in indices], dtype=float)
         scales = np.prod(radius[:, None, :] ** powers, axis=-1) / factorials
         reach = np.sqrt(np.square(radius).sum(-1)) * (1 + 8 * EPS)
-        wide = reach > FAR
-        nearest = None
+        wide, nearest = reach > FAR, None
         if wide.any():
-            nearest = np.zeros((len(lower), rows.shape[-1]))
-            away = np.maximum(np.abs(gap[wide]) * (1 - 16 * EPS) - radius[wide, None, :], 0.0)
-            nearest[wide] = np.square(away).sum(-1)
-        return Local(powers, rows, scales, reach, radius, nearest)
+            nearest = np.zeros((len(lower), len(output.points)))
+            away = np.maximum(np.abs(gaps[wide]) * (1 - 16 * EPS) - radius[wide, :, None], 0.0)
+            nearest[wide] = np.square(away).sum(1)
+        return Local(gaps, powers, scales, reach, radius, nearest)
+
+    def features(self, output: Output) -> Array:
+        """v ∂^aκ at the centres, (C, m, n)."""
+        rows = np.empty((len(self.gaps), len(self.powers), len(output.points)))
+        output.profile.features(self.gaps, multi_indices(output.dim, output.profile.order), rows)
+        rows *= output.form.variance
+        return rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,16 +246,19 @@ class MeanTaylor:
     slope: Array
 
     @staticmethod
-    def of(output: Output, local: Local) -> MeanTaylor:
-        """Reads the rows of `local`."""
+    def of(output: Output, local: Local, rows: Array | None = None) -> MeanTaylor:
+        """Of cells, whose features are `rows` if they are known."""
         own = np.sqrt(output.form.variance * np.diagonal(output.profile.priors(output.dim)))
-        monomials = np.einsum("cmn,n->cm", local.rows, output.weights) * local.scales
+        if rows is None:
+            sums = output.profile.sums(local.gaps, output.form.variance * output.weights)
+        else:
+            sums = np.einsum("cmn,n->cm", rows, output.weights)
         slope = output.std * local.radius * output.profile.slope(local.reach)[:, None]
         return MeanTaylor(
             output,
             Bernstein.of(output.dim, output.profile.order),
             local.powers,
-            monomials,
+            sums * local.scales,
             own * local.scales,
             output.std * output.profile.remainder(local.reach),
             np.where(local.radius == 0, 0.0, slope),
@@ -253,7 +271,7 @@ class MeanTaylor:
 
     def slope_error(self, basis: Bernstein) -> Array:
         """Of one of its derivative along s_i, (C, d)."""
-        rounding = self.output.direct_unit * (self.prior @ self.powers)
+        rounding = self.output.direct_unit * tiled(self.prior, self.powers)
         rounding = rounding + (2 * basis.degree * basis.unit * np.abs(self.monomials).sum(-1))[:, None]
         return (self.output.norm * self.slope + rounding) * (1 + 1e-12)
 
@@ -283,15 +301,15 @@ class VarianceTaylor:
     slope_error: Array
 
     @staticmethod
-    def of(mean: MeanTaylor, local: Local) -> VarianceTaylor:
-        """Overwrites the rows of `local`.
+    def of(mean: MeanTaylor, local: Local, rows: Array) -> VarianceTaylor:
+        """Of cells and their features `rows`, which it overwrites.
 
         Rounding: the margin of the functional Σ s^a ψ_a is at most (Σ √m_a)², m_a those of ψ_a (theory §5.7).
         Slopes: ∂σ² = 2⟨q + e, ∂(q + e)⟩_P, which differs from 2⟨q, ∂q⟩_P by at most 2(|q|‖∂e‖ + ‖e‖|∂q| + ‖e‖‖∂e‖).
         """
-        output, (count, features, n) = mean.output, local.rows.shape
+        output, (count, features, n) = mean.output, rows.shape
         table = output.form.variance * output.profile.priors(output.dim)
-        half = triangular_product(output.root, local.rows.reshape(-1, n)).reshape(count, features, n)
+        half = triangular_product(output.root, rows.reshape(-1, n)).reshape(count, features, n)
         gram = (table - half @ half.transpose(0, 2, 1)) * local.scales[:, :, None] * local.scales[:, None, :]
         products = Products.of(output.dim, output.profile.order, DEGREES[output.dim])
         basis = products.basis
@@ -310,7 +328,7 @@ class VarianceTaylor:
             low = np.maximum(low, output.far_from_data(local))
 
         kept = root[:, None] * mean.slope
-        kept += mean.remainder[:, None] * (np.sqrt(own + margin) @ local.powers + mean.slope)
+        kept += mean.remainder[:, None] * (tiled(np.sqrt(own + margin), local.powers) + mean.slope)
         rounding = (2 * basis.degree * basis.unit * total)[:, None] + 2 * rough.sum(-1)[:, None] * (
             rough @ local.powers
         )

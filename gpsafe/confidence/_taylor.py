@@ -30,6 +30,17 @@ EPS = float(np.finfo(np.float64).eps)
 ORDERS = {1: 6, 2: 5, 3: 4, 4: 3, 5: 2, 6: 2}  # p for the RBF, by dimension
 DEGREES = {1: 12, 2: 10, 3: 6, 4: 4, 5: 3, 6: 3}  # polynomials of the variance: higher powers go into the remainder
 MAX_DIM = 6
+BLOCK = (
+    24  # cells come in multiples of so many, full tiles for BLAS: then no row's rounding depends on the rows around it
+)
+
+
+def tiled(rows: Array, matrix: Array) -> Array:
+    """rows @ matrix, (C, k) and (k, l) → (C, l), BLOCK rows at a time where C is a multiple of it."""
+    tiles, over = divmod(len(rows), BLOCK)
+    if over:
+        return rows @ matrix
+    return np.matmul(rows.reshape(tiles, BLOCK, rows.shape[-1]), matrix).reshape(len(rows), matrix.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +114,42 @@ class Profile:
         """⟨∂^aφ, ∂^bφ⟩/v = (−1)^{|b|} ∂^{a+b}κ(0) for all |a|, |b| ≤ p, (m, m)."""
         return _priors(self, dim)
 
+    def sums(self, t: Array, weights: Array) -> Array:
+        """Σ_i weights_i ∂^aκ(t_i) of all |a| ≤ p, t (C, d, n), weights (n,) → (C, m)."""
+        indices = multi_indices(t.shape[1], self.order)
+        if math.isinf(self.nu):
+            rows = np.empty((len(t), len(indices), t.shape[2]))
+            self.features(t, indices, rows)
+            return np.einsum("cmn,n->cm", rows, weights)
+        value, first, second = self._radial(np.einsum("cin,cin->cn", t, t))
+        found = [np.einsum("cn,n->c", value, weights)[:, None]]
+        if self.order > 0:
+            first *= weights
+            found.append(np.einsum("cn,cin->ci", first, t))
+        if self.order > 1:
+            second *= weights
+            pairs = np.matmul(t * second[:, None], t.transpose(0, 2, 1))
+            bend = first.sum(-1)
+            for a in indices[1 + t.shape[1] :]:
+                i, j = (k for k, e in enumerate(a) for _ in range(e))
+                found.append((pairs[:, i, j] + (bend if i == j else 0.0))[:, None])
+        return np.concatenate(found, axis=1)
+
     def features(self, t: Array, indices: tuple[tuple[int, ...], ...], out: Array) -> None:
         """∂^aκ at t (C, d, n) for every index, into out (C, m, n)."""
         square = np.einsum("cin,cin->cn", t, t)
         if not math.isinf(self.nu):
-            self._radial(t, square, indices, out)
+            value, first, second = self._radial(square)
+            for k, index in enumerate(indices):
+                axes = [i for i, e in enumerate(index) for _ in range(e)]
+                if not axes:
+                    out[:, k] = value
+                    continue
+                np.multiply(first if len(axes) == 1 else second, t[:, axes[0]], out=out[:, k])
+                if len(axes) == 2:
+                    out[:, k] *= t[:, axes[1]]
+                    if axes[0] == axes[1]:
+                        out[:, k] += first
             return
         top = max(max(a) for a in indices)
         one_axis = [np.ones_like(t), -t]  # (−1)^j He_j(t)
@@ -122,25 +164,16 @@ class Profile:
             before = place[(*a[:last], 0, *a[last + 1 :])]
             np.multiply(out[:, before], one_axis[a[last]][:, last], out=out[:, k])
 
-    def _radial(self, t: Array, square: Array, indices: tuple[tuple[int, ...], ...], out: Array) -> None:
+    def _radial(self, square: Array) -> tuple[Array, Array, Array]:
+        """κ, κ′/r and (κ′/r)′/r of a Matérn kernel, as far as they exist, from r²."""
         a = np.sqrt(2 * self.nu * square)
         decay = np.exp(-a)
         first = second = decay
         if self.nu == 1.5:
-            first = -3.0 * decay  # κ′/r
+            first = -3.0 * decay
         elif self.nu == 2.5:
-            first, second = (-5 / 3) * (1 + a) * decay, (25 / 3) * decay  # and (κ′/r)′/r
-        for k, index in enumerate(indices):
-            axes = [i for i, e in enumerate(index) for _ in range(e)]
-            if not axes:
-                np.multiply(self._polynomial(a), decay, out=out[:, k])
-            elif len(axes) == 1:
-                np.multiply(first, t[:, axes[0]], out=out[:, k])
-            else:
-                np.multiply(second, t[:, axes[0]], out=out[:, k])
-                out[:, k] *= t[:, axes[1]]
-                if axes[0] == axes[1]:
-                    out[:, k] += first
+            first, second = (-5 / 3) * (1 + a) * decay, (25 / 3) * decay
+        return self._polynomial(a) * decay, first, second
 
     def _polynomial(self, a: Array) -> Array | float:
         """κ e^a of a Matérn kernel, a = √(2ν) r."""
@@ -208,8 +241,8 @@ class Bernstein:
         return Bernstein(dim, degree, indices, np.ascontiguousarray(rows))
 
     def coefficients(self, monomials: Array) -> Array:
-        """(C, Γ) → (C, (D + 1)^d); each errs by at most `unit` Σ|monomials|."""
-        return monomials @ self.matrix
+        """(C, Γ') → (C, (D + 1)^d), of the first Γ' monomials; each errs by at most `unit` Σ|monomials|."""
+        return tiled(monomials, self.matrix[: monomials.shape[1]])
 
     @property
     def unit(self) -> float:
@@ -278,4 +311,4 @@ class Products:
         flat = gram.reshape(len(gram), -1)
         monomials = np.add.reduceat(flat[:, self.order], self.starts, axis=1)
         rest = np.abs(flat[:, self.tail])
-        return monomials, rest.sum(-1), rest @ self.tail_powers
+        return monomials, rest.sum(-1), tiled(rest, self.tail_powers)

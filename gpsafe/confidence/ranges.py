@@ -70,8 +70,9 @@ def mean(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells
     def one(j: int) -> _Task:
         output = Output.of(model, j)
 
-        def drift(lower: Array, upper: Array) -> Array:
-            return output.carried(_deviation_above(output, lower, upper))
+        def drift(lower: Array, upper: Array) -> tuple[Array, Array]:
+            carried = output.carried(_deviation(output, lower, upper)[1])
+            return carried, carried
 
         return _Task(Mean(output), drift)
 
@@ -95,7 +96,8 @@ def std(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells:
 def band(confidence: ConfidenceSet, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells: int = CELLS) -> Range:
     """From inf l_n to sup h_n over the box, the band of `ConfidenceSet.bounds`: on the event of the set it contains f* there.
 
-    Contains the band as it is computed as well as the exact one. An empty F_n (l_n > h_n, theory §2.10) is not noticed here.
+    Contains the band as `ConfidenceSet.bounds` computes it as well as the exact one. An empty F_n (l_n > h_n, theory §2.10) is
+    not noticed here.
 
     Raises:
         ValueError: if the bound is not of the form μ ± βσ, or a generation not a `GP`.
@@ -109,8 +111,8 @@ def band(confidence: ConfidenceSet, box: Box | tuple[Tensor, Tensor], *, tol: fl
     caps = [float(norms[j]) * float(np.sqrt(_form(newest, j).variance)) * (1 + 128 * EPS) for j in range(len(norms))]
 
     def one(j: int) -> _Task:
-        parts = [_generation(bound, g, j) for g in confidence.generations if g.inputs is not None]
-        return _Task(Band(tuple(parts), caps[j]))
+        parts = tuple(_generation(bound, g, j) for g in confidence.generations if g.inputs is not None)
+        return _Task(Band(parts, caps[j]), lambda lower, upper: _band_drift(parts, lower, upper), caps[j])
 
     def prior(j: int) -> tuple[float, float]:
         beta, std = float(bound.beta(newest)[j]), float(np.sqrt(_form(newest, j).variance))
@@ -143,7 +145,10 @@ def finest_scale(model: GP) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class _Task:
     objective: Objective
-    drift: Callable[[Array, Array], Array] | None = None
+    drift: Callable[[Array, Array], tuple[Array, Array]] | None = None
+    """how far the function is from the objective, and how far what is to be contained may be, over boxes"""
+    cap: float = np.inf
+    """of its size"""
 
 
 def _form(model: GP, j: int) -> kernels.Stationary:
@@ -173,13 +178,27 @@ def _generation(bound: ConfidenceBound, model: GP, j: int) -> Generation:
     return Generation(Output.of(model, j), float(bound.beta(model)[j]) * (1 + 4 * EPS), _slack(bound, model, j))
 
 
-def _deviation_above(output: Output, lower: Array, upper: Array) -> Array:
-    """≥ σ over boxes, by the metric from the centre."""
+def _deviation(output: Output, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """≤ and ≥ σ over boxes, by the metric from the centre."""
     center = 0.5 * lower + 0.5 * upper
     scaled = np.maximum(upper - center, center - lower) * output.inverse
     metric = output.form.metric(torch.from_numpy(np.square(scaled).sum(-1))).numpy() * (1 + 1e-12)
-    _, most = Deviation(output).at(center, np.zeros(len(center), dtype=np.intp))
-    return np.minimum(np.where(np.isnan(metric), np.inf, most + metric), output.std)
+    metric = np.where(np.isnan(metric), np.inf, metric)
+    least, most = Deviation(output).at(center, np.zeros(len(center), dtype=np.intp))
+    return np.maximum(least - metric, 0.0), np.minimum(most + metric, output.std)
+
+
+def _band_drift(parts: tuple[Generation, ...], lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Of the exact band from the objective, and of the computed one, whose half-width is rounded up by the stated margins."""
+    inner, outer = np.zeros((2, len(lower)))
+    for one in parts:
+        least, most = _deviation(one.output, lower, upper)
+        margin = 2 * one.output.stated(most)
+        carried = one.output.carried(np.sqrt(np.square(most) + margin))
+        wider = np.minimum(np.sqrt(margin), 0.5 * margin / np.maximum(least, 1e-300))
+        inner = np.maximum(inner, carried)
+        outer = np.maximum(outer, 3 * carried + one.beta * wider * (1 + 1e-12))
+    return inner, outer + 64 * EPS * np.abs(outer)
 
 
 def _ranges(
@@ -232,9 +251,10 @@ def _solve(
 ) -> tuple[Array, ...]:
     a, b = np.ascontiguousarray(low[good][:, active]), np.ascontiguousarray(high[good][:, active])
     found = extremes(task.objective, a, b, tol=tol, cells=cells)
-    drift = np.zeros(len(a)) if task.drift is None else task.drift(a, b)
-    lower, upper = found.bound[:, 0] - drift, found.bound[:, 1] + drift
-    least, most = found.attained[:, 0] + drift, found.attained[:, 1] - drift
+    inside, outside = (0.0, 0.0) if task.drift is None else task.drift(a, b)
+    lower = np.maximum(found.bound[:, 0] - outside, -task.cap)
+    upper = np.minimum(found.bound[:, 1] + outside, task.cap)
+    least, most = found.attained[:, 0] + inside, found.attained[:, 1] - inside
     width, inner = upper - lower, np.maximum(most - least, 0.0)
     gap = np.where(width > 0, 1 - inner / np.where(width > 0, width, 1.0), 0.0)
     values = []
