@@ -20,7 +20,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def confidence() -> ConfidenceSet:
     """x⁺ = A x + B u + residual, one of two states learned, data in the left half."""
-    prior = AffineKnown(torch.tensor([[1.0, 0.1], [0.0, 0.9]]), torch.tensor([[0.0], [0.1]]))
+    prior = AffineKnown(torch.tensor([[1.0, 0.1], [0.0, 0.9]]), torch.tensor([[0.0], [0.1]]), torch.zeros(2))
     kernel = kernels.rbf([0.9, 1.1, 1.4])
     model = GP.create(kernel, 1e-4, nx=2, nu=1, noise_std=0.01, outputs=[1], prior=prior)
     z = uniform(80, 3, seed=1)
@@ -96,7 +96,7 @@ def test_answers_are_monotone_in_the_question(confidence):
     lower = uniform(30, 3, seed=7)
     upper = lower + 0.2
     last = torch.zeros(30, dtype=torch.bool)
-    for epsilon in (0.05, 0.1, 0.3, 1.0, 4.0):
+    for epsilon in (0.05, 0.1, 0.3, 1.0, 50.0):
         found = regions.certified(confidence, (lower, upper), epsilon=epsilon)
         assert bool((found.yes | ~last).all())
         last = found.yes
