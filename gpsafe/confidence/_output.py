@@ -153,6 +153,19 @@ class Output:
         variance = np.square(deviation)
         return self.margin(variance, np.full_like(variance, self.form.variance)) * (1 + 64 * EPS)
 
+    def widened(self, deviation: Array) -> Array:
+        """≥ √(computed variance + its margin) − σ, where σ is at most `deviation`.
+
+        The computed variance exceeds σ² by at most its margin m, so with m = m₀ + Δ, m₀ that of σ = 0, this is at most
+        √(σ² + 2m₀ + 2Δ) − σ ≤ √(2m₀) + Δ/σ; and Δ, from its formula (`gpsafe.confidence.rounding`), is at most
+        2ε√k·sσ + η(2t₀sσ + s²σ²) with s² = 2T/λ. Doubled, for m is taken at the computed variance.
+        """
+        own, zero = self.rounding, self.stated(np.zeros_like(deviation))
+        s = math.sqrt(2 * float(own.trace / own.regularizer))
+        first = s * np.sqrt(zero) + 4 * float(own.entry * own.trace / own.regularizer) * self.std
+        steep = 2 * float(own.entry) * self.std * s + float(own.backward) * s * (2 * first + s * deviation)
+        return 2 * (np.sqrt(2 * zero) + steep)
+
     def mean_far_from_data(self, local: Local) -> tuple[Array, Array]:
         """Bounds of Σ α_i k(x_i, ·) over wide cells, infinite for others: each k(x_i, ·) is in [0, k at the nearest point]."""
         assert local.nearest is not None

@@ -71,7 +71,7 @@ def mean(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells
         output = Output.of(model, j)
 
         def drift(lower: Array, upper: Array) -> tuple[Array, Array]:
-            carried = output.carried(_deviation(output, lower, upper)[1])
+            carried = output.carried(_deviation_above(output, lower, upper))
             return carried, carried
 
         return _Task(Mean(output), drift)
@@ -178,26 +178,24 @@ def _generation(bound: ConfidenceBound, model: GP, j: int) -> Generation:
     return Generation(Output.of(model, j), float(bound.beta(model)[j]) * (1 + 4 * EPS), _slack(bound, model, j))
 
 
-def _deviation(output: Output, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """≤ and ≥ σ over boxes, by the metric from the centre."""
+def _deviation_above(output: Output, lower: Array, upper: Array) -> Array:
+    """≥ σ over boxes, by the metric from the centre."""
     center = 0.5 * lower + 0.5 * upper
     scaled = np.maximum(upper - center, center - lower) * output.inverse
     metric = output.form.metric(torch.from_numpy(np.square(scaled).sum(-1))).numpy() * (1 + 1e-12)
-    metric = np.where(np.isnan(metric), np.inf, metric)
-    least, most = Deviation(output).at(center, np.zeros(len(center), dtype=np.intp))
-    return np.maximum(least - metric, 0.0), np.minimum(most + metric, output.std)
+    _, most = Deviation(output).at(center, np.zeros(len(center), dtype=np.intp))
+    return np.minimum(np.where(np.isnan(metric), np.inf, most + metric), output.std)
 
 
 def _band_drift(parts: tuple[Generation, ...], lower: Array, upper: Array) -> tuple[Array, Array]:
     """Of the exact band from the objective, and of the computed one, whose half-width is rounded up by the stated margins."""
     inner, outer = np.zeros((2, len(lower)))
     for one in parts:
-        least, most = _deviation(one.output, lower, upper)
-        margin = 2 * one.output.stated(most)
-        carried = one.output.carried(np.sqrt(np.square(most) + margin))
-        wider = np.minimum(np.sqrt(margin), 0.5 * margin / np.maximum(least, 1e-300))
+        most = _deviation_above(one.output, lower, upper)
+        wider = one.output.widened(most)
+        carried = one.output.carried(most + wider)
         inner = np.maximum(inner, carried)
-        outer = np.maximum(outer, 3 * carried + one.beta * wider * (1 + 1e-12))
+        outer = np.maximum(outer, 3 * carried + one.beta * wider)
     return inner, outer + 64 * EPS * np.abs(outer)
 
 
