@@ -39,7 +39,7 @@ def boxes(count: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def one_cell(model: GP, lower: Tensor, upper: Tensor) -> dict[str, Tensor]:
-    """Widths of what §5.3 alone encloses from the centre, (N,)."""
+    """Widths of what theory §5.3 alone encloses from the centre, (N,)."""
     form = kernels.stationary(model.kernels[0])
     assert form is not None
     center, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
