@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Constant, ConvexProgram, Mixture, _taylor, ranges
 from gpsafe.confidence._cells import Deviation, Mean
-from gpsafe.confidence._output import Output
+from gpsafe.confidence._output import ENTRY, Local, Output
 from gpsafe.confidence._taylor import Bernstein, Products, Profile, multi_indices
 from gpsafe.models import GP, LowRankGP
 from gpsafe.rkhs import kernels
@@ -464,6 +464,45 @@ def test_features_are_derivatives_and_priors_their_inner_products(nu):
         origin = np.empty((1, len(indices), 1))
         profile.features(np.zeros((1, d, 1)), indices, origin)
         np.testing.assert_allclose(table[:, 0], origin[0, :, 0], atol=1e-13)  # ⟨∂^aφ, φ⟩ = ∂^aκ(0)
+
+
+@pytest.mark.parametrize(("nu", "d"), [(math.inf, 1), (math.inf, 3), (2.5, 2), (1.5, 1)])
+def test_features_err_by_less_than_their_stated_rounding(nu, d):
+    """Relative to their prior norm, with room for another factor of two, near and far, anywhere in space."""
+    scales = [0.3, 0.7, 1.9][:d]
+    for offset in (0.0, 1000.0):
+        x = 3 * torch.tensor(scales, dtype=torch.float64) * uniform(30, d, seed=d) + offset
+        model = GP.create(shaped(nu, scales), 1e-2, nx=d, nu=0, noise_std=1.0, outputs=(0,))
+        output = Output.of(model.condition_on(x, x[:, :1]), 0)
+        center = (offset + 0.1 * uniform(1, d, seed=4)).numpy()
+        rows = Local.of(output, center, center).features(output)[0]
+        priors = np.sqrt(np.diagonal(output.profile.priors(d)))
+        indices, worst = multi_indices(d, output.profile.order), 0.0
+        with mpmath.workdps(40):
+            for i in range(30):
+                t = [(mpmath.mpf(center[0, k]) - mpmath.mpf(float(x[i, k]))) / mpmath.mpf(scales[k]) for k in range(d)]
+                square = sum(v * v for v in t)
+                for m, index in enumerate(indices):
+                    worst = max(worst, abs(rows[m, i] - exact_feature(nu, t, square, index)) / priors[m])
+        assert worst <= 0.5 * ENTRY * (d + 4)
+
+
+def exact_feature(nu: float, t, square, index: tuple[int, ...]):
+    """∂^aκ(t) of the RBF (Hermite) or a Matérn kernel (κ′/r, (κ′/r)′/r), in mpmath's precision."""
+    if math.isinf(nu):
+        he = [
+            (-1) ** k * mpmath.hermite(k, v / mpmath.sqrt(2)) / mpmath.sqrt(2) ** k
+            for v, k in zip(t, index, strict=True)
+        ]
+        return mpmath.fprod(he) * mpmath.exp(-square / 2)
+    a = mpmath.sqrt(2 * nu * square)
+    axes = [i for i, e in enumerate(index) for _ in range(e)]
+    if not axes:
+        return reference.profile(nu, square)
+    first = (-3 if nu == 1.5 else -mpmath.mpf(5) / 3 * (1 + a)) * mpmath.exp(-a)
+    if len(axes) == 1:
+        return first * t[axes[0]]
+    return mpmath.mpf(25) / 3 * mpmath.exp(-a) * t[axes[0]] * t[axes[1]] + (first if axes[0] == axes[1] else 0)
 
 
 def test_bernstein_coefficients_enclose_polynomials_and_products_collect_them():
