@@ -182,6 +182,17 @@ class Profile:
         return 1 + a if self.nu == 1.5 else 1 + a * (1 + a / 3)
 
 
+def chord(nu: float, eta: Array) -> Array:
+    """c(η) ≥ ‖φ(t) − (1 − t)φ(0) − tφ(1)‖ of a unit kernel, t ∈ [0, 1], along a segment of η length-scales (theory §5.10)."""
+    if math.isinf(nu):
+        return math.sqrt(3) / 8 * eta**2
+    if nu == 2.5:
+        return 5 / 8 * eta**2
+    if nu == 1.5:
+        return math.sqrt(12 * math.sqrt(3)) / 4 * eta**1.5
+    return np.sqrt(-2 * np.expm1(-0.5 * eta))
+
+
 @cache
 def _priors(profile: Profile, dim: int) -> Array:
     indices = multi_indices(dim, profile.order)

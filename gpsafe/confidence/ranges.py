@@ -20,7 +20,7 @@ of f*.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence._branch import extremes
 from gpsafe.confidence._cells import Band, Deviation, Generation, Mean, Objective, Output
-from gpsafe.confidence._taylor import EPS, MAX_DIM, Array
+from gpsafe.confidence._taylor import EPS, MAX_DIM, Array, chord
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.gp import GP
@@ -65,7 +65,7 @@ class Range:
 
 def mean(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells: int = CELLS) -> Range:
     """The posterior mean of the residual of every learned output."""
-    _check("ranges.mean", model)
+    model = _checked("ranges.mean", model)
 
     def one(j: int) -> _Task:
         output = Output.of(model, j)
@@ -81,7 +81,7 @@ def mean(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells
 
 def std(model: GP, box: Box | tuple[Tensor, Tensor], *, tol: float = TOL, cells: int = CELLS) -> Range:
     """The posterior standard deviation of every learned output (latent, without noise)."""
-    _check("ranges.std", model)
+    model = _checked("ranges.std", model)
     root = [float(np.sqrt(_form(model, j).variance)) for j in range(model.num_outputs)]
     shared: dict[int, _Task] = {}
 
@@ -105,13 +105,12 @@ def band(confidence: ConfidenceSet, box: Box | tuple[Tensor, Tensor], *, tol: fl
     bound, newest = confidence.bound, confidence.model
     if type(bound).interval is not ConfidenceBound.interval:
         raise _require.fail("ranges.band", "a bound of the form mean ± beta·std", bound.name)
-    for generation in confidence.generations:
-        _check("ranges.band", generation)
+    generations = [_checked("ranges.band", generation) for generation in confidence.generations]
     norms = bound.norms(newest.num_outputs)
     caps = [float(norms[j]) * float(np.sqrt(_form(newest, j).variance)) * (1 + 128 * EPS) for j in range(len(norms))]
 
     def one(j: int) -> _Task:
-        parts = tuple(_generation(bound, g, j) for g in confidence.generations if g.inputs is not None)
+        parts = tuple(_generation(bound, g, j) for g in generations if g.inputs is not None)
         return _Task(Band(parts, caps[j]), lambda lower, upper: _band_drift(parts, lower, upper), caps[j])
 
     def prior(j: int) -> tuple[float, float]:
@@ -119,7 +118,42 @@ def band(confidence: ConfidenceSet, box: Box | tuple[Tensor, Tensor], *, tol: fl
         half = min(caps[j], (beta * std + _slack(bound, newest, j)) * (1 + 1e-9))
         return -half, half
 
-    return _ranges("ranges.band", newest, box, one, prior, tol, cells)
+    return _ranges("ranges.band", generations[-1], box, one, prior, tol, cells)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interpolation:
+    """What multilinear interpolation between nodes leaves out, per learned output, (p,).
+
+    With w_j ≥ 0, Σ w_j = 1 the weights of the 2^d nodes z_j around z: |μ(z) − Σ w_j μ(z_j)| ≤ `mean`, and σ(z) ≤ Σ w_j σ(z_j) +
+    `std`, for values at the nodes as `GP.posterior` computes them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+def interpolation(model: GP, step: Tensor | Sequence[float]) -> Interpolation:
+    """For a regular grid with spacings h = `step` (d,): a posterior that is tabulated once, with a proven error (theory §5.10).
+
+    ‖φ_z − Σ w_j φ_{z_j}‖ ≤ √v Σ_i c(h_i/ℓ_i) over the axes, with c(η) = √3η²/8 (RBF), 5η²/8, (12√3)^{1/2}η^{3/2}/4, (2(1 −
+    e^{−η/2}))^{1/2} (Matérn 5/2, 3/2, ½). There is no such lower bound of σ.
+    """
+    where = "ranges.interpolation"
+    model = _checked(where, model)
+    h = _require.nonnegative(where, "step", _require.floats(where, "step", step))
+    _require.shape(where, "step", h, (model.nx + model.nu,))
+    means, stds = [], []
+    for j in range(model.num_outputs):
+        form = _form(model, j)
+        eta = h.cpu().numpy()[_active(model, j)] / form.lengthscale.cpu().numpy()
+        apart = float(np.sqrt(form.variance) * chord(form.nu, eta).sum()) * (1 + 64 * EPS)
+        rounding = model.inputs is not None
+        output = Output.of(model, j) if rounding else None
+        top = np.array([np.sqrt(form.variance)])
+        means.append(apart * output.norm + float(output.carried(top)[0]) + output.direct if output else 0.0)
+        stds.append(apart + float(output.widened(top)[0]) if output else 0.0)
+    return Interpolation(torch.tensor(means, dtype=torch.float64), torch.tensor(stds, dtype=torch.float64))
 
 
 def ends(where: str, box: Box | tuple[Tensor, Tensor], dim: int) -> tuple[Tensor, Tensor]:
@@ -142,8 +176,10 @@ def finest_scale(model: GP) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ inside
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Task:
+    """What is enclosed for one learned output, or for several that share it."""
+
     objective: Objective
     drift: Callable[[Array, Array], tuple[Array, Array]] | None = None
     """how far the function is from the objective, and how far what is to be contained may be, over boxes"""
@@ -157,7 +193,8 @@ def _form(model: GP, j: int) -> kernels.Stationary:
     return form
 
 
-def _check(where: str, model: GP) -> None:
+def _checked(where: str, model: GP) -> GP:
+    """On the CPU."""
     if type(model) is not GP:
         raise _require.fail(where, "an exact GP", type(model).__name__)
     for kernel in model.kernels:
@@ -167,6 +204,8 @@ def _check(where: str, model: GP) -> None:
         active = model.nx + model.nu if form.dims is None else len(form.dims)
         if active > MAX_DIM:
             raise _require.fail(where, f"kernels of at most {MAX_DIM} active inputs", active)
+    there = model.regularizer.device if model.inputs is None else model.inputs.device
+    return model if there.type == "cpu" else model.to("cpu")
 
 
 def _slack(bound: ConfidenceBound, model: GP, j: int) -> float:
@@ -213,20 +252,19 @@ def _ranges(
     _require.positive(where, "tol", tol)
     _require.count(where, "cells", cells)
     device, shape = lower.device, lower.shape[:-1]
-    model = model if device.type == "cpu" and model.regularizer.device.type == "cpu" else model.to("cpu")
     low, high = (end.detach().cpu().reshape(-1, end.shape[-1]).numpy() for end in (lower, upper))
     good = np.asarray(np.isfinite(low).all(-1) & np.isfinite(high).all(-1) & (low <= high).all(-1))
     columns: list[tuple[Array, ...]] = []
-    done: dict[int, tuple[Array, ...]] = {}
+    done: dict[_Task, tuple[Array, ...]] = {}
     with np.errstate(all="ignore"), torch.no_grad():
         for j in range(model.num_outputs):
             if model.inputs is None or not good.any():
                 columns.append(_constant(low, high, good, prior(j)))
                 continue
             one = task(j)
-            if id(one) not in done:
-                done[id(one)] = _solve(one, low, high, good, _active(model, j), tol, cells)
-            columns.append(done[id(one)])
+            if one not in done:
+                done[one] = _solve(one, low, high, good, _active(model, j), tol, cells)
+            columns.append(done[one])
     fields = [torch.from_numpy(np.stack(column, axis=1)).to(device) for column in zip(*columns, strict=True)]
     return Range(*(field.reshape(*shape, *field.shape[1:]) for field in fields))
 

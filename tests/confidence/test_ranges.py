@@ -292,6 +292,30 @@ def test_boxes_come_as_one_or_as_arrays_of_any_shape_and_outputs_keep_their_kern
             )
 
 
+def test_every_output_has_its_own_range_and_shared_ones_the_same():
+    scales = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    family = [shaped(nu, [scale]) for nu, scale in zip(FAMILIES * 2, scales, strict=True)]
+    first = [shaped(nu, [scale], dims=[0]) for nu, scale in zip(FAMILIES * 2, scales, strict=True)]
+    z, box = uniform(12, 1, seed=4), (-torch.ones(3, 1).double(), uniform(3, 1, seed=6))
+    y = torch.sin(3 * z + torch.arange(8))
+    many = GP.create(first, 1e-3, nx=8, nu=0, noise_std=0.1).condition_on(torch.cat([z, torch.zeros(12, 7)], dim=1), y)
+    wide = tuple(torch.cat([end, torch.zeros(3, 7)], dim=1) for end in box)
+    for what in (ranges.mean, ranges.std):
+        together = what(many, wide, cells=30)
+        for j in range(8):
+            one = GP.create(family[j], 1e-3, nx=1, nu=0, noise_std=0.1).condition_on(z, y[:, j : j + 1])
+            torch.testing.assert_close(what(one, box, cells=30).upper[:, 0], together.upper[:, j], rtol=1e-6, atol=1e-6)
+    same = GP.create(family[0], 1e-3, nx=1, nu=1, noise_std=0.1, outputs=[0]).condition_on(
+        torch.cat([z, z.cos()], dim=1), y[:, :1], noise_scale=1 + z[:, 0].abs()
+    )
+    pair = tuple(torch.cat([end, end], dim=1) for end in box)
+    found = ranges.std(same, pair)
+    inside = pair[0] + (pair[1] - pair[0]) * (0.5 + 0.5 * uniform(300, 3, 2, seed=8))
+    value = same.posterior(inside)[1]
+    assert bool(((value >= found.lower) & (value <= found.upper)).all())
+    assert float(found.gap.max()) <= 0.01
+
+
 def test_a_box_without_sense_is_lost_alone():
     model = case("rbf")
     lower, upper = torch.zeros(4, 2, dtype=torch.float64), torch.full((4, 2), 0.2, dtype=torch.float64)
@@ -388,6 +412,54 @@ def test_bands_are_as_narrow_as_their_tolerance_and_cut_at_the_norm():
     assert float(far.upper.max()) == pytest.approx(4.0, rel=1e-9)
     wide = ranges.band(ConfidenceSet(Constant(value=3.0)).update(model), (lower + 50, lower + 51))
     assert 3.0 <= float(wide.upper.max()) <= 3.03
+
+
+# ------------------------------------------------------------------------------------------------------- table
+@pytest.mark.parametrize("nu", FAMILIES)
+def test_interpolation_errs_by_no_more_than_is_proved_and_by_a_fair_part_of_it(nu):
+    model = learned(nu, [0.6, 0.9], 1e-4)
+    seen = []
+    for count in (4, 9):
+        step = 2.0 / count
+        proved = ranges.interpolation(model, [step, step])
+        axis = -1 + step * torch.arange(count + 1, dtype=torch.float64)
+        nodes = torch.cartesian_prod(axis, axis).reshape(count + 1, count + 1, 2)
+        z = uniform(4000, 2, seed=3)
+        place = ((z + 1) / step).floor().long().clamp_max(count - 1)
+        t = (z + 1) / step - place
+        mean, std = torch.zeros(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+        for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            weight = torch.stack([t[:, i] if c else 1 - t[:, i] for i, c in enumerate(corner)]).prod(0)
+            values = model.posterior(nodes[place[:, 0] + corner[0], place[:, 1] + corner[1]])
+            mean, std = mean + weight * values[0][:, 0], std + weight * values[1][:, 0]
+        exact = model.posterior(z)
+        assert float((exact[0][:, 0] - mean).abs().max()) <= float(proved.mean)
+        assert float((exact[1][:, 0] - std).max()) <= float(proved.std)
+        seen.append((float((exact[0][:, 0] - mean).abs().max()) / float(proved.mean), float(proved.mean)))
+    assert nu == 0.5 or seen[1][0] > 0.02
+    assert seen[1][1] < seen[0][1]
+    bare = GP.create(shaped(nu, [0.6, 0.9]), 1e-4, nx=2, nu=0, noise_std=0.1, outputs=[0])
+    assert ranges.interpolation(bare, [0.1, 0.1]).mean.tolist() == [0.0]
+    for bad in ([0.1], [0.1, math.nan], [-0.1, 0.1]):
+        with pytest.raises(ValueError, match=r"ranges.interpolation: expected"):
+            ranges.interpolation(model, bad)
+
+
+@pytest.mark.parametrize("nu", FAMILIES)
+def test_chords_are_at_least_the_exact_distance_and_close(nu):
+    for eta in (0.05, 0.5, 3.0):
+        t = np.linspace(0, 1, 101)
+
+        def kernel(a, eta=eta):
+            return Profile(nu, 0).value(np.square(a * eta))
+
+        square = (
+            1 + (1 - t) ** 2 + t**2 + 2 * t * (1 - t) * kernel(1.0) - 2 * (1 - t) * kernel(t) - 2 * t * kernel(1 - t)
+        )
+        bound = float(_taylor.chord(nu, np.array([eta]))[0])
+        exact = math.sqrt(max(square.max(), 0.0))
+        assert exact <= bound + 1e-7
+        assert eta > 0.1 or exact >= 0.55 * bound
 
 
 # --------------------------------------------------------------------------------------------------- its parts

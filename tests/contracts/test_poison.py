@@ -70,6 +70,7 @@ ELSEWHERE = {
     "reachable": "the same `through` as SafePolicySet.expand",
     "SafePolicySet.initial": "tests/safety/test_safe_set.py",
     "ConfidenceBound.noise_refusal": "tests/systems/test_task.py: a task's noise is finite",
+    "interpolation": "tests/confidence/test_ranges.py: one grid, refused as a whole",
     "ConfidenceSet.falsified": "test_nan_accuses_nobody",
     "ConfidenceSet.contains": "test_nan_accuses_nobody",
 }
