@@ -102,6 +102,15 @@ class Output:
         """√v, rounded up."""
         return float(np.sqrt(self.form.variance)) * (1 + 2 * EPS)
 
+    @property
+    def nothing(self) -> float:
+        """+∞ where the margins claim nothing (ηT > λ/2, `gpsafe.confidence.rounding`), else 0.
+
+        The prior variance is a margin then for a computed variance that is cut at 0, not for a covariance.
+        """
+        own = self.rounding
+        return math.inf if float(own.backward * own.trace) > 0.5 * float(own.regularizer) else 0.0
+
     def rows(self, *, points: bool = False) -> int:
         """How many cells, or points, at a time."""
         features = 2 if points else len(multi_indices(self.dim, self.profile.order))
@@ -317,7 +326,8 @@ class VarianceTaylor:
     def of(mean: MeanTaylor, local: Local, rows: Array) -> VarianceTaylor:
         """Of cells and their features `rows`, which it overwrites.
 
-        Rounding: the margin of the functional Σ s^a ψ_a is at most (Σ √m_a)², m_a those of ψ_a (theory §5.7).
+        Rounding: the margin of a functional grows with its variance and its prior variance, and both of q are at most squared
+        sums over the ψ_a. For slopes, 2⟨x, y⟩ errs by at most the margin of x + τy over τ, for every τ > 0 (theory §5.7).
         Slopes: ∂σ² = 2⟨q + e, ∂(q + e)⟩_P, which differs from 2⟨q, ∂q⟩_P by at most 2(|q|‖∂e‖ + ‖e‖|∂q| + ‖e‖‖∂e‖).
         """
         output, (count, features, n) = mean.output, rows.shape
@@ -329,8 +339,10 @@ class VarianceTaylor:
         monomials, rest, rest_slope = products(gram)
         own = np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0)
         margin = output.margin(np.ascontiguousarray(own), np.square(mean.prior))
-        rough, total = np.sqrt(margin), np.abs(gram).sum((1, 2))
-        error = (basis.unit * total + rest + np.square(rough.sum(-1))) * (1 + 1e-12)
+        spread, total = np.sqrt(own + margin), np.abs(gram).sum((1, 2))
+        prior, part, share = mean.prior.sum(-1), tiled(spread, local.powers), tiled(mean.prior, local.powers)
+        rough = output.margin(np.square(spread.sum(-1)), np.square(prior)) + output.nothing
+        error = (basis.unit * total + rest + rough) * (1 + 1e-12)
 
         coefficients = basis.coefficients(monomials)
         root = np.sqrt(np.maximum(coefficients.max(-1) + error, 0.0)) * (1 + 4 * EPS)
@@ -341,9 +353,10 @@ class VarianceTaylor:
             low = np.maximum(low, output.far_from_data(local))
 
         kept = root[:, None] * mean.slope
-        kept += mean.remainder[:, None] * (tiled(np.sqrt(own + margin), local.powers) + mean.slope)
-        rounding = (2 * basis.degree * basis.unit * total)[:, None] + 2 * rough.sum(-1)[:, None] * (
-            rough @ local.powers
-        )
+        kept += mean.remainder[:, None] * (part + mean.slope)
+        tau = prior[:, None] / np.maximum(share, 1e-300)
+        both = spread.sum(-1)[:, None] + tau * part, np.broadcast_to(2 * prior[:, None], tau.shape)
+        rounding = output.margin(np.square(both[0]), np.square(both[1])) / tau + output.nothing
+        rounding += (2 * basis.degree * basis.unit * total)[:, None]
         slope_error = (2 * kept + rest_slope + rounding) * (1 + 1e-12)
         return VarianceTaylor(mean, basis, coefficients, monomials[:, 0], error, root, low, high, slope_error)

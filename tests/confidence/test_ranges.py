@@ -217,6 +217,20 @@ def test_the_tolerance_is_reached_where_kernels_are_smooth():
     assert float(ranges.std(rough, (lower, lower + 0.05)).gap.max()) <= 0.01
 
 
+def test_where_rounding_is_hopeless_the_prior_is_all_that_is_said_of_the_deviation():
+    """ηT > λ/2: computed variances may be far below 0."""
+    x = torch.linspace(0, 5, 80, dtype=torch.float64).unsqueeze(-1)
+    model = GP.create(kernels.matern(0.5, 1.0), 1e-15, nx=1, nu=0, noise_std=1.0).condition_on(x, torch.sin(x))
+    box = x[:-1] - 0.01, x[:-1] + 0.01
+    found = ranges.std(model, box, cells=20)
+    assert bool((found.lower == 0).all())
+    assert found.upper.flatten().tolist() == pytest.approx([1.0] * 79, rel=1e-12)
+    smooth = GP.create(kernels.matern(2.5, 1.0), 1e-15, nx=1, nu=0, noise_std=1.0).condition_on(
+        x[::4], torch.sin(x[::4])
+    )
+    assert bool((ranges.std(smooth, box, cells=20).upper >= 1.0).all())
+
+
 def test_more_cells_never_lose_the_enclosure_and_narrow_it():
     model = case("matern 3/2")
     lower = uniform(6, 2, seed=5)
