@@ -231,6 +231,20 @@ def test_where_rounding_is_hopeless_the_prior_is_all_that_is_said_of_the_deviati
     assert bool((ranges.std(smooth, box, cells=20).upper >= 1.0).all())
 
 
+def test_a_computed_variance_far_below_zero_does_not_make_the_deviation_vanish():
+    """60 points on a line at λ/k = 1e-11: the product with the inverse factor errs by 4.2 times its measured margin."""
+    x = torch.linspace(-1, 1, 60, dtype=torch.float64)[:, None] * torch.tensor([0.3, 0.7, 0.5], dtype=torch.float64)
+    model = GP.create(kernels.rbf([0.4] * 3, 50.0), 5e-10, nx=3, nu=0, noise_std=1.0, outputs=(0,))
+    model = model.condition_on(x, torch.sin(3 * x[:, :1]))
+    some = x[::6]
+    found = ranges.std(model, (some, some), cells=4)
+    with flint.ctx.workdps(45):
+        own = (math.inf, [0.4] * 3, 50.0, 5e-10, x, torch.sin(3 * x[:, 0]), some)
+        for i, variance in enumerate(reference.exact_posterior(*own)[0]):
+            exact = variance.sqrt()
+            assert flint.arb(float(found.lower[i, 0])) <= exact <= flint.arb(float(found.upper[i, 0]))
+
+
 def test_more_cells_never_lose_the_enclosure_and_narrow_it():
     model = case("matern 3/2")
     lower = uniform(6, 2, seed=5)
