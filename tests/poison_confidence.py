@@ -12,7 +12,7 @@ from poison_tubes import KNOWN
 from shield_cases import judged
 from torch import Tensor
 
-from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture
+from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture, ranges, regions
 from gpsafe.confidence.functionals import jet, taylor_modulus
 from gpsafe.cost.enclosure import closed_loop_range, jacobians
 from gpsafe.cost.local_affine import Displacements
@@ -60,7 +60,7 @@ def says_prior(mean: Tensor, cov: Tensor) -> Tensor:
     return visible(mean, cov) | ((mean == 0).flatten(1).all(-1) & (cov[:, 0, 0, 0] >= 1.0))
 
 
-def ranges(x: Tensor, radius: Tensor) -> Results:
+def closed_loops(x: Tensor, radius: Tensor) -> Results:
     """Cells are the rows here."""
     policies = AffinePolicies(
         torch.zeros(1, 1).double(), -torch.ones(1, 1, 2).double(), Box(-torch.ones(1), torch.ones(1))
@@ -76,6 +76,50 @@ def tabulated(z: Tensor, radius: Tensor) -> Results:
     found = local.range_outer(Displacements(offset, torch.diag_embed(radius), torch.zeros_like(radius)))
     everything = (found.value == 0).all(-1) & (found.error >= local.cap * (1 - 1e-9)).all(-1)
     return found.value, found.error, found.linear, everything
+
+
+def boxes() -> Arguments:
+    lower = 0.4 + 0.1 * draw(ROWS, 1).tanh()
+    return {"lower": lower, "upper": lower + 0.2}
+
+
+def enclosed(what: str, kernel: str) -> Callable[..., Results]:
+    """Lower and upper ends, attained ones, and the gap."""
+
+    def run(lower: Tensor, upper: Tensor) -> Results:
+        of = learned(kernel) if what == "band" else learned(kernel).model
+        found = getattr(ranges, what)(of, (lower, upper), cells=64)
+        return found.lower, found.upper, found.attained_low, found.attained_high, found.gap
+
+    return run
+
+
+def contains(what: str, kernel: str) -> Callable[[Arguments, Results], Tensor]:
+    """Whether the struck box's ends and centre have values within (all that is left of [0.4, 1.7e308] to look at)."""
+
+    def check(arguments: Arguments, results: Results) -> Tensor:
+        low, high = arguments["lower"], arguments["upper"]
+        z = torch.stack([low, low + 0.1, low + 0.5, high.clamp_max(9.0), high - 0.1])
+        z = z.clamp(low, high)
+        confidence = learned(kernel)
+        mean, std = confidence.model.posterior(z)
+        least, most = {"mean": (mean, mean), "std": (std, std), "band": confidence.bounds(z)}[what]
+        within = (least >= results[0]) & (most <= results[1])
+        return (within | ~torch.isfinite(least)).all(0).all(-1)
+
+    return check
+
+
+def answered(lower: Tensor, upper: Tensor) -> Results:
+    """Both questions at once."""
+    found = regions.certified(learned("rbf"), (lower, upper), epsilon=0.8, within=Box([-9.0], [9.0]), pieces=4)
+    return found.yes, found.no, found.witness
+
+
+def grown(z: Tensor) -> Results:
+    """The largest box around z on which the model is right to 0.8."""
+    found = regions.largest(learned("rbf"), z, torch.ones(1).double(), epsilon=0.8, rounds=3)
+    return found.scale, found.lower, found.upper
 
 
 SHAPES = tuple(kernels.Stationary(nu, torch.ones(1).double(), 1.0) for nu in (torch.inf, 1.5, 2.5))
@@ -96,11 +140,22 @@ CASES = {
         lambda r: tuple(taylor_modulus(shape, r) for shape in SHAPES), lambda: {"r": draw(ROWS).abs()},
     ),
     "closed_loop_range": PoisonCase(
-        ranges, lambda: {"x": 0.3 * draw(ROWS, 2), "radius": 0.1 * draw(ROWS, 2).abs()},
+        closed_loops, lambda: {"x": 0.3 * draw(ROWS, 2), "radius": 0.1 * draw(ROWS, 2).abs()},
     ),
     "jacobians": PoisonCase(
         lambda x, u: (*jacobians(KNOWN.__call__, x, u), x, u),  # by differentiation
         lambda: {"x": draw(ROWS, 2), "u": draw(ROWS, 1)},
+    ),
+    **{
+        f"{what}, {kernel}": PoisonCase(
+            enclosed(what, kernel), boxes, lambda low, high, *_: visible(low, high), contains(what, kernel)
+        )
+        for what in ("mean", "std", "band") for kernel in ("rbf", "0.5", "1.5", "2.5")
+    },
+    "ends": PoisonCase(lambda lower, upper: ranges.ends("ends", (lower, upper), 1), boxes),
+    "certified": PoisonCase(answered, boxes, lambda yes, no, witness: ~yes),
+    "largest": PoisonCase(
+        grown, lambda: {"z": 0.4 + 0.1 * draw(ROWS, 1).tanh()}, lambda scale, lower, upper: visible(lower, upper)
     ),
     "AnchorGrid.around": PoisonCase(
         tabulated, lambda: {"z": 0.2 * draw(ROWS, 3), "radius": 0.1 * draw(ROWS, 3).abs()},

@@ -29,6 +29,7 @@ MODULES = (
     "loop",
     "mbpo",
     "sweep",
+    "ranges",
 )
 
 

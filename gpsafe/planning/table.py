@@ -1,8 +1,8 @@
 """A posterior frozen for an episode, tabulated on a grid: what makes a planning step of millions of queries cheap.
 
 The residual of a plant depends on few inputs. Mean and std of the posterior are computed once per episode on a
-regular grid of them and interpolated linearly, at a cost that does not depend on n. The table is an approximation
-without a rigorous error: it may propose, never certify. `error` measures how far it is from the model.
+regular grid of them and interpolated linearly, at a cost that does not depend on n. `error` measures how far it is from the
+model; `proven_error` bounds that for an exact `GP` (theory §5.10). The table itself may propose, never certify.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpsafe import _require
+from gpsafe.confidence.ranges import Interpolation, interpolation
+from gpsafe.models._prior import PlainKnown, with_derivatives
 from gpsafe.models.base import DynamicsModel, Prediction
-from gpsafe.models.gp import Prior
+from gpsafe.models.gp import GP, Prior
+from gpsafe.rkhs.kernels import stationary
 from gpsafe.sets import Box
 
 
@@ -167,6 +170,34 @@ class Table:
         """known(x, u) + interpolated mean; interpolated std."""
         mean, std = self.residual(x, u)
         return Prediction(self.known(x, u) + mean, std, self.noise_std)
+
+    def proven_error(self) -> Interpolation:
+        """Per state, (nx,): within the box the interpolated residual mean errs by at most `mean`, and the model's std is at
+        most the interpolated one plus `std`.
+
+        Raises:
+            ValueError: unless the model is an exact `GP` whose own known part was tabulated out, and whose kernels see the
+                tabulated coordinates only.
+        """
+        model, where = self.model, "Table.proven_error"
+        known = with_derivatives(self.known, self.nx, self.nu)  # as GP.create takes a prior
+        own = isinstance(model, GP) and (
+            known is model.prior or (isinstance(known, PlainKnown) and known == model.prior)
+        )
+        if not own or not isinstance(model, GP):
+            raise _require.fail(where, "a table of a GP less its own prior", type(model).__name__)
+        step = torch.zeros(self.nx + self.nu, dtype=torch.float64)
+        step[list(self.axes)] = torch.tensor(self.step, dtype=torch.float64)
+        found = interpolation(model, step)
+        for kernel in model.kernels:
+            form = stationary(kernel)
+            seen = range(len(step)) if form is None or form.dims is None else form.dims.tolist()
+            if not set(seen) <= set(self.axes):
+                raise _require.fail(where, f"kernels of the tabulated coordinates {self.axes}", tuple(seen))
+        size = self.values.abs().amax(0)  # weights and places of points are rounded
+        rounding = 64 * torch.finfo(torch.float64).eps * len(self.axes) * (max(self.cells) + 2 ** len(self.axes)) * size
+        mean, std = (model.embed(value) for value in (found.mean, found.std))
+        return Interpolation(mean + rounding[: self.nx], std + rounding[self.nx :])
 
     def error(self, points: int, *, generator: torch.Generator) -> TableError:
         """Distance to the model at uniform points of the box."""

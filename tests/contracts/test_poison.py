@@ -31,7 +31,7 @@ PACKAGES = {
     "cost": "curvature enclosure local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube total_variation"
     " plan_tube to_go",
     "certify": "judge",
-    "confidence": "set bounds functionals",
+    "confidence": "set bounds functionals ranges regions",
 }
 MODULES = [f"{package}.{name}" for package, names in PACKAGES.items() for name in names.split()]
 MODULES += ["safety.shield", "safety.safe_set", "verdict"]
@@ -70,6 +70,7 @@ ELSEWHERE = {
     "reachable": "the same `through` as SafePolicySet.expand",
     "SafePolicySet.initial": "tests/safety/test_safe_set.py",
     "ConfidenceBound.noise_refusal": "tests/systems/test_task.py: a task's noise is finite",
+    "interpolation": "tests/confidence/test_ranges.py: one grid, refused as a whole",
     "ConfidenceSet.falsified": "test_nan_accuses_nobody",
     "ConfidenceSet.contains": "test_nan_accuses_nobody",
 }

@@ -116,3 +116,22 @@ def test_bad_arguments_are_refused():
             Table.build(Linear(0), identity_prior, UNIT, **{"counts": (3, 3, 3), **change})
     with pytest.raises(ValueError, match=r"Table\.build"):
         Table.build(Linear(0), identity_prior, UNIT, counts=(3, 3, 3)).condition(None)
+
+
+def test_the_proven_error_covers_the_measured_one():
+    """On a grid of the usual fineness; it is not more than a hundred times as large, and refused where nothing is proved."""
+    model = gp()
+    coarse, fine = (Table.build(model, identity_prior, UNIT, counts=(n, n, n)) for n in (9, 25))
+    for table in (coarse, fine):
+        proved, z = table.proven_error(), UNIT.sample(3000, 1)
+        exact, near = model.posterior(z), table.residual(z[:, :2], z[:, 2:])
+        error = (exact[0] - near[0]).abs().amax(0)
+        assert bool((error <= proved.mean).all())
+        assert bool((proved.mean <= 100 * error).all())
+        assert bool(((exact[1] - near[1]).amax(0) <= proved.std).all())
+    assert bool((fine.proven_error().mean < 0.2 * coarse.proven_error().mean).all())
+    with pytest.raises(ValueError, match="a GP less its own prior, got Linear"):
+        Table.build(Linear(0), identity_prior, UNIT, counts=(3, 3, 3)).proven_error()
+    flat = Table.build(model, identity_prior, Box([-1.0, -1.0], [1.0, 1.0]), counts=(3, 3), axes=(0, 1))
+    with pytest.raises(ValueError, match="tabulated coordinates"):
+        flat.proven_error()
