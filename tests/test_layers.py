@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"algorithms"},
     {"baselines"},
     {"testbed"},
+    {"calibration"},
     {"cli"},
 ]
 BELIEVED = frozenset[str]().union(*LAYERS[:10])
