@@ -35,11 +35,19 @@ from gpsafe.calibration.metrics import (
 from gpsafe.calibration.recalibration import Conformal, Isotonic, Recalibrated, ScaledStd, conformal_quantile
 from gpsafe.calibration.rollouts import moments, particles, windows
 from gpsafe.calibration.shift import Adaptive, LikelihoodRatio, Weighted, likelihood_ratio
+from gpsafe.calibration.study import Assessment, Study, calibrate
+from gpsafe.calibration.theory import Theory, theory_band
+from gpsafe.calibration.zoo import MODELS, Effort, Fitted, Fitter, fit
 
 __all__ = [
+    "MODELS",
     "Adaptive",
+    "Assessment",
     "Conformal",
+    "Effort",
     "Estimated",
+    "Fitted",
+    "Fitter",
     "Isotonic",
     "LikelihoodRatio",
     "Rate",
@@ -47,13 +55,17 @@ __all__ = [
     "ScaledStd",
     "Separate",
     "Shell",
+    "Study",
+    "Theory",
     "Weighted",
     "bootstrap",
+    "calibrate",
     "check_score",
     "conformal_quantile",
     "crps_gaussian",
     "distance_to_data",
     "energy_score",
+    "fit",
     "interval_score",
     "likelihood_ratio",
     "max_calibration_error",
@@ -72,6 +84,7 @@ __all__ = [
     "sharpness",
     "shells",
     "simultaneous",
+    "theory_band",
     "total_std",
     "windows",
 ]

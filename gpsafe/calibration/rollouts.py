@@ -75,7 +75,7 @@ def moments(model: DynamicsModel, start: Tensor, control: Control, **options: An
 
 
 def windows(states: Tensor, inputs: Tensor, steps: int, *, stride: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Starts (B, nx), inputs (B, T, nu) and what followed (B, T, nx), from states (N + 1, nx) and inputs (N, nu) of a trajectory.
+    """Starts (B, nx), inputs (B, T, nu) and what followed (B, T, nx), of states (N + 1, nx) and inputs (N, nu) in order.
 
     They do not overlap unless `stride` is smaller than `steps`.
     """

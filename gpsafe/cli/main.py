@@ -313,11 +313,20 @@ def _bench_words(words: Sequence[str], command: str) -> int:
     return experiments.bench(words, command)
 
 
+def _calibrate_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import calibrating
+
+    return calibrating.calibrate(words, command)
+
+
 COMMANDS: dict[str, Command] = {
     "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
     "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
     "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
+    "calibrate": Command(
+        _calibrate_words, "say whose uncertainty fits a table of transitions: gpsafe calibrate DATA.csv"
+    ),
 }
 
 
