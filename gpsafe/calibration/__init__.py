@@ -4,7 +4,6 @@ Nothing in this room is believed by a certificate: it measures, it stretches bar
 stands in its `assumptions`.
 """
 
-from gpsafe.calibration.bootstrap import Estimated, bootstrap
 from gpsafe.calibration.coverage import (
     Rate,
     Separate,
@@ -33,6 +32,7 @@ from gpsafe.calibration.metrics import (
     sharpness,
 )
 from gpsafe.calibration.recalibration import Conformal, Isotonic, Recalibrated, ScaledStd, conformal_quantile
+from gpsafe.calibration.resampling import Estimated, bootstrap
 from gpsafe.calibration.rollouts import moments, particles, windows
 from gpsafe.calibration.shift import Adaptive, LikelihoodRatio, Weighted, likelihood_ratio
 from gpsafe.calibration.study import Assessment, Study, calibrate

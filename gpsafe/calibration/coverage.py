@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.calibration.bootstrap import members
+from gpsafe.calibration.resampling import members
 from gpsafe.models import Normalizer, Prediction
 from gpsafe.verdict import clopper_pearson
 

@@ -18,7 +18,7 @@ from gpsafe.testbed.report_figures import OKABE_ITO
 from gpsafe.testbed.report_template import STYLE
 
 if TYPE_CHECKING:
-    from gpsafe.calibration.bootstrap import Estimated
+    from gpsafe.calibration.resampling import Estimated
     from gpsafe.calibration.study import Assessment, Study
 
 BLUE, ORANGE, GREEN, BLACK = OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[2], OKABE_ITO[6]

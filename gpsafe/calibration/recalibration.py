@@ -28,8 +28,8 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
-from gpsafe.calibration.bootstrap import members
 from gpsafe.calibration.coverage import ratios, total_std
+from gpsafe.calibration.resampling import members
 from gpsafe.data import Transitions
 from gpsafe.models import DynamicsModel, Prediction
 

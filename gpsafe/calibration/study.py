@@ -24,9 +24,9 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short, table
 from gpsafe.calibration import coverage, metrics
-from gpsafe.calibration.bootstrap import Estimated, bootstrap, members
 from gpsafe.calibration.coverage import Rate, Shell, total_std
 from gpsafe.calibration.recalibration import Conformal, Isotonic, Recalibrated, ScaledStd
+from gpsafe.calibration.resampling import Estimated, bootstrap, members
 from gpsafe.calibration.rollouts import moments
 from gpsafe.calibration.theory import Theory, theory_band
 from gpsafe.calibration.zoo import Effort, Fitted, Fitter

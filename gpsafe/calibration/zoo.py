@@ -8,6 +8,7 @@ which they stop), so nothing is gained by training them again.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 import warnings
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
+from linear_operator.utils.errors import NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
 from gpsafe import _require
@@ -104,9 +107,14 @@ class Fitter:
 
     @cached_property
     def process(self) -> GP:
-        """The Gaussian process without data: kernels and noise given or of largest marginal likelihood."""
+        """The Gaussian process without data: kernels and noise given or of largest marginal likelihood.
+
+        An output whose likelihood no attempt can maximise keeps the start: length-scales √d standard deviations of its inputs,
+        a hundredth of its variance noise.
+        """
         if self.kernels is not None and self.noise_std is not None:
             return self._process(self.kernels, self.noise_std.square(), self.noise_std)
+        from botorch.exceptions import ModelFittingError
         from botorch.exceptions.warnings import OptimizationWarning
 
         from gpsafe.models.views import fit_hyperparameters  # BoTorch, which is slow to load
@@ -119,9 +127,14 @@ class Fitter:
         start = self.kernels or tuple(forms.rbf(spread * len(spread) ** 0.5, float(v)) for v in square)
         noise = 0.1 * square.sqrt() if self.noise_std is None else self.noise_std
         empty = self._process(start, noise.square(), noise, mode="practical")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizationWarning)  # the better of two starts is taken, finished or not
-            fitted = fit_hyperparameters(empty.condition(rows), fit_noise=self.noise_std is None)
+        fitted = empty.condition(rows)
+        for j in range(self.nx):
+            with contextlib.suppress(ModelFittingError), warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", OptimizationWarning
+                )  # the better of two starts is taken, finished or not
+                warnings.simplefilter("ignore", NumericalWarning)
+                fitted = fit_hyperparameters(fitted, fit_noise=self.noise_std is None, outputs=[j])
         return self._process(fitted.kernels, fitted.regularizer, fitted.noise_std, mode="practical")
 
     def _process(self, kernels: Sequence[Kernel], regularizer: Tensor, noise: Tensor, mode: Any = None) -> GP:
@@ -161,12 +174,24 @@ class Fitter:
         return empty.condition(self.data)
 
     def sparse(self) -> SparseGP:
-        """Of the same kernels and noise, on all rows."""
-        process = self.process
-        empty = SparseGP.create(
-            process.kernels, self.nx, self.nu, noise_std=process.noise_std, size=self.effort.inducing, prior=self.prior
-        )
-        return empty.condition(self.data)
+        """Of the same kernels and noise, on all rows.
+
+        Inducing points spread out for one kernel may be too close for another, whose Gram matrix then has no factor: half as
+        many are taken, until it has.
+        """
+        process, size = self.process, self.effort.inducing
+        while True:
+            empty = SparseGP.create(
+                process.kernels, self.nx, self.nu, noise_std=process.noise_std, size=size, prior=self.prior
+            )
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", NumericalWarning)  # of jitter, which the family bears
+                    return empty.condition(self.data)
+            except NotPSDError:
+                size //= 2
+                if size == 0:
+                    raise _require.fail("sparse-gp", "a Gram matrix with a Cholesky factor", "none") from None
 
     def fit(self, name: str) -> Fitted:
         """The model of that name in `MODELS`."""

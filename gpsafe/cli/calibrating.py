@@ -14,7 +14,7 @@ from gpsafe.cli.common import PLAIN, UsageError, parse, width
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gpsafe.calibration.bootstrap import Estimated
+    from gpsafe.calibration.resampling import Estimated
     from gpsafe.calibration.study import Study
 
 
