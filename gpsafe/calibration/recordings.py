@@ -83,7 +83,8 @@ def transitions(
     asked = [*state, *inputs, *following, *([run] if run else []), *([time] if time else [])]
     for name in asked:
         if name not in frame.columns:
-            near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1)
+            near = [str(c) for c in frame.columns if str(c).lower() == name.lower()]
+            near = near or difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1)
             got = f"{name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             raise _require.fail(where, f"columns among {', '.join(map(str, frame.columns))}", got)
     twice = sorted({name for name in [*state, *inputs] if [*state, *inputs].count(name) > 1})

@@ -198,7 +198,9 @@ def calibrate(
     >>> import torch, gpsafe as gs
     >>> x = torch.linspace(-1, 1, 60, dtype=torch.float64).unsqueeze(1)
     >>> wave = torch.sin(40 * x)
-    >>> found = gs.calibrate(gs.Transitions(x, x.flip(0), 0.9 * x + 0.01 * wave), models=["laplace"], resamples=20)
+    >>> data = gs.Transitions(x, x.flip(0), 0.9 * x + 0.01 * wave)
+    >>> quick = {"noise_std": torch.tensor([0.01]), "effort": gs.calibration.Effort(steps=20)}
+    >>> found = gs.calibrate(data, models=["laplace"], resamples=20, **quick)
     >>> found.models, found.rows
     (('laplace',), (30, 15, 15))
 

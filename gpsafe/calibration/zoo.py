@@ -146,6 +146,11 @@ class Fitter:
     def _ensembles(self) -> dict[bool, Ensemble]:
         return {}
 
+    @property
+    def noise(self) -> Tensor:
+        """(nx,), given or of the process."""
+        return self.process.noise_std if self.noise_std is None else self.noise_std
+
     def ensemble(self, members: int, *, prior: bool) -> Ensemble:
         """The first members of one ensemble of ten, on the known part or on none."""
         if prior not in self._ensembles:
@@ -168,7 +173,7 @@ class Fitter:
     def network(self, kind: type[Dropout] | type[LastLayerLaplace], salt: int) -> DynamicsModel:
         """A network that is told the noise."""
         empty = kind.create(
-            self.nx, self.nu, noise_std=self.process.noise_std, generator=self._generator(salt),
+            self.nx, self.nu, noise_std=self.noise, generator=self._generator(salt),
             hidden=self.effort.hidden, steps=self.effort.steps, prior=self.prior,
         )  # fmt: skip
         return empty.condition(self.data)
