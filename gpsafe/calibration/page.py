@@ -9,17 +9,15 @@ import warnings
 from collections.abc import Callable, Iterable
 from html import escape
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from gpsafe.calibration.findings import Assessment, Findings
+from gpsafe.calibration.resampling import Estimated
 from gpsafe.testbed.report_figures import OKABE_ITO
 from gpsafe.testbed.report_template import STYLE
-
-if TYPE_CHECKING:
-    from gpsafe.calibration.resampling import Estimated
-    from gpsafe.calibration.study import Assessment, Study
 
 BLUE, ORANGE, GREEN, BLACK = OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[2], OKABE_ITO[6]
 OVER, UNDER, RIGHT = "over-confident", "under-confident", "not told apart"
@@ -78,7 +76,7 @@ ensemble) counts for the first.</p>
 """)
 
 
-def html(study: Study) -> str:
+def html(study: Findings) -> str:
     """The page."""
     level = f"{1 - study.delta:.0%}"
     verdicts = [(name, study.of(name), verdict(study.of(name), study.delta)) for name in study.models]
@@ -118,7 +116,7 @@ def verdict(one: Assessment, delta: float) -> str:
     return one.words(delta).split(":")[0] if one.words(delta).startswith((OVER, UNDER)) else RIGHT
 
 
-def summary(study: Study) -> str:
+def summary(study: Findings) -> str:
     """The first sentences: how many are over-confident, which is best, and what repairs it."""
     found = {name: verdict(study.of(name), study.delta) for name in study.models}
     told = []
@@ -138,7 +136,7 @@ def summary(study: Study) -> str:
     )
 
 
-def _theory(study: Study) -> str:
+def _theory(study: Findings) -> str:
     if study.theory is None:
         return ""
     found, outside = study.theory
@@ -197,7 +195,7 @@ def _colour(one: Assessment, delta: float) -> str:
     return {OVER: ORANGE, UNDER: BLUE}.get(verdict(one, delta), GREEN)
 
 
-def _reliability(figure: Figure, study: Study) -> None:
+def _reliability(figure: Figure, study: Findings) -> None:
     columns = min(4, len(study.models))
     panels = figure.subplots(math.ceil(len(study.models) / columns), columns, squeeze=False, sharex=True, sharey=True)
     for axes, name in zip(panels.flat, study.models, strict=False):
@@ -215,7 +213,7 @@ def _reliability(figure: Figure, study: Study) -> None:
         axes.set_visible(False)
 
 
-def _shells(figure: Figure, study: Study) -> None:
+def _shells(figure: Figure, study: Findings) -> None:
     axes = figure.subplots()
     shades = ("#9ecae1", "#4292c6", "#08519c", "#08306b")
     for i, name in enumerate(study.models):
@@ -237,7 +235,7 @@ def _shells(figure: Figure, study: Study) -> None:
     axes.set_xlabel("share of next states inside")
 
 
-def _needed(figure: Figure, study: Study) -> None:
+def _needed(figure: Figure, study: Findings) -> None:
     axes = figure.subplots()
     trials = study.rows[2] * len(study.states)
     ends = [-_normal(0.5 * (1 - p ** (1 / trials))) for p in (0.025, 0.975)]
