@@ -87,8 +87,8 @@ def tanks(folder: Path) -> Recording:
 
 
 RECORDINGS: dict[str, Callable[[Path], Recording]] = {
-    "rc car": car,
+    "rc-car": car,
     "qube": qube,
-    "free pendulum": swing,
+    "free-pendulum": swing,
     "tanks": tanks,
 }

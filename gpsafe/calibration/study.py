@@ -40,6 +40,7 @@ NAMES = (
 LEAST = 40  # rows
 LARGEST = 5000  # rows that a study works on; more are drawn from
 HORIZON = 10  # steps of the rollouts
+FEW = 20  # trajectories, below which a bootstrap over them is a rough guide
 
 
 @short
@@ -135,6 +136,10 @@ def calibrate(
         for kind, again in _recalibrations(model, held_out, delta, name, notes).items():
             one = _assess(name, kind, again, test, test_ids, scale, distance, delta, resamples, seed)
             found.append(one)
+    if test_ids is not None and len(set(test_ids)) < FEW:
+        notes.append(
+            f"Only {len(set(test_ids))} test trajectories: the bootstrap intervals are an indication, and too narrow."
+        )
     if not found:
         raise _require.fail(where, "at least one model that can be fitted", "; ".join(notes))
     units = (len(test), "rows") if test_ids is None else (len(set(test_ids)), "trajectories")
@@ -263,7 +268,7 @@ def _assess(
         n: Estimated(whole.value[i], whole.low[i], whole.high[i], whole.units, whole.confidence)
         for i, n in enumerate((*rows, *curves))
     }
-    inside = scores.pop("inside")
+    inside = _not_certain(scores.pop("inside"))
     held_rows = held.all(-1)
     places = members("calibrate", ids, len(test))
     everywhere = Rate(sum(bool(held_rows[p].all()) for p in places), len(places))
@@ -273,6 +278,15 @@ def _assess(
         float(coverage.needed_scale(y, mean, std)), coverage.shells(y, mean, std, quantile, distance),
         _ahead(model, test, ids, quantile, seed),
     )  # fmt: skip
+
+
+def _not_certain(share: Estimated) -> Estimated:
+    """A share of which every resample is the same (all, or none): the interval of Clopper and Pearson for as many units."""
+    if float(share.low) < float(share.high):
+        return share
+    low, high = Rate(round(float(share.value) * share.units), share.units).interval(share.confidence)
+    ends = torch.tensor([min(low, float(share.low)), max(high, float(share.high))], dtype=torch.float64)
+    return Estimated(share.value, ends[0], ends[1], share.units, share.confidence)
 
 
 def _ahead(model: DynamicsModel, test: Transitions, ids: list[Any] | None, quantile: float, seed: int) -> Rate | None:

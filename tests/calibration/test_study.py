@@ -147,6 +147,17 @@ def test_trajectories_are_split_as_wholes_and_rolled_out():
     assert any("only 2 trajectories" in note for note in noted)
 
 
+def test_bars_that_hold_every_row_are_not_certain_to_hold_all():
+    """Every resample is the same; fifteen rows say no more than 0.78."""
+    found = gs.calibrate(rows(60), **TOLD | {"noise_std": torch.tensor([9.0, 9.0], **F64)}).of("laplace")
+    assert found.inside.value == 1.0 and found.inside_interval.units == 15
+    assert (
+        float(found.inside_interval.low) == pytest.approx(0.025 ** (1 / 15))
+        and float(found.inside_interval.high) == 1.0
+    )
+    assert found.words(0.1).startswith("not told apart")
+
+
 def test_what_cannot_be_studied_is_refused():
     with pytest.raises(ValueError, match="at least 40 rows, got 39"):
         gs.calibrate(rows(39))
