@@ -140,7 +140,7 @@ def _needed(rows: Rows, names: Sequence[str]) -> Figure:
         axes.set(xscale="log", title=f"{source} (n = {own[0]['count']})")
         _models_axis(axes, names, True)
     figure.supxlabel(
-        "multiple of σ that holds f* at all 500 points: blue, points like the data; orange, the other kind; bar: β of the GP "
+        "multiple of σ that holds f* at all test points: blue, points like the data; orange, the other kind; bar: β of the GP "
         "(green: theorem, red: B read off)",
         fontsize=9,
     )
@@ -354,7 +354,7 @@ def _ahead(rows: Rows, names: Sequence[str]) -> Table:
         "closed loop",
     )  # fmt: skip
     caption = (
-        "Share of states after ten steps under the backup law that lie in the 90 % bars of 30 particles with a persistent "
+        "Share of states after ten steps under the backup law that lie in the 90 % bars of 20 particles with a persistent "
         "epistemic error (mean ± 95 % t interval over seeds)."
     )
     return Table(columns, found, caption)

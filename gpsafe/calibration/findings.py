@@ -24,8 +24,8 @@ class Assessment:
     Attributes:
         model, recalibration: names; "none" is as fitted.
         scores: by name, with bootstrap intervals: rmse, spread (predicted, root mean square), stretch (root mean square of
-            (y − μ)/σ, 1 is right), ece, rmsce, max_error, area (interval form), ece_quantile, nll, crps, interval_score,
-            check_score, width.
+            (y − μ)/σ, 1 is right), ece, rmsce, max_error, area (interval form), ece_quantile, nll, crps, energy,
+            interval_score, check_score, width.
         inside: rows × outputs inside the interval of probability 1 − δ.
         inside_interval: of that share, by the bootstrap over the units.
         curve: expected and observed proportions, interval form, (2, k).

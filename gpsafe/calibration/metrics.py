@@ -200,9 +200,10 @@ def energy_rows(y: Tensor, samples: Tensor) -> Tensor:
         raise _require.fail(where, "y (n, p) and samples (n, m, p)", got)
     _require.shape(where, "samples", samples, (y.shape[0], samples.shape[1], y.shape[1]))
     apart = (samples - y.unsqueeze(1)).norm(dim=-1).mean(1)
+    few = max(1, 2_000_000 // samples[0].numel() // samples.shape[1])
     # cdist would take differences of squares, which lose half of the digits
-    spread = torch.stack([(s.unsqueeze(0) - s.unsqueeze(1)).norm(dim=-1).mean() for s in samples])
-    return apart - 0.5 * spread
+    spread = [(s.unsqueeze(1) - s.unsqueeze(2)).norm(dim=-1).mean((1, 2)) for s in samples.split(few)]
+    return apart - 0.5 * torch.cat(spread)
 
 
 def energy_score(y: Tensor, samples: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ recalibration at $level.</figcaption></figure>
 <h2>Is it so far from the data, too?</h2>
 <figure><img alt="coverage by distance to the data" src="$shells"><figcaption>Share inside the $level bars in four shells of
 equally many test rows by distance of (x, u) to the nearest row learnt from (each axis in standard deviations), with 95 %
-Clopper–Pearson intervals. The vertical line is $level.</figcaption></figure>
+Clopper–Pearson intervals, as if all next states were independent. The vertical line is $level.</figcaption></figure>
 <h2>What would hold everywhere at once?</h2>
 <figure><img alt="multiple of sigma that holds every test row" src="$needed"><figcaption>The multiple of σ at which
 <em>every</em> test row and output lies inside. Grey: what a perfect Gaussian model would need for so many rows (95 %). It is a
@@ -55,10 +55,11 @@ anything.$theory</figcaption></figure>
 <thead><tr><th scope="col">Model</th><th scope="col">Bars</th><th scope="col" class="number">Inside $level bars</th>
 <th scope="col" class="number">Errors / σ</th><th scope="col" class="number">RMSE</th><th scope="col" class="number">Width</th>
 <th scope="col" class="number">ECE</th><th scope="col" class="number">Area</th><th scope="col" class="number">NLL</th>
-<th scope="col" class="number">CRPS</th><th scope="col" class="number">Interval score</th>
+<th scope="col" class="number">CRPS</th><th scope="col" class="number">Energy score</th>
+<th scope="col" class="number">Interval score</th>
 <th scope="col" class="number">All of a $unit inside</th><th scope="col" class="number">10 steps ahead</th></tr></thead>
 <tbody>$rows</tbody></table></div>
-<p class="note">RMSE, width, CRPS and interval score in standard deviations of the residual (1: as good as no model). ECE:
+<p class="note">RMSE, width and scores but NLL in standard deviations of the residual (1: as good as no model). ECE:
 expected calibration error of the interval form; area: miscalibration area; definitions of the Uncertainty Toolbox. Second
 lines: 95 % bootstrap intervals over $units. Errors / σ: root mean square; 1 is right, and rare large errors weigh much.</p>
 <h2>What it costs</h2>
@@ -152,7 +153,7 @@ def _row(one: Assessment) -> str:
         "–" if one.ahead is None else f"{one.ahead.value:.1%}<span class=range>{_range(one.ahead.interval())}</span>"
     )
     every = f"{one.everywhere.value:.1%}<span class=range>{_range(one.everywhere.interval())}</span>"
-    names = ("stretch", "rmse", "width", "ece", "area", "nll", "crps", "interval_score")
+    names = ("stretch", "rmse", "width", "ece", "area", "nll", "crps", "energy", "interval_score")
     bars = "as fitted" if one.recalibration == "none" else one.recalibration
     return (
         f"<tr><th scope=row>{escape(one.model)}</th><td>{bars}</td>"

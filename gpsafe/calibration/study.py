@@ -40,6 +40,7 @@ NAMES = (
 LEAST = 40  # rows
 LARGEST = 5000  # rows that a study works on; more are drawn from
 HORIZON = 10  # steps of the rollouts
+DRAWS = 30  # of every prediction, for the energy score
 FEW = 20  # trajectories, below which a bootstrap over them is a rough guide
 
 
@@ -241,11 +242,12 @@ def _assess(
         low, high = (end / scale for end in model.interval(test.x, test.u))
     else:
         low, high = mean - quantile * std, mean + quantile * std
-    held = (low <= y) & (y <= high)
+    held, generator = (low <= y) & (y <= high), torch.Generator().manual_seed(seed)
     rows = {
         "rmse": (y - mean).square(), "spread": std.square(), "stretch": ((y - mean) / std).square(),
         "nll": metrics.nll_rows(y, mean, std), "crps": metrics.crps_rows(y, mean, std),
         "check_score": metrics.check_rows(y, mean, std), "interval_score": metrics.interval_rows(y, mean, std),
+        "energy": metrics.energy_rows(y, metrics.draws(mean, std, DRAWS, generator)).unsqueeze(-1),
         "width": high - low, "inside": held.double(),
     }  # fmt: skip
     means = torch.stack([v.mean(-1) for v in rows.values()], -1)  # over outputs; (n, k)
