@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +23,7 @@ from gpsafe.calibration import (
 )
 from gpsafe.data import Transitions
 from gpsafe.models import DynamicsModel, Prediction
+from gpsafe.planning.mbpo.rollouts import sampler
 from gpsafe.verdict import clopper_pearson, clopper_pearson_upper
 
 F64 = {"dtype": torch.float64}
@@ -96,6 +98,12 @@ def test_on_its_assumption_the_share_inside_is_not_refuted(kind, size):
     held = inside(model, rows(size * normal(11, 2000)))
     assert clopper_pearson_upper(int(held.sum()), len(held), 1e-3) >= 1 - DELTA
     assert clopper_pearson_upper(int((~held).sum()), len(held), 1e-3) > 0.08  # nor is it needlessly wide
+
+
+def test_whatever_draws_from_a_model_draws_from_a_recalibrated_one():
+    step = sampler(Conformal.fit(Unit(), rows(3 * normal(0, 400)), delta=DELTA))
+    drawn = step(np.zeros((4000, 2)), np.zeros((4000, 1)), np.random.default_rng(0))
+    assert drawn[:, 0].std() == pytest.approx(3.0, rel=0.15) and not drawn[:, 1].any()
 
 
 # ---------------------------------------------------------------------------------- finite samples, exactly
