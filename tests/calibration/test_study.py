@@ -163,7 +163,7 @@ def test_what_cannot_be_studied_is_refused():
         gs.calibrate(rows(39))
     with pytest.raises(ValueError, match="60 ids, got 2"):
         gs.calibrate(rows(60), ids=[1, 2])
-    with pytest.raises(ValueError, match="name in"):
+    with pytest.raises(ValueError, match="models in"):
         gs.calibrate(rows(60), models=["oracle"])
     still = rows(60)
     with pytest.raises(ValueError, match=r"constant residuals of states \[1\]"):
