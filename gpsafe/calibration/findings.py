@@ -15,6 +15,8 @@ from gpsafe.calibration.resampling import Estimated
 from gpsafe.calibration.theory import Theory
 from gpsafe.calibration.zoo import Fitted
 
+POINT = 0.01  # of a share, which nobody minds
+
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +59,8 @@ class Assessment:
         nominal = 1 - delta
         told = f"{self.inside.value:.1%} of the next states lie in its {nominal:.0%} bars [{low:.1%}, {high:.1%}]"
         size = f"errors are {_times(self.stretch)} what it says"
+        if nominal - POINT <= low and high <= nominal + POINT:
+            return f"right to within a point: {told}; {size}"
         if high < nominal:
             return f"over-confident: {told}; {size}"
         if low > nominal:

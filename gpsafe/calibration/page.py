@@ -20,7 +20,7 @@ from gpsafe.testbed.report_figures import OKABE_ITO
 from gpsafe.testbed.report_template import STYLE
 
 BLUE, ORANGE, GREEN, BLACK = OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[2], OKABE_ITO[6]
-OVER, UNDER, RIGHT = "over-confident", "under-confident", "not told apart"
+OVER, UNDER, EXACT, RIGHT = "over-confident", "under-confident", "right", "not told apart"
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -114,14 +114,15 @@ def html(study: Findings) -> str:
 
 def verdict(one: Assessment, delta: float) -> str:
     """In two words."""
-    return one.words(delta).split(":")[0] if one.words(delta).startswith((OVER, UNDER)) else RIGHT
+    words = one.words(delta)
+    return next((kind for kind in (OVER, UNDER, EXACT) if words.startswith(kind)), RIGHT)
 
 
 def summary(study: Findings) -> str:
     """The first sentences: how many are over-confident, which is best, and what repairs it."""
     found = {name: verdict(study.of(name), study.delta) for name in study.models}
     told = []
-    for kind in (OVER, UNDER, RIGHT):
+    for kind in (OVER, UNDER, EXACT, RIGHT):
         names = [name for name, value in found.items() if value == kind]
         if names:
             verb = "is" if len(names) == 1 else "are"

@@ -43,6 +43,8 @@ class Effort:
 
     hyperparameters: int = 250
     """Rows for kernels and noise of the Gaussian processes."""
+    iterations: int = 60
+    """Steps of L-BFGS for them, from each of two starts; what has not settled by then is used as it is."""
     exact: int = 1000
     """Rows that the exact Gaussian process learns from, at most."""
     inducing: int = 100
@@ -128,13 +130,14 @@ class Fitter:
         noise = 0.1 * square.sqrt() if self.noise_std is None else self.noise_std
         empty = self._process(start, noise.square(), noise, mode="practical")
         fitted = empty.condition(rows)
+        limits = {"optimizer_kwargs": {"options": {"maxiter": self.effort.iterations}}, "max_attempts": 2}
         for j in range(self.nx):
             with contextlib.suppress(ModelFittingError), warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore", OptimizationWarning
                 )  # the better of two starts is taken, finished or not
                 warnings.simplefilter("ignore", NumericalWarning)
-                fitted = fit_hyperparameters(fitted, fit_noise=self.noise_std is None, outputs=[j])
+                fitted = fit_hyperparameters(fitted, fit_noise=self.noise_std is None, outputs=[j], **limits)
         return self._process(fitted.kernels, fitted.regularizer, fitted.noise_std, mode="practical")
 
     def _process(self, kernels: Sequence[Kernel], regularizer: Tensor, noise: Tensor, mode: Any = None) -> GP:
