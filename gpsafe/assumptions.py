@@ -115,7 +115,8 @@ class Assumption(Enum):
     )
     LIKELIHOOD_RATIO = (
         "likelihood ratio known",
-        "New points have w times the density of the held-out ones, and given the point the next state is distributed as before.",
+        "New points have w times the density of the held-out ones, and given the point the next state is distributed as"
+        " before.",
     )
     FEEDBACK = (
         "every outcome shown",
