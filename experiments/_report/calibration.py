@@ -15,6 +15,7 @@ from gpsafe.testbed.experiment import Report, Table
 from .statistics import BLUE, GREEN, ORANGE, RED, Share, mean_interval
 
 LEVEL = 0.9
+LEFT_OUT = "from all other seeds"
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -162,14 +163,14 @@ def _pairs(rows: Rows) -> dict[str, list[tuple[str, float, float]]]:
     own = [r for r in rows if r["model"] == "ensemble-5"]
     at = {(r["source"], r["kind"], r["count"], r["test"], r["seed"]): r["needed"] for r in own}
     found: dict[str, list[tuple[str, float, float]]] = {
-        "from all other seeds": [], "to more data": [], "to the other distribution": [],
+        LEFT_OUT: [], "to more data": [], "to the other distribution": [],
     }  # fmt: skip
     for (source, kind, count, test, seed), value in at.items():
         if test != "same":
             continue
         others = [again for k, again in at.items() if k[:4] == (source, kind, count, test) and k[4] != seed]
         if others:
-            found["from all other seeds"].append((source, max(others), value))
+            found[LEFT_OUT].append((source, max(others), value))
         larger = [k[2] for k in at if k[:2] == (source, kind) and k[2] > count]
         if larger:
             found["to more data"].append((source, value, at[source, kind, min(larger), test, seed]))
@@ -191,8 +192,8 @@ def _transfer(rows: Rows) -> Figure:
         ends = np.array([b for _, a, b in found if np.isfinite(b)] + [a for _, a, _ in found])
         if len(ends):
             axes.plot([ends.min(), ends.max()], [ends.min(), ends.max()], color="black", linewidth=0.8)
-        held = Share.of(b <= a for _, a, b in found) if found else None
-        axes.set(xscale="log", yscale="log", title=f"{kind}: {held.value:.0%} hold" if held else kind)
+        held = "" if kind == LEFT_OUT or not found else f": {Share.of(b <= a for _, a, b in found).value:.0%} hold"
+        axes.set(xscale="log", yscale="log", title=f"{kind}{held}")
     panels[0].set(ylabel="multiple needed there")
     panels[1].set(xlabel="multiple that held f* at all points here (ensemble of 5)")
     if panels[0].get_legend_handles_labels()[0]:
@@ -339,7 +340,7 @@ def _transfers(rows: Rows) -> Table:
                         kind,
                         source,
                         len(own),
-                        str(Share.of(r <= 1 for r in ratio)),
+                        "" if kind == LEFT_OUT else str(Share.of(r <= 1 for r in ratio)),
                         *np.quantile(ratio, (0.5, 0.95)),
                         ratio.max(),
                     )
@@ -347,8 +348,8 @@ def _transfers(rows: Rows) -> Table:
     columns = ("transfer", "plant", "pairs", "the multiple held there", "median ratio", "95 % quantile", "largest")
     caption = (
         "Ensembles of 5. Ratio: the multiple needed there over that needed here. From all other seeds (new data, noise and "
-        "weights): the largest of the multiples that they needed, held against the one left out; if seeds are exchangeable, "
-        "the largest of k − 1 holds with probability (k − 1)/k."
+        "weights): the largest of the multiples that they needed, held against the one left out. One seed, that which needs "
+        "most, must exceed it: what counts is by how much. Pairs of one plant share seeds; their shares are not independent."
     )
     return Table(columns, found, caption)
 
