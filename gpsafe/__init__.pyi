@@ -5,6 +5,9 @@ from . import (
     baselines as baselines,
 )
 from . import (
+    calibration as calibration,
+)
+from . import (
     certify as certify,
 )
 from . import (
@@ -52,6 +55,7 @@ from .algorithms import TheoryModel as TheoryModel
 from .algorithms import estimate as estimate
 from .algorithms import sound_learner as sound_learner
 from .assumptions import Assumption as Assumption
+from .calibration import calibrate as calibrate
 from .certify import CertificationProblem as CertificationProblem
 from .certify import judge as judge
 from .comparison import Contest as Contest

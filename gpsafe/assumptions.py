@@ -105,6 +105,23 @@ class Assumption(Enum):
         "exchangeable",
         "Steps of a plan and calibration rows come from one distribution, in exchangeable order.",
     )
+    SCALED_GAUSSIAN = (
+        "residuals Gaussian up to a factor",
+        "(y − μ)/σ is Gaussian with mean zero and one standard deviation for every output, the same at all points.",
+    )
+    SAME_SHAPE = (
+        "residuals of one shape",
+        "(y − μ)/σ has one distribution for every output, the same at all points, and the held-out rows are many.",
+    )
+    LIKELIHOOD_RATIO = (
+        "likelihood ratio known",
+        "New points have w times the density of the held-out ones, and given the point the next state is distributed as"
+        " before.",
+    )
+    FEEDBACK = (
+        "every outcome shown",
+        "After every step the next state is observed and told; the promise is an average over time.",
+    )
     PAPER_TUBE = (
         "paper mode",
         "The published one-sigma tube without linearisation error contains the plant: known to be false.",

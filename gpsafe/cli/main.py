@@ -202,6 +202,12 @@ def _bench_words(words: Sequence[str], command: str) -> int:
     return experiments.bench(words, command)
 
 
+def _calibrate_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import calibrating
+
+    return calibrating.calibrate(words, command)
+
+
 COMMANDS: dict[str, Command] = {
     "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
     "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
@@ -214,6 +220,9 @@ COMMANDS: dict[str, Command] = {
     "leaderboard": Command(_leaderboard_words, "draw what sweeps found as one page, each number linked to its cells"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
     "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
+    "calibrate": Command(
+        _calibrate_words, "say whose uncertainty fits a table of transitions: gpsafe calibrate DATA.csv"
+    ),
 }
 
 

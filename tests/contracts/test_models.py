@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
+from gpsafe.calibration import Adaptive, Conformal, Isotonic, ScaledStd, Weighted
 from gpsafe.data import Transitions
 from gpsafe.models import GP, DynamicsModel, Ensemble, LowRankGP, Prediction, Training, identity_prior, zero_prior
 from gpsafe.models.dropout import Dropout
@@ -52,6 +53,14 @@ def sparse(**options) -> SparseGP:
     return SparseGP.create(make_kernel("rbf", NX + NU), NX, NU, noise_std=[0.01, 0.02], size=8, **options)
 
 
+def everywhere_alike(z: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(z[..., 0])
+
+
+def recalibrated(kind, *more, **options):
+    return kind.fit(gp("rbf", "matern-3/2").condition(data(0)), data(20), *more, delta=0.2, **options)
+
+
 # Every model with some data. Another model joins by one line.
 MODELS = {
     "gp": lambda: gp("rbf", "matern-3/2").condition(data(0)),
@@ -66,6 +75,11 @@ MODELS = {
     "laplace": lambda: network(LastLayerLaplace, prior=identity_prior),
     "low-rank": lambda: LowRankGP.create(gp("rbf", "matern-3/2").condition(data(0)), 8),
     "low-rank-exact-mean": lambda: LowRankGP.create(gp("rbf", "additive").condition(data(0)), 8, mean="exact"),
+    "recalibrated-scale": lambda: recalibrated(ScaledStd),
+    "recalibrated-isotonic": lambda: recalibrated(Isotonic),
+    "recalibrated-conformal": lambda: recalibrated(Conformal, outputs="jointly"),
+    "recalibrated-weighted": lambda: recalibrated(Weighted, everywhere_alike),
+    "recalibrated-adaptive": lambda: recalibrated(Adaptive),
 }
 
 
@@ -167,7 +181,7 @@ def test_conditioning_returns_a_new_model_and_leaves_the_old_one(model):
     assert float((later.predict(x, u).mean - before.mean).abs().max()) > 1e-6
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith(("ensemble", "dropout", "laplace"))])
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith(("ensemble", "dropout", "laplace", "recalib"))])
 def test_data_make_it_more_certain_where_they_are(name):
     """A theorem for Gaussian processes only: the spread of networks may grow with data."""
     model = MODELS[name]()
