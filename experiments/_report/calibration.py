@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from gpsafe import plotting
 from gpsafe.testbed.experiment import Report, Table
 
-from .statistics import BLUE, GREEN, ORANGE, RED, Share, mean_interval
+from .statistics import Share, mean_interval
 
 LEVEL = 0.9
 LEFT_OUT = "from all other seeds"
@@ -52,10 +53,19 @@ def _largest(rows: Rows, source: str) -> Rows:
     return [r for r in own if r["count"] == most]
 
 
+KINDS = (("same", -0.14, "same-kind"), ("other", 0.14, "other-kind"))
+"""Data to be tested on, place, and noun of its colour."""
+
+
+def _of(sound: bool) -> str:
+    """Colour of β: a theorem's, or one that stands on a guess."""
+    return plotting.colour("safe" if sound else "unsafe")
+
+
 def _grid(count: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
     across = min(columns, max(1, count))
     down = -(-count // across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    figure = plotting.figure(width * across, height * down)
     panels = list(np.atleast_1d(figure.subplots(down, across, squeeze=False)).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
@@ -65,18 +75,18 @@ def _grid(count: int, width: float, height: float, columns: int = 3) -> tuple[Fi
 def _models_axis(axes: Axes, names: Sequence[str], first: bool) -> None:
     axes.set_yticks(range(len(names)), names if first else [""] * len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="y", color="0.92", linewidth=0.6)
+    axes.grid(axis="y", color=plotting.colour("faint"), linewidth=0.6)
     if axes.get_xscale() == "log":
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _dots(axes: Axes, values: Iterable[float], place: float, color: str, filled: bool = True) -> None:
+def _dots(axes: Axes, values: Iterable[float], place: float, noun: str, filled: bool = True) -> None:
     found = [v for v in values if np.isfinite(v)]
     axes.plot(
         found,
         np.full(len(found), place),
         "o",
-        color=color,
+        color=plotting.colour(noun),
         markersize=4,
         alpha=0.75,
         fillstyle="full" if filled else "none",
@@ -90,9 +100,9 @@ def _coverage(rows: Rows, names: Sequence[str]) -> Figure:
     for axes, source in zip(panels, sources, strict=False):
         own = _largest(rows, source)
         for i, name in enumerate(names):
-            for test, shift, color in (("same", -0.14, BLUE), ("other", 0.14, ORANGE)):
-                _dots(axes, (r["inside"] for r in own if (r["model"], r["test"]) == (name, test)), i + shift, color)
-        axes.axvline(LEVEL, color="black", linewidth=0.9)
+            for test, shift, noun in KINDS:
+                _dots(axes, (r["inside"] for r in own if (r["model"], r["test"]) == (name, test)), i + shift, noun)
+        axes.axvline(LEVEL, color=plotting.colour("ink"), linewidth=0.9)
         axes.set(xlim=(-0.02, 1.02), title=f"{source} (n = {own[0]['count']})")
         _models_axis(axes, names, True)
     figure.supxlabel(
@@ -104,7 +114,7 @@ def _coverage(rows: Rows, names: Sequence[str]) -> Figure:
 def _shells(rows: Rows, names: Sequence[str]) -> Figure:
     """Coverage by distance to the data, mean over seeds and both kinds of data, as numbers on colours."""
     sources = _sources(rows)
-    figure = Figure(figsize=(1.9 + 1.55 * len(sources), 1.2 + 0.36 * len(names)), layout="constrained")
+    figure = plotting.figure(1.9 + 1.55 * len(sources), 1.2 + 0.36 * len(names))
     axes = figure.subplots()
     table = np.full((len(names), 5 * len(sources)), np.nan)
     for j, source in enumerate(sources):
@@ -134,15 +144,20 @@ def _needed(rows: Rows, names: Sequence[str]) -> Figure:
     for axes, source in zip(panels, sources, strict=False):
         own = _largest(rows, source)
         for i, name in enumerate(names):
-            for test, shift, color in (("same", -0.14, BLUE), ("other", 0.14, ORANGE)):
-                _dots(axes, (r["needed"] for r in own if (r["model"], r["test"]) == (name, test)), i + shift, color)
+            for test, shift, noun in KINDS:
+                _dots(axes, (r["needed"] for r in own if (r["model"], r["test"]) == (name, test)), i + shift, noun)
         betas = [r["beta"] for r in own if "beta" in r]
         if betas:
             sound = any(r.get("beta_sound") for r in own)
             axes.plot(
-                betas, np.zeros(len(betas)), "|", color=GREEN if sound else RED, markersize=15, markeredgewidth=1.8
+                betas,
+                np.zeros(len(betas)),
+                "|",
+                color=_of(sound),
+                markersize=15,
+                markeredgewidth=1.8,
             )
-        axes.axvline(1.645, color="black", linewidth=0.9)
+        axes.axvline(1.645, color=plotting.colour("ink"), linewidth=0.9)
         axes.set(xscale="log", title=f"{source} (n = {own[0]['count']})")
         for i, name in enumerate(names):
             if all(not np.isfinite(r["needed"]) for r in own if r["model"] == name):
@@ -181,17 +196,17 @@ def _pairs(rows: Rows) -> dict[str, list[tuple[str, float, float]]]:
 def _transfer(rows: Rows) -> Figure:
     """Needed multiple there against here; above the diagonal the band of here does not hold there."""
     pairs, sources = _pairs(rows), _sources(rows)
-    figure = Figure(figsize=(11.5, 3.9), layout="constrained")
+    figure = plotting.figure(11.5, 3.9)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    colours = dict(zip(sources, (BLUE, ORANGE, GREEN, RED, "black"), strict=False))
+    looks = plotting.looks(sources)
     for axes, (kind, found) in zip(panels, pairs.items(), strict=True):
         for source in sources:
             points = np.array([(a, b) for name, a, b in found if name == source and np.isfinite(b)])
             if len(points):
-                axes.plot(*points.T, ".", color=colours[source], markersize=5, alpha=0.6, label=source)
+                axes.plot(*points.T, ".", color=looks[source].colour, markersize=5, alpha=0.6, label=source)
         ends = np.array([b for _, a, b in found if np.isfinite(b)] + [a for _, a, _ in found])
         if len(ends):
-            axes.plot([ends.min(), ends.max()], [ends.min(), ends.max()], color="black", linewidth=0.8)
+            axes.plot([ends.min(), ends.max()], [ends.min(), ends.max()], color=plotting.colour("ink"), linewidth=0.8)
         held = "" if kind == LEFT_OUT or not found else f": {Share.of(b <= a for _, a, b in found).value:.0%} hold"
         axes.set(xscale="log", yscale="log", title=f"{kind}{held}")
     panels[0].set(ylabel="multiple needed there")
@@ -209,12 +224,19 @@ def _width(rows: Rows, names: Sequence[str]) -> Figure:
         own = [r for r in _largest(rows, source) if r["test"] == "same"]
         for i, name in enumerate(names):
             chosen = [r for r in own if r["model"] == name]
-            _dots(axes, (r["needed"] * r["epistemic"] for r in chosen), i - 0.14, BLUE)
-            _dots(axes, (r["conformal_width"] for r in chosen), i + 0.14, GREEN, False)
+            _dots(axes, (r["needed"] * r["epistemic"] for r in chosen), i - 0.14, "same-kind")
+            _dots(axes, (r["conformal_width"] for r in chosen), i + 0.14, "conformal", False)
         betas = [r["beta_width"] for r in own if "beta_width" in r]
         sound = any(r.get("beta_sound") for r in own)
-        axes.plot(betas, np.zeros(len(betas)), "|", color=GREEN if sound else RED, markersize=15, markeredgewidth=1.8)
-        axes.axvline(1.0, color="black", linewidth=0.9)
+        axes.plot(
+            betas,
+            np.zeros(len(betas)),
+            "|",
+            color=_of(sound),
+            markersize=15,
+            markeredgewidth=1.8,
+        )
+        axes.axvline(1.0, color=plotting.colour("ink"), linewidth=0.9)
         axes.set(xscale="log", title=f"{source} (n = {own[0]['count']})")
         _models_axis(axes, names, True)
     figure.supxlabel(
@@ -227,7 +249,7 @@ def _width(rows: Rows, names: Sequence[str]) -> Figure:
 
 def _cost(rows: Rows, names: Sequence[str]) -> Figure:
     """Processor seconds to fit, and for 1000 predictions, against n."""
-    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    figure = plotting.figure(10, 3.9)
     panels = figure.subplots(1, 2)
     own = [r for r in rows if r["source"] in ("line", "pendulum") and r["test"] == "same"]
     fits = {
@@ -241,12 +263,12 @@ def _cost(rows: Rows, names: Sequence[str]) -> Figure:
     counts = sorted({r["count"] for r in own})
     titles = {"fit": "seconds to fit", "predict": "seconds for 1000 predictions"}
     for axes, (field, labels) in zip(panels, shown.items(), strict=True):
-        ends = []
-        for k, (name, label) in enumerate(labels.items()):
+        ends, looks = [], plotting.looks(labels)
+        for name, label in labels.items():
             values = [np.median([r[field] for r in own if (r["model"], r["count"]) == (name, n)]) for n in counts]
             if counts:
-                axes.plot(counts, values, marker="o", markersize=3, color=f"C{k}")
-                ends.append((values[-1], label, f"C{k}"))
+                axes.plot(counts, values, markersize=3, **looks[name].marked)
+                ends.append((values[-1], label, looks[name].colour))
         last = -np.inf
         axes.set(xscale="log", yscale="log", xlabel="transitions", title=titles[field])
         axes.set_xticks(counts)

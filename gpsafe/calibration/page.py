@@ -14,12 +14,11 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from gpsafe import plotting
 from gpsafe.calibration.findings import Assessment, Findings
 from gpsafe.calibration.resampling import Estimated
-from gpsafe.testbed.report_figures import OKABE_ITO
 from gpsafe.testbed.report_template import STYLE
 
-BLUE, ORANGE, GREEN, BLACK = OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[2], OKABE_ITO[6]
 OVER, UNDER, EXACT, RIGHT = "over-confident", "under-confident", "right", "not told apart"
 
 PAGE = Template("""<!doctype html>
@@ -186,7 +185,7 @@ def _uri(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
     }  # fmt: skip
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing glyphs: the picture shows them
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        figure = Figure(figsize=size, layout="constrained", facecolor=plotting.colour("page"))
         draw(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -194,22 +193,23 @@ def _uri(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
 
 
 def _colour(one: Assessment, delta: float) -> str:
-    return {OVER: ORANGE, UNDER: BLUE}.get(verdict(one, delta), GREEN)
+    found = verdict(one, delta)
+    return plotting.colour(found if found in (OVER, UNDER) else "well-calibrated")
 
 
 def _reliability(figure: Figure, study: Findings) -> None:
     columns = min(4, len(study.models))
     panels = figure.subplots(math.ceil(len(study.models) / columns), columns, squeeze=False, sharex=True, sharey=True)
     for axes, name in zip(panels.flat, study.models, strict=False):
-        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+        axes.plot([0, 1], [0, 1], color=plotting.colour("grey"), linewidth=0.8)
         one = study.of(name)
         colour = _colour(one, study.delta)
         axes.plot(*one.curve.tolist(), color=colour)
         axes.fill_between(one.curve[0].tolist(), one.curve[0].tolist(), one.curve[1].tolist(), color=colour, alpha=0.18)
         again = [a for a in study.assessments if a.model == name and a.recalibration == "conformal"]
         for other in again:
-            axes.plot(*other.curve.tolist(), color=BLACK, linestyle="--", linewidth=0.9)
-        axes.set_title(f"{name}\n{verdict(one, study.delta)}", fontsize=9, color=colour if colour != GREEN else BLACK)
+            axes.plot(*other.curve.tolist(), color=plotting.colour("ink"), linestyle="--", linewidth=0.9)
+        axes.set_title(f"{name}\n{verdict(one, study.delta)}", fontsize=9, color=colour)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for axes in list(panels.flat)[len(study.models) :]:
         axes.set_visible(False)
@@ -217,7 +217,7 @@ def _reliability(figure: Figure, study: Findings) -> None:
 
 def _shells(figure: Figure, study: Findings) -> None:
     axes = figure.subplots()
-    shades = ("#9ecae1", "#4292c6", "#08519c", "#08306b")
+    shades = plotting.ramp(4)
     for i, name in enumerate(study.models):
         found = study.of(name).shells
         for j, shell in enumerate(found):
@@ -231,7 +231,7 @@ def _shells(figure: Figure, study: Findings) -> None:
                     "nearest" if j == 0 else "farthest", (high, place), xytext=(6, 0), textcoords="offset points",
                     fontsize=8, va="center", color=colour,
                 )  # fmt: skip
-    axes.axvline(1 - study.delta, color=BLACK, linewidth=0.9)
+    axes.axvline(1 - study.delta, color=plotting.colour("ink"), linewidth=0.9)
     axes.set_yticks(range(len(study.models)), study.models)
     axes.invert_yaxis()
     axes.set_xlabel("share of next states inside")
@@ -241,7 +241,7 @@ def _needed(figure: Figure, study: Findings) -> None:
     axes = figure.subplots()
     trials = study.rows[2] * len(study.states)
     ends = [-_normal(0.5 * (1 - p ** (1 / trials))) for p in (0.025, 0.975)]
-    axes.axvspan(*ends, color="0.85", linewidth=0)
+    axes.axvspan(*ends, color=plotting.colour("faint"), linewidth=0)
     for i, name in enumerate(study.models):
         one = study.of(name)
         if math.isfinite(one.needed):

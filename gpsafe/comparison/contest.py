@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Self
+from typing import Self, cast
 
 import torch
 from gpytorch.kernels import Kernel
@@ -27,7 +27,7 @@ from gpsafe.models._prior import Prior
 from gpsafe.policies.rollout import transitions
 from gpsafe.sets import Box
 from gpsafe.systems.base import System
-from gpsafe.systems.episodic import EpisodicPlant, as_episodic
+from gpsafe.systems.episodic import Episodic, as_episodic
 
 Trajectory = tuple[Tensor, Tensor]
 HELD = (1, 2, 4, 8, 16)  # steps for which a corner of the inputs is held before the safe controller takes over
@@ -52,7 +52,7 @@ class Contest:
         kernels, rkhs_norm: of the residuals f* − p, where they are known (a twin); else they are estimated from the first data.
     """
 
-    plant: EpisodicPlant
+    plant: Episodic
     known: Prior
     region: Box
     offline: tuple[Trajectory, ...]
@@ -104,7 +104,7 @@ class Contest:
         if law is None:
             raise _require.fail(where, "a safe controller `law`", "a plant without one of its own")
         start = Box(system.initial_state, system.initial_state)
-        plant = as_episodic(system, start, law, random=0.5, noise_std=noise_std)
+        plant = cast(Episodic, as_episodic(system, start, law, random=0.5, noise_std=noise_std))
         region = system.state_box if region is None else region
         if region.dim != system.nx or not bool((region.radius < 1e4).all()):
             raise _require.fail(where, f"a region of {system.nx} finite sides", region)
@@ -175,7 +175,7 @@ class Contest:
         return x if self.surface is None else self.surface(x)
 
 
-def _first(plant: EpisodicPlant, generator: torch.Generator) -> Trajectory:
+def _first(plant: Episodic, generator: torch.Generator) -> Trajectory:
     x, states, inputs = plant.initial(1, generator), [], []
     states.append(x[0])
     while len(inputs) < plant.horizon and not bool(plant.terminated(x)[0]):

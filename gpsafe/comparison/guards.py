@@ -168,7 +168,7 @@ class Shielded:
         known = contest.known
         if not isinstance(known, KnownPart):
             known = derived_known(known, states=contest.region, inputs=plant.input_box)
-        narrow = replace(plant, system=_Boxed(plant.system, contest.region)) if _wide(plant) else plant
+        narrow: Any = _Boxed(plant, contest.region) if _wide(plant) else plant
         parts = {} if belief.found is not None else {"rkhs_norm": contest.rkhs_norm, "outputs": contest.outputs}
         made = sound_learner(narrow, known, belief.found or contest.kernels, episodes=20, **parts).known  # type: ignore[arg-type]
         if not isinstance(made, TheoryModel) or made.judge is None:

@@ -88,7 +88,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         names = ("model", "certifier", "explorer", "episodes", "violations", "corrected", "covered")
-        rows = [[{**row, **totals(self.episodes, row)}.get(n, "") for n in names] for row in self.contestants]
+        full = [{**row, **totals(self.episodes, row)} for row in self.contestants]
+        rows = [tuple(row.get(n, "") for n in names) for row in full]
         return table(f"{len(rows)} contestants", rows, head=names)
 
 

@@ -22,8 +22,7 @@ from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
 ENTRY = 32 * EPS  # times d + 4: rounding of a derivative of the kernel from true differences (theory §5.7)
-# Times the margins, whose product term is measured: 4.2 times it was seen (60 points on a line, λ/k = 1e-11).
-ROOM = 32.0
+ROOM = 4.0  # times the margins, whose product term is measured (`gpsafe.confidence.rounding`) for values, not for derivatives
 FAR = 1.0  # radius in length-scales from which the bounds far from data are tried as well
 
 

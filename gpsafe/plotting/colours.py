@@ -149,6 +149,12 @@ NOUNS: Mapping[str, tuple[str, Any, str]] = {
     "lbpo": ("ink", _SOLID, "v"),
     "sqrl": ("ink", _DASHED, "P"),
     "safety-layer": ("ink", _DOTTED, "x"),
+    # calibration: test data like those learnt from or of the other kind, and what bars are found to be
+    "same-kind": ("blue", _SOLID, "o"),
+    "other-kind": ("orange", _DASHED, "s"),
+    "over-confident": ("orange", _DASHED, "v"),
+    "under-confident": ("blue", _MIXED, "^"),
+    "well-calibrated": ("green", _SOLID, "o"),
     # certifiers held against each other
     "policy-set": ("sky", _MIXED, "D"),
     "tube-paper": ("orange", _DASHED, "v"),

@@ -47,7 +47,18 @@ def test_unknown_names_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["gp-posterior", "gp-low-rank", "gp-append", "planning-step", "certificate", "sac", "refit", "loop", "ranges", *SWEEP],
+    [
+        "gp-posterior",
+        "gp-low-rank",
+        "gp-append",
+        "planning-step",
+        "certificate",
+        "sac",
+        "refit",
+        "loop",
+        "ranges",
+        *SWEEP,
+    ],
 )
 def test_benchmarks_run_and_write_their_environment(name, tmp_path):
     out = tmp_path / "results.json"
