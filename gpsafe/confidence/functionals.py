@@ -122,8 +122,10 @@ def _sections(
 ) -> tuple[Tensor | None, Tensor]:
     """(k(z_q, x_r), ∂k(z_q, x_r)/∂z) as (n, m, 1 + d), and the posterior covariance (m, 1 + d, 1 + d).
 
-    Entry (r, s) of the covariance errs by at most the geometric mean of the margins m_r, m_s of its variances
-    (`gpsafe.confidence.rounding` holds for every functional), a matrix that (1 + d) diag(m) dominates.
+    Let ρ be the largest margin of a variance in units of its prior one, κ_r (`gpsafe.confidence.rounding` holds for every
+    functional). Entry (r, s) of the covariance errs by at most ρ√(κ_r κ_s), a matrix that (1 + d)ρ diag(κ) dominates: of
+    |δk_r·q_s| + |δk_s·q_r| ≤ ε(√κ_r t_s + √κ_s t_r) each t is at most √κ times the largest t/√κ. The margins of r and s
+    alone would not do: their geometric mean may be smaller than that sum.
     """
     m, size = z.shape[0], z.shape[1] + 1
     active = torch.arange(size - 1, device=z.device) if form.dims is None else form.dims.to(z.device)
@@ -142,5 +144,6 @@ def _sections(
     half = (model._factors[i].inverse @ full.reshape(model.num_data, m * size)).reshape(model.num_data, m, size)
     half = half.permute(1, 0, 2)
     variance = (prior - half.square().sum(1)).clamp_min(0.0)
-    margin = JET_MARGIN * prior + (1 + active.numel()) * rounding.variance(variance, prior)
+    share = torch.where(prior > 0, rounding.variance(variance, prior) / prior.clamp_min(1e-300), 0.0)
+    margin = (JET_MARGIN + (1 + active.numel()) * share.amax(-1, keepdim=True)) * prior
     return full, torch.diag_embed(prior + margin) - half.mT @ half
