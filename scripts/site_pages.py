@@ -99,13 +99,22 @@ def notebooks() -> str:
 
 
 def names(room: str) -> list[str]:
-    """What the face of a room shows, below gpsafe: "cost.RobustDP"; of a face in a stub file with the module behind it."""
-    face = ROOT / "gpsafe" / room / "__init__.pyi"
-    if face.is_file():
-        return [f"{room}.{module}.{name}" for module, name in re.findall(r"^from \.(\w+) import (\w+) as", face.read_text(), re.M)]
-    tree = ast.parse(face.with_suffix(".py").read_text())
-    (shown,) = (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")  # type: ignore[attr-defined]
-    return [f"{room}.{name}" for name in shown]
+    """What the face of a room shows, by where it is made, below gpsafe: "cost.robust_dp.RobustDP".
+
+    The face's own path would not do: beside a function there may be a module of its name.
+    """
+    face = ROOT / "gpsafe" / room / "__init__.py"
+    stub = face.with_suffix(".pyi")  # where names are loaded when they are first used
+    body = ast.parse((stub if stub.is_file() else face).read_text()).body
+    sources = {
+        alias.name: f"{room}.{node.module}" if node.level else (node.module or "").removeprefix("gpsafe.")
+        for node in body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lists = [n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    shown = ast.literal_eval(lists[0]) if lists else list(sources)
+    return [f"{sources.get(name, room)}.{name}" for name in sorted(shown, key=str.lower)]
 
 
 def room(name: str) -> str:
@@ -129,9 +138,14 @@ def api() -> str:
     return "\n".join(lines)
 
 
+INDEX = """Made from the checks themselves: the claim, the statements that say why it holds, the code, what is assumed, and
+the control that breaks one assumption and must fail. A graded control scales one term of a bound, the mildest defect first:
+*smallest defect noticed* is the first at which the claim fails."""
+
+
 def _plain(text: str) -> str:
     """Words of a check, shown as they are: nothing in them is Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]<|])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _linked(pairs: Iterable[tuple[str, str]]) -> str:
@@ -148,10 +162,13 @@ def theorems(report: Path = REPORT) -> str:
     seen = {record["name"]: record for record in stored["checks"]}
     checks, links = discover(), Links(".", ROOT)
     groups = grouped(checks.values(), lambda check: check.source)
-    lines = ["# Theorem index", "", f"{len(checks)} claims, each a check that runs: `gpsafe verify --only NAME`. Made from the"]
-    lines += ["checks themselves: the claim, the statements that say why it holds, the code, what is assumed, and the control"]
-    lines += ["that breaks one assumption and must fail. A graded control scales one term of a bound, the mildest defect first:"]
-    lines += ["*smallest defect noticed* is the first at which the claim fails.", ""]
+    lines = [
+        "# Theorem index",
+        "",
+        f"{len(checks)} claims, each a check that runs: `gpsafe verify --only NAME`.",
+        INDEX,
+        "",
+    ]
     if seen:
         made = stored["environment"]
         lines += [f"Verdicts: `{made['command']}`, revision {made['git_revision'][:7]}, {made['started_at'][:10]}.", ""]
@@ -170,7 +187,12 @@ def theorems(report: Path = REPORT) -> str:
     for group, members in groups.items():
         lines += [f"## {group.title}", "", group.what, "", group.tested, "", group.silent, ""]
         for check in members:
-            lines += [f"### `{check.name}` {{ #{check.name} }}", "", _plain(check.claim[:1].upper() + check.claim[1:]), ""]
+            lines += [
+                f"### `{check.name}` {{ #{check.name} }}",
+                "",
+                _plain(check.claim[:1].upper() + check.claim[1:]),
+                "",
+            ]
             items = [
                 ("Source", _plain(check.source)),
                 ("Statements", _linked(links.theorems(check.name, check.source))),
@@ -212,7 +234,12 @@ def _defects(check: Any, record: dict[str, Any] | None, words: Any) -> str:
 
 def pages() -> dict[str, str]:
     """All pages that are made, by their place in the site."""
-    made = {"index.md": home(), "experiments/index.md": experiments(), "notebooks.md": notebooks(), "theorems.md": theorems()}
+    made = {
+        "index.md": home(),
+        "experiments/index.md": experiments(),
+        "notebooks.md": notebooks(),
+        "theorems.md": theorems(),
+    }
     made |= {"api/index.md": api()} | {f"api/{name}.md": room(name) for rooms in ROOMS for name in rooms}
     return made
 
