@@ -25,7 +25,7 @@ ROOMS = (
     ("models", "systems", "policies", "sets", "rkhs", "saved"),
     ("algorithms", "planning", "baselines", "comparison", "plotting", "testbed"),
 )
-HOMES = {"README.md": "index.md", "experiments/README.md": "experiments/index.md"}
+HOMES = {"README.md": "index.md", "experiments/README.md": "experiments.md"}
 """Files outside docs/ that are pages of their own."""
 
 
@@ -73,7 +73,7 @@ def home() -> str:
 
 def experiments() -> str:
     """experiments/README.md: what was found, with a link to each stored report."""
-    return moved((ROOT / "experiments" / "README.md").read_text(), "experiments/README.md", "experiments/index.md")
+    return moved((ROOT / "experiments" / "README.md").read_text(), "experiments/README.md", "experiments.md")
 
 
 def code(path: str) -> str:
@@ -236,7 +236,7 @@ def pages() -> dict[str, str]:
     """All pages that are made, by their place in the site."""
     made = {
         "index.md": home(),
-        "experiments/index.md": experiments(),
+        "experiments.md": experiments(),
         "notebooks.md": notebooks(),
         "theorems.md": theorems(),
     }
