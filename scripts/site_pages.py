@@ -18,7 +18,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "report" / "report.json"
-LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=\bsrc=")|(?<=\bhref=")|(?<=\bsrcset="))([^)\s#:"]+)(#[^)\s"]*)?(?=[)"])""")
+"""Of Markdown, and of HTML in it."""
 FENCE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 ROOMS = (
     ("confidence", "cost", "tube", "certify", "safety"),
@@ -93,7 +94,7 @@ def notebooks() -> str:
         cells = json.loads(path.read_text())["cells"]
         words = next(("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), "")
         title, _, rest = words.partition("\n")
-        first = rest.strip().split("\n\n")[0].replace("\n", " ")
+        first = moved(rest.strip().split("\n\n")[0].replace("\n", " "), f"notebooks/{path.name}", "notebooks.md")
         lines += [f"## {title.lstrip('# ')}", "", first, "", f"[{path.name}](notebooks/{path.name})", ""]
     return "\n".join(lines)
 
@@ -252,29 +253,24 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages that are made, the files that they link to, and the notebooks."""
+    """Adds the pages that are made, and the files of the repository that pages link to."""
     from mkdocs.structure.files import File
 
     made = pages()
-    linked = {path for page, text in made.items() for path in _sources(text, page)}
+    reached = {one for page, text in made.items() for one in targets(text, page)}
     for file in files.documentation_pages():
-        linked |= targets(file.content_string, f"docs/{file.src_uri}")
-    for path in sorted(linked):
-        if page_of(path).startswith("code/") and (ROOT / path).is_file():
-            made[page_of(path)] = code(path)
+        reached |= {page_of(path) for path in targets(file.content_string, f"docs/{file.src_uri}")}
+    for one in sorted(reached):
+        source = ROOT / (one.removeprefix("code/").removesuffix(".md") if one.startswith("code/") else one)
+        if not source.is_file() or one in made or files.get_file_from_path(one):
+            continue
+        if one.startswith("code/"):
+            made[one] = code(source.relative_to(ROOT).as_posix())
+        else:
+            files.append(File.generated(config, one, content=source.read_bytes()))
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{path.name}", content=path.read_bytes()))
     return files
-
-
-def _sources(text: str, page: str) -> set[str]:
-    """Source files behind the links of a page that is made."""
-    prefix, place = "code/", posixpath.dirname(page)
-    found = (target for prose, part in _prose(text) if prose for target, _ in LINK.findall(part))
-    reached = (posixpath.normpath(posixpath.join(place, target)) for target in found)
-    return {one.removeprefix(prefix).removesuffix(".md") for one in reached if one.startswith(prefix)}
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
