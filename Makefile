@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly mutate bench experiments gifs notebooks lab lint format lock dist clean distclean
+.PHONY: help setup verify test test-all nightly mutate bench experiments gifs notebooks lab docs lint format lock dist clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
@@ -76,6 +76,10 @@ lab: setup ## open the notebooks in JupyterLab
 	@mkdir -p notebooks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
 
+docs: setup ## build the site, with the verdicts of the last `make verify` -> site/index.html
+	@echo "docs: the site, strictly, from docs/, README.md, docstrings and checks -> site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(ONE_THREAD) $(BIN)/python -m mkdocs build --quiet $(ARGS)
+
 lint: setup ## check style, formatting and types
 	@echo "lint: ruff check"
 	@$(BIN)/ruff check .
@@ -97,9 +101,9 @@ dist: setup ## build the wheel and the source distribution into dist/
 	@rm -rf build dist
 	@$(BIN)/python scripts/dist.py
 
-clean: ## remove reports, results and caches
-	@echo "clean: removing reports, results and caches"
-	@rm -rf report results build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove reports, results, the site and caches
+	@echo "clean: removing reports, results, the site and caches"
+	@rm -rf report results site build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@rm -f bench/*.json
 	@find . \( -name .git -o -name '.venv*' \) -prune -o \
 		\( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

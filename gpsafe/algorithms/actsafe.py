@@ -156,8 +156,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         distance: D(π, π′), or None to leave the Lipschitz rule out.
         episodes: number of episodes of `run`; `learn` is told its own.
         threshold: expansion ends for good the first time that max_{S_n} of the exploration value falls below it: enough
-        for R_ε,
-            one round of expansion; rounds beyond need as many such episodes (theory §4 (vi)).
+            for one round of expansion of R_ε; rounds beyond need as many such episodes (theory §4 (vi)).
         start: makes the session that answers for the class (e.g. a `PrunedSession` for thousands of policies); by default
             one that evaluates every policy asked for with `cost_bound`.
         unchecked: also take parts that no theorem covers together (a constant β, another task than the plant's), as controls
