@@ -44,3 +44,13 @@ def test_an_agent_learns_behind_the_certifier(capsys):
     assert trained["from_plan"].sum() > 0.9 * trained["steps"].sum()
     assert trained["reward"].mean() > warm["reward"].mean() and trained["violations"].sum() <= 5
     assert "from_plan" in capsys.readouterr().out
+
+
+def test_models_and_certifiers_are_compared_on_a_plant_of_ones_own(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "compare.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names: dict = {}
+    exec(compile(code, "docs/compare.md", "exec"), names)
+    frame = names["found"].frame()
+    assert list(frame["certifier"]) == ["none", "tube-paper"] and list(frame["steps"]) == [20, 20]
+    assert "covered" in capsys.readouterr().out
