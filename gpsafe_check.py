@@ -3,9 +3,9 @@
 One line per check. Exit code 0: every file is accepted. 1: one is refused, at the line that says FAIL. 2: one is no certificate
 (torn, another format or kind, a number that is not a finite float64, other fields, a hash that does not fit).
 
-Numbers are strings that Python's `repr` writes of float64 and are taken as the rationals that they are. Plans and invariance are
-decided in rational arithmetic, hence exactly; confidence bounds in ball arithmetic, at 128 bits and up to 2048 until it is
-decided. What is not decided then is refused. docs/certificates.md says what is checked for each kind, and why that suffices.
+Numbers are strings that Python's `repr` writes of float64 and are taken as the rationals that they are. Plans and invariance
+are decided in rational arithmetic, hence exactly; confidence bounds in ball arithmetic, at 128 bits and up to 2048 until it
+is decided. What is not decided then is refused. docs/certificates.md says what is checked for each kind, and why that suffices.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import math
 import re
 import sys
 from fractions import Fraction
+from typing import Any
 
 try:
     import flint
 except ImportError:  # plans and invariance need none
-    flint = None
+    flint: Any = None
 
 FORMAT = "gpsafe-certificate/1"
 FIELDS = ("format", "kind", "claim", "assumptions", "problem", "evidence", "sha256")
@@ -28,7 +29,7 @@ PRECISIONS = (128, 256, 512, 1024, 2048)
 SENTENCES = {
     "RKHS_NORM": "‖f*_j − known part‖ ≤ B_j in the RKHS of the stated kernel of output j.",
     "SUBGAUSSIAN": "Given the past, the observation noise of output j is R_j-sub-Gaussian with mean zero.",
-    "FIXED_KERNEL": "Kernel, length-scales, output scale, λ, known part and normaliser were chosen without looking at the data.",
+    "FIXED_KERNEL": "Kernel, length-scales, output scale, λ, known part and normaliser were chosen without looking at the data.",  # noqa: E501
     "ALL_OBSERVATIONS": "The data are one growing sequence: none dropped, none chosen by its outcome, each input fixed before its noise.",  # noqa: E501
     "NOISE_SCALES": "The noise of observation i is noise_scale[i] times as large as R, and that was known before it was made.",
     "KNOWN_OUTPUTS": "States without a process of their own follow the known part.",
@@ -118,7 +119,7 @@ def array(where: str, tree, *shape, read=number) -> list:
     return [array(where, item, *shape[1:], read=read) for item in tree]
 
 
-def exact(tree):
+def exact(tree) -> Any:
     """The rationals of numbers in nested lists."""
     return [exact(item) for item in tree] if isinstance(tree, list) else Fraction(float(tree))
 
@@ -300,9 +301,13 @@ def check_bound(report: Report, tree: dict) -> None:
                 solved = A.solve(flint.arb_mat([[k] for k in cross]))
             except ZeroDivisionError:  # not told from singular at this precision
                 continue
-            explained = sum((k * solved[i, 0] for i, k in enumerate(cross)), arb(0))
-            mean = sum((arb(float(y)) * solved[i, 0] for i, y in enumerate(targets)), arb(0))
-            logdet = A.det().log() - sum((v.log() for v in noise), arb(0))
+            for i, (k, y, w) in enumerate(zip(cross, targets, noise, strict=True)):
+                mean, explained, logdet = (
+                    mean + arb(float(y)) * solved[i, 0],
+                    explained + k * solved[i, 0],
+                    logdet - w.log(),
+                )
+            logdet += A.det().log()
         twice = logdet + 2 * (arb(p) / arb(float(delta))).log()
         beta = (arb(float(B)) ** 2 + arb(float(R)) ** 2 / ratio * twice).sqrt()
         half = beta * (shape[2] - explained).sqrt()
@@ -388,9 +393,9 @@ def check_plan(report: Report, tree: dict) -> None:
     check_claim(
         report,
         tree,
-        f"From x_0 = {told(x0)} the law u = plan[k] + gain[k] (x - center[k]) keeps x+ = Ax + Bu + c + w, w in the ellipsoid with"
-        f" half-axes {told(axes)}, in the {len(X[0])} rows of states at stages 1..{T}, its inputs in the {len(U[0])} rows of"
-        f" inputs at stages 0..{T - 1}, and x_{T} in the {len(F[0])} rows of terminal, each to within {tolerance}.",
+        f"From x_0 = {told(x0)} the law u = plan[k] + gain[k] (x - center[k]) keeps x+ = Ax + Bu + c + w, w in the ellipsoid"
+        f" with half-axes {told(axes)}, in the {len(X[0])} rows of states at stages 1..{T}, its inputs in the {len(U[0])} rows"
+        f" of inputs at stages 0..{T - 1}, and x_{T} in the {len(F[0])} rows of terminal, each to within {tolerance}.",
     )
     slack, noise, x0 = Fraction(float(tolerance)), diagonal(exact(axes)), exact(x0)
     none = [[Fraction(0)] * nx for _ in range(nx)]
@@ -440,8 +445,9 @@ def check_invariance(report: Report, tree: dict) -> None:
     check_claim(
         report,
         tree,
-        f"From every x in the {len(H)} rows of region, which is not empty, the law u = offset + gain x has u in the {len(U)} rows"
-        f" of inputs and x+ = Ax + Bu + c + w in region, w in the ellipsoid with half-axes {told(axes)}: region is never left.",
+        f"From every x in the {len(H)} rows of region, which is not empty, the law u = offset + gain x has u in the {len(U)}"
+        f" rows of inputs and x+ = Ax + Bu + c + w in region, w in the ellipsoid with half-axes {told(axes)}: region is never"
+        " left.",
     )
     inside = all(dot(row, point) <= b for row, b in zip(H, h, strict=True))
     report.check("not empty", inside, f"{[float(x) for x in point]} is in region")
@@ -489,9 +495,9 @@ def check(text: bytes, write=print) -> int:
 def main(arguments=None) -> int:
     """Checks the files named."""
     paths = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    stdout: Any = sys.stdout
+    if hasattr(stdout, "reconfigure"):
+        stdout.reconfigure(errors="backslashreplace")
     if not paths or paths[0].startswith("-"):
         print(__doc__)
         return 0 if paths and paths[0] in ("-h", "--help") else 2

@@ -14,15 +14,15 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import gpsafe_check
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_kernel
-from xmpsc_cases import double_integrator, ensemble_pendulum, plan
+from xmpsc_cases import double_integrator, plan
 
 import gpsafe as gs
+import gpsafe_check
 from gpsafe.assumptions import Assumption, listed
 from gpsafe.certify import AffineLaw, CertificationProblem, certify_invariance, judge
 from gpsafe.confidence import AbbasiYadkori, ConfidenceSet, Mixture
@@ -246,7 +246,9 @@ FORGED = {
         "a negative R": (put("problem", "subgaussian", value=-0.1), "signs"),
         "shorter length-scales": (put("problem", "kernel", "lengthscale", 0, value=lambda v: v / 2), "end"),
         "a rougher kernel": (
-            put("problem", "kernel", value={**json.loads(bound())["problem"]["kernel"], "family": "matern", "nu": "0.5"}),
+            put(
+                "problem", "kernel", value={**json.loads(bound())["problem"]["kernel"], "family": "matern", "nu": "0.5"}
+            ),
             "end",
         ),
         "a kernel of no name": (put("problem", "kernel", "family", value="cubic"), "kernel"),
@@ -266,12 +268,16 @@ FORGED = {
         ),
         "an input beyond U": (put("problem", "plan", 3, 0, value=1.5), "inputs at stage 3 row 0"),
         "a larger noise axis with the old tube": (put("problem", "half_axes", 1, value=0.021), "tube at stage 1"),
-        "a tube that is too thin": (put("evidence", "factor", 5, 0, 0, value=lambda v: v * (1 - 1e-9)), "tube at stage 5"),
+        "a tube that is too thin": (
+            put("evidence", "factor", 5, 0, 0, value=lambda v: v * (1 - 1e-9)),
+            "tube at stage 5",
+        ),
         "a tube that is moved": (put("evidence", "center", 4, 1, value=lambda v: v + 1e-6), "tube at stage 4"),
         "a tube that does not start at a point": (put("evidence", "factor", 0, 0, 0, value=0.1), "start"),
-        "another plant": (put("problem", "A", 0, 1, value=lambda v: v + 1e-6), "tube at stage 2"),
+        "another plant": (put("problem", "A", 0, 1, value=lambda v: v + 1e-6), "tube at stage 1"),
         "another gain": (put("problem", "gain", 2, 0, 0, value=lambda v: v / 2), "tube at stage 3"),
-        "less room": (put("problem", "states", "h", 0, value=0.2), "states at stage 0"),
+        "less room": (put("problem", "states", "h", 0, value=0.2), "states at stage 1 row 0"),
+        "a start outside": (put("problem", "states", "h", 0, value=0.1), "states at stage 0 row 0"),
         "a smaller target": (put("problem", "terminal", "h", 0, value=0.2), "terminal row 0"),
         "a negative tolerance": (put("problem", "tolerance", value=-1e-9), "signs"),
         "a negative half-axis": (put("problem", "half_axes", 0, value=-0.005), "signs"),
@@ -285,7 +291,7 @@ FORGED = {
         "a wind": (put("problem", "c", 0, value=0.1), "region row"),
         "fewer inputs": (put("problem", "inputs", "h", 0, value=lambda v: v / 1e3), "inputs row 0"),
         "a row less": (without_row, "row"),
-        "a smaller set": (put("problem", "region", "h", 0, value=lambda v: v / 2), "row"),
+        "a smaller set": (put("problem", "region", "h", 0, value=lambda v: v / 2), "not empty"),
         "a negative multiplier": (put("evidence", "region", 0, value=["-1"] + ["0"] * 99), "row 0"),
         "a point outside": (put("evidence", "point", 0, value="1000"), "not empty"),
     },
@@ -314,6 +320,11 @@ def test_what_is_true_of_another_problem_is_accepted_for_that_problem_only():
     tree["problem"]["tolerance"] = "0.001"
     assert told(rehashed(tree))[1][-1] == "refused at claim"
     assert accepted(rewritten(tree)) and "each to within 0.001." in rewritten(tree)
+    tree = json.loads(flown())
+    for name in ("H", "h"):
+        del tree["problem"]["states"][name][0]
+    assert told(json.dumps(tree))[0] == 2 and told(rehashed(tree))[1][-1] == "refused at claim"
+    assert accepted(rewritten(tree)) and "in the 3 rows of states" in rewritten(tree)
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -410,7 +421,7 @@ def test_the_checker_runs_alone_with_the_standard_library_and_flint(tmp_path):
 
 def test_control_a_checker_that_imports_more_is_caught(tmp_path):
     checker = tmp_path / "gpsafe_check.py"
-    checker.write_text("import numpy\n" + CHECKER.read_text())
+    checker.write_text(CHECKER.read_text().replace("import json\n", "import json\nimport numpy\n", 1))
     assert "imports numpy" in alone(checker).stderr
 
 
@@ -429,7 +440,10 @@ def test_what_the_format_cannot_say_is_refused():
     z, gp = vector(0.0, 0.0), posterior()
     refused: list[tuple[Callable[[], str], str]] = [
         (lambda: export_bound(ConfidenceSet(replace(MIXTURE, unchecked=True), [gp]), z), "within its theorem"),
-        (lambda: export_bound(ConfidenceSet(AbbasiYadkori(rkhs_norm=1.0, subgaussian=1.0, delta=0.1), [gp]), z), "mixture"),
+        (
+            lambda: export_bound(ConfidenceSet(AbbasiYadkori(rkhs_norm=1.0, subgaussian=1.0, delta=0.1), [gp]), z),
+            "mixture",
+        ),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [posterior("additive")]), z), "RBF or Matern"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), vector(0.0, math.nan)), "finite"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), vector(0.0)), "shape"),
@@ -438,7 +452,9 @@ def test_what_the_format_cannot_say_is_refused():
     ]
     problem, sure = linear_case()
     lost = judge(double_integrator(), vector(0.2, 0.1), vector(0.0), plan(*[1.0] * 8))
-    paper = judge(ensemble_pendulum(), vector(3.0, 0.0), vector(0.0), plan(*[0.0] * 4))
+    base = double_integrator()
+    narrow = replace(base, model=LinearTube(base.model.plant, base.model.half_axes, mode="paper"))  # type: ignore[attr-defined]
+    paper = judge(narrow, vector(0.2, 0.1), vector(0.0), plan(*[-0.1] * 8))
     loud = certify_invariance(replace(problem, terminal=problem.states), sure.law)
     refused += [
         (lambda: export_plan(lost), "certificate that holds"),

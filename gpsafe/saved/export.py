@@ -152,7 +152,7 @@ def export_invariance(found: Invariance) -> str:
             proofs.append([str(answer.multipliers.get(i, Fraction(0))) for i in range(found.region.rows)])
         return proofs
 
-    evidence = {
+    evidence: dict[str, Any] = {
         "region": multipliers(_times(_fractions(found.region.H), closed)),
         "inputs": multipliers(_times(_fractions(found.inputs.H), K)),
     }
@@ -195,8 +195,8 @@ def _list(numbers: list[str]) -> str:
 def _claim_of_bound(problem: Tree, evidence: Tree) -> str:
     low, high = evidence["interval"]
     return (
-        f"On an event of probability at least 1 - {problem['delta']}, one for all {problem['outputs']} outputs, the residual f of"
-        f" output {problem['output']} has {low} <= f(z) <= {high} at z = {_list(problem['query'])}: mixture bound of"
+        f"On an event of probability at least 1 - {problem['delta']}, one for all {problem['outputs']} outputs, the residual f"
+        f" of output {problem['output']} has {low} <= f(z) <= {high} at z = {_list(problem['query'])}: mixture bound of"
         f" {len(problem['inputs'])} observations, before any intersection with other generations."
     )
 
@@ -214,9 +214,9 @@ def _claim_of_plan(problem: Tree, evidence: Tree) -> str:
 def _claim_of_invariance(problem: Tree, evidence: Tree) -> str:
     region, inputs = len(problem["region"]["h"]), len(problem["inputs"]["h"])
     return (
-        f"From every x in the {region} rows of region, which is not empty, the law u = offset + gain x has u in the {inputs} rows"
-        f" of inputs and x+ = Ax + Bu + c + w in region, w in the ellipsoid with half-axes {_list(problem['half_axes'])}: region"
-        " is never left."
+        f"From every x in the {region} rows of region, which is not empty, the law u = offset + gain x has u in the {inputs}"
+        f" rows of inputs and x+ = Ax + Bu + c + w in region, w in the ellipsoid with half-axes {_list(problem['half_axes'])}:"
+        " region is never left."
     )
 
 
