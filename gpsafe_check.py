@@ -237,36 +237,30 @@ def diagonal(axes) -> list:
 
 # ------------------------------------------------------------------------------------------------- confidence bounds
 def check_bound(report: Report, tree: dict) -> None:
-    """[low, high] ⊇ [μ − βσ, μ + βσ] at the query, β of the mixture bound."""
+    """[low, high] ⊇ ∩ [μ − βσ, μ + βσ] at the query over the posteriors named, β of the mixture bound."""
     names = ("bound", "kernel", "regularizer", "rkhs_norm", "subgaussian", "delta", "output", "outputs", "inputs")
-    names += ("targets", "noise_scale", "query")
-    bound, kernel, lam, B, R, delta, output, outputs, inputs, targets, scales, query = fields(
+    names += ("targets", "noise_scale", "query", "generations", "prior")
+    bound, kernel, lam, B, R, delta, output, outputs, inputs, targets, scales, query, generations, prior = fields(
         "problem", tree["problem"], names
     )
     (interval,) = fields("evidence", tree["evidence"], ("interval",))
     low, high = array("evidence.interval", interval, 2)
-    family, nu, lengthscale, variance, dims = fields(
-        "problem.kernel", kernel, ("family", "nu", "lengthscale", "variance", "dims")
-    )
     query = array("problem.query", query, None)
     inputs = array("problem.inputs", inputs, None, len(query))
     n, p = len(inputs), count("problem.outputs", outputs)
     targets = array("problem.targets", targets, n)
     scales = None if scales is None else array("problem.noise_scale", scales, n)
-    dims = array("problem.kernel.dims", dims, None, read=count)
-    lengthscale = array("problem.kernel.lengthscale", lengthscale, len(dims))
+    counts = array("problem.generations", generations, None, read=count)
+    if type(prior) is not bool:
+        raise NotACertificate(f"problem.prior: expected true or false, got {prior!r:.60}")
     for name, value in (("regularizer", lam), ("rkhs_norm", B), ("subgaussian", R), ("delta", delta)):
         number(f"problem.{name}", value)
-    number("problem.kernel.variance", variance)
     report.check("bound", bound == "mixture", f"{bound!r:.60}, expected 'mixture'")
-    known = (family == "rbf" and nu is None) or (family == "matern" and nu in ("0.5", "1.5", "2.5"))
-    report.check("kernel", known, f"{family!r:.20} of nu {nu!r:.20}, variance {variance}, length-scales {lengthscale}")
-    fine = len(set(dims)) == len(dims) > 0 and max(dims) < len(query)
-    report.check("kernel dimensions", fine, f"{dims} of 0..{len(query) - 1}")
-    positive = [float(v) for v in (lam, B, R, variance, *lengthscale)]
-    report.check("signs", min(positive) > 0, f"lambda {lam}, B {B}, R {R}, all length-scales > 0")
+    parts = read_kernel(report, kernel, len(query))
+    report.check("signs", min(map(float, (lam, B, R))) > 0, f"lambda {lam}, B {B}, R {R} > 0")
     report.check("delta", 0 < float(delta) < 1, f"{delta} in (0, 1)")
     report.check("output", count("problem.output", output) < p, f"{output} of {p}")
+    report.check("generations", bool(counts) and max(counts) <= n, f"the first {counts} of {n} observations")
     if scales is not None:
         report.check("noise scales", all(float(w) >= 1 for w in scales), ">= 1")
     needed = [("RKHS_NORM", f"rkhs_norm<={B}"), ("SUBGAUSSIAN", f"subgaussian({R})")]
@@ -277,61 +271,99 @@ def check_bound(report: Report, tree: dict) -> None:
         report,
         tree,
         f"On an event of probability at least 1 - {delta}, one for all {p} outputs, the residual f of output {output} has"
-        f" {low} <= f(z) <= {high} at z = {told(query)}: mixture bound of {n} observations, before any intersection with"
-        " other generations.",
+        f" {low} <= f(z) <= {high} at z = {told(query)}: mixture bound of the first {counts} observations"
+        f"{' and |f(z)| <= B sqrt(k(z, z)), intersected' if prior else ''}.",
     )
+    report.check("interval", float(low) <= float(high), f"{low} <= {high}")
 
-    picked = [[[row[i] for i in dims] for row in rows] for rows in (inputs, [query])]
     for bits in PRECISIONS:
         flint.ctx.prec = bits
         arb = flint.arb
-        shape = (None if nu is None else arb(float(nu)), [arb(float(v)) for v in lengthscale], arb(float(variance)))
-        X, (z,) = ([[arb(float(v)) for v in row] for row in rows] for rows in picked)
-        ratio, mean, explained, logdet = arb(float(lam)), arb(0), arb(0), arb(0)
-        if n:
-            noise = [ratio * arb(float(w)) ** 2 for w in scales or ["1.0"] * n]
-            lower_half = [[kernel_value(shape, X[i], X[j]) for j in range(i)] for i in range(n)]
-            A = flint.arb_mat(n, n)
-            for i, row in enumerate(lower_half):
-                A[i, i] = shape[2] + noise[i]
-                for j, value in enumerate(row):
-                    A[i, j] = A[j, i] = value
-            cross = [kernel_value(shape, x, z) for x in X]
-            try:
-                solved = A.solve(flint.arb_mat([[k] for k in cross]))
-            except ZeroDivisionError:  # not told from singular at this precision
-                continue
-            for i, (k, y, w) in enumerate(zip(cross, targets, noise, strict=True)):
-                mean, explained, logdet = (
-                    mean + arb(float(y)) * solved[i, 0],
-                    explained + k * solved[i, 0],
-                    logdet - w.log(),
-                )
-            logdet += A.det().log()
-        twice = logdet + 2 * (arb(p) / arb(float(delta))).log()
-        beta = (arb(float(B)) ** 2 + arb(float(R)) ** 2 / ratio * twice).sqrt()
-        half = beta * (shape[2] - explained).sqrt()
-        bottom, top = mean - half, mean + half
+        balls = [(nu, [arb(float(v)) for v in scale], arb(float(v)), dims) for nu, scale, v, dims in parts]
+        X, (z,) = ([[arb(float(v)) for v in row] for row in rows] for rows in (inputs, [query]))
+        y, noise = (
+            [arb(float(v)) for v in targets],
+            [arb(float(lam)) * arb(float(w)) ** 2 for w in scales or ["1.0"] * n],
+        )
+        own = kernel_value(balls, z, z)
+        cross = [kernel_value(balls, x, z) for x in X]
+        gram = [[kernel_value(balls, X[i], X[j]) for j in range(i + 1)] for i in range(max(counts))]
+        cap = arb(float(B)) * own.sqrt()
+        ends, words = [(-cap, cap)] if prior else [], f"{bits} bits"
+        for m in counts:
+            mean, explained, logdet = posterior(gram, noise, cross, y, m)
+            twice = logdet + 2 * (arb(p) / arb(float(delta))).log()
+            beta = (arb(float(B)) ** 2 + arb(float(R)) ** 2 / arb(float(lam)) * twice).sqrt()
+            half = beta * (own - explained).sqrt()
+            ends.append((mean - half, mean + half))
+            words = f"{bits} bits, n = {m}: mean {mean.str(12)}, beta {beta.str(12)}, half-width {half.str(12)}"
         lower, upper = arb(float(low)), arb(float(high))
-        sides = ((lower <= bottom, lower > bottom), (upper >= top, upper < top))
-        if all(yes or no for yes, no in sides):
-            numbers = f"{bits} bits, mean {mean.str(12)}, beta {beta.str(12)}, half-width {half.str(12)}"
-            report.check("lower end", sides[0][0], f"{low} <= {bottom.str(20)} ({numbers})")
-            report.check("upper end", sides[1][0], f"{high} >= {top.str(20)}")
+        bottoms, tops = [bottom for bottom, _ in ends], [top for _, top in ends]
+        below, above = any(lower <= e for e in bottoms), any(upper >= e for e in tops)
+        if (below or all(lower > e for e in bottoms)) and (above or all(upper < e for e in tops)):
+            report.check("lower end", below, f"{low} <= {' or '.join(e.str(20) for e in bottoms)} ({words})")
+            report.check("upper end", above, f"{high} >= {' or '.join(e.str(20) for e in tops)}")
             return
     report.check("ends", False, f"not decided at {PRECISIONS[-1]} bits")
 
 
-def kernel_value(shape, x, z):
-    """k(x, z) in balls; shape: ν (None for RBF), length-scales, variance."""
-    nu, lengthscale, variance = shape
-    square = flint.arb(0)
-    for a, b, scale in zip(x, z, lengthscale, strict=True):
-        square += ((a - b) / scale) ** 2
-    if nu is None:
-        return variance * (-square / 2).exp()
-    r = (2 * nu * square).sqrt()
-    return variance * {0.5: 1 + 0 * r, 1.5: 1 + r, 2.5: 1 + r + r * r / 3}[float(nu)] * (-r).exp()
+def posterior(gram, noise, cross, y, n: int):
+    """μ, k(z)ᵀA⁻¹k(z) and log det A − log det diag(noise) of the first n observations, A = K + diag(noise), in balls."""
+    arb = flint.arb
+    mean, explained, logdet = arb(0), arb(0), arb(0)
+    if n:
+        A = flint.arb_mat(n, n)
+        for i in range(n):
+            for j in range(i):
+                A[i, j] = A[j, i] = gram[i][j]
+            A[i, i] = gram[i][i] + noise[i]
+            logdet -= noise[i].log()
+        logdet += A.det().log()
+        solved = A.solve(flint.arb_mat([[k] for k in cross[:n]]), nonstop=True)  # NaN if not told from singular
+        for i in range(n):
+            mean, explained = mean + y[i] * solved[i, 0], explained + cross[i] * solved[i, 0]
+    return mean, explained, logdet
+
+
+def read_kernel(report: Report, tree, dim: int) -> list:
+    """The parts of a sum: (family or ν, length-scales or variances, variance, dimensions)."""
+    parts = []
+    if not isinstance(tree, list):
+        raise NotACertificate("problem.kernel: expected a list of parts")
+    for i, part in enumerate(tree):
+        where, family = f"problem.kernel[{i}]", part.get("family") if isinstance(part, dict) else None
+        if family == "linear":
+            _, scale, dims = fields(where, part, ("family", "variance", "dims"))
+            nu, variance = "linear", "1.0"
+        else:
+            _, nu, scale, variance, dims = fields(where, part, ("family", "nu", "lengthscale", "variance", "dims"))
+            known = (family == "rbf" and nu is None) or (family == "matern" and nu in ("0.5", "1.5", "2.5"))
+            report.check(f"kernel[{i}]", known, f"{family!r:.20} of nu {nu!r:.20}")
+        dims = array(f"{where}.dims", dims, None, read=count)
+        scale, variance = array(f"{where}.scales", scale, len(dims)), number(f"{where}.variance", variance)
+        fine = len(set(dims)) == len(dims) > 0 and max(dims) < dim
+        report.check(f"kernel[{i}] dimensions", fine, f"{dims} of 0..{dim - 1}")
+        numbers = f"variance {variance}, scales {told(scale)} > 0"
+        report.check(f"kernel[{i}] numbers", min(map(float, (variance, *scale))) > 0, numbers)
+        parts.append((nu, scale, variance, dims))
+    report.check("kernel", bool(parts), f"{len(parts)} parts")
+    return parts
+
+
+def kernel_value(parts, x, z):
+    """k(x, z) in balls: the sum over parts as `read_kernel` gives them."""
+    total: Any = flint.arb(0)
+    for nu, scales, variance, dims in parts:
+        if nu == "linear":
+            total += sum((v * x[i] * z[i] for v, i in zip(scales, dims, strict=True)), flint.arb(0))
+            continue
+        square: Any = sum((((x[i] - z[i]) / scale) ** 2 for scale, i in zip(scales, dims, strict=True)), flint.arb(0))
+        if nu is None:
+            total += variance * (-square / 2).exp()
+        else:
+            r = (2 * flint.arb(float(nu)) * square).sqrt()
+            total += variance * {"0.5": 1 + 0 * r, "1.5": 1 + r, "2.5": 1 + r + r * r / 3}[nu] * (-r).exp()
+    return total
 
 
 # --------------------------------------------------------------------------------------------------------- plants

@@ -64,7 +64,7 @@ def posterior(kernel: str = "rbf", *, n: int = 9, dim: int = 2, lam: float = 0.0
 
 @lru_cache(maxsize=1)
 def bound() -> str:
-    return export_bound(ConfidenceSet(MIXTURE, [posterior()]), vector(0.3, -0.2))
+    return export_bound(ConfidenceSet(MIXTURE, [posterior()]), vector(0.3, -0.2), generation=0)
 
 
 @lru_cache(maxsize=1)
@@ -90,19 +90,29 @@ def test_ours_are_accepted(kind):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kernel=st.sampled_from(["rbf", "rbf-isotropic", "matern-1/2", "matern-3/2", "matern-5/2", "rbf-restricted"]),
+    kernel=st.sampled_from(
+        ["rbf", "rbf-isotropic", "matern-1/2", "matern-3/2", "matern-5/2", "rbf-restricted", "additive"]
+    ),
     n=st.integers(0, 10),
     dim=st.integers(1, 3),
     lam=st.sampled_from([1e-8, 1e-4, 0.01, 3.0]),
     scaled=st.booleans(),
     seed=st.integers(0, 99),
     far=st.sampled_from([0.0, 1.0, 30.0]),
+    generation=st.sampled_from([None, 0, -1]),
 )
 def test_every_interval_of_the_mixture_bound_is_accepted_and_a_narrower_one_is_not(
-    kernel, n, dim, lam, scaled, seed, far
+    kernel, n, dim, lam, scaled, seed, far, generation
 ):
     model = posterior(kernel, n=n, dim=dim, lam=lam, scaled=scaled, seed=seed)
-    text = export_bound(ConfidenceSet(MIXTURE, [model]), far * draw(dim, seed=seed + 3))
+    more = model.condition_on(draw(2, dim, seed=seed + 4), draw(2, 1, seed=seed + 5))
+    found, z = ConfidenceSet(MIXTURE, [model, more]), far * draw(dim, seed=seed + 3)
+    low, high = (float(end) for end in found.bounds(z))
+    if generation is None and low > high:
+        with pytest.raises(ValueError, match="falsified"):
+            export_bound(found, z)
+        return
+    text = export_bound(found, z, generation=generation)
     assert accepted(text)
     tree = json.loads(text)
     low, high = map(float, tree["evidence"]["interval"])
@@ -162,6 +172,18 @@ def test_the_interval_is_that_of_the_generation_and_output_asked_for():
             text = export_bound(both, z, output=output, generation=generation)
             interval = [float(v) for v in json.loads(text)["evidence"]["interval"]]
             assert interval == [float(end[output]) for end in both.bound.interval(model, z)] and accepted(text)
+    text = export_bound(both, z, output=1)
+    assert json.loads(text)["evidence"]["interval"] == [repr(float(end[1])) for end in both.bounds(z)]
+    assert accepted(text) and "first [4, 7] observations and |f(z)| <= B sqrt" in json.loads(text)["claim"]
+    far = json.loads(export_bound(both, vector(90.0, 0.0, 0.0)))
+    assert (
+        accepted(json.dumps(far))
+        and [abs(float(v)) for v in far["evidence"]["interval"]] == [pytest.approx(2.0 * math.sqrt(2.0))] * 2
+    )
+    far["problem"]["prior"] = False  # then it is only as sure as far from all data
+    assert told(rewritten(far))[0] == 1
+    far["problem"]["prior"] = 1
+    assert told(rehashed(far))[0] == 2
 
 
 def test_precision_is_raised_until_the_verdict_is_decided(monkeypatch):
@@ -171,6 +193,7 @@ def test_precision_is_raised_until_the_verdict_is_decided(monkeypatch):
     problem = json.loads(bound())["problem"] | {"regularizer": repr(1e-60), "delta": "0.05", "noise_scale": None}
     problem |= {"inputs": [[repr(v) for v in row] for row in twice.tolist()], "targets": ["0.5", "0.1", "0.5", "0.1"]}
     believed = listed(MIXTURE.assumptions(model))
+    problem |= {"generations": [4]}
     text = written("confidence-bound", problem, {"interval": ["-1e+32", "1e+32"]}, believed)
     assert any("512 bits" in line or "256 bits" in line for line in told(text)[1]) and accepted(text)
     monkeypatch.setattr(gpsafe_check, "PRECISIONS", (128,))
@@ -209,14 +232,11 @@ def put(*path, value) -> Callable[[dict], None]:
     return edit
 
 
-def drop(*path, index: int, beside: tuple = ()) -> Callable[[dict], None]:
+def drop(name: str, index: int) -> Callable[[dict], None]:
+    """Deletes one entry of a list."""
+
     def edit(tree) -> None:
-        for names in (path, beside):
-            part = tree
-            for key in names:
-                part = part[key]
-            if names:
-                del part[index]
+        del tree[name][index]
 
     return edit
 
@@ -231,12 +251,23 @@ def without_row(tree) -> None:
             del row[0]
 
 
+def fewer(tree) -> None:
+    """A row of data less."""
+    for name in ("inputs", "targets"):
+        del tree["problem"][name][3]
+    tree["problem"]["generations"] = [8]
+
+
+def rougher(tree) -> None:
+    tree["problem"]["kernel"][0].update({"family": "matern", "nu": "0.5"})
+
+
 LOW, HIGH = ("evidence", "interval", 0), ("evidence", "interval", 1)
 FORGED = {
     "confidence-bound": {
         "an interval shrunk from below by 1e-9": (put(*LOW, value=lambda v: v + 1e-9 * abs(v)), "lower end"),
         "an interval shrunk from above by 1e-9": (put(*HIGH, value=lambda v: v - 1e-9 * abs(v)), "upper end"),
-        "a row of data less": (drop("problem", "inputs", index=3, beside=("problem", "targets")), "end"),
+        "a row of data less": (fewer, "end"),
         "another target": (put("problem", "targets", 0, value=lambda v: v + 1.0), "end"),
         "another lambda": (put("problem", "regularizer", value=lambda v: v / 2), "end"),
         "a larger B": (put("problem", "rkhs_norm", value=lambda v: v * 1.001), "end"),
@@ -244,21 +275,22 @@ FORGED = {
         "a smaller delta": (put("problem", "delta", value=0.01), "end"),
         "a delta of 1": (put("problem", "delta", value=1.0), "delta"),
         "a negative R": (put("problem", "subgaussian", value=-0.1), "signs"),
-        "shorter length-scales": (put("problem", "kernel", "lengthscale", 0, value=lambda v: v / 2), "end"),
-        "a rougher kernel": (
-            put(
-                "problem", "kernel", value={**json.loads(bound())["problem"]["kernel"], "family": "matern", "nu": "0.5"}
-            ),
-            "end",
-        ),
-        "a kernel of no name": (put("problem", "kernel", "family", value="cubic"), "kernel"),
-        "a dimension twice": (put("problem", "kernel", "dims", value=[0, 0]), "kernel dimensions"),
+        "shorter length-scales": (put("problem", "kernel", 0, "lengthscale", 0, value=lambda v: v / 2), "end"),
+        "a rougher kernel": (rougher, "end"),
+        "a kernel of no name": (put("problem", "kernel", 0, "family", value="cubic"), "kernel[0]"),
+        "a dimension twice": (put("problem", "kernel", 0, "dims", value=[0, 0]), "kernel[0] dimensions"),
         "another bound": (put("problem", "bound", value="fiedler"), "bound"),
+        "no kernel": (put("problem", "kernel", value=[]), "kernel"),
+        "a negative variance": (put("problem", "kernel", 0, "variance", value=-1.7), "kernel[0] numbers"),
+        "fewer observations used": (put("problem", "generations", value=[8]), "end"),
+        "observations that are not there": (put("problem", "generations", value=[10]), "generations"),
+        "no observations named": (put("problem", "generations", value=[]), "generations"),
+        "an interval upside down": (lambda tree: tree["evidence"]["interval"].reverse(), "interval"),
         "another query": (put("problem", "query", 0, value=lambda v: v + 1.0), "end"),
         "more outputs": (put("problem", "outputs", value=2), "end"),
         "an output that is none": (put("problem", "output", value=1), "output"),
         "quieter observations": (put("problem", "noise_scale", value=["0.5"] * 9), "noise scales"),
-        "an assumption less": (drop("assumptions", index=3), "assumptions"),
+        "an assumption less": (drop("assumptions", 3), "assumptions"),
     },
     "plan": {
         "another start": (put("problem", "x0", 0, value=lambda v: v + 1e-12), "start"),
@@ -281,7 +313,7 @@ FORGED = {
         "a smaller target": (put("problem", "terminal", "h", 0, value=0.2), "terminal row 0"),
         "a negative tolerance": (put("problem", "tolerance", value=-1e-9), "signs"),
         "a negative half-axis": (put("problem", "half_axes", 0, value=-0.005), "signs"),
-        "an assumption less": (drop("assumptions", index=2), "assumptions"),
+        "an assumption less": (drop("assumptions", 2), "assumptions"),
     },
     "invariance": {
         "a larger noise axis": (put("problem", "half_axes", 0, value=lambda v: 2 * v), "region row"),
@@ -444,7 +476,7 @@ def test_what_the_format_cannot_say_is_refused():
             lambda: export_bound(ConfidenceSet(AbbasiYadkori(rkhs_norm=1.0, subgaussian=1.0, delta=0.1), [gp]), z),
             "mixture",
         ),
-        (lambda: export_bound(ConfidenceSet(MIXTURE, [posterior("additive")]), z), "RBF or Matern"),
+        (lambda: export_bound(ConfidenceSet(MIXTURE, [posterior("periodic")]), z), "RBF, Matern"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), vector(0.0, math.nan)), "finite"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), vector(0.0)), "shape"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), z, output=1), "output"),

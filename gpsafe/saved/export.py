@@ -18,8 +18,9 @@ from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify import Certificate, Invariance
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.models import GP
+from gpsafe.confidence.history import is_prefix
 from gpsafe.rkhs import kernels
+from gpsafe.rkhs._forms import Linear, Stationary
 from gpsafe.sets._lp import Program
 from gpsafe.sets.polytope import Polytope
 from gpsafe.systems import AffineKnown
@@ -29,58 +30,55 @@ FORMAT = "gpsafe-certificate/1"
 Tree = Mapping[str, Any]
 
 
-def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, generation: int = -1) -> str:
-    """That the residual of one learned output is in [μ − βσ, μ + βσ] at one point, as JSON.
-
-    The interval is that of one generation by itself (`ConfidenceBound.interval`), not the intersection over generations.
+def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, generation: int | None = None) -> str:
+    """An interval for the residual of one learned output at one point, as JSON.
 
     Args:
-        confidence: with the mixture bound and a stated, scaled, ARD RBF or Matérn kernel, restricted or not.
+        confidence: with the mixture bound; its kernel a sum of scaled, ARD, restricted RBF, Matérn and linear ones.
         z: the point, (nx + nu,).
         output: index among the learned outputs.
-        generation: index among the generations; the newest by default.
+        generation: None for F_n, the intersection over all generations and with |f(z)| ≤ B√k(z, z)
+            (`ConfidenceSet.bounds`); the index of a generation for its [μ − βσ, μ + βσ] alone (`ConfidenceBound.interval`).
 
     Raises:
-        ValueError: for what the format cannot say, and for a set that is not sound.
+        ValueError: for what the format cannot say, a set that is not sound, and one that is falsified at z.
     """
     where, bound = "export_bound", confidence.bound
     if type(bound) is not Mixture or not confidence.sound:
         raise _require.fail(where, "the mixture bound within its theorem", f"{bound.name}, sound={confidence.sound}")
-    count = len(confidence.generations)
-    if not -count <= generation < count:
+    model, count = confidence.model, len(confidence.generations)
+    if generation is not None and not -count <= generation < count:
         raise _require.fail(where, f"a generation in -{count}..{count - 1}", generation)
-    model = confidence.generations[generation]
-    if type(model) is not GP:
-        raise _require.fail(where, "an exact GP", type(model).__name__)
-    bound.check(model)
+    models = confidence.generations if generation is None else (confidence.generations[generation],)
+    if not all(is_prefix(one, model) for one in models):
+        raise _require.fail(where, "exact GPs on a growing data set", [type(one).__name__ for one in models])
     z = _require.shape(where, "z", _require.finite(where, "z", z), (model.nx + model.nu,))
     if _require.index(where, "output", output) >= model.num_outputs:
         raise _require.fail(where, f"an output in 0..{model.num_outputs - 1}", output)
-    kernel = kernels.stationary(model.kernels[output])
+    kernel = kernels.closed_form(model.kernels[output])
     if kernel is None:
         got = kernels.describe(model.kernels[output])
-        raise _require.fail(where, "one scaled RBF or Matern kernel", got)
-    dims = list(range(z.shape[0])) if kernel.dims is None else kernel.dims.tolist()
-    low, high = (end[output] for end in bound.interval(model, z))
+        raise _require.fail(where, "a sum of RBF, Matern and linear kernels", got)
+    both = confidence.bounds(z) if generation is None else bound.interval(models[0], z)
+    low, high = (float(end[output]) for end in both)
+    if not low <= high:
+        raise _require.fail(where, "a set that is not falsified at z", f"[{low}, {high}]")
+    n = max(one.num_data for one in models)
     problem = {
         "bound": bound.name,
-        "kernel": {
-            "family": "rbf" if kernel.nu == float("inf") else "matern",
-            "nu": None if kernel.nu == float("inf") else repr(kernel.nu),
-            "lengthscale": _numbers(kernel.lengthscale.expand(len(dims))),
-            "variance": repr(kernel.variance),
-            "dims": dims,
-        },
+        "kernel": [_part(part, z.shape[0]) for part in kernel.parts],
         "regularizer": _number(model.regularizer[output]),
         "rkhs_norm": _number(bound.norms(model.num_outputs)[output]),
         "subgaussian": _number(bound.noise(model.num_outputs)[output]),
         "delta": repr(float(bound.delta)),
         "output": output,
         "outputs": model.num_outputs,
-        "inputs": [] if model.inputs is None else _numbers(model.inputs),
-        "targets": [] if model.targets is None else _numbers(model.targets[:, output]),
-        "noise_scale": None if model.noise_scale is None else _numbers(model.noise_scale),
+        "inputs": [] if model.inputs is None else _numbers(model.inputs)[:n],
+        "targets": [] if model.targets is None else _numbers(model.targets[:, output])[:n],
+        "noise_scale": None if model.noise_scale is None else _numbers(model.noise_scale)[:n],
         "query": _numbers(z),
+        "generations": [one.num_data for one in models],
+        "prior": generation is None,
     }
     believed = [
         Assumption.RKHS_NORM(f"<={problem['rkhs_norm']}"),
@@ -89,7 +87,7 @@ def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, gener
         Assumption.ALL_OBSERVATIONS(),
         *([] if model.noise_scale is None else [Assumption.NOISE_SCALES()]),
     ]
-    return written("confidence-bound", problem, {"interval": [_number(low), _number(high)]}, believed)
+    return written("confidence-bound", problem, {"interval": [repr(low), repr(high)]}, believed)
 
 
 def export_plan(certificate: Certificate) -> str:
@@ -197,7 +195,8 @@ def _claim_of_bound(problem: Tree, evidence: Tree) -> str:
     return (
         f"On an event of probability at least 1 - {problem['delta']}, one for all {problem['outputs']} outputs, the residual f"
         f" of output {problem['output']} has {low} <= f(z) <= {high} at z = {_list(problem['query'])}: mixture bound of"
-        f" {len(problem['inputs'])} observations, before any intersection with other generations."
+        f" the first {problem['generations']} observations"
+        f"{' and |f(z)| <= B sqrt(k(z, z)), intersected' if problem['prior'] else ''}."
     )
 
 
@@ -239,6 +238,20 @@ def _numbers(tensor: Tensor) -> Any:
         return [text(item) for item in tree] if isinstance(tree, list) else repr(float(tree))
 
     return text(_require.finite("export", "numbers", tensor).detach().cpu().tolist())
+
+
+def _part(part: Stationary | Linear, dim: int) -> dict[str, Any]:
+    dims = list(range(dim)) if part.dims is None else part.dims.tolist()
+    if isinstance(part, Linear):
+        return {"family": "linear", "variance": _numbers(part.variance.expand(len(dims))), "dims": dims}
+    smooth = part.nu == float("inf")
+    return {
+        "family": "rbf" if smooth else "matern",
+        "nu": None if smooth else repr(part.nu),
+        "lengthscale": _numbers(part.lengthscale.expand(len(dims))),
+        "variance": repr(part.variance),
+        "dims": dims,
+    }
 
 
 def _polytope(given: Polytope) -> dict[str, Any]:
