@@ -7,6 +7,7 @@ fit), and who writes hashes, claim and assumptions anew, as gpsafe would for the
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,13 +28,15 @@ from gpsafe.assumptions import Assumption, listed
 from gpsafe.certify import AffineLaw, CertificationProblem, certify_invariance, judge
 from gpsafe.confidence import AbbasiYadkori, ConfidenceSet, Mixture
 from gpsafe.linalg import vector
-from gpsafe.saved.export import digest, export_bound, export_invariance, export_plan, written
+from gpsafe.saved import export_bound, export_invariance, export_plan
+from gpsafe.saved.export import digest, written
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems import AffineKnown
 from gpsafe.tube import LinearTube
 from proofs_checks.safety_filter import linear_case
 
 CHECKER = Path(gpsafe_check.__file__)
+DOCUMENT = Path(__file__).parents[1] / "docs" / "certificates.md"
 MIXTURE = Mixture(rkhs_norm=2.0, subgaussian=0.1, delta=0.05)
 
 
@@ -466,6 +469,15 @@ def test_a_bound_without_flint_is_not_accepted_and_says_why(monkeypatch):
 # ------------------------------------------------------------------------------------------- what is not exported
 def test_the_words_of_assumptions_are_the_librarys():
     assert {name: Assumption[name].sentence for name in gpsafe_check.SENTENCES} == gpsafe_check.SENTENCES
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_the_document_names_every_field(kind):
+    (section,) = re.findall(rf"\n## [^\n]*\(`{kind}`\)\n(.*?)(?=\n## |\Z)", DOCUMENT.read_text(), flags=re.S)
+    tree = json.loads(OURS[kind]())
+    named = set(re.findall(r"`(\w+)`", section))
+    assert {*tree["problem"], *tree["evidence"]} <= named
+    assert len(DOCUMENT.read_text().splitlines()) <= 120
 
 
 def test_what_the_format_cannot_say_is_refused():
