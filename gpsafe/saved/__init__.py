@@ -1,5 +1,6 @@
-"""Models, confidence sets, safe sets and certificates on the disk: `save` and `load`."""
+"""Models, confidence sets, safe sets and certificates on the disk: `save` and `load`; certificates for other programs."""
 
+from gpsafe.saved.export import export_bound, export_invariance, export_plan
 from gpsafe.saved.file import FORMAT, load, save
 
-__all__ = ["FORMAT", "load", "save"]
+__all__ = ["FORMAT", "export_bound", "export_invariance", "export_plan", "load", "save"]
