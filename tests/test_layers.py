@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"baselines", "comparison"},
     {"plotting"},
     {"testbed"},
+    {"lab"},
     {"cli"},
 ]
 BELIEVED = frozenset[str]().union(*LAYERS[:10])
