@@ -96,8 +96,16 @@ def panels(figure: Figure, rows: int = 1, columns: int = 1, **more: Any) -> list
     if not figure.axes:
         return list(np.ravel(figure.subplots(rows, columns, squeeze=False, **more)))
     for axes in figure.axes:
-        for artist in (*axes.lines, *axes.collections, *axes.patches, *axes.images, *axes.texts, *axes.artists):
-            artist.remove()
+        for kind in (
+            "collections",
+            "lines",
+            "patches",
+            "images",
+            "artists",
+            "texts",
+        ):  # contours take their numbers along
+            for artist in list(getattr(axes, kind)):
+                artist.remove()
         legend = axes.get_legend()
         if legend is not None:
             legend.remove()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +25,8 @@ DIMS, COUNT, DOMAIN = 6, 200, 250
 DELTA, DEVIATION = 0.1, 0.1  # δ; s, the deviation of the kernel
 MEASURED = 8  # episodes in which the mixture bound covers 90 % of the safe policies of `reference_1d` (docs/results.md)
 SCALES, NOISES, NORMS = (0.5, 0.7, 1.0, 1.4, 2.0), (0.003, 0.01, 0.03, 0.1), (0.5, 1.0, 2.0, 4.5, 9.0)
-HORIZONS = (5, 10, 20, 50, 100, 200)
+BUDGET = 0.2  # d
+HORIZONS = (5, 10, 20, 50, 100)
 
 
 @lru_cache(maxsize=128)
@@ -49,22 +51,57 @@ def width(dim: int, scale: float, noise: float, norm: float) -> Tensor:
     return half.clamp_max(norm * DEVIATION)
 
 
+@lru_cache(maxsize=1)
+def _losses() -> tuple[Tensor, Tensor, Tensor, list[float]]:
+    """What may be lost, over TC, if each of T steps is off by a share of the noise: log10 of shares, horizons, (T, shares);
+    and the largest share for which it is within the budget, for each T.
+    """
+    exponents, horizons = torch.linspace(-4, 1.5, 100, dtype=torch.float64), torch.arange(2, 101, 2)
+    rates = parting_rate(10 ** exponents.unsqueeze(-1), torch.ones(1, dtype=torch.float64))
+    lost = [simulation_gap(rates.unsqueeze(-1).expand(-1, int(t)), 1.0) / int(t) for t in horizons]
+    largest = [float(exponents[(row * t <= BUDGET).nonzero().max()]) for row, t in zip(lost, horizons, strict=True)]
+    return exponents, horizons, torch.stack(lost), largest
+
+
 def draw_widths(figure: Figure, *, scale: float, noise: float, norm: float, horizon: int) -> None:
-    """How much of the prior F_n leaves, and of the trivial bound of the cost, by dimension and number of observations."""
-    left, right = panels(figure, 1, 2, sharey=True)
+    """How much of the prior F_n leaves, by dimension and number of observations; and what that is worth over T steps."""
+    left, right = panels(figure, 1, 2)
     half = torch.stack([width(d, scale, noise, norm) for d in range(1, DIMS + 1)])  # (d, n)
-    rates = parting_rate(half.unsqueeze(-1), torch.tensor([noise], dtype=torch.float64))
-    loss = simulation_gap(rates.unsqueeze(-1).expand(-1, -1, horizon), 1.0) / horizon
-    n, d = torch.arange(COUNT + 1), torch.arange(1, DIMS + 1)
-    titles = ("half-width of $F_n$ over that without data", "what may be lost, over the trivial bound $TC$")
-    for axes, table, title in zip((left, right), (half / (norm * DEVIATION), loss), titles, strict=True):
-        levels = torch.linspace(0, 1, 11)
-        axes.contourf(n, d, table, levels=levels, cmap=plotting.colour_map("amount").reversed(), extend="both")
-        certified = axes.contour(n, d, table, levels=[0.01, 0.1, 0.5], colors=[plotting.colour("page")], linewidths=0.8)
-        axes.clabel(certified, fmt=lambda value: f"{value:g}", fontsize=7)
-        axes.set(xlabel="observations n", xticks=(0, 100, 200))
-        axes.set_title(title, loc="left")
-    left.set(ylabel="dimension of (x, u)", yticks=range(1, DIMS + 1))
+    shades, extent = plotting.colour_map("amount"), (0, COUNT, 0.5, DIMS + 0.5)
+    how: dict[str, Any] = {
+        "origin": "lower",
+        "aspect": "auto",
+        "cmap": shades,
+        "vmin": 0,
+        "vmax": 1,
+        "interpolation": "nearest",
+    }
+    left.imshow(half / (norm * DEVIATION), extent=extent, **how)
+    for d in range(1, DIMS + 1):
+        share = float(half[d - 1, -1]) / (norm * DEVIATION)
+        left.annotate(f"{share:.2g}", (COUNT, d), xytext=(3, 0), textcoords="offset points", va="center")
+    left.set(xlabel="observations n", ylabel="dimension of (x, u)", xticks=(0, 200), yticks=(1, 3, 6))
+    left.set_title("half-width of F over that without data (at the right: after 200)", loc="left")
+    exponents, horizons, lost, largest = _losses()
+    ends = (float(exponents[0]), float(exponents[-1]), float(horizons[0]), float(horizons[-1]))
+    right.imshow(lost, extent=ends, **how)
+    right.plot(largest, horizons, **plotting.look("certified").line)
+    marks = plotting.looks([f"d = {d}" for d in (1, 2, 3)])
+    for d, (name, style) in enumerate(marks.items(), 1):
+        places = (half[d - 1, [10, 50, 200]] / noise).log10().clamp(*ends[:2])
+        right.plot(
+            places,
+            [horizon] * 3,
+            label=f"{name}, n = 10, 50, 200",
+            markersize=6,
+            markeredgecolor=plotting.colour("page"),
+            **style.marked,
+        )
+    right.legend(loc="upper left")
+    right.set(xlim=ends[:2], ylim=ends[2:], xlabel="half-width of F over the noise σ", ylabel="horizon T")
+    right.set(yticks=(50, 100))
+    right.set_xticks([-4, -2, 0], ["0.0001", "0.01", "1"])
+    right.set_title("cost that may be added, over TC; left of the line: ≤ 0.2", loc="left")
 
 
 def episodes(norm: float, noise: float, horizon: int, epsilon: float) -> tuple[float, float, float]:
@@ -96,38 +133,28 @@ def _eigenvalues() -> Tensor:
 def draw_episodes(figure: Figure, *, norm: float, noise: float, horizon: int) -> None:
     """n* against ε, beside the episodes that were needed; and what β and κ contribute."""
     many, parts = panels(figure, 1, 2, width_ratios=(1.6, 1))
-    gaps = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
-    found = [episodes(norm, noise, horizon, gap) for gap in gaps]
-    many.plot(gaps, [n for n, *_ in found], label="n*, which suffices", **plotting.look("claim").marked)
-    many.plot(0.1, MEASURED, label="measured", **plotting.look("executed").points)
-    many.set(xscale="log", yscale="log", xlabel="gap ε of the expected cost", ylabel="episodes", ylim=(1, 1e32))
-    many.set(yticks=[1e0, 1e8, 1e16, 1e24, 1e32])
-    many.minorticks_off()
-    many.legend(loc="lower left")
+    exponents = [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5]
+    found = [episodes(norm, noise, horizon, 10**e) for e in exponents]
+    many.plot(
+        exponents, [math.log10(n) for n, *_ in found], label="n*, which suffices", **plotting.look("claim").marked
+    )
+    many.plot(
+        -1, math.log10(MEASURED), label="measured (B = 4.5, σ = 0.01, T = 20)", **plotting.look("executed").points
+    )
+    many.set(xlabel="gap ε of the expected cost", ylabel="episodes", ylim=(0, 32))
+    many.set_xticks([-2, -1, 0], ["0.01", "0.1", "1"])
+    many.set_yticks([0, 8, 16, 24, 32], ["1", "10⁸", "10¹⁶", "10²⁴", "10³²"])
+    many.legend(loc="upper right")
     n, chosen, kappa = found[2]
     many.set_title(f"for ε = 0.1: n* = {n:.1e} episodes, against {MEASURED}", loc="left")
     places = {"β": chosen, "κ": kappa, "β² κ²": (chosen * kappa) ** 2}
-    parts.barh(range(len(places)), list(places.values()), color=plotting.colour("claim"), height=0.5)
+    parts.barh(range(len(places)), [math.log10(v) for v in places.values()], color=plotting.colour("claim"), height=0.5)
     for place, value in enumerate(places.values()):
-        parts.annotate(f" {value:.3g}", (value, place), va="center")
-    parts.set(xscale="log", xlim=(1, 1e14), ylim=(2.6, -0.6), xticks=[1, 1e5, 1e10], xlabel="factor")
+        parts.annotate(f" {value:.3g}", (math.log10(value), place), va="center")
+    parts.set(xlim=(0, 14), ylim=(2.6, -0.6), xlabel="factor")
+    parts.set_xticks([0, 5, 10], ["1", "10⁵", "10¹⁰"])
     parts.set_yticks(range(len(places)), list(places))
-    parts.minorticks_off()
     parts.set_title("n* grows with their product, squared", loc="left")
-
-
-def draw_horizons(figure: Figure) -> None:
-    """What may be lost over T steps if every step is off by a share of the noise: the trivial bound is reached at once."""
-    (axes,) = panels(figure)
-    ratio = torch.logspace(-4, 1, 200, dtype=torch.float64)
-    rates = parting_rate(ratio.unsqueeze(-1), torch.ones(1, dtype=torch.float64))
-    for horizon, shade in zip(HORIZONS, plotting.ramp(len(HORIZONS)), strict=True):
-        lost = simulation_gap(rates.unsqueeze(-1).expand(-1, horizon), 1.0)
-        axes.plot(ratio, lost, color=shade, label=f"T = {horizon}")
-    plotting.limit(axes, 0.2, label="budget d = 0.2")
-    axes.set(xscale="log", yscale="log", ylim=(1e-3, 300), xlim=(1e-4, 10))
-    axes.set(xlabel="half-width of $F_n$ over the noise σ", ylabel="cost that may be added")
-    plotting.label_ends(axes)
 
 
 def width_explorer() -> Explorer:
@@ -136,6 +163,7 @@ def width_explorer() -> Explorer:
         for scale in SCALES:
             for dim in range(1, DIMS + 1):
                 design(dim, scale, noise)
+    _losses()
     return Explorer(
         draw_widths,
         (10.0, 3.7),
