@@ -52,7 +52,7 @@ lab.show(figure)
 # %% [markdown]
 # That $\beta = 2$ covers 95 % of a normal variable is true, and beside the point: the band has to hold at all points at
 # once, and after data that the band itself has chosen. The bounds that hold need to know $B$, which no data can prove
-# ([notebook 7](07_your_own_data.ipynb) asks what data can say about it).
+# (`gs.estimate` asks what data can say about it).
 #
 # ## What does the choice of bound cost?
 #

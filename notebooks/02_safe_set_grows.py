@@ -64,8 +64,8 @@ lab.show(figure)
 # %% [markdown]
 # ## What would a learner without a theorem have done?
 #
-# Take the mean of the untrained model for the truth and ask the same dynamic program. It certifies policies that leave the
-# limits; nothing warns it.
+# Take the mean of the untrained model for the truth and ask the same dynamic program. It certifies more, at once and without
+# a flight, and one of its policies breaks the limit; nothing warns it.
 
 # %%
 trusting = gs.confidence.Constant(rkhs_norm=bound.rkhs_norm, subgaussian=0.01, delta=0.1, value=1e-6)

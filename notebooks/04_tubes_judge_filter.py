@@ -58,7 +58,9 @@ start, inputs, gain = vector(3.4, 0.5), torch.full((5, 1), 0.3, dtype=torch.floa
 
 with plotting.style(size=9):
     figure = plotting.figure(10, 3.8)
-    for axes, tube_model, noun in zip(figure.subplots(1, 2, sharey=True), (paper, sound), ("paper", "sound"), strict=True):
+    for axes, tube_model, noun in zip(
+        figure.subplots(1, 2, sharey=True), (paper, sound), ("paper", "sound"), strict=True
+    ):
         tube = propagate(tube_model, start, inputs, gain)
         for member in range(tube.num_members):
             plotting.tube(axes, gs.Ellipsoid(tube.center[member], tube.factor[member]), noun=noun)

@@ -7,6 +7,8 @@ words, without execution counts, times, and widgets, which nobody can move witho
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import sys
 import time
@@ -15,9 +17,11 @@ from typing import Any
 
 import jupytext
 import nbformat
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+THUMBNAILS = FOLDER / "thumbnails"
 LIMIT = 600  # seconds of one cell, on a busy machine
 KEPT = ("image/png", "text/html", "text/markdown", "text/plain")
 HEAD = {
@@ -74,11 +78,25 @@ def executed(name: str) -> Any:
     return plain(notebook)
 
 
+def thumbnail(name: str, notebook: Any) -> None:
+    """The first picture of a notebook, small, for the index."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    if not pictures:
+        return
+    picture = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).convert("RGB")
+    picture.thumbnail((480, 240))
+    THUMBNAILS.mkdir(exist_ok=True)
+    picture.quantize(64).save(THUMBNAILS / f"{name}.png", optimize=True)
+
+
 def main(wanted: list[str]) -> None:
     """Runs and writes the notebooks wanted, or all."""
     for name in wanted or names():
         begun = time.perf_counter()
-        target, text = FOLDER / f"{name}.ipynb", nbformat.writes(executed(name)) + "\n"
+        notebook = executed(name)
+        thumbnail(name, notebook)
+        target, text = FOLDER / f"{name}.ipynb", nbformat.writes(notebook) + "\n"
         changed = not target.exists() or target.read_text() != text
         target.write_text(text)
         told = "written" if changed else "as it was"

@@ -15,7 +15,7 @@ from gpsafe.certify import Certificate
 from gpsafe.lab.explorer import Explorer, Slider, panels
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
-from gpsafe.systems.base import System
+from gpsafe.systems.episodic import EpisodicSystem
 
 WORDS = {
     "plan": "a plan certified now",
@@ -23,7 +23,6 @@ WORDS = {
     "backup": "the backup",
     "soft": "the least-violating plan",
     "unfiltered": "the learner, unfiltered",
-    "initial": "the first plan",
 }
 
 
@@ -81,7 +80,7 @@ class Flight:
         return Explorer(self.draw, (10.0, 4.0), step=Slider("step", range(len(self.applied)), step))
 
 
-def flown(plant: System, safe: SafetyFilter, start: Tensor, *, steps: int, seed: int) -> Flight:
+def flown(plant: EpisodicSystem, safe: SafetyFilter, start: Tensor, *, steps: int, seed: int) -> Flight:
     """A learner that pushes along the second state with full input, alone and behind a filter, from one start."""
     _require.count("flown", "steps", steps)
     ends = plant.input_box

@@ -1,4 +1,4 @@
-"""The safe policy set of a run of ActSafe on one state, episode by episode: who is in, by what witness, and who is not, and why."""
+"""The safe policy set of a run of ActSafe on one state, episode by episode: who is in, by what right, who is not, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from gpsafe.algorithms.explain import Explanation
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.lab.explorer import Explorer, Slider, Tiles, panels
-
 
 CAUSES = {
     "width": "too little data where it goes",
@@ -144,10 +143,10 @@ class Growth:
             xlabel="step", ylabel="x, flown so far", ylim=(-1, 1.4), yticks=(-1, 0, 1), xlim=(0, 20), xticks=(0, 20)
         )
         plotting.limit(flights, 1.0, label="limit")
-        lines = textwrap.wrap(self.told(episode, policy), 140)
+        lines = textwrap.wrap(self.told(episode, policy), 125)
         bounds.set_title("\n".join((*lines, "", "", "")[:3]), loc="left")
 
-    def explorer(self, *, episode: int = 4, policy: int = 60) -> Explorer:
+    def explorer(self, *, episode: int = 4, policy: int = 44) -> Explorer:
         """Scrub through the episodes, click a policy."""
         return Explorer(
             self.draw,
