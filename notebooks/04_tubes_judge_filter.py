@@ -41,7 +41,7 @@ def measured(count):
 
 
 model = gs.Ensemble.create(
-    2, 1, generator=generator, members=3, hidden=(10, 10), prior=identity_prior, training=Training(epochs=1, steps=1500)
+    2, 1, generator=generator, members=3, hidden=(10, 10), prior=identity_prior, training=Training(epochs=1, steps=1000)
 ).condition(measured(2000))
 
 # %% [markdown]
@@ -77,14 +77,15 @@ lab.show(figure)
 # ## What does the judge accept?
 #
 # A search proposes a plan; the judge makes its tube anew and checks every row of every constraint. What the search says about
-# itself counts for nothing. For each speed and each input that a learner may propose: is there a certified plan?
+# itself counts for nothing. From which states is there a certified plan that begins without torque? The frame is the set in
+# which plans must end.
 
 # %%
 terminal = gs.Polytope.of_box(plant.initial_box)
 states, allowed = gs.Polytope.of_box(plant.state_box), gs.Polytope.of_box(plant.input_box)
 problem = gs.CertificationProblem(paper, states, allowed, terminal, gain, steps=5)
 search = gs.CondensedSQP()
-angles, speeds = torch.linspace(0.6, 1.4, 11).double() * math.pi, torch.linspace(-1.5, 1.5, 9).double()
+angles, speeds = torch.linspace(0.6, 1.4, 9).double() * math.pi, torch.linspace(-2.4, 2.4, 5).double()
 certified = torch.zeros(len(speeds), len(angles), dtype=torch.bool)
 for row, speed in enumerate(speeds):
     for column, angle in enumerate(angles):
@@ -107,7 +108,7 @@ lab.show(figure)
 # earlier step, or the least-violating one.
 
 # %%
-flight = flown(plant, gs.SafetyFilter(problem, search), vector(math.pi, 0.0), steps=60, seed=0)
+flight = flown(plant, gs.SafetyFilter(problem, search), vector(math.pi, 0.0), steps=50, seed=0)
 flight.explorer(step=21)
 
 # %% [markdown]

@@ -15,7 +15,7 @@ from gpsafe.certify import Certificate
 from gpsafe.lab.explorer import Explorer, Slider, panels
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
-from gpsafe.systems.episodic import EpisodicSystem
+from gpsafe.systems.episodic import Episodic
 
 WORDS = {
     "plan": "a plan certified now",
@@ -54,9 +54,13 @@ class Flight:
         plane, time = panels(figure, 1, 2, width_ratios=(1.2, 1))
         plan, source = self.plans[step], self.sources[step]
         if plan is not None and plan.tube is not None:
-            tube = plan.tube
-            for member in range(tube.num_members):
-                plotting.tube(plane, Ellipsoid(tube.center[member], tube.factor[member]), noun="plan")
+            tube, style = plan.tube, plotting.look("plan")
+            for member in range(
+                tube.num_members
+            ):  # one line a member: a line a section would take longer than the rest
+                curves = plotting.outline(Ellipsoid(tube.center[member], tube.factor[member]), points=48)
+                joined = torch.nn.functional.pad(curves, (0, 0, 0, 1), value=math.nan).reshape(-1, 2)
+                plane.plot(joined[:, 0], joined[:, 1], linewidth=0.8, **style.line)
         plotting.draw(plane, self.terminal, label="terminal set", **plotting.look("terminal").line)
         alone, held = plotting.look("unsafe"), plotting.look("safe")
         plane.plot(self.free[:, 0], self.free[:, 1], label="learner alone", linewidth=0.9, **alone.line)
@@ -64,7 +68,7 @@ class Flight:
         plane.plot(self.kept[step, 0], self.kept[step, 1], **held.points)
         plotting.state_box(plane, self.box.lower, self.box.upper)
         plane.set(xlabel="θ (rad), 0 upright", ylabel="ω (rad/s)")
-        plane.legend(loc="lower left", ncols=3)
+        plane.legend(loc="upper left", ncols=3)
         plane.set_title(f"step {step}: {WORDS[source]}", loc="left")
         steps = range(len(self.applied))
         time.step(steps, self.proposed, where="mid", label="proposed", **plotting.look("proposed").line)
@@ -80,7 +84,7 @@ class Flight:
         return Explorer(self.draw, (10.0, 4.0), step=Slider("step", range(len(self.applied)), step))
 
 
-def flown(plant: EpisodicSystem, safe: SafetyFilter, start: Tensor, *, steps: int, seed: int) -> Flight:
+def flown(plant: Episodic, safe: SafetyFilter, start: Tensor, *, steps: int, seed: int) -> Flight:
     """A learner that pushes along the second state with full input, alone and behind a filter, from one start."""
     _require.count("flown", "steps", steps)
     ends = plant.input_box
