@@ -94,7 +94,9 @@ lab.show(figure)
 
 # %%
 targets = torch.linspace(-0.5, 1.5, 61, dtype=torch.float64)
-policies = set_point_policies(targets[:, None], [[3.0]], torch.zeros(61, 1).double(), gs.Box([-1.0], [1.0]))
+policies = set_point_policies(
+    targets[:, None], torch.tensor([[3.0]]).double(), torch.zeros(61, 1).double(), gs.Box([-1.0], [1.0])
+)
 task = gs.Task(states[0], 20, cost, budget, believed.noise_std)
 worst_case = gs.RobustDP(gs.Grid(gs.Box([-1.2], [1.5]), (400,)), task)
 factors, certified = (0.25, 0.5, 1.0, 2.0, 4.0), []
