@@ -43,9 +43,9 @@ BOUNDS = (
     "constant 2",
     "constant 3",
 )
-DESIGNS = ("uniform", "adaptive")
-TRUTHS = ("as assumed", "half the length-scale", "twice the norm")
 Design = Literal["uniform", "adaptive"]
+DESIGNS: tuple[Design, ...] = ("uniform", "adaptive")
+TRUTHS = ("as assumed", "half the length-scale", "twice the norm")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +152,7 @@ def escaped(seen: Histories, truth: Tensor, bound: ClosedForm, regularizer: floa
     off = (truth.unsqueeze(1) - seen.mean).abs() > beta * seen.std + 1e-9
     outside = off.any(-1)
     if bound.frequentist:
-        outside = outside | (truth.abs() > bound.rkhs_norm * 1.0 + 1e-9).any(-1, keepdim=True)
+        outside = outside | (truth.abs() > bound.norms(1) + 1e-9).any(-1, keepdim=True)
     return outside.cummax(1).values.double().mean(0)
 
 
@@ -245,14 +245,14 @@ def broken(*, design: Design, delta: float = 0.1) -> list[tuple[str, float]]:
 
 def draw_broken(axes: Axes, delta: float = 0.1) -> Axes:
     """`broken` for both designs, with Clopper-Pearson intervals of 95 %, in % of the runs."""
-    for offset, design in ((-0.16, "uniform"), (0.16, "adaptive")):
-        rows = broken(design=design, delta=delta)
-        for place, (_, share) in enumerate(rows):
+    for offset, design in zip((-0.16, 0.16), DESIGNS, strict=True):
+        for place, (_, share) in enumerate(broken(design=design, delta=delta)):
             low, high = clopper_pearson(round(RUNS * share), RUNS, 0.95)
             style, filled = plotting.look("control" if place else "claim"), "full" if design == "uniform" else "none"
             axes.plot([100 * low, 100 * high], [place + offset] * 2, color=style.colour, linewidth=1.2)
             label = f"{design} design" if not place else None
             axes.plot(100 * share, place + offset, "o", color=style.colour, fillstyle=filled, label=label)
+    rows = broken(design=DESIGNS[0], delta=delta)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set(
         xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel=f"escaped within {STEPS} observations (% of {RUNS} runs)"
