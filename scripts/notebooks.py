@@ -45,6 +45,7 @@ def plain(notebook: Any) -> Any:
     """The notebook without noise: no counts, no times, no widgets, cells named by their place."""
     notebook.metadata = nbformat.from_dict(HEAD)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.cells = [cell for cell in notebook.cells if cell.source.strip()]
     for place, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{place}", nbformat.from_dict({})
         if cell.cell_type == "code":

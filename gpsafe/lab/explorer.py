@@ -109,6 +109,9 @@ def panels(figure: Figure, rows: int = 1, columns: int = 1, **more: Any) -> list
         legend = axes.get_legend()
         if legend is not None:
             legend.remove()
+        axes.set_prop_cycle(None)
+        axes.relim()
+        axes.autoscale(True)
     return list(figure.axes)
 
 
