@@ -67,14 +67,13 @@ gifs: setup ## film the X-MPSC plants with and without a filter -> docs/figures/
 	@echo "gifs: pendulum, cart-pole, arm, drone with and without a filter -> docs/figures/gifs"
 	@$(ONE_THREAD) $(BIN)/python -m experiments.filter_gifs $(ARGS)
 
-notebooks: setup ## run the notebooks from top to bottom
-	@echo "notebooks: every cell of notebooks/"
-	@$(ONE_THREAD) $(BIN)/python -m pytest -p nbmake --nbmake $(ARGS) notebooks
+notebooks: setup ## run the notebooks from top to bottom, write them with their outputs
+	@echo "notebooks: every notebooks/NAME.py -> notebooks/NAME.ipynb, thumbnails"
+	@$(ONE_THREAD) $(BIN)/python scripts/notebooks.py $(ARGS)
 
-lab: setup ## open the notebooks in JupyterLab
-	@echo "lab: JupyterLab on notebooks/"
-	@mkdir -p notebooks
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
+lab: setup ## open JupyterLab on the index of the notebooks
+	@echo "lab: JupyterLab on notebooks/00_index.ipynb"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir notebooks --LabApp.default_url=/lab/tree/00_index.ipynb $(ARGS)
 
 docs: setup ## build the site, with the verdicts of the last `make verify` -> site/index.html
 	@echo "docs: the site, strictly, from docs/, README.md, docstrings and checks -> site/index.html"

@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"plotting"},
     {"testbed"},
     {"calibration"},
+    {"lab"},
     {"cli"},
 ]
 BELIEVED = frozenset[str]().union(*LAYERS[:10])

@@ -1,0 +1,218 @@
+"""A picture and its controls: `Explorer(draw, (10, 4), n=Slider("n", range(40), 10))`.
+
+`draw(figure, n=…)` draws what the controls' values say, and nothing else decides on it. In a live notebook the
+controls are widgets (the extra `lab`) and every move draws anew; where no kernel runs, the picture of the starting values
+stands in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gpsafe import _require, plotting
+from gpsafe.testbed.extras import needed
+
+DPI = 100
+SIZE = 9.0  # points of the text in pictures
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Control:
+    """One argument of a picture.
+
+    Args:
+        label: its name beside the control.
+        values: what it can be.
+        start: what it is at first; the first value if None.
+        shown: value → text.
+    """
+
+    label: str
+    values: Sequence[Any]
+    start: Any = None
+    shown: Callable[[Any], str] = str
+
+    def __post_init__(self) -> None:
+        where, values = type(self).__name__, tuple(self.values)
+        if not values or len({self.shown(v) for v in values}) != len(values):
+            raise _require.fail(where, "values that read differently, at least one", [self.shown(v) for v in values])
+        object.__setattr__(self, "values", values)
+        if self.start is None:
+            object.__setattr__(self, "start", values[0])
+        self.require(self.start)
+
+    def require(self, value: Any) -> Any:
+        """A value that the control can have."""
+        if value not in self.values:
+            raise _require.fail(type(self).__name__, f"{self.label} in {list(self.values)}", repr(value))
+        return value
+
+
+class Slider(Control):
+    """Ordered values."""
+
+
+class Choice(Control):
+    """A list to choose from."""
+
+
+@dataclass(frozen=True)
+class Tiles(Control):
+    """Values as tiles to be clicked; the colour of a tile is that of the noun that `tint` gives for (settings, value)."""
+
+    tint: Callable[[Mapping[str, Any], Any], str] = lambda settings, value: "faint"
+    columns: int = 27
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that a notebook shows."""
+
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def show(figure: Figure, *, dpi: float = DPI) -> Picture:
+    """A figure as a notebook shows it: the same bytes each time."""
+    return Picture(plotting.save(figure, kind="png", dpi=dpi))
+
+
+def panels(figure: Figure, rows: int = 1, columns: int = 1, **more: Any) -> list[Axes]:
+    """The axes of a figure, row by row: made the first time, emptied later. Making them anew costs as much as drawing."""
+    if not figure.axes:
+        return list(np.ravel(figure.subplots(rows, columns, squeeze=False, **more)))
+    for axes in figure.axes:
+        for kind in (
+            "collections",
+            "lines",
+            "patches",
+            "images",
+            "artists",
+            "texts",
+        ):  # contours take their numbers along
+            for artist in list(getattr(axes, kind)):
+                artist.remove()
+        legend = axes.get_legend()
+        if legend is not None:
+            legend.remove()
+        axes.set_prop_cycle(None)
+        axes.relim()
+        axes.autoscale(True)
+    return list(figure.axes)
+
+
+def _png(figure: Figure) -> bytes:
+    """Drawn once, packed lightly: what counts here is how soon it stands on the screen."""
+    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+    figure.set_dpi(DPI)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=3)
+    return buffer.getvalue()
+
+
+def _widgets() -> Any:
+    try:
+        import ipywidgets
+    except ImportError as error:
+        raise ImportError(needed(error) or str(error), name="ipywidgets") from error
+    return ipywidgets
+
+
+class Explorer:
+    """A picture that follows its controls.
+
+    Args:
+        draw: on a figure, which it asks `panels` for axes, with one keyword argument a control.
+        size: of the figure, inches.
+        controls: by the names of these arguments.
+    """
+
+    def __init__(self, draw: Callable[..., object], size: tuple[float, float], **controls: Control) -> None:
+        for name, control in controls.items():
+            _require.kind("Explorer", name, control, Control)
+        self.draw, self.size, self.controls = draw, size, controls
+        self._figure: Figure | None = None
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The values at first."""
+        return {name: control.start for name, control in self.controls.items()}
+
+    def picture(self, **changed: Any) -> Picture:
+        """The picture for the starting values, some of them changed: all that happens when a control is moved."""
+        settings = self.start
+        for name, value in changed.items():
+            _require.one_of("Explorer.picture", "control", name, self.controls)
+            settings[name] = self.controls[name].require(value)
+        # a title whose height is given need not be moved out of the way of ticks, which costs a fifth of the drawing
+        with plotting.style(size=SIZE), matplotlib.rc_context({"axes.titley": 1.0}):
+            figure = self._figure = self._figure or plotting.figure(*self.size)
+            fresh = not figure.axes
+            self.draw(figure, **settings)
+            if fresh:
+                FigureCanvasAgg(figure).draw()  # lays out; the places found serve every later move
+                figure.set_layout_engine("none")
+            return Picture(_png(figure))
+
+    def widget(self) -> Any:
+        """Controls above the picture, as one widget. Needs the extra `lab`."""
+        kit = _widgets()
+        settings, image = self.start, kit.Image(value=self.picture().png, format="png")
+        image.layout.max_width = "100%"
+        tiles: list[tuple[Tiles, list[Any]]] = []
+
+        def move(name: str, value: Any) -> None:
+            settings[name] = value
+            for kind, buttons in tiles:
+                _tint(kind, buttons, settings)
+            image.value = self.picture(**settings).png
+
+        rows, simple = [], []
+        for name, control in self.controls.items():
+            if isinstance(control, Tiles):
+                buttons = [kit.Button(description=control.shown(v), tooltip=control.shown(v)) for v in control.values]
+                for button, value in zip(buttons, control.values, strict=True):
+                    button.layout = kit.Layout(width="auto", height="24px", padding="0")
+                    button.on_click(lambda _, name=name, value=value: move(name, value))
+                tiles.append((control, buttons))
+                columns = f"repeat({control.columns}, minmax(0, 1fr))"
+                box = kit.GridBox(buttons, layout=kit.Layout(grid_template_columns=columns, width="1000px"))
+                rows.append(kit.VBox([kit.Label(control.label), box]))
+                continue
+            made = kit.SelectionSlider if isinstance(control, Slider) else kit.Dropdown
+            options = [(control.shown(v), v) for v in control.values]
+            made = made(options=options, value=control.start, description=control.label)
+            made.layout.width, made.style.description_width = "310px", "90px"
+            made.observe(lambda change, name=name: move(name, change["new"]), "value")
+            simple.append(made)
+        for kind, buttons in tiles:
+            _tint(kind, buttons, settings)
+        grid = kit.HBox(simple, layout=kit.Layout(flex_flow="row wrap", width="1000px"))
+        return kit.VBox([grid, *rows, image])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle: dict[str, Any] = {"image/png": self.picture().png, "text/plain": "a picture with controls"}
+        with contextlib.suppress(ImportError):
+            bundle[VIEW] = self.widget()._repr_mimebundle_()[VIEW]
+        return bundle
+
+
+def _tint(control: Tiles, buttons: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    for button, value in zip(buttons, control.values, strict=True):
+        wanted = plotting.colour(control.tint(settings, value))
+        if button.style.button_color != wanted:
+            button.style.button_color = wanted
