@@ -294,6 +294,10 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen
                     points, mean - half, mean + half, color=looks[_noun(arm)].colour, alpha=0.08, linewidth=0
                 )
     for column, task in enumerate(tasks):
+        shown = [np.asarray(line.get_ydata(), float) for line in axes[0, column].get_lines()]
+        low, high = min(np.nanmin(y) for y in shown), max(np.nanmax(y) for y in shown)
+        room = 0.15 * max(high - low, 1e-9)  # bands of two seeds are wider than any reward
+        axes[0, column].set_ylim(low - room, high + room)
         axes[0, column].set_title(task)
         axes[0, column].set_ylabel("reward of an episode" if column == 0 else "")
         axes[1, column].set_ylabel("violations so far" if column == 0 else "")
