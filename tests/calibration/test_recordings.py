@@ -141,6 +141,7 @@ def test_wrong_usage_is_one_line_and_code_2(table, capsys, words, message):
 
 
 def test_the_command_prints_a_table_and_words_and_writes_page_and_numbers(table, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("gpsafe.calibration.study.Effort", lambda: Effort(hyperparameters=15, steps=20))
     words = [
         "d.csv",

@@ -47,8 +47,9 @@ def test_without_a_certifier_the_model_makes_no_difference_to_what_is_drawn():
 @pytest.mark.parametrize(
     ("model", "certifier"),
     [
-        ("gp", "none"), ("gp", "policy-set"), ("gp", "tube-paper"), ("gp", "tube-sound"), ("gp", "shield"),
-        ("ensemble", "tube-paper"),
+        ("gp", "none"), ("gp", "shield"), pytest.param("gp", "policy-set", marks=pytest.mark.slow),
+        pytest.param("gp", "tube-paper", marks=pytest.mark.slow), pytest.param("gp", "tube-sound", marks=pytest.mark.slow),
+        pytest.param("ensemble", "tube-paper", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_every_step_is_counted_once_and_every_claim_is_tried(model, certifier):

@@ -226,6 +226,10 @@ REASONS = {
     A.SAMPLE_PATH: "a steeper path leaves the interval only where it also leaves the Gaussian prior, which is broken above",
     A.IN_SET: "listed where UNCHECKED or NOT_A_THEOREM is, which are broken above",
     A.GIVEN: "the user's own words",
+    A.SCALED_GAUSSIAN: "of recalibrated models, on which no certificate rests: broken in tests/calibration",
+    A.SAME_SHAPE: "likewise",
+    A.LIKELIHOOD_RATIO: "likewise",
+    A.FEEDBACK: "likewise",
 }
 
 

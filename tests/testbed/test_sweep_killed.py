@@ -78,7 +78,7 @@ def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(h
         wait_until(lambda: (home / "at-1-1").exists(), process)
         workers = at_work()
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert workers
         wait_until(lambda: not any(map(alive, workers)), seconds=20)  # while their cells are on hold
     finally:
@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_what_is_finished_in_the_table_and_the_same_command_goes_o
     try:
         wait_until(lambda: (home / "at-2-0").exists(), process)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
         process.communicate()
@@ -150,7 +150,7 @@ def test_a_killed_parent_of_a_local_dask_cluster_takes_its_workers_along(home, u
         wait_until(lambda: (home / "at-1-1").exists(), process)
         workers = at_work()
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert workers
         wait_until(lambda: not any(map(alive, workers)), seconds=20)
     finally:
