@@ -127,7 +127,7 @@ def test_a_set_that_is_empty_and_other_models_have_no_functional_beta():
 
 
 def test_jets_have_the_margin_of_rounding_of_every_functional():
-    """The diagonal exceeds the exact covariance by 1e-10 of the prior and (1 + d) times the largest relative rounding of its variances."""
+    """The diagonal exceeds the exact covariance by 1e-10 of the prior and (1 + d) times the largest relative rounding."""
     x = torch.linspace(0.0, 2.0, 30, dtype=torch.float64)[:, None]
     model = GP.create(kernels.rbf(0.5, 1.5), 1e-6, nx=1, nu=0, noise_std=1e-3).condition_on(x, x.sin())
     z = tensor([[2.6], [2.3], [-0.8]])
