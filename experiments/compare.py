@@ -276,7 +276,7 @@ EXPERIMENT = Experiment(
     report=report,
     budgets={
         "smoke": Arguments(
-            tasks=("twin",), certifiers=("none", "tube-paper"), explorers=("uniform",), episodes=1, pairs=5, points=200
+            tasks=("twin",), certifiers=("none", "shield"), explorers=("uniform",), episodes=1, pairs=5, points=200
         ),
         "quick": Arguments(),
         "full": Arguments(episodes=10, pairs=200, points=4000),

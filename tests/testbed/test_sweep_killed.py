@@ -71,6 +71,7 @@ def test_a_killed_worker_of_joblib_costs_the_piece_in_its_hands(home, undisturbe
     assert sum(counts.values()) == 13 and len(counts) == 12 and {counts["0.5/1-1"], counts["1.0/1-1"]} == {1, 2}
 
 
+@pytest.mark.slow
 def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(home, undisturbed):
     (home / "hold-1-1").touch()
     process = elsewhere(*WORDS)
@@ -91,6 +92,7 @@ def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(h
     assert len(counts) == 12 and all(count == 1 for piece, count in counts.items() if not piece.endswith("/1-1"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_finished_in_the_table_and_the_same_command_goes_on(home, undisturbed):
     (home / "hold-2-0").touch()
     process = elsewhere(*WORDS)
