@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from gpsafe.algorithms.episode import Trajectory
-from gpsafe.algorithms.learned import LearnedModel, PracticalModel
+from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TrueModel
 from gpsafe.algorithms.learner import MODEL
 from gpsafe.algorithms.receding import RecedingActSafe
-from gpsafe.data import Transitions
-from gpsafe.models.base import DynamicsModel, Prediction
+from gpsafe.models.base import DynamicsModel
 from gpsafe.models.gp import identity_prior
 from gpsafe.planning import (
     EXPLORERS,
@@ -83,37 +82,6 @@ class Arguments:
     def optimiser(self) -> ICEM:
         """Of planning."""
         return ICEM(self.samples, self.elites, self.iterations, self.horizon)
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """The plant as a model without epistemic error that learns nothing: what planning alone would reach."""
-
-    system: System
-    heuristic: str = "its model is the plant itself"
-
-    @property
-    def nx(self) -> int:
-        """State dimension."""
-        return self.system.nx
-
-    @property
-    def nu(self) -> int:
-        """Input dimension."""
-        return self.system.nu
-
-    def predict(self, x: Tensor, u: Tensor) -> Prediction:
-        """f*(x, u)."""
-        mean = self.system.mean(x, u)
-        return Prediction(mean, torch.zeros_like(mean), self.system.noise_std)
-
-    def condition(self, data: Transitions) -> Truth:
-        """Nothing to learn."""
-        return self
-
-    def planning(self) -> Truth:
-        """Itself."""
-        return self
 
 
 def tabulated(model: DynamicsModel, counts: Sequence[int]) -> Table:
@@ -184,7 +152,7 @@ def task_piece(agent: RecedingActSafe, settings: Planner) -> Piece:
 
 def learner(arguments: Arguments, system: Pendulum, explorer: str, seed: int, truth: bool = False) -> RecedingActSafe:
     """The published form, before any data; or planning with the true plant."""
-    model: LearnedModel = Truth(system)
+    model: LearnedModel = TrueModel(system)
     if not truth:
         generator = common.generator(seed, MODEL)
         features = angle_features(system.angles)

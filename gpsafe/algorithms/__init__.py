@@ -7,7 +7,7 @@ from gpsafe.algorithms.defaults import sound_learner
 from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.algorithms.explain import Explanation
 from gpsafe.algorithms.from_data import Estimate, estimate
-from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel
+from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel, TrueModel
 from gpsafe.algorithms.learner import EpisodePolicy, Learner
 from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.algorithms.xmpsc import XMPSC, CertifiedPolicy
@@ -32,6 +32,7 @@ __all__ = [
     "Standing",
     "TheoryModel",
     "Trajectory",
+    "TrueModel",
     "estimate",
     "proposals",
     "sound_learner",

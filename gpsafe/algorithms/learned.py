@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 from gpsafe import _require
@@ -15,7 +16,7 @@ from gpsafe.confidence import ConfidenceBound, ConfidenceSet
 from gpsafe.cost.plan_tube import PlanTube
 from gpsafe.data import Transitions
 from gpsafe.models import GP
-from gpsafe.models.base import DynamicsModel
+from gpsafe.models.base import DynamicsModel, Prediction
 from gpsafe.planning.practical import FeatureGP, fit
 from gpsafe.safety.shield import Completer, NotCertified, Shield
 from gpsafe.systems.base import System
@@ -151,3 +152,34 @@ class PracticalModel:
     def planning(self) -> DynamicsModel:
         """See `LearnedModel`."""
         return self.tabulate(self.gp)
+
+
+@dataclass(frozen=True, slots=True)
+class TrueModel:
+    """The plant as a model without epistemic error that learns nothing: what planning alone would reach."""
+
+    system: System
+    heuristic: str = "its model is the plant itself"
+
+    @property
+    def nx(self) -> int:
+        """State dimension."""
+        return self.system.nx
+
+    @property
+    def nu(self) -> int:
+        """Input dimension."""
+        return self.system.nu
+
+    def predict(self, x: Tensor, u: Tensor) -> Prediction:
+        """f*(x, u)."""
+        mean = self.system.mean(x, u)
+        return Prediction(mean, torch.zeros_like(mean), self.system.noise_std)
+
+    def condition(self, data: Transitions) -> TrueModel:
+        """Nothing to learn."""
+        return self
+
+    def planning(self) -> TrueModel:
+        """Itself."""
+        return self

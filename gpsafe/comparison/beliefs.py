@@ -27,6 +27,7 @@ from gpsafe.models.base import DynamicsModel
 ModelName = Literal["gp", "ensemble"]
 DELTA = 0.1
 ROWS = 150  # of the first data, told to a Gaussian process
+APART = 3  # every so manieth transition is kept from an ensemble
 FLOWN = 5  # every so manieth flown transition is told to it
 
 
@@ -129,19 +130,19 @@ class EnsembleBelief:
     apart: Transitions
 
     @staticmethod
-    def create(contest: Contest, *, members: int = 5, apart: int = 3) -> EnsembleBelief:
+    def create(contest: Contest, *, members: int = 5) -> EnsembleBelief:
         """From the first data."""
         plant = contest.plant
         blank = Ensemble.create(
             plant.nx, plant.nu, generator=contest.generator(3), members=members, prior=contest.known,
             std_limits=(1e-4, 1e-1), training=Training(steps=1500, learning_rate=5e-3),
         )  # fmt: skip
-        return EnsembleBelief._of(blank, contest.offline, apart)
+        return EnsembleBelief._of(blank, contest.offline)
 
     @staticmethod
-    def _of(blank: Ensemble, episodes: tuple[Trajectory, ...], apart: int = 3) -> EnsembleBelief:
+    def _of(blank: Ensemble, episodes: tuple[Trajectory, ...]) -> EnsembleBelief:
         rows = joined(episodes)
-        kept = torch.arange(len(rows)) % apart == apart - 1
+        kept = torch.arange(len(rows)) % APART == APART - 1
         train, rest = (Transitions(rows.x[m], rows.u[m], rows.x_next[m]) for m in (~kept, kept))
         return EnsembleBelief(blank, episodes, blank.condition(train), rest)
 
@@ -166,7 +167,7 @@ class EnsembleBelief:
         return {"f* within 2σ of some member": (int((~near).sum()), len(x))}
 
 
-def believe(name: ModelName, contest: Contest) -> Belief:
+def believe(name: ModelName | str, contest: Contest) -> Belief:
     """The belief of that name, after the contest's first data."""
     _require.one_of("believe", "model", name, ("gp", "ensemble"))
     return GaussianBelief.create(contest) if name == "gp" else EnsembleBelief.create(contest)

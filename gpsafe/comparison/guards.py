@@ -180,10 +180,9 @@ class Shielded:
     @property
     def rests_on(self) -> tuple[str, ...]:
         """See `Guard`."""
-        judge = self.model.judge
-        assert judge is not None
-        kinds = [entry.kind.name for entry in judge.refine(self.model.confidence).believed()]
-        return tuple(dict.fromkeys(kinds))
+        assert self.model.judge is not None
+        judge = replace(self.model.judge, confidence=self.model.confidence)  # all that is read of a refined one
+        return tuple(dict.fromkeys(entry.kind.name for entry in judge.believed()))
 
     def start(self, x: Tensor) -> None:
         """See `Guard`."""
@@ -208,7 +207,7 @@ class Shielded:
         return {}
 
 
-def guard(name: GuardName, contest: Contest, belief: Belief) -> Guard:
+def guard(name: GuardName | str, contest: Contest, belief: Belief) -> Guard:
     """The guard of that name for a belief.
 
     Raises:

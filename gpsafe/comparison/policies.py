@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpsafe.assumptions import Assumption, listed
 from gpsafe.comparison.beliefs import Belief, EnsembleBelief, GaussianBelief
 from gpsafe.comparison.contest import Contest
 from gpsafe.comparison.guards import UnfitError
@@ -35,6 +36,7 @@ class PolicySet:
     policies: AffinePolicies
     member: Tensor  # (P,), Boolean
     upper: Tensor  # (P,), last bound of the cost
+    rests_on: tuple[str, ...] = (Assumption.INITIAL_SET.name,)  # kinds of assumptions behind membership
 
     @staticmethod
     def create(contest: Contest, *, count: int = 9) -> PolicySet:
@@ -61,10 +63,12 @@ class PolicySet:
                 raise UnfitError("a sound cost bound needs a known part with a Hessian bound")
             task = Task.of(self.contest.plant).with_(budget=self.contest.budget)
             bound = GaussianTube(task=task, give_up=self.contest.budget)
-            self.upper = bound.evaluate(belief.confidence, self.policies).upper
+            found = bound.evaluate(belief.confidence, self.policies)
+            self.upper, kinds = found.upper, [entry.kind.name for entry in listed(found.assumptions)]
         else:
             assert isinstance(belief, EnsembleBelief)
-            self.upper = self._worst(belief, number)
+            self.upper, kinds = self._worst(belief, number), [Assumption.NOT_A_THEOREM.name]
+        self.rests_on = tuple(dict.fromkeys([*kinds, Assumption.INITIAL_SET.name]))
         self.member = self.member | (self.upper <= self.contest.budget)
 
     def _worst(self, belief: EnsembleBelief, number: int) -> Tensor:
@@ -101,13 +105,6 @@ class PolicySet:
         noise = sample_noise(plant.noise_std, (plant.horizon, 1, PATHS), self.contest.generator(5))
         states, _ = closed_loop(plant.mean, self.policies, plant.initial_state, noise)
         return plant.cost(states[..., :-1, :]).sum(-1).mean(-1)
-
-    def rests_on(self, belief: Belief) -> tuple[str, ...]:
-        """Kinds of assumptions behind membership."""
-        if not isinstance(belief, GaussianBelief):
-            return ("NOT_A_THEOREM", "INITIAL_SET")
-        kinds = ["RKHS_NORM", "FIXED_KERNEL", "SUBGAUSSIAN", "GAUSSIAN_NOISE", "KNOWN_OUTPUTS", "KNOWN_DERIVATIVES"]
-        return (*kinds, "TASK", "INITIAL_SET")
 
     def outside(self, truth: Tensor) -> Mapping[str, tuple[int, int]]:
         """Members that cost more than d on the true plant."""

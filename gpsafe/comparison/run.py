@@ -17,19 +17,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import table
-from gpsafe.comparison.beliefs import Belief, ModelName, believe
+from gpsafe.algorithms.learned import TrueModel
+from gpsafe.comparison.beliefs import Belief, believe
 from gpsafe.comparison.contest import Contest, Trajectory
 from gpsafe.comparison.guards import Guard, UnfitError, guard
 from gpsafe.comparison.policies import PolicySet
-from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner
+from gpsafe.planning import EXPLORERS, ICEM, Constraint, Explorer, Planner
 from gpsafe.planning.icem import Plan
+from gpsafe.safety.flight import CORRECTED
+from gpsafe.systems.base import HalfspaceCost
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 MODELS: tuple[str, ...] = ("gp", "ensemble")
 CERTIFIERS: tuple[str, ...] = ("none", "policy-set", "tube-paper", "tube-sound", "shield")
 SEEKS = {"uniform": "uniform", "uncertainty": "opax", "reward": "greedy"}
-CORRECTED = 1e-6
 Row = dict[str, Any]
 
 
@@ -155,19 +157,13 @@ def combinations(
                 yield model, certifier, explorer
 
 
-def contestant(
-    contest: Contest, model: ModelName | str, certifier: str, explorer: str, *, budget: Budget
-) -> tuple[list[Row], Row]:
+def contestant(contest: Contest, model: str, certifier: str, explorer: str, *, budget: Budget) -> tuple[list[Row], Row]:
     """One combination: its episodes, and what it is worth at the end."""
     about = {"model": model, "certifier": certifier, "explorer": explorer, "seed": contest.seed}
-    belief = believe(model, contest)  # type: ignore[arg-type]
+    belief = believe(model, contest)
     goals, rows, visited = contest.goals(budget.goals), [], [contest.plant.initial_state.unsqueeze(0)]
     explored: list[Trajectory] = []
-    entry = (
-        _Policies(contest, belief, explorer)
-        if certifier == "policy-set"
-        else _Steps(contest, certifier, explorer, budget)
-    )
+    entry = _Policies(contest) if certifier == "policy-set" else _Steps(contest, certifier, budget)
     try:
         entry.learned(belief, 0)
     except UnfitError as error:
@@ -201,39 +197,46 @@ def _points(contest: Contest, count: int, explored: Sequence[Trajectory]) -> tup
     return x, contest.plant.input_box.sample(len(x), generator)
 
 
+def _flight(contest: Contest, number: int, act: Callable[[Tensor], Tensor]) -> tuple[Row, Tensor, Tensor]:
+    """An episode of x ↦ u with the noise of its number, until T steps are over or the limits are left."""
+    plant, noise, reward = contest.plant, contest.generator(7, number), 0.0
+    states, inputs = [plant.initial_state], []
+    while len(inputs) < plant.horizon and float(plant.cost(states[-1])) == 0:
+        inputs.append(act(states[-1]))
+        states.append(plant.advance(states[-1].unsqueeze(0), inputs[-1].unsqueeze(0), noise)[0])
+        reward += float(plant.reward(states[-1], inputs[-1]))
+    row = {"steps": len(inputs), "violated": int(float(plant.cost(states[-1])) > 0), "reward": reward}
+    return row, torch.stack(states), torch.stack(inputs)
+
+
+def _planner(contest: Contest, explorer: Explorer, budget: Budget) -> Planner:
+    plant = contest.plant
+    price = Constraint(cast(HalfspaceCost, plant.cost), form="indicator")
+    return Planner(explorer, budget.optimiser, plant.input_box, plant.reward, price)
+
+
 class _Steps:
     """Certifiers that rule on every input."""
 
-    def __init__(self, contest: Contest, certifier: str, explorer: str, budget: Budget) -> None:
+    def __init__(self, contest: Contest, certifier: str, budget: Budget) -> None:
         self.contest, self.certifier, self.budget = contest, certifier, budget
         self.guard: Guard | None = None
 
     def learned(self, belief: Belief, number: int) -> None:
-        self.guard = guard(self.certifier, self.contest, belief)  # type: ignore[arg-type]
+        self.guard = guard(self.certifier, self.contest, belief)
 
     def fly(self, belief: Belief, number: int, explorer: str) -> tuple[Row, Tensor, Tensor]:
-        contest, plant, safe = self.contest, self.contest.plant, self.guard
+        contest, safe = self.contest, self.guard
         assert safe is not None
-        noise, mind = contest.generator(7, number), contest.generator(8, number)
-        planner = Planner(
-            EXPLORERS[SEEKS[explorer]],
-            self.budget.optimiser,
-            plant.input_box,
-            plant.reward,
-            Constraint(plant.cost, form="indicator"),  # type: ignore[arg-type]
-        )
-        x, plan = plant.initial_state, None
-        states, inputs, count, begun = (
-            [x],
-            [],
-            dict.fromkeys(("corrected", "backed", "passed", "captured", "captured_of"), 0),
-            time.process_time(),
-        )
-        safe.start(x)
-        refuted, reward = "", 0.0
-        while len(inputs) < plant.horizon and float(plant.cost(states[-1])) == 0:
-            proposed, plan = self._proposed(planner, belief, states[-1], mind, plan)
-            ruling = safe.decide(states[-1], proposed)
+        mind, planner = contest.generator(8, number), _planner(contest, EXPLORERS[SEEKS[explorer]], self.budget)
+        count = dict.fromkeys(("corrected", "backed", "passed", "captured", "captured_of"), 0)
+        plan: Plan | None = None
+        refuted = ""
+
+        def act(x: Tensor) -> Tensor:
+            nonlocal plan, refuted
+            proposed, plan = self._proposed(planner, belief, x, mind, plan)
+            ruling = safe.decide(x, proposed)
             count["corrected"] += int(float((ruling.u - proposed).abs().amax()) > CORRECTED)
             count["backed"] += int(ruling.backed)
             count["passed"] += int(ruling.passed)
@@ -241,15 +244,12 @@ class _Steps:
                 count["captured"] += int(ruling.captured)
                 count["captured_of"] += 1
             refuted = refuted or (ruling.refuted or "")
-            after = plant.advance(states[-1].unsqueeze(0), ruling.u.unsqueeze(0), noise)[0]
-            reward += float(plant.reward(after, ruling.u))
-            states.append(after)
-            inputs.append(ruling.u)
-        row = {
-            "steps": len(inputs), "violated": int(float(plant.cost(states[-1])) > 0), **count, "refuted": refuted,
-            "reward": reward, "seconds": time.process_time() - begun,
-        }  # fmt: skip
-        return row, torch.stack(states), torch.stack(inputs)
+            return ruling.u
+
+        begun = time.process_time()
+        safe.start(contest.plant.initial_state)
+        row, states, inputs = _flight(contest, number, act)
+        return {**row, **count, "refuted": refuted, "seconds": time.process_time() - begun}, states, inputs
 
     def _proposed(
         self, planner: Planner, belief: Belief, x: Tensor, mind: torch.Generator, plan: Plan | None
@@ -282,7 +282,7 @@ class _Steps:
 class _Policies:
     """The certifier that rules on whole policies."""
 
-    def __init__(self, contest: Contest, belief: Belief, explorer: str) -> None:
+    def __init__(self, contest: Contest) -> None:
         self.contest, self.set, self.cost = contest, PolicySet.create(contest), 0.0
 
     def learned(self, belief: Belief, number: int) -> None:
@@ -291,24 +291,13 @@ class _Policies:
         self.cost = time.process_time() - begun
 
     def fly(self, belief: Belief, number: int, explorer: str) -> tuple[Row, Tensor, Tensor]:
-        contest, plant = self.contest, self.contest.plant
         begun = time.process_time() - self.cost
-        index = self.set.choose(belief, explorer, contest.generator(8, number))
-        policy, noise = self.set.policies.select(torch.tensor([index])), contest.generator(7, number)
-        states, inputs, reward = [plant.initial_state], [], 0.0
-        while len(inputs) < plant.horizon and float(plant.cost(states[-1])) == 0:
-            u = policy(states[-1].reshape(1, 1, -1))[0, 0]
-            after = plant.advance(states[-1].unsqueeze(0), u.unsqueeze(0), noise)[0]
-            reward += float(plant.reward(after, u))
-            states.append(after)
-            inputs.append(u)
-        steps = len(inputs)
-        row = {
-            "steps": steps, "violated": int(float(plant.cost(states[-1])) > 0), "corrected": 0, "backed": steps,
-            "passed": steps, "captured": 0, "captured_of": 0, "refuted": "", "reward": reward,
-            "seconds": time.process_time() - begun, "policy": index, "size": int(self.set.member.sum()),
-        }  # fmt: skip
-        return row, torch.stack(states), torch.stack(inputs)
+        index = self.set.choose(belief, explorer, self.contest.generator(8, number))
+        policy = self.set.policies.select(torch.tensor([index]))
+        row, states, inputs = _flight(self.contest, number, lambda x: policy(x.reshape(1, 1, -1))[0, 0])
+        certified = {"corrected": 0, "backed": row["steps"], "passed": row["steps"], "captured": 0, "captured_of": 0}
+        about = {"refuted": "", "policy": index, "size": int(self.set.member.sum())}
+        return {**row, **certified, **about, "seconds": time.process_time() - begun}, states, inputs
 
     def outside(self) -> Mapping[str, tuple[int, int]]:
         return self.set.outside(self.set.truth())
@@ -317,53 +306,27 @@ class _Policies:
         truth = self.set.truth()
         safe, member = truth <= self.contest.budget, self.set.member
         return {
-            "rests_on": list(self.set.rests_on(belief)), "certified_policies": int((member & safe).sum()),
+            "rests_on": list(self.set.rests_on), "certified_policies": int((member & safe).sum()),
             "safe_policies": int(safe.sum()), "false_policies": int((member & ~safe).sum()),
         }  # fmt: skip
 
 
 def reference(contest: Contest, budget: Budget, *, episodes: int = 3) -> tuple[float, float]:
     """Reward of the safe controller, and of the same planner with the true plant as its model and a price on leaving: means."""
-    plant = contest.plant
-    explorer = replace(EXPLORERS["greedy"], pessimism="mean")
-    planner = Planner(
-        explorer,
-        budget.optimiser,
-        plant.input_box,
-        plant.reward,
-        Constraint(plant.cost, form="indicator"),  # type: ignore[arg-type]
-    )
-    found = []
-    for clever in (False, True):
-        total = 0.0
-        for number in range(episodes):
-            x, plan = plant.initial_state, None
-            noise, mind = contest.generator(7, 1000 + number), contest.generator(8, 1000 + number)
-            for _ in range(plant.horizon):
-                if clever:
-                    plan = planner.propose(_Known(plant), x, generator=mind, warm_start=plan)
-                    u = plan.actions[0]
-                else:
-                    u = plant.backup(x)
-                x = plant.advance(x.unsqueeze(0), u.unsqueeze(0), noise)[0]
-                total += float(plant.reward(x, u))
-                if float(plant.cost(x)) > 0:
-                    break
-        found.append(total / episodes)
-    return found[0], found[1]
+    plant, model = contest.plant, TrueModel(contest.plant)
+    planner = _planner(contest, replace(EXPLORERS["greedy"], pessimism="mean"), budget)
 
+    def clever(number: int) -> Callable[[Tensor], Tensor]:
+        mind, plan = contest.generator(8, number), None
 
-class _Known:
-    """The true plant as a model without doubt."""
+        def act(x: Tensor) -> Tensor:
+            nonlocal plan
+            plan = planner.propose(model, x, generator=mind, warm_start=plan)
+            return plan.actions[0]
 
-    def __init__(self, plant: Any) -> None:
-        self.plant, self.nx, self.nu = plant, plant.nx, plant.nu
+        return act
 
-    def predict(self, x: Tensor, u: Tensor) -> Any:
-        from gpsafe.models.base import Prediction
-
-        mean = self.plant.mean(x, u)
-        return Prediction(mean, torch.zeros_like(mean), self.plant.noise_std.expand_as(mean))
-
-    def condition(self, data: Any) -> _Known:
-        return self
+    numbers = range(1000, 1000 + episodes)
+    safe = [_flight(contest, number, plant.backup)[0]["reward"] for number in numbers]
+    best = [_flight(contest, number, clever(number))[0]["reward"] for number in numbers]
+    return sum(safe) / episodes, sum(best) / episodes
