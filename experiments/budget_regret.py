@@ -149,7 +149,10 @@ def _fly(
 # ------------------------------------------------------------------------------------------------------------ report
 def _rows(runs: Sequence[Run]) -> Mapping[str, list[list[dict[str, Any]]]]:
     keys = {arm: arm.replace(" ", "-") for arm in ARMS}
-    return {arm: [list(run.pieces[key].rows) for run in runs if key in run.pieces] for arm, key in keys.items()}
+    return {
+        arm: [[dict(row) for row in run.pieces[key].rows] for run in runs if key in run.pieces]
+        for arm, key in keys.items()
+    }
 
 
 def _table(found: Mapping[str, list[list[dict[str, Any]]]], budget: float) -> Table:
@@ -199,17 +202,13 @@ def _figure(found: Mapping[str, list[list[dict[str, Any]]]], budget: float) -> F
     left, right = figure.subplots(1, 2)
     looks = plotting.looks(ARMS.values())
     best = [np.mean([r["reward"] for r in rows]) for rows in found["informed account"]]
-    for arm, seeds in found.items():
-        if arm in ("informed account", "unfiltered"):
-            continue
-        regret = np.array([np.cumsum([top - r["reward"] for r in run]) for top, run in zip(best, seeds, strict=True)])
-        at, look = np.arange(1, regret.shape[1] + 1), looks[ARMS[arm]]
-        left.plot(at, regret.mean(0), label=f"{NAMES[arm]} (n = {len(seeds)})", **look.line)
-        if len(regret) > 1:
-            half = np.array([mean_interval(column)[1] for column in regret.T])
-            left.fill_between(
-                at, regret.mean(0) - half, regret.mean(0) + half, color=look.colour, alpha=0.12, linewidth=0
-            )
+    shown = [arm for arm in found if arm not in ("informed account", "unfiltered")]
+    regrets = {
+        NAMES[arm]: [np.cumsum([top - r["reward"] for r in run]) for top, run in zip(best, found[arm], strict=True)]
+        for arm in shown
+    }
+    at = np.arange(1, 1 + len(found["account"][0]))
+    plotting.learning_curves(left, regrets, x=at, styles={NAMES[arm]: looks[ARMS[arm]] for arm in shown})
     for i, (arm, seeds) in enumerate(found.items()):
         mean, half = mean_interval([row["cost"] for run in seeds for row in run])
         right.errorbar([i], [mean], yerr=[half], capsize=3, **looks[ARMS[arm]].points)
@@ -220,7 +219,6 @@ def _figure(found: Mapping[str, list[list[dict[str, Any]]]], budget: float) -> F
     right.set_ylabel("cost an episode")
     left.set_xlabel("episodes")
     left.set_ylabel("regret so far")
-    plotting.label_ends(left)
     return figure
 
 

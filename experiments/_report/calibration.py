@@ -57,9 +57,12 @@ KINDS = (("same", -0.14, "same-kind"), ("other", 0.14, "other-kind"))
 """Data to be tested on, place, and noun of its colour."""
 
 
-def _of(sound: bool) -> str:
-    """Colour of β: a theorem's, or one that stands on a guess."""
-    return plotting.colour("safe" if sound else "unsafe")
+def _betas(axes: Axes, rows: Rows, field: str) -> None:
+    """Bars on the line of the exact GP, of the colour of a theorem or of what stands on a guess."""
+    values = [r[field] for r in rows if field in r]
+    noun = "safe" if any(r.get("beta_sound") for r in rows) else "unsafe"
+    style = {"color": plotting.colour(noun), "markersize": 15, "markeredgewidth": 1.8}
+    axes.plot(values, np.zeros(len(values)), "|", **style)
 
 
 def _grid(count: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
@@ -146,17 +149,7 @@ def _needed(rows: Rows, names: Sequence[str]) -> Figure:
         for i, name in enumerate(names):
             for test, shift, noun in KINDS:
                 _dots(axes, (r["needed"] for r in own if (r["model"], r["test"]) == (name, test)), i + shift, noun)
-        betas = [r["beta"] for r in own if "beta" in r]
-        if betas:
-            sound = any(r.get("beta_sound") for r in own)
-            axes.plot(
-                betas,
-                np.zeros(len(betas)),
-                "|",
-                color=_of(sound),
-                markersize=15,
-                markeredgewidth=1.8,
-            )
+        _betas(axes, own, "beta")
         axes.axvline(1.645, color=plotting.colour("ink"), linewidth=0.9)
         axes.set(xscale="log", title=f"{source} (n = {own[0]['count']})")
         for i, name in enumerate(names):
@@ -226,16 +219,7 @@ def _width(rows: Rows, names: Sequence[str]) -> Figure:
             chosen = [r for r in own if r["model"] == name]
             _dots(axes, (r["needed"] * r["epistemic"] for r in chosen), i - 0.14, "same-kind")
             _dots(axes, (r["conformal_width"] for r in chosen), i + 0.14, "conformal", False)
-        betas = [r["beta_width"] for r in own if "beta_width" in r]
-        sound = any(r.get("beta_sound") for r in own)
-        axes.plot(
-            betas,
-            np.zeros(len(betas)),
-            "|",
-            color=_of(sound),
-            markersize=15,
-            markeredgewidth=1.8,
-        )
+        _betas(axes, own, "beta_width")
         axes.axvline(1.0, color=plotting.colour("ink"), linewidth=0.9)
         axes.set(xscale="log", title=f"{source} (n = {own[0]['count']})")
         _models_axis(axes, names, True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import warnings
 from collections.abc import Callable, Iterable
 from html import escape
 from string import Template
-from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from gpsafe import plotting
 from gpsafe.calibration.findings import Assessment, Findings
 from gpsafe.calibration.resampling import Estimated
+from gpsafe.testbed.report_figures import data_uri
 from gpsafe.testbed.report_template import STYLE
 
 OVER, UNDER, EXACT, RIGHT = "over-confident", "under-confident", "right", "not told apart"
@@ -180,16 +177,11 @@ def _range(ends: Iterable[float]) -> str:
 
 # ------------------------------------------------------------------------------------------------------ pictures
 def _uri(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "gpsafe", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9.5,
-    }  # fmt: skip
-    with matplotlib.rc_context(style), warnings.catch_warnings():
+    with plotting.style("light", size=9.5), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing glyphs: the picture shows them
-        figure = Figure(figsize=size, layout="constrained", facecolor=plotting.colour("page"))
+        figure = plotting.figure(*size)
         draw(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return data_uri(figure)
 
 
 def _colour(one: Assessment, delta: float) -> str:

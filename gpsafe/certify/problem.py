@@ -34,6 +34,12 @@ class Margins:
     terminal: Tensor
     certainty: Tensor
 
+    @property
+    def rows(self) -> Tensor:
+        """All of them, member by member: stages of states, of inputs, the terminal set, certainty, (*b, M, R)."""
+        parts = (self.state.flatten(-2), self.input.flatten(-2), self.terminal, self.certainty.flatten(-2))
+        return torch.cat(parts, dim=-1)
+
 
 @short
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

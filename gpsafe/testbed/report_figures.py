@@ -7,10 +7,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpsafe import plotting
 from gpsafe.testbed.verify import CheckResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KEYS = ("lower", "upper", "estimate", "threshold")
 MAX_SVG_BYTES = 400_000  # larger drawings (many thousand points) become PNG
@@ -56,9 +59,14 @@ def _drawn(plot: Callable[..., None], claim: Mapping[str, Any], control: Mapping
     with plotting.style(theme, size=9):
         figure = plotting.figure(8.4, 3.8)
         plot(figure, claim, control)
-        content, kind = plotting.save(figure), "svg+xml"
-        if len(content) > MAX_SVG_BYTES:
-            content, kind = plotting.save(figure, kind="png", dpi=150), "png"
+        return data_uri(figure)
+
+
+def data_uri(figure: Figure) -> str:
+    """A figure as ``data:`` URI: SVG, or PNG if that is too large. Within the `plotting.style` that it was drawn in."""
+    content, kind = plotting.save(figure), "svg+xml"
+    if len(content) > MAX_SVG_BYTES:
+        content, kind = plotting.save(figure, kind="png", dpi=150), "png"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -63,18 +63,9 @@ def at_work() -> list[int]:
     return [pid for text in told if (found := re.match(r"process (\d+) ", text)) and alive(pid := int(found[1]))]
 
 
-def test_a_killed_worker_of_joblib_costs_the_piece_in_its_hands(home, undisturbed):
-    (home / "dies-1-1").touch()
-    assert run(*WORDS) == 0
-    assert table().equals(undisturbed)
-    counts = calls(home)
-    assert sum(counts.values()) == 13 and len(counts) == 12 and {counts["0.5/1-1"], counts["1.0/1-1"]} == {1, 2}
-
-
-@pytest.mark.slow
-def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(home, undisturbed):
+def parent_is_killed_and_all_goes_on(home, undisturbed, *more: str) -> None:
     (home / "hold-1-1").touch()
-    process = elsewhere(*WORDS)
+    process = elsewhere(*WORDS, *more)
     try:
         wait_until(lambda: (home / "at-1-1").exists(), process)
         workers = at_work()
@@ -88,6 +79,23 @@ def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(h
     (home / "hold-1-1").unlink()
     assert run(*WORDS) == 0
     assert table().equals(undisturbed)
+
+
+def one_piece_was_made_twice(home, undisturbed) -> None:
+    assert table().equals(undisturbed)
+    counts = calls(home)
+    assert sum(counts.values()) == 13 and len(counts) == 12 and {counts["0.5/1-1"], counts["1.0/1-1"]} == {1, 2}
+
+
+def test_a_killed_worker_of_joblib_costs_the_piece_in_its_hands(home, undisturbed):
+    (home / "dies-1-1").touch()
+    assert run(*WORDS) == 0
+    one_piece_was_made_twice(home, undisturbed)
+
+
+@pytest.mark.slow
+def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(home, undisturbed):
+    parent_is_killed_and_all_goes_on(home, undisturbed)
     counts = calls(home)
     assert len(counts) == 12 and all(count == 1 for piece, count in counts.items() if not piece.endswith("/1-1"))
 
@@ -139,28 +147,12 @@ def test_a_killed_worker_of_dask_is_replaced_and_its_cell_run_again(home, undist
     process = elsewhere(*WORDS, "--scheduler", "local")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
-    assert table().equals(undisturbed)
-    counts = calls(home)
-    assert sum(counts.values()) == 13 and len(counts) == 12 and {counts["0.5/1-1"], counts["1.0/1-1"]} == {1, 2}
+    one_piece_was_made_twice(home, undisturbed)
 
 
 @pytest.mark.slow
 def test_a_killed_parent_of_a_local_dask_cluster_takes_its_workers_along(home, undisturbed):
-    (home / "hold-1-1").touch()
-    process = elsewhere(*WORDS, "--scheduler", "local")
-    try:
-        wait_until(lambda: (home / "at-1-1").exists(), process)
-        workers = at_work()
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=120)
-        assert workers
-        wait_until(lambda: not any(map(alive, workers)), seconds=20)
-    finally:
-        process.kill()
-        process.communicate()
-    (home / "hold-1-1").unlink()
-    assert run(*WORDS) == 0
-    assert table().equals(undisturbed)
+    parent_is_killed_and_all_goes_on(home, undisturbed, "--scheduler", "local")
 
 
 @pytest.mark.slow

@@ -260,8 +260,7 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
     @torch.no_grad()
     def values(plans: Array | Tensor) -> Array:
         margins = problem.margins(problem.tube(start, torch.as_tensor(plans)))
-        parts = (margins.state.flatten(-2), margins.input.flatten(-2), margins.terminal, margins.certainty.flatten(-2))
-        return (scale.offset - torch.cat(parts, dim=-1).flatten(1).numpy()) * counts
+        return (scale.offset - margins.rows.flatten(1).numpy()) * counts
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         found = values(torch.from_numpy(inputs) + moves)

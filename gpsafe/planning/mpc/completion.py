@@ -90,7 +90,4 @@ class Completion:
 
 def least(margins: Margins) -> Tensor:
     """Least margin of each plan of a batch, (*b,); −inf where one is no number."""
-    parts = [m.flatten(1).amin(-1) for m in (margins.state, margins.input, margins.terminal) if m[0].numel()]
-    if margins.certainty[0].numel():
-        parts.append(margins.certainty.flatten(1).amin(-1))
-    return torch.nan_to_num(torch.stack(parts).amin(0), nan=-torch.inf)
+    return torch.nan_to_num(margins.rows.flatten(-2).amin(-1), nan=-torch.inf)
