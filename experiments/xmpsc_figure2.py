@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.certification import Certification
 from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.baselines import create
@@ -179,7 +179,12 @@ def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, Sequence[Row]
     for run in runs:
         for key, piece in run.pieces.items():
             task, arm = key.split("/")
-            found.setdefault((task, arm), {})[run.seed] = piece.rows
+            seeds = found.setdefault((task, arm), {})
+            if run.seed in seeds:  # of several folders
+                raise _require.fail(
+                    "xmpsc-figure2", "one run of each algorithm and seed", f"seed {run.seed} of {key} twice"
+                )
+            seeds[run.seed] = piece.rows
     return found
 
 

@@ -47,17 +47,17 @@ usage: gpsafe compare [--tasks twin pendulum cart-pole arm] [--models gp ensembl
 
 Models, certifiers and explorers on the same plants, data, noise and counter: the experiment compare, then its tables. All
 arguments: gpsafe run compare --help. A plant of your own: gpsafe.comparison.compare."""
-REPORT_USAGE = "usage: gpsafe report NAME [--results FOLDER] [--output FOLDER] [--seeds 0 1 2]"
+REPORT_USAGE = "usage: gpsafe report NAME [--results FOLDER ...] [--output FOLDER] [--seeds 0 1 2]"
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """Draws figures (PNG, PDF), tables (Markdown, CSV) and animations from stored results only."""
 
-    results: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("results")
-    """Where results are kept: FOLDER/NAME/<seed>/."""
+    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER ...")] = (Path("results"),)
+    """Where results are kept: FOLDER/NAME/<seed>/. Several are drawn together."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where to write (default: report/ in the experiment's results)."""
+    """Where to write (default: report/ in the experiment's first results)."""
     seeds: tuple[int, ...] = ()
     """These seeds only (default: all that are finished)."""
 
@@ -183,16 +183,20 @@ def report(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     from gpsafe.testbed.experiment import code, load
 
     mark = code(experiment)
-    output = options.output or options.results / experiment.name / "report"
+    if not options.results:
+        raise UsageError(f"--results: expected at least one folder, got none\n{REPORT_USAGE}")
+    homes = [folder / experiment.name for folder in options.results]
+    output = options.output or homes[0] / "report"
     try:
         store.require_writable("--output", output / "index.md")
     except ValueError as error:
         raise UsageError(str(error)) from None
-    stored = load(experiment, options.results, seeds=options.seeds)
+    stored = load(experiment, *options.results, seeds=options.seeds)
     if not stored.runs:
         why = "; ".join(stored.left_out) or "nothing"
         start = f"gpsafe run {experiment.name} computes them"
-        raise UsageError(f"expected finished results in {options.results / experiment.name}, got {why}; {start}")
+        where = " or ".join(map(str, homes))
+        raise UsageError(f"expected finished results in {where}, got {why}; {start}")
     files = experiment_report.write(experiment, stored, output)
     notes = [*experiment_report.mixtures(stored.runs), *stored.left_out]
     if any(found != mark for run in stored.runs for found in run.provenance["codes"]):

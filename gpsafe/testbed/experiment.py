@@ -161,25 +161,32 @@ class Stored:
     left_out: tuple[str, ...]
 
 
-def load(experiment: Experiment, results: str | Path, *, seeds: Sequence[int] = ()) -> Stored:
+def load(experiment: Experiment, *results: str | Path, seeds: Sequence[int] = ()) -> Stored:
     """Reads the finished seeds of ``results/NAME``; none of their code runs.
 
     Args:
         experiment: whose results.
-        results: folder of all results.
+        results: folders of all results, one or several: what was computed with other arguments, such as further
+            algorithms, stands in a folder of its own, and a report may draw both.
         seeds: only these; all if empty.
+
+    Returns:
+        One run a folder and seed, by folder.
     """
-    home = Path(results) / experiment.name
-    found = {int(p.name): Folder(p) for p in (home.iterdir() if home.is_dir() else ()) if p.name.isdecimal()}
-    runs, left_out = [], [f"seed {seed}: no results" for seed in seeds if seed not in found]
-    for seed in sorted(found):
+    found: list[tuple[Path, int, Folder]] = []
+    for where in dict.fromkeys(map(Path, results)):
+        home = where / experiment.name
+        there = sorted(int(p.name) for p in (home.iterdir() if home.is_dir() else ()) if p.name.isdecimal())
+        found += [(where, seed, Folder(home / str(seed))) for seed in there]
+    runs, left_out = [], [f"seed {seed}: no results" for seed in seeds if seed not in {s for _, s, _ in found}]
+    for where, seed, folder in found:
         if seeds and seed not in seeds:
             continue
-        run = _load_seed(experiment, found[seed], seed)
+        run = _load_seed(experiment, folder, seed)
         if isinstance(run, Run):
             runs.append(run)
         else:
-            left_out.append(f"seed {seed}: {run}")
+            left_out.append(f"seed {seed}{f' of {where}' if len(results) > 1 else ''}: {run}")
     return Stored(tuple(runs), tuple(left_out))
 
 

@@ -108,9 +108,13 @@ def mixtures(runs: Sequence[Run]) -> list[str]:
     """One line for each way in which the runs do not belong together."""
     lines = []
     first = as_plain(runs[0].arguments)
+    others: dict[str, list[int]] = {}
     for run in runs[1:]:
         if differs := differing(first, as_plain(run.arguments)):
-            lines.append(f"Seed {run.seed} has other arguments than seed {runs[0].seed}: {'; '.join(differs)}.")
+            others.setdefault("; ".join(differs), []).append(run.seed)
+    for differs, seeds in others.items():
+        who = f"Seed {seeds[0]} has" if len(seeds) == 1 else f"Seeds {', '.join(map(str, seeds))} have"
+        lines.append(f"{who} other arguments than seed {runs[0].seed}: {differs}.")
     codes, revisions = (_of_pieces(runs, name) for name in ("codes", "revisions"))
     if len(codes) > 1 or ("unknown" in codes and len(revisions) > 1):
         lines.append(f"The pieces come from different code: {', '.join(codes)} (revisions {', '.join(revisions)}).")

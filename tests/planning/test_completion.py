@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpsafe.certify import judge
@@ -50,11 +50,12 @@ def by_hand(asked, x, learned):
 
 
 @settings(max_examples=25, deadline=None)
+@example(0.5, 0.0, -1.0)  # a margin of nought: less than the judge's rounding wants
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-2, 2))
 def test_it_finds_what_a_loop_finds_and_the_judge_agrees(position, speed, push):
     asked, x, learned = problem(), vector(position, speed), vector(push)
     found, naive = PROPOSER.propose(asked, x, learned), by_hand(problem(), x, learned)
-    assert (found.slack <= 0) == (naive is not None)
+    assert (found.status == "feasible") == (naive is not None)
     assert judge(asked, x, learned, found).certified == (naive is not None)
     if naive is not None:
         assert float((found.inputs - naive).abs().max()) <= 1e-12

@@ -317,6 +317,19 @@ def test_mixed_arguments_and_code_are_said(toy, package, tmp_path):
     assert "Seed 1 has other arguments than seed 0: episodes = 3 there, 2 now" in page
     assert f"revisions (+ marks uncommitted changes somewhere in the checkout): {'a' * 12}, {'b' * 12}+" in page
     assert "different code" not in page  # two revisions with the same sources are the same code
+    assert (
+        write(toy, load(toy, "results", "results", Path("results")), "out")[0].read_text() == page
+    )  # each folder once
+    Path("results").rename("first")
+    compute(toy, 1, episodes=4), compute(toy, 0, episodes=4)
+    both = load(toy, "first", "results", seeds=(0, 1, 5))
+    assert [(run.seed, run.arguments.episodes) for run in both.runs] == [(0, 3), (1, 2), (0, 4), (1, 4)]
+    assert both.left_out == ("seed 5: no results",)
+    assert (
+        "Seeds 0, 1 have other arguments than seed 0: episodes = 3 there, 4 now"
+        in write(toy, both, "out")[0].read_text()
+    )
+    shutil.rmtree("results"), Path("first").rename("results")
     edit(tmp_path / package)
     compute(importlib.reload(module(package)).EXPERIMENT, 2)
     codes = sorted({code for run in load(toy, "results").runs for code in run.provenance["codes"]})
