@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.certify import CertificationProblem, Proposal
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
+from gpsafe.certify.invariant_set import invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.linalg import vector
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import SafetyFilter

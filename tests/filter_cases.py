@@ -8,7 +8,8 @@ import torch
 from xmpsc_cases import gp_pendulum
 
 from gpsafe.certify import CertificationProblem, Proposal
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
+from gpsafe.certify.invariant_set import invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import SafetyFilter

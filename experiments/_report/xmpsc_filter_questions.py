@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gpsafe.certify import CertificationProblem
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
+from gpsafe.certify.invariant_set import invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training

@@ -23,8 +23,9 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.certify.certainty import certainty_levels
+from gpsafe.certify.invariant_set import invariant_polytope
 from gpsafe.certify.problem import CertificationProblem, Proposer
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance, invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.data import Transitions
 from gpsafe.models.ensemble import Ensemble

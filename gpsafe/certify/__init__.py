@@ -2,9 +2,10 @@
 
 from gpsafe.certify.backup import certified_backup
 from gpsafe.certify.certainty import certainty_levels
+from gpsafe.certify.invariant_set import invariant_polytope
 from gpsafe.certify.judge import Certificate, Tightest, judge
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal, Proposer
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance, invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance
 
 __all__ = [
     "AffineLaw",

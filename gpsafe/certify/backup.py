@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.certify.invariant_set import invariant_polytope
 from gpsafe.certify.problem import CertificationProblem
-from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance, invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
 from gpsafe.sets.box import Box
 from gpsafe.sets.ellipsoid import Ellipsoid
 from gpsafe.sets.polytope import Polytope

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from scipy.optimize import linprog
-from scipy.spatial import HalfspaceIntersection, QhullError
 from torch import Tensor
 
 from gpsafe import _require
@@ -19,7 +16,7 @@ from gpsafe._show import short
 from gpsafe.assumptions import Assumption, listed
 from gpsafe.certify.problem import CertificationProblem
 from gpsafe.sets.box import Box
-from gpsafe.sets.polytope import Polytope, Supported, convex_hull
+from gpsafe.sets.polytope import Polytope, convex_hull
 from gpsafe.tube.core import TubeModel, sizes
 from gpsafe.verdict import Outcome, Verdict
 
@@ -314,80 +311,3 @@ def _halved(centers: Tensor, radii: Tensor, scale: Tensor) -> tuple[Tensor, Tens
     radii = torch.where(torch.arange(radii.shape[-1], device=radii.device) == axis, 0.5 * radii, radii)
     shift = torch.zeros_like(radii).scatter(-1, axis, radii.gather(-1, axis))
     return torch.cat([centers - shift, centers + shift]), torch.cat([radii, radii])
-
-
-def invariant_polytope(
-    closed: Tensor,
-    offset: Tensor,
-    region: Polytope,
-    disturbance: Supported,
-    *,
-    margin: float = 1e-6,
-    iterations: int = 200,
-) -> Polytope:
-    """Proposes a set invariant under x⁺ = Fx + o + w: rows of {x : Fx + o + w ∈ S} are added to S until none cuts.
-
-    That is the usual iteration to the largest invariant subset of the region (Kolmanovsky & Gilbert 1998), up to `margin`. Its
-    rows are rounded; what it returns is for `certify_invariance` to judge.
-
-    Args:
-        closed, offset: F (nx, nx) and o (nx,).
-        region: where states are admitted and κ(x) ∈ U; bounded.
-        disturbance: set of w.
-        margin: by which unit rows are sought stricter, in units of x.
-        iterations: at most.
-
-    Raises:
-        ValueError: if nothing is left, or rows still cut after all iterations.
-    """
-    where = "invariant_polytope"
-    closed = _require.shape(where, "closed", _require.real(where, "closed", closed), (region.dim, region.dim))
-    offset = _require.shape(where, "offset", _require.real(where, "offset", offset), (region.dim,))
-    if not _require.number(where, "margin", margin) > 0:
-        raise _require.fail(where, "margin > 0", margin)
-    _require.count(where, "iterations", iterations)
-    S = Polytope(region.H, region.h - margin * region.H.norm(dim=1)).reduce()
-    fresh = S
-    for _ in range(iterations):
-        outline = _outline(S)
-        if outline is None and S.is_empty():
-            raise _require.fail(where, "a non-empty invariant set", "an empty one")
-        before = Polytope(fresh.H, fresh.h - margin * fresh.H.norm(dim=1)).pontryagin_difference(disturbance)
-        before = before.preimage(closed, offset)
-        norms = before.H.norm(dim=1)
-        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
-        largest = torch.finfo(torch.float64).max  # of rows that F takes to almost 0
-        H, h = before.H / norms.unsqueeze(1), (before.h / norms).clamp(-largest, largest)
-        if outline is None:
-            cuts = S.support(H) > h
-        else:
-            S, corners = outline
-            cuts = (corners @ H.mT).amax(0) > h
-        if not bool(cuts.any()):
-            return S if outline is not None else S.reduce()
-        fresh = Polytope(H[cuts], h[cuts])
-        S = S.intersect(fresh)
-    raise _require.fail(where, f"convergence within {iterations} iterations", "rows that still cut")
-
-
-def _outline(S: Polytope) -> tuple[Polytope, Tensor] | None:
-    """S by the rows that bound it, and its vertices (v, d), to rounding: exact programs take a thousand times as long.
-
-    None where qhull would not be quick (many coordinates) or sure (a thin, empty or unbounded S).
-    """
-    if not 2 <= S.dim <= 5:
-        return None
-    H, h = S.H.cpu().numpy(), S.h.cpu().numpy()
-    norms = np.linalg.norm(H, axis=1)
-    found = linprog([0.0] * S.dim + [-1.0], np.column_stack([H, norms]), h, bounds=[(None, None)] * S.dim + [(0, 1e6)])
-    if found.status != 0 or not found.x[-1] > 1e-6 * (1.0 + np.abs(found.x[:-1]).max()):
-        return None
-    try:
-        inside = HalfspaceIntersection(np.column_stack([H, -h]), found.x[:-1])
-    except QhullError:
-        return None
-    corners = inside.intersections
-    if not np.isfinite(corners).all():
-        return None
-    kept = torch.from_numpy(np.sort(inside.dual_vertices)).long().to(S.H.device)
-    return Polytope(S.H[kept], S.h[kept]), torch.from_numpy(corners).to(S.H)

@@ -13,7 +13,8 @@ from strategies import seeds
 from xmpsc_cases import double_integrator, ensemble_pendulum
 
 from gpsafe.certify import CertificationProblem
-from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invariance, invariant_polytope
+from gpsafe.certify.invariant_set import invariant_polytope
+from gpsafe.certify.terminal_set import AffineLaw, TerminalSet, certify_invariance
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube import LinearTube
@@ -282,3 +283,23 @@ def test_an_invariant_subset_of_nothing_is_refused():
     noise = Box(-vector(0.1, 0.1), vector(0.1, 0.1))
     with pytest.raises(ValueError, match="non-empty invariant set"):
         invariant_polytope(0.5 * torch.eye(2).double(), vector(0.0, 0.0), nothing, noise)
+
+
+@pytest.mark.parametrize("pairs", [2, 3])  # by exact programs, and by floating-point ones
+def test_the_set_of_uncoupled_plants_is_the_product_of_theirs(pairs):
+    turn, one = (
+        torch.tensor([[0.9, 0.2], [-0.2, 0.8]]).double(),
+        Polytope.of_box(Box(-vector(1.0, 1.0), vector(1.0, 1.0))),
+    )
+    noise = 0.02 * torch.ones(2).double()
+    small = invariant_polytope(turn, torch.zeros(2).double(), one, Box(-noise, noise))
+    closed, wide = torch.block_diag(*[turn] * pairs), torch.ones(2 * pairs).double()
+    many = Polytope.of_box(Box(-wide, wide))
+    large = invariant_polytope(closed, 0 * wide, many, Box(-0.02 * wide, 0.02 * wide))
+    x = 2 * torch.rand(4000, 2 * pairs, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    inside = torch.stack([small.violation(part) for part in x.split(2, dim=-1)]).amax(0)
+    clear = inside.abs() > 1e-6
+    assert bool((large.contains(x) == (inside <= 0))[clear].all()) and 0.5 < float((inside <= 0).double().mean()) < 0.99
+    assert large.rows == pairs * small.rows
+    with pytest.raises(ValueError, match="an empty one"):
+        invariant_polytope(closed, 0 * wide, many, Box(-0.5 * wide, 0.5 * wide))

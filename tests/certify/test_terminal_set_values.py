@@ -11,6 +11,7 @@ from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem
+from gpsafe.certify.invariant_set import invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -19,7 +20,6 @@ from gpsafe.certify.terminal_set import (
     _halved,
     _Hull,
     certify_invariance,
-    invariant_polytope,
 )
 from gpsafe.sets import Box, Polytope
 from gpsafe.verdict import Outcome

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 from itertools import combinations
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -117,6 +118,26 @@ def test_answers_are_those_of_the_corners_and_carry_their_proof(case):
     if answer.status == "optimal":
         assert dot(goal, answer.point) == truth
         assert all(dot(row, answer.point) <= b for row, b in zip(H, h, strict=True))
+
+
+@given(systems())
+def test_a_point_that_is_said_to_be_inside_is(case):
+    """The quick answer never contradicts the exact one, whatever the sizes."""
+    polytope, _ = case
+    with mock.patch("gpsafe.sets.polytope.MANY", 0):
+        assert not (polytope._plainly_inhabited() and polytope._program().empty)
+        assert polytope.is_empty() == polytope._program().empty
+
+
+def test_many_rows_in_many_coordinates_are_decided_at_once():
+    box = unit(8)
+    cuts = randn(3, 400, 8)
+    thick = box.intersect(Polytope(cuts, cuts.norm(dim=1)))
+    assert thick._plainly_inhabited() and not thick.is_empty()
+    none = Polytope(
+        torch.cat([cuts[:40], -cuts[:1]]), torch.cat([torch.ones(40).double(), -2 * torch.ones(1).double()])
+    )
+    assert not none._plainly_inhabited() and none.is_empty()
 
 
 def by_one_number(n: np.ndarray, H: np.ndarray, h: np.ndarray) -> tuple[int, float]:
