@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -47,7 +47,9 @@ usage: gpsafe compare [--tasks twin pendulum cart-pole arm] [--models gp ensembl
 
 Models, certifiers and explorers on the same plants, data, noise and counter: the experiment compare, then its tables. All
 arguments: gpsafe run compare --help. A plant of your own: gpsafe.comparison.compare."""
-REPORT_USAGE = "usage: gpsafe report NAME [--results FOLDER ...] [--output FOLDER] [--seeds 0 1 2]"
+REPORT_USAGE = (
+    "usage: gpsafe report NAME [--results FOLDER ...] [--output FOLDER] [--seeds 0 1 2] [--formats png pdf svg]"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ReportOptions:
     """Where to write (default: report/ in the experiment's first results)."""
     seeds: tuple[int, ...] = ()
     """These seeds only (default: all that are finished)."""
+    formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
+    """Of figures. The index shows PNGs."""
 
 
 def _homes(package: str) -> list[str]:
@@ -197,7 +201,7 @@ def report(words: Sequence[str], command: str, *, package: str = OURS) -> int:
         start = f"gpsafe run {experiment.name} computes them"
         where = " or ".join(map(str, homes))
         raise UsageError(f"expected finished results in {where}, got {why}; {start}")
-    files = experiment_report.write(experiment, stored, output)
+    files = experiment_report.write(experiment, stored, output, formats=options.formats)
     notes = [*experiment_report.mixtures(stored.runs), *stored.left_out]
     if any(found != mark for run in stored.runs for found in run.provenance["codes"]):
         start = f"gpsafe run {experiment.name} --stale recompute"

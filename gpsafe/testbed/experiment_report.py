@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpsafe import _require, plotting
 from gpsafe.testbed import animate, store
@@ -16,14 +16,17 @@ from gpsafe.testbed.experiment import Experiment, Report, Run, Stored, Table
 from gpsafe.testbed.experiment_store import as_plain, differing
 
 PNG_DPI, FONT = 140, 8.5
+Format = Literal["png", "pdf", "svg"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-def write(experiment: Experiment, stored: Stored, output: str | Path) -> list[Path]:
+def write(
+    experiment: Experiment, stored: Stored, output: str | Path, *, formats: Sequence[Format] = ("png", "pdf")
+) -> list[Path]:
     """Draws the stored runs and writes everything to a folder; returns the files, `index.md` first.
 
     Nothing but `stored` goes into the figures and tables. The index says which seeds, arguments and revisions they
-    stand on, what was left out and why, and whether the seeds differ in arguments or revision.
+    stand on, what was left out and why, and whether the seeds differ in arguments or revision. The index shows the PNGs.
     """
     with plotting.style(size=FONT):
         report = experiment.report(stored.runs)
@@ -34,7 +37,7 @@ def write(experiment: Experiment, stored: Stored, output: str | Path) -> list[Pa
             raise _require.fail(f"report of {experiment.name!r}", "file names, not 'index'", repr(name))
     folder, files = Path(output), []
     for name, figure in report.figures.items():
-        for suffix in ("png", "pdf"):
+        for suffix in formats:
             files.append(
                 store.write_bytes(folder / f"{name}.{suffix}", plotting.save(figure, kind=suffix, dpi=PNG_DPI))
             )

@@ -116,7 +116,11 @@ def test_every_task_mode_and_terminal_set_learns_and_accounts_for_its_steps(task
 
 @pytest.mark.parametrize(
     ("mode", "terminal"),
-    [("sound", "invariant"), pytest.param("sound", "hull", marks=pytest.mark.slow), ("paper", "hull")],
+    [
+        pytest.param("sound", "invariant", marks=pytest.mark.slow),
+        pytest.param("sound", "hull", marks=pytest.mark.slow),
+        ("paper", "hull"),
+    ],
 )
 def test_a_gaussian_process_in_both_modes_with_both_sets(mode, terminal):
     one = trained(gaussian(mode, terminal), 20)

@@ -52,7 +52,10 @@ def test_hallucination_finds_what_sampling_misses(case):
     assert float(sampled.lower) < 1.0 < 5.0 < float(found.lower)
 
 
-@pytest.mark.parametrize("index", [30, 50, 56])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("index", [pytest.param(30, marks=SLOW), 50, pytest.param(56, marks=SLOW)])
 def test_lower_estimates_agree_with_the_brute_force_robust_value(case, index):
     """V_0(x₀) by naive loops on the rectangular set: hallucinated ≤ V_0 ≤ robust DP, and the search comes near."""
     model, policies, horizon = case.confidence.model, case.choose(index), 8

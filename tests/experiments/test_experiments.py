@@ -38,5 +38,5 @@ def test_smoke(module, tmp_path):
 
     stored = load(experiment, tmp_path)
     assert stored.left_out == ()
-    files = write(replace(experiment, run=never), stored, tmp_path / "out")
+    files = write(replace(experiment, run=never), stored, tmp_path / "out", formats=("png",))
     assert any(file.suffix == ".png" for file in files) and any(file.suffix == ".md" for file in files[1:])

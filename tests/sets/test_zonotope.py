@@ -126,7 +126,9 @@ def test_axes_named_beforehand_lose_nothing(seed, dim):
     normals = directions(seed, dim)
     summed, named = body.plus_box(radius), body.plus_box(radius, axes)
     assert named.order == summed.order - 1
-    size = body.center.abs() @ normals.abs().mT + summed.support(normals).abs()  # of the summands: centre and width may cancel
+    size = (
+        body.center.abs() @ normals.abs().mT + summed.support(normals).abs()
+    )  # of the summands: centre and width may cancel
     assert bool(((named.support(normals) - summed.support(normals)).abs() <= 1e-13 * size).all())
     radius[2, rest] = 1e-300
     astray = body.plus_box(radius, axes)

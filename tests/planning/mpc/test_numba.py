@@ -43,6 +43,7 @@ def fresh():
     _numba._warn.cache_clear()
 
 
+@pytest.mark.slow  # all of it is compiled anew
 def test_without_a_folder_to_write_in_the_filter_still_finds_plans():
     """In a process of its own, whose only place for machine code is no folder. Interpreted, to save the compilation."""
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": "/dev/null/numba"}
