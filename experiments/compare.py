@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 
 from gpsafe import plotting
 from gpsafe.comparison import TASKS, Budget, combinations, contestant, reference, task
-from gpsafe.planning.icem import ICEM
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import Share, mean_interval, plus_minus
@@ -52,8 +51,6 @@ class Arguments:
     """States for coverage, and points at which the models' assumptions are tried."""
     horizon: int = 50
     """Steps of an episode; the twin has its own 30."""
-    samples: int = 64
-    """Input sequences that a planner draws at first."""
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:
@@ -65,7 +62,6 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
         pairs=arguments.pairs,
         goals=arguments.points,
         points=arguments.points,
-        optimiser=ICEM(samples=arguments.samples, elites=8, iterations=2, horizon=10),
     )
     cells = [
         (name, who)
@@ -292,7 +288,6 @@ EXPERIMENT = Experiment(
             pairs=3,
             points=100,
             horizon=10,
-            samples=16,
         ),
         "quick": Arguments(),
         "full": Arguments(episodes=10, pairs=200, points=4000),
