@@ -28,7 +28,7 @@ from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.episodic import Episodic
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import Share, mean_interval, plus_minus
+from ._report.statistics import Share, plus_minus
 from ._report.xmpsc_runs import toy, trained
 
 TASKS = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}
@@ -174,8 +174,14 @@ def _safe(plant: Episodic, settings: Preset, seed: int) -> list[dict[str, Any]]:
 Row = Mapping[str, Any]
 
 
-def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, Sequence[Row]]]:
+Cells = Mapping[tuple[str, str], Mapping[int, Sequence[Row]]]
+FIRST = 200.0  # steps at which a logarithmic axis begins
+
+
+def _cells(runs: Sequence[Run]) -> tuple[Cells, dict[tuple[str, str], set[float]]]:
+    """Rows of each task, algorithm and seed; and the shares of the published epochs that they trained."""
     found: dict[tuple[str, str], dict[int, Sequence[Row]]] = {}
+    shares: dict[tuple[str, str], set[float]] = {}
     for run in runs:
         for key, piece in run.pieces.items():
             task, arm = key.split("/")
@@ -185,7 +191,8 @@ def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, Sequence[Row]
                     "xmpsc-figure2", "one run of each algorithm and seed", f"seed {run.seed} of {key} twice"
                 )
             seeds[run.seed] = piece.rows
-    return found
+            shares.setdefault((task, arm), set()).add(run.arguments.fraction)
+    return found, shares
 
 
 def _trained(rows: Sequence[Row]) -> list[Row]:
@@ -198,7 +205,7 @@ def _mean(values: Iterable[float | None]) -> float:
     return float(np.mean(listed)) if listed else float("nan")
 
 
-def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Table:
+def _table(cells: Cells, shares: Mapping[tuple[str, str], set[float]], chosen: str) -> Table:
     table = []
     for (task, arm), seeds in cells.items():
         runs = [_trained(rows) for rows in seeds.values()]
@@ -218,8 +225,10 @@ def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen:
                 task,
                 name,
                 len(runs),
+                " and ".join(f"{share:g}" for share in sorted(shares[task, arm])),
                 steps,
                 plus_minus(violations) if len(runs) > 1 else f"{violations[0]}",
+                f"{1000 * sum(violations) / steps:.3g}",
                 str(Share(min(sum(violations), episodes), episodes)),
                 f"{np.mean([sum(r['violations'] for r in rows) for rows in warm]):.1f}" if arm != "safe" else "–",
                 plus_minus(late) if len(runs) > 1 else f"{late[0]:.1f}",
@@ -232,8 +241,10 @@ def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen:
         "task",
         "algorithm",
         "seeds",
+        "of the published epochs",
         "steps, all seeds",
         "violations a seed",
+        "in 1000 steps",
         "episodes with one",
         "in the warm-up, a seed",
         "reward of the last fifth",
@@ -250,7 +261,7 @@ def _table(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen:
 
 
 def _curve(rows: Sequence[Row], name: str, points: np.ndarray) -> np.ndarray:
-    """Violations so far, or the running mean of the rewards of ten episodes, at numbers of steps."""
+    """Violations so far, or the running mean of the rewards of ten episodes, at numbers of steps; NaN before there is one."""
     at = np.cumsum([row["steps"] for row in rows])
     values = np.array([row[name] for row in rows], float)  # None: NaN
     if name == "violations":
@@ -260,7 +271,7 @@ def _curve(rows: Sequence[Row], name: str, points: np.ndarray) -> np.ndarray:
     shown = np.array(
         [_mean(v for v in values[max(0, i + 1 - wide) : i + 1] if not np.isnan(v)) for i in range(len(values))]
     )
-    return np.interp(points, at, shown)
+    return np.interp(points, at, shown, left=np.nan)
 
 
 SHORT = {
@@ -280,29 +291,34 @@ def _noun(arm: str) -> str:
     return {"plain": "paper", "safe": "safe-controller"}.get(arm, arm)
 
 
-def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen: str) -> Figure:
-    tasks, looks = list(dict.fromkeys(task for task, _ in cells)), plotting.looks(_noun(arm) for _, arm in cells)
-    figure = plotting.figure(1.2 + 4.2 * len(tasks), 5.2)
+def _figure(cells: Cells, chosen: str) -> Figure:
+    tasks, shown = list(dict.fromkeys(task for task, _ in cells)), plotting.looks(_noun(arm) for _, arm in cells)
+    names = {arm: SHORT.get(arm, NAMES[arm].format(chosen)) for _, arm in cells}
+    figure = plotting.figure(1.2 + 4.4 * len(tasks), 5.6)
     axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
-    for (task, arm), seeds in cells.items():
-        column = tasks.index(task)
-        runs = [_trained(rows) for rows in seeds.values()]
-        points = np.linspace(0, min(sum(row["steps"] for row in rows) for rows in runs), 200)
-        for line, name in enumerate(("reward", "violations")):
-            curves = np.array([_curve(rows, name, points) for rows in runs])
-            mean = curves.mean(0)
-            label = f"{SHORT.get(arm, NAMES[arm].format(chosen))} (n = {len(runs)})"
-            axes[line, column].plot(points, mean, label=label, **looks[_noun(arm)].line)
-            if len(runs) > 1:
-                half = np.array([mean_interval(values)[1] for values in curves.T])
-                axes[line, column].fill_between(
-                    points, mean - half, mean + half, color=looks[_noun(arm)].colour, alpha=0.08, linewidth=0
-                )
     for column, task in enumerate(tasks):
-        shown = [np.asarray(line.get_ydata(), float) for line in axes[0, column].get_lines()]
-        low, high = min(np.nanmin(y) for y in shown), max(np.nanmax(y) for y in shown)
-        room = 0.15 * max(high - low, 1e-9)  # bands of two seeds are wider than any reward
-        axes[0, column].set_ylim(low - room, high + room)
+        runs = {
+            arm: [_trained(rows) for rows in seeds.values()] for (where, arm), seeds in cells.items() if where == task
+        }
+        least = {arm: min(sum(row["steps"] for row in rows) for rows in each) for arm, each in runs.items()}
+        apart = max(least.values()) > 5 * min(least.values())
+        for line, name in enumerate(("reward", "violations")):
+            here = axes[line, column]
+            for arm, each in runs.items():
+                points = np.geomspace(FIRST, least[arm], 200) if apart else np.linspace(0, least[arm], 200)
+                curves = np.array([_curve(rows, name, points) for rows in each])
+                told = ~np.isnan(curves).any(0)
+                look = {names[arm]: shown[_noun(arm)]}
+                plotting.learning_curves(
+                    here, {names[arm]: curves[:, told]}, x=points[told], styles=look, labelled=False
+                )
+            if apart:
+                here.set_xscale("log")
+            if name == "reward":  # bands of two seeds are wider than any reward
+                lines = [np.asarray(found.get_ydata(), float) for found in here.get_lines()]
+                low, high = min(y.min() for y in lines), max(y.max() for y in lines)
+                room = 0.15 * max(high - low, 1e-9)
+                here.set_ylim(low - room, high + room)
         axes[0, column].set_title(task)
         axes[0, column].set_ylabel("reward of an episode" if column == 0 else "")
         axes[1, column].set_ylabel("violations so far" if column == 0 else "")
@@ -317,8 +333,8 @@ def _figure(cells: Mapping[tuple[str, str], Mapping[int, Sequence[Row]]], chosen
 
 def report(runs: Sequence[Run]) -> Report:
     """The figure, and its numbers."""
-    cells, chosen = _cells(runs), runs[0].arguments.baselines
-    return Report(figures={"figure2": _figure(cells, chosen)}, tables={"totals": _table(cells, chosen)})
+    (cells, shares), chosen = _cells(runs), runs[0].arguments.baselines
+    return Report(figures={"figure2": _figure(cells, chosen)}, tables={"totals": _table(cells, shares, chosen)})
 
 
 EXPERIMENT = Experiment(
