@@ -10,6 +10,7 @@ the horizon. Policies are a batch dimension; time is the only Python loop.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from gpsafe.systems.task import Task
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A box cut into ``cells[i]`` equal cells along dimension i (nx ≤ 2); each cell has ``split[i]`` sub-cells for means."""
+    """A box cut into ``cells[i]`` equal cells along dimension i (nx ≤ 3); each cell has ``split[i]`` sub-cells for means."""
 
     box: Box
     cells: tuple[int, ...]
@@ -41,8 +42,8 @@ class Grid:
 
     def __post_init__(self) -> None:
         split = self.split or (1,) * len(self.cells)
-        if self.box.dim not in (1, 2) or len(self.cells) != self.box.dim or len(split) != self.box.dim:
-            raise _require.fail("Grid", "a box of dimension 1 or 2 with one cell count per dimension", self.cells)
+        if self.box.dim not in (1, 2, 3) or len(self.cells) != self.box.dim or len(split) != self.box.dim:
+            raise _require.fail("Grid", "a box of dimension 1 to 3 with one cell count per dimension", self.cells)
         for number in (*self.cells, *split):
             _require.count("Grid", "cells and split", number)
         if not bool((self.box.upper > self.box.lower).all()):
@@ -84,8 +85,7 @@ class Grid:
         limits = torch.tensor(self.cells, device=position.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
         position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
-        flat = position[..., 0] if len(self.cells) == 1 else position[..., 0] * self.cells[1] + position[..., 1]
-        return torch.where(inside, flat, -1)
+        return torch.where(inside, _ravel(position.unbind(-1), self.cells), -1)
 
 
 def _average_matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
@@ -161,16 +161,17 @@ class Averager:
         return torch.cat(parts, dim=-1)
 
     def __call__(self, value: Tensor, outside: float) -> Tensor:
-        """(P, n1[, n2]) → (P, S1[, S2])."""
-        result = self._along_last(value, outside, len(self.axes) - 1)
-        if len(self.axes) == 2:
-            result = self._along_last(result.transpose(-1, -2).contiguous(), outside, 0).transpose(-1, -2)
+        """(P, n1[, n2[, n3]]) → (P, S1[, S2[, S3]])."""
+        result = value
+        for axis in reversed(range(len(self.axes))):
+            turned = result.movedim(axis + 1, -1).contiguous()
+            result = self._along_last(turned, outside, axis).movedim(-1, axis + 1)
         return result.contiguous()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeMax:
-    """max of a table (P, S1[, S2]) over index boxes, by a sparse table of power-of-two windows."""
+    """max of a table (P, S1[, S2[, S3]]) over index boxes, by a sparse table of power-of-two windows."""
 
     queries: tuple[Tensor, ...]  # flat indices into the stacked levels, (P, N) each
     levels: tuple[int, ...]
@@ -196,29 +197,33 @@ class RangeMax:
             stops.append(last - (1 << level) + 1)
             levels.append(level)
         counts = tuple(int(level.max()) + 1 for level in levels)
-        if len(sub) == 1:
-            queries = tuple(levels[0] * sub[0] + first for first in (starts[0], stops[0]))
-        else:
-            base = (levels[0] * counts[1] + levels[1]) * (sub[0] * sub[1])
-            pairs = [(a, b) for a in (starts[0], stops[0]) for b in (starts[1], stops[1])]
-            queries = tuple(base + a * sub[1] + b for a, b in pairs)
-        return RangeMax(queries, counts, outside)
+        base = _ravel(levels, counts) * math.prod(sub)
+        corners = itertools.product(*zip(starts, stops, strict=True))
+        return RangeMax(tuple(base + _ravel(corner, sub) for corner in corners), counts, outside)
 
     def __call__(self, table: Tensor, outside: float) -> Tensor:
         shape = table.shape
         stack = table.new_empty(shape[0], math.prod(self.levels), *shape[1:])
-        inner = self.levels[-1]
         stack[:, 0] = table
-        for k in range(1, inner):
-            _double(stack[:, k - 1], stack[:, k], 1 << (k - 1), -1)
-        if len(self.levels) == 2:
-            for k in range(1, self.levels[0]):
-                _double(stack[:, (k - 1) * inner : k * inner], stack[:, k * inner : (k + 1) * inner], 1 << (k - 1), -2)
+        filled = 1  # tables of the axes behind
+        for axis in reversed(range(len(self.levels))):
+            for k in range(1, self.levels[axis]):
+                source, target = ((k - 1) * filled, k * filled), (k * filled, (k + 1) * filled)
+                _double(stack[:, slice(*source)], stack[:, slice(*target)], 1 << (k - 1), axis - len(self.levels))
+            filled *= self.levels[axis]
         flat = stack.reshape(shape[0], -1)
         result = torch.gather(flat, 1, self.queries[0])
         for query in self.queries[1:]:
             torch.maximum(result, torch.gather(flat, 1, query), out=result)
         return result.masked_fill_(self.outside, outside)
+
+
+def _ravel(position: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Row-major number of a position."""
+    flat = position[0]
+    for part, size in zip(position[1:], shape[1:], strict=True):
+        flat = flat * size + part
+    return flat
 
 
 def _double(source: Tensor, target: Tensor, shift: int, dim: int) -> None:
@@ -266,7 +271,7 @@ def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizo
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class RobustDP(OfTask):
-    """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 2.
+    """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 3.
 
     F_n is {f : l_n ≤ f ≤ h_n, ‖f‖_k ≤ B}: the rectangular relaxation used here, and the kernel metric inside a cell, are
     outer. Valid for any policy class with `slopes`, any known part with a Hessian bound, and sums of RBF, Matérn and linear

@@ -1,6 +1,7 @@
 """What decides: safe policy sets, the shield of plans, the safety filter of a learner's actions."""
 
 from gpsafe.safety.budget import Allowance, BudgetFilter
+from gpsafe.safety.certified_map import CertifiedMap, certified_map
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.filter_env import SafetyFilterWrapper
 from gpsafe.safety.flight import Flight, fly
@@ -11,6 +12,7 @@ from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 __all__ = [
     "Allowance",
     "BudgetFilter",
+    "CertifiedMap",
     "Flight",
     "NotCertified",
     "SafeParameters",
@@ -18,6 +20,7 @@ __all__ = [
     "SafetyFilter",
     "SafetyFilterWrapper",
     "Shield",
+    "certified_map",
     "fly",
     "noise_radius",
     "policy_distance",
