@@ -135,8 +135,8 @@ def _table(runs: Sequence[Run]) -> Table:
         "mean of upper − lower", "states at which runs contradict a bound", "CPU s",
     )  # fmt: skip
     caption = (
-        f"{arguments.cells} × {arguments.cells} cells, T = {arguments.horizon}. {arguments.runs} runs of the plant from each of "
-        f"{arguments.states}² states a seed; each bound is tried at level {CHANCE:g}. Means ± 95 %. F_n at δ = 0.1, norm and "
+        f"{arguments.cells} × {arguments.cells} cells, T = {arguments.horizon}. {arguments.runs} runs of the plant from each "
+        f"of {arguments.states}² states a seed; each bound is tried at level {CHANCE:g}. Means ± 95 %. F_n at δ = 0.1, norm and "
         "kernel known."
     )
     return Table(columns, rows, caption)
@@ -170,7 +170,7 @@ EXPERIMENT = Experiment(
     run=run,
     report=report,
     budgets={
-        "smoke": Arguments(counts=(20,), cells=16, horizon=4, states=4, runs=10),
+        "smoke": Arguments(counts=(20,), cells=12, horizon=3, states=3, runs=4),
         "quick": Arguments(),
         "full": Arguments(cells=512, runs=1000),
     },
