@@ -100,6 +100,6 @@ flights.explorer(adversary, step=20)
 #
 # In paper mode no theorem stands behind an episode: tubes are one standard deviation wide, and a hull of certified states need
 # not be invariant. That the hull knows nothing of speeds is its weak side: in the experiment
-# [xmpsc-terminal](../docs/experiments/xmpsc-terminal/index.md), where the hull is that of the first states, this adversary
-# breaks 40 of 50 episodes behind the hull, none of 50 behind the invariant set, and 50 of 50 behind nothing. `mode="sound"` adds
+# [xmpsc-terminal](../docs/experiments/xmpsc-terminal/index.md) this adversary breaks 40 of 50 episodes behind the hull of what was
+# certified so far, none of 50 behind the invariant set, and 50 of 50 behind nothing: one flight shows little. `mode="sound"` adds
 # tubes with a stated assumption and counts the decisions that were backed by it.
