@@ -182,7 +182,7 @@ def draw(figure: Figure, plane: Plane, episode: Flown, *, step: int) -> None:
     done, past = episode.states[: step + 1], range(step + 1)
     ahead = torch.arange(len(promise.would)) + step
     phase.plot(episode.states[:, i], episode.states[:, j], linewidth=0.6, **plotting.look("proposed").line)
-    phase.plot(done[:, i], done[:, j], linewidth=1.1, **plotting.look("executed").line | {"linestyle": "-"})
+    phase.plot(done[:, i], done[:, j], linewidth=1.1, color=plotting.colour("executed"))
     corners = [(promise.low, promise.low), (promise.high, promise.low), (promise.high, promise.high)]
     corners += [(promise.low, promise.high), (promise.low, promise.low)]
     boxes = torch.stack([torch.stack([a[:, i], b[:, j]], -1) for a, b in corners], 1)
@@ -191,10 +191,12 @@ def draw(figure: Figure, plane: Plane, episode: Flown, *, step: int) -> None:
     style = plotting.look("truth")
     phase.plot(promise.would[:, i], promise.would[:, j], linewidth=1.0, color=style.colour, linestyle=":")
     phase.plot(*done[-1, [i, j]], **plotting.look("executed").points)
-    time.fill_between(ahead, promise.low[:, j], promise.high[:, j], color=plotting.colour(noun), alpha=0.25, linewidth=0)
+    time.fill_between(
+        ahead, promise.low[:, j], promise.high[:, j], color=plotting.colour(noun), alpha=0.25, linewidth=0
+    )
     for side, label in ((promise.low[:, j], told), (promise.high[:, j], None)):
         time.plot(ahead, side, color=plotting.colour(noun), linewidth=0.8, label=label)
-    time.plot(past, done[:, j], label="flown", **plotting.look("executed").line | {"linestyle": "-"})
+    time.plot(past, done[:, j], label="flown", color=plotting.colour("executed"))
     time.plot(
         ahead, promise.would[:, j], color=style.colour, linestyle=":", label="what the plant would make of the plan"
     )
