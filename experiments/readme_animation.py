@@ -1,9 +1,9 @@
-"""The README's film: one search for information on the pendulum, as it comes and behind a verifier: python -m experiments.readme_animation.
+"""The README's film, a pendulum that explores without a verifier and with one: python -m experiments.readme_animation.
 
 Both sides have the same plant (an RKHS twin of the pendulum, whose known part is 10 % off), model, noise and first episode of
-small inputs, and maximise the same information. Left every plan is flown as it comes (`opax`); right an input is flown only if
-the shield admits it (`actsafe-sound`), in the setting of the experiment pendulum-sound with a smaller search. Every third
-state is shown; the counts are of all states.
+small inputs, and seek the same information. Left every plan is flown as it comes, and no limit is feared (`opax`); right the
+limit is priced, and an input is flown only if the shield admits it (`actsafe-sound`), in the setting of the experiment
+pendulum-sound with a smaller search. Every third state is shown, speeds beyond 9 rad/s at the edge; counts are of all states.
 """
 
 from __future__ import annotations
@@ -73,18 +73,21 @@ def main(arguments: Arguments) -> None:
 def frame(flown: dict[str, Tensor], episode: int, step: int, dpi: int) -> Image.Image:
     """Both sides after a step of an episode."""
     with plotting.style(size=9):
-        figure = plotting.figure(8.4, 3.1)
+        figure = plotting.figure(8.4, 2.9)
         figure.set_layout_engine("none")
-        for left, (name, title) in zip((0.02, 0.52), SIDES.items(), strict=True):
-            rod, plane = figure.add_axes((left, 0.30, 0.135, 0.42)), figure.add_axes((left + 0.175, 0.17, 0.285, 0.60))
+        told = "A pendulum explores what it does not know. It must not swing faster than 6 rad/s."
+        figure.text(0.03, 0.925, told, fontsize=10)
+        for left, (name, title) in zip((0.02, 0.51), SIDES.items(), strict=True):
+            rod, plane = figure.add_axes((left, 0.20, 0.13, 0.40)), figure.add_axes((left + 0.19, 0.12, 0.26, 0.57))
             side(plane, rod, flown[name][:episode], flown[name][episode, : step + 1])
-            figure.text(left + 0.01, 0.91, title, fontsize=11, weight="bold")
+            figure.text(left + 0.01, 0.825, title, fontsize=11, weight="bold")
             states = torch.cat([*flown[name][:episode], flown[name][episode, : step + 1]])
             beyond = int((states[:, 1].abs() > LIMIT).sum())
             cells = coverage([*flown[name][:episode], flown[name][episode, : step + 1]])[-1]
             colour = plotting.colour("unsafe" if beyond else "safe")
-            figure.text(left + 0.01, 0.82, f"{beyond} states beyond the limit", color=colour, fontsize=10)
-            figure.text(left + 0.46, 0.82, f"{cells} cells explored", ha="right", fontsize=10)
+            figure.text(left + 0.148, 0.405, "rad/s", rotation=90, va="center", fontsize=8)
+            figure.text(left + 0.01, 0.735, f"{beyond} states beyond the limit", color=colour, fontsize=10)
+            figure.text(left + 0.45, 0.735, f"{cells} cells explored", ha="right", fontsize=10)
         edge = Rectangle((0.001, 0.003), 0.998, 0.994, fill=False, edgecolor=plotting.colour("grey"), linewidth=0.8)
         figure.add_artist(edge)
         figure.set_dpi(dpi)
@@ -95,15 +98,16 @@ def frame(flown: dict[str, Tensor], episode: int, step: int, dpi: int) -> Image.
 
 def side(plane: Axes, rod: Axes, past: Tensor, now: Tensor) -> None:
     """The pendulum, and all states so far."""
-    for states, size in ((past.reshape(-1, 2), 2.0), (now, 3.5)):
+    for states, size in ((past.reshape(-1, 2), 2.8), (now, 4.5)):
         angle, speed = wrap_angle(states[:, 0]), states[:, 1].clamp(-SHOWN, SHOWN)
         out = states[:, 1].abs() > LIMIT
         for mask, noun in ((~out, "safe"), (out, "unsafe")):
             points = {**plotting.look(noun).points, "marker": "o", "markersize": size, "markeredgewidth": 0.0}
             plane.plot(angle[mask], speed[mask], **points)
     limit = torch.tensor([-LIMIT, LIMIT], dtype=torch.float64)
-    plotting.state_box(plane, torch.stack([limit.new_tensor(-math.inf), limit[0]]), torch.stack([limit.new_tensor(math.inf), limit[1]]))
-    plane.set(xlim=(-math.pi, math.pi), ylim=(-SHOWN - 0.6, SHOWN + 0.6), ylabel="speed (rad/s)", yticks=(-6, 0, 6))
+    endless = limit.new_tensor([math.inf])
+    plotting.state_box(plane, torch.cat([-endless, limit[:1]]), torch.cat([endless, limit[1:]]), margin=0.4)
+    plane.set(xlim=(-math.pi, math.pi), ylim=(-SHOWN - 0.6, SHOWN + 0.6), yticks=(-6, 0, 6))
     plane.set_xticks([-math.pi, 0, math.pi], ["hanging", "upright", "hanging"])
     angle, moving_out = float(now[-1, 0]), bool(now[-1, 1].abs() > LIMIT)
     tip = (-math.sin(angle), math.cos(angle))
