@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -94,17 +95,20 @@ def thumbnail(name: str, notebook: Any) -> None:
 def main(wanted: list[str]) -> None:
     """Runs and writes the notebooks wanted, or all."""
     for name in wanted or names():
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), _processor()
         notebook = executed(name)
         thumbnail(name, notebook)
         target, text = FOLDER / f"{name}.ipynb", nbformat.writes(notebook) + "\n"
         changed = not target.exists() or target.read_text() != text
         target.write_text(text)
         told = "written" if changed else "as it was"
-        print(
-            f"notebooks: {name} ran in {time.perf_counter() - begun:.0f} s, {len(text) / 1e3:.0f} kB, {told}",
-            flush=True,
-        )
+        seconds = f"{time.perf_counter() - begun:.0f} s ({_processor() - spent:.0f} s of a processor)"
+        print(f"notebooks: {name} ran in {seconds}, {len(text) / 1e3:.0f} kB, {told}", flush=True)
+
+
+def _processor() -> float:
+    """Seconds that this process and those that it has ended have had."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ MODULES = (
     "mbpo",
     "sweep",
     "ranges",
+    "lab",
 )
 
 

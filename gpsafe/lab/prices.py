@@ -76,7 +76,7 @@ def draw_widths(figure: Figure, *, scale: float, noise: float, norm: float, hori
         "vmax": 1,
         "interpolation": "nearest",
     }
-    left.imshow(half / (norm * DEVIATION), extent=extent, **how)
+    left.imshow((half / (norm * DEVIATION)).numpy(), extent=extent, **how)
     for d in range(1, DIMS + 1):
         share = float(half[d - 1, -1]) / (norm * DEVIATION)
         left.annotate(f"{share:.2g}", (COUNT, d), xytext=(3, 0), textcoords="offset points", va="center")
@@ -84,7 +84,7 @@ def draw_widths(figure: Figure, *, scale: float, noise: float, norm: float, hori
     left.set_title("half-width of F over that without data (at the right: after 200)", loc="left")
     exponents, horizons, lost, largest = _losses()
     ends = (float(exponents[0]), float(exponents[-1]), float(horizons[0]), float(horizons[-1]))
-    right.imshow(lost, extent=ends, **how)
+    right.imshow(lost.numpy(), extent=ends, **how)
     right.plot(largest, horizons, **plotting.look("certified").line)
     marks = plotting.looks([f"d = {d}" for d in (1, 2, 3)])
     for d, (name, style) in enumerate(marks.items(), 1):

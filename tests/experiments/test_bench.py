@@ -57,6 +57,7 @@ def test_unknown_names_are_refused():
         "refit",
         "loop",
         "ranges",
+        "explorers",
         *SWEEP,
     ],
 )

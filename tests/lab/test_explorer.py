@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
-import time
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axis import XAxis
+from PIL import Image
 
 from gpsafe import plotting
 from gpsafe.lab import Choice, Explorer, Slider, Tiles, bands, panels, prices
+from gpsafe.lab import explorer as module
 from gpsafe.lab.explorer import VIEW
 
 
@@ -72,22 +78,69 @@ def test_settings_that_no_control_has_are_refused(small):
         small.picture(n=7)
 
 
+MOVES = st.lists(st.tuples(st.sampled_from((1, 2, 3)), st.sampled_from(("up", "down"))), min_size=1, max_size=4)
+
+
+def fresh():
+    found = Explorer(line, (2.0, 1.0), n=Slider("n", (1, 2, 3), 2), shape=Choice("shape", ("up", "down")))
+    found.picture()
+    return found
+
+
+@settings(deadline=None, max_examples=8)
+@given(MOVES)
+def test_the_last_picture_does_not_depend_on_the_moves_before(moves):
+    moved = fresh()
+    for n, shape in moves:
+        last = moved.picture(n=n, shape=shape).png
+    assert last == fresh().picture(n=n, shape=shape).png
+
+
+def test_two_layers_are_what_one_drawing_shows():
+    moved = fresh()
+    for n in (3, 1, 3):
+        shown = np.asarray(Image.open(io.BytesIO(moved.picture(n=n).png)))
+        with plotting.style(size=9.0):
+            moved._pen.canvas.draw()
+        assert np.abs(shown.astype(int) - np.asarray(moved._pen.canvas.buffer_rgba())[..., :3]).max() <= 4
+
+
+def test_control_a_frame_that_takes_no_notice_of_the_limits_is_seen(monkeypatch):
+    wanted = fresh().picture(n=3).png
+    monkeypatch.setattr(module, "_frame", lambda axes: ())
+    assert fresh().picture(n=3).png != wanted
+
+
+def calls(monkeypatch, owner, name):
+    """How often a function is called from now on."""
+    inner, count = getattr(owner, name), []
+    monkeypatch.setattr(owner, name, lambda *a, **k: (count.append(1), inner(*a, **k))[1])
+    return count
+
+
+def test_a_move_draws_ticks_anew_only_where_they_differ(monkeypatch):
+    moved, count = fresh(), calls(monkeypatch, XAxis, "draw")
+    moved.picture(shape="down")  # other limits of y
+    before = len(count)
+    moved.picture(shape="down")
+    assert (before, len(count)) == (1, 1)
+
+
 @pytest.mark.parametrize(
-    ("make", "moves"),
+    ("make", "owner", "name", "moves"),
     [
-        (
-            bands.explorer,
-            [{"n": 20}, {"bound": "fiedler"}, {"regularizer": 0.1}, {"kernel": "Matérn 5/2"}, {"delta": 0.5}],
-        ),
-        (prices.episode_explorer, [{"norm": 2.0}, {"noise": 0.1}, {"horizon": 50}]),
+        (bands.explorer, bands, "histories", [{"n": 20}, {"bound": "fiedler"}, {"norm": 2.0}, {"delta": 0.5}, {"run": 3}]),
+        (bands.explorer, bands, "random_function", [{"kernel": "Matérn 5/2"}, {"truth": "twice the norm"}]),
+        (prices.width_explorer, prices, "greedy", [{"noise": 0.1}, {"scale": 2.0}, {"norm": 2.0}, {"horizon": 50}]),
+        (prices.episode_explorer, prices.kernels, "cross", [{"norm": 2.0}, {"horizon": 50}]),
     ],
-)
-def test_an_answer_takes_less_than_a_tenth_of_a_second(make, moves):
-    explorer, spent = make(), []
-    explorer.picture()
+)  # fmt: skip
+def test_a_move_computes_nothing_that_was_known(make, owner, name, moves, monkeypatch):
+    monkeypatch.setattr(prices, "SCALES", (1.0, 2.0))
+    monkeypatch.setattr(prices, "NOISES", (0.01, 0.1))
+    explorer = make()
+    pictures = {explorer.picture().png}
+    count = calls(monkeypatch, owner, name)
     for move in moves:
-        for _ in range(2):
-            begun = time.process_time()
-            explorer.picture(**move)
-            spent.append(time.process_time() - begun)
-    assert sorted(spent)[len(spent) // 2] < 0.1
+        pictures.add(explorer.picture(**move).png)
+    assert not count and len(pictures) == 1 + len(moves)
