@@ -34,7 +34,7 @@ from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
 from gpsafe.tube.core import Mode, TubeModel
 
-Model = Ensemble | ConfidenceSet
+Model = Ensemble | ConfidenceSet | TubeModel
 SLACKS = (1.0, 3.0, 8.0, 15.0)  # of the disturbance at rest, tried in this order for an invariant set
 BUDGET = 1024  # cells of an invariance certificate
 
@@ -125,9 +125,15 @@ class Certification:
         return tuple(range(system.nx)) if self.dims is None else self.dims
 
     def tube(self, model: Model, apart: Transitions | None) -> TubeModel:
-        """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart."""
+        """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart.
+
+        Raises:
+            ValueError: for a tube model of another mode.
+        """
         if isinstance(model, ConfidenceSet):
             return GPTube(model, self.steps, self.delta, self.mode)
+        if not isinstance(model, Ensemble):
+            return _of_mode(model, self.mode)
         if self.mode == "paper":
             return EnsembleTube.paper(model)
         if apart is None:
@@ -282,6 +288,12 @@ class Certification:
         closed = A + B @ gain
         law = AffineLaw.about(gain @ torch.eye(tube.nx, dtype=torch.float64)[dims], rest, still)
         return _Rest(rest, law, closed, after - closed @ rest[dims], spread)
+
+
+def _of_mode(model: TubeModel, mode: Mode) -> TubeModel:
+    if model.mode != mode:
+        raise _require.fail("Certification", f"a tube model of mode {mode!r}", model.mode)
+    return model
 
 
 def _outside(nx: int, dims: list[int]) -> Tensor:
