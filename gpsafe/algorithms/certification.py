@@ -34,7 +34,9 @@ from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
 from gpsafe.tube.core import Mode, TubeModel
 
-Model = Ensemble | ConfidenceSet | TubeModel
+Model = Ensemble | ConfidenceSet
+Certifiable = Model | TubeModel
+"""What learns here, or a tube model made elsewhere, whose mode must be the one asked for."""
 SLACKS = (1.0, 3.0, 8.0, 15.0)  # of the disturbance at rest, tried in this order for an invariant set
 BUDGET = 1024  # cells of an invariance certificate
 
@@ -124,7 +126,7 @@ class Certification:
             return tuple(getattr(system, "limited", range(system.nx)))
         return tuple(range(system.nx)) if self.dims is None else self.dims
 
-    def tube(self, model: Model, apart: Transitions | None) -> TubeModel:
+    def tube(self, model: Certifiable, apart: Transitions | None) -> TubeModel:
         """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart.
 
         Raises:
@@ -143,7 +145,7 @@ class Certification:
     def filter(
         self,
         system: System,
-        model: Model,
+        model: Certifiable,
         apart: Transitions | None = None,
         terminal: Polytope | None = None,
         episodes: Sequence[tuple[Tensor, Tensor]] = (),
@@ -188,7 +190,7 @@ class Certification:
             sure = self._sure(problem, law)
         return SafetyFilter(problem, proposer, sure if sure is not None and sure.certified else None, backup=backup)
 
-    def invariant(self, system: System, model: Model, apart: Transitions | None = None) -> Polytope:
+    def invariant(self, system: System, model: Certifiable, apart: Transitions | None = None) -> Polytope:
         """A set that is invariant for the plant linearised about rest under its LQR law.
 
         Its disturbance is the model's at rest, times the first of `SLACKS` for which, in sound mode, invariance is certified

@@ -136,7 +136,7 @@ class Fitter:
         spread = rows.z.std(0, correction=0)
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         start = self.kernels or tuple(forms.rbf(spread * len(spread) ** 0.5, float(v)) for v in square[learned])
-        noise = 0.1 * square.sqrt() if self.noise_std is None else self.noise_std
+        noise = self._noise_of(square.sqrt(), 0.1) if self.noise_std is None else self.noise_std
         empty = self._process(start, noise.square()[learned], noise, mode="practical")
         fitted = empty.condition(rows)
         limits = {"optimizer_kwargs": {"options": {"maxiter": self.effort.iterations}}, "max_attempts": 2}
@@ -154,6 +154,12 @@ class Fitter:
             list(kernels), regularizer, nx=self.nx, nu=self.nu, noise_std=noise, outputs=self.outputs, prior=self.prior,
             mode=mode,
         )  # fmt: skip
+
+    def _noise_of(self, residual: Tensor, share: float) -> Tensor:
+        """A guess at the noise: a share of the residual's size where it is learned, all of it where the known part is right."""
+        noise = residual.clone()
+        noise[list(self.learned)] *= share
+        return noise
 
     @cached_property
     def _ensembles(self) -> dict[bool, Ensemble]:
@@ -186,8 +192,11 @@ class Fitter:
             return found
         scale, offset = found.targets.scale.clone(), found.targets.offset.clone()
         others = [j for j in range(self.nx) if j not in self.outputs]
-        scale[others], offset[others] = NOTHING, 0.0
-        return replace(found, targets=Normalizer(offset, scale))
+        scale[others], offset[others] = NOTHING, 0.0  # so that the spread is the lower limit: the noise
+        noise = self._noise_of(residual, 1.0) if self.noise_std is None else self.noise_std
+        limits[0, others] = 2 * noise[others].clamp_min(1e-150).log()
+        limits[1, others] = limits[0, others] + 1.0
+        return replace(found, targets=Normalizer(offset, scale), log_var_limits=limits)
 
     def network(self, kind: type[Dropout] | type[LastLayerLaplace], salt: int) -> DynamicsModel:
         """A network that is told the noise."""
