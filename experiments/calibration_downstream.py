@@ -2,7 +2,7 @@
 
 Two plants: the reference pendulum of theory, whose kernels and B are known (there β is a theorem), and the cart-pole with what
 is known of it 20 % off, kernels fitted and B read off. All models learn from the same first episodes, two transitions in three;
-the third recalibrates. Six ways to read bars off a model (`gpsafe.calibration.downstream.SCALES`).
+the third recalibrates. Six ways to read bars off a model (`gpsafe.calibration.bars.SCALES`).
 
 ActSafe: one expansion of a class of affine policies, each at the worst of particles that err by the claimed half-width for a
 whole episode; the true plant says which policies are safe. X-MPSC: the filter with the claims as its tubes, in flights whose
@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gpsafe import plotting
-from gpsafe.calibration import Effort, Fitter, downstream, theory_band
+from gpsafe.calibration import Effort, Fitter, bars, downstream, theory_band
 from gpsafe.comparison import Contest, PolicySet, task
 from gpsafe.comparison.beliefs import joined
 from gpsafe.data import Transitions
@@ -83,15 +83,13 @@ def _plant(arguments: Arguments, plant: str, seed: int) -> Iterator[dict[str, An
     truth = PolicySet.create(contest, count=arguments.policies).truth()
     x = contest.goals(2 * arguments.points)[: arguments.points]
     u = contest.plant.input_box.sample(len(x), contest.generator(6))
-    fliers: list[tuple[str, str, downstream.Bars | None]] = [("none", "none", None)]
+    fliers: list[tuple[str, str, bars.Bars | None]] = [("none", "none", None)]
     for name in arguments.models:
         model = fitter.fit(name).model
-        for scale in downstream.SCALES:
+        for scale in bars.SCALES:
             if scale == "theory" and not isinstance(model, GP):
                 continue
-            fliers.append(
-                (name, scale, downstream.bars(model, scale, held_out, delta=DELTA, band=_band(contest, model)))
-            )
+            fliers.append((name, scale, bars.bars(model, scale, held_out, delta=DELTA, band=_band(contest, model))))
     for name, scale, claimed in fliers:
         begun = time.process_time()
         about = {"plant": plant, "model": name, "scale": scale, "rows": len(train), "apart": len(held_out)}
@@ -138,7 +136,7 @@ def _told(share: Share) -> str:
 
 def _order(rows: Rows) -> dict[tuple[str, str, str], Rows]:
     found = grouped(rows, "plant", "model", "scale")
-    place = {name: i for i, name in enumerate((*PLANTS, "none", *NAMES, *downstream.SCALES))}
+    place = {name: i for i, name in enumerate((*PLANTS, "none", *NAMES, *bars.SCALES))}
     return dict(sorted(found.items(), key=lambda item: [place.get(part, -1) for part in item[0]]))
 
 
@@ -214,10 +212,10 @@ def _figure(cells: Mapping[tuple[str, str, str], Rows]) -> Figure:
     models = [m for m in NAMES if any(m == model for _, model, _ in cells)]
     figure = plotting.figure(11.5, 1.0 + 2.9 * len(plants))
     panels = figure.subplots(len(plants), 4, squeeze=False, sharey=True)
-    looks = plotting.looks(downstream.SCALES)
+    looks = plotting.looks(bars.SCALES)
     titles = ("safe policies in S_1", "safe inputs let through", "next states in the tube", "episodes with a violation")
     for row, plant in zip(panels, plants, strict=True):
-        for j, scale in enumerate(downstream.SCALES):
+        for j, scale in enumerate(bars.SCALES):
             for i, model in enumerate(models):
                 found = cells.get((plant, model, scale))
                 if found is None:
@@ -256,7 +254,7 @@ EXPERIMENT = Experiment(
     budgets={
         "smoke": Arguments(plants=("twin",), models=("gp",), first=2, pairs=2, policies=3, points=50, steps=5),
         "quick": Arguments(),
-        "full": Arguments(flown=downstream.SCALES, flights=5, pairs=100, policies=13, points=2000, steps=2000),
+        "full": Arguments(flown=bars.SCALES, flights=5, pairs=100, policies=13, points=2000, steps=2000),
     },
     seeds={"smoke": 1, "quick": 5, "full": 20},
     run=run,

@@ -3,7 +3,7 @@
 A GP with its theorem, a sparse variational GP, a bootstrap ensemble, Monte-Carlo dropout and a last-layer Laplace
 approximation see the same data, fitted one way (`gpsafe.calibration.Fitter`). First, calibration: is the truth within the
 claimed interval at a point, and is it there *everywhere at once*, which is what safety needs? Five ways to claim one
-(`gpsafe.calibration.downstream.SCALES`): a constant multiple of σ, the model's own interval, σ-scaling and split conformal
+(`gpsafe.calibration.bars.SCALES`): a constant multiple of σ, the model's own interval, σ-scaling and split conformal
 prediction, both recalibrated on held-out transitions to 90 %, and β of the GP's theorem (for the others borrowed from the GP
 on the same data). Second, safety: the same claims drive the safe set of a finite policy class on a line, and the truth of every
 policy is known.
@@ -25,7 +25,7 @@ from scipy import stats
 from torch import Tensor
 
 from gpsafe import plotting, rkhs
-from gpsafe.calibration import Effort, Fitter, downstream, ratios, theory_band
+from gpsafe.calibration import Effort, Fitter, bars, downstream, ratios, theory_band
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
@@ -75,7 +75,7 @@ class Claims:
             outputs=system.outputs,
         )  # fmt: skip
 
-    def of(self, name: str, scale: str, held_out: Transitions | None = None) -> downstream.Bars:
+    def of(self, name: str, scale: str, held_out: Transitions | None = None) -> bars.Bars:
         """Those of a model; β comes with the true norm and noise."""
         band = None
         if SCALES[scale] == "theory":
@@ -83,7 +83,7 @@ class Claims:
             assert isinstance(exact, GP)
             noise = self.system.noise_std[list(self.system.outputs)]
             band = theory_band(exact, rkhs_norm=self.system.rkhs_norm, subgaussian=noise, delta=DELTA)
-        return downstream.bars(self.fitter.fit(NAMES[name]).model, SCALES[scale], held_out, delta=DELTA, band=band)
+        return bars.bars(self.fitter.fit(NAMES[name]).model, SCALES[scale], held_out, delta=DELTA, band=band)
 
 
 # ------------------------------------------------------------------------------------------- calibration
@@ -162,9 +162,9 @@ def _safety(arguments: Arguments, family: str, seed: int) -> Iterator[dict[str, 
     for name in NAMES:
         for scale in SCALES:
 
-            def claims(seen: Transitions, number: int, name: str = name, scale: str = scale) -> downstream.Bars:
+            def claims(seen: Transitions, number: int, name: str = name, scale: str = scale) -> bars.Bars:
                 """From all rows; to recalibrate, a random quarter of them is held out of the training."""
-                if SCALES[scale] not in downstream.RECALIBRATED:
+                if SCALES[scale] not in bars.RECALIBRATED:
                     return Claims(system, seen, start + number, arguments.steps).of(name, scale)
                 order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(start + number))
                 cut = len(seen) // 4

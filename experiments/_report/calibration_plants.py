@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import calibration
-from gpsafe.calibration import coverage, downstream
+from gpsafe.calibration import bars, coverage, downstream
 from gpsafe.comparison import PolicySet, believe, task
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.data import Transitions
@@ -166,9 +166,9 @@ def _on_line_explored(seed: int, count: int) -> tuple[Tensor, Tensor]:
     program = line.program(system, 200)
     enclosure = program.enclosure(ConfidenceSet(line.sound_bound(system)).update(line.model(system)), policies)
 
-    def claims(seen: Transitions, number: int) -> downstream.Bars:
+    def claims(seen: Transitions, number: int) -> bars.Bars:
         model = line.model(system).condition(seen)
-        return downstream.bars(model, "theory", band=calibration.theory_band(model, rkhs_norm=system.rkhs_norm))
+        return bars.bars(model, "theory", band=calibration.theory_band(model, rkhs_norm=system.rkhs_norm))
 
     found = downstream.explore(
         system, policies, program, enclosure, (0, 1, 2, 3), claims, line.probe(), episodes=-(-count // system.horizon),
@@ -182,7 +182,7 @@ def _contest_explored(plant: str, seed: int, count: int) -> tuple[Tensor, Tensor
     belief, policies = believe("gp", contest), PolicySet.create(contest)
     states, inputs, number = [], [], 0
     while sum(len(u) for u in inputs) < count:
-        claimed = downstream.bars(belief.dynamics, "plain")
+        claimed = bars.bars(belief.dynamics, "plain")
         policies.member |= downstream.worst_cost(contest, policies.policies, claimed) <= contest.budget
         index = policies.choose(belief, "uncertainty", contest.generator(8, number))
         policy = policies.policies.select(torch.tensor([index]))

@@ -188,7 +188,7 @@ class Fitter:
         residual = (self.data.x_next - self.prior(self.data.x, self.data.u)).std(0, correction=0).clamp_min(1e-12)
         limits = 2 * torch.stack([1e-3 * residual, 2.0 * residual]).log()  # of the noise, in the units of every state
         found = replace(empty, log_var_limits=limits).condition(self.data)
-        if self.outputs is None:
+        if self.outputs is None or prior is zero_prior:  # without a known part every state is learned
             return found
         scale, offset = found.targets.scale.clone(), found.targets.offset.clone()
         others = [j for j in range(self.nx) if j not in self.outputs]
