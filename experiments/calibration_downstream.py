@@ -252,7 +252,9 @@ EXPERIMENT = Experiment(
     title="What happens downstream: each model's bars in ActSafe's policy set and in X-MPSC's filter",
     arguments=Arguments,
     budgets={
-        "smoke": Arguments(plants=("twin",), models=("gp",), first=2, pairs=2, policies=3, points=50, steps=5),
+        "smoke": Arguments(
+            plants=("twin",), models=("gp",), flown=("plain",), first=2, pairs=2, policies=3, points=50, steps=5
+        ),
         "quick": Arguments(),
         "full": Arguments(flown=bars.SCALES, flights=5, pairs=100, policies=13, points=2000, steps=2000),
     },

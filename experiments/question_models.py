@@ -29,7 +29,7 @@ from gpsafe.calibration import Effort, Fitter, bars, downstream, ratios, theory_
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
-from gpsafe.models import GP
+from gpsafe.models import GP, DynamicsModel
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.rkhs_twin import RKHSTwin
@@ -74,16 +74,23 @@ class Claims:
             seen, seed, prior=system.known, noise_std=system.noise_std, kernels=system.kernels, effort=effort,
             outputs=system.outputs,
         )  # fmt: skip
+        self._models: dict[str, DynamicsModel] = {}
+
+    def model(self, name: str) -> DynamicsModel:
+        """Fitted once, by its name in `gpsafe.calibration.MODELS`."""
+        if name not in self._models:
+            self._models[name] = self.fitter.fit(name).model
+        return self._models[name]
 
     def of(self, name: str, scale: str, held_out: Transitions | None = None) -> bars.Bars:
         """Those of a model; β comes with the true norm and noise."""
         band = None
         if SCALES[scale] == "theory":
-            exact = self.fitter.fit("gp").model
+            exact = self.model("gp")
             assert isinstance(exact, GP)
             noise = self.system.noise_std[list(self.system.outputs)]
             band = theory_band(exact, rkhs_norm=self.system.rkhs_norm, subgaussian=noise, delta=DELTA)
-        return bars.bars(self.fitter.fit(NAMES[name]).model, SCALES[scale], held_out, delta=DELTA, band=band)
+        return bars.bars(self.model(NAMES[name]), SCALES[scale], held_out, delta=DELTA, band=band)
 
 
 # ------------------------------------------------------------------------------------------- calibration
@@ -127,7 +134,7 @@ def _calibration(arguments: Arguments, setting: str, seed: int) -> Iterator[dict
     x, u = z[:, : system.nx], z[:, system.nx :]
     truth = system.mean(x, u)[:, chosen]
     for name in NAMES:
-        told = claims.fitter.fit(NAMES[name]).model.predict(x, u)
+        told = claims.model(NAMES[name]).predict(x, u)
         mean, std = told.mean[:, chosen], told.std[:, chosen]
         needed = ratios(truth, mean, std)  # |f* − μ|/σ
         shares = {
