@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpsafe import calibration
-from gpsafe.calibration import coverage
 from gpsafe.calibration.resampling import members
 from gpsafe.calibration.zoo import Effort, Fitter
 from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
-from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 
 from ._report import calibration as drawing
-from ._report import line
+from ._report.calibration_plants import QUANTILE, Source, against_truth, measured, on_line, published, size_of
 from ._report.recordings import RECORDINGS
 
 NAMES = (
@@ -47,8 +44,6 @@ NAMES = (
     "laplace",
 )
 DELTA = 0.1
-QUANTILE = 1.6448536269514722  # of the centred Gaussian interval of probability 0.9
-STEPS = 25  # of an episode
 PLANTS = ("line", "pendulum", "cart-pole", "arm", "drone")
 DISTRIBUTIONS = ("backup", "uniform")
 
@@ -75,93 +70,6 @@ class Arguments:
     """Gradient steps of a training."""
     hyperparameters: int = 80
     """Rows for the kernels of the processes."""
-
-
-# -------------------------------------------------------------------------------------------------------- plants
-@dataclass(frozen=True)
-class Source:
-    """A known plant: f*, known part, noise, and draws of (x, u) of both distributions."""
-
-    mean: Callable[[Tensor, Tensor], Tensor]
-    prior: Any
-    noise: Tensor
-    draw: Callable[[str, int, torch.Generator], tuple[Tensor, Tensor]]
-    law: Callable[[Tensor], Tensor]
-    kernels: tuple[Any, ...] | None = None
-    norm: Tensor | None = None
-
-    def rows(self, kind: str, count: int, generator: torch.Generator) -> tuple[Transitions, Tensor]:
-        """Transitions and f* there."""
-        x, u = self.draw(kind, count, generator)
-        truth = self.mean(x, u)
-        noise = self.noise * torch.randn(truth.shape, dtype=torch.float64, generator=generator)
-        return Transitions(x, u, truth + noise), truth
-
-
-def _uniform(low: Tensor, high: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, len(low), dtype=torch.float64, generator=generator)
-
-
-def _line(seed: int) -> Source:
-    system = line.plant(line.typical(torch.Generator().manual_seed(seed)))
-    corners = {"uniform": ((-0.8, -1.0), (1.8, 1.0)), "backup": ((-0.8, -1.0), (0.5, 1.0))}
-
-    def draw(kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        low, high = (torch.tensor(c, dtype=torch.float64) for c in corners[kind])
-        z = _uniform(low, high, count, generator)
-        return z[:, :1], z[:, 1:]
-
-    return Source(
-        system.mean,
-        system.known,
-        system.noise_std,
-        draw,
-        lambda x: (-3 * x).clamp(-1, 1),
-        system.kernels,
-        system.rkhs_norm,
-    )
-
-
-def _published(name: str, seed: int) -> Source:
-    system: Any = {"pendulum": SimplePendulum, "cart-pole": SafeCartPole, "arm": TwoLinkArm, "drone": Drone}[name]()
-    prior = system.prior()
-
-    def backup(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Episodes under the backup law with three uniform inputs in ten, all steps, without process noise."""
-        x, states, inputs = system.initial(-(-count // STEPS), generator), [], []
-        for _ in range(STEPS):
-            free = system.input_box.sample(len(x), generator)
-            u = torch.where(torch.rand(len(x), 1, generator=generator) < 0.3, free, system.backup(x))
-            states.append(x)
-            inputs.append(u)
-            x = system.mean(x, u)
-        return torch.stack(states, 1).flatten(0, 1)[:count], torch.stack(inputs, 1).flatten(0, 1)[:count]
-
-    def draw(kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        if kind == "backup":
-            return backup(count, generator)
-        u = system.input_box.sample(count, generator)
-        return _anywhere(name, system, count, generator), u
-
-    probe = torch.Generator().manual_seed(99)
-    x, u = draw("uniform", 400, probe)
-    after = system.mean(x, u)
-    noise = torch.maximum(0.05 * (after - prior(x, u)).std(0), 1e-3 * (after - x).std(0)).clamp_min(1e-6)
-    return Source(system.mean, prior, noise, draw, system.backup)
-
-
-def _anywhere(name: str, system: Any, count: int, generator: torch.Generator) -> Tensor:
-    if name == "arm":
-        sizes = torch.tensor([3.14, 3.14, 4.0, 4.0, 0.5, 0.5], dtype=torch.float64)
-        found = _uniform(-sizes, sizes, count, generator)
-        return system.of(found[:, :2], found[:, 2:4], found[:, 4:])
-    if name == "drone":
-        sizes = torch.tensor([1, 1, 1, 0.17, 0.17, 3.1, 1, 1, 1, 2, 2, 2], dtype=torch.float64)
-        return _uniform(-sizes, sizes, count, generator)
-    if name == "cart-pole":
-        sizes = torch.tensor([1.0, 2.0, 0.3, 3.0], dtype=torch.float64)
-        return _uniform(-sizes, sizes, count, generator)
-    return _uniform(system.state_box.lower, system.state_box.upper, count, generator)
 
 
 # ------------------------------------------------------------------------------------------------------- one seed
@@ -192,7 +100,7 @@ def _effort(arguments: Arguments) -> Effort:
 
 
 def _known(arguments: Arguments, plant: str, kind: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    source = _line(seed) if plant == "line" else _published(plant, seed)
+    source = on_line(seed) if plant == "line" else published(plant, seed)
     generator = torch.Generator().manual_seed(10_007 * seed + 101 * PLANTS.index(plant) + DISTRIBUTIONS.index(kind))
     seen, _ = source.rows(kind, count, generator)
     held_out, _ = source.rows(kind, max(30, count // 2), generator)
@@ -214,8 +122,8 @@ def _known(arguments: Arguments, plant: str, kind: str, count: int, seed: int) -
         conformal = calibration.Conformal.fit(model, held_out, delta=DELTA)
         ahead = _ahead(source, model, seed) if count == arguments.counts[-1] else {}
         for other, (rows, truth) in tests.items():
-            size = _size(rows, source.prior)
-            row = _row(model, conformal, rows, size, seen) | _apart(model, rows, truth, size, source)
+            size = size_of(rows, source.prior)
+            row = measured(model, conformal, rows, size, seen) | against_truth(model, rows, truth, size, source)
             if band is not None:
                 told = model.predict(rows.x, rows.u)
                 scaled = calibration.ratios(truth, told.mean, told.std) / band.beta
@@ -226,44 +134,6 @@ def _known(arguments: Arguments, plant: str, kind: str, count: int, seed: int) -
                 }
                 row |= {"beta_width": float((band.beta * told.std / size).mean())}
             yield {**about, "test": "same" if other == kind else "other", **row, **(ahead if other == kind else {})}
-
-
-def _size(rows: Transitions, prior: Any) -> Tensor:
-    """Standard deviation of the residual of every state, the unit of all widths and errors."""
-    return (rows.x_next - prior(rows.x, rows.u)).std(0).clamp_min(1e-12)
-
-
-def _row(model: Any, conformal: Any, rows: Transitions, size: Tensor, seen: Transitions) -> dict[str, Any]:
-    """What next states tell."""
-    told = model.predict(rows.x, rows.u)
-    total = calibration.total_std(told)
-    low, high = conformal.interval(rows.x, rows.u)
-    shells = coverage.shells(rows.x_next, told.mean, total, QUANTILE, calibration.distance_to_data(rows.z, seen.z))
-    return {
-        "inside": calibration.pointwise(rows.x_next, told.mean, total, QUANTILE).value,
-        "conformal": float(((low <= rows.x_next) & (rows.x_next <= high)).double().mean()),
-        "conformal_width": float(((high - low) / 2 / size).mean()),
-        "width": float((QUANTILE * total / size).mean()),
-        "rmse": float(((rows.x_next - told.mean) / size).square().mean().sqrt()),
-        "crps": float(calibration.crps_gaussian(rows.x_next / size, told.mean / size, total / size).mean()),
-        "ece": float(
-            calibration.mean_absolute_calibration_error(
-                (rows.x_next / size).flatten(), (told.mean / size).flatten(), (total / size).flatten()
-            )
-        ),
-        "needed_next": float(calibration.needed_scale(rows.x_next, told.mean, total)),
-        **{f"shell_{i}": shell.rate.value for i, shell in enumerate(shells)},
-    }
-
-
-def _apart(model: Any, rows: Transitions, truth: Tensor, size: Tensor, source: Source) -> dict[str, Any]:
-    """What f* tells."""
-    told = model.predict(rows.x, rows.u)
-    apart = calibration.separate(truth, told, QUANTILE, source.noise)
-    return {
-        "inside_truth": apart.epistemic.value, "needed": apart.needed,
-        "noise_ratio": float(apart.noise_ratio.log().mean().exp()), "epistemic": float((told.std / size).mean()),
-    }  # fmt: skip
 
 
 def _ahead(source: Source, model: Any, seed: int) -> dict[str, Any]:
@@ -298,7 +168,7 @@ def _real(arguments: Arguments, name: str, folder: Path, seed: int) -> Iterator[
     for model_name in NAMES:
         fitted = fitter.fit(model_name)
         conformal = calibration.Conformal.fit(fitted.model, held_out, delta=DELTA)
-        row = _row(fitted.model, conformal, test, _size(test, identity_prior), seen)
+        row = measured(fitted.model, conformal, test, size_of(test, identity_prior), seen)
         yield {
             "source": name, "kind": "recorded", "count": len(seen), "model": model_name, "fit": fitted.seconds,
             "size": fitted.size, "test": "same", **row,

@@ -36,6 +36,8 @@ from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
 from gpsafe.tube.core import Mode, TubeModel
 
 Model = Ensemble | ConfidenceSet
+Certifiable = Model | TubeModel
+"""What learns here, or a tube model made elsewhere, whose mode must be the one asked for."""
 SLACKS = (1.0, 3.0, 8.0, 15.0)  # of the disturbance at rest, tried in this order for an invariant set
 BUDGET = 1024  # cells of an invariance certificate
 
@@ -125,10 +127,16 @@ class Certification:
             return tuple(getattr(system, "limited", range(system.nx)))
         return tuple(range(system.nx)) if self.dims is None else self.dims
 
-    def tube(self, model: Model, apart: Transitions | None) -> TubeModel:
-        """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart."""
+    def tube(self, model: Certifiable, apart: Transitions | None) -> TubeModel:
+        """Of a model; the conformal radius of a sound ensemble tube is taken on rows kept apart.
+
+        Raises:
+            ValueError: for a tube model of another mode.
+        """
         if isinstance(model, ConfidenceSet):
             return GPTube(model, self.steps, self.delta, self.mode)
+        if not isinstance(model, Ensemble):
+            return _of_mode(model, self.mode)
         if self.mode == "paper":
             return EnsembleTube.paper(model)
         if apart is None:
@@ -138,7 +146,7 @@ class Certification:
     def filter(
         self,
         system: System,
-        model: Model,
+        model: Certifiable,
         apart: Transitions | None = None,
         terminal: Polytope | None = None,
         episodes: Sequence[tuple[Tensor, Tensor]] = (),
@@ -183,7 +191,7 @@ class Certification:
             sure = self._sure(problem, law)
         return SafetyFilter(problem, proposer, sure if sure is not None and sure.certified else None, backup=backup)
 
-    def invariant(self, system: System, model: Model, apart: Transitions | None = None) -> Polytope:
+    def invariant(self, system: System, model: Certifiable, apart: Transitions | None = None) -> Polytope:
         """A set that is invariant for the plant linearised about rest under its LQR law.
 
         Its disturbance is the model's at rest, times the first of `SLACKS` for which, in sound mode, invariance is certified
@@ -283,6 +291,12 @@ class Certification:
         closed = A + B @ gain
         law = AffineLaw.about(gain @ torch.eye(tube.nx, dtype=torch.float64)[dims], rest, still)
         return _Rest(rest, law, closed, after - closed @ rest[dims], spread)
+
+
+def _of_mode(model: TubeModel, mode: Mode) -> TubeModel:
+    if model.mode != mode:
+        raise _require.fail("Certification", f"a tube model of mode {mode!r}", model.mode)
+    return model
 
 
 def _outside(nx: int, dims: list[int]) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.data import Transitions
-from gpsafe.models import GP, DynamicsModel, Ensemble, Training, identity_prior, zero_prior
+from gpsafe.models import GP, DynamicsModel, Ensemble, Normalizer, Training, identity_prior, zero_prior
 from gpsafe.models._mlp import MLP
 from gpsafe.models._prior import Prior
 from gpsafe.models.dropout import Dropout
@@ -35,6 +35,7 @@ from gpsafe.models.sparse_gp import SparseGP
 from gpsafe.rkhs import kernels as forms
 
 SIZES = (1, 3, 5, 10)
+NOTHING = 1e-150  # what networks add to a state that is not learned, in its units
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class Fitter:
         seed: of all randomness.
         prior: known part; `identity_prior`: the state stays as it is.
         noise_std: (nx,) of the plant, if known.
-        kernels: of the residual of every state, if known: then the exact Gaussian process is one of theory.
+        kernels: of the residual of every learned state, if known: then the exact Gaussian process is one of theory.
         effort: see there.
+        outputs: learned states, all by default; the others are those of the known part.
     """
 
     data: Transitions
@@ -86,6 +88,12 @@ class Fitter:
     noise_std: Tensor | None = None
     kernels: tuple[Kernel, ...] | None = None
     effort: Effort = Effort()
+    outputs: tuple[int, ...] | None = None
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """Learned states."""
+        return tuple(range(self.nx)) if self.outputs is None else self.outputs
 
     @property
     def nx(self) -> int:
@@ -115,23 +123,24 @@ class Fitter:
         a hundredth of its variance noise.
         """
         if self.kernels is not None and self.noise_std is not None:
-            return self._process(self.kernels, self.noise_std.square(), self.noise_std)
+            return self._process(self.kernels, self.noise_std.square()[list(self.learned)], self.noise_std)
         from botorch.exceptions import ModelFittingError
         from botorch.exceptions.warnings import OptimizationWarning
 
         from gpsafe.models.views import fit_hyperparameters  # BoTorch, which is slow to load
 
         rows = self.some(self.effort.hyperparameters, 1)
+        learned = list(self.learned)
         residual = rows.x_next - self.prior(rows.x, rows.u)
         square = residual.square().mean(0).clamp_min(1e-300)
         spread = rows.z.std(0, correction=0)
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        start = self.kernels or tuple(forms.rbf(spread * len(spread) ** 0.5, float(v)) for v in square)
-        noise = 0.1 * square.sqrt() if self.noise_std is None else self.noise_std
-        empty = self._process(start, noise.square(), noise, mode="practical")
+        start = self.kernels or tuple(forms.rbf(spread * len(spread) ** 0.5, float(v)) for v in square[learned])
+        noise = self._noise_of(square.sqrt(), 0.1) if self.noise_std is None else self.noise_std
+        empty = self._process(start, noise.square()[learned], noise, mode="practical")
         fitted = empty.condition(rows)
         limits = {"optimizer_kwargs": {"options": {"maxiter": self.effort.iterations}}, "max_attempts": 2}
-        for j in range(self.nx):
+        for j in range(len(learned)):
             with contextlib.suppress(ModelFittingError), warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore", OptimizationWarning
@@ -142,8 +151,15 @@ class Fitter:
 
     def _process(self, kernels: Sequence[Kernel], regularizer: Tensor, noise: Tensor, mode: Any = None) -> GP:
         return GP.create(
-            list(kernels), regularizer, nx=self.nx, nu=self.nu, noise_std=noise, prior=self.prior, mode=mode
-        )
+            list(kernels), regularizer, nx=self.nx, nu=self.nu, noise_std=noise, outputs=self.outputs, prior=self.prior,
+            mode=mode,
+        )  # fmt: skip
+
+    def _noise_of(self, residual: Tensor, share: float) -> Tensor:
+        """A guess at the noise: a share of the residual's size where it is learned, all of it where the known part is right."""
+        noise = residual.clone()
+        noise[list(self.learned)] *= share
+        return noise
 
     @cached_property
     def _ensembles(self) -> dict[bool, Ensemble]:
@@ -171,13 +187,22 @@ class Fitter:
         )  # fmt: skip
         residual = (self.data.x_next - self.prior(self.data.x, self.data.u)).std(0, correction=0).clamp_min(1e-12)
         limits = 2 * torch.stack([1e-3 * residual, 2.0 * residual]).log()  # of the noise, in the units of every state
-        return replace(empty, log_var_limits=limits).condition(self.data)
+        found = replace(empty, log_var_limits=limits).condition(self.data)
+        if self.outputs is None or prior is zero_prior:  # without a known part every state is learned
+            return found
+        scale, offset = found.targets.scale.clone(), found.targets.offset.clone()
+        others = [j for j in range(self.nx) if j not in self.outputs]
+        scale[others], offset[others] = NOTHING, 0.0  # so that the spread is the lower limit: the noise
+        noise = self._noise_of(residual, 1.0) if self.noise_std is None else self.noise_std
+        limits[0, others] = 2 * noise[others].clamp_min(1e-150).log()
+        limits[1, others] = limits[0, others] + 1.0
+        return replace(found, targets=Normalizer(offset, scale), log_var_limits=limits)
 
     def network(self, kind: type[Dropout] | type[LastLayerLaplace], salt: int) -> DynamicsModel:
         """A network that is told the noise."""
         empty = kind.create(
             self.nx, self.nu, noise_std=self.noise, generator=self._generator(salt),
-            hidden=self.effort.hidden, steps=self.effort.steps, prior=self.prior,
+            hidden=self.effort.hidden, steps=self.effort.steps, outputs=self.outputs, prior=self.prior,
         )  # fmt: skip
         return empty.condition(self.data)
 
@@ -190,8 +215,9 @@ class Fitter:
         process, size = self.process, self.effort.inducing
         while True:
             empty = SparseGP.create(
-                process.kernels, self.nx, self.nu, noise_std=process.noise_std, size=size, prior=self.prior
-            )
+                process.kernels, self.nx, self.nu, noise_std=process.noise_std, size=size, outputs=self.outputs,
+                prior=self.prior,
+            )  # fmt: skip
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", NumericalWarning)  # of jitter, which the family bears

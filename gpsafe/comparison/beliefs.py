@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.algorithms.certification import Model
+from gpsafe.algorithms.certification import Certifiable
 from gpsafe.algorithms.from_data import Estimate, estimate
 from gpsafe.comparison.contest import Contest, Trajectory, joined
 from gpsafe.confidence import ConfidenceSet, Mixture
@@ -40,7 +40,7 @@ class Belief(Protocol):
         ...
 
     @property
-    def certified(self) -> Model:
+    def certified(self) -> Certifiable:
         """To certify with."""
         ...
 
