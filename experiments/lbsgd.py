@@ -35,6 +35,7 @@ ARMS: dict[
     "LBSGD": (1.0, None),
     "Adam behind, rate 1e-3": (1.0, Adam(rate=1e-3)),
     "Adam behind, rate 1e-2": (1.0, Adam(rate=1e-2)),
+    "Adam behind, rate 1e-1": (1.0, Adam(rate=1e-1)),
     "LBSGD, smoothness 1e-4 of the true one": (1e-4, None),
 }
 PROBLEMS = {"quadratic": "quadratic programs", "policy": "policy of the reference plant"}
@@ -124,7 +125,7 @@ def _rows(problem: str, arm: str, found: Descent, best: Tensor) -> list[dict[str
             "arm": arm,
             "left": bool(outside[:, i].any()),
             "outside": float(outside[:, i].double().mean()),
-            "worst": float(-found.slack[:, i].min().clamp_max(0.0)),
+            "worst": float((-found.slack[:, i]).max().clamp_min(0.0)),
             "ends_inside": bool(found.feasible[-1, i]),
             "gap": float(gap[i]),
             "stretch": float(np.nanmax(found.stretch[:, i].numpy())),
