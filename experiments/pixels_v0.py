@@ -41,8 +41,8 @@ from ._report.statistics import Share, grouped, mean_interval, plus_minus
 
 CAPTION = (
     "Intervals are 95 %. S* has {safe} of 81 policies; {unsafe} are unsafe. False: members that are surely unsafe. Lost: "
-    "members of one episode that are none in the next. The policy that a rule would execute is the one in its set (with S_0) on "
-    "which the members disagree most; for the Gaussian process it is the most uncertain member of S_n. Everything but the "
+    "members of one episode that are none in the next. The policy that a rule would execute is the one in its set (with S_0) "
+    "on which the members disagree most; for the Gaussian process it is the most uncertain member of S_n. Everything but the "
     "Gaussian process is heuristic."
 )
 GRID = Box(vector(-1.0), vector(1.5))
@@ -52,9 +52,9 @@ BETAS = (0.0, 1.0, 2.0, 4.0, 8.0)
 BONUSES = (0.01, 0.1, 1.0)  # on the summed disagreement; the published code has 0.001, or 50 on its cart-pole
 RULES = ("worst member", *(f"mean + {b:g} spread" for b in BETAS), *(f"mean + {b:g} disagreement" for b in BONUSES))
 COLLECTORS = {
-    "gp": "chosen by the GP's S_n",
-    "latent": "chosen by the worst member's set",
-    "uniform": "of policies drawn from all 81",
+    "gp": "the GP's S_n",
+    "latent": "the worst member's set",
+    "uniform": "all 81 policies",
 }
 GAUSSIAN = "Gaussian process (sound)"
 
@@ -255,7 +255,7 @@ def report(runs: Sequence[Run]) -> Report:
     rows = [row for one in runs for piece in one.pieces.values() for row in piece.rows]
     last = max(row["episode"] for row in rows)
     columns = (
-        "episodes", "rule", f"true members after {last}", "runs with a false member", f"runs with one after episode {last}",
+        "episodes from", "rule", f"true members after {last}", "runs with a false member", f"runs with one after episode {last}",
         "false members at worst (mean)", "members lost per run", "runs that would execute an unsafe policy",
     )  # fmt: skip
     table = []
@@ -275,7 +275,7 @@ def report(runs: Sequence[Run]) -> Report:
     caption = CAPTION.format(safe=rows[0]["safe"], unsafe=rows[0]["unsafe"])
     executed = [r for r in rows if r["rule"] == GAUSSIAN]
     counts = "; ".join(
-        f"episodes {COLLECTORS[c]}: {sum(r['executed_unsafe'] for r in group)} of {len(group)} ran an unsafe policy"
+        f"episodes from {COLLECTORS[c]}: {sum(r['executed_unsafe'] for r in group)} of {len(group)} ran an unsafe policy"
         for (c,), group in grouped(executed, "collector").items()
     )
     return Report(
@@ -325,7 +325,7 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
             plotting.intervals(axes, at.tolist(), mean, mean - half, mean + half, noun=look, label=rule, joined=True)
         axes.set(xlabel="episode")
         if key == "members":
-            axes.set_title(f"Episodes {COLLECTORS[collector]}")
+            axes.set_title(f"Episodes from {COLLECTORS[collector]}")
         if key == "members":
             plotting.limit(axes, rows[0]["safe"], label="truly safe")
     for i, label in enumerate(("safe policies called safe (mean)", "unsafe policies called safe (mean)")):
