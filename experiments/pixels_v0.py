@@ -255,7 +255,7 @@ def report(runs: Sequence[Run]) -> Report:
     rows = [row for one in runs for piece in one.pieces.values() for row in piece.rows]
     last = max(row["episode"] for row in rows)
     columns = (
-        "episodes from", "rule", f"true members after {last}", "runs with a false member", f"runs with one after episode {last}",
+        "episodes from", "rule", f"true members after {last}", "runs with a false member", f"runs with one after {last}",
         "false members at worst (mean)", "members lost per run", "runs that would execute an unsafe policy",
     )  # fmt: skip
     table = []
