@@ -24,12 +24,14 @@ from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models.gp import identity_prior
+from gpsafe.models.rssm import RSSM, RSSMSettings
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Planner, Table
 from gpsafe.planning.search.rollouts import Rollouts
 from gpsafe.policies.parametric import set_point_family
 from gpsafe.sets import Box, Polytope
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.pendulum import Pendulum
+from gpsafe.systems.pixels import images
 from gpsafe.systems.reference import reference_1d
 from gpsafe.systems.task import Task
 from gpsafe.tube import EnsembleTube, constant_gain, propagate
@@ -151,6 +153,14 @@ def gp_tube(device: str) -> Any:
     return tensors(problem.margins(problem.tube((0.1 * X[0]).to(device), 0.05 * U.to(device))))
 
 
+def world_model(device: str) -> Any:
+    settings = RSSMSettings((8, 8, 1), nu=1, members=3, depth=2, dtype="float64")
+    model = RSSM(settings, torch.Generator().manual_seed(0)).to(device)
+    seen = torch.linspace(0, 1, 3 * 4 * 64, dtype=torch.float64, device=device).reshape(3, 4, 8, 8, 1)
+    found = model.filter(seen, seen[:, :, 0, 0], None)
+    return found, model.decode(found.states), found.disagreement()
+
+
 CASES: dict[str, Callable[[str], Any]] = {
     "posterior": posterior,
     "confidence set": confidence,
@@ -171,6 +181,8 @@ CASES: dict[str, Callable[[str], Any]] = {
     "sound tube": lambda device: tube(device, sound=True),
     "certificate": certificate,
     "GP tube": gp_tube,
+    "world model": world_model,
+    "images": lambda device: images(Pendulum(), X.to(device), size=16),
 }
 RANDOM = {"sampled", "total variation", "scenario tube", "hallucinated"}  # draws differ by device
 

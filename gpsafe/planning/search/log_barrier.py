@@ -1,16 +1,10 @@
-"""LBSGD: ascent on a log-barrier with step sizes from its local smoothness (Usmanova et al. 2024, Algorithm 1).
+"""LBSGD as a search: ascent on a log-barrier of estimates with step sizes from its local smoothness.
 
-Maximise F(θ) subject to c(θ) ≤ 0 and θ in the unit cube. With constraints f_i ≤ 0 (c and the 2d faces), slacks
-α_i = −f_i > 0 and B(θ) = −F(θ) − η Σ log α_i,
-
-    g = ∇B = −∇F + η Σ ∇f_i/α_i,   a_i = |⟨∇f_i, g/‖g‖⟩|,
-    M₂ = M₀ + 10 η Σ M_i/α_i + 8 η Σ a_i²/α_i²,
-    γ = min{ min_i α_i/(2a_i + √(α_i M_i)) / ‖g‖, 1/M₂ },   θ ← θ − γ g.
-
-**What is guaranteed**: if f_i is M_i-smooth and gradients are exact, the first term keeps every slack above half of what it
-was, for f_i(θ − γg) ≤ −α_i + γ‖g‖a_i + M_i γ²‖g‖²/2 ≤ −α_i/2. That is feasibility of the *estimated* constraint. The
-M_i are not known here: they are adapted (×4 when the quadratic model is refuted at the trial point and the step is taken
-back, ×0.8 after a success), so even that is a heuristic; a step that would lose more than half of a slack is never kept.
+Maximise F(θ) subject to c(θ) ≤ 0 and θ in the unit cube: the program of `gpsafe.planning.log_barrier` with f₀ = −F, f₁ = c and
+the 2d faces, whose step length keeps every slack above half of what it was if c is M₁-smooth and gradients are exact. That is
+feasibility of the *estimated* constraint. The M_i are not known here: they are adapted (×4 when the quadratic model is refuted
+at the trial point and the step is taken back, ×0.8 after a success), so even that is a heuristic; a step that would lose more
+than half of a slack is never kept.
 """
 
 from __future__ import annotations
@@ -21,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.planning import log_barrier
 from gpsafe.planning.search.problem import Problem, Proposals, check_starts, value_and_gradients
 
 
@@ -96,13 +91,6 @@ def barrier_step(up: Tensor, slack: Tensor, normals: Tensor, *, eta: float, smoo
         normals: ∇f_i, (P, m, d).
         smoothness: (M₀, M₁) of F and c, (P, 2); the linear constraints have M = 0.
     """
-    curved = torch.zeros_like(slack)
-    curved[:, 0] = smoothness[:, 1]
-    slack = slack.clamp_min(1e-300)
-    g = -up + eta * (normals / slack.unsqueeze(-1)).sum(-2)
-    size = torch.linalg.vector_norm(g, dim=-1, keepdim=True).clamp_min(1e-300)
-    along = (normals @ (g / size).unsqueeze(-1)).squeeze(-1).abs()
-    m2 = smoothness[:, 0] + 10 * eta * (curved / slack).sum(-1) + 8 * eta * (along / slack).square().sum(-1)
-    reach = (slack / (2 * along + (slack * curved).sqrt()).clamp_min(1e-300)).amin(-1)
-    gamma = torch.minimum(reach / size.squeeze(-1), 1.0 / m2)
-    return -gamma.unsqueeze(-1) * g
+    linear = slack.new_zeros(len(slack), slack.shape[-1] - 1)
+    smoothness = torch.cat([smoothness, linear], dim=-1)
+    return log_barrier.barrier_step(-up, slack, normals, eta=eta, smoothness=smoothness).step
