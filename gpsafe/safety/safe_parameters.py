@@ -254,7 +254,7 @@ def _box_upper(
     dp: RobustDP, confidence: ConfidenceSet, family: ParametricPolicies, center: Tensor, radius: Tensor
 ) -> Tensor:
     model, policies = confidence.model, family(center)
-    enclosure = dp.enclosure(confidence, policies).refine(confidence)
+    enclosure = dp.enclosure(confidence, policies)
     x, r = enclosure.centers, enclosure.radius
     spread = family.spread(center, radius, x=x, x_radius=r)  # (P, N, nu)
     zero_x, zero_u = torch.zeros(1, model.nx).double(), torch.zeros(1, model.nu).double()
@@ -265,7 +265,8 @@ def _box_upper(
     dz = torch.cat([r.expand(policies.num, *r.shape), reach], dim=-1)
     metric, slack, cap = residual_reach(confidence, enclosure.z, dz)
     known_radius = grow(enclosure.known_radius + spread @ matrix, 1e-12)
-    return dp.upper(replace(enclosure, known_radius=known_radius, metric=metric, slack=slack, cap=cap))
+    wide = replace(enclosure, known_radius=known_radius, metric=metric, slack=slack, cap=cap, spread=spread)
+    return dp.upper(wide.refine(confidence))
 
 
 def certified_boxes(
