@@ -7,8 +7,8 @@ Over a cell with centre c let z_c = (c, π(c)), z = (x, π(x)) = z_c + v, and le
     |f(z) − f(z_c) − ∂_vμ_n(a)|             ≤ β sd_post[∂_v f(a)] + B(‖∂_vφ_c − ∂_vφ_a‖ + ‖φ_z − φ_c − ∂_vφ_c‖),        (2)
     σ_n(z)                                  ≤ sd_post[f(a) + ∂_{w+v} f(a)] + ‖φ_z − φ_a − ∂_{w+v}φ_a‖.                 (3)
 
-*Proof.* (1) f(z) = f(a) + ∂_{w+v}f(a) + ⟨f, φ_z − φ_a − ∂_{w+v}φ_a⟩: theory §2.4 for the bounded functional f ↦ f(a) +
-∂_{w+v}f(a), and Cauchy–Schwarz. (2) φ_z − φ_c = ∂_vφ_a + (∂_vφ_c − ∂_vφ_a) + (φ_z − φ_c − ∂_vφ_c), in the same way. (3) The triangle
+*Proof.* (1) f(z) = f(a) + ∂_{w+v}f(a) + ⟨f, φ_z − φ_a − ∂_{w+v}φ_a⟩: theory §2.4 for f ↦ f(a) + ∂_{w+v}f(a), a bounded
+functional, and Cauchy–Schwarz. (2) φ_z − φ_c = ∂_vφ_a + (∂_vφ_c − ∂_vφ_a) + (φ_z − φ_c − ∂_vφ_c), likewise. (3) The triangle
 inequality for the posterior seminorm, which is at most ‖·‖. □
 
 ‖φ_z − φ_a − ∂φ_a‖ is `taylor_modulus`. With k = q κ(r), δ = v/ℓ, h = w/ℓ and θ the angle between them, ‖∂_vφ_c − ∂_vφ_a‖² =
