@@ -27,10 +27,10 @@ from gpsafe.cost.enclosure import grow, residual_reach
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.parametric import ParametricPolicies
-from gpsafe.safety.safe_set import Rule, Witness, through
+from gpsafe.safety.safe_set import PolicyGap, Rule, Witness, through
 
 Upper = Callable[[Tensor], Tensor]  # θ (m, d) → sound UCB_n, (m,)
-Distance = Callable[[AffinePolicies, AffinePolicies], Tensor]  # D, (P, Q)
+Distance = Callable[[AffinePolicies, AffinePolicies], Tensor | PolicyGap]  # D, (P, Q)
 
 
 @short
@@ -311,8 +311,8 @@ def lipschitz_boxes(
     for _ in range(rounds):
         middle = 0.5 * (low + high)
         corners = family.vertices(safe.theta, middle.unsqueeze(-1) * shape)
-        all_pairs = distance(family(safe.theta), family(corners.reshape(-1, family.dim)))
+        all_pairs = through(safe.values, distance(family(safe.theta), family(corners.reshape(-1, family.dim))))
         worst = all_pairs.reshape(len(safe), *corners.shape[:2])[members, members].amax(-1)
-        ok = torch.where((safe.values >= 0) & (worst >= 0), safe.values + worst, torch.inf) <= safe.budget
+        ok = worst <= safe.budget
         low, high = torch.where(ok, middle, low), torch.where(ok, high, middle)
     return low.unsqueeze(-1) * shape

@@ -28,7 +28,7 @@ CASES = {**poison_sets.CASES, **poison_tubes.CASES, **poison_costs.CASES, **pois
 PACKAGES = {
     "sets": "zonotope ellipsoid box _containment",
     "tube": "core linear ensemble gp",
-    "cost": "curvature enclosure in_cell local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube"
+    "cost": "curvature drift enclosure in_cell local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube"
     " total_variation plan_tube to_go",
     "certify": "judge",
     "confidence": "set bounds functionals ranges regions",
@@ -49,6 +49,7 @@ PARTS = {
     "EnsembleTube": "EnsembleTube.linearise EnsembleTube.mean",
     "GPTube": "GPTube.linearise",
     "PlanTube.verify": "PlanTube.reach",
+    "policy_distance": "policy_gap push drift_gap drifted",
 }
 # They move rows about, or make no claim that a number rests on.
 NO_CLAIM = {
