@@ -30,7 +30,7 @@ from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.rkhs import kernels
-from gpsafe.safety.safe_set import SafePolicySet, policy_distance, through
+from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, policy_distance, through
 from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
@@ -336,6 +336,11 @@ PARTS = {
     ),
     "through": PoisonCase(
         entered_through, lambda: {"distance": torch.full((ROWS,), 0.1).double()}, lambda total: total > 0.5
+    ),
+    "PolicyGap.upper": PoisonCase(
+        lambda push, value: (PolicyGap(push.unsqueeze(1), 3, 1.0).upper(value)[:, 0],),
+        lambda: {"push": torch.full((ROWS,), 0.02).double(), "value": torch.full((ROWS,), 0.3).double()},
+        lambda total: total > 0.5,
     ),
     "policy_distance": PoisonCase(
         distances, lambda: {"offset": plant().choose(2, 10, 20).offset}, lambda gap: gap >= 2.0 * (1 - 1e-9),

@@ -25,7 +25,7 @@ from gpsafe.models import GP
 from gpsafe.planning.explore import expected_return
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.rollout import closed_loop, transitions
-from gpsafe.safety.safe_set import SafePolicySet
+from gpsafe.safety.safe_set import PolicyGap, SafePolicySet
 from gpsafe.sets import Box
 from gpsafe.systems.base import System, sample_noise
 from gpsafe.systems.task import Task
@@ -153,7 +153,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         model: GP before data, in theory mode.
         bound: confidence bound.
         cost_bound: sound bound of the worst-case cost (RobustDP is updated incrementally; any other `CostBound` works).
-        distance: D(π, π′), or None to leave the Lipschitz rule out.
+        distance: D(π, π′) or the class's `PolicyGap`, or None to leave the Lipschitz rule out.
         episodes: number of episodes of `run`; `learn` is told its own.
         threshold: expansion ends for good the first time that max_{S_n} of the exploration value falls below it: enough
             for one round of expansion of R_ε; rounds beyond need as many such episodes (theory §4 (vi)).
@@ -172,7 +172,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     model: GP
     bound: ConfidenceBound
     cost_bound: CostBound
-    distance: Tensor | None = None
+    distance: Tensor | PolicyGap | None = None
     episodes: int = 30
     threshold: float = 0.0
     view: Callable[[GP], GP] = field(default=lambda model: model)

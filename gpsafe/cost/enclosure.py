@@ -12,6 +12,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
+from gpsafe.cost.in_cell import InCell, Loop
 from gpsafe.models._prior import prior_jacobian
 from gpsafe.policies import PolicyClass, feedback
 from gpsafe.rkhs import kernels
@@ -32,8 +33,7 @@ def closed_loop_range(
 
     With A, B the Jacobians of p at (c, π(c)), s ∈ [low, high] the policy's slope over the box, d = x − c and e what the
     policy's gain G leaves out (`Feedback.remainder`): p = p(c, π(c)) + (A + B diag(s) G) d + B diag(s) e + ½ dzᵀ H dz.
-    The row norm Σ_j |A + B s G|_ij r_j is convex in s: for one input its maximum is at an end; for several inputs the
-    ends are combined by the triangle inequality.
+    The first terms: `Loop.rows`.
 
     Args:
         known: p with `hessian_bound`.
@@ -44,29 +44,32 @@ def closed_loop_range(
         centre (P, N, nx), half-width (P, N, nx), and reach of the inputs |π(x) − π(c)| (P, N, nu).
     """
     known_with_bound("closed_loop_range", known)
+    loop = around(policies, centers, radius)
+    middle, a, b = linearised(known, policies, centers)
+    return middle, grow(loop.rows(a, b) + bend(known, loop), 1e-12), loop.inputs
+
+
+def around(policies: PolicyClass, centers: Tensor, radius: Tensor, spread: Tensor | None = None) -> Loop:
+    """How (x, π_i(x)) moves over boxes, (N, nx) ×2; `spread` (P, N, nu) is added to what the gain leaves out."""
     slope = feedback(policies, (centers - radius).unsqueeze(0), (centers + radius).unsqueeze(0))
-    low, high = slope.low, slope.high
+    gain = slope.gain.expand(policies.num, len(centers), *slope.gain.shape[-2:])
+    bent = slope.high * slope.remainder
+    return Loop(radius, gain, slope.low, slope.high, bent if spread is None else bent + spread)
+
+
+def linearised(known: KnownPart, policies: PolicyClass, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, ∂p/∂x and ∂p/∂u at (c, π(c)): (P, N, nx), (P, N, nx, nx), (P, N, nx, nu)."""
     u = policies(centers.unsqueeze(0))
     x = centers.expand(u.shape[0], *centers.shape)
-    gain = slope.gain.expand(*u.shape, centers.shape[-1])
-    middle = known(x, u)
-    a, b = jacobians(known, x, u)
-    if u.shape[-1] == 1:
-        ends = [a + b * (s.unsqueeze(-1) * gain) for s in (low, high)]
-        reach = torch.maximum(*[torch.einsum("pnix,nx->pni", end.abs(), radius) for end in ends])
-    else:
-        mid, half = 0.5 * (low + high), 0.5 * (high - low)
-        row = a + torch.einsum("pniu,pnu,pnux->pnix", b, mid, gain)
-        reach = torch.einsum("pnix,nx->pni", row.abs(), radius)
-        reach = reach + torch.einsum("pniu,pnu,pnux,nx->pni", b.abs(), half, gain.abs(), radius)
-    bent = high * slope.remainder
-    reach = reach + torch.einsum("pniu,pnu->pni", b.abs(), bent)
-    u_reach = high * torch.einsum("pnux,nx->pnu", gain.abs(), radius) + bent
-    dz = torch.cat([radius.expand(u_reach.shape[0], *radius.shape), u_reach], dim=-1)
-    hessian = known.hessian_bound.to(dz.device)
-    if bool((hessian != 0).any()):
-        reach = reach + 0.5 * torch.einsum("ijk,pnj,pnk->pni", hessian, dz, dz)
-    return middle, grow(reach, 1e-12), u_reach
+    return known(x, u), *jacobians(known, x, u)
+
+
+def bend(known: KnownPart, loop: Loop) -> Tensor:
+    """½ dzᵀ H dz over the cells, (P, N, nx)."""
+    dz, hessian = loop.reach, known.hessian_bound.to(loop.radius.device)
+    if not bool((hessian != 0).any()):
+        return torch.zeros(*dz.shape[:2], hessian.shape[0], dtype=dz.dtype, device=dz.device)
+    return 0.5 * torch.einsum("ijk,pnj,pnk->pni", hessian, dz, dz)
 
 
 def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +97,10 @@ class Enclosure:
         kernels: one per learned output.
         outputs, generations: learned outputs; number of generations already intersected.
         source: the confidence set they came from; one that does not continue it is refused.
+        policies: π_i; None: gradients are not used.
+        spread: further uncertainty of the inputs that the boxes have to hold, (P, N, nu); None: 0.
+        inner: low and high ends of boxes from posterior gradients (`gpsafe.cost.in_cell`), (P, N, nx) each; None: none yet.
+        peak: ≥ sup σ_n over the cell, of the same origin, (P, N, p).
     """
 
     centers: Tensor
@@ -110,6 +117,10 @@ class Enclosure:
     outputs: tuple[int, ...]
     generations: int = 0
     source: ConfidenceSet | None = None
+    policies: PolicyClass | None = None
+    spread: Tensor | None = None
+    inner: tuple[Tensor, Tensor] | None = None
+    peak: Tensor | None = None
 
     def refine(self, confidence: ConfidenceSet) -> Enclosure:
         """Intersects the generations of the confidence set that are new since the last call."""
@@ -119,16 +130,50 @@ class Enclosure:
             return self
         low, high = confidence.bounds(self.z, since=self.generations)
         low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
-        return replace(self, low=low, high=high, generations=len(confidence.generations), source=confidence)
+        grown = replace(self, low=low, high=high, generations=len(confidence.generations), source=confidence)
+        return grown._narrowed(confidence)
+
+    def _narrowed(self, confidence: ConfidenceSet) -> Enclosure:
+        """With the boxes of the newest posterior's gradients intersected: known part and ∇μ_n in one closed loop."""
+        known, policies = confidence.model.prior, self.policies
+        if policies is None:
+            return self
+        loop = around(policies, self.centers, self.radius, self.spread)
+        found = InCell.of(confidence, self.z, loop)
+        if found is None:
+            return self
+        assert isinstance(known, KnownPart)
+        columns, nx = list(self.outputs), self.centers.shape[-1]
+        _, a, b = linearised(known, policies, self.centers)
+        a, b = (part.expand(*self.known.shape, part.shape[-1]).clone() for part in (a, b))
+        a[..., columns, :] += found.slope[..., :nx]
+        b[..., columns, :] += found.slope[..., nx:]
+        reach = grow(loop.rows(a, b) + bend(known, loop), 1e-12)
+        low, high = self.known - reach, self.known + reach
+        low[..., columns] += torch.maximum(self.low - found.error, found.value - found.half)
+        high[..., columns] += torch.minimum(self.high + found.error, found.value + found.half)
+        low, high = torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)
+        peak = found.peak
+        if self.inner is not None and self.peak is not None:
+            low, high = torch.maximum(low, self.inner[0]), torch.minimum(high, self.inner[1])
+            peak = torch.fmin(peak, self.peak)
+        return replace(self, inner=(low, high), peak=peak)
 
     def with_residual(self, value: Tensor) -> Enclosure:
-        """The enclosure of one known residual function with values `value` (P, N, p) at z."""
-        return replace(self, low=value, high=value)
+        """The enclosure of one known residual function with values `value` (P, N, p) at z, and but its norm between."""
+        return replace(self, low=value, high=value, policies=None, inner=None, peak=None)
 
     def select(self, index: Tensor) -> Enclosure:
         """The sub-family of policies."""
         names = ("z", "known", "known_radius", "metric", "slack", "low", "high", "cap")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+        part = replace(self, **{name: getattr(self, name)[index] for name in names})
+        return replace(
+            part,
+            policies=None if self.policies is None else self.policies.select(index),
+            spread=None if self.spread is None else self.spread[index],
+            inner=None if self.inner is None else (self.inner[0][index], self.inner[1][index]),
+            peak=None if self.peak is None else self.peak[index],
+        )
 
     def empty(self, *, tol: float = EMPTY) -> bool:
         """Whether F_n is empty at some z: a falsified assumption."""
@@ -143,6 +188,8 @@ class Enclosure:
         columns = list(self.outputs)
         low[..., columns] += torch.maximum(self.low - self.slack, -self.cap)
         high[..., columns] += torch.minimum(self.high + self.slack, self.cap)
+        if self.inner is not None:
+            low, high = torch.maximum(low, self.inner[0]), torch.minimum(high, self.inner[1])
         empty = (self.low > self.high + EMPTY).any(-1, keepdim=True)
         return torch.where(empty, -torch.inf, low), torch.where(empty, torch.inf, high)
 
@@ -178,5 +225,5 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     wide = confidence.bound.prior_width(model, z)
     return Enclosure(
         centers, radius, z, known, known_radius, metric, slack, -wide, wide, cap, model.kernels, model.outputs,
-        source=confidence,
+        source=confidence, policies=policies,
     )  # fmt: skip

@@ -333,7 +333,8 @@ class RobustDP(OfTask):
         """Upper bound of sup_f E Σ_t ‖σ(z_t)‖ (the optimistic value of ActSafe's expansion phase), (P,).
 
         Args:
-            std: norm ‖σ‖ at the cell centres, (P, N + 1); it is widened by the kernel metric over each cell.
+            std: norm ‖σ‖ at the cell centres, (P, N + 1); it is widened by the kernel metric over each cell, but not beyond
+                what the enclosure knows of σ over the cell (`Enclosure.peak`).
 
         Raises:
             ValueError: for a kernel whose variance has no bound outside the grid (with a linear part), by name.
@@ -344,6 +345,8 @@ class RobustDP(OfTask):
                 raise _require.fail("RobustDP.exploration", expected, kernels.describe(kernel))
         most = math.hypot(*(kernels.variance_everywhere(kernel) ** 0.5 for kernel in enclosure.kernels))
         stage = std + enclosure.metric.norm(dim=-1)
+        if enclosure.peak is not None:
+            stage = torch.fmin(stage, enclosure.peak.norm(dim=-1))
         return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
 
     def rates(self, centers: Tensor, radius: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ E[1{together at t} τ(x′_t)] ≤ p_t, and Σ d_t ≤ 1 because they part once.
 by linear-programming duality; the minimum is at an integer λ ≤ T−1. For each λ the bound is an expectation over paths of
 f′, which is what the Monte-Carlo limit needs. (A cap inside the expectation would be wrong: see
 `tests/cost/test_total_variation.py`.)
+
+**All steps in one test.** For each r of a fixed list, J(f) ≤ TC·Φ(Φ⁻¹(E_{f′} Z̃/TC) + r), Z̃ = Σ c on paths of f′ along which the
+pushes a_t = ‖Σ^{-1/2}(f − f′)(x′_t)‖, t < T − 1, satisfy Σ a_t² ≤ r², and TC on the others ((2) of `gpsafe.cost.drift`). Of
+order √T where the sum of steps is of order T, and small where the cost is rare.
 """
 
 from __future__ import annotations
@@ -37,9 +41,11 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
+from gpsafe.cost.drift import drifted, push
 from gpsafe.policies import PolicyClass
 
 _NOISE = 3
+RADII = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # r of the module
 
 
 def parting_rate(gap: Tensor, noise_std: Tensor) -> Tensor:
@@ -47,9 +53,7 @@ def parting_rate(gap: Tensor, noise_std: Tensor) -> Tensor:
 
     A state without noise contributes 1 as soon as its gap is not 0; so does a gap that is NaN or negative.
     """
-    noise = noise_std.to(gap.device)
-    scaled = torch.where(gap == 0, 0.0, torch.where(gap > 0, gap / noise, torch.inf))
-    half = 0.5 * torch.linalg.vector_norm(scaled, dim=-1)
+    half = 0.5 * push(gap, noise_std)
     rate = torch.special.erf(half / math.sqrt(2.0)) * (1 + 1e-13)
     return torch.where(rate <= 1.0, rate, 1.0)
 
@@ -75,7 +79,8 @@ class TotalVariation(MonteCarloBound):
     Every f between l_n and h_n is within the half-width of m at every z, so f* needs no Lipschitz property. Saturates
     at T·C as soon as the half-width is of the size of the noise: `vacuous` says so.
 
-    One Monte-Carlo limit per λ ∈ {0, …, T−1} (δ_n shared by P policies, T + 1 limits), the smallest is reported.
+    One Monte-Carlo limit per λ ∈ {0, …, T−1} and one per r of `RADII` (δ_n shared by P policies and all limits, the lower one
+    among them), the smallest is reported.
     """
 
     samples: int = 1000
@@ -107,11 +112,11 @@ class TotalVariation(MonteCarloBound):
         self.check(confidence)
         noise = self.noise(confidence, _NOISE)
         lowers, uppers = [], []
-        share = self.stage_delta(confidence) / (policies.num * (self.horizon + 1))
+        share = self.stage_delta(confidence) / (policies.num * (self.horizon + 1 + len(RADII)))
         for part in torch.arange(policies.num).split(max(1, self.chunk // self.samples)):
             cost, rates = self.paths(confidence, policies.select(part), noise)
             lowers.append(monte_carlo.mean_lower(cost, self.total_ceiling, share))
-            uppers.append(self._upper(cost, rates, share))
+            uppers.append(torch.minimum(self._upper(cost, rates, share), self._tested(cost, rates, share)))
         lower, upper = torch.cat(lowers), torch.cat(uppers)
         return CostInterval(
             torch.minimum(lower.clamp_min(0.0), upper),
@@ -133,4 +138,14 @@ class TotalVariation(MonteCarloBound):
             ceiling = self.total_ceiling + c * float(weights.sum())
             mean = monte_carlo.mean_upper(cost + c * (rates * weights).sum(-1), ceiling, share)
             best = torch.minimum(best, c * cut + mean)
+        return best
+
+    def _tested(self, cost: Tensor, rates: Tensor, share: float) -> Tensor:
+        """min over r of TC·Φ(Φ⁻¹(limit of E Z̃/TC) + r); τ gives back a = 2Φ⁻¹((1 + τ)/2), rounded up."""
+        pushes = math.sqrt(8.0) * torch.special.erfinv(rates[..., :-1]) * (1 + 1e-6)
+        energy, ceiling = pushes.square().sum(-1), self.total_ceiling
+        best = torch.full_like(cost[:, 0], ceiling)
+        for radius in RADII:
+            kept = torch.where(energy <= radius**2, cost, ceiling)
+            best = torch.minimum(best, drifted(monte_carlo.mean_upper(kept, ceiling, share), radius, ceiling))
         return best

@@ -6,7 +6,7 @@ from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.filter_env import SafetyFilterWrapper
 from gpsafe.safety.flight import Flight, fly
 from gpsafe.safety.safe_parameters import SafeParameters, sound_upper
-from gpsafe.safety.safe_set import SafePolicySet, policy_distance, reachable
+from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, policy_distance, policy_gap, reachable
 from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "CertifiedMap",
     "Flight",
     "NotCertified",
+    "PolicyGap",
     "SafeParameters",
     "SafePolicySet",
     "SafetyFilter",
@@ -24,6 +25,7 @@ __all__ = [
     "fly",
     "noise_radius",
     "policy_distance",
+    "policy_gap",
     "reachable",
     "sound_upper",
 ]

@@ -27,10 +27,10 @@ from gpsafe.cost.enclosure import grow, residual_reach
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.parametric import ParametricPolicies
-from gpsafe.safety.safe_set import Rule, Witness, through
+from gpsafe.safety.safe_set import PolicyGap, Rule, Witness, through
 
 Upper = Callable[[Tensor], Tensor]  # θ (m, d) → sound UCB_n, (m,)
-Distance = Callable[[AffinePolicies, AffinePolicies], Tensor]  # D, (P, Q)
+Distance = Callable[[AffinePolicies, AffinePolicies], Tensor | PolicyGap]  # D, (P, Q)
 
 
 @short
@@ -254,7 +254,7 @@ def _box_upper(
     dp: RobustDP, confidence: ConfidenceSet, family: ParametricPolicies, center: Tensor, radius: Tensor
 ) -> Tensor:
     model, policies = confidence.model, family(center)
-    enclosure = dp.enclosure(confidence, policies).refine(confidence)
+    enclosure = dp.enclosure(confidence, policies)
     x, r = enclosure.centers, enclosure.radius
     spread = family.spread(center, radius, x=x, x_radius=r)  # (P, N, nu)
     zero_x, zero_u = torch.zeros(1, model.nx).double(), torch.zeros(1, model.nu).double()
@@ -265,7 +265,8 @@ def _box_upper(
     dz = torch.cat([r.expand(policies.num, *r.shape), reach], dim=-1)
     metric, slack, cap = residual_reach(confidence, enclosure.z, dz)
     known_radius = grow(enclosure.known_radius + spread @ matrix, 1e-12)
-    return dp.upper(replace(enclosure, known_radius=known_radius, metric=metric, slack=slack, cap=cap))
+    wide = replace(enclosure, known_radius=known_radius, metric=metric, slack=slack, cap=cap, spread=spread)
+    return dp.upper(wide.refine(confidence))
 
 
 def certified_boxes(
@@ -310,8 +311,8 @@ def lipschitz_boxes(
     for _ in range(rounds):
         middle = 0.5 * (low + high)
         corners = family.vertices(safe.theta, middle.unsqueeze(-1) * shape)
-        all_pairs = distance(family(safe.theta), family(corners.reshape(-1, family.dim)))
+        all_pairs = through(safe.values, distance(family(safe.theta), family(corners.reshape(-1, family.dim))))
         worst = all_pairs.reshape(len(safe), *corners.shape[:2])[members, members].amax(-1)
-        ok = torch.where((safe.values >= 0) & (worst >= 0), safe.values + worst, torch.inf) <= safe.budget
+        ok = worst <= safe.budget
         low, high = torch.where(ok, middle, low), torch.where(ok, high, middle)
     return low.unsqueeze(-1) * shape

@@ -12,8 +12,8 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import table
-from gpsafe.cost.total_variation import parting_rate, simulation_gap
+from gpsafe._show import short, table
+from gpsafe.cost.drift import drift_gap, drifted, push
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.features import FeaturePolicies
 from gpsafe.policies.parametric import input_gap
@@ -85,14 +85,16 @@ class SafePolicySet:
         """Indices not in S_n."""
         return torch.tensor([i for i in range(self.num) if i not in self.witnesses], dtype=torch.long)
 
-    def expand(self, upper: Tensor, *, episode: int, bound: str, distance: Tensor | None = None) -> SafePolicySet:
-        """S_n from S_{n−1}: adds UCB_n(π) ≤ d, and UCB_n(π′) + D(π, π′) ≤ d with π′ ∈ S_{n−1}.
+    def expand(
+        self, upper: Tensor, *, episode: int, bound: str, distance: Tensor | PolicyGap | None = None
+    ) -> SafePolicySet:
+        """S_n from S_{n−1}: adds UCB_n(π) ≤ d, and UCB_n(π′) + D(π, π′) ≤ d with π′ ∈ S_{n−1} (or what `through` makes of it).
 
         Args:
             upper: sound UCB_n of all policies, (num,); inf where it was not computed.
             episode: n.
             bound: name of the cost bound, for the witness.
-            distance: D, (num, num), or None to skip the Lipschitz rule.
+            distance: D, (num, num), the class's `PolicyGap`, or None to skip the Lipschitz rule.
         """
         _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
         if not bool((upper > -torch.inf).all()):
@@ -103,7 +105,8 @@ class SafePolicySet:
         for i in torch.nonzero(upper <= self.budget).flatten().tolist():
             grown.setdefault(i, Witness(episode, "bound", float(upper[i]), bound))
         if distance is not None:
-            _check_distance("SafePolicySet.expand", distance, self.num)
+            table = distance.distance if isinstance(distance, PolicyGap) else distance
+            _check_distance("SafePolicySet.expand", table, self.num)
             members = self.members
             value, source = through(upper[members], distance[members]).min(0)
             for i in torch.nonzero(value <= self.budget).flatten().tolist():
@@ -129,8 +132,44 @@ class SafePolicySet:
         return SafePolicySet(record["num"], record["budget"], witnesses)
 
 
-def through(value: Tensor, distance: Tensor) -> Tensor:
-    """value_i + D_ij, (m, num); inf for a pair whose value or distance is no number ≥ 0, which then admits nobody."""
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyGap:
+    """How far the closed loops of two policies are apart, for all f with ‖f_j‖ ≤ B_j.
+
+    Attributes:
+        push: a = sup_x ‖Σ_w^{-1/2}δ‖ per step, see `policy_gap`, (P, Q).
+        horizon: T.
+        ceiling: C.
+    """
+
+    push: Tensor
+    horizon: int
+    ceiling: float
+
+    @property
+    def distance(self) -> Tensor:
+        """D ≥ |J_c(π, f) − J_c(π′, f)| whatever the costs are, (P, Q), at most T·C."""
+        table = drift_gap(self.push.unsqueeze(-1).expand(*self.push.shape, self.horizon), self.ceiling)
+        return table.clamp_max(self.horizon * self.ceiling)
+
+    def __getitem__(self, index: Tensor) -> PolicyGap:
+        """Rows."""
+        return PolicyGap(self.push[index], self.horizon, self.ceiling)
+
+    def upper(self, value: Tensor) -> Tensor:
+        """≥ J_c(π_j, f) for all f with J_c(π_i, f) ≤ value_i, (P,) → (P, Q): the smaller of value + D and TC·Φ(Φ⁻¹(value/TC) +
+        a√(T−1)) (theory §4.2); inf where value is no number ≥ 0.
+        """
+        value, total = value.unsqueeze(-1), self.horizon * self.ceiling
+        moved = torch.minimum(value + self.distance, drifted(value, self.push * math.sqrt(self.horizon - 1), total))
+        return torch.where((value >= 0) & (self.push >= 0), moved, torch.inf)
+
+
+def through(value: Tensor, distance: Tensor | PolicyGap) -> Tensor:
+    """value_i + D_ij, (m, num), or `PolicyGap.upper`; inf for a pair whose value or distance is no number ≥ 0: not admitted."""
+    if isinstance(distance, PolicyGap):
+        return distance.upper(value)
     total = value.unsqueeze(-1) + distance
     return torch.where((value >= 0).unsqueeze(-1) & (distance >= 0), total, torch.inf)
 
@@ -154,16 +193,35 @@ def policy_distance(
     ceiling: float,
     others: AffinePolicies | FeaturePolicies | None = None,
 ) -> Tensor:
-    """D(π, π′) ≥ sup_f |J_c(π, f) − J_c(π′, f)| for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
+    """D(π, π′) of `policy_gap`: (P, P), symmetric, zero diagonal, at most T·C; with `others` (Q policies): (P, Q)."""
+    return policy_gap(
+        policies, known, kernel, rkhs_norm=rkhs_norm, outputs=outputs, noise_std=noise_std, horizon=horizon,
+        ceiling=ceiling, others=others,
+    ).distance  # fmt: skip
 
-    τ = 2Φ(‖Σ_w^{-1/2} δ‖/2) − 1 with δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change with
-    the input, so both enter (theory §4.2; the second alone is right for a zero known mean). The supremum over
+
+def policy_gap(
+    policies: AffinePolicies | FeaturePolicies,
+    known: KnownPart,
+    kernel: Sequence[Kernel],
+    *,
+    rkhs_norm: Tensor,
+    outputs: Sequence[int],
+    noise_std: Tensor,
+    horizon: int,
+    ceiling: float,
+    others: AffinePolicies | FeaturePolicies | None = None,
+) -> PolicyGap:
+    """How far apart π and π′ are for state costs, all f = known + residual with ‖residual_j‖ ≤ B_j.
+
+    At one state the next means differ by at most δ_i = |∂p_i/∂u|·|Δu| + B_i d_k: *both* the known mean and the residual change
+    with the input, so both enter (theory §4.2; the second alone is right for a zero known mean). The supremum over
     all states is that of `parametric.input_gap` or of `FeaturePolicies.input_change`. d_k must depend on Δu alone, as it does
     for sums of RBF, Matérn and linear kernels (others are refused); p must be affine in u with a constant input matrix
-    (Hessian bound zero in every entry that involves u).
+    (Hessian bound zero in every entry that involves u). Seen as a push of one loop, `gpsafe.cost.drift` says what it does.
 
     Returns:
-        (P, P), symmetric, zero diagonal, capped at T·C; with `others` (Q policies): (P, Q).
+        of (P, P) pairs; with `others` (Q policies): (P, Q).
     """
     nx, nu = noise_std.numel(), policies.input_box.dim
     if bool((known.hessian_bound[:, :, nx:] != 0).any()):
@@ -183,8 +241,7 @@ def policy_distance(
             expected = "kernels whose metric depends on z − z′ (sums of RBF, Matérn and linear kernels)"
             raise _require.fail("policy_distance", expected, kernels.describe(kernel[j]))
         shift[..., output] += rkhs_norm[j] * sup
-    rates = parting_rate(shift, noise_std).unsqueeze(-1).expand(*shift.shape[:-1], horizon)
-    return simulation_gap(rates, ceiling).clamp_max(horizon * ceiling)
+    return PolicyGap(push(shift, noise_std), horizon, ceiling)
 
 
 def _input_change(policies: AffinePolicies | FeaturePolicies, others: AffinePolicies | FeaturePolicies) -> Tensor:

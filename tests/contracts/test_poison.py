@@ -28,8 +28,8 @@ CASES = {**poison_sets.CASES, **poison_tubes.CASES, **poison_costs.CASES, **pois
 PACKAGES = {
     "sets": "zonotope ellipsoid box _containment",
     "tube": "core linear ensemble gp",
-    "cost": "curvature enclosure local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube total_variation"
-    " plan_tube to_go",
+    "cost": "curvature drift enclosure in_cell local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube"
+    " total_variation plan_tube to_go",
     "certify": "judge",
     "confidence": "set bounds functionals ranges regions",
 }
@@ -41,7 +41,7 @@ PARTS = {
     "GaussianTube": "TubeSession.upper TubeSession.exploration",
     "TotalVariation": "TotalVariation.paths",
     "RobustDP": "Grid.index Averager.__call__ RangeMax.build RangeMax.__call__ stages RobustDP.rates RobustDP.exploration"
-    " enclose grow residual_reach",
+    " enclose grow residual_reach around linearised bend InCell.of Loop.rows Loop.seminorm turn",
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
     "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula",
@@ -49,6 +49,7 @@ PARTS = {
     "EnsembleTube": "EnsembleTube.linearise EnsembleTube.mean",
     "GPTube": "GPTube.linearise",
     "PlanTube.verify": "PlanTube.reach",
+    "policy_distance": "policy_gap push drift_gap drifted",
 }
 # They move rows about, or make no claim that a number rests on.
 NO_CLAIM = {

@@ -8,7 +8,7 @@ import torch
 from cost_cases import make_case
 
 from gpsafe.cost import monte_carlo
-from gpsafe.cost.total_variation import TotalVariation, parting_rate, simulation_gap
+from gpsafe.cost.total_variation import RADII, TotalVariation, parting_rate, simulation_gap
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 
@@ -63,7 +63,7 @@ def test_the_bound_is_the_least_of_its_limits(bound):
     policies = case.choose(0, 40, 60)
     found = tv.evaluate(confidence, policies)
     cost, rates = tv.paths(confidence, policies, tv.noise(confidence, 3))
-    share = tv.stage_delta(confidence) / (3 * 5)
+    share = tv.stage_delta(confidence) / (3 * (5 + len(RADII)))
     T, C = 4, tv.cost.ceiling
     for p in range(3):
         limits = [T * C]

@@ -40,18 +40,18 @@ def distance(first=FIRST, second=None, *, outputs=(1, 0), noise=NOISE, known=KNO
 
 
 def expected(du, outputs=(1, 0)) -> float:
-    """τ from δ_i = |∂p_i/∂u|·|Δu| + B_i d_k(Δu), then parting as early as possible."""
+    """a from δ_i = |∂p_i/∂u|·|Δu| + B_i d_k(Δu), then the total variations of the paths to every time."""
     moved = [sum(abs(float(KNOWN.B[i, j])) * du[j] for j in range(2)) for i in range(2)]
     for j, output in enumerate(outputs):
         step, zero = tensor([0.0, 0.0, *du]), torch.zeros(1, 4).double()
         k0, k1 = (float(kernels.cross(KERNELS[j], zero, z)) for z in (zero, step))
         moved[output] += float(NORM[j]) * math.sqrt(2 * (k0 - k1))
-    tau = math.erf(math.hypot(*(m / float(s) for m, s in zip(moved, NOISE, strict=True))) / (2 * math.sqrt(2)))
-    left, total = 1.0, 0.0
-    for t in range(HORIZON):
-        parted = min(tau, left)
-        left, total = left - parted, total + parted * (HORIZON - 1 - t) * CEILING
-    return min(total, HORIZON * CEILING)
+    return summed(math.hypot(*(m / float(s) for m, s in zip(moved, NOISE, strict=True))))
+
+
+def summed(a: float) -> float:
+    """C Σ_{0<t<T} (2Φ(a√t/2) − 1)."""
+    return CEILING * sum(math.erf(a * math.sqrt(t / 8)) for t in range(1, HORIZON))
 
 
 def test_distances_are_their_formula():
@@ -67,10 +67,7 @@ def test_distances_are_their_formula():
     kernel = (kernels.rbf([0.5, 0.6, 1.0], variance=0.25), kernels.rbf([0.5, 0.6, 2.0], variance=0.125))
     rho = [math.sqrt(2 * v * (1 - math.exp(-0.5 * (0.3 / s) ** 2))) for v, s in ((0.25, 1.0), (0.125, 2.0))]
     delta = [0.03 * 0.3 + 0.3 * rho[1], 0.05 * 0.3 + 0.2 * rho[0]]
-    tau = math.erf(math.hypot(*(d / float(s) for d, s in zip(delta, NOISE, strict=True))) / (2 * math.sqrt(2)))
-    left, total = 1.0, 0.0
-    for t in range(HORIZON):
-        left, total = left - min(tau, left), total + min(tau, left) * (HORIZON - 1 - t) * CEILING
+    total = summed(math.hypot(*(d / float(s) for d, s in zip(delta, NOISE, strict=True))))
     assert float(distance(pair, known=known, kernel=kernel)[0, 1]) == pytest.approx(total, rel=1e-7)
     one = distance(outputs=(1,), kernel=KERNELS[:1])
     assert float(one[0, 2]) == pytest.approx(expected([0.6, 0.9], outputs=(1,)), rel=1e-6)
