@@ -136,8 +136,8 @@ def _table(runs: Sequence[Run]) -> Table:
     )  # fmt: skip
     caption = (
         f"{arguments.cells} × {arguments.cells} cells, T = {arguments.horizon}. {arguments.runs} runs of the plant from each "
-        f"of {arguments.states}² states a seed; each bound is tried at level {CHANCE:g}. Means ± 95 %. F_n at δ = 0.1, norm and "
-        "kernel known."
+        f"of {arguments.states}² states a seed; each bound is tried at level {CHANCE:g}. Means ± 95 %. F_n at δ = 0.1, "
+        "norm and kernel known."
     )
     return Table(columns, rows, caption)
 
