@@ -81,7 +81,8 @@ lab.show(figure)
 #
 # An agent of so short a life hardly tries. So somebody else takes its place who pushes with full force along the pole's rate,
 # once behind the filter just learned, once behind one whose terminal set is *invariant* (of the model about rest, in all four
-# coordinates: from each of its states the backup law can stay in it), and once behind none. Same start, same noise.
+# coordinates: from each of its states the backup law can stay in it), and once behind none. Same start, same noise. What came of it
+# stands in the list of filters.
 
 # %%
 invariant = replace(published, terminal="invariant", dims=None).filter(plant, learner.standing.model, None)
@@ -93,7 +94,7 @@ adversary = {
     )
     for name, safe in filters.items()
 }  # fmt: skip
-flights.explorer(adversary, step=20)
+flights.explorer({f"{name}: {flight.told}": flight for name, flight in adversary.items()}, step=20)
 
 # %% [markdown]
 # ## What is not promised?

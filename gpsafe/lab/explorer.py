@@ -232,7 +232,8 @@ class Explorer:
             made = kit.SelectionSlider if isinstance(control, Slider) else kit.Dropdown
             options = [(control.shown(v), v) for v in control.values]
             made = made(options=options, value=control.start, description=control.label)
-            made.layout.width, made.style.description_width = "310px", "90px"
+            longest = max(len(text) for text, _ in options)
+            made.layout.width, made.style.description_width = f"{max(310, 130 + 7 * longest)}px", "90px"
             made.observe(lambda change, name=name: move(name, change["new"]), "value")
             simple.append(made)
         for kind, buttons in tiles:
