@@ -63,9 +63,7 @@ judge = PlanTube(
     ),
 )
 brakes = AffinePolicies(torch.zeros(2, 1).double(), vector(0.0, -1.0).expand(2, 1, 2).clone(), plant.input_box)
-follow = Tracking(
-    brakes=brakes, authority=vector(0.75, 0.9), state_weight=vector(10.0, 1.0), input_weight=vector(1.0)
-)
+follow = Tracking(brakes=brakes, authority=vector(0.75, 0.9), state_weight=vector(10.0, 1.0), input_weight=vector(1.0))
 known = TheoryModel.create(
     model, bound, tabulate=lambda gp: Table.build(gp, identity_prior, turn, counts=(60, 17, 5)),
     judge=judge, tracking=follow,

@@ -64,7 +64,12 @@ theory = calibration.theory_band(models["Gaussian process"], rkhs_norm=plant.rkh
 beta = float(theory.beta.max())
 panels = [("Gaussian process", beta), ("Gaussian process", 2.0), ("ensemble of 5", 2.0), ("MC dropout", 2.0)]
 panels += [("last-layer Laplace", 2.0)]
-nouns = {"Gaussian process": "gp", "ensemble of 5": "ensemble", "MC dropout": "mc-dropout", "last-layer Laplace": "laplace"}
+nouns = {
+    "Gaussian process": "gp",
+    "ensemble of 5": "ensemble",
+    "MC dropout": "mc-dropout",
+    "last-layer Laplace": "laplace",
+}
 with plotting.style(size=9):
     figure = plotting.figure(10, 2.6)
     for axes, (name, multiple) in zip(figure.subplots(1, 5, sharey=True), panels, strict=True):

@@ -25,6 +25,7 @@ from gpsafe.testbed.extras import needed
 
 DPI = 100
 SIZE = 9.0  # points of the text in pictures
+WIDE = {"width": "100%", "max_width": "1000px"}
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -226,7 +227,7 @@ class Explorer:
                     button.on_click(lambda _, name=name, value=value: move(name, value))
                 tiles.append((control, buttons))
                 columns = f"repeat({control.columns}, minmax(0, 1fr))"
-                box = kit.GridBox(buttons, layout=kit.Layout(grid_template_columns=columns, width="1000px"))
+                box = kit.GridBox(buttons, layout=kit.Layout(grid_template_columns=columns, **WIDE))
                 rows.append(kit.VBox([kit.Label(control.label), box]))
                 continue
             made = kit.SelectionSlider if isinstance(control, Slider) else kit.Dropdown
@@ -238,7 +239,7 @@ class Explorer:
             simple.append(made)
         for kind, buttons in tiles:
             _tint(kind, buttons, settings)
-        grid = kit.HBox(simple, layout=kit.Layout(flex_flow="row wrap", width="1000px"))
+        grid = kit.HBox(simple, layout=kit.Layout(flex_flow="row wrap", **WIDE))
         return kit.VBox([grid, *rows, image])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

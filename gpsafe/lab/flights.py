@@ -68,7 +68,9 @@ class Flight:
     @property
     def told(self) -> str:
         """What came of the flight behind the filter."""
-        return f"leaves the limits at step {len(self.applied)}" if self.left[1] else f"stays for {len(self.applied)} steps"
+        return (
+            f"leaves the limits at step {len(self.applied)}" if self.left[1] else f"stays for {len(self.applied)} steps"
+        )
 
     @property
     def left(self) -> tuple[bool, bool]:
