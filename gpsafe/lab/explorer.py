@@ -134,19 +134,21 @@ class _Pen:
             self.canvas.draw()  # lays out; the places found serve every later move
             figure.set_layout_engine("none")
             self._laid = True
-        for axes in figure.axes:
+        visible = [axes for axes in figure.axes if axes.get_visible()]
+        for axes in visible:
             axes.apply_aspect()
-        seen = [_frame(axes) for axes in figure.axes]
+        seen = [_frame(axes) for axes in visible]
         if self._below[0] != seen:
             renderer.clear()
             figure.patch.draw(renderer)
-            for axes in figure.axes:
-                for part in (axes.patch, axes.xaxis, axes.yaxis):
+            for axes in visible:
+                for part in (axes.patch, axes.xaxis, axes.yaxis) if axes.axison else ():
                     part.draw(renderer)
             self._below = seen, renderer.copy_from_bbox(figure.bbox)
         renderer.restore_region(self._below[1])
-        for axes in figure.axes:
-            above = [artist for artist in axes.get_children() if artist not in (axes.patch, axes.xaxis, axes.yaxis)]
+        for axes in visible:
+            below = {axes.patch, axes.xaxis, axes.yaxis, *(() if axes.axison else axes.spines.values())}
+            above = [artist for artist in axes.get_children() if artist not in below]
             for artist in sorted(above, key=lambda artist: artist.zorder):
                 artist.draw(renderer)
         for artist in (*figure.lines, *figure.texts, *figure.legends):
@@ -161,8 +163,9 @@ def _frame(axes: Axes) -> tuple[object, ...]:
     for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         ticks = [axis.get_majorticklocs().tolist(), axis.get_minorticklocs().tolist()]
         labels = axis.get_major_formatter().format_ticks(ticks[0])
-        sides.append((axis.get_visible(), axis.get_scale(), limits, ticks, labels, axis.label.get_text()))
-    return (axes.get_position(original=False).bounds, axes.get_facecolor(), *sides)
+        name = (axis.label.get_text(), axis.label.get_color())
+        sides.append((axis.get_visible(), axis.get_scale(), limits, ticks, labels, name))
+    return (axes.axison, axes.get_position(original=False).bounds, axes.get_facecolor(), *sides)
 
 
 def _widgets() -> Any:
