@@ -81,7 +81,8 @@ lab.show(figure)
 #
 # An agent of so short a life hardly tries. So somebody else takes its place who pushes with full force along the pole's rate,
 # once behind the filter just learned, once behind one whose terminal set is *invariant* (of the model about rest, in all four
-# coordinates: from each of its states the backup law can stay in it), and once behind none. Same start, same noise.
+# coordinates: from each of its states the backup law can stay in it), and once behind none. Same start, same noise. What came of it
+# stands in the list of filters, and below.
 
 # %%
 invariant = replace(published, terminal="invariant", dims=None).filter(plant, learner.standing.model, None)
@@ -93,7 +94,20 @@ adversary = {
     )
     for name, safe in filters.items()
 }  # fmt: skip
-flights.explorer(adversary, step=20)
+flights.explorer({f"{name}: {flight.told}": flight for name, flight in adversary.items()}, step=20)
+
+# %%
+with plotting.style(size=9):
+    figure = plotting.figure(10, 2.4)
+    axes = figure.subplots()
+    first = next(iter(adversary.values()))
+    tilts = {"none": first.free, **{n: f.kept for n, f in zip(("hull", "invariant"), adversary.values(), strict=True)}}
+    for noun, states in tilts.items():
+        axes.plot(states[:, 2].abs(), label=noun, linewidth=1.1, **plotting.look(noun).line)
+    plotting.limit(axes, float(plant.state_box.upper[2]), label="limit")
+    axes.set(xlabel="step", ylabel="|θ| (rad)", ylim=(0, 0.3))
+    plotting.legend_beside(axes)
+lab.show(figure)
 
 # %% [markdown]
 # ## What is not promised?

@@ -94,7 +94,7 @@ lab.show(figure)
 trust = Trust.of(
     models, seen, {name: test for name, (test, _) in tests.items()}, {name: true for name, (_, true) in tests.items()}
 )
-trust.explorer(test="beyond them")
+trust.explorer(model="ensemble of 10", test="beyond them")
 
 # %% [markdown]
 # ## Can one measure the right multiple, and use it elsewhere?

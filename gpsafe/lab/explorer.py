@@ -25,6 +25,7 @@ from gpsafe.testbed.extras import needed
 
 DPI = 100
 SIZE = 9.0  # points of the text in pictures
+WIDE = {"width": "100%", "max_width": "1000px"}
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -133,19 +134,21 @@ class _Pen:
             self.canvas.draw()  # lays out; the places found serve every later move
             figure.set_layout_engine("none")
             self._laid = True
-        for axes in figure.axes:
+        visible = [axes for axes in figure.axes if axes.get_visible()]
+        for axes in visible:
             axes.apply_aspect()
-        seen = [_frame(axes) for axes in figure.axes]
+        seen = [_frame(axes) for axes in visible]
         if self._below[0] != seen:
             renderer.clear()
             figure.patch.draw(renderer)
-            for axes in figure.axes:
-                for part in (axes.patch, axes.xaxis, axes.yaxis):
+            for axes in visible:
+                for part in (axes.patch, axes.xaxis, axes.yaxis) if axes.axison else ():
                     part.draw(renderer)
             self._below = seen, renderer.copy_from_bbox(figure.bbox)
         renderer.restore_region(self._below[1])
-        for axes in figure.axes:
-            above = [artist for artist in axes.get_children() if artist not in (axes.patch, axes.xaxis, axes.yaxis)]
+        for axes in visible:
+            below = {axes.patch, axes.xaxis, axes.yaxis, *(() if axes.axison else axes.spines.values())}
+            above = [artist for artist in axes.get_children() if artist not in below]
             for artist in sorted(above, key=lambda artist: artist.zorder):
                 artist.draw(renderer)
         for artist in (*figure.lines, *figure.texts, *figure.legends):
@@ -160,8 +163,9 @@ def _frame(axes: Axes) -> tuple[object, ...]:
     for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         ticks = [axis.get_majorticklocs().tolist(), axis.get_minorticklocs().tolist()]
         labels = axis.get_major_formatter().format_ticks(ticks[0])
-        sides.append((axis.get_visible(), axis.get_scale(), limits, ticks, labels, axis.label.get_text()))
-    return (axes.get_position(original=False).bounds, axes.get_facecolor(), *sides)
+        name = (axis.label.get_text(), axis.label.get_color())
+        sides.append((axis.get_visible(), axis.get_scale(), limits, ticks, labels, name))
+    return (axes.axison, axes.get_position(original=False).bounds, axes.get_facecolor(), *sides)
 
 
 def _widgets() -> Any:
@@ -226,18 +230,19 @@ class Explorer:
                     button.on_click(lambda _, name=name, value=value: move(name, value))
                 tiles.append((control, buttons))
                 columns = f"repeat({control.columns}, minmax(0, 1fr))"
-                box = kit.GridBox(buttons, layout=kit.Layout(grid_template_columns=columns, width="1000px"))
+                box = kit.GridBox(buttons, layout=kit.Layout(grid_template_columns=columns, **WIDE))
                 rows.append(kit.VBox([kit.Label(control.label), box]))
                 continue
             made = kit.SelectionSlider if isinstance(control, Slider) else kit.Dropdown
             options = [(control.shown(v), v) for v in control.values]
             made = made(options=options, value=control.start, description=control.label)
-            made.layout.width, made.style.description_width = "310px", "90px"
+            longest = max(len(text) for text, _ in options)
+            made.layout.width, made.style.description_width = f"{max(310, 130 + 7 * longest)}px", "90px"
             made.observe(lambda change, name=name: move(name, change["new"]), "value")
             simple.append(made)
         for kind, buttons in tiles:
             _tint(kind, buttons, settings)
-        grid = kit.HBox(simple, layout=kit.Layout(flex_flow="row wrap", width="1000px"))
+        grid = kit.HBox(simple, layout=kit.Layout(flex_flow="row wrap", **WIDE))
         return kit.VBox([grid, *rows, image])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

@@ -66,6 +66,13 @@ class Flight:
     names: Names
 
     @property
+    def told(self) -> str:
+        """What came of the flight behind the filter."""
+        return (
+            f"leaves the limits at step {len(self.applied)}" if self.left[1] else f"stays for {len(self.applied)} steps"
+        )
+
+    @property
     def left(self) -> tuple[bool, bool]:
         """Whether the last state is outside the box: without the filter, and behind it."""
         without, behind = (bool(~self.box.contains(states[-1])) for states in (self.free, self.kept))
@@ -90,7 +97,11 @@ class Flight:
             plane.plot(states[:, i], states[:, j], label=label, linewidth=0.9, **style.line)
         plane.plot(shown[-1, i], shown[-1, j], **plotting.look("safe").points)
         plotting.state_box(plane, self.box.lower, self.box.upper, self.dims)
-        plane.set(xlabel=self.names[0], ylabel=self.names[1])
+        low, high = plane.get_xlim()
+        seen = torch.cat([self.free[:, i], self.kept[:, i], self.terminal[:, 0]])
+        pad = 0.3 * float(seen.max() - seen.min())
+        within = max(low, float(seen.min()) - pad), min(high, float(seen.max()) + pad)
+        plane.set(xlabel=self.names[0], ylabel=self.names[1], xlim=within)
         plane.legend(loc="upper left", ncols=3)
         told = "the limit is left" if ended and self.left[1] else "the end" if ended else WORDS[source]
         plane.set_title(f"step {step + ended}: {told}", loc="left")

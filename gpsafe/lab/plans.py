@@ -209,11 +209,11 @@ def draw(figure: Figure, plane: Plane, episode: Flown, *, step: int) -> None:
     time.legend(loc="upper left", ncols=2)
     phase.set_title(f"step {step}: {WORDS[episode.sources[step]]}", loc="left")
     room, real = _told(promise.promised), _told(promise.excess)
-    time.set_title(f"promised: {room}; the plant would come to {real}", loc="left")
+    time.set_title(f"promised: {room}; the plant: {real}", loc="left")
 
 
 def _told(excess: float) -> str:
-    return f"{abs(excess):.2g} {'beyond' if excess > 0 else 'within'} the limit"
+    return f"{abs(excess):.2g} {'beyond' if excess > 0 else 'below'} the limit"
 
 
 def _padded(values: Tensor) -> tuple[float, float]:

@@ -112,12 +112,12 @@ class Trust:
         shares.legend(loc="lower right")
         shares.set_title(f"at {multiple:g}σ: {share:.3g} %, Gaussian {100 * nominal:.3g} %", loc="left")
 
-    def explorer(self, *, multiple: float = 2.0, test: str | None = None) -> Explorer:
+    def explorer(self, *, multiple: float = 2.0, model: str | None = None, test: str | None = None) -> Explorer:
         """Choose a model, a test, and the multiple."""
         return Explorer(
             self.draw,
             (10.0, 3.8),
-            model=Choice("model", self.models),
+            model=Choice("model", self.models, model),
             test=Choice("tested", self.tests, test),
             multiple=Slider("multiple of σ", MULTIPLES, multiple, lambda k: f"{k:g}"),
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,5 @@ def test_control_noise_is_caught():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOOKS)
 def test_it_runs_from_top_to_bottom(name, script):
-    begun = time.perf_counter()
     notebook = script.executed(name)
     assert noise(json.loads(script.nbformat.writes(notebook))) == []
-    assert time.perf_counter() - begun < 240  # 60 s on an idle machine
