@@ -234,7 +234,8 @@ def _figure(cells: Mapping[tuple[str, str, str], Rows]) -> Figure:
         free = cells.get((plant, "none", "none"))
         if free:
             row[3].axvline(Share.of(r["violated"] for r in _what(free, "flight")).value, color=plotting.colour("ink"))
-    plotting.legend_beside(panels[0, -1])
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    plotting.legend_beside(panels[0, -1], handles=handles, labels=labels)
     figure.supxlabel("share (95 % Clopper–Pearson for episodes); line: without a filter", fontsize=9)
     return figure
 

@@ -44,9 +44,9 @@ class Arguments:
     """Transitions learnt from."""
     exact: int = 2000
     """The exact process is left out where there are more: its time grows as n³, its memory as n²."""
-    held: int = 200
+    held: int = 150
     """Rows that recalibrate."""
-    test: int = 400
+    test: int = 200
     """Test rows of each kind."""
     steps: int = 1000
     """Gradient steps of a training."""
