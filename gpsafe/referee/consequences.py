@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from gpsafe.referee.case import Case
-from gpsafe.referee.finding import Finding, Ruling, idle, listing, shown
+from gpsafe.referee.finding import BAYES, Finding, Ruling, idle, listing, shown
 from gpsafe.referee.reach import Policies, Region
 from gpsafe.referee.refit import Refit
 from gpsafe.referee.widths import Width
@@ -16,7 +16,6 @@ from gpsafe.systems.task import Task
 REFIT = "Hyperparameters frozen before the rows predict as well as refitted ones."
 STATES = "Part of the box of (x, u) is known well enough to certify anything in it."
 POLICIES = "Some policies can be certified with these rows."
-BAYES = "the Bayesian reading: f is a draw of the Gaussian process, noise is normal; no theorem of gpsafe rests on it"
 
 
 def of_widths(found: Sequence[Width], delta: float, task: Task | None) -> Finding:

@@ -13,6 +13,9 @@ from gpsafe import _require
 from gpsafe._show import short, table
 
 
+BAYES = "the Bayesian reading: f is a draw of the Gaussian process, noise is normal; no theorem of gpsafe rests on it"
+
+
 class Ruling(StrEnum):
     """What the rows say about a claim. None of them means that it is true."""
 
@@ -124,9 +127,12 @@ class Findings:
         told = ", ".join(f"{count[ruling]} {ruling.value}" for ruling in Ruling if count[ruling])
         if not self.refuted:
             return f"{told}. Nothing that was tried is refuted, which makes none of it true: see what each test would notice."
-        names = ", ".join(found.name for found in self.refuted)
+        parts = []
+        for of, bayes in (("what theorems rest on", False), ("the Bayesian reading alone", True)):
+            names = [found.name for found in self.refuted if (BAYES in found.assumes) is bayes]
+            parts += [f"Refuted of {of}: {listing(names)}."] if names else []
         chance = f"If all that was tried were true, a report would refute some of it with probability ≤ {self.level:g}."
-        return f"{told}. Refuted: {names}. {chance}"
+        return f"{told}. {' '.join(parts)} {chance}"
 
     def document(self) -> dict[str, Any]:
         """Everything, for `gpsafe.testbed.store.write_json`."""

@@ -8,8 +8,7 @@ from typing import Any
 
 from gpsafe.referee import power, trials
 from gpsafe.referee.case import Case, Output
-from gpsafe.referee.consequences import BAYES
-from gpsafe.referee.finding import Finding, Ruling, idle, listing, shown
+from gpsafe.referee.finding import BAYES, Finding, Ruling, idle, listing, shown
 
 SHORT, RARE = "length-scales a quarter as long, norm B", "every fiftieth row ten times as noisy"
 DEFECTS = {

@@ -5,7 +5,7 @@
 is near (σ is more than half of what it was before any data), or β is too large for σ as it is (B, R or n).
 
 **Policies.** Of a class, the user's or linear feedback about x_0 from the linearised mean, those whose expected cost stays
-within the budget for every f of F_n; `gpsafe.algorithms.explain` splits the excess of the rest.
+within the budget for every f of F_n, by tubes; `gpsafe.algorithms.explain` splits the excess of the rest.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from gpsafe import _require
 from gpsafe.algorithms.explain import Explanation, explain_cost
 from gpsafe.confidence import ConfidenceSet, regions
 from gpsafe.cost.base import CostBound
+from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, PolicyClass
 from gpsafe.sets import Box
+from gpsafe.systems.base import HalfspaceCost
 from gpsafe.systems.task import Task
 from gpsafe.tube.gains import lqr_gain
 
 CELLS = 256  # at most
 ACCURACY = 0.1  # ε, share of the half-width of each state
-PATHS = 200
+PATHS = 2000  # at most
 EXPLAINED = 3  # policies whose excess is split
 SPREAD = (0.0, 0.25, -0.25, 0.5, -0.5)  # set-points, shares of the state box about x_0
 
@@ -119,9 +121,7 @@ def policies(
     origin = "the class given"
     if given is None:
         given, origin = about_start(confidence.model, task, inputs, box)
-    bound: CostBound = ScenarioTube(
-        task=task, seed=0, samples=PATHS, delta=delta, anchors=8, limit=10 * float(box.radius.max()), give_up=math.inf
-    )
+    bound = _bound(task, given.num, delta, 10 * float(box.radius.max()))
     upper = bound.evaluate(confidence, given).upper
     out = torch.nonzero(upper > task.budget).flatten()
     out = out[upper[out].argsort()]
@@ -134,6 +134,15 @@ def policies(
         told.append((i, one))
     certified = given.num - len(out)
     return Policies(given.num, certified, bound.name, origin, tuple(upper.tolist()), causes, tuple(told))
+
+
+def _bound(task: Task, crowd: int, delta: float, limit: float) -> CostBound:
+    """Gaussian tubes for half-space costs; for others scenario tubes, with paths for half of the budget if `PATHS` do."""
+    if isinstance(task.cost, HalfspaceCost):
+        return GaussianTube(task=task, limit=limit)
+    wanted = 2 * task.total_ceiling * math.log(crowd / delta) / max(task.budget, 1e-300)
+    samples = int(min(PATHS, max(200.0, wanted)))
+    return ScenarioTube(task=task, seed=0, samples=samples, delta=delta, anchors=8, limit=limit)
 
 
 def about_start(model: GP, task: Task, inputs: Box, box: Box) -> tuple[AffinePolicies, str]:

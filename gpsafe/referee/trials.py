@@ -274,23 +274,24 @@ def _forecasts(
     log = math.log(2 / design.delta)
     weight = (design.norm**2 + 2 * before + 2 * log).sqrt()
     errors = (white * own.unsqueeze(-1))[first:]
-    spread = (own[first:].square() - square).clamp_min(0.0).sqrt()
+    slip = 4 * len(own) * 2.0**-52 * float(gram.diagonal().max() + square)  # of variances, by rounding
+    spread = ((own[first:].square() - square).clamp_min(0.0) + slip).sqrt()
     size = errors.abs() - (weight * spread).nan_to_num(nan=math.inf).unsqueeze(-1) * (1 + MARGIN)
     inverse = linalg.inverse_lower(factor)[:, first:]
     after = square * (inverse.T @ white)  # y − μ_n
-    last = design.noise * (1 - square * inverse.square().sum(0)).clamp_min(0.0).sqrt()
+    last = design.noise * ((1 - square * inverse.square().sum(0)).clamp_min(0.0) + slip / square).sqrt()
     full = math.sqrt(design.norm**2 + 2 * float(gain[-1]) + 2 * log)
     size = torch.maximum(size, after.abs() - (full * last).nan_to_num(nan=math.inf).unsqueeze(-1) * (1 + MARGIN))
     cuts = design.noise * torch.tensor(SIZES, dtype=torch.float64)
     beyond = (size > cuts.reshape(-1, 1, 1)).sum(1)  # (7, S)
     chance = torch.tensor([min(1.0, 2 * math.exp(-(a**2) / 2)) for a in SIZES], dtype=torch.float64)
-    tail = special.bdtrc(beyond.numpy() - 1.0, float(m), chance.numpy()[:, None])
-    tail[beyond.numpy() == 0] = 1.0
-    smallest = torch.from_numpy(tail).amin(0) * len(SIZES)
+    hits = beyond.double().numpy()
+    tail = special.betainc(hits.clip(1), m - hits.clip(1) + 1, chance.numpy()[:, None])  # P(Binomial ≥ hits)
+    smallest = torch.from_numpy(tail).where(beyond > 0, 1.0).amin(0) * len(SIZES)
     cross = factor[first:, :first]
     error = y[first:] - cross @ white[:first]
     prior = kernels.diagonal(design.kernel, design.z[first:])
-    wide = (prior - cross.square().sum(-1)).clamp_min(0.0).sqrt()
+    wide = ((prior - cross.square().sum(-1)).clamp_min(0.0) + slip).sqrt()
     start = math.sqrt(design.norm**2 + 2 * float(gain[first - 1]) + 2 * log) if first else design.norm
     room = (start * wide).nan_to_num(nan=math.inf) * (1 + MARGIN) + 1e-9 * design.noise
     room = room + design.noise * math.sqrt(2 * (log + math.log(2 * m)))
