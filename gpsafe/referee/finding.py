@@ -12,7 +12,6 @@ from typing import Any
 from gpsafe import _require
 from gpsafe._show import short, table
 
-
 BAYES = "the Bayesian reading: f is a draw of the Gaussian process, noise is normal; no theorem of gpsafe rests on it"
 
 

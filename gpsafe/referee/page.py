@@ -54,9 +54,9 @@ $needed
 $tails
 <h2>What the tests notice on these inputs</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="power"><table>$power</table></div>
-<p class="note">Numbers of $trials trials in which each test refuted, on functions of exactly known norm with 30 centres among the
-rows, measured where these were; the least of all outputs, of the first line the most. The first line are false
-alarms; “bars”, “shape” and “memory” suppose a draw of the process, which such functions are not.</p>
+<p class="note">Numbers of $trials trials in which each test refuted, on functions of exactly known norm with 30 centres among
+the rows, measured where these were; the least of all outputs, of the first line the most. The first line are false alarms;
+“bars”, “shape” and “memory” suppose a draw of the process, which such functions are not.</p>
 <h2>Every question</h2>
 $sections
 <h2>What was done to the rows</h2>

@@ -177,8 +177,8 @@ def outlying(data: Transitions, names: Sequence[str], inputs: Sequence[str]) -> 
             name = given[j] if given else f"{kind}{j + 1}"
             found.append(
                 f"{int(far[:, j].sum())} of {len(data)} rows have {name} more than {FAR:g} quartile ranges from its median, "
-                f"{float(middle[j]):.3g}; the furthest is {worst:.4g}. Such rows stretch every box, and the others tell nothing "
-                "of them."
+                f"{float(middle[j]):.3g}; the furthest is {worst:.4g}. They stretch every box, and the other rows tell "
+                "nothing of them."
             )
     return found
 
