@@ -29,6 +29,9 @@ from . import (
     policies as policies,
 )
 from . import (
+    referee as referee,
+)
+from . import (
     rkhs as rkhs,
 )
 from . import (
@@ -84,6 +87,7 @@ from .planning import ICEM as ICEM
 from .planning import Planner as Planner
 from .planning.mpc.fast import CondensedSQP as CondensedSQP
 from .policies import AffinePolicies as AffinePolicies
+from .referee import verify as verify
 from .rkhs import kernels as kernels
 from .safety import (
     SafePolicySet as SafePolicySet,
@@ -132,7 +136,6 @@ from .systems import (
 from .systems import (
     twin as twin,
 )
-from .testbed.verify import verify as verify
 from .verdict import Outcome as Outcome
 from .verdict import Verdict as Verdict
 

@@ -24,7 +24,7 @@ FENCE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 ROOMS = (
     ("confidence", "cost", "tube", "certify", "safety"),
     ("models", "systems", "policies", "sets", "rkhs", "saved"),
-    ("algorithms", "planning", "baselines", "comparison", "calibration", "plotting", "testbed", "lab"),
+    ("algorithms", "planning", "baselines", "comparison", "calibration", "referee", "plotting", "testbed", "lab"),
 )
 HOMES = {"README.md": "index.md", "experiments/README.md": "experiments.md"}
 """Files outside docs/ that are pages of their own."""

@@ -54,3 +54,15 @@ def test_models_and_certifiers_are_compared_on_a_plant_of_ones_own(capsys):
     frame = names["found"].frame()
     assert list(frame["certifier"]) == ["none", "tube-paper"] and list(frame["steps"]) == [20, 20]
     assert "covered" in capsys.readouterr().out
+
+
+def test_a_recording_is_examined(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names: dict = {}
+    exec(compile(code, "docs/your-data.md", "exec"), names)
+    refuted = {one.name for one in names["found"].refuted}
+    assert {"level", "tail", "held"} <= refuted and "norm" not in refuted
+    assert "no test refutes from R = 0.04" in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file()

@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"plotting"},
     {"testbed"},
     {"calibration"},
+    {"referee"},
     {"lab"},
     {"cli"},
 ]

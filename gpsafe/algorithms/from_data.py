@@ -139,8 +139,24 @@ def estimate(
     Raises:
         ValueError: on too few rows, and where an axis of z = (x, u) never moves, which no length-scale can be told from.
     """
-    where = "estimate"
     data = _rows(states, inputs)
+    options = {"kernels": kernels, "noise_std": noise_std, "margin": margin, "shrink": shrink, "held_out": held_out}
+    return estimate_rows(data, prior=prior, outputs=outputs, **options)
+
+
+def estimate_rows(
+    data: Transitions,
+    *,
+    prior: Prior = zero_prior,
+    outputs: Sequence[int] | None = None,
+    kernels: Kernel | Sequence[Kernel] | None = None,
+    noise_std: Any = None,
+    margin: float = 2.0,
+    shrink: float = 0.7,
+    held_out: float = 0.25,
+) -> Estimate:
+    """As `estimate`, from transitions in the order in which they were measured, whatever runs they belong to."""
+    where = "estimate"
     nx, nu = data.x.shape[1], data.u.shape[1]
     margin = _require.number(where, "margin", margin, minimum=1.0)
     _require.probability(where, "shrink", shrink)

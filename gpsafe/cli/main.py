@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from gpsafe.cli.common import PLAIN, UsageError, parse, see_current_folder, width
+from gpsafe.cli.judging import DEFAULTS, Own, asked, judge
 from gpsafe.cli.verdicts import list_table, progress_of, results_table
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verify:
-    """Runs the checks with their controls and prints which claims stand.
+    """Runs the checks with their controls and prints which claims stand; or, with --system, --env or --data, examines a plant
+    or a recording of one's own.
 
-    Finished pieces are kept, so a run that was stopped goes on where it was. Exit code 0 if every claim HOLDS
-    and every control is VIOLATED, else 1; 2 for wrong usage; 130 after Ctrl-C.
+    Finished pieces of checks are kept, so a run that was stopped goes on where it was. Exit code 0 if every claim HOLDS
+    and every control is VIOLATED (of one's own: if nothing is refuted), else 1; 2 for wrong usage; 130 after Ctrl-C.
     """
 
     budget: Literal["quick", "full"] = "quick"
@@ -56,6 +58,7 @@ class Verify:
     """Where finished pieces are kept."""
     package: Annotated[str, tyro.conf.arg(metavar="MODULE")] = "gpsafe.proofs_checks"
     """Package that holds the checks (default: the project's own)."""
+    own: Annotated[Own, tyro.conf.OmitArgPrefixes] = DEFAULTS
 
 
 def _verify(options: Verify, command: str) -> int:
@@ -63,6 +66,12 @@ def _verify(options: Verify, command: str) -> int:
 
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
+    outputs = _outputs(options)
+    if asked(options.own):
+        alien = [n for n in ("budget", "only", "workers", "list", "fresh", "cache", "package") if _given(options, n)]
+        if alien:
+            raise UsageError(f"--{alien[0]}: expected with the project's checks, got a plant or recording")
+        return judge(options.own, html=options.html, json=options.json, command=command, outputs=outputs)
     console = Console(width=width())
     chosen, known, missing = _chosen(options)
     if options.list:
@@ -72,13 +81,7 @@ def _verify(options: Verify, command: str) -> int:
         return 0
     from gpsafe.testbed import report, store, verify
 
-    outputs = [path for path in (options.json, options.html) if path is not None]
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise UsageError(f"--html: expected another file than --json, got {str(options.html)!r}")
     try:
-        for name in ("json", "html"):
-            if getattr(options, name) is not None:
-                store.require_writable(f"--{name}", getattr(options, name))
         store.require_writable("--cache", options.cache / "timings.json")
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -124,6 +127,29 @@ def _verify(options: Verify, command: str) -> int:
     for path in outputs:
         console.print(f"wrote {path}", **PLAIN, soft_wrap=True)
     return 0 if all(result.passed for result in results) else 1
+
+
+def _given(options: Verify, name: str) -> bool:
+    """Whether an option differs from its default."""
+    return getattr(options, name) != getattr(Verify(), name)
+
+
+def _outputs(options: Verify) -> list[Path]:
+    """The files that are asked for, after a look at whether they can be written."""
+    outputs = [path for path in (options.json, options.html) if path is not None]
+    if not outputs:
+        return outputs
+    from gpsafe.testbed import store
+
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UsageError(f"--html: expected another file than --json, got {str(options.html)!r}")
+    try:
+        for name in ("json", "html"):
+            if getattr(options, name) is not None:
+                store.require_writable(f"--{name}", getattr(options, name))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return outputs
 
 
 def _chosen(options: Any) -> tuple[dict[str, Check], dict[str, Check], dict[str, str]]:
@@ -209,7 +235,10 @@ def _calibrate_words(words: Sequence[str], command: str) -> int:
 
 
 COMMANDS: dict[str, Command] = {
-    "verify": Command(_verify_words, "run the checks with their controls and report the verdicts"),
+    "verify": Command(
+        _verify_words,
+        "run the checks with their controls, or examine a plant or recording of one's own (--system, --env, --data)",
+    ),
     "run": Command(_run_words, "run an experiment, seed by seed; what was finished is kept"),
     "compare": Command(
         _compare_words, "hold models and certifiers against each other on the same plants, data and noise"

@@ -1,0 +1,316 @@
+"""What users give: order and units do not matter, what cannot be judged is refused by name, the report says what came out."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import gpsafe as gs
+from gpsafe.cli import main as cli
+from gpsafe.models import zero_prior
+from gpsafe.referee import Claim, Finding, Ruling, arranged, examine, judge, noise, sources
+from gpsafe.referee.claim import claimed
+from gpsafe.referee.page import html
+from gpsafe.referee.rows import outlying, repeats
+from gpsafe.rkhs import kernels, random_function
+
+NAMES = ("norm", "kernel", "time", "level", "tail", "held", "bars", "shape", "memory")
+
+
+def recorded(rows=120, *, norm=1.0, sd=0.02, seed=0, start=None) -> gs.Transitions:
+    """One-step rows of x⁺ = x + f(x, u) + w, ‖f‖ = norm in the RKHS of `KERNEL`."""
+    g = torch.Generator().manual_seed(seed)
+    z = 2 * torch.rand(rows, 2, dtype=torch.float64, generator=g) - 1
+    f = random_function(KERNEL, -torch.ones(2), torch.ones(2), norm=norm, generator=g)
+    x = z[:, :1]
+    return gs.Transitions(
+        x, z[:, 1:], x + f(z).unsqueeze(-1) + sd * torch.randn(rows, 1, dtype=torch.float64, generator=g)
+    )
+
+
+KERNEL = kernels.rbf([0.6, 1.0])
+STATED = {"kernels": KERNEL, "rkhs_norm": 1.0, "subgaussian": 0.02}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return examine(recorded(), **STATED)
+
+
+# ------------------------------------------------------------------------------------------------ what comes out
+def test_a_true_claim_stands_and_is_never_called_true(found):
+    joint = [found[name] for name in ("norm", "level", "tail", "kernel", "held")]
+    assert all(one.ruling in (Ruling.STANDS, Ruling.VACUOUS) for one in joint)
+    for one in found.findings:
+        assert one.statement and one.claim
+        if one.ruling is Ruling.STANDS and one.level is not None:
+            assert "That does not make it true" in one.statement or one.name == "refit"
+        if one.level is not None:
+            assert one.assumes
+    assert "makes none of it true" in found.summary() or found.refuted
+    assert found["time"].ruling is found["memory"].ruling is Ruling.NOT_APPLICABLE  # one-step data
+    assert found["upper"].ruling is Ruling.VACUOUS
+    assert sum({one.name: one.level or 0.0 for one in found.findings}.values()) <= found.level + 1e-12
+
+
+def test_a_false_claim_is_refuted_and_the_repair_is_told():
+    wrong = examine(recorded(norm=3.0), **STATED)
+    assert wrong["norm"].ruling is Ruling.REFUTED and wrong["norm"].statistic > 2 and "3 B" in wrong["norm"].power
+    noisy = examine(recorded(sd=0.06), **STATED)
+    assert noisy["level"].ruling is Ruling.REFUTED and "no test refutes from R = 0.08 (4 R)" in noisy["level"].statement
+    assert "what theorems rest on: " in noisy.summary()
+
+
+def test_the_document_and_the_page_hold_every_finding(found, tmp_path):
+    document = json.loads(json.dumps(gs.testbed.store.jsonable(found.document())))
+    assert [row["name"] for row in document["findings"]] == [one.name for one in found.findings]
+    page = html(found, "gpsafe verify <x>")
+    for one in found.findings:
+        assert f'id="{one.name}"' in page
+    assert "&lt;x&gt;" in page and "http" not in page.replace("http-equiv", "") and page.count("data:image") == 6
+    found.save(tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert "norm" in found._repr_html_()
+
+
+def test_a_refutation_without_a_level_is_none():
+    with pytest.raises(ValueError, match="a level for what is refuted"):
+        Finding("a", "b", Ruling.REFUTED, "c")
+
+
+# ---------------------------------------------------------------------------------------------- order and units
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1e-6, 1.0, 1e6]))
+def test_the_order_of_one_step_rows_does_not_matter(seed, unit):
+    data, order = recorded(60), torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    first = arranged(data, None)
+    again = arranged(gs.Transitions(unit * data.x[order], data.u[order], unit * data.x_next[order]), None)
+    assert torch.allclose(unit * first.data.x, again.data.x, rtol=1e-12) and torch.equal(first.data.u, again.data.u)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6]), min_size=3, max_size=3), st.booleans())
+def test_units_leave_verdicts(units, defect):
+    """x, u and y in other units, k, B and R with them."""
+    a, b, c = units
+    data = recorded(90, norm=2.0 if defect else 1.0)
+    y = data.x_next - data.x
+    other = gs.Transitions(a * data.x, b * data.u, c * y)
+    variance = c**2
+    kernel = kernels.rbf([0.6 * a, b], variance)
+    verdicts = []
+    for rows, options in (
+        (gs.Transitions(data.x, data.u, y), STATED | {"prior": zero_prior}),
+        (other, {"kernels": kernel, "rkhs_norm": 1.0, "subgaussian": 0.02 * c, "prior": zero_prior}),
+    ):
+        placed = arranged(rows, None)
+        claim = claimed(placed, **options)
+        target = claim.residuals(placed.data)
+        design = claim.design(placed, target[:, 0], 0, 0.01)
+        verdicts.append({name: bool(v[0]) for name, v in judge(design, target).refuted(design).items()})
+    assert verdicts[0] == verdicts[1] and verdicts[0]["norm"] is defect
+
+
+def test_runs_go_by_their_labels_and_neighbours_are_linked():
+    x = torch.arange(60.0).unsqueeze(-1).double() / 60
+    data = gs.Transitions(x, x[:, :0], x + 1 / 60)
+    labels = [f"run {i // 10}" for i in range(60)]
+    rows = arranged(data, labels)
+    assert rows.runs == 6 and rows.first == 20 and rows.linked == 36
+    back = torch.cat([torch.arange(10 * i, 10 * i + 10) for i in (3, 5, 0, 1, 4, 2)])
+    again = arranged(gs.Transitions(data.x[back], data.u[back], data.x_next[back]), [labels[i] for i in back])
+    assert torch.equal(rows.data.x, again.data.x) and torch.equal(rows.links, again.links)
+    alone = arranged(data, None)
+    assert alone.runs == alone.linked == 0 and "were named" not in alone.notes[0] and "one-step data" in alone.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_units_leave_verdicts_where_everything_is_chosen_from_the_rows(unit):
+    data = recorded(150)
+    other = gs.Transitions(unit * data.x, data.u / unit, unit * data.x_next)
+    a, b = (examine(d) for d in (data, other))
+    assert [one.ruling for one in a.findings] == [one.ruling for one in b.findings]
+
+
+# ------------------------------------------------------------------------------------------------- noise, rows
+def test_repeated_inputs_bound_the_noise_whatever_f_is():
+    data = recorded(60, sd=0.1)
+    g = torch.Generator().manual_seed(3)
+    again = data.x_next + 0.1 * torch.randn(60, 1, dtype=torch.float64, generator=g)
+    twice = gs.Transitions(data.x.repeat(2, 1), data.u.repeat(2, 1), torch.cat([data.x_next, again]))
+    rows = arranged(twice, None)
+    claim = claimed(rows, **STATED)
+    seen = noise.repeated(rows, claim.residuals(rows.data), 0.01)
+    assert seen.pairs > 10 and seen.low[0] > 0.02 and seen.copies == 0
+    assert len(repeats(data.z)) == 0
+    copied = noise.repeated(arranged(data + data, None), claim.residuals(arranged(data + data, None).data), 0.01)
+    assert copied.copies == copied.pairs > 10 and copied.low[0] == 0.0
+
+
+def test_lattices_are_seen_and_rounding_is_none():
+    x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert math.isclose(noise.lattice((x / 0.05).round() * 0.05), 0.05, rel_tol=1e-6)
+    assert noise.lattice(x) == 0.0 and noise.lattice((x / 0.05).round() * 0.05 + 1e-15 * x) > 0.04
+
+
+def test_far_rows_are_told():
+    data = recorded(60)
+    far = data.x.clone()
+    far[3] = -245.0
+    assert "1 of 60 rows have speed" in outlying(gs.Transitions(far, data.u, data.x_next), ("speed",), ())[0]
+    assert outlying(data, (), ()) == []
+
+
+# ----------------------------------------------------------------------------------------------------- refusals
+BAD = {
+    "few": (lambda d: gs.Transitions(d.x[:20], d.u[:20], d.x_next[:20]), {}, "at least 24 transitions, got 20"),
+    "still": (lambda d: gs.Transitions(d.x, d.u, d.x), {}, "states whose change varies"),
+    "labels": (lambda d: d, {"ids": [0] * 5}, "120 labels of trajectories, got 5"),
+    "norm": (lambda d: d, STATED | {"rkhs_norm": -1.0}, "rkhs_norm > 0"),
+    "norms": (lambda d: d, STATED | {"rkhs_norm": [1.0, 2.0]}, "one number or 1"),
+    "noise": (lambda d: d, STATED | {"subgaussian": math.nan}, "finite subgaussian"),
+    "level": (lambda d: d, {"level": 1.0}, "level in"),
+    "data": (lambda d: d.x, {}, "data"),
+    "model": (lambda d: d, {"model": "gp"}, "model to be a GP"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_judged_is_refused_by_name(case):
+    change, options, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        gs.verify(data=change(recorded()), **options) if case != "data" else examine(change(recorded()))
+
+
+def test_one_thing_at_a_time():
+    for options in ({}, {"data": recorded(), "env": "Pendulum-v1"}, {"checks": {}, "data": recorded()}):
+        with pytest.raises(ValueError, match="verify: expected"):
+            gs.verify(**options)
+    assert gs.verify({}, workers=0) == ()
+    with pytest.raises(ValueError, match="a System"):
+        gs.verify(system=3)
+
+
+# ------------------------------------------------------------------------------------------------------ sources
+def test_a_twin_states_its_claims_and_a_plant_its_noise():
+    system = gs.systems.rkhs_1d(generator=torch.Generator().manual_seed(0))
+    source = sources.of_system(system, rows=40)
+    assert set(source.stated) == {"kernels", "rkhs_norm", "prior", "outputs", "subgaussian"}
+    assert source.origin == "drawn" and len(source.data) == 40 and source.task is not None
+    plain = sources.of_system(gs.Pendulum(), rows=30)
+    assert set(plain.stated) == {"subgaussian"}
+
+
+def test_environments_are_driven_by_random_inputs():
+    source = sources.of_env("Pendulum-v1", rows=210)
+    assert len(source.data) == 210 and set(source.ids) == {0, 1} and source.task is None
+    assert "cosine and a sine" in source.notes[-1] and source.data.u.abs().max() <= 2
+    assert torch.equal(source.data.x, sources.of_env("Pendulum-v1", rows=210).data.x)
+    own = sources.of_env("gpsafe/RKHS1D-v0", rows=30)
+    assert own.task is not None and own.states is not None
+    for name, message in (("Nothing-v0", "that Gymnasium can make"), ("CartPole-v1", "continuous action space")):
+        with pytest.raises(ValueError, match=message):
+            sources.of_env(name)
+
+
+def test_a_model_states_kernel_norm_and_noise():
+    empty = gs.GP.create(KERNEL, 0.02**2, nx=1, nu=1, noise_std=0.02)
+    bound = gs.Mixture(rkhs_norm=1.5, subgaussian=0.03, delta=0.1)
+    rows = arranged(recorded(), None)
+    claim = claimed(rows, model=gs.ConfidenceSet(bound).update(empty))
+    assert isinstance(claim, Claim) and claim.norm == (1.5,) and claim.noise == (0.03,)
+    assert claim.stated == {"kernel", "B", "R"} and len(claim.unspent(rows)) == 120
+    only = claimed(rows, kernels=KERNEL, subgaussian=0.02)
+    assert only.stated == {"kernel", "R"} and only.norm[0] > 0 and len(only.unspent(rows)) == 80
+
+
+# ------------------------------------------------------------------------------------------------- command line
+@pytest.fixture
+def table(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    data = recorded(90)
+    columns = {"x": data.x[:, 0], "u": data.u[:, 0], "x2": data.x_next[:, 0], "c": np.ones(90)}
+    pd.DataFrame({name: np.asarray(v) for name, v in columns.items()}).to_csv("log.csv", index=False)
+    return tmp_path
+
+
+COMMAND = ["verify", "--data", "log.csv", "--state", "x", "--input", "u", "--next", "x2"]
+
+
+def test_the_command_reports_a_recording(table, capsys):
+    claim = ["--lengthscale", "0.6", "1.0", "--norm", "0.2", "--noise", "0.02"]
+    assert cli.main([*COMMAND, *claim, "--html", "r.html", "--json", "r.json"]) == 1
+    out = capsys.readouterr().out
+    assert "REFUTED norm: ‖f‖_k ≤ B (B stated)." in out and "wrote r.html" in out
+    stored = json.loads(Path("r.json").read_text())
+    assert next(row for row in stored["findings"] if row["name"] == "norm")["ruling"] == "refuted"
+    assert stored["command"].startswith("gpsafe verify")
+
+
+WRONG = {
+    "two": (["--data", "log.csv", "--env", "Pendulum-v1"], "expected one of --system, --env and --data"),
+    "alone": (["--state", "x"], "--state: expected a plant or recording"),
+    "columns": (["--env", "Pendulum-v1", "--state", "x"], "--state: expected columns of --data"),
+    "no-state": (["--data", "log.csv"], "--state: expected columns of the state"),
+    "checks": ([*COMMAND[1:], "--budget", "full"], "--budget: expected with the project's checks"),
+    "file": (["--data", "none.csv", "--state", "x"], "does not exist"),
+    "missing": (["--data", "log.csv", "--state", "y"], "columns among x, u, x2, c, got 'y'"),
+    "constant": ([*COMMAND[1:5], "--input", "c"], "'c', which is 1 in every row"),
+    "module": (["--system", "nowhere:x"], "an object 'x' of a module 'nowhere'"),
+    "path": (["--system", "nowhere"], "module:object"),
+    "level": ([*COMMAND[1:], "--level", "2"], "--level: expected a probability"),
+    "variance": ([*COMMAND[1:], "--variance", "2"], "--variance: expected with --lengthscale"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_usage_is_one_line(case, table, capsys):
+    words, message = WRONG[case]
+    assert cli.main(["verify", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_plant_of_ones_own_from_the_command_line(table, capsys):
+    Path("mine.py").write_text(
+        "import torch\nfrom gpsafe.systems import rkhs_1d\n"
+        "def plant():\n    return rkhs_1d(generator=torch.Generator().manual_seed(0))\n"
+    )
+    assert cli.main(["verify", "--system", "mine:plant", "--rows", "300"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "NOT REFUTED norm: ‖f‖_k ≤ B (B stated)" in out and "policies" in out
+
+
+def test_columns_with_gaps_are_refused_by_name():
+    frame = pd.DataFrame({"x": np.linspace(0, 1, 30), "y": [math.nan] + [1.0, 2.0] * 14 + [math.inf]})
+    with pytest.raises(ValueError, match="a number in every row of 'y', got 2 empty or infinite"):
+        gs.verify(data=frame, state=["x", "y"])
+
+
+def test_states_need_not_be_all_learned():
+    data = recorded(60)
+    both = gs.Transitions(torch.cat([data.x, data.u], -1), data.u, torch.cat([data.x_next, data.u], -1))
+    with pytest.raises(ValueError, match=r"constant \[1\]"):
+        claimed(arranged(both, None), prior=_kept)
+    claim = claimed(
+        arranged(both, None),
+        prior=_kept,
+        outputs=[0],
+        kernels=kernels.rbf([0.6, 1.0, 1.0]),
+        rkhs_norm=1.0,
+        subgaussian=0.02,
+    )
+    assert claim.outputs == (0,)
+
+
+def _kept(x: Tensor, u: Tensor) -> Tensor:
+    return torch.cat([x[..., :1], u + 0 * x[..., 1:]], -1)
