@@ -54,6 +54,8 @@ class Arguments:
     """Steps of each method; η falls geometrically from 1 to 1e-3 over them."""
     paths: int = 32
     """Noise paths of the policy problem, the same at every parameter."""
+    resolution: int = 2001
+    """Parameters at which the policy problem's optimum and smoothness are looked for."""
 
 
 def policy_program(paths: int, generator: torch.Generator) -> Program:
@@ -74,9 +76,9 @@ def policy_program(paths: int, generator: torch.Generator) -> Program:
     return program
 
 
-def policy_truth(program: Program) -> tuple[float, Tensor]:
-    """Best feasible objective, and (M₀, M₁) with a margin of one half, from 2001 parameters."""
-    grid = torch.linspace(-0.6, 1.6, 2001, dtype=torch.float64).unsqueeze(-1)
+def policy_truth(program: Program, count: int) -> tuple[float, Tensor]:
+    """Best feasible objective, and (M₀, M₁) with a margin of one half, from `count` parameters."""
+    grid = torch.linspace(-0.6, 1.6, count, dtype=torch.float64).unsqueeze(-1)
     objective, constraint, up, out = values_and_gradients(program, grid)
     slopes = torch.cat([up, out[:, 0]], dim=-1)
     bend = (slopes.diff(dim=0) / grid.diff(dim=0)).abs().amax(0)
@@ -98,7 +100,7 @@ def _piece(a: Arguments, problem: str, seed: int) -> Piece:
         start, best, smoothness = torch.zeros_like(program.optimum), program.best, program.smoothness
     else:
         program = policy_program(a.paths, generator)
-        value, smoothness = policy_truth(program)
+        value, smoothness = policy_truth(program, a.resolution)
         start = torch.linspace(-0.5, 0.2, 8, dtype=torch.float64).unsqueeze(-1)
         best = torch.full((len(start),), value, dtype=torch.float64)
     eta = torch.logspace(0, -3, a.steps, dtype=torch.float64)
@@ -195,7 +197,7 @@ EXPERIMENT = Experiment(
     title="LBSGD with and without Adam behind it, where the optimum is known",
     arguments=Arguments,
     budgets={
-        "smoke": Arguments(programs=4, steps=20, paths=4),
+        "smoke": Arguments(programs=4, steps=20, paths=4, resolution=101),
         "quick": Arguments(),
         "full": Arguments(programs=128, steps=4000, paths=128),
     },

@@ -57,6 +57,7 @@ COLLECTORS = {
     "uniform": "all 81 policies",
 }
 GAUSSIAN = "Gaussian process (sound)"
+BARS = (GAUSSIAN, "worst member")  # the rules whose intervals are drawn; those of all are in the table
 
 
 @dataclass(frozen=True)
@@ -299,14 +300,7 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     figure = plotting.figure("screen", 6.2)
     panels = figure.subplots(2, len(COLLECTORS), sharey="row")
     groups = grouped(rows, "collector", "rule")
-    shown = (
-        GAUSSIAN,
-        "worst member",
-        "mean + 0 spread",
-        "mean + 2 spread",
-        "mean + 8 spread",
-        "mean + 0.01 disagreement",
-    )
+    shown = (*BARS, "mean + 0 spread", "mean + 8 spread", "mean + 0.01 disagreement", "mean + 0.1 disagreement")
     looks = plotting.looks(shown)
     drawn = [
         (panels[i, j], collector, key)
@@ -314,15 +308,20 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         for j, collector in enumerate(COLLECTORS)
     ]
     for axes, collector, key in drawn:
-        for k, (rule, look) in enumerate(looks.items()):
+        for rule, look in looks.items():
             by_run = _by_run(groups.get((collector, rule), []))
             if not by_run:
                 continue
-            spread = [mean_interval([row[key] for row in column]) for column in zip(*by_run, strict=True)]
-            mean, half = (np.array(v) for v in zip(*spread, strict=True))
-            half = np.nan_to_num(half)
-            at = np.arange(1, len(mean) + 1) + 0.08 * (k - 2)
-            plotting.intervals(axes, at.tolist(), mean, mean - half, mean + half, noun=look, label=rule, joined=True)
+            columns = list(zip(*by_run, strict=True))
+            episodes = [column[0]["episode"] for column in columns]
+            values = [[row[key] for row in column] for column in columns]
+            if rule in BARS:
+                mean, half = (np.array(v) for v in zip(*(mean_interval(v) for v in values), strict=True))
+                low, high = (mean + sign * np.nan_to_num(half) for sign in (-1, 1))
+                low, high = low.clip(0, None), high.clip(None, rows[0]["safe" if key == "members" else "unsafe"])
+                plotting.intervals(axes, episodes, mean, low, high, noun=look, label=rule, joined=True)
+            else:
+                axes.plot(episodes, [np.mean(v) for v in values], label=rule, **look.marked)
         axes.set(xlabel="episode")
         if key == "members":
             axes.set_title(f"Episodes from {COLLECTORS[collector]}")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.models._latent import Head, Kind, Latent, disagreement, divergence, gaussian_log_density, stacked
 from gpsafe.models._recurrent import GRU, Decoder, Encoder, LinearCell, Perceptron
 
@@ -96,6 +97,7 @@ class RSSMSettings:
         return Head(self.latent, self.stochastic, self.classes, self.least_std)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
     """h (*b, D) and s (*b, S)."""
@@ -116,6 +118,7 @@ class State:
         return State(self.deterministic[index], self.stochastic[index])
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Filtered:
     """T steps of a batch of B sequences: states and posterior (T, B, ·), priors of all members (M, T, B, ·)."""
@@ -129,6 +132,7 @@ class Filtered:
         return disagreement(self.prior, scale=scale)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Loss:
     """Means per step of a sequence.

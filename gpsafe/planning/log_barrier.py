@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 
 Program = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Points (P, d) → f₀ (P,) and f (P, m); differentiable, row by row."""
@@ -38,6 +39,7 @@ INFEASIBLE = 1e-8
 """Slack at and below which the published code leaves the barrier and descends the violated constraints."""
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class BarrierStep:
     """One step of the module's formulas: −γ g.
@@ -100,6 +102,7 @@ class Adam:
         _require.positive("Adam", "rate, clip, epsilon", [self.rate, self.clip, self.epsilon])
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Descent:
     """A run from P starts at once; K steps, so K + 1 iterates.

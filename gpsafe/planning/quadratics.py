@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Quadratics:
     """P programs: minimise ½ xᵀQx − bᵀx subject to ½ M_i ‖x − c_i‖² ≤ r_i, i = 1 … m.

@@ -24,6 +24,7 @@ from gpsafe.systems.drone_known import DroneKnown
 from gpsafe.systems.episodic import Episodic, EpisodicPlant, as_episodic
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
+from gpsafe.systems.point_goal import DiscCost, PointGoal
 from gpsafe.systems.real import RealPlant
 from gpsafe.systems.reference import (
     reference_1d,
@@ -49,6 +50,7 @@ __all__ = [
     "Cost",
     "DerivedCost",
     "DerivedKnown",
+    "DiscCost",
     "DoubleIntegrator",
     "Drone",
     "DroneKnown",
@@ -62,6 +64,7 @@ __all__ = [
     "Links",
     "Mismatch",
     "Pendulum",
+    "PointGoal",
     "RKHSTwin",
     "RealPlant",
     "SafeCartPole",

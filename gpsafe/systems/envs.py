@@ -1,7 +1,7 @@
 """Gymnasium environments: any `System` as an episodic task, and the registered plants of this package.
 
 ``import gpsafe.systems.envs`` registers gpsafe/<name>-v0 for every name in `PLANTS`: Pendulum, CartPole, DoubleIntegrator,
-RKHS1D, RKHS2D, and those of the X-MPSC experiments, SimplePendulum, SafeCartPole, TwoLinkArm and Drone.
+PointGoal, RKHS1D, RKHS2D, and those of the X-MPSC experiments, SimplePendulum, SafeCartPole, TwoLinkArm and Drone.
 ``gymnasium.make("gpsafe.systems.envs:gpsafe/Pendulum-v0")`` imports and makes in one go.
 """
 
@@ -27,6 +27,7 @@ from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import Episodic
 from gpsafe.systems.pendulum import Pendulum
+from gpsafe.systems.point_goal import PointGoal
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 
@@ -170,6 +171,7 @@ PLANTS: dict[str, Callable[..., System]] = {
     "Pendulum": Pendulum,
     "CartPole": CartPole,
     "DoubleIntegrator": DoubleIntegrator,
+    "PointGoal": PointGoal,
     "RKHS1D": _rkhs(rkhs_1d),
     "RKHS2D": _rkhs(rkhs_2d),
     "SimplePendulum": SimplePendulum,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._show import short
 from gpsafe.systems.base import System
 from gpsafe.systems.envs import SystemEnv
 from gpsafe.systems.scene import ACCENT, scene_of
@@ -26,6 +27,7 @@ PAPER = (0.985, 0.985, 0.98)
 DISC = 0.12  # radius of the disc of a plant without a scene, as a share of the half-width
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Capsules:
     """N pictures of S capsules each, drawn in order, in units of the half-width of a square window around the middle.
