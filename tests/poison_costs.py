@@ -327,6 +327,9 @@ PARTS = {
         rows_of(lambda mean: monte_carlo.kl_upper(mean, 50, 0.1)), lambda: {"mean": torch.full((ROWS,), 0.1).double()},
         lambda limit: limit == 1.0,
     ),
+    "betting_upper": PoisonCase(
+        rows_of(lambda samples: monte_carlo.betting_upper(samples, 0.1)), samples, lambda x: x == 1.0
+    ),
     **{
         f.__name__: PoisonCase(rows_of(partial(limit, f)), samples, lambda x: x >= 1, refuses=True)
         for f in (monte_carlo.mean_upper, monte_carlo.dominating_mean_upper, monte_carlo.mean_lower)

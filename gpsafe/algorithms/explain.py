@@ -241,8 +241,8 @@ def explain_cost(
     without: dict[str, float] = {}
     steps, floor = task.horizon, None
     if isinstance(bound, MonteCarloBound):
-        none = monte_carlo.kl_upper(torch.zeros(1, dtype=torch.float64), bound.samples, share)
-        floor = task.total_ceiling * float(none)
+        free = torch.zeros(1, bound.samples, dtype=torch.float64)
+        floor = float(monte_carlo.dominating_mean_upper(free, task.total_ceiling, share))
     if upper > budget:
         mean, finest = without_width(confidence), bound
         without["width"] = asked.upper(bound, mean) - budget

@@ -80,28 +80,66 @@ def _scaled(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     return scaled
 
 
+def betting_upper(samples: Tensor, delta: float) -> Tensor:
+    """A number ≥ E X except with probability δ, from i.i.d. samples X ∈ [0, 1], (*b, N) → (*b,); it grows with every sample.
+
+    *Statement.* With bets θ_j ∈ (0, 1], weights w_j > 0, Σ w_j = 1, that depend on N and δ alone, and the capital
+
+        K(m) = Σ_j w_j Π_i (1 + θ_j (m − X_i)/(1 − m)),                                                              (1)
+
+    the limit is sup{m : K(m) < 1/δ}. *Proof.* Every factor is ≥ 0 (at X_i = 1 it is 1 − θ_j), and its mean is 1 at m = E X:
+    so E K(E X) = 1, and K(E X) ≥ 1/δ has probability at most δ (Markov); if not, E X is below the supremum. A factor falls with
+    X_i and grows with m, its derivative being θ_j(1 − X_i)/(1 − m)² ≥ 0: so the limit is where K crosses 1/δ, and grows with
+    every X_i. □
+
+    A fixed bet θ = λ(1 − m) is the wealth of Waudby-Smith & Ramdas (2024) with a constant fraction; a predictable one, which
+    learns from earlier samples, would not be monotone in them. θ = 1 is the best bet on costs that are never near 1, and gives
+    1 − (δ Π 1/(1 − X_i))^{1/N}; smaller ones serve larger deviations, down to √(ln(1/δ)/N).
+
+    *Rounding.* The crossing is bracketed from above; capital within 1e-9 of the threshold does not count as above. Rows with a
+    sample outside [0, 1] get 1.
+    """
+    count, log = samples.shape[-1], math.log(1 / delta)
+    least = min(1.0, math.sqrt(log / count))
+    bets = [2.0**-j for j in range(1 + math.ceil(-math.log2(least)))]
+    weights = [0.8, *[0.2 / (len(bets) - 1)] * (len(bets) - 1)] if len(bets) > 1 else [1.0]
+    known, x = ((samples >= 0) & (samples <= 1 + 1e-12)).all(-1), samples.clamp(0.0, 1.0)
+    low, high = x.mean(-1), torch.ones_like(x[..., 0])
+    rest = torch.log1p(-x).sum(-1)
+    for _ in range(44):
+        middle = 0.5 * (low + high)
+        room = torch.log1p(-middle)
+        parts = [math.log(weights[0]) + rest - count * room]
+        for bet, weight in zip(bets[1:], weights[1:], strict=True):
+            factor = (1 - middle).unsqueeze(-1) + bet * (middle.unsqueeze(-1) - x)
+            parts.append(math.log(weight) + factor.clamp_min(0.0).log().sum(-1) - count * room)
+        above = torch.logsumexp(torch.stack(parts), 0) >= log * (1 + 1e-12) + 1e-9
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(known, (high * (1 + 1e-12)).clamp_max(1.0), 1.0)
+
+
 def dominating_mean_upper(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """A number ≥ E X except with probability δ, from *any* Y_i ≥ X_i with i.i.d. X ∈ [0, ceiling], (*b, N) → (*b,).
 
-    The Y_i may depend on each other. The Chernoff–Hoeffding limit grows with every sample, so the limit of Y is at least
-    that of X. (The empirical-Bernstein limit does not: raising one small sample may lower it.)
+    The smaller of `betting_upper` at 0.8δ and of the Chernoff–Hoeffding limit at 0.2δ, which is sharp for costs that are all or
+    nothing. The Y_i may depend on each other: both grow with every sample, so the limit of Y is at least that of X.
+    (An empirical-Bernstein limit does not: raising one small sample may lower it.)
     """
-    scaled = _scaled(samples, ceiling, delta)
-    limit = kl_upper(scaled.mean(-1).clamp(0.0, 1.0), samples.shape[-1], delta)
-    return (ceiling * limit * (1 + 1e-12)).clamp_max(ceiling)
+    return _limit(samples, ceiling, delta)
 
 
 def mean_upper(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """A number ≥ E X except with probability δ, from i.i.d. samples X ∈ [0, ceiling], (*b, N) → (*b,).
 
-    The smaller of the Chernoff–Hoeffding limit at 0.9 δ and the empirical-Bernstein limit of Maurer & Pontil
-    (2009, Thm 4) at 0.1 δ: the first is sharp for rare costs, the second for small variance.
+    The limit of `dominating_mean_upper`: beside it an empirical-Bernstein limit would cost δ, and help for N > 10⁵ only.
     """
-    scaled, count = _scaled(samples, ceiling, delta), samples.shape[-1]
-    mean, log = scaled.mean(-1).clamp(0.0, 1.0), math.log(2 / (0.1 * delta))
-    spread = (2 * scaled.var(-1) * log / count).sqrt()
-    bernstein = mean + spread + 7 * log / (3 * (count - 1))
-    limit = torch.minimum(kl_upper(mean, count, 0.9 * delta), bernstein)
+    return _limit(samples, ceiling, delta)
+
+
+def _limit(samples: Tensor, ceiling: float, delta: float) -> Tensor:
+    scaled = _scaled(samples, ceiling, delta)
+    count, mean = samples.shape[-1], scaled.mean(-1).clamp(0.0, 1.0)
+    limit = torch.minimum(betting_upper(scaled, 0.8 * delta), kl_upper(mean, count, 0.2 * delta))
     return (ceiling * limit * (1 + 1e-12)).clamp_max(ceiling)
 
 

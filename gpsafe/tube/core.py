@@ -21,6 +21,15 @@ plant is in x̄_k + E(0, Q_k) of that member for k = 0 … T, and its inputs in 
 Proof. Induction. x_0 = x̄_0 = c_0. If x_k = x̄_k + e with e ∈ E(0, Q_k), then u_k = v_k + K_k e, and by (1) x_{k+1} − x̄_{k+1}
 is a sum of points of F E(0, Q_k), E(0, diag W) and of the box R, that is of nx segments of half-length R_i; the outer sum
 contains it. □
+
+**Gaussian noise, summed exactly.** A model with `growth(k)` says that W = ρ²Σ is that of independent w_k ~ N(0, Σ_k), not
+chosen by anybody, and that growth(k)²ρ² is the (1 − δ/T)-quantile of χ² with min(nx, kr) degrees of freedom, r the number of
+noisy states. Then Q_{k+1} ⊇ growth(k+1)²N_{k+1} ⊕ Z_{k+1} with N_{k+1} = F_kN_kF_kᵀ + W (N_0 = 0) and Z_{k+1} ⊇ F_kZ_kF_kᵀ ⊕
+R_k, R for e ∈ E(0, Q_k): of order √k where the sum of ellipsoids is of order k. Theorem. If (1) holds without w, the plant is
+in all x̄_k + E(0, Q_k), k ≤ T, with probability ≥ 1 − δ. Proof. e_k = ν_k + ζ_k with ν_{k+1} = F_kν_k + w_k, ν_0 = 0. F_k
+depends on x_0 and the plan alone, so ν_k ~ N(0, N_k/ρ²), of rank at most min(nx, kr), and ν_k ∈ E(0, growth(k)²N_k) for all k
+≤ T but with probability δ. While that holds, ζ_k ∈ E(0, Z_k) by induction, as above. □ It says nothing of noise that an
+adversary chooses within E(0, W).
 """
 
 from __future__ import annotations
@@ -62,7 +71,7 @@ class Linearisation:
 class TubeModel(Protocol):
     """What a tube needs of a model with M members (a Gaussian process has one).
 
-    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there.
+    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there, and `growth(k)`, see the module.
     """
 
     @property
@@ -172,7 +181,12 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
     columns = [(total / size).sqrt()[..., None, None] * factor for size, factor in zip(sizes, factors, strict=True)]
     if box is not None:
         columns.append(torch.diag_embed((total.unsqueeze(-1) * box).sqrt()))
-    return torch.linalg.qr(torch.cat(columns, dim=-1).mT)[1].mT
+    return _square(torch.cat(columns, dim=-1))
+
+
+def _square(factor: Tensor) -> Tensor:
+    """A square L with the LLᵀ of a wide one."""
+    return torch.linalg.qr(factor.mT)[1].mT
 
 
 def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tube:
@@ -218,7 +232,8 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
 
     eye = torch.eye(nx, dtype=torch.float64, device=x.device).expand(*batch, members, nx, nx)
     factor = (0.0 if sound else START) * eye
-    factors = [factor]
+    factors, growth = [factor], getattr(model, "growth", None) if sound else None
+    sure = drawn = factor
     for k, local in enumerate(locals_):
         carried = (local.A + local.B @ gain[k]) @ factor
         noise = torch.diag_embed(local.variance.sqrt())
@@ -227,7 +242,14 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
             rest = model.remainder(x, u, factor, gain[k])
             reach = x.abs() + references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
             size = sizes(local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
-            factor = outer_sum([carried, noise], rest + ROUNDING * size) * (1 + ROUNDING)
+            rest = rest + ROUNDING * size
+            if growth is None:
+                factor = outer_sum([carried, noise], rest) * (1 + ROUNDING)
+            else:
+                loop = local.A + local.B @ gain[k]
+                sure = outer_sum([loop @ sure], rest) * (1 + ROUNDING)
+                drawn = _square(torch.cat([loop @ drawn, noise], dim=-1)) * (1 + ROUNDING)
+                factor = outer_sum([sure, growth(k + 1) * drawn]) * (1 + ROUNDING)
         else:
             factor = outer_sum([carried, noise])
         factors.append(factor)

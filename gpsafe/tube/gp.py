@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import KnownPart, known_with_bound
 from gpsafe.tube.core import MODES, Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
+
+Noise = Literal["each", "sums"]
 
 
 @short
@@ -48,20 +52,27 @@ class GPTube:
     `gpsafe.tube.core`: containment holds with the probability of {f* ∈ F_n} and of the noise events. R is +inf where F_n is
     empty: an assumption is then false and nothing is claimed.
 
+    With `noise` = "sums" the noises of a plan are not held in their ellipsoids one by one: their sums through the linear loop
+    are, which are Gaussian with a known covariance (`gpsafe.tube.core`). That is narrower, up to √T, and true of Gaussian
+    noise alone: with probability 1 − δ for a plan, whatever f ∈ F_n is.
+
     Args:
         confidence: F_n; its newest posterior is μ_n. Its kernels must be stationary (RBF or Matérn).
         steps: of a plan, for the union over noises.
         delta: probability that a noise of a plan leaves its ellipsoid.
         mode: "sound" by default.
+        noise: "each" or "sums".
     """
 
     confidence: ConfidenceSet
     steps: int
     delta: float
     mode: Mode = "sound"
+    noise: Noise = "each"
 
     def __post_init__(self) -> None:
         _require.one_of("GPTube", "mode", self.mode, MODES)
+        _require.one_of("GPTube", "noise", self.noise, get_args(Noise))
         chi_square_radius(1, self.delta, self.steps)
         if self.mode == "sound":
             known_with_bound("GPTube", self.model.prior)
@@ -91,7 +102,10 @@ class GPTube:
         """Those of the confidence set, and of the noise of one plan."""
         if self.mode == "paper":
             return listed(Assumption.PAPER_TUBE())
-        ellipsoid = f": for the {self.steps} steps of one plan, probability ≥ {1 - self.delta:g} for Gaussian noise"
+        held = "" if self.noise == "each" else ", summed through the linear loop"
+        ellipsoid = (
+            f"{held}: for the {self.steps} steps of one plan, probability ≥ {1 - self.delta:g} for Gaussian noise"
+        )
         return listed(
             self.confidence.assumptions,
             [] if self.confidence.sound else [Assumption.IN_SET(f" ({self.confidence.bound.name} is no theorem here)")],
@@ -101,6 +115,18 @@ class GPTube:
             Assumption.GAUSSIAN_NOISE(),
             Assumption.ROUNDING(),
         )
+
+    @property
+    def growth(self) -> Callable[[int], float] | None:
+        """ρ_k/ρ with ρ_k² = χ²_{min(nx, kr), 1−δ/steps}, k ≤ steps, see `gpsafe.tube.core`; None for noises one by one."""
+        noisy = int((self.model.noise_std > 0).sum())
+        return None if self.noise == "each" or noisy == 0 else partial(self._growth, noisy)
+
+    def _growth(self, noisy: int, k: int) -> float:
+        if k > self.steps:
+            raise _require.fail("GPTube", f"a plan of at most {self.steps} steps", k)
+        radii = [chi_square_radius(dim, self.delta, self.steps) for dim in (min(self.nx, k * noisy), noisy)]
+        return radii[0] / radii[1] * (1 + 1e-14)
 
     def linearise(self, x: Tensor, u: Tensor) -> Linearisation:
         """See `TubeModel`; values and Jacobians without a graph."""

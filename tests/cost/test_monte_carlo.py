@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from strategies import seeds
 
-from gpsafe.cost.monte_carlo import dominating_mean_upper, kl_upper, mean_lower, mean_upper, stage_delta, stream
+from gpsafe.cost.monte_carlo import (
+    betting_upper,
+    dominating_mean_upper,
+    kl_upper,
+    mean_lower,
+    mean_upper,
+    stage_delta,
+    stream,
+)
+from gpsafe.verdict import bernstein_radius
 
 EXACT = 1e-12
 
@@ -60,12 +69,44 @@ def test_limit_for_dominating_samples_grows_with_every_sample(seed, delta, count
     assert float(dominating_mean_upper(samples, 1.0, delta)) >= float(samples.mean())
 
 
-def test_control_the_sharper_limit_may_fall_when_a_sample_is_raised():
+def bernstein(samples: torch.Tensor, delta: float) -> float:
+    return float(samples.mean()) + bernstein_radius(samples.numel(), 1.0, float(samples.var()), delta)
+
+
+def test_control_a_limit_by_the_variance_may_fall_when_a_sample_is_raised():
     samples = torch.full((1, 20_000), 0.5, dtype=torch.float64)
     raised = samples.clone()
     samples[0, 0] = 0.0
-    assert float(mean_upper(raised, 1.0, 0.01)) < float(mean_upper(samples, 1.0, 0.01))
+    assert bernstein(raised, 0.01) < bernstein(samples, 0.01)
     assert float(dominating_mean_upper(raised, 1.0, 0.01)) > float(dominating_mean_upper(samples, 1.0, 0.01))
+
+
+@given(st.integers(2, 60), st.floats(0.001, 0.999), st.sampled_from([0.3, 0.05, 0.001]), st.sampled_from([1.0, 0.3]))
+def test_bets_fail_with_probability_at_most_delta_for_every_scaled_bernoulli(trials, p, delta, size):
+    """Samples in {0, size}: the binomial sum is exact. (δ · 6 and more would be found out, below.)"""
+
+    def limit(share: torch.Tensor) -> torch.Tensor:
+        hits = torch.arange(trials, dtype=torch.float64) < (share * trials).round().unsqueeze(-1)
+        return betting_upper(size * hits.double(), delta) / size
+
+    assert failure_probability(limit, trials, p) <= delta
+
+
+def test_control_a_limit_for_six_times_the_delta_is_found_out():
+    values = betting_upper((torch.arange(20) < torch.arange(21)[:, None]).double(), 0.3)
+    assert max(failure_probability(lambda share: values, 20, p) for p in (0.02, 0.05, 0.1, 0.149, 0.2)) > 0.05
+
+
+@given(seeds(), st.integers(2, 200), st.sampled_from([0.2, 1e-3, 1e-6]))
+def test_limits_are_never_wider_than_the_kl_limit_of_a_fifth_of_delta(seed, count, delta):
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.rand(3, count, dtype=torch.float64, generator=generator).pow(
+        float(8 * torch.rand(1, generator=generator))
+    )
+    found = mean_upper(samples, 1.0, delta)
+    assert bool((found <= kl_upper(samples.mean(-1), count, delta / 5) * (1 + 1e-11)).all())
+    free = float(mean_upper(torch.zeros(1, count, dtype=torch.float64), 1.0, delta))
+    assert free <= 1 - (0.64 * delta) ** (1 / count) + 1e-9
 
 
 def test_small_variance_is_used():
