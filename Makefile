@@ -63,9 +63,10 @@ experiments: setup ## run every experiment at the quick budget, write results/*/
 		$(BIN)/gpsafe run $$name --budget quick $(ARGS) && $(BIN)/gpsafe report $$name || exit 1; \
 	done
 
-gifs: setup ## film the X-MPSC plants with and without a filter -> docs/figures/gifs
+gifs: setup ## film the X-MPSC plants with and without a filter, and the front page -> docs/figures
 	@echo "gifs: pendulum, cart-pole, arm, drone with and without a filter -> docs/figures/gifs"
 	@$(ONE_THREAD) $(BIN)/python -m experiments.filter_gifs $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m experiments.readme_animation
 
 notebooks: setup ## run the notebooks from top to bottom, write them with their outputs
 	@echo "notebooks: every notebooks/NAME.py -> notebooks/NAME.ipynb, thumbnails"

@@ -71,7 +71,9 @@ class Choice(Control):
 
 @dataclass(frozen=True)
 class Tiles(Control):
-    """Values as tiles to be clicked; the colour of a tile is that of the noun that `tint` gives for (settings, value)."""
+    """Values as tiles to be clicked, at most `columns` in a row; the colour of a tile is that of the noun that `tint` gives for
+    (settings, value).
+    """
 
     tint: Callable[[Mapping[str, Any], Any], str] = lambda settings, value: "faint"
     columns: int = 27
@@ -227,9 +229,13 @@ class Explorer:
                 buttons = [kit.Button(description=control.shown(v), tooltip=control.shown(v)) for v in control.values]
                 for button, value in zip(buttons, control.values, strict=True):
                     button.layout = kit.Layout(width="auto", height="24px", padding="0")
+                    button.style.font_size = "11px"
                     button.on_click(lambda _, name=name, value=value: move(name, value))
                 tiles.append((control, buttons))
-                columns = f"repeat({control.columns}, minmax(0, 1fr))"
+                least = (
+                    f"max(44px, {100 / control.columns:.4g}% - 4px)"  # as many columns as are wide enough to be read
+                )
+                columns = f"repeat(auto-fill, minmax({least}, 1fr))"
                 box = kit.GridBox(buttons, layout=kit.Layout(grid_template_columns=columns, **WIDE))
                 rows.append(kit.VBox([kit.Label(control.label), box]))
                 continue
@@ -254,6 +260,8 @@ class Explorer:
 
 def _tint(control: Tiles, buttons: Sequence[Any], settings: Mapping[str, Any]) -> None:
     for button, value in zip(buttons, control.values, strict=True):
-        wanted = plotting.colour(control.tint(settings, value))
+        noun = control.tint(settings, value)
+        wanted = plotting.colour(noun)
         if button.style.button_color != wanted:
             button.style.button_color = wanted
+            button.style.text_color = plotting.colour("ink" if noun in ("faint", "page") else "page")
