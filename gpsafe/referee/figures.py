@@ -67,6 +67,7 @@ def needed(axes: Axes, output: Output) -> None:
     ruled = [value for value, refuted in zip(x, output["refuted"], strict=True) if refuted]
     axes.plot(ruled, [low] * len(ruled), label="_refuted", clip_on=False, **plotting.look("refused").points)
     axes.set(xscale="log", yscale="log", xlabel="R", ylabel="norm at least")
+    axes.minorticks_off()
     plotting.label_ends(axes)
 
 
@@ -80,4 +81,5 @@ def tails(axes: Axes, output: Output) -> None:
     axes.plot(t, np.minimum(1.0, 2 * np.exp(-(t**2) / 2)), label="sub-Gaussian, at most", **plotting.look("limit").line)
     axes.plot(t[1:], [math.erfc(v / math.sqrt(2)) for v in t[1:]], label="normal", **plotting.look("published").line)
     axes.set(yscale="log", xlabel="size, in R", ylabel="share beyond", ylim=(0.4 / len(errors), 1.3), xlim=(0, t[-1]))
+    axes.minorticks_off()
     axes.legend(loc="upper right")
