@@ -26,7 +26,7 @@ def drawn(series: Mapping[str, Any], draw: Callable[[Axes, Output], None]) -> Pi
     def once(theme: Any) -> str:
         with plotting.style(theme, size=9), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about missing glyphs: the picture shows them
-            across = min(3, len(outputs))
+            across = 2 if len(outputs) == 4 else min(3, len(outputs))
             down = math.ceil(len(outputs) / across)
             figure: Figure = plotting.figure(max(6.4, 4.0 * across), 3.1 * down)
             panels = figure.subplots(down, across, squeeze=False)
@@ -50,7 +50,7 @@ def growth(axes: Axes, output: Output) -> None:
     axes.set(xscale="log", xlabel="judging rows", ylabel="norm")
     axes.set_xticks(n, [str(k) for k in n])
     axes.minorticks_off()
-    axes.set_yscale("symlog", linthresh=max(0.01 * output["norm"], 1e-300))
+    axes.set_yscale("symlog", linthresh=max(0.03 * output["norm"], 1e-300))
     axes.set_ylim(bottom=0)
     plotting.label_ends(axes)
 
