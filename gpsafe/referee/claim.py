@@ -21,6 +21,8 @@ from gpsafe.referee.rows import Rows
 from gpsafe.referee.trials import FLOOR, Design
 from gpsafe.rkhs import kernels as forms
 
+ESTIMABLE = 12  # rows from which anything can be chosen
+
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +54,8 @@ class Claim:
         z, noise, kernel = rows.data.z, self.noise[place], self.kernels[place]
         size = y[: rows.first].square().mean() - noise**2
         scale = float(torch.clamp(size, min=0.1 * noise**2))
-        return Design(kernel, self.norm[place], noise, delta, z, rows.first, rows.links, scale)
+        spent = len(self.stated) < 3
+        return Design(kernel, self.norm[place], noise, delta, z, rows.first, rows.links, scale, spent)
 
     def model(self, data: Transitions) -> GP:
         """The posterior of all rows, kernels and λ = R² as claimed."""
@@ -119,6 +122,9 @@ def claimed(
     stated = frozenset(name for name, value in given.items() if value is not None)
     found = None
     if len(stated) < 3:
+        if rows.first < ESTIMABLE:
+            expected = f"at least {3 * ESTIMABLE} transitions, or kernel, B and R all stated"
+            raise _require.fail(where, expected, f"{len(rows.data)} and {', '.join(sorted(stated)) or 'none of them'}")
         first = Transitions(*(getattr(rows.data, n)[: rows.first] for n in ("x", "u", "x_next")))
         sigma = None
         if given["R"] is not None:

@@ -26,7 +26,7 @@ def drawn(series: Mapping[str, Any], draw: Callable[[Axes, Output], None]) -> Pi
     def once(theme: Any) -> str:
         with plotting.style(theme, size=9), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about missing glyphs: the picture shows them
-            across = min(3, len(outputs))
+            across = 2 if len(outputs) == 4 else min(3, len(outputs))
             down = math.ceil(len(outputs) / across)
             figure: Figure = plotting.figure(max(6.4, 4.0 * across), 3.1 * down)
             panels = figure.subplots(down, across, squeeze=False)
@@ -50,7 +50,7 @@ def growth(axes: Axes, output: Output) -> None:
     axes.set(xscale="log", xlabel="judging rows", ylabel="norm")
     axes.set_xticks(n, [str(k) for k in n])
     axes.minorticks_off()
-    axes.set_yscale("symlog", linthresh=max(0.01 * output["norm"], 1e-300))
+    axes.set_yscale("symlog", linthresh=max(0.03 * output["norm"], 1e-300))
     axes.set_ylim(bottom=0)
     plotting.label_ends(axes)
 
@@ -67,6 +67,7 @@ def needed(axes: Axes, output: Output) -> None:
     ruled = [value for value, refuted in zip(x, output["refuted"], strict=True) if refuted]
     axes.plot(ruled, [low] * len(ruled), label="_refuted", clip_on=False, **plotting.look("refused").points)
     axes.set(xscale="log", yscale="log", xlabel="R", ylabel="norm at least")
+    axes.minorticks_off()
     plotting.label_ends(axes)
 
 
@@ -80,4 +81,5 @@ def tails(axes: Axes, output: Output) -> None:
     axes.plot(t, np.minimum(1.0, 2 * np.exp(-(t**2) / 2)), label="sub-Gaussian, at most", **plotting.look("limit").line)
     axes.plot(t[1:], [math.erfc(v / math.sqrt(2)) for v in t[1:]], label="normal", **plotting.look("published").line)
     axes.set(yscale="log", xlabel="size, in R", ylabel="share beyond", ylim=(0.4 / len(errors), 1.3), xlim=(0, t[-1]))
+    axes.minorticks_off()
     axes.legend(loc="upper right")

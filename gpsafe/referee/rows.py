@@ -24,7 +24,7 @@ from gpsafe.data import Transitions
 
 LEAST = 24  # rows
 CHOOSE, JUDGE = 200, 400  # at most
-FAR = 20.0  # quartile ranges
+FAR, RARE = 20.0, 0.01  # quartile ranges, share of the rows
 WINDOW = 25  # successive rows that stay together where a run is too long
 
 
@@ -167,11 +167,12 @@ def _links(data: Transitions, kept: Tensor, runs: list[Any] | None) -> Tensor:
 
 
 def outlying(data: Transitions, names: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    """Columns with rows more than `FAR` times the quartile range from the median, and how many: glitches, perhaps."""
+    """Columns with a few rows (up to `RARE` of all) more than `FAR` quartile ranges from the median: glitches, perhaps."""
     found = []
     for kind, values, given in (("x", data.x, names), ("u", data.u, inputs)):
         low, middle, high = (values.quantile(q, 0) for q in (0.25, 0.5, 0.75)) if values.shape[1] else 3 * (values[0],)
         far = ((values - middle).abs() > FAR * (high - low)) & (high > low)
+        far &= far.double().mean(0) <= RARE
         for j in torch.nonzero(far.any(0)).flatten().tolist():
             worst = float(values[:, j][(values[:, j] - middle[j]).abs().argmax()])
             name = given[j] if given else f"{kind}{j + 1}"

@@ -83,6 +83,8 @@ class Design:
         first: rows that choose.
         links: (n,) row before in the same run, −1 for none.
         scale: typical size of f² that forecasters expect beside k itself.
+        spent: whether k, B or R was chosen from the first rows. Their noise is no longer unseen then, and the band of the tail
+            test starts with the judging rows; everything else speaks of these given the first ones anyway.
     """
 
     kernel: Kernel
@@ -93,6 +95,7 @@ class Design:
     first: int
     links: Tensor
     scale: float
+    spent: bool = False
 
     @property
     def judging(self) -> int:
@@ -153,7 +156,6 @@ class Tried:
         outside: how many judging rows exceed it, (S,).
         bars: Σ of squared whitened forecast errors of the judging rows, (S,).
         errors: forecast errors and their deviations before noise, (m, S) and (m,).
-        weight: β_{i−1} of every judging row, (m,).
         shape, memory: ln(q/max p), (S,); −∞ where there is nothing to compare.
     """
 
@@ -166,7 +168,6 @@ class Tried:
     outside: Tensor
     bars: Tensor
     errors: tuple[Tensor, Tensor]
-    weight: Tensor
     shape: Tensor
     memory: Tensor
 
@@ -199,7 +200,7 @@ def judge(design: Design, y: Tensor) -> Tried:
         for family, r in radius.items():
             lower[family] = torch.maximum(lower[family], norm_lower(values, turned, r[count - 1], error))
         level = _level(design, values, turned, error) if count == design.judging else level
-    return Tried(radius, lower, level, *_forecasts(design, y), *_compared(design, y))
+    return Tried(radius, lower, level, *_tails(design, y), *_forecasts(design, y), *_compared(design, y))
 
 
 def prefixes(count: int) -> list[int]:
@@ -260,44 +261,62 @@ def chernoff(count: int, delta: float) -> float:
     return high
 
 
-def _forecasts(
-    design: Design, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Tail, held out and bars: what comes from the posterior with k and λ = R²."""
-    first, square, m = design.first, design.noise**2, design.judging
-    gram = kernels.cross(design.kernel, design.z, design.z)
+def _posterior(design: Design, y: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Of k and λ = R² and the rows from `start` on: factor, whitened rows, information gain after each, and the rounding of
+    variances.
+    """
+    z, square = design.z[start:], design.noise**2
+    gram = kernels.cross(design.kernel, z, z)
     factor = linalg.cholesky(gram + square * torch.eye(len(gram), dtype=torch.float64), "trials.judge")
-    white = torch.linalg.solve_triangular(factor, y, upper=False)
+    white = torch.linalg.solve_triangular(factor, y[start:], upper=False)
+    gain = (factor.diagonal().square() / square).log().cumsum(0) / 2
+    return factor, white, gain, 4 * len(z) * 2.0**-52 * float(gram.diagonal().max() + square)
+
+
+def _beta(design: Design, gain: Tensor) -> Tensor:
+    """β of the mixture bound at δ/2 and λ = R²."""
+    return (design.norm**2 + 2 * gain + 2 * math.log(2 / design.delta)).sqrt()
+
+
+def _room(beta: Tensor, spread: Tensor) -> Tensor:
+    """βσ, rounded up; inf where no norm is claimed."""
+    return (beta * spread).nan_to_num(nan=math.inf).unsqueeze(-1) * (1 + MARGIN)
+
+
+def _tails(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest tail probability times the number of sizes, (S,), and how many judging rows are beyond each size, (7, S)."""
+    start, square = design.first if design.spent else 0, design.noise**2
+    factor, white, gain, slip = _posterior(design, y, start)
+    judged, m = slice(design.first - start, None), design.judging
     own = factor.diagonal()
-    gain = (own.square() / square).log().cumsum(0) / 2
-    before = torch.cat([torch.zeros(1, dtype=torch.float64), gain[:-1]])[first:]
-    log = math.log(2 / design.delta)
-    weight = (design.norm**2 + 2 * before + 2 * log).sqrt()
-    errors = (white * own.unsqueeze(-1))[first:]
-    slip = 4 * len(own) * 2.0**-52 * float(gram.diagonal().max() + square)  # of variances, by rounding
-    spread = ((own[first:].square() - square).clamp_min(0.0) + slip).sqrt()
-    size = errors.abs() - (weight * spread).nan_to_num(nan=math.inf).unsqueeze(-1) * (1 + MARGIN)
-    inverse = linalg.inverse_lower(factor)[:, first:]
+    spread = ((own.square() - square).clamp_min(0.0) + slip).sqrt()
+    before = torch.cat([torch.zeros(1, dtype=torch.float64), gain[:-1]])
+    size = (white * own.unsqueeze(-1)).abs() - _room(_beta(design, before), spread)
+    inverse = linalg.inverse_lower(factor)
     after = square * (inverse.T @ white)  # y − μ_n
-    last = design.noise * ((1 - square * inverse.square().sum(0)).clamp_min(0.0) + slip / square).sqrt()
-    full = math.sqrt(design.norm**2 + 2 * float(gain[-1]) + 2 * log)
-    size = torch.maximum(size, after.abs() - (full * last).nan_to_num(nan=math.inf).unsqueeze(-1) * (1 + MARGIN))
+    last = design.noise * ((1 - square * inverse.square().sum(0)).clamp_min(0.0) + len(own) * slip / square).sqrt()
+    size = torch.maximum(size, after.abs() - _room(_beta(design, gain[-1]), last))[judged]
     cuts = design.noise * torch.tensor(SIZES, dtype=torch.float64)
-    beyond = (size > cuts.reshape(-1, 1, 1)).sum(1)  # (7, S)
+    beyond = (size > cuts.reshape(-1, 1, 1)).sum(1)
     chance = torch.tensor([min(1.0, 2 * math.exp(-(a**2) / 2)) for a in SIZES], dtype=torch.float64)
     hits = beyond.double().numpy()
     tail = special.betainc(hits.clip(1), m - hits.clip(1) + 1, chance.numpy()[:, None])  # P(Binomial ≥ hits)
-    smallest = torch.from_numpy(tail).where(beyond > 0, 1.0).amin(0) * len(SIZES)
-    cross = factor[first:, :first]
+    return torch.from_numpy(tail).where(beyond > 0, 1.0).amin(0) * len(SIZES), beyond
+
+
+def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Held out and bars: largest excess, rows outside, Σ of squared whitened errors, errors with their deviations."""
+    first, square, m = design.first, design.noise**2, design.judging
+    factor, white, gain, slip = _posterior(design, y, 0)
+    own, cross = factor.diagonal()[first:], factor[first:, :first]
     error = y[first:] - cross @ white[:first]
     prior = kernels.diagonal(design.kernel, design.z[first:])
     wide = ((prior - cross.square().sum(-1)).clamp_min(0.0) + slip).sqrt()
-    start = math.sqrt(design.norm**2 + 2 * float(gain[first - 1]) + 2 * log) if first else design.norm
-    room = (start * wide).nan_to_num(nan=math.inf) * (1 + MARGIN) + 1e-9 * design.noise
-    room = room + design.noise * math.sqrt(2 * (log + math.log(2 * m)))
-    excess = (error.abs() - room.unsqueeze(-1)) / design.noise
-    bars = white[first:].square().sum(0)
-    return smallest, beyond, excess.amax(0), (excess > 0).sum(0), bars, (errors, spread), weight
+    noise = design.noise * math.sqrt(2 * math.log(4 * m / design.delta))
+    excess = (error.abs() - _room(_beta(design, gain[first - 1]), wide) - noise * (1 + MARGIN)) / design.noise
+    spread = ((own.square() - square).clamp_min(0.0) + slip).sqrt()
+    errors = white[first:] * own.unsqueeze(-1), spread
+    return excess.amax(0), (excess > 0).sum(0), white[first:].square().sum(0), errors
 
 
 def _compared(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:
