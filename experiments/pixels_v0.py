@@ -1,10 +1,11 @@
 """What an ensemble of world models "certifies" from pixels, beside what a Gaussian process certifies from the same episodes.
 
 The first reference plant (`gpsafe.systems.reference`) with its 81 set-point policies, of which the true cost is enclosed by two
-sweeps with f* itself. The world model sees 16×16 images; the policies act on the state, and in imagination on the centroid of
-the decoded image, on which the cost is known too. S_n of the Gaussian process is sound. The latent sets are heuristics by
-several names: the worst member, the mean plus a multiple β of the spread of the members, the mean plus a multiple of their
-disagreement. Three collectors choose the episodes, and every rule speaks of the episodes of all of them.
+sweeps with f* itself. The world model sees 16×16 images; the policies act on the state, and in imagination on the state that is
+read, on which the cost is known too: from the centroid of the decoded image, or by a linear map of the latent state, fitted to
+the episodes seen, which extrapolates where a picture cannot. S_n of the Gaussian process is sound. The latent sets are
+heuristics by several names: the worst member, the mean plus a multiple β of the spread of the members, the mean plus a
+multiple of their disagreement. Three collectors choose the episodes, and every rule speaks of the episodes of all of them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ COLLECTORS = {
     "latent": "the worst member's set",
     "uniform": "all 81 policies",
 }
+READERS = {"picture": "the decoded picture's centroid", "linear": "a linear map of the latent state"}
 GAUSSIAN = "Gaussian process (sound)"
 BARS = (GAUSSIAN, "worst member")  # the rules whose intervals are drawn; those of all are in the table
 
@@ -120,25 +122,37 @@ def read(image: Tensor) -> Tensor:
     return ((light * columns).sum(-1) / light.sum(-1).clamp_min(1e-6)).unsqueeze(-1)
 
 
+def _extended(feature: Tensor) -> Tensor:
+    return torch.cat([feature, torch.ones_like(feature[..., :1])], dim=-1)
+
+
+def _regressed(feature: Tensor, place: Tensor) -> Tensor:
+    """Coefficients (F + 1, 1) of a ridge regression of states (T, B, 1) on features (T, B, F)."""
+    rows, y = _extended(feature).flatten(0, 1), place.flatten(0, 1)
+    return torch.linalg.solve(rows.T @ rows + 1e-3 * torch.eye(rows.shape[-1], dtype=rows.dtype), rows.T @ y)
+
+
 # ------------------------------------------------------------------------------------------------- the world model
 class Latent:
     """The ensemble, its bootstrap and its training; what it says of the cost of every policy."""
 
-    def __init__(self, a: Arguments, generator: torch.Generator) -> None:
-        self.arguments, self.generator = a, generator
+    def __init__(self, a: Arguments, reader: str, generator: torch.Generator) -> None:
+        self.arguments, self.reader, self.generator = a, reader, generator
         settings = RSSMSettings(
             (SIZE, SIZE, 1), nu=1, deterministic=32, stochastic=4, hidden=48, embedding=32, members=a.members, depth=0,
             observation_std=0.1, least_std=0.02, free_nats=0.5,
         )  # fmt: skip
         self.model = RSSM(settings, generator)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=2e-3, eps=1e-5)
-        self.images, self.actions, self.weights = [], [], []
+        self.images, self.actions, self.weights, self.places = [], [], [], []
+        self.line = torch.zeros(0)  # of the linear reader
 
     def learn(self, states: Tensor, inputs: Tensor) -> float:
-        """Adds an episode, trains, and returns the error of the state read from one-step predictions, in units of the state."""
+        """Adds an episode, trains, and returns the error of the state read after filtering it, in units of the state."""
         a = self.arguments
         self.images.append(seen(states).float())
         self.actions.append(torch.cat([torch.zeros_like(inputs[:1]), inputs]).float())
+        self.places.append(states)
         self.weights.append(torch.poisson(torch.ones(a.members), generator=self.generator))
         images, actions, weights = (torch.stack(of) for of in (self.images, self.actions, self.weights))
         for _ in range(a.updates):
@@ -149,9 +163,16 @@ class Latent:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 100.0)
             self.optimiser.step()
         with torch.no_grad():
-            found = self.model.filter(images[-1:], actions[-1:], None)
-            error = read(self.model.decode(found.states))[1:, 0, 0] - states[1:, 0]
+            found = self.model.filter(images, actions, None).states
+            self.line = _regressed(found.feature.double(), torch.stack(self.places, dim=1))
+            error = self.read(found[:, -1])[1:, 0] - states[1:, 0]
         return float(error.square().mean().sqrt())
+
+    def read(self, state: State) -> Tensor:
+        """The plant's state that a latent state shows, (*b, 1)."""
+        if self.reader == "picture":
+            return read(self.model.decode(state)).double()
+        return _extended(state.feature.double()) @ self.line
 
     @torch.no_grad()
     def costs(self, policies: AffinePolicies) -> tuple[Tensor, Tensor]:
@@ -163,7 +184,7 @@ class Latent:
         cost = torch.zeros(a.members, policies.num, dtype=torch.float64)
 
         def act(state: State) -> Tensor:
-            x = read(self.model.decode(state)).double()  # (M, P·rollouts, 1)
+            x = self.read(state)  # (M, P·rollouts, 1)
             cost.add_(plant.cost(x).reshape(len(x), policies.num, a.rollouts).mean(-1))
             by_policy = x.reshape(len(x), policies.num, a.rollouts, 1).transpose(0, 1).flatten(1, 2)
             u = policies(by_policy).unflatten(1, (len(x), a.rollouts)).transpose(0, 1)
@@ -185,17 +206,22 @@ def claims(cost: Tensor, doubt: Tensor, budget: float) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------- a run
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """The same seed with every collector."""
-    for i, collector in enumerate(arguments.collectors):
-        record.progress(i, len(arguments.collectors), collector)
-        record.piece(collector, lambda collector=collector: _episodes(arguments, collector, seed))
-    record.progress(len(arguments.collectors), len(arguments.collectors), "done")
+    parts = [(collector, reader) for collector in arguments.collectors for reader in READERS]
+    for i, (collector, reader) in enumerate(parts):
+        record.progress(i, len(parts), f"{collector}, {reader}")
+        record.piece(_key(collector, reader), lambda c=collector, r=reader: _episodes(arguments, c, r, seed))
+    record.progress(len(parts), len(parts), "done")
 
 
-def _episodes(a: Arguments, collector: str, seed: int) -> Piece:
+def _key(collector: str, reader: str) -> str:
+    return collector if reader == "picture" else f"{collector}-{reader}"
+
+
+def _episodes(a: Arguments, collector: str, reader: str, seed: int) -> Piece:
     plant, generator = _plant(), torch.Generator().manual_seed(seed)
     (policies, initial), truth = reference_1d_policies(), _truth(8 * a.cells)
     unsafe, safe_now = truth.unsafe(plant.budget), truth.safe(plant.budget)
-    latent = Latent(a, generator)
+    latent = Latent(a, reader, generator)
     model, confidence = _model(), ConfidenceSet(_bound()).update(_model())
     session = DPSession.start(RobustDP(Grid(GRID, (a.cells,)), Task.of(plant)), confidence, policies)
     certified = SafePolicySet.initial(policies.num, initial, budget=plant.budget)
@@ -253,18 +279,26 @@ def _row(rule: str, now: Tensor, before: Tensor, unsafe: Tensor, wanted: int) ->
 # ------------------------------------------------------------------------------------------------------ the report
 def report(runs: Sequence[Run]) -> Report:
     """Members, false certifications and losses by rule."""
-    rows = [row for one in runs for piece in one.pieces.values() for row in piece.rows]
+    rows = [
+        {**row, "reader": reader}
+        for one in runs
+        for collector in COLLECTORS
+        for reader in READERS
+        if (piece := one.pieces.get(_key(collector, reader))) is not None
+        for row in piece.rows
+    ]
     last = max(row["episode"] for row in rows)
     columns = (
-        "episodes from", "rule", f"true members after {last}", "runs with a false member", f"runs with one after {last}",
+        "state read from", "episodes from", "rule",
+        f"true members after {last}", "runs with a false member", f"runs with one after {last}",
         "false members at worst (mean)", "members lost per run", "runs that would execute an unsafe policy",
     )  # fmt: skip
     table = []
-    for (collector, rule), group in grouped(rows, "collector", "rule").items():
+    for (reader, collector, rule), group in grouped(rows, "reader", "collector", "rule").items():
         by_run = _by_run(group)
         table.append(
             (
-                COLLECTORS[collector], rule,
+                READERS[reader], COLLECTORS[collector], rule,
                 plus_minus((r[-1]["members"] for r in by_run), 1),
                 str(Share.of(any(row["false"] for row in r) for r in by_run)),
                 str(Share.of(r[-1]["false"] > 0 for r in by_run)),
@@ -276,13 +310,13 @@ def report(runs: Sequence[Run]) -> Report:
     caption = CAPTION.format(safe=rows[0]["safe"], unsafe=rows[0]["unsafe"])
     executed = [r for r in rows if r["rule"] == GAUSSIAN]
     counts = "; ".join(
-        f"episodes from {COLLECTORS[c]}: {sum(r['executed_unsafe'] for r in group)} of {len(group)} ran an unsafe policy"
-        for (c,), group in grouped(executed, "collector").items()
+        f"{READERS[r]}, episodes from {COLLECTORS[c]}: {sum(row['executed_unsafe'] for row in group)} of {len(group)}"
+        for (r, c), group in grouped(executed, "reader", "collector").items()
     )
     return Report(
-        figures={"pixels": _figure(rows)},
+        figures={name: _figure([r for r in rows if r["reader"] == name]) for name in READERS},
         tables={"pixels": Table(columns=columns, rows=table, caption=caption)},
-        notes=(f"Executed: {counts}.",),
+        notes=(f"Episodes that ran an unsafe policy: {counts}.",),
     )
 
 
@@ -298,21 +332,19 @@ def _by_run(group: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
 
 def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     figure = plotting.figure("screen", 6.2)
-    panels = figure.subplots(2, len(COLLECTORS), sharey="row")
     groups = grouped(rows, "collector", "rule")
+    collectors = list(dict.fromkeys(row["collector"] for row in rows))
+    panels = figure.subplots(2, len(collectors), sharey="row", squeeze=False)
     shown = (*BARS, "mean + 0 spread", "mean + 8 spread", "mean + 0.01 disagreement", "mean + 0.1 disagreement")
     looks = plotting.looks(shown)
     drawn = [
         (panels[i, j], collector, key)
         for i, key in enumerate(("members", "false"))
-        for j, collector in enumerate(COLLECTORS)
+        for j, collector in enumerate(collectors)
     ]
     for axes, collector, key in drawn:
         for rule, look in looks.items():
-            by_run = _by_run(groups.get((collector, rule), []))
-            if not by_run:
-                continue
-            columns = list(zip(*by_run, strict=True))
+            columns = list(zip(*_by_run(groups[collector, rule]), strict=True))
             episodes = [column[0]["episode"] for column in columns]
             values = [[row[key] for row in column] for column in columns]
             if rule in BARS:
@@ -338,7 +370,7 @@ EXPERIMENT = Experiment(
     title="What an ensemble of world models certifies from pixels, beside the Gaussian process",
     arguments=Arguments,
     budgets={
-        "smoke": Arguments(episodes=2, updates=2, members=2, rollouts=2, batch=2, cells=50),
+        "smoke": Arguments(episodes=2, updates=2, members=2, rollouts=2, batch=2, cells=50, collectors=("latent",)),
         "quick": Arguments(),
         "full": Arguments(episodes=30, updates=200, rollouts=32, cells=500),
     },
