@@ -41,8 +41,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.rkhs import kernels
 
-SPACING = 0.04  # of the lattice of anchors, in length-scales
-SHARED = 4  # the lattice is used where that many points share an anchor on average, else each point is its own
+SPACING = 0.05  # of the lattice of anchors, in length-scales
 
 
 @short
@@ -185,22 +184,20 @@ def _inverse_scale(form: kernels.Stationary, z: Tensor) -> Tensor:
 
 
 def _anchors(z: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (M, nz) near those of z (P, N, nz), and for each of these which one, (P, N)."""
+    """The lattice points (M, nz) nearest to those of z (P, N, nz), each once, and for each of these which one, (P, N).
+
+    The lattice stands still: what is found at a point depends on no other.
+    """
     flat = z.reshape(-1, z.shape[-1])
-    own = flat, torch.arange(len(flat), device=z.device).reshape(z.shape[:-1])
-    step = torch.where(inverse > 0, SPACING / inverse, torch.inf)
-    level = torch.where(inverse > 0, flat / step, 0.0).round()
-    level = level - level.amin(0)
-    count = level.amax(0) + 1
-    if not float(count.log().sum()) < math.log(2.0**53):  # codes below are integers that float64 holds exactly
-        return own
-    code = level[:, 0]
-    for i in range(1, level.shape[-1]):
-        code = code * count[i] + level[:, i]
-    _, index = torch.unique(code, return_inverse=True)
-    number = int(index.max()) + 1
-    if number * SHARED > len(flat):
-        return own
-    anchors = torch.empty(number, flat.shape[-1], dtype=z.dtype, device=z.device)
-    anchors[index] = torch.where(inverse > 0, (flat / step).round() * step.nan_to_num(posinf=0.0), 0.0)
+    step = torch.where(inverse > 0, SPACING / inverse, 1.0)
+    level = torch.where(inverse > 0, (flat / step).round(), 0.0)
+    index, place = torch.arange(len(flat), device=z.device), level - level.amin(0)
+    count = place.amax(0) + 1
+    if float(count.log().sum()) < math.log(2.0**53):  # codes below are integers that float64 holds exactly
+        code = place[:, 0]
+        for i in range(1, place.shape[-1]):
+            code = code * count[i] + place[:, i]
+        _, index = torch.unique(code, return_inverse=True)
+    anchors = torch.empty(int(index.max()) + 1, flat.shape[-1], dtype=z.dtype, device=z.device)
+    anchors[index] = level * step
     return anchors, index.reshape(z.shape[:-1])
