@@ -175,7 +175,9 @@ def _figure(cells: Cells) -> Any:
             )
             axes.imshow(table - 0.9, cmap="PuOr", vmin=-0.5, vmax=0.5, aspect="auto")
             for (i, j), value in np.ndenumerate(table):
-                axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8)
+                dark = abs(value - 0.9) > 0.3
+                style = {"color": plotting.colour("page" if dark else "ink"), "fontsize": 8}
+                axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", **style)
             axes.set_xticks(range(len(kinds)), [k[:3] for k in kinds], fontsize=7)
             axes.set_yticks(range(len(kinds)), kinds if model == models[0] else [""] * len(kinds), fontsize=8)
             axes.tick_params(length=0)
