@@ -19,6 +19,7 @@ import gpsafe as gs
 from gpsafe import calibration
 from gpsafe.calibration import Effort
 from gpsafe.lab import Explorer, bands, flights, learning, plans, prices
+from gpsafe.lab.explorer import undisturbed
 from gpsafe.lab.growth import Growth
 from gpsafe.lab.trust import Trust
 from gpsafe.planning.mbpo import preset
@@ -128,5 +129,6 @@ def explorers(settings: Settings) -> Record:
 
 def _spent(explorer: Explorer, control: str, value: Any) -> tuple[float, float]:
     clock, processor = time.perf_counter(), time.process_time()
-    explorer.picture(**{control: value})
+    with undisturbed():  # as the widgets do
+        explorer.picture(**{control: value})
     return 1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - processor)

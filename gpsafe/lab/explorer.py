@@ -8,8 +8,9 @@ stands in their place.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +171,18 @@ def _frame(axes: Axes) -> tuple[object, ...]:
     return (axes.axison, axes.get_position(original=False).bounds, axes.get_facecolor(), *sides)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """The collection of garbage, a fifth of a second once in some sixty pictures, waits until the answer has been sent."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 def _widgets() -> Any:
     try:
         import ipywidgets
@@ -221,7 +234,8 @@ class Explorer:
             settings[name] = value
             for kind, buttons in tiles:
                 _tint(kind, buttons, settings)
-            image.value = self.picture(**settings).png
+            with undisturbed():
+                image.value = self.picture(**settings).png
 
         rows, simple = [], []
         for name, control in self.controls.items():

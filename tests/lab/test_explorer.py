@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 
@@ -47,6 +48,22 @@ def test_moving_a_widget_changes_the_picture_and_the_tiles(small):
     buttons[1].click()
     assert image.value == small.picture(n=3, shape="down").png
     assert [b.style.button_color for b in buttons] == [plotting.colour("faint"), plotting.colour("safe")]
+
+
+def test_no_garbage_is_collected_before_an_answer_is_sent():
+    pytest.importorskip("ipywidgets")
+    running = []
+
+    def draw(figure, *, n):
+        running.append(gc.isenabled())
+        if n == 3:
+            raise ArithmeticError
+
+    grid, _ = Explorer(draw, (2.0, 1.0), n=Slider("n", (1, 2, 3))).widget().children
+    grid.children[0].value = 2
+    with pytest.raises(ArithmeticError):
+        grid.children[0].value = 3
+    assert running == [True, False, False] and gc.isenabled()
 
 
 def test_without_a_kernel_or_the_extra_the_first_picture_stands(small, monkeypatch):
