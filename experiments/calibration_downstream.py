@@ -257,7 +257,14 @@ EXPERIMENT = Experiment(
             plants=("twin",), models=("gp",), flown=("plain",), first=2, pairs=2, policies=3, points=50, steps=5
         ),
         "quick": Arguments(),
-        "full": Arguments(flown=bars.SCALES, flights=5, pairs=100, policies=13, points=2000, steps=2000),
+        "full": Arguments(
+            flown=("plain", "raw", "scale", "isotonic", "conformal", "theory"),
+            flights=5,
+            pairs=100,
+            policies=13,
+            points=2000,
+            steps=2000,
+        ),
     },
     seeds={"smoke": 1, "quick": 5, "full": 20},
     run=run,

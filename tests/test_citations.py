@@ -120,7 +120,7 @@ def test_the_numbers_are_distinct():
         ("theory §2, §77", ["theory §77"]),
         ("theory §4 (i), (ix)", ["theory §4 (ix)"]),
         ("theory §4 (v)–(viii)", ["theory §4 (vii)", "theory §4 (viii)"]),
-        ("theory §3.9–3.13", ["theory §3.12", "theory §3.13"]),
+        ("theory §3.9–3.14", ["theory §3.13", "theory §3.14"]),
         ("xmpsc.md §11.3, §11.21", ["xmpsc.md §11.21"]),
         ("see §2", ["§2 of which document?"]),
         ("theory 6", ["theory 6"]),
