@@ -214,6 +214,15 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
     assert set(plain.stated) == {"subgaussian"}
 
 
+def test_a_plant_without_noise_is_heard():
+    """No fit can tell its noise from none; what is correlated in its errors is the model's."""
+    x = 2 * torch.rand(90, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
+    data = gs.Transitions(x, x.flip(0), x + 0.1 * x.flip(0))
+    rows = arranged(data, [0] * 90)
+    claim = claimed(rows)
+    assert claim.noise[0] > 0 and math.isfinite(claim.norm[0])
+
+
 def test_environments_are_driven_by_random_inputs():
     source = sources.of_env("Pendulum-v1", rows=210)
     assert len(source.data) == 210 and set(source.ids) == {0, 1} and source.task is None
