@@ -162,10 +162,10 @@ def test_lattices_are_seen_and_rounding_is_none():
 
 
 def test_far_rows_are_told():
-    data = recorded(60)
+    data = recorded(120)
     far = data.x.clone()
     far[3] = -245.0
-    assert "1 of 60 rows have speed" in outlying(gs.Transitions(far, data.u, data.x_next), ("speed",), ())[0]
+    assert "1 of 120 rows have speed" in outlying(gs.Transitions(far, data.u, data.x_next), ("speed",), ())[0]
     assert outlying(data, (), ()) == []
 
 
