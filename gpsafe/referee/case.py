@@ -45,6 +45,10 @@ class Output:
         found = self.tried.refuted(self.design)
         return test in found and bool(found[test][0])
 
+    def quiet(self) -> bool:
+        """Whether forecast errors are so far below R that they are no noise of that size."""
+        return float(self.tried.errors[0][:, 0].square().mean().sqrt()) < 0.5 * self.design.noise
+
     def repair(self) -> float:
         """The smallest factor ≥ 1 on R, of those tried, with which no test of (k, B, R) refutes; inf if there is none."""
         return min((o.factor for o in self.others if o.factor >= 1 and not o.refuted), default=float("inf"))

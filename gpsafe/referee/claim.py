@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from gpsafe.referee.rows import Rows
 from gpsafe.referee.trials import FLOOR, Design
 from gpsafe.rkhs import kernels as forms
 
+SLIGHT = 1e-2  # of what states move by: R of a plant that shows no noise
 ESTIMABLE = 12  # rows from which anything can be chosen
 
 
@@ -120,7 +122,7 @@ def claimed(
     own = None if kernels is None else ((kernels,) * p if isinstance(kernels, Kernel) else tuple(kernels))
     given = {"kernel": own, "B": _vector("rkhs_norm", rkhs_norm, p), "R": _vector("subgaussian", subgaussian, p)}
     stated = frozenset(name for name, value in given.items() if value is not None)
-    found = None
+    found, told = None, ()
     if len(stated) < 3:
         if rows.first < ESTIMABLE:
             expected = f"at least {3 * ESTIMABLE} transitions, or kernel, B and R all stated"
@@ -130,12 +132,39 @@ def claimed(
         if given["R"] is not None:
             sigma = torch.ones(nx, dtype=torch.float64)
             sigma[list(learned)] = torch.tensor(given["R"], dtype=torch.float64)
-        found = estimate_rows(first, prior=known, outputs=learned, kernels=own, noise_std=sigma)
+        found, told = _chosen(first, prior=known, outputs=learned, kernels=own, noise_std=sigma)
     chosen = tuple(forms.freeze(k) for k in (own or found.kernels))  # type: ignore[union-attr]
     norm = given["B"] or found.rkhs_norm  # type: ignore[union-attr]
     noise = given["R"] or tuple(found.noise_std[list(learned)].tolist())  # type: ignore[union-attr]
     noise, notes = _lifted(noise, residual[: rows.first], learned)
-    return Claim(chosen, norm, noise, learned, known, stated, notes)
+    return Claim(chosen, norm, noise, learned, known, stated, (*told, *notes))
+
+
+def _chosen(first: Transitions, **options: Any) -> tuple[Estimate, tuple[str, ...]]:
+    """`estimate_rows`; where noise cannot be told from none, which no fit survives, with a hundredth of what states move by.
+
+    Raises:
+        ValueError: if no kernel fits even so.
+    """
+    from botorch.exceptions import ModelFittingError, OptimizationWarning  # loaded by the fit anyway
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizationWarning)
+        try:
+            return estimate_rows(first, **options), ()
+        except ModelFittingError:
+            moved = (first.x_next - known_part("verify", options["prior"], first.x, first.u)).square().mean(0).sqrt()
+        try:
+            sigma = SLIGHT * torch.where(moved > 0, moved, 1.0)
+            found = estimate_rows(first, **(options | {"noise_std": sigma}))
+        except ModelFittingError as error:
+            raise _require.fail(
+                "verify", "rows that some RBF kernel fits (or kernels=...)", _require.told(error)
+            ) from None
+    told = (
+        f"The rows show no noise that a fit could tell from none; R was set to {SLIGHT:g} of what each state moves by."
+    )
+    return found, (told,)
 
 
 def _vector(name: str, value: Any, size: int) -> tuple[float, ...] | None:

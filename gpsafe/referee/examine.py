@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,9 @@ def _reached(
     own = inputs is not None or (u.shape[1] > 0 and bool((u.amax(0) > u.amin(0)).all()))
     inputs = inputs or (Box(u.amin(0), u.amax(0)) if own else None)
     found = []
+    if task is not None:  # F_n is of the plant that the task describes: R is at least its noise
+        floor = task.noise_std[list(claim.outputs)].tolist()
+        claim = replace(claim, noise=tuple(max(r, low) for r, low in zip(claim.noise, floor, strict=True)))
     confidence = widths.sets_of(rows, claim, delta=delta, most=MOST)
     try:
         whole = (

@@ -200,6 +200,12 @@ def _time(case: Case) -> list[Finding]:
         "Explaining {state} with independent noise takes a norm of at least {statistic}; B is {threshold}." + told,
         assumes=(JOINT, MARTINGALE), head=("norm at least", "B"),
     )  # fmt: skip
+    heard = [o for o in case.outputs if o.refuted("memory")]
+    if heard and all(o.quiet() for o in heard):
+        why = (
+            "Forecast errors are far below R: what is correlated in them is the model's error, not noise of that size."
+        )
+        return [first, idle("memory", claims[1], why + told)]
     return [first, _ratio(
         case, "memory", claims[1],
         "Processes with correlated noise give the rows of {state} e^{statistic} times the density of all with "

@@ -7,6 +7,7 @@ moves the RKHS, hence the norm, and no statement for all n survives it.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,9 @@ class Refit:
 
 def refits(rows: Rows, claim: Claim) -> tuple[Refit, ...]:
     """One an output."""
-    from gpsafe.models.views import fit_hyperparameters  # BoTorch, loaded for this alone
+    from botorch.exceptions import OptimizationWarning  # loaded for this alone
+
+    from gpsafe.models.views import fit_hyperparameters
 
     z, y = rows.data.z, claim.residuals(rows.data)
     keep = torch.linspace(0, len(z) - 1, min(len(z), MOST)).round().long()
@@ -56,7 +59,9 @@ def refits(rows: Rows, claim: Claim) -> tuple[Refit, ...]:
     for j, kernel in enumerate(claim.kernels):
         frozen = _model(kernel, claim.noise[j], z.shape[1])
         seen = frozen.condition_on(z[:cut], y[:cut, j : j + 1])
-        again = fit_hyperparameters(seen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizationWarning)  # the larger likelihood of two starts is taken
+            again = fit_hyperparameters(seen)
         new = _model(again.kernels[0], float(again.regularizer[0].sqrt()), z.shape[1])
         later = new.condition_on(z[:cut], y[:cut, j : j + 1])
         (p0, whole), (p1, other) = (_gain(m, z[cut:], y[cut:, j : j + 1]) for m in (seen, later))

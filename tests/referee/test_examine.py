@@ -162,10 +162,10 @@ def test_lattices_are_seen_and_rounding_is_none():
 
 
 def test_far_rows_are_told():
-    data = recorded(60)
+    data = recorded(120)
     far = data.x.clone()
     far[3] = -245.0
-    assert "1 of 60 rows have speed" in outlying(gs.Transitions(far, data.u, data.x_next), ("speed",), ())[0]
+    assert "1 of 120 rows have speed" in outlying(gs.Transitions(far, data.u, data.x_next), ("speed",), ())[0]
     assert outlying(data, (), ()) == []
 
 
@@ -212,6 +212,15 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
     assert source.origin == "drawn" and len(source.data) == 40 and source.task is not None
     plain = sources.of_system(gs.Pendulum(), rows=30)
     assert set(plain.stated) == {"subgaussian"}
+
+
+def test_a_plant_without_noise_is_heard():
+    """No fit can tell its noise from none; what is correlated in its errors is the model's."""
+    x = 2 * torch.rand(90, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
+    data = gs.Transitions(x, x.flip(0), x + 0.1 * x.flip(0))
+    rows = arranged(data, [0] * 90)
+    claim = claimed(rows)
+    assert claim.noise[0] > 0 and math.isfinite(claim.norm[0])
 
 
 def test_environments_are_driven_by_random_inputs():
