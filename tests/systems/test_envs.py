@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import gymnasium
@@ -238,14 +237,6 @@ def test_no_render_mode_renders_nothing() -> None:
     env = make_env("Pendulum")
     env.reset(seed=0)
     assert env.render() is None
-
-
-def test_rendering_takes_milliseconds() -> None:
-    env = make_env("RKHS2D", render_mode="rgb_array")
-    run(env, 0)
-    started = time.perf_counter()
-    env.render()
-    assert time.perf_counter() - started < 0.5
 
 
 def test_noise_generator_is_not_shared_with_the_global_one() -> None:
