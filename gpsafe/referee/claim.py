@@ -122,7 +122,7 @@ def claimed(
     own = None if kernels is None else ((kernels,) * p if isinstance(kernels, Kernel) else tuple(kernels))
     given = {"kernel": own, "B": _vector("rkhs_norm", rkhs_norm, p), "R": _vector("subgaussian", subgaussian, p)}
     stated = frozenset(name for name, value in given.items() if value is not None)
-    found, told = None, ()
+    found, told = None, tuple[str, ...]()
     if len(stated) < 3:
         if rows.first < ESTIMABLE:
             expected = f"at least {3 * ESTIMABLE} transitions, or kernel, B and R all stated"
@@ -156,7 +156,8 @@ def _chosen(first: Transitions, **options: Any) -> tuple[Estimate, tuple[str, ..
             moved = (first.x_next - known_part("verify", options["prior"], first.x, first.u)).square().mean(0).sqrt()
         try:
             sigma = SLIGHT * torch.where(moved > 0, moved, 1.0)
-            found = estimate_rows(first, **(options | {"noise_std": sigma}))
+            options["noise_std"] = sigma
+            found = estimate_rows(first, **options)
         except ModelFittingError as error:
             raise _require.fail(
                 "verify", "rows that some RBF kernel fits (or kernels=...)", _require.told(error)
