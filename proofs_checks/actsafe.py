@@ -21,7 +21,7 @@ from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.rkhs import RKHSFunction, kernels
-from gpsafe.safety.safe_set import policy_distance, reachable
+from gpsafe.safety.safe_set import PolicyGap, policy_distance, reachable
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
@@ -255,8 +255,9 @@ def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
     assert algorithm.distance is not None
     run = _run(task, 3000 + shard, episodes=1 if broken else algorithm.episodes)
     initial = sorted(run.safe_sets[0].witnesses)
+    distance = algorithm.distance.distance if isinstance(algorithm.distance, PolicyGap) else algorithm.distance
     target = reachable(  # the larger reachable set: true costs from below
-        initial, task.truth_lower, algorithm.distance, budget=algorithm.system.budget, epsilon=EPSILON
+        initial, task.truth_lower, distance, budget=algorithm.system.budget, epsilon=EPSILON
     )
     reached = set(run.safe_set.witnesses)
     covered = [len(target & set(s.witnesses)) / len(target) for s in run.safe_sets]
