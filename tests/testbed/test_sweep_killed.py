@@ -97,7 +97,8 @@ def test_a_killed_worker_of_joblib_costs_the_piece_in_its_hands(home, undisturbe
 def test_after_the_parent_is_killed_its_workers_end_and_the_next_sweep_goes_on(home, undisturbed):
     parent_is_killed_and_all_goes_on(home, undisturbed)
     counts = calls(home)
-    assert len(counts) == 12 and all(count == 1 for piece, count in counts.items() if not piece.endswith("/1-1"))
+    assert len(counts) == 12 and max(counts.values()) <= 2
+    assert sum(counts.values()) <= 12 + 2  # what was in the hands of the two workers, and nothing else, is made again
 
 
 @pytest.mark.slow
