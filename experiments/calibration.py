@@ -24,7 +24,6 @@ import torch
 from gpsafe import calibration
 from gpsafe.calibration.resampling import members
 from gpsafe.calibration.zoo import Effort, Fitter
-from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 
@@ -163,7 +162,7 @@ def _real(arguments: Arguments, name: str, folder: Path, seed: int) -> Iterator[
     parts = [torch.cat([places[i] for i in order[a:b]]) for a, b in itertools.pairwise(cuts)]
     limits = (arguments.rows, arguments.rows // 2, 2 * arguments.test)
     taken = [p[torch.randperm(len(p), generator=generator)[:n]] for p, n in zip(parts, limits, strict=True)]
-    seen, held_out, test = (Transitions(data.x[p], data.u[p], data.x_next[p]) for p in taken)
+    seen, held_out, test = (data.select(p) for p in taken)
     fitter = Fitter(seen, seed, effort=_effort(arguments))
     for model_name in NAMES:
         fitted = fitter.fit(model_name)

@@ -26,7 +26,6 @@ from gpsafe import plotting
 from gpsafe.calibration import Effort, Fitter, bars, downstream, theory_band
 from gpsafe.comparison import Contest, PolicySet, task
 from gpsafe.comparison.beliefs import joined
-from gpsafe.data import Transitions
 from gpsafe.models import GP
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
@@ -75,7 +74,7 @@ def _plant(arguments: Arguments, plant: str, seed: int) -> Iterator[dict[str, An
     contest = replace(contest, offline=contest.offline[: arguments.first])
     rows = joined(contest.offline)
     apart = torch.arange(len(rows)) % APART == APART - 1
-    train, held_out = (Transitions(rows.x[m], rows.u[m], rows.x_next[m]) for m in (~apart, apart))
+    train, held_out = (rows.select(m) for m in (~apart, apart))
     fitter = Fitter(
         train, seed, prior=contest.known, noise_std=contest.plant.noise_std.clamp_min(1e-12), kernels=contest.kernels,
         outputs=contest.outputs, effort=Effort(hyperparameters=80, steps=arguments.steps),

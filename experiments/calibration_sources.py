@@ -95,7 +95,7 @@ def _drawn(plant: str, kind: str, seed: int, count: int) -> tuple[Source, Drawn]
 
 def _part(drawn: Drawn, first: int, last: int) -> Drawn:
     rows, truth = drawn
-    return Transitions(rows.x[first:last], rows.u[first:last], rows.x_next[first:last]), truth[first:last]
+    return rows.select(slice(first, last)), truth[first:last]
 
 
 def _plant(arguments: Arguments, plant: str, seed: int) -> Iterator[dict[str, Any]]:

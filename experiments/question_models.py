@@ -175,7 +175,7 @@ def _safety(arguments: Arguments, family: str, seed: int) -> Iterator[dict[str, 
                     return Claims(system, seen, start + number, arguments.steps).of(name, scale)
                 order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(start + number))
                 cut = len(seen) // 4
-                parts = (Transitions(seen.x[i], seen.u[i], seen.x_next[i]) for i in (order[:cut], order[cut:]))
+                parts = (seen.select(i) for i in (order[:cut], order[cut:]))
                 held_out, rest = parts
                 return Claims(system, rest, start + number, arguments.steps).of(name, scale, held_out)
 

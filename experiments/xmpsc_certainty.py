@@ -20,7 +20,6 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.algorithms.certification import Certification, NoInvariantSetError
-from gpsafe.data import Transitions
 from gpsafe.models import Ensemble
 from gpsafe.safety.flight import fly
 from gpsafe.systems.episodic import Episodic
@@ -95,7 +94,7 @@ def _learned(
     data, kept = flown.transitions, torch.arange(rows) % 4 == 3
     if not apart:
         return ensemble.condition(data), None, flown.episodes
-    shown, held = (Transitions(data.x[part], data.u[part], data.x_next[part]) for part in (~kept, kept))
+    shown, held = (data.select(part) for part in (~kept, kept))
     return ensemble.condition(shown), held, flown.episodes
 
 

@@ -55,6 +55,10 @@ class Transitions:
             torch.cat([self.x, other.x]), torch.cat([self.u, other.u]), torch.cat([self.x_next, other.x_next])
         )
 
+    def select(self, rows: Tensor | slice) -> Transitions:
+        """Some of the rows: numbers, a mask or a slice."""
+        return Transitions(self.x[rows], self.u[rows], self.x_next[rows])
+
     @property
     def z(self) -> Tensor:
         """Model inputs (x, u), shape (n, nx + nu)."""

@@ -64,3 +64,12 @@ def test_sums_of_different_systems_are_refused():
     other = Transitions(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1))
     with pytest.raises(ValueError, match="same nx"):
         transitions() + other
+
+
+def test_some_rows_are_chosen_by_numbers_mask_or_slice():
+    data = transitions(5)
+    for rows in (torch.tensor([3, 0]), torch.arange(5) % 2 == 0, slice(1, 4)):
+        some = data.select(rows)
+        assert torch.equal(some.z, data.z[rows]) and torch.equal(some.x_next, data.x_next[rows])
+    with pytest.raises(ValueError, match="Transitions"):
+        data.select(slice(0))

@@ -327,15 +327,15 @@ class XMPSC(Learner):
         at, how = self.standing, self.certification
         if not isinstance(at.model, Ensemble):
             part = slice(None, None, self.thinned)  # chosen by its number, not by its outcome: the theorems allow that
-            at.told.append(Transitions(data.x[part], data.u[part], data.x_next[part]))
+            at.told.append(data.select(part))
             at.model = at.model.update(at.model.model.condition(at.told[-1]))
             return
         if how is not None and how.mode == "sound":
             kept = torch.arange(len(data)) % how.apart == how.apart - 1
             if bool(kept.any()):
-                fresh = Transitions(data.x[kept], data.u[kept], data.x_next[kept])
+                fresh = data.select(kept)
                 at.apart = fresh if at.apart is None else at.apart + fresh
-                data = Transitions(data.x[~kept], data.u[~kept], data.x_next[~kept])
+                data = data.select(~kept)
         share = 0.0 if at.memory is None else None  # the published loop holds rows out after the warm-up only
         at.model, at.memory = refit(at.model, data, at.memory, epochs=epochs, held_out=share)
 

@@ -165,10 +165,6 @@ def _theory(fits: Sequence[Fitted], test: Transitions, delta: float) -> tuple[Th
 Part = tuple[Transitions, list[Any] | None]
 
 
-def _rows(data: Transitions, rows: Tensor) -> Transitions:
-    return Transitions(data.x[rows], data.u[rows], data.x_next[rows])
-
-
 def _limited(data: Transitions, ids: Any, seed: int, notes: list[str]) -> Part:
     labels = None if ids is None else (ids.tolist() if hasattr(ids, "tolist") else list(ids))
     if labels is not None and len(labels) != len(data):
@@ -185,7 +181,7 @@ def _limited(data: Transitions, ids: Any, seed: int, notes: list[str]) -> Part:
     else:  # the beginning of every trajectory, so that successive rows stay together
         places = members("calibrate", labels, len(data))
         keep = torch.cat([p[: max(1, LARGEST * len(p) // len(data))] for p in places]).sort().values
-    return _rows(data, keep), None if labels is None else [labels[i] for i in keep.tolist()]
+    return data.select(keep), None if labels is None else [labels[i] for i in keep.tolist()]
 
 
 def _split(data: Transitions, labels: list[Any] | None, seed: int, notes: list[str]) -> tuple[Part, Part, Part]:
@@ -210,7 +206,7 @@ def _split(data: Transitions, labels: list[Any] | None, seed: int, notes: list[s
     for chosen in (order[:half], order[half : half + rest], order[half + rest :]):
         rows = torch.cat([places[i] for i in sorted(chosen)])
         own = None if labels is None else [i for i in sorted(chosen) for _ in range(len(places[i]))]
-        parts.append((_rows(data, rows), own))
+        parts.append((data.select(rows), own))
     return parts[0], parts[1], parts[2]
 
 

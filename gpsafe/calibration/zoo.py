@@ -113,7 +113,7 @@ class Fitter:
         if count >= len(self.data):
             return self.data
         rows = torch.randperm(len(self.data), generator=self._generator(salt))[:count].sort().values
-        return Transitions(self.data.x[rows], self.data.u[rows], self.data.x_next[rows])
+        return self.data.select(rows)
 
     @cached_property
     def process(self) -> GP:

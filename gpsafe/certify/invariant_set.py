@@ -14,6 +14,7 @@ from scipy.spatial import HalfspaceIntersection, QhullError
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.sets import _hull
 from gpsafe.sets.polytope import Polytope, Supported
 
 EXACT = 5  # coordinates up to which programs are solved exactly; in eight of them, a single set takes minutes
@@ -108,12 +109,11 @@ def _outline(S: Polytope) -> tuple[Polytope, Tensor] | None:
     if not 2 <= S.dim <= EXACT:
         return None
     H, h = S.H.cpu().numpy(), S.h.cpu().numpy()
-    norms = np.linalg.norm(H, axis=1)
-    found = linprog([0.0] * S.dim + [-1.0], np.column_stack([H, norms]), h, bounds=[(None, None)] * S.dim + [(0, 1e6)])
-    if found.status != 0 or not found.x[-1] > 1e-6 * (1.0 + np.abs(found.x[:-1]).max()):
+    found = _hull.roughly_deepest(H, h)
+    if found is None or not found[0] > 1e-6 * (1.0 + np.abs(found[1]).max()):
         return None
     try:
-        inside = HalfspaceIntersection(np.column_stack([H, -h]), found.x[:-1])
+        inside = HalfspaceIntersection(np.column_stack([H, -h]), found[1])
     except QhullError:
         return None
     corners = inside.intersections

@@ -143,7 +143,7 @@ class EnsembleBelief:
     def _of(blank: Ensemble, episodes: tuple[Trajectory, ...]) -> EnsembleBelief:
         rows = joined(episodes)
         kept = torch.arange(len(rows)) % APART == APART - 1
-        train, rest = (Transitions(rows.x[m], rows.u[m], rows.x_next[m]) for m in (~kept, kept))
+        train, rest = (rows.select(m) for m in (~kept, kept))
         return EnsembleBelief(blank, episodes, blank.condition(train), rest)
 
     @property

@@ -75,7 +75,7 @@ class Claim:
         """The rows from which nothing was chosen: all of them, or those that judge."""
         if len(self.stated) == 3:
             return rows.data
-        return Transitions(*(getattr(rows.data, n)[rows.first :] for n in ("x", "u", "x_next")))
+        return rows.data.select(slice(rows.first, None))
 
     def words(self, name: str) -> str:
         """Whether a part was stated, for reports."""
@@ -127,7 +127,7 @@ def claimed(
         if rows.first < ESTIMABLE:
             expected = f"at least {3 * ESTIMABLE} transitions, or kernel, B and R all stated"
             raise _require.fail(where, expected, f"{len(rows.data)} and {', '.join(sorted(stated)) or 'none of them'}")
-        first = Transitions(*(getattr(rows.data, n)[: rows.first] for n in ("x", "u", "x_next")))
+        first = rows.data.select(slice(rows.first))
         sigma = None
         if given["R"] is not None:
             sigma = torch.ones(nx, dtype=torch.float64)

@@ -103,7 +103,7 @@ def arranged(data: Transitions, ids: Sequence[Any] | None, *, seed: int = 0) -> 
             f"{len(kept)} of {len(data)} rows were used: {len(choose)} to choose and {len(judge)} to judge"
             + (f", in windows of {WINDOW} successive ones." if runs is not None else ".")
         )
-    picked = Transitions(data.x[kept], data.u[kept], data.x_next[kept])
+    picked = data.select(kept)
     links = _links(data, kept, runs)
     own = None if runs is None else tuple(runs[i] for i in kept.tolist())
     return Rows(picked, len(choose), links, own, len(data), tuple(notes))

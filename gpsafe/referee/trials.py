@@ -50,7 +50,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from gpytorch.kernels import Kernel
@@ -125,10 +125,8 @@ def shapes(kernel: Kernel) -> list[Kernel]:
     form = kernels.stationary(kernel)
     if form is None:
         return []
-    dims = None if form.dims is None else form.dims.tolist()
-    make = kernels.rbf if math.isinf(form.nu) else lambda *a, **k: kernels.matern(form.nu, *a, **k)
-    found = [make(form.lengthscale / f, form.variance, dims=dims) for f in (2.0, 4.0)]
-    return found + ([kernels.matern(1.5, form.lengthscale, form.variance, dims=dims)] if form.nu > 1.5 else [])
+    found = [replace(form, lengthscale=form.lengthscale / factor) for factor in (2.0, 4.0)]
+    return [kernels.of_form(other) for other in found + ([replace(form, nu=1.5)] if form.nu > 1.5 else [])]
 
 
 def correlation(links: Tensor, rho: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from gpsafe import _require
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.registry import BOUNDS
-from gpsafe.data import Transitions
 from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.referee.claim import Claim
@@ -81,9 +80,7 @@ def _normalised(claim: Claim, z: Tensor, y: Tensor) -> GP:
             raise _require.fail(
                 "chowdhury-gopalan", "a stationary kernel, to be put in units of R", type(kernel).__name__
             )
-        dims = None if form.dims is None else form.dims.tolist()
-        make = kernels.rbf if math.isinf(form.nu) else lambda *a, nu=form.nu, **k: kernels.matern(nu, *a, **k)
-        scaled.append(make(form.lengthscale, form.variance / noise**2, dims=dims))
+        scaled.append(kernels.of_form(replace(form, variance=form.variance / noise**2)))
     n, p = y.shape
     empty = GP.create(scaled, 1 + 2 / n, nx=z.shape[1], nu=0, noise_std=1.0, outputs=range(p), mode="theory")
     return empty.condition_on(z, y / torch.tensor(claim.noise, dtype=torch.float64))
@@ -144,6 +141,6 @@ def sets_of(rows: Rows, claim: Claim, *, delta: float, most: int) -> ConfidenceS
     """F_n of the default bound on at most so many rows from which nothing was chosen, evenly taken."""
     data = claim.unspent(rows)
     keep = torch.linspace(0, len(data) - 1, min(most, len(data))).long()
-    data = Transitions(data.x[keep], data.u[keep], data.x_next[keep])
+    data = data.select(keep)
     bound = Mixture(rkhs_norm=claim.norm, subgaussian=claim.noise, delta=delta)
     return ConfidenceSet(bound).update(claim.model(data))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+from scipy.optimize import linprog
 from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
 
 from gpsafe import _require
@@ -57,6 +58,14 @@ def deepest(H: Array, h: Sequence[Rational], most: float = math.inf) -> tuple[Ra
     answer = Program([*rows, last], [*h, most]) if most < math.inf else Program(rows, h)
     found = answer.maximize(last)
     return found.value, found.point[:-1]
+
+
+def roughly_deepest(H: Array, h: Array) -> tuple[float, Array] | None:
+    """As `deepest` with r in [0, 1e6], in floating point, and so for proposals alone; None where the solver finds none."""
+    columns = np.column_stack([H, np.linalg.norm(H, axis=1)])
+    dim = H.shape[1]
+    found = linprog([0.0] * dim + [-1.0], columns, h, bounds=[(None, None)] * dim + [(0, 1e6)])
+    return (float(found.x[-1]), found.x[:-1]) if found.status == 0 else None
 
 
 # -------------------------------------------------------------------------------------------------------------- corners

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from scipy.spatial import Delaunay
 from torch import Tensor
 
@@ -160,14 +159,12 @@ class Polytope:
         if self.rows * self.dim < MANY:
             return False
         H, h = self.H.detach().cpu().numpy(), self.h.detach().cpu().numpy()
-        norms = np.linalg.norm(H, axis=1)
-        if not (np.isfinite(H).all() and np.isfinite(h).all() and np.isfinite(norms).all()):
+        if not (np.isfinite(np.linalg.norm(H, axis=1)).all() and np.isfinite(h).all()):
             return False
-        bounds = [(None, None)] * self.dim + [(0, 1e6)]
-        found = linprog([0.0] * self.dim + [-1.0], np.column_stack([H, norms]), h, bounds=bounds)
-        if found.x is None:
+        found = _hull.roughly_deepest(H, h)
+        if found is None:
             return False
-        middle = found.x[:-1].tolist()
+        middle = found[1].tolist()
         return all(_lp.dot(row, middle) <= Fraction(offset) for row, offset in zip(*self._lists(), strict=True))
 
     def bounding_box(self) -> Box:
