@@ -126,7 +126,15 @@ def shapes(kernel: Kernel) -> list[Kernel]:
     if form is None:
         return []
     found = [replace(form, lengthscale=form.lengthscale / factor) for factor in (2.0, 4.0)]
-    return [kernels.of_form(other) for other in found + ([replace(form, nu=1.5)] if form.nu > 1.5 else [])]
+    return [of_form(other) for other in found + ([replace(form, nu=1.5)] if form.nu > 1.5 else [])]
+
+
+def of_form(form: kernels.Stationary) -> Kernel:
+    """The RBF or Matérn kernel with this closed form: `kernels.stationary` the other way round."""
+    dims = None if form.dims is None else form.dims.tolist()
+    if math.isinf(form.nu):
+        return kernels.rbf(form.lengthscale, form.variance, dims=dims)
+    return kernels.matern(form.nu, form.lengthscale, form.variance, dims=dims)
 
 
 def correlation(links: Tensor, rho: float) -> Tensor:

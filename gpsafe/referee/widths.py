@@ -17,6 +17,7 @@ from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.referee.claim import Claim
 from gpsafe.referee.rows import Rows
+from gpsafe.referee.trials import of_form
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task
@@ -80,7 +81,7 @@ def _normalised(claim: Claim, z: Tensor, y: Tensor) -> GP:
             raise _require.fail(
                 "chowdhury-gopalan", "a stationary kernel, to be put in units of R", type(kernel).__name__
             )
-        scaled.append(kernels.of_form(replace(form, variance=form.variance / noise**2)))
+        scaled.append(of_form(replace(form, variance=form.variance / noise**2)))
     n, p = y.shape
     empty = GP.create(scaled, 1 + 2 / n, nx=z.shape[1], nu=0, noise_std=1.0, outputs=range(p), mode="theory")
     return empty.condition_on(z, y / torch.tensor(claim.noise, dtype=torch.float64))

@@ -252,14 +252,6 @@ def stationary(kernel: Kernel) -> Stationary | None:
     return form.parts[0]
 
 
-def of_form(form: Stationary) -> Kernel:
-    """The RBF or Matérn kernel with this closed form: `stationary` the other way round."""
-    dims = None if form.dims is None else form.dims.tolist()
-    if math.isinf(form.nu):
-        return rbf(form.lengthscale, form.variance, dims=dims)
-    return matern(form.nu, form.lengthscale, form.variance, dims=dims)
-
-
 # --------------------------------------------------------------- evaluation
 def cross(kernel: Kernel | Stationary | ClosedForm, x: Tensor, z: Tensor) -> Tensor:
     """Gram matrix k(x_i, z_j), shapes (*b, n, d), (*b, m, d) → (*b, n, m); differentiable."""

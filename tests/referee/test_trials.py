@@ -153,3 +153,18 @@ def test_the_lower_bound_exceeds_the_norm_at_most_at_its_rate(dim, noise):
         for test in THEOREMS:
             bad = int(tried.refuted(given)[test].sum())
             assert clopper_pearson_upper(bad, 400, 0.01) <= DELTA, test
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernels.rbf([0.5, 2.0], 0.3), kernels.matern(0.5, 0.7), kernels.matern(1.5, [0.4], 2.0, dims=[1]),
+        kernels.matern(2.5, [0.4, 3.0], 0.1),
+    ],
+)  # fmt: skip
+def test_a_closed_form_gives_its_kernel_back(kernel):
+    z = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
+    again = trials.of_form(kernels.stationary(kernel))
+    assert (
+        torch.equal(kernels.cross(again, z, z), kernels.cross(kernel, z, z)) and kernels.stationary(again) is not None
+    )

@@ -306,10 +306,6 @@ FAMILIES = {  # family: (build from numbers, the parameter each number must be)
     "matern-1/2": (lambda v: kernels.matern(0.5, v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
     "matern-3/2": (lambda v: kernels.matern(1.5, v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
     "matern-5/2": (lambda v: kernels.matern(2.5, v[:2], v[2]), {"lengthscale": (0, 2), "outputscale": (2, 3)}),
-    "of_form": (
-        lambda v: kernels.of_form(kernels.stationary(kernels.rbf(v[:2], v[2]))),
-        {"lengthscale": (0, 2), "outputscale": (2, 3)},
-    ),
     "linear": (lambda v: kernels.linear(v[0]), {"variance": (0, 1)}),
     "linear-ard": (lambda v: kernels.linear(v[:3]), {"variance": (0, 3)}),
     "periodic": (
@@ -418,19 +414,4 @@ def test_refusals_name_the_kernel():
     assert kernels.describe(scaled) == "ScaleKernel(ProductKernel(RBFKernel, LinearKernel))"
     assert kernels.describe(kernels.additive(kernels.linear(), kernels.matern(0.5, 1.0))) == (
         "AdditiveKernel(LinearKernel, ScaleKernel(MaternKernel))"
-    )
-
-
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        kernels.rbf([0.5, 2.0], 0.3), kernels.matern(0.5, 0.7), kernels.matern(1.5, [0.4], 2.0, dims=[1]),
-        kernels.matern(2.5, [0.4, 3.0], 0.1),
-    ],
-)  # fmt: skip
-def test_a_closed_form_gives_its_kernel_back(kernel):
-    z = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
-    again = kernels.of_form(kernels.stationary(kernel))
-    assert (
-        torch.equal(kernels.cross(again, z, z), kernels.cross(kernel, z, z)) and kernels.stationary(again) is not None
     )
