@@ -129,6 +129,6 @@ def explorers(settings: Settings) -> Record:
 
 def _spent(explorer: Explorer, control: str, value: Any) -> tuple[float, float]:
     clock, processor = time.perf_counter(), time.process_time()
-    with undisturbed():  # as the widgets do
+    with undisturbed():  # as the widgets do: the collection that waits for the end of this block comes after the answer
         explorer.picture(**{control: value})
-    return 1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - processor)
+        return 1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - processor)
