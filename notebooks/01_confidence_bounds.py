@@ -63,4 +63,4 @@ lab.show(figure)
 with plotting.style(size=9):
     figure = plotting.figure(10, 3.4)
     bands.draw_widths(figure.subplots())
-lab.show(figure)
+lab.show(figure, closer=True)

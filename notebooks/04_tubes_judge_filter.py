@@ -71,7 +71,7 @@ with plotting.style(size=9):
                 axes.plot(*x, **plotting.look("data").points)
         axes.set(title={"paper": "published", "sound": "sound, if calibrated"}[noun], xlabel="θ (rad)")
     figure.axes[0].set_ylabel("ω (rad/s)")
-lab.show(figure)
+lab.show(figure, closer=True)
 
 # %% [markdown]
 # ## What does the judge accept?

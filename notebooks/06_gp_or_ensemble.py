@@ -82,7 +82,7 @@ with plotting.style(size=9):
         axes.set_title(f"{name}\n{kind}", loc="left")
         axes.set(xlabel="x", ylim=(-0.3, 0.3), xticks=(-0.5, 0.5, 1.0))
     figure.axes[0].set_ylabel("f(x, 0)")
-lab.show(figure)
+lab.show(figure, closer=True)
 
 # %% [markdown]
 # ## At a point, or at all points at once?

@@ -24,6 +24,7 @@ from IPython.display import Markdown
 
 import gpsafe as gs
 from gpsafe import lab, plotting
+from gpsafe.lab.declared import Declared
 from gpsafe.policies import set_point_policies
 
 stand_in, x, generator = (
@@ -83,7 +84,7 @@ with plotting.style(size=9):
     axes.plot(states[half:-1, 0][near], left_out[near], label="rows with |u| < 0.2", **plotting.look("data").points)
     axes.set(xlabel="x", ylabel="what the known part leaves out", ylim=(-0.3, 0.3))
     axes.legend(loc="lower left", ncols=2)
-lab.show(figure)
+lab.show(figure, closer=True)
 
 # %% [markdown]
 # ## Which set-points are certified, and how much hangs on B?
@@ -109,6 +110,17 @@ with plotting.style(size=9):
     axes.set(xlabel="set-point g", ylabel="B declared, over the estimate")
     axes.set_yticks(range(len(factors)), [f"× {factor:g}" for factor in factors])
 lab.show(figure)
+
+# %% [markdown]
+# ## And what would other statements, or fewer rows, have bought?
+#
+# Move $B$, the noise $R$ and the number of rows. Left the band along $u = 0$ and the rows that it rests on, of any input; right
+# the worst cost of every set-point over all functions in the band.
+
+# %%
+later = gs.Transitions(states[half:-1], inputs[half:], states[half + 1 :])
+bought = Declared.of(empty, later, bound, worst_case, policies, targets=targets, points=z)
+bought.explorer()
 
 # %% [markdown]
 # A certificate is as good as what it assumes. If the picture changes much between two rows that you find equally credible, measure

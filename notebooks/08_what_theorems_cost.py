@@ -27,7 +27,7 @@ from gpsafe.lab import bands, prices
 with plotting.style(size=9):
     figure = plotting.figure(10, 3.2)
     bands.draw_widths(figure.subplots())
-lab.show(figure)
+lab.show(figure, closer=True)
 
 # %% [markdown]
 # ## Where does a bound say nothing?

@@ -19,6 +19,7 @@ import gpsafe as gs
 from gpsafe import calibration
 from gpsafe.calibration import Effort
 from gpsafe.lab import Explorer, bands, flights, learning, plans, prices
+from gpsafe.lab.declared import Declared
 from gpsafe.lab.explorer import undisturbed
 from gpsafe.lab.growth import Growth
 from gpsafe.lab.trust import Trust
@@ -92,6 +93,19 @@ def trusting(quick: bool) -> Explorer:
     return Trust.of({one.name: one.model for one in fitted}, seen, tests).explorer()
 
 
+def declaring(quick: bool) -> Explorer:
+    """Set-points of a line under fifteen statements."""
+    plant, (policies, _) = gs.systems.reference_1d(), gs.systems.reference_1d_policies()
+    x = torch.linspace(-1, 1, 40 if quick else 200, dtype=torch.float64).unsqueeze(-1)
+    model = gs.GP.create(plant.kernels, 1e-4, nx=1, nu=1, noise_std=plant.noise_std, prior=plant.known)
+    bound = gs.Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=0.01, delta=0.1)
+    judge = gs.RobustDP(gs.Grid(gs.Box([-1.0], [1.5]), (40 if quick else 300,)), gs.Task.of(plant))
+    rows = gs.Transitions(x, -x, plant.mean(x, -x))
+    targets = torch.linspace(-0.5, 1.5, policies.num, dtype=torch.float64)
+    points = torch.cat([x, torch.zeros_like(x)], -1)
+    return Declared.of(model, rows, bound, judge, policies, targets=targets, points=points).explorer()
+
+
 MAKERS: dict[str, Callable[[bool], Explorer]] = {
     "bands": lambda quick: bands.explorer(),
     "vacuity map": lambda quick: prices.width_explorer(),
@@ -101,6 +115,7 @@ MAKERS: dict[str, Callable[[bool], Explorer]] = {
     "learning": learning_agent,
     "plans": promising,
     "trust": trusting,
+    "declared": declaring,
 }
 
 

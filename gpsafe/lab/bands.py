@@ -289,7 +289,7 @@ def draw_widths(axes: Axes, delta: float = 0.1) -> Axes:
 
 
 def _lambda(value: float) -> str:
-    return "1 + 2/N" if value not in (0.001, 0.01, 0.1, 1.0) else f"{value:g}"
+    return "1 + 2/N" if math.isclose(value, 1 + 2 / STEPS) else f"{value:g}"
 
 
 def explorer() -> Explorer:

@@ -82,17 +82,31 @@ class Tiles(Control):
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG that a notebook shows."""
+    """A PNG that a notebook shows, and what Plotly shows in its place where it can: one may zoom in and read values off."""
 
     png: bytes
+    closer: Mapping[str, Any] | None = None
 
-    def _repr_png_(self) -> bytes:
-        return self.png
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle: dict[str, Any] = {"image/png": self.png}
+        if self.closer is not None:
+            bundle[plotting.PLOTLY] = self.closer
+        return bundle
 
 
-def show(figure: Figure, *, dpi: float = DPI) -> Picture:
-    """A figure as a notebook shows it: the same bytes each time."""
-    return Picture(plotting.save(figure, kind="png", dpi=dpi))
+def show(figure: Figure, *, dpi: float = DPI, closer: bool = False) -> Picture:
+    """A figure as a notebook shows it: the same bytes each time.
+
+    Args:
+        figure: to be shown.
+        dpi: of the picture.
+        closer: whether one may zoom in and read values off (`gpsafe.plotting.closer`), where plotly is installed.
+    """
+    described = None
+    if closer:
+        with contextlib.suppress(ImportError):
+            described = plotting.closer(figure)
+    return Picture(plotting.save(figure, kind="png", dpi=dpi), described)
 
 
 def panels(figure: Figure, rows: int = 1, columns: int = 1, **more: Any) -> list[Axes]:

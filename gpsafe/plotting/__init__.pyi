@@ -10,6 +10,8 @@ from .charts import growth as growth
 from .charts import intervals as intervals
 from .charts import learning_curves as learning_curves
 from .charts import reliability as reliability
+from .closer import PLOTLY as PLOTLY
+from .closer import closer as closer
 from .colours import DARK as DARK
 from .colours import LIGHT as LIGHT
 from .colours import NOUNS as NOUNS

@@ -56,6 +56,10 @@ def test_a_bound_of_no_such_name_is_refused():
         bands.bound_of("mixtur", 1.0, 0.1, 0.1)
 
 
+def test_widths_are_named_by_their_regulariser():
+    assert [bands._lambda(lam) for _, lam in bands.WIDE] == ["0.01", "0.01", "0.01", "1 + 2/N"]
+
+
 def test_widths_fall_with_data_and_grow_with_the_dimension():
     width = [prices.width(d, 1.0, 0.03, 1.0) for d in (1, 2, 3)]
     assert all(float(w[0]) == pytest.approx(prices.DEVIATION) for w in width)

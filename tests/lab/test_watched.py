@@ -13,15 +13,19 @@ from xmpsc_cases import ensemble_pendulum
 
 from gpsafe.algorithms import XMPSC
 from gpsafe.calibration import pointwise
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import Grid, RobustDP
 from gpsafe.data import Transitions
 from gpsafe.lab import flights, learning, plans
+from gpsafe.lab.declared import Declared
 from gpsafe.lab.trust import Trust
-from gpsafe.models import Ensemble, identity_prior
+from gpsafe.models import GP, Ensemble, identity_prior
 from gpsafe.planning.mbpo import Settings, preset
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety import SafetyFilter, fly
 from gpsafe.sets import Box, Polytope
-from gpsafe.systems import SafeCartPole, SimplePendulum
+from gpsafe.systems import SafeCartPole, SimplePendulum, reference_1d, reference_1d_policies
+from gpsafe.systems.task import Task
 
 
 def shown(explorer, **moves):
@@ -162,3 +166,30 @@ def test_shares_and_needed_multiples_are_those_of_the_room_of_calibration():
         shown(trust.explorer(), test=("half",), multiple=(0.5, 20.0))
     with pytest.raises(ValueError, match="truth of the tests"):
         Trust.of({"one": model}, rows, {"all": rows}, {"other": rows.x_next})
+
+
+# ----------------------------------------------------------------------------------------------------------- declared
+def test_what_a_statement_buys_is_what_the_judge_says_of_it_and_more_never_buys_more():
+    plant, (policies, _) = reference_1d(), reference_1d_policies()
+    empty = GP.create(plant.kernels, 1e-4, nx=1, nu=1, noise_std=plant.noise_std, prior=plant.known)
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64).unsqueeze(-1)
+    rows = Transitions(x, -x, plant.mean(x, -x))
+    bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=(0.01,), delta=0.1)
+    judge = RobustDP(Grid(Box([-1.0], [1.5]), (40,)), Task.of(plant))
+    z = torch.cat([x, torch.zeros_like(x)], -1)
+    targets = torch.linspace(-0.5, 1.5, policies.num, dtype=torch.float64)
+    sizes = {"norms": (0.5, 1.0), "noises": (1.0, 3.0), "counts": (0, 24)}
+    found = Declared.of(empty, rows, bound, judge, policies, targets=targets, points=z, **sizes)
+    twice = Mixture(rkhs_norm=bound.rkhs_norm, subgaussian=(0.03,), delta=0.1)
+    known = ConfidenceSet(twice).update(empty.condition(rows))
+    assert torch.equal(found.upper[1.0, 3.0, 24], judge.evaluate(known, policies).upper)
+    assert torch.equal(found.bands[1.0, 3.0, 24][1], known.bounds(z)[1][:, 0])
+    assert torch.equal(found.rows[1], (plant.mean(x, -x) - plant.known(x, -x))[:, 0])
+    for (norm, noise, n), upper in found.upper.items():
+        assert (upper <= found.upper[1.0, noise, n] + 1e-12).all() and (
+            upper <= found.upper[norm, 3.0, n] + 1e-12
+        ).all()
+    assert found.certified(norm=1.0, noise=1.0, n=24).sum() > found.certified(norm=1.0, noise=1.0, n=0).sum()
+    shown(found.explorer(), norm=(0.5,), n=(0,))
+    with pytest.raises(ValueError, match="counts of 0 to 24 rows"):
+        Declared.of(empty, rows, bound, judge, policies, targets=targets, points=z, counts=(25,))
