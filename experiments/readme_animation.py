@@ -87,7 +87,7 @@ def frame(flown: dict[str, Tensor], episode: int, step: int, dpi: int) -> Image.
             colour = plotting.colour("unsafe" if beyond else "safe")
             figure.text(left + 0.148, 0.405, "rad/s", rotation=90, va="center", fontsize=8)
             figure.text(left + 0.01, 0.735, f"{beyond} states beyond the limit", color=colour, fontsize=10)
-            figure.text(left + 0.45, 0.735, f"{cells} cells explored", ha="right", fontsize=10)
+            figure.text(left + 0.45, 0.735, f"{cells} cell{'s' * (cells != 1)} explored", ha="right", fontsize=10)
         edge = Rectangle((0.001, 0.003), 0.998, 0.994, fill=False, edgecolor=plotting.colour("grey"), linewidth=0.8)
         figure.add_artist(edge)
         figure.set_dpi(dpi)
@@ -106,6 +106,7 @@ def side(plane: Axes, rod: Axes, past: Tensor, now: Tensor) -> None:
             plane.plot(angle[mask], speed[mask], **points)
     limit = torch.tensor([-LIMIT, LIMIT], dtype=torch.float64)
     endless = limit.new_tensor([math.inf])
+    plane.set_xlim(-math.pi, math.pi)  # of an angle there is no limit; the frame reaches as far as the axes do
     plotting.state_box(plane, torch.cat([-endless, limit[:1]]), torch.cat([endless, limit[1:]]), margin=0.4)
     plane.set(xlim=(-math.pi, math.pi), ylim=(-SHOWN - 0.6, SHOWN + 0.6), yticks=(-6, 0, 6))
     plane.set_xticks([-math.pi, 0, math.pi], ["hanging", "upright", "hanging"])
