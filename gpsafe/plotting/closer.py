@@ -58,7 +58,7 @@ def closer(figure: Figure) -> dict[str, Any]:
     if not figure.axes:
         raise _require.fail("closer", "a figure with axes", "none")
     figure.draw_without_rendering()  # lays out
-    width, height = figure.get_size_inches() * PIXELS
+    height = float(figure.get_size_inches()[1]) * PIXELS
     page, made = to_hex(figure.get_facecolor()), go.Figure()
     for number, axes in enumerate(figure.axes, 1):
         mark = "" if number == 1 else str(number)
@@ -77,7 +77,7 @@ def closer(figure: Figure) -> dict[str, Any]:
             corner = {"x": float(box.x0), "y": float(box.y1), "xanchor": "left", "yanchor": "top", "font": {"size": 11}}
             made.update_layout({f"legend{mark}": {**corner, "bgcolor": "rgba(0,0,0,0)"}})
     made.update_layout(
-        width=round(width), height=round(height), paper_bgcolor=page, plot_bgcolor=page, showlegend=True,
+        autosize=True, height=round(height), paper_bgcolor=page, plot_bgcolor=page, showlegend=True,
         hovermode="closest", margin={"l": 0, "r": 0, "t": 0, "b": 0}, template=None,
     )  # fmt: skip
     return made.to_plotly_json()

@@ -113,3 +113,29 @@ def test_paths_that_are_pushed_too_far_count_in_full(monkeypatch):
     truth = 0.5 * NORMAL.cdf(3.0)
     assert float(bound._tested(cost, rates, 0.05)) >= truth
     assert float(bound._tested(cost, torch.zeros_like(rates), 0.05)) < truth / 50
+
+
+def test_every_result_is_rounded_upwards():
+    """Against 40 digits: never below, and above by no more than the margins that the docstrings' "rounded up" stands for."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 40
+
+    def normal(x):
+        return mpmath.ncdf(x)
+
+    generator = torch.Generator().manual_seed(0)
+    gaps = torch.rand(60, 3, dtype=torch.float64, generator=generator)
+    noise = 0.1 + torch.rand(3, dtype=torch.float64, generator=generator)
+    for gap, found in zip(gaps.tolist(), push(gaps, noise).tolist(), strict=True):
+        exact = mpmath.sqrt(sum((mpmath.mpf(g) / mpmath.mpf(s)) ** 2 for g, s in zip(gap, noise.tolist(), strict=True)))
+        assert exact <= found <= exact * (1 + mpmath.mpf(10) ** -13)
+    for pushes in (0.4 * torch.rand(60, 7, dtype=torch.float64, generator=generator)).tolist():
+        exact = 2 * sum(
+            2 * normal(mpmath.sqrt(sum(mpmath.mpf(a) ** 2 for a in pushes[:t])) / 2) - 1 for t in range(1, 7)
+        )
+        assert exact <= float(drift_gap(tensor(*pushes), 2.0)) <= exact * (1 + mpmath.mpf(10) ** -12)
+    for share, radius in (2.0 * torch.rand(60, 2, dtype=torch.float64, generator=generator)).tolist():
+        share = 10.0 ** (-4 * share) / 2
+        exact = 3 * normal(mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(share) - 1) + mpmath.mpf(radius))
+        found = float(drifted(tensor(3 * share), radius, 3.0))
+        assert exact <= found <= exact * (1 + mpmath.mpf(10) ** -8)

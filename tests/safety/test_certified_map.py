@@ -117,6 +117,37 @@ def test_what_it_says_of_the_horizon_the_goal_and_the_outside():
     assert bool((longer.gap >= 0).all()) and "GAUSSIAN_NOISE" in {entry.kind.name for entry in longer.assumptions}
 
 
+@pytest.mark.parametrize(("limit", "meets", "inside"), [(0.375, 3, 4), (0.4375, 3, 4), (0.5, 4, 5)])
+def test_a_cell_is_safe_only_if_all_of_it_is_and_lost_only_if_none_is(limit, meets, inside):
+    """Before any step: cells of 1/8, closed, so that edges are exact; safe is x_0 ≤ limit, G ends on edges and between."""
+    known = AffineKnown(torch.eye(2).double(), torch.zeros(2, 1).double(), vector(0.0, 0.0))
+    model = GP.create(kernels.rbf([1.0, 1.0, 1.0]), 1e-4, nx=2, nu=1, noise_std=vector(0.1, 0.1), prior=known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=1e-15, subgaussian=0.1, delta=0.1)).update(model)
+    policies = AffinePolicies(torch.zeros(1, 1).double(), torch.zeros(1, 1, 2).double(), Box(vector(-1.0), vector(1.0)))
+    cost = IndicatorCost(torch.tensor([[1.0, 0.0]]).double(), vector(limit))
+    task = Task(vector(0.1, 0.1), 1, cost, 0.1, vector(0.1, 0.1))
+    grid = Grid(SQUARE, (8, 8))
+    index = torch.arange(8)
+    across, along = index[:, None].expand(8, 8), index[None].expand(8, 8)
+    unsafe, lost = across >= meets, across >= inside
+    low, high = (
+        bound.reshape(8, 8) > 0.5
+        for bound in (
+            certified_map(confidence, policies, task, grid).lower,
+            certified_map(confidence, policies, task, grid).upper,
+        )
+    )
+    assert torch.equal(low, ~unsafe) and torch.equal(high, ~lost)
+    goal = Box(vector(0.25, 0.125), vector(0.75, 0.53))
+    found = certified_map(confidence, policies, task, grid, goal=goal)
+    within = (across >= 2) & (across <= 5) & (along >= 1) & (along <= 3)
+    touches = (across >= 1) & (across <= 6) & (along <= 4)
+    assert torch.equal(found.lower.reshape(8, 8) > 0.5, within & ~unsafe)
+    assert torch.equal(found.upper.reshape(8, 8) > 0.5, touches & ~lost)
+    outside = [bound.tolist() for bound in found.at(torch.tensor([[-0.1, 0.5], [0.3, 0.3]]).double())]
+    assert outside[0][0][0] == 0.0 and outside[1][0][0] == 1.0
+
+
 # ------------------------------------------------------------------------------------------ a plant that has to be learned
 @pytest.fixture(scope="module")
 def learned():
