@@ -90,6 +90,22 @@ def _in_cell(axis: int) -> CostEdge:
     return _program(make_edge(known, (kernel,), (norm / (1 - 1e-8),), seen, (f,), vector(start), policies=policies))
 
 
+def _gradient() -> CostEdge:
+    """From x_1 the residual jumps by B sd_post[f(x_1)], having been seen at the cell's centre and at x_0 (theory §5.11).
+
+    To second order that is β sd[f(c) + ∂_v f(c)] plus B times the Taylor rest: the box of gradients, here narrower than that of
+    the kernel metric, is nearly attained. The centre is an anchor; x_1 keeps away from the next cell, as f(x_0) is not quite known.
+    """
+    kernel, start, near = kernels.rbf(2.5, dims=(0,)), -1.9, 0.495
+    seen, end = _z(0.5 * CELL, start), _z(near)
+    pull = torch.linalg.solve(kernels.cross(kernel, seen, seen), kernels.cross(kernel, seen, end)[:, 0])
+    points, weights = torch.cat([end, seen]), torch.cat([vector(1.0), -pull])
+    norm = (1.0 + HAIR - near) / float(attaining(kernel, points, weights, 1.0)(end)[0])
+    f = attaining(kernel, points, weights, norm)
+    known = _line(0.0, near - float(f(_z(start))[0]))
+    return _program(make_edge(known, (kernel,), (norm / (1 - 1e-8),), seen.repeat(40, 1), (f,), vector(start)))
+
+
 def _value() -> CostEdge:
     """One step from a point that was observed once: f = h_n there."""
     kernel, start = kernels.rbf(1.0, dims=(0,)), 0.1
@@ -245,6 +261,7 @@ def _parting() -> CostEdge:
 _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
     "in a cell": lambda: _in_cell(0),
     "in a cell, by the input": lambda: _in_cell(1),
+    "gradient": _gradient,
     "value": _value,
     "cap": _cap,
     "known slope": _known_slope,

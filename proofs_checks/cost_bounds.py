@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost import enclosure, robust_dp, total_variation
+from gpsafe.cost import enclosure, in_cell, robust_dp, total_variation
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
@@ -316,6 +316,20 @@ def _flatter(found: tuple[Tensor, Tensor, Tensor], factor: float) -> tuple[Tenso
     return gain, factor * low, factor * high
 
 
+_SEMINORM = in_cell.Loop.seminorm
+
+
+def _less_growth(factor: float) -> AbstractContextManager[object]:
+    """The deviation at the cell's centre, and of what the rest of the cell adds only the share g."""
+
+    def seminorm(self: in_cell.Loop, gram: Tensor, lean: Tensor | None = None) -> Tensor:
+        found = _SEMINORM(self, gram, lean)
+        centre = torch.zeros_like(found) if lean is None else lean[..., 0].clamp_min(0.0).sqrt()
+        return centre + factor * (found - centre)
+
+    return mock.patch.object(in_cell.Loop, "seminorm", seminorm)
+
+
 def _on(term: str, names: Sequence[str], order: Sequence[str], scaled: Scaled) -> Grade:
     def prepared(factor: float) -> AbstractContextManager[object]:
         for name in names:
@@ -334,6 +348,14 @@ _SOUND_GRADES = (
     _on("robust: confidence width β", ("value",), EDGES, _BETA),
     _on("robust: cap B√k", ("cap",), EDGES, _CAP),
     _on("robust: kernel slack in cells", ("in a cell",), EDGES, around(kernels, "metric_over_box", times)),
+    _on(
+        "robust: deviation of value and gradient in a cell",
+        ("gradient",),
+        EDGES,
+        around(in_cell.Loop, "seminorm", times),
+    ),
+    _on("robust: Taylor rest in a cell", ("gradient",), EDGES, around(in_cell, "taylor_modulus", times)),
+    _on("robust: growth over the cell of what the gradient leaves", ("gradient",), EDGES, _less_growth),
     _on("robust: reach of the inputs in a cell", ("in a cell, by the input",), EDGES, _third("closed_loop_range", 2)),
     _on("robust: range of the known part over a cell", ("known slope", "known slope, below"), EDGES, _KNOWN),
     _on("robust: Hessian remainder of the known part", ("known curve",), EDGES, _less_hessian),
