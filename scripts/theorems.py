@@ -1,8 +1,8 @@
 """docs/theorems.md: every statement of both papers and of this library, with its proof, code, checks and last verdicts.
 
 A statement is a file proofs_checks/claims/PAPER_NN_NAME.toml, in the order of the paper: what is claimed (LaTeX), where it
-comes from, where it is proved, what computes it and which checks decide it; or why none can. What a check does is said by the check
-alone. Verdicts are those of proofs_checks/verdicts.json, which takes over what report/report.json says that is newer:
+comes from, where it is proved, what computes it and which checks decide it; or why none can. What a check does is said by the
+check alone. Verdicts are those of proofs_checks/verdicts.json, which takes over what report/report.json says:
 
     make verify && make theorems
 """
@@ -79,9 +79,8 @@ class Claim:
     def read(path: Path) -> Claim:
         """From its file; what the file does not know is refused."""
         fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Claim(
-            path.stem, **{key: tuple(part) if isinstance(part, list) else part for key, part in fields.items()}
-        )
+        parts: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in fields.items()}
+        return Claim(path.stem, **parts)
 
 
 def claims() -> list[Claim]:
