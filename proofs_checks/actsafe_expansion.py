@@ -51,7 +51,7 @@ def judge_rate(samples: Sequence[Sample], broken: bool) -> Evidence:
     return Evidence(trials, failures / trials, Verdict(low, high, DELTA, witness=told), {"failures": failures})
 
 
-# -------------------------------------------------------------------------------------- F_n along one run (§2.9)
+# ------------------------------------------------------------------------------------------ F_n along one run (theory §2.9)
 UPDATES, ROWS = 6, 5
 
 
@@ -86,7 +86,7 @@ def intersection(shard: int, budget: Budget, broken: bool) -> Sample:
     return {"failures": failures, "trials": trials, "about": f"mean width at the end at most {widest:.3g}"}
 
 
-# ----------------------------------------------------------------------------------------- policy distance (§4.2)
+# -------------------------------------------------------------------------------------------- policy distance (theory §4.2)
 def distance(shard: int, budget: Budget, broken: bool) -> Sample:
     """(J_c(π, f*) − J_c(π′, f*))/D(π, π′), and J_c(π, f*) over the second form, for all pairs; broken: without the known part.
 
@@ -109,7 +109,7 @@ def distance(shard: int, budget: Budget, broken: bool) -> Sample:
     return {"worst": max(worst), "cases": int(apart.sum()), "about": about}
 
 
-# ---------------------------------------------------------------- the sum of conditional expectations (§4 (v), remark)
+# -------------------------------------------------------------- the sum of conditional expectations (theory §4 (v), remark)
 def _granted(gain: Tensor, horizon: int, square: float, lam: float) -> Tensor:
     """(e/(e − 1))(A g + T²s² ln(1/δ′))."""
     A = 2 * horizon * square * (1 + horizon * square / lam) / math.log1p(square / lam)
@@ -144,7 +144,7 @@ def conditional(shard: int, budget: Budget, broken: bool) -> Sample:
     return {"failures": failures, "trials": trials, "about": f"largest left side over right side {largest:.3g}"}
 
 
-# ------------------------------------------------------------------------------- enough episodes, and n* (§4 (vi))
+# --------------------------------------------------------------------------------- enough episodes, and n* (theory §4 (vi))
 _SHARE = 1.0  # of n* that is claimed to do; graded controls lower it
 
 
@@ -219,7 +219,7 @@ def _fewer(factor: float) -> AbstractContextManager[object]:
     return mock.patch(f"{__name__}._SHARE", factor)
 
 
-# ------------------------------------------------------------------- near-optimality after expansion (§4 (vi), last part)
+# -------------------------------------------------------------- near-optimality after expansion (theory §4 (vi), last part)
 def allowance(d: Draw, b: Tensor) -> Tensor:
     """ε = 2Cβ(T−1)b/(σ√(2π))."""
     return 2 * d.beta * (d.plant.horizon - 1) / (ROOT * d.plant.noise_std) * b

@@ -131,7 +131,7 @@ def page(told: Mapping[str, Mapping[str, Any]]) -> str:
     checks, links = discover(), Links(".", ROOT)
 
     def led(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        return [(words, posixpath.relpath(target, "docs")) for words, target in pairs]
+        return [(words.replace("xmpsc ", "xmpsc.md "), posixpath.relpath(target, "docs")) for words, target in pairs]
 
     def theory(claim: Claim) -> list[tuple[str, str]]:
         return [pair for part in claim.theory for pair in led(links.theorems("", f"theory \N{SECTION SIGN}{part}"))]

@@ -56,6 +56,7 @@ def test_statements_are_numbered_in_the_order_of_their_papers():
     assert len({claim.heading for claim in CLAIMS}) == len(CLAIMS)
 
 
+@pytest.mark.slow
 def test_every_equation_is_latex_that_can_be_set():
     parser = MathTextParser("path")
     for claim in CLAIMS:
