@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
 
-.PHONY: help setup verify test test-all nightly mutate bench experiments gifs notebooks lab docs lint format lock dist clean distclean
+.PHONY: help setup verify theorems test test-all nightly mutate bench experiments gifs notebooks lab docs lint format lock dist clean distclean
 
 help: ## list the targets
 	@echo "gpsafe: make TARGET, with ARGS='...' for more options to the command behind it"
@@ -35,6 +35,10 @@ verify: setup ## run the checks of the theorems, write report/index.html and rep
 	@echo "verify: the theorems' checks on a small budget -> report/index.html, report/report.json"
 	@mkdir -p report
 	@$(ONE_THREAD) $(BIN)/gpsafe verify --budget quick --html report/index.html --json report/report.json $(ARGS)
+
+theorems: setup ## write docs/theorems.md from the statements, the checks and the last `make verify`
+	@echo "theorems: docs/theorems.md and proofs_checks/verdicts.json"
+	@$(ONE_THREAD) $(BIN)/python scripts/theorems.py $(ARGS)
 
 test: setup ## run the tests, without the slow ones
 	@echo "test: the tests without the slow ones, Hypothesis profile $(PROFILE)"
@@ -76,8 +80,8 @@ lab: setup ## open JupyterLab on the index of the notebooks
 	@echo "lab: JupyterLab on notebooks/00_index.ipynb"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir notebooks --LabApp.default_url=/lab/tree/00_index.ipynb $(ARGS)
 
-docs: setup ## build the site, with the verdicts of the last `make verify` -> site/index.html
-	@echo "docs: the site, strictly, from docs/, README.md, docstrings and checks -> site/index.html"
+docs: setup ## build the site -> site/index.html
+	@echo "docs: the site, strictly, from docs/, README.md and docstrings -> site/index.html"
 	@NO_MKDOCS_2_WARNING=1 $(ONE_THREAD) $(BIN)/python -m mkdocs build --quiet $(ARGS)
 
 lint: setup ## check style, formatting and types

@@ -95,7 +95,7 @@ def _short_policies(count: int = 150) -> AffinePolicies:
     return set_point_policies(targets[:, None], vector(3.0).reshape(1, 1), torch.zeros(count, 1).double(), box)
 
 
-def _reaching_task(seed: int) -> Setting:
+def reaching_task(seed: int) -> Setting:
     """A random residual of norm exactly 1 (the first of its seed's sequence for which S_0 is safe), 150 set-points."""
     kernel = kernels.rbf([1.0, 2.0], variance=0.01)
     generator = torch.Generator().manual_seed(seed)
@@ -229,7 +229,7 @@ def _sample_monotone(shard: int, budget: Budget, broken: bool) -> Sample:
             upper = task.algorithm.cost_bound.evaluate(alone, task.algorithm.policies).upper
             sets.append(set(torch.nonzero(upper <= task.algorithm.system.budget).flatten().tolist()))
     else:
-        run = _run(_reaching_task(shard), 5000 + shard, episodes=6)
+        run = _run(reaching_task(shard), 5000 + shard, episodes=6)
         sets = [set(s.witnesses) for s in run.safe_sets]
     lost = [len(before - after) for before, after in pairwise(sets)]
     return {"lost": sum(lost), "steps": len(lost), "sizes": [len(s) for s in sets]}
@@ -250,7 +250,7 @@ EPSILON = 0.45
 
 
 def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
-    task = _reaching_task(shard)
+    task = reaching_task(shard)
     algorithm = task.algorithm
     assert algorithm.distance is not None
     run = _run(task, 3000 + shard, episodes=1 if broken else algorithm.episodes)

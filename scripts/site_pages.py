@@ -1,8 +1,8 @@
-"""Pages of the site that are made of what is there: README, checks, rooms, notebooks, source files. A hook of mkdocs.
+"""Pages of the site that are made of what is there: README, rooms, notebooks, source files. A hook of mkdocs.
 
 A link in Markdown is written as a code host reads it, from the file where it stands. Here it is led to the page of the site
 that shows its target: a document, or, for a file of code that is linked somewhere, a page with its text. So no text is
-written twice, and the index of theorems cannot be older than the checks.
+written twice.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-REPORT = ROOT / "report" / "report.json"
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=\bsrc=")|(?<=\bhref=")|(?<=\bsrcset="))([^)\s#:"]+)(#[^)\s"]*)?(?=[)"])""")
 """Of Markdown, and of HTML in it."""
 FENCE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
@@ -139,107 +138,12 @@ def api() -> str:
     return "\n".join(lines)
 
 
-INDEX = """Made from the checks themselves: the claim, the statements that say why it holds, the code, what is assumed, and
-the control that breaks one assumption and must fail. A graded control scales one term of a bound, the mildest defect first:
-*smallest defect noticed* is the first at which the claim fails."""
-
-
-def _plain(text: str) -> str:
-    """Words of a check, shown as they are: nothing in them is Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
-
-
-def _linked(pairs: Iterable[tuple[str, str]]) -> str:
-    return ", ".join(f"[{_plain(words)}]({target})" for words, target in pairs)
-
-
-def theorems(report: Path = REPORT) -> str:
-    """The index of theorems, from the checks and, if there is one, from the last report."""
-    from gpsafe.testbed.check import discover
-    from gpsafe.testbed.report_claims import Links, grouped
-    from gpsafe.testbed.report_sections import defect
-
-    stored: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {"checks": []}
-    seen = {record["name"]: record for record in stored["checks"]}
-    checks, links = discover(), Links(".", ROOT)
-    groups = grouped(checks.values(), lambda check: check.source)
-    lines = [
-        "# Theorem index",
-        "",
-        f"{len(checks)} claims, each a check that runs: `gpsafe verify --only NAME`.",
-        INDEX,
-        "",
-    ]
-    if seen:
-        made = stored["environment"]
-        lines += [f"Verdicts: `{made['command']}`, revision {made['git_revision'][:7]}, {made['started_at'][:10]}.", ""]
-    else:
-        lines += ["No report is at hand: `make verify`, then `make docs`, adds verdicts and the defects noticed.", ""]
-    rows = ["| statement | checks |", "|---|---|"]
-    cited: dict[tuple[str, str], list[str]] = {}
-    for check in checks.values():
-        for statement in links.theorems(check.name, check.source):
-            cited.setdefault(statement, []).append(check.name)
-    order = {target: k for k, (target, _) in enumerate(_headings())}
-    for words, target in sorted(cited, key=lambda s: order.get(s[1].removeprefix("./docs/"), len(order))):
-        names = ", ".join(f"[`{name}`](#{name})" for name in cited[words, target])
-        rows.append(f"| {_linked([(words, target)])} | {names} |")
-    lines += ["## By statement", "", *rows, ""]
-    for group, members in groups.items():
-        lines += [f"## {group.title}", "", group.what, "", group.tested, "", group.silent, ""]
-        for check in members:
-            lines += [
-                f"### `{check.name}` {{ #{check.name} }}",
-                "",
-                _plain(check.claim[:1].upper() + check.claim[1:]),
-                "",
-            ]
-            items = [
-                ("Source", _plain(check.source)),
-                ("Statements", _linked(links.theorems(check.name, check.source))),
-                ("Code", _linked(links.code(check))),
-                ("Assumed", _plain("; ".join(check.assumptions)) or "nothing"),
-                ("Control", _plain(check.control)),
-                ("Verdict", _verdict(seen.get(check.name))),
-                ("Smallest defect noticed", _defects(check, seen.get(check.name), defect)),
-            ]
-            lines += [f"- **{head}**: {words}" for head, words in items if words] + [""]
-    return moved("\n".join(lines), "theorems", "theorems.md")
-
-
-def _headings() -> list[tuple[str, str]]:
-    """Anchors of the theory and of X-MPSC, in their order."""
-    from gpsafe.testbed.report_claims import slug
-
-    return [
-        (f"{file}#{slug(head)}", head)
-        for file in ("theory.md", "xmpsc.md")
-        for head in re.findall(r"^#{2,4} (.+)$", (ROOT / "docs" / file).read_text(), re.MULTILINE)
-    ]
-
-
-def _verdict(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return ""
-    caught = "caught" if record["control_verdict"] == "VIOLATED" else f"not caught ({record['control_verdict']})"
-    return f"{record['verdict']} (n = {record['n']}); control {caught}"
-
-
-def _defects(check: Any, record: dict[str, Any] | None, words: Any) -> str:
-    if not check.grades:
-        return ""
-    if record is None:
-        return "tried for " + "; ".join(_plain(grade.term) for grade in check.grades)
-    return "; ".join(f"{_plain(grade['term'])}: {_plain(words(grade))}" for grade in record["grades"])
-
-
 def pages() -> dict[str, str]:
     """All pages that are made, by their place in the site."""
     made = {
         "index.md": home(),
         "experiments.md": experiments(),
         "notebooks.md": notebooks(),
-        "theorems.md": theorems(),
     }
     made |= {"api/index.md": api()} | {f"api/{name}.md": room(name) for rooms in ROOMS for name in rooms}
     return made
