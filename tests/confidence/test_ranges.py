@@ -354,6 +354,8 @@ def test_a_box_without_sense_is_lost_alone():
         assert bool((found.lower[1:] == -math.inf).all() and (found.upper[1:] == math.inf).all())
         assert bool(found.attained_low[1:].isnan().all() and found.argmax[1:].isnan().all())
         assert float(found.gap[0]) <= 0.01
+        alone = what(model, (lower[:1], upper[:1]))
+        assert torch.equal(found.lower[:1], alone.lower) and torch.equal(found.upper[:1], alone.upper)
 
 
 def test_without_data_the_ranges_are_the_prior():
@@ -467,7 +469,15 @@ def test_interpolation_errs_by_no_more_than_is_proved_and_by_a_fair_part_of_it(n
     assert nu == 0.5 or seen[1][0] > 0.02
     assert seen[1][1] < seen[0][1]
     bare = GP.create(shaped(nu, [0.6, 0.9]), 1e-4, nx=2, nu=0, noise_std=0.1, outputs=[0])
-    assert ranges.interpolation(bare, [0.1, 0.1]).mean.tolist() == [0.0]
+    chords = _taylor.chord(nu, np.array([0.1 / 0.6, 0.1 / 0.9])).sum()
+    left, seen_too = ranges.interpolation(bare, [0.1, 0.1]), ranges.interpolation(model, [0.1, 0.1])
+    deviation = math.sqrt(float(kernels.stationary(model.kernels[0]).variance))
+    assert left.mean.tolist() == left.std.tolist() == [0.0]  # of constants
+    assert seen_too.std.tolist() == pytest.approx([deviation * chords], rel=1e-2)
+    norm = math.sqrt(
+        float((model.weights[:, 0] @ kernels.cross(model.kernels[0], model.inputs, model.inputs)) @ model.weights[:, 0])
+    )
+    assert seen_too.mean.tolist() == pytest.approx([deviation * chords * norm], rel=1e-2)
     for bad in ([0.1], [0.1, math.nan], [-0.1, 0.1]):
         with pytest.raises(ValueError, match=r"ranges.interpolation: expected"):
             ranges.interpolation(model, bad)
