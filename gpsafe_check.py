@@ -3,9 +3,10 @@
 One line per check. Exit code 0: every file is accepted. 1: one is refused, at the line that says FAIL. 2: one is no certificate
 (torn, another format or kind, a number that is not a finite float64, other fields, a hash that does not fit).
 
-Numbers are strings that Python's `repr` writes of float64 and are taken as the rationals that they are. Plans and invariance
-are decided in rational arithmetic, hence exactly; confidence bounds in ball arithmetic, at 128 bits and up to 2048 until it
-is decided. What is not decided then is refused. docs/certificates.md says what is checked for each kind, and why that suffices.
+Numbers are strings that Python's `repr` writes of float64 and are taken as the rationals that they are. Plans on linear plants
+and invariance are decided in rational arithmetic, hence exactly; what is said of a Gaussian process or a network in ball
+arithmetic, at 128 bits and up to 2048 until it is decided. What is not decided then is refused. docs/certificates.md says what
+is checked for each kind, and why that suffices.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from fractions import Fraction
+from operator import mul
 from typing import Any
 
 try:
     import flint
-except ImportError:  # plans and invariance need none
+except ImportError:  # plans on linear plants and invariance need none
     flint: Any = None
 
 FORMAT = "gpsafe-certificate/1"
@@ -33,12 +36,16 @@ SENTENCES = {
     "ALL_OBSERVATIONS": "The data are one growing sequence: none dropped, none chosen by its outcome, each input fixed before its noise.",  # noqa: E501
     "NOISE_SCALES": "The noise of observation i is noise_scale[i] times as large as R, and that was known before it was made.",
     "KNOWN_OUTPUTS": "States without a process of their own follow the known part.",
+    "TASK": "Initial state, horizon and cost of the plant are those of the `Task`.",
+    "GAUSSIAN_NOISE": "The process noise is Gaussian with exactly the stated standard deviations, independent over time and of the state.",  # noqa: E501
     "NOISE_ELLIPSOID": "The process noise stays in the stated ellipsoid at every step of the plan.",
     "EXACT_STATE": "The measured state is the plant's state.",
     "EXACT_INPUT": "The plant applies the input that was decided, unclipped and at once.",
     "TERMINAL_INVARIANT": "From that set the backup keeps the state in it, within limits, for ever.",
     "GIVEN": "Stated by the user, in the user's own words.",
 }
+GAUSSIAN = ("GAUSSIAN_NOISE", "noise exactly N(0, diag(noise_std^2)), independent over time")
+EXACT = [("EXACT_STATE", "state measured exactly"), ("EXACT_INPUT", "input applied exactly")]
 EXTRA = ("TERMINAL_INVARIANT", "GIVEN")  # may stand beside those that a kind needs: they only weaken its claim
 
 
@@ -145,10 +152,10 @@ def read(text: bytes) -> dict:
     fields("certificate", tree, FIELDS)
     if tree["format"] != FORMAT:
         raise NotACertificate(f"format {tree['format']!r:.60}, expected {FORMAT!r}")
-    if tree["kind"] == "confidence-bound" and flint is None:
-        raise NotACertificate("a confidence bound needs python-flint, which cannot be imported")
     if not isinstance(tree["kind"], str) or tree["kind"] not in KINDS:
         raise NotACertificate(f"kind {tree['kind']!r:.60}, expected one of {', '.join(KINDS)}")
+    if flint is None and tree["kind"] not in ("plan", "invariance"):
+        raise NotACertificate(f"kind {tree['kind']} needs python-flint, which cannot be imported")
     rest = {name: tree[name] for name in FIELDS if name != "sha256"}
     found = digest(rest)
     if tree["sha256"] != found:
@@ -236,37 +243,100 @@ def diagonal(axes) -> list:
 
 
 # ------------------------------------------------------------------------------------------------- confidence bounds
+PROCESS = ("bound", "kernel", "regularizer", "rkhs_norm", "subgaussian", "targets")
+DATA = ("delta", "inputs", "noise_scale")
+
+
+class Process:
+    """An output f with ‖f‖ ≤ B, seen as y_i = f(z_i) + ε_i, ε_i R w_i-sub-Gaussian, under kernel and regulariser λ."""
+
+    def __init__(self, report: Report, where: str, values, inputs: list, scales, dim: int) -> None:
+        bound, kernel, self.lam, self.B, self.R, targets = values
+        self.inputs, self.targets = inputs, array(f"{where}targets", targets, len(inputs))
+        self.scales = scales or ["1.0"] * len(inputs)
+        for name, value in (("regularizer", self.lam), ("rkhs_norm", self.B), ("subgaussian", self.R)):
+            number(f"{where}{name}", value)
+        report.check(f"{where}bound", bound == "mixture", f"{bound!r:.60}, expected 'mixture'")
+        self.kernel = read_kernel(report, where, kernel, dim)
+        signs = f"lambda {self.lam}, B {self.B}, R {self.R} > 0"
+        report.check(f"{where}signs", min(map(float, (self.lam, self.B, self.R))) > 0, signs)
+
+    def at_precision(self) -> None:
+        """Everything in balls of the present precision."""
+        self.parts = [(nu, list(map(ball, scale)), ball(v), dims) for nu, scale, v, dims in self.kernel]
+        self.X, self.norm = [list(map(ball, row)) for row in self.inputs], ball(self.B)
+        self.y, self.noise = list(map(ball, self.targets)), [ball(self.lam) * ball(w) ** 2 for w in self.scales]
+        self.gram = [[kernel_value(self.parts, x, z) for z in self.X[: i + 1]] for i, x in enumerate(self.X)]
+
+    def posterior(self, columns: list, n: int, p: int, delta: str):
+        """yᵀA⁻¹D, A⁻¹D and β from the first n observations, the columns of D being k(z_i, ·) under functionals.
+
+        A = K + λ diag(w²), β² = B² + (R²/λ)(log det A − Σ log(λ w_i²) + 2 log(p/δ)).
+        """
+        logdet, solved, means = ball(0), None, [ball(0)] * len(columns)
+        if n:
+            A = flint.arb_mat([[self.gram[max(i, j)][min(i, j)] for j in range(n)] for i in range(n)])
+            for i in range(n):
+                A[i, i] += self.noise[i]
+                logdet -= self.noise[i].log()
+            logdet += A.det().log()
+            D = flint.arb_mat([[column[i] for column in columns] for i in range(n)])
+            solved = A.solve(D, nonstop=True)  # NaN if A is not told from a singular matrix
+            means = (flint.arb_mat([self.y[:n]]) * solved).entries()
+        excess = logdet + 2 * (ball(p) / ball(delta)).log()
+        return means, solved, (self.norm**2 + ball(self.R) ** 2 / ball(self.lam) * excess).sqrt()
+
+    def needed(self, label: str = "") -> list:
+        """What is believed of it."""
+        return [("RKHS_NORM", f"rkhs_norm<={self.B}{label}"), ("SUBGAUSSIAN", f"subgaussian({self.R}){label}")]
+
+
+def ball(value) -> Any:
+    """A fraction as a ball of the present precision that contains it, or the text of a number exactly."""
+    if isinstance(value, Fraction):
+        return flint.arb(flint.fmpq(value.numerator, value.denominator))
+    return flint.arb(float(value) if isinstance(value, str) else value)
+
+
+def read_data(report: Report, delta, inputs, scales, dim: int):
+    """Inputs of observations, and the sizes of their noise."""
+    inputs = array("problem.inputs", inputs, None, dim)
+    scales = None if scales is None else array("problem.noise_scale", scales, len(inputs))
+    report.check("delta", 0 < float(number("problem.delta", delta)) < 1, f"{delta} in (0, 1)")
+    if scales is not None:
+        report.check("noise scales", all(float(w) >= 1 for w in scales), ">= 1")
+    return inputs, scales
+
+
+def about_data(scales) -> list:
+    """What is believed of the data of every process."""
+    needed = [("FIXED_KERNEL", "kernel and lambda fixed before data"), ("ALL_OBSERVATIONS", "every observation kept")]
+    return needed + ([] if scales is None else [("NOISE_SCALES", "noise scales known")])
+
+
+def read_counts(report: Report, counts, n: int) -> list:
+    """How many observations each posterior has."""
+    counts = array("problem.generations", counts, None, read=count)
+    report.check("generations", bool(counts) and max(counts) <= n, f"the first {counts} of {n} observations")
+    return counts
+
+
 def check_bound(report: Report, tree: dict) -> None:
     """[low, high] ⊇ ∩ [μ − βσ, μ + βσ] at the query over the posteriors named, β of the mixture bound."""
-    names = ("bound", "kernel", "regularizer", "rkhs_norm", "subgaussian", "delta", "output", "outputs", "inputs")
-    names += ("targets", "noise_scale", "query", "generations", "prior")
-    bound, kernel, lam, B, R, delta, output, outputs, inputs, targets, scales, query, generations, prior = fields(
-        "problem", tree["problem"], names
+    delta, inputs, scales, output, outputs, query, counts, prior, *process = fields(
+        "problem", tree["problem"], (*DATA, "output", "outputs", "query", "generations", "prior", *PROCESS)
     )
     (interval,) = fields("evidence", tree["evidence"], ("interval",))
     low, high = array("evidence.interval", interval, 2)
     query = array("problem.query", query, None)
-    inputs = array("problem.inputs", inputs, None, len(query))
-    n, p = len(inputs), count("problem.outputs", outputs)
-    targets = array("problem.targets", targets, n)
-    scales = None if scales is None else array("problem.noise_scale", scales, n)
-    counts = array("problem.generations", generations, None, read=count)
+    p, output = count("problem.outputs", outputs), count("problem.output", output)
     if type(prior) is not bool:
         raise NotACertificate(f"problem.prior: expected true or false, got {prior!r:.60}")
-    for name, value in (("regularizer", lam), ("rkhs_norm", B), ("subgaussian", R), ("delta", delta)):
-        number(f"problem.{name}", value)
-    report.check("bound", bound == "mixture", f"{bound!r:.60}, expected 'mixture'")
-    parts = read_kernel(report, kernel, len(query))
-    report.check("signs", min(map(float, (lam, B, R))) > 0, f"lambda {lam}, B {B}, R {R} > 0")
-    report.check("delta", 0 < float(delta) < 1, f"{delta} in (0, 1)")
-    report.check("output", count("problem.output", output) < p, f"{output} of {p}")
-    report.check("generations", bool(counts) and max(counts) <= n, f"the first {counts} of {n} observations")
-    if scales is not None:
-        report.check("noise scales", all(float(w) >= 1 for w in scales), ">= 1")
-    needed = [("RKHS_NORM", f"rkhs_norm<={B}"), ("SUBGAUSSIAN", f"subgaussian({R})")]
-    needed += [("FIXED_KERNEL", "kernel and lambda fixed before data"), ("ALL_OBSERVATIONS", "every observation kept")]
-    needed += [] if scales is None else [("NOISE_SCALES", "noise scales known")]
-    check_assumptions(report, tree["assumptions"], needed)
+    inputs, scales = read_data(report, delta, inputs, scales, len(query))
+    f = Process(report, "", process, inputs, scales, len(query))
+    report.check("output", output < p, f"{output} of {p}")
+    counts = read_counts(report, counts, len(inputs))
+    check_assumptions(report, tree["assumptions"], f.needed() + about_data(scales))
     check_claim(
         report,
         tree,
@@ -276,77 +346,78 @@ def check_bound(report: Report, tree: dict) -> None:
     )
     report.check("interval", float(low) <= float(high), f"{low} <= {high}")
 
+    def ends():
+        z = list(map(ball, query))
+        f.at_precision()
+        ((bottoms, tops),) = bands(f, [z], counts, p, delta, prior)
+        return bottoms, tops, ball(low), ball(high)
+
+    def decided(found) -> bool:
+        bottoms, tops, lower, upper = found
+        below = settled([lower <= e for e in bottoms], [lower > e for e in bottoms])
+        return below and settled([upper >= e for e in tops], [upper < e for e in tops])
+
+    bottoms, tops, lower, upper = at_some_precision(report, "ends", ends, decided)
+    words = f"{flint.ctx.prec} bits"
+    below, above = any(lower <= e for e in bottoms), any(upper >= e for e in tops)
+    report.check("lower end", below, f"{low} <= {' or '.join(e.str(20) for e in bottoms)} ({words})")
+    report.check("upper end", above, f"{high} >= {' or '.join(e.str(20) for e in tops)}")
+
+
+def settled(yes: list, no: list) -> bool:
+    """Whether it is decided that one of several comparisons holds, or that none does."""
+    return any(yes) or all(no)
+
+
+def at_some_precision(report: Report, line: str, compute: Callable[[], Any], decided: Callable[[Any], bool]) -> Any:
+    """What is computed at the first precision that decides it."""
     for bits in PRECISIONS:
         flint.ctx.prec = bits
-        arb = flint.arb
-        balls = [(nu, [arb(float(v)) for v in scale], arb(float(v)), dims) for nu, scale, v, dims in parts]
-        X, (z,) = ([[arb(float(v)) for v in row] for row in rows] for rows in (inputs, [query]))
-        y, noise = (
-            [arb(float(v)) for v in targets],
-            [arb(float(lam)) * arb(float(w)) ** 2 for w in scales or ["1.0"] * n],
-        )
-        own = kernel_value(balls, z, z)
-        cross = [kernel_value(balls, x, z) for x in X]
-        gram = [[kernel_value(balls, X[i], X[j]) for j in range(i + 1)] for i in range(max(counts))]
-        cap = arb(float(B)) * own.sqrt()
-        ends, words = [(-cap, cap)] if prior else [], f"{bits} bits"
-        for m in counts:
-            mean, explained, logdet = posterior(gram, noise, cross, y, m)
-            twice = logdet + 2 * (arb(p) / arb(float(delta))).log()
-            beta = (arb(float(B)) ** 2 + arb(float(R)) ** 2 / arb(float(lam)) * twice).sqrt()
-            half = beta * (own - explained).sqrt()
-            ends.append((mean - half, mean + half))
-            words = f"{bits} bits, n = {m}: mean {mean.str(12)}, beta {beta.str(12)}, half-width {half.str(12)}"
-        lower, upper = arb(float(low)), arb(float(high))
-        bottoms, tops = [bottom for bottom, _ in ends], [top for _, top in ends]
-        below, above = any(lower <= e for e in bottoms), any(upper >= e for e in tops)
-        if (below or all(lower > e for e in bottoms)) and (above or all(upper < e for e in tops)):
-            report.check("lower end", below, f"{low} <= {' or '.join(e.str(20) for e in bottoms)} ({words})")
-            report.check("upper end", above, f"{high} >= {' or '.join(e.str(20) for e in tops)}")
-            return
-    report.check("ends", False, f"not decided at {PRECISIONS[-1]} bits")
+        found = compute()
+        if decided(found):
+            return found
+    report.check(line, False, f"not decided at {PRECISIONS[-1]} bits")
+    return None
 
 
-def posterior(gram, noise, cross, y, n: int):
-    """μ, k(z)ᵀA⁻¹k(z) and log det A − log det diag(noise) of the first n observations, A = K + diag(noise), in balls."""
-    arb = flint.arb
-    mean, explained, logdet = arb(0), arb(0), arb(0)
-    if n:
-        A = flint.arb_mat(n, n)
-        for i in range(n):
-            for j in range(i):
-                A[i, j] = A[j, i] = gram[i][j]
-            A[i, i] = gram[i][i] + noise[i]
-            logdet -= noise[i].log()
-        logdet += A.det().log()
-        solved = A.solve(flint.arb_mat([[k] for k in cross[:n]]), nonstop=True)  # NaN if not told from singular
-        for i in range(n):
-            mean, explained = mean + y[i] * solved[i, 0], explained + cross[i] * solved[i, 0]
-    return mean, explained, logdet
+def bands(f: Process, points: list, counts: list, p: int, delta: str, prior: bool) -> list:
+    """Per point the lower and the upper ends of all intervals that hold f there: ±B√k (prior) and μ ± βσ of each posterior."""
+    own = [kernel_value(f.parts, z, z) for z in points]
+    columns = [[kernel_value(f.parts, x, z) for x in f.X] for z in points]
+    caps = [f.norm * k.sqrt() for k in own] if prior else []
+    found = [([-cap], [cap]) for cap in caps] if prior else [([], []) for _ in points]
+    for n in counts:
+        means, solved, beta = f.posterior(columns, n, p, delta)
+        for q, (bottoms, tops) in enumerate(found):
+            explained = sum((columns[q][i] * solved[i, q] for i in range(n)), ball(0))
+            half = beta * (own[q] - explained).sqrt()
+            bottoms.append(means[q] - half)
+            tops.append(means[q] + half)
+    return found
 
 
-def read_kernel(report: Report, tree, dim: int) -> list:
+def read_kernel(report: Report, label: str, tree, dim: int) -> list:
     """The parts of a sum: (family or ν, length-scales or variances, variance, dimensions)."""
     parts = []
     if not isinstance(tree, list):
-        raise NotACertificate("problem.kernel: expected a list of parts")
+        raise NotACertificate(f"{label}kernel: expected a list of parts")
     for i, part in enumerate(tree):
-        where, family = f"problem.kernel[{i}]", part.get("family") if isinstance(part, dict) else None
+        where, family = f"{label}kernel[{i}]", part.get("family") if isinstance(part, dict) else None
         if family == "linear":
             _, scale, dims = fields(where, part, ("family", "variance", "dims"))
             nu, variance = "linear", "1.0"
         else:
             _, nu, scale, variance, dims = fields(where, part, ("family", "nu", "lengthscale", "variance", "dims"))
             known = (family == "rbf" and nu is None) or (family == "matern" and nu in ("0.5", "1.5", "2.5"))
-            report.check(f"kernel[{i}]", known, f"{family!r:.20} of nu {nu!r:.20}")
+            report.check(where, known, f"{family!r:.20} of nu {nu!r:.20}")
         dims = array(f"{where}.dims", dims, None, read=count)
         scale, variance = array(f"{where}.scales", scale, len(dims)), number(f"{where}.variance", variance)
         fine = len(set(dims)) == len(dims) > 0 and max(dims) < dim
-        report.check(f"kernel[{i}] dimensions", fine, f"{dims} of 0..{dim - 1}")
+        report.check(f"{where} dimensions", fine, f"{dims} of 0..{dim - 1}")
         numbers = f"variance {variance}, scales {told(scale)} > 0"
-        report.check(f"kernel[{i}] numbers", min(map(float, (variance, *scale))) > 0, numbers)
+        report.check(f"{where} numbers", min(map(float, (variance, *scale))) > 0, numbers)
         parts.append((nu, scale, variance, dims))
-    report.check("kernel", bool(parts), f"{len(parts)} parts")
+    report.check(f"{label}kernel", bool(parts), f"{len(parts)} parts")
     return parts
 
 
@@ -368,16 +439,15 @@ def kernel_value(parts, x, z):
 
 # --------------------------------------------------------------------------------------------------------- plants
 def plant(problem: dict, names):
-    """A, B, c and half-axes in rationals, the texts of the half-axes, and the other fields."""
-    A, B, c, axes, *rest = fields("problem", problem, ("A", "B", "c", "half_axes", *names))
-    axes = array("problem.half_axes", axes, None)
-    nx = len(axes)
+    """A, B and c in rationals, the numbers of states and inputs, and the other fields."""
+    A, B, c, *rest = fields("problem", problem, ("A", "B", "c", *names))
+    c = array("problem.c", c, None)
+    nx = len(c)
     A, B = array("problem.A", A, nx, nx), array("problem.B", B, nx, None)
     nu = len(B[0]) if nx else 0
     if not nx or not nu:
         raise NotACertificate("problem: expected at least one state and one input")
-    B, c = array("problem.B", B, nx, nu), array("problem.c", c, nx)
-    return exact(A), exact(B), exact(c), axes, nx, nu, rest
+    return exact(A), exact(array("problem.B", B, nx, nu)), exact(c), nx, nu, rest
 
 
 def polytope(where: str, tree, dim: int):
@@ -406,9 +476,10 @@ def check_rows(report: Report, where: str, H, h, center, factor, tolerance) -> N
 
 def check_plan(report: Report, tree: dict) -> None:
     """The claimed ellipsoids contain the plant stage by stage, and every row holds on them."""
-    names = ("states", "inputs", "terminal", "gain", "x0", "plan", "tolerance")
-    A, B, c, axes, nx, nu, rest = plant(tree["problem"], names)
-    states, inputs, terminal, gain, x0, plan, tolerance = rest
+    names = ("half_axes", "states", "inputs", "terminal", "gain", "x0", "plan", "tolerance")
+    A, B, c, nx, nu, rest = plant(tree["problem"], names)
+    axes, states, inputs, terminal, gain, x0, plan, tolerance = rest
+    axes = array("problem.half_axes", axes, nx)
     plan = array("problem.plan", plan, None, nu)
     T = len(plan)
     if not T:
@@ -452,16 +523,15 @@ def linear_assumptions(axes) -> list:
     return [
         ("KNOWN_OUTPUTS", "unlearned outputs equal the known part (all states)"),
         ("NOISE_ELLIPSOID", f"w in its ellipsoid: half-axes {told(axes)}, at every step"),
-        ("EXACT_STATE", "state measured exactly"),
-        ("EXACT_INPUT", "input applied exactly"),
+        *EXACT,
     ]
 
 
 def check_invariance(report: Report, tree: dict) -> None:
     """Multipliers prove every row of S after a step, and every row of U, from the rows of S."""
-    A, B, c, axes, nx, nu, (region, inputs, gain, offset) = plant(
-        tree["problem"], ("region", "inputs", "gain", "offset")
-    )
+    names = ("half_axes", "region", "inputs", "gain", "offset")
+    A, B, c, nx, nu, (axes, region, inputs, gain, offset) = plant(tree["problem"], names)
+    axes = array("problem.half_axes", axes, nx)
     (H, h), (U, v) = polytope("problem.region", region, nx), polytope("problem.inputs", inputs, nu)
     K = exact(array("problem.gain", gain, nu, nx))
     o = exact(array("problem.offset", offset, nu))
@@ -500,8 +570,194 @@ def check_invariance(report: Report, tree: dict) -> None:
             report.check(line, at_least_root(room, square), f"{math.sqrt(square):.12g} <= {float(room):.12g}")
 
 
+# ------------------------------------------------------------------------------------------- policies that are safe enough
+UNIT, ONE = 2**40, 2**64  # values are integers in units of ceiling/UNIT, probabilities in units of 1/ONE
+
+
+class ClippedLaw:
+    """x ↦ u = clip(offset + gain x) and p = ax + bu + c on the line, exactly: both bend where a limit is met."""
+
+    def __init__(self, A, B, c, offset, gain, limits) -> None:
+        self.a, self.b, self.c = A[0][0], B[0], c[0]
+        self.rows = list(zip(offset, [row[0] for row in gain], limits, strict=True))
+        self.bends = [(limit - o) / g for o, g, both in self.rows if g for limit in both]
+
+    def inputs(self, x: Fraction) -> list:
+        """u at x."""
+        return [min(max(o + g * x, low), high) for o, g, (low, high) in self.rows]
+
+    def next(self, x: Fraction) -> Fraction:
+        """p at x."""
+        return self.a * x + dot(self.b, self.inputs(x)) + self.c
+
+    def over(self, low: Fraction, high: Fraction):
+        """Least and largest p over [low, high], a point near its middle, and how far z = (x, u) gets from that point there."""
+        values = [self.next(x) for x in (low, high, *(x for x in self.bends if low < x < high))]
+        middle = (low + high) / 2
+        point = [Fraction(float(v)) for v in (middle, *self.inputs(middle))]
+        ends = zip(point, [low, *self.inputs(low)], [high, *self.inputs(high)], strict=True)  # u is monotone in x
+        return min(values), max(values), point, [max(abs(a - v), abs(b - v)) for v, a, b in ends]
+
+
+def read_cost(report: Report, tree):
+    """The ceiling C, and c/C as a function of an interval of states: its supremum, exactly."""
+    family, normals, offsets, ceiling = fields("problem.cost", tree, ("family", "normals", "offsets", "ceiling"))
+    normals = exact(array("problem.cost.normals", normals, None, 1))
+    offsets, C = exact(array("problem.cost.offsets", offsets, len(normals))), number("problem.cost.ceiling", ceiling)
+    report.check("cost", family in ("indicator", "hinge") and bool(offsets), f"{family!r:.20}, {len(offsets)} rows")
+    report.check("ceiling", float(C) > 0 and (family == "hinge" or C == "1.0"), C)
+
+    def over(low: Fraction, high: Fraction) -> Fraction:
+        excess = max(max(n * low, n * high) - o for (n,), o in zip(normals, offsets, strict=True))
+        if family == "indicator":
+            return Fraction(excess > 0)
+        return min(max(excess / Fraction(float(C)), Fraction(0)), Fraction(1))
+
+    return Fraction(float(C)), over
+
+
+def check_membership(report: Report, tree: dict) -> None:
+    """The claimed boxes hold the next means over cells of states, and the claimed values the robust dynamic program on them."""
+    names = ("offset", "gain", "limits", "x0", "horizon", "cost", "budget", "noise_std", "generations")
+    A, B, c, nx, nu, rest = plant(tree["problem"], (*names, *DATA, *PROCESS))
+    offset, gain, limits, x0, T, cost, budget, std, counts, delta, inputs, scales, *process = rest
+    if nx != 1:
+        raise NotACertificate(f"problem: expected one state, got {nx}")
+    offset, gain = exact(array("problem.offset", offset, nu)), exact(array("problem.gain", gain, nu, nx))
+    limits = exact(array("problem.limits", limits, nu, 2))
+    budget, std = number("problem.budget", budget), number("problem.noise_std", std)
+    x0, T = number("problem.x0", x0), count("problem.horizon", T)
+    names = ("low", "high", "cells", "split", "boxes", "values", "start", "upper")
+    low, high, N, split, boxes, values, start, upper = fields("evidence", tree["evidence"], names)
+    N, split = count("evidence.cells", N), count("evidence.split", split)
+    low, high = exact([number("evidence.low", low), number("evidence.high", high)])
+    boxes = [*array("evidence.boxes", boxes, N, 2), array("evidence.start", start, 2)]
+    upper = number("evidence.upper", upper)
+    report.check("signs", T > 0 and float(std) > 0 and all(a <= b for a, b in limits), "horizon, noise > 0; limits in order")
+    in_order = all(float(a) <= float(b) for a, b in boxes)
+    report.check("grid", in_order and low < high and N > 0 and split > 0, f"{N} cells of {split} parts")
+    values = array("evidence.values", values, T - 1, N, read=count)
+    inputs, scales = read_data(report, delta, inputs, scales, 1 + nu)
+    f, (C, cost_over) = Process(report, "", process, inputs, scales, 1 + nu), read_cost(report, cost)
+    counts = read_counts(report, counts, len(inputs))
+    report.check("noise", float(f.R) * (1 + 1e-9) >= float(std), f"R {f.R} is not below the deviation {std} of the noise")
+    needed = f.needed() + about_data(scales) + [("TASK", "task as stated")]
+    needed += [GAUSSIAN, *EXACT]
+    check_assumptions(report, tree["assumptions"], needed)
+    check_claim(
+        report,
+        tree,
+        f"On an event of probability at least 1 - {delta} the policy u = clip(offset + gain x, limits) has E sum c(x_t) over t"
+        f" = 0..{T - 1} <= {upper} <= {budget} from x_0 = {x0}, x+ = Ax + Bu + c + f(x, u) + w, w ~ N(0, {std}^2), for the"
+        f" plant's f and for all in F_n: mixture bound of the first {counts} observations.",
+    )
+
+    width, law = (high - low) / N, ClippedLaw(A, B, c, offset, gain, limits)
+    ends = [(low + i * width, low + (i + 1) * width) for i in range(N)]
+    spans = [law.over(*both) for both in ends] + [law.over(*[Fraction(float(x0))] * 2)]
+
+    def outside():
+        f.at_precision()
+        points = [[ball(float(v)) for v in z] for _, _, z, _ in spans]
+        gaps = []
+        for box, (least, most, _, reach), z, (bottoms, tops) in zip(
+            boxes, spans, points, bands(f, points, counts, 1, delta, False), strict=True
+        ):
+            reach = list(map(ball, reach))
+            slack, cap = f.norm * metric(f.parts, reach), f.norm * largest(f.parts, z, reach)
+            under, over = ball(box[0]) - ball(least), ball(box[1]) - ball(most)
+            below, above = [e - slack for e in bottoms], [e + slack for e in tops]
+            gaps.append(([under - e for e in [-cap, *below]], [over - e for e in [cap, *above]]))
+        return gaps
+
+    def decided(gaps) -> bool:
+        return all(
+            settled([v <= 0 for v in a], [v > 0 for v in a]) and settled([v >= 0 for v in b], [v < 0 for v in b])
+            for a, b in gaps
+        )
+
+    gaps = at_some_precision(report, "boxes", outside, decided)
+    for i, (under, over) in enumerate(gaps):
+        if not (any(v <= 0 for v in under) and any(v >= 0 for v in over)):
+            line = f"box of cell {i}" if i < N else "box of the start"
+            miss = min(under, key=lambda v: v.mid()), max(over, key=lambda v: v.mid())
+            report.check(line, False, f"{told(boxes[i])} misses by {miss[0].str(5)} below or {(-miss[1]).str(5)} above")
+    report.check("boxes", True, f"{N} cells and the start, {flint.ctx.prec} bits")
+
+    part = width / split
+    touched = [[(Fraction(float(v)) - low) // part for v in box] for box in boxes]
+    touched = [range(a, b + 1) if 0 <= a <= b < N * split else None for a, b in touched]
+    average = Average(part, Fraction(float(std)), N, split)
+    stage = [-((-cost_over(*both) * UNIT) // 1) for both in ends]
+    V = [0] * N
+    for left, claimed in enumerate([*values, None], start=1):
+        worst = [*touched[:N]] if claimed else touched[N:]
+        here = stage if claimed else [-((-cost_over(*[Fraction(float(x0))] * 2) * UNIT) // 1)]
+        most = average.most(V, (left - 1) * UNIT, worst)
+        if claimed is None:
+            found = C * (here[0] * ONE + most[0]) / (ONE * UNIT)
+            report.check("upper", Fraction(float(upper)) >= found, f"{upper} >= {float(found):.17g}, {T} stages")
+            break
+        for i, value in enumerate(claimed):
+            if value * ONE < here[i] * ONE + most[i]:
+                line = f"value of cell {i} with {left} stages left"
+                report.check(line, False, f"{value / UNIT} >= {(here[i] + most[i] / ONE) / UNIT}, in units of the ceiling")
+        report.check(f"values with {left} stages left", True, f"at most {max(claimed) / UNIT:.6g} of the ceiling")
+        V = claimed
+    report.check("budget", float(upper) <= float(budget), f"{upper} <= {budget}")
+
+
+class Average:
+    """Upper bounds of E V(m + w), w ~ N(0, σ²), over means m in the parts of N cells, V constant on cells and outside.
+
+    V = V(−∞) + Σ_e jump_e 1{x ≥ e} over the edges e, so E V(m + w) = V(−∞) + Σ_e jump_e Φ((m − e)/σ): a jump upwards counts
+    most at the right end of a part, one downwards at its left end.
+    """
+
+    def __init__(self, part: Fraction, std: Fraction, N: int, split: int) -> None:
+        self.N, self.split, self.middle = N, split, N * split + 1
+        step = ball(part / std) / ball(2).sqrt()
+        tails = [ONE * (-k * step).erfc() / 2 for k in range(-self.middle, self.middle + 1)]
+        self.below = [int(v.lower().floor().unique_fmpz()) for v in tails][::-1]  # of Φ((middle − k) part/σ), k = 0, 1, …
+        self.above = [int(v.upper().ceil().unique_fmpz()) for v in tails][::-1]
+
+    def most_over(self, part: int, outside: int, up: list, down: list) -> int:
+        """Of one part, in units of 1/(ONE·UNIT)."""
+        first, last = self.middle - part, self.middle - part + self.N * self.split + 1
+        highest, lowest = self.above[first - 1 : last - 1 : self.split], self.below[first : last : self.split]
+        return outside * ONE + sum(map(mul, up, highest)) + sum(map(mul, down, lowest))
+
+    def most(self, V: list, outside: int, touched: list) -> list:
+        """The largest over the parts touched, or the value outside where that is left."""
+        jumps = [b - a for a, b in zip([outside, *V], [*V, outside], strict=True)]
+        up, down = [max(jump, 0) for jump in jumps], [min(jump, 0) for jump in jumps]
+        used = {part for parts in touched if parts is not None for part in parts}
+        table = {part: self.most_over(part, outside, up, down) for part in used}
+        return [outside * ONE if parts is None else max(map(table.__getitem__, parts)) for parts in touched]
+
+
+def metric(parts, reach):
+    """sup of ‖k(z, ·) − k(z′, ·)‖ over |z_i − z′_i| ≤ reach_i, in balls: every part grows with every |z_i − z′_i|."""
+    zero, square = [ball(0)] * len(reach), ball(0)
+    for part in parts:
+        linear = part[0] == "linear"
+        square += kernel_value([part], reach, reach) if linear else 2 * (part[2] - kernel_value([part], reach, zero))
+    return square.sqrt()
+
+
+def largest(parts, z, reach):
+    """≥ √k(z′, z′) for |z′_i − z_i| ≤ reach_i, in balls."""
+    far = [abs(v) + r for v, r in zip(z, reach, strict=True)]
+    return sum((kernel_value([part], far, far) if part[0] == "linear" else part[2] for part in parts), ball(0)).sqrt()
+
+
 # ------------------------------------------------------------------------------------------------------------- files
-KINDS = {"confidence-bound": check_bound, "plan": check_plan, "invariance": check_invariance}
+KINDS = {
+    "confidence-bound": check_bound,
+    "plan": check_plan,
+    "invariance": check_invariance,
+    "membership": check_membership,
+}
 
 
 def check(text: bytes, write=print) -> int:
