@@ -39,6 +39,7 @@ SENTENCES = {
     "TASK": "Initial state, horizon and cost of the plant are those of the `Task`.",
     "GAUSSIAN_NOISE": "The process noise is Gaussian with exactly the stated standard deviations, independent over time and of the state.",  # noqa: E501
     "NOISE_ELLIPSOID": "The process noise stays in the stated ellipsoid at every step of the plan.",
+    "CALIBRATED": "At every point a member predicts the plant within the stated multiple of its deviation.",
     "EXACT_STATE": "The measured state is the plant's state.",
     "EXACT_INPUT": "The plant applies the input that was decided, unclipped and at once.",
     "TERMINAL_INVARIANT": "From that set the backup keeps the state in it, within limits, for ever.",
@@ -253,6 +254,7 @@ class Process:
     def __init__(self, report: Report, where: str, values, inputs: list, scales, dim: int) -> None:
         bound, kernel, self.lam, self.B, self.R, targets = values
         self.inputs, self.targets = inputs, array(f"{where}targets", targets, len(inputs))
+        self.bits = 0
         self.scales = scales or ["1.0"] * len(inputs)
         for name, value in (("regularizer", self.lam), ("rkhs_norm", self.B), ("subgaussian", self.R)):
             number(f"{where}{name}", value)
@@ -263,6 +265,9 @@ class Process:
 
     def at_precision(self) -> None:
         """Everything in balls of the present precision."""
+        if self.bits == flint.ctx.prec:
+            return
+        self.bits = flint.ctx.prec
         self.parts = [(nu, list(map(ball, scale)), ball(v), dims) for nu, scale, v, dims in self.kernel]
         self.X, self.norm = [list(map(ball, row)) for row in self.inputs], ball(self.B)
         self.y, self.noise = list(map(ball, self.targets)), [ball(self.lam) * ball(w) ** 2 for w in self.scales]
@@ -423,18 +428,28 @@ def read_kernel(report: Report, label: str, tree, dim: int) -> list:
 
 def kernel_value(parts, x, z):
     """k(x, z) in balls: the sum over parts as `read_kernel` gives them."""
-    total: Any = flint.arb(0)
+    total = ball(0)
     for nu, scales, variance, dims in parts:
         if nu == "linear":
-            total += sum((v * x[i] * z[i] for v, i in zip(scales, dims, strict=True)), flint.arb(0))
+            total += sum((v * x[i] * z[i] for v, i in zip(scales, dims, strict=True)), ball(0))
             continue
-        square: Any = sum((((x[i] - z[i]) / scale) ** 2 for scale, i in zip(scales, dims, strict=True)), flint.arb(0))
-        if nu is None:
-            total += variance * (-square / 2).exp()
-        else:
-            r = (2 * flint.arb(float(nu)) * square).sqrt()
-            total += variance * {"0.5": 1 + 0 * r, "1.5": 1 + r, "2.5": 1 + r + r * r / 3}[nu] * (-r).exp()
+        square = sum((((x[i] - z[i]) / scale) ** 2 for scale, i in zip(scales, dims, strict=True)), ball(0))
+        total += variance * profile(nu, square)[0]
     return total
+
+
+def profile(nu, square):
+    """κ and −κ′(r)/r of a stationary kernel as functions of r², and −κ″(0)."""
+    if nu is None:
+        decay = (-square / 2).exp()
+        return decay, decay, ball(1)
+    r = (2 * ball(nu) * square).sqrt()
+    decay = (-r).exp()
+    if nu == "0.5":
+        return decay, None, None
+    if nu == "1.5":
+        return (1 + r) * decay, 3 * decay, ball(3)
+    return (1 + r + r * r / 3) * decay, ball(5) / 3 * (1 + r) * decay, ball(5) / 3
 
 
 # --------------------------------------------------------------------------------------------------------- plants
@@ -474,48 +489,74 @@ def check_rows(report: Report, where: str, H, h, center, factor, tolerance) -> N
     report.check(where, True, f"{len(H)} rows")
 
 
+PLAN = ("states", "inputs", "terminal", "gain", "x0", "plan", "tolerance")
+
+
+class Plan:
+    """A law u = plan[k] + gain[k] (x − reference[k]) and the rows that it has to keep."""
+
+    def __init__(self, report: Report, values, nx: int, nu: int) -> None:
+        states, inputs, terminal, gain, x0, plan, self.tolerance = values
+        plan = array("problem.plan", plan, None, nu)
+        self.T = len(plan)
+        if not self.T:
+            raise NotACertificate("problem.plan: expected at least one step")
+        gain, self.start = array("problem.gain", gain, self.T, nu, nx), array("problem.x0", x0, nx)
+        self.plan, self.gain, self.x0 = exact(plan), exact(gain), exact(self.start)
+        self.X, self.U = polytope("problem.states", states, nx), polytope("problem.inputs", inputs, nu)
+        self.F, self.nx = polytope("problem.terminal", terminal, nx), nx
+        self.slack = Fraction(float(number("problem.tolerance", self.tolerance)))
+        report.check("tolerance", self.slack >= 0, f"{self.tolerance} >= 0")
+
+    def kept(self) -> str:
+        """What is claimed of the rows."""
+        rows, T = [len(part[0]) for part in (self.X, self.U, self.F)], self.T
+        return (
+            f"in the {rows[0]} rows of states at stages 1..{T}, its inputs in the {rows[1]} rows of inputs at stages"
+            f" 0..{T - 1}, and x_{T} in the {rows[2]} rows of terminal, each to within {self.tolerance}."
+        )
+
+    def check_tube(self, report: Report, label: str, reference, centers, factors, step) -> None:
+        """From x_0 on, ellipsoid k + 1 contains the outer sum of what `step` says may come of ellipsoid k; all rows hold."""
+        none = [[Fraction(0)] * self.nx for _ in range(self.nx)]
+        fine = centers[0] == reference[0] == self.x0 and factors[0] == none
+        report.check(f"{label}start", fine, "center[0] is x_0, factor[0] is 0")
+        check_rows(report, f"{label}states at stage 0", *self.X, self.x0, none, self.slack)
+        for k, (x, L, K) in enumerate(zip(centers, factors, self.gain, strict=False)):
+            u = plus(self.plan[k], apply(K, plus(x, [-v for v in reference[k]])))
+            check_rows(report, f"{label}inputs at stage {k}", *self.U, u, times(K, L), self.slack)
+            Q, claimed = outer_sum(step(k, x, u, L, K, centers[k + 1])), factors[k + 1]
+            gap = [[dot(p, q) - Q[i][j] for j, q in enumerate(claimed)] for i, p in enumerate(claimed)]
+            size = [sum(float(dot(row, row)) for row in claimed), sum(float(Q[i][i]) for i in range(self.nx))]
+            words = f"contains the outer sum, traces {size[0]:.6g} and {size[1]:.6g}"
+            report.check(f"{label}tube at stage {k + 1}", is_semidefinite(gap), words)
+            check_rows(report, f"{label}states at stage {k + 1}", *self.X, centers[k + 1], claimed, self.slack)
+        check_rows(report, f"{label}terminal", *self.F, centers[self.T], factors[self.T], self.slack)
+
+
 def check_plan(report: Report, tree: dict) -> None:
     """The claimed ellipsoids contain the plant stage by stage, and every row holds on them."""
-    names = ("half_axes", "states", "inputs", "terminal", "gain", "x0", "plan", "tolerance")
-    A, B, c, nx, nu, rest = plant(tree["problem"], names)
-    axes, states, inputs, terminal, gain, x0, plan, tolerance = rest
-    axes = array("problem.half_axes", axes, nx)
-    plan = array("problem.plan", plan, None, nu)
-    T = len(plan)
-    if not T:
-        raise NotACertificate("problem.plan: expected at least one step")
-    gain, x0 = array("problem.gain", gain, T, nu, nx), array("problem.x0", x0, nx)
-    tolerance = number("problem.tolerance", tolerance)
-    X, U = polytope("problem.states", states, nx), polytope("problem.inputs", inputs, nu)
-    F = polytope("problem.terminal", terminal, nx)
+    A, B, c, nx, nu, (axes, *plan) = plant(tree["problem"], ("half_axes", *PLAN))
+    axes, plan = array("problem.half_axes", axes, nx), Plan(report, plan, nx, nu)
     centers, factors = fields("evidence", tree["evidence"], ("center", "factor"))
-    centers = exact(array("evidence.center", centers, T + 1, nx))
-    factors = exact(array("evidence.factor", factors, T + 1, nx, nx))
-    report.check("signs", float(tolerance) >= 0 and all(float(a) >= 0 for a in axes), "tolerance, half-axes >= 0")
+    centers = exact(array("evidence.center", centers, plan.T + 1, nx))
+    factors = exact(array("evidence.factor", factors, plan.T + 1, nx, nx))
+    report.check("signs", all(float(a) >= 0 for a in axes), "half-axes >= 0")
     check_assumptions(report, tree["assumptions"], linear_assumptions(axes))
     check_claim(
         report,
         tree,
-        f"From x_0 = {told(x0)} the law u = plan[k] + gain[k] (x - center[k]) keeps x+ = Ax + Bu + c + w, w in the ellipsoid"
-        f" with half-axes {told(axes)}, in the {len(X[0])} rows of states at stages 1..{T}, its inputs in the {len(U[0])} rows"
-        f" of inputs at stages 0..{T - 1}, and x_{T} in the {len(F[0])} rows of terminal, each to within {tolerance}.",
+        f"From x_0 = {told(plan.start)} the law u = plan[k] + gain[k] (x - center[k]) keeps x+ = Ax + Bu + c + w, w in the"
+        f" ellipsoid with half-axes {told(axes)}, {plan.kept()}",
     )
-    slack, noise, x0 = Fraction(float(tolerance)), diagonal(exact(axes)), exact(x0)
-    none = [[Fraction(0)] * nx for _ in range(nx)]
-    report.check("start", centers[0] == x0 and factors[0] == none, "center[0] is x_0, factor[0] is 0")
-    check_rows(report, "states at stage 0", *X, x0, none, slack)
-    for k in range(T):
-        u, K = exact(plan[k]), exact(gain[k])
-        L = factors[k]
-        check_rows(report, f"inputs at stage {k}", *U, u, times(K, L), slack)
+    noise = diagonal(exact(axes))
+
+    def step(k, x, u, L, K, ahead):
         moved = times([plus(a, b) for a, b in zip(A, times(B, K), strict=True)], L)
-        error = plus(apply(A, centers[k]), apply(B, u), c, [-v for v in centers[k + 1]])
-        Q, claimed = outer_sum([moved, noise, [[v] for v in error]]), factors[k + 1]
-        gap = [[dot(claimed[i], claimed[j]) - Q[i][j] for j in range(nx)] for i in range(nx)]
-        size = f"traces {sum(float(dot(r, r)) for r in claimed):.6g} and {sum(float(Q[i][i]) for i in range(nx)):.6g}"
-        report.check(f"tube at stage {k + 1}", is_semidefinite(gap), f"contains the outer sum, {size}")
-        check_rows(report, f"states at stage {k + 1}", *X, centers[k + 1], claimed, slack)
-    check_rows(report, "terminal", *F, centers[T], factors[T], slack)
+        error = plus(apply(A, x), apply(B, u), c, [-v for v in ahead])
+        return [moved, noise, [[v] for v in error]]
+
+    plan.check_tube(report, "", centers, centers, factors, step)
 
 
 def linear_assumptions(axes) -> list:
@@ -568,6 +609,334 @@ def check_invariance(report: Report, tree: dict) -> None:
             room = b - dot(y, h) - dot(row, move)
             square = sum(((r * a) ** 2 for r, a in zip(row, noise, strict=True)), Fraction(0))
             report.check(line, at_least_root(room, square), f"{math.sqrt(square):.12g} <= {float(room):.12g}")
+
+
+# ------------------------------------------------------------------------------------------- plans on what was learned
+class Known:
+    """p(z) = (A B)z + c + Σ_s amplitude_s sin(frequency_s·z + phase_s), z = (x, u)."""
+
+    def __init__(self, A, B, c, sines) -> None:
+        self.rows, self.c = [[*a, *b] for a, b in zip(A, B, strict=True)], c
+        self.sines = []
+        if not isinstance(sines, list):
+            raise NotACertificate("problem.sines: expected a list")
+        for i, sine in enumerate(sines):
+            amplitude, frequency, phase = fields(f"problem.sines[{i}]", sine, ("amplitude", "frequency", "phase"))
+            amplitude = array(f"problem.sines[{i}].amplitude", amplitude, len(c))
+            frequency = array(f"problem.sines[{i}].frequency", frequency, len(self.rows[0]))
+            self.sines.append((amplitude, exact(frequency), number(f"problem.sines[{i}].phase", phase)))
+
+    def at(self, z: list, M: list):
+        """p(z̄), its Jacobian, and bounds of |p(z̄ + v) − p(z̄) − ∂p(z̄)v| over v = Mξ, ‖ξ‖ ≤ 1, in balls.
+
+        With s = frequency·v, |sin(φ + s) − sin φ − s cos φ| ≤ s²/2 · sup |sin| and sup |sin| ≤ min(1, |sin φ| + |s|).
+        """
+        value = [ball(dot(row, z) + c) for row, c in zip(self.rows, self.c, strict=True)]
+        slope, rest = [list(map(ball, row)) for row in self.rows], [ball(0)] * len(value)
+        for amplitude, frequency, phase in self.sines:
+            angle = ball(dot(frequency, z)) + ball(phase)
+            s = norm([ball(v) for v in times([frequency], M)[0]])
+            bend = s * s / 2 * (abs(angle.sin()) + s).min(ball(1))
+            for i, a in enumerate(map(ball, amplitude)):
+                value[i] += a * angle.sin()
+                slope[i] = [v + a * angle.cos() * ball(w) for v, w in zip(slope[i], frequency, strict=True)]
+                rest[i] += abs(a) * bend
+        return value, slope, rest
+
+
+def norm(vector: list):
+    """‖v‖ from above, in balls."""
+    return top_of(sum((v * v for v in vector), ball(0))).sqrt()
+
+
+def top_of(value):
+    """The upper end of a ball, 0 if that is negative: for numbers that are known to be ≥ 0."""
+    return value.upper().max(ball(0))
+
+
+def largest_eigenvalue(S):
+    """≥ that of a symmetric positive semidefinite matrix, in balls: (tr S^m)^(1/m), m = 2^30."""
+    for _ in range(30):
+        S = S * S
+    trace = top_of(S.trace())
+    return (trace.log() / 2**30).exp() if trace > 0 else trace
+
+
+def spread(process: Process, z: list, M: list, p: int, delta: str):
+    """Posterior mean and gradient of f at z̄, and a bound of |f(z̄ + v) − mean − gradient·v| over v = Mξ, ‖ξ‖ ≤ 1, in balls.
+
+    f(z̄ + v) = (f(z̄) + ∂_v f(z̄)) + ⟨f, e⟩, e = k(z̄ + v, ·) − k(z̄, ·) − ∂_v k(z̄, ·): β times the posterior deviation of the
+    first, and B‖e‖, ‖e‖² = variance (2(1 − κ(r)) + r²(−κ″(0)) + 2rκ′(r)), which grows with r = ‖v/ℓ‖.
+    """
+    ((nu, scales, variance, dims),) = process.parts
+    size, n = len(z), len(process.X)
+    inverse = [ball(0)] * size
+    for i, scale in zip(dims, scales, strict=True):
+        inverse[i] = 1 / scale
+    columns = [[ball(0)] * n for _ in range(1 + size)]
+    for i, x in enumerate(process.X):
+        gap = [(a - b) * q for a, b, q in zip(map(ball, z), x, inverse, strict=True)]
+        value, slope, _ = profile(nu, sum((g**2 for g in gap), ball(0)))
+        columns[0][i] = variance * value
+        for q, g in enumerate(gap):
+            columns[1 + q][i] = -variance * slope * g * inverse[q]
+    means, solved, beta = process.posterior(columns, n, p, delta)
+    bend = profile(nu, ball(0))[2]
+    cov = flint.arb_mat([[ball(0)] * (1 + size) for _ in range(1 + size)])
+    for q, prior in enumerate([ball(1), *(bend * v * v for v in inverse)]):
+        cov[q, q] = variance * prior
+    if n:
+        cov = cov - flint.arb_mat(columns) * solved
+    moves = flint.arb_mat([[ball(v) for v in row] for row in M])
+    turned = flint.arb_mat([[cov[1 + i, 1 + j] for j in range(size)] for i in range(size)])
+    mixed = (flint.arb_mat([[cov[0, 1 + i] for i in range(size)]]) * moves).entries()
+    own = top_of(cov[0, 0]) + 2 * norm(mixed) + largest_eigenvalue(moves.transpose() * turned * moves)
+    scaled = flint.arb_mat([[q * ball(v) for v in row] for q, row in zip(inverse, M, strict=True)])
+    square = largest_eigenvalue(scaled.transpose() * scaled).upper()
+    value, slope, _ = profile(nu, square)
+    rest = top_of(variance * (2 * (1 - value) + square * bend - 2 * square * slope))
+    return means[0], means[1:], beta * own.sqrt() + process.norm * rest.sqrt()
+
+
+def fraction(value) -> Fraction:
+    """The upper end of a ball."""
+    mantissa, exponent = value.upper().man_exp()
+    return Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
+
+
+def summands(value: list, slope: list, rest: list, M: list, ahead: list) -> list:
+    """Factors of sets in whose sum the next state less `ahead` is, for x⁺ ∈ value + slope·v + {|r_i| ≤ rest_i}, v = Mξ.
+
+    The slope is rounded, and what that leaves out, and value − ahead, is added to the box.
+    """
+    S = [[Fraction(float(v.mid())) for v in row] for row in slope]
+    size = [norm([ball(v) for v in row]) for row in M]
+    left = [
+        sum((abs(a - ball(b)) * s for a, b, s in zip(*both, size, strict=True)), ball(0))
+        for both in zip(slope, S, strict=True)
+    ]
+    box = [fraction(r + m + abs(v - ball(a))) for r, m, v, a in zip(rest, left, value, ahead, strict=True)]
+    return [times(S, M), *([[b if i == j else Fraction(0)] for i in range(len(box))] for j, b in enumerate(box))]
+
+
+def check_gp_plan(report: Report, tree: dict) -> None:
+    """As `check_plan`, with what the confidence set leaves open over every ellipsoid as a box, and Gaussian noise."""
+    names = ("sines", "learned", "data", "noise_std", "noise_delta", *PLAN)
+    A, B, c, nx, nu, (sines, learned, data, std, noise_delta, *plan) = plant(tree["problem"], names)
+    std, known, plan = array("problem.noise_std", std, nx), Known(A, B, c, sines), Plan(report, plan, nx, nu)
+    noise_delta = number("problem.noise_delta", noise_delta)
+    centers, factors, radius = fields("evidence", tree["evidence"], ("center", "factor", "radius"))
+    centers = exact(array("evidence.center", centers, plan.T + 1, nx))
+    factors = exact(array("evidence.factor", factors, plan.T + 1, nx, nx))
+    (radius,) = exact([number("evidence.radius", radius)])
+    delta, inputs, scales = fields("problem.data", data, DATA)
+    inputs, scales = read_data(report, delta, inputs, scales, nx + nu)
+    if not isinstance(learned, list):
+        raise NotACertificate("problem.learned: expected a list")
+    outputs, processes, needed = [], [], []
+    for i, entry in enumerate(learned):
+        output, *process = fields(f"problem.learned[{i}]", entry, ("output", *PROCESS))
+        outputs.append(count(f"problem.learned[{i}].output", output))
+        processes.append(Process(report, f"learned[{i}].", process, inputs, scales, nx + nu))
+        smooth = len(processes[i].kernel) == 1 and processes[i].kernel[0][0] in (None, "1.5", "2.5")
+        report.check(f"learned[{i}].smooth", smooth, "one RBF or Matern kernel, 3/2 or 5/2")
+        needed += processes[i].needed(f" (output {output})")
+    fine = len(set(outputs)) == len(outputs) > 0 and max(outputs) < nx
+    report.check("outputs", fine, f"{outputs} of 0..{nx - 1}")
+    report.check("signs", all(float(v) >= 0 for v in std), "noise >= 0")
+    for output, f in zip(outputs, processes, strict=True):
+        report.check("noise", float(f.R) * (1 + 1e-9) >= float(std[output]), f"R {f.R} >= noise_std {std[output]}")
+    rest = [j for j in range(nx) if j not in outputs]
+    if rest:
+        needed.append(("KNOWN_OUTPUTS", f"unlearned outputs equal the known part (states {rest})"))
+    check_assumptions(report, tree["assumptions"], [*needed, *about_data(scales), GAUSSIAN, *EXACT])
+    check_claim(
+        report,
+        tree,
+        f"On an event of probability at least 1 - {delta} over the data, and then of at least 1 - {noise_delta} over the noise,"
+        f" from x_0 = {told(plan.start)} the law u = plan[k] + gain[k] (x - center[k]) keeps x+ = p(x, u) + f(x, u) + w, w ~"
+        f" N(0, diag({told(std)}^2)), {plan.kept()}",
+    )
+    noisy, p = sum(float(v) > 0 for v in std), len(learned)
+    if noisy:
+        flint.ctx.prec = PRECISIONS[0]
+        beyond = plan.T * ball(radius * radius / 2).gamma_upper(ball(noisy) / 2, regularized=1)
+        fine = radius >= 0 and beyond <= ball(noise_delta)
+        report.check("radius", fine, f"{plan.T} P(chi^2_{noisy} > {float(radius):.6g}^2) = {beyond.str(8)} <= {noise_delta}")
+    noise = diagonal([radius * v for v in exact(std)])
+
+    def step(k, x, u, L, K, ahead):
+        z, M = [*x, *u], [*L, *times(K, L)]
+
+        def compute():
+            value, slope, box = known.at(z, M)
+            for j, f in zip(outputs, processes, strict=True):
+                f.at_precision()
+                mean, gradient, bound = spread(f, z, M, p, delta)
+                value[j], box[j] = value[j] + mean, box[j] + bound
+                slope[j] = [a + b for a, b in zip(slope[j], gradient, strict=True)]
+            return value, slope, box
+
+        found = at_some_precision(report, f"confidence set at stage {k}", compute, told_apart)
+        moved, *segments = summands(*found, M, ahead)
+        return [moved, noise, *segments]
+
+    plan.check_tube(report, "", centers, centers, factors, step)
+
+
+def told_apart(found) -> bool:
+    """Whether values and bounds are known to 2⁻⁴⁰ of the largest."""
+    value, slope, box = found
+    balls = [*value, *box, *(v for row in slope for v in row)]
+    return all(v.is_finite() and v.rad() <= 2.0**-40 * (1 + abs(v).mid()) for v in balls)
+
+
+class Network:
+    """A member: z̃ = (z − offset)/scale, tanh layers, out; the first half is the mean, up to an affine map, the other ln σ²."""
+
+    def __init__(self, weights: list, biases: list, normalised, restored, limits, hard: bool) -> None:
+        self.layers, self.hard = list(zip(weights, biases, strict=True)), hard
+        self.texts, self.bits = (normalised, restored, limits), 0
+
+    def at_precision(self) -> None:
+        """Everything in balls of the present precision."""
+        if self.bits != flint.ctx.prec:
+            self.bits = flint.ctx.prec
+            self.offset, self.scale = (list(map(ball, part)) for part in self.texts[0])
+            self.shift, self.size = (list(map(ball, part)) for part in self.texts[1])
+            self.low, self.high = (list(map(ball, part)) for part in self.texts[2])
+            self.turned = [flint.arb_mat([list(map(ball, row)) for row in W]).transpose() for W, _ in self.layers]
+            self.added = [list(map(ball, b)) for _, b in self.layers]
+
+    def sweep(self, z: list):
+        """Outputs over a box of balls, and their Jacobian in z, (d_out, nz), as ranges."""
+        values = [(v - o) / s for v, o, s in zip(z, self.offset, self.scale, strict=True)]
+        slope = flint.arb_mat([[1 / s if i == j else ball(0) for j, s in enumerate(self.scale)] for i in range(len(z))])
+        for depth, (W, b) in enumerate(zip(self.turned, self.added, strict=True)):
+            if depth:
+                ends = [(v.lower().tanh(), v.upper().tanh()) for v in values]  # tanh and |tanh| are monotone
+                values = [low.union(high) for low, high in ends]
+                steep = [(1 - least(low, high) ** 2).union(1 - abs(low).max(abs(high)) ** 2) for low, high in ends]
+                slope = flint.arb_mat([[s * v for v in row] for s, row in zip(steep, slope.table(), strict=True)])
+            values = [v + add for v, add in zip((W * flint.arb_mat([[v] for v in values])).entries(), b, strict=True)]
+            slope = W * slope
+        return values, slope.table()
+
+    def deviation(self, raw: list) -> list:
+        """σ of x⁺, which grows with the raw outputs."""
+        found = []
+        for value, size, low, high in zip(raw, self.size, self.low, self.high, strict=True):
+            value += 2 * size.log()
+            if self.hard:
+                value = value.max(low).min(high)
+            else:
+                value = low + (1 + (high - (1 + (high - value).exp()).log() - low).exp()).log()
+            found.append((value / 2).exp())
+        return found
+
+
+def least(low, high):
+    """inf of |v| over v between two balls, in a ball."""
+    return ball(0) if low <= 0 <= high else abs(low).min(abs(high))
+
+
+def cubes(side: int, dim: int) -> list:
+    """Centres of the cubes of half-width 1/side of a regular grid on [−1, 1]^dim that meet the unit ball."""
+    line, half, centers = [Fraction(2 * i + 1, side) - 1 for i in range(side)], Fraction(1, side), [[]]
+    for _ in range(dim):
+        centers = [[*center, v] for center in centers for v in line]
+    return [c for c in centers if sum(max(abs(v) - half, Fraction(0)) ** 2 for v in c) <= 1]
+
+
+def about(net: Network, z: list, M: list, side: int):
+    """Mean and Jacobian of a member at z̄, a bound of what they leave out over z̄ + Mξ, ‖ξ‖ ≤ 1, σ(z̄), and sup σ, in balls.
+
+    In the cube of half-width h about ξ_c the mean value theorem gives |g(z)| ≤ |g(z_c)| + h Σ_j |((J − ∂μ(z̄))M)_j| for g(z) =
+    μ(z) − μ(z̄) − ∂μ(z̄)(z − z̄), J the range of the Jacobian over the cube, and |raw(z) − raw(z_c)| ≤ Σ_j |J_j| r_j.
+    """
+    nx, half = len(net.size), ball(Fraction(1, side))
+    value, slope = net.sweep(list(map(ball, z)))
+    moves, reach = [[ball(v) for v in row] for row in M], [half * ball(sum(map(abs, row))) for row in M]
+    worst, raw = [ball(0)] * nx, [ball("-1e300")] * nx
+    for center in cubes(side, len(M[0])):
+        step = apply(M, center)
+        there, _ = net.sweep(list(map(ball, plus(z, step))))
+        wide = [ball(v) + flint.arb(0, r.upper()) for v, r in zip(plus(z, step), reach, strict=True)]
+        _, range_of = net.sweep(wide)
+        step = list(map(ball, step))
+        for i in range(nx):
+            turn = [a - b for a, b in zip(range_of[i], slope[i], strict=True)]
+            columns = [abs(sum(map(mul, turn, column), ball(0))) for column in zip(*moves, strict=True)]
+            bent = abs(there[i] - value[i] - sum(map(mul, slope[i], step), ball(0))) + half * sum(columns, ball(0))
+            worst[i] = worst[i].max(bent.upper())
+            most = there[nx + i] + sum((abs(v) * r for v, r in zip(range_of[nx + i], reach, strict=True)), ball(0))
+            raw[i] = raw[i].max(most.upper())
+    mean = [o + s * v for o, s, v in zip(net.shift, net.size, value[:nx], strict=True)]
+    jacobian = [[s * v for v in row] for s, row in zip(net.size, slope[:nx], strict=True)]
+    left = [s * v for s, v in zip(net.size, worst, strict=True)]
+    return mean, jacobian, left, net.deviation(value[nx:]), net.deviation(raw)
+
+
+def check_ensemble_plan(report: Report, tree: dict) -> None:
+    """As `check_plan` for every member, with its linearisation error and the growth of its spread as a box."""
+    names = ("sines", "weights", "biases", "normalised", "restored", "log_var_limits", "clamp", "radius", *PLAN)
+    A, B, c, nx, nu, rest = plant(tree["problem"], names)
+    sines, weights, biases, normalised, restored, limits, clamp, radius, *plan = rest
+    known, plan, nz = Known(A, B, c, sines), Plan(report, plan, nx, nu), nx + nu
+    if not isinstance(weights, list) or not isinstance(biases, list) or not len(weights) == len(biases) > 0:
+        raise NotACertificate("problem: expected weights and biases of as many members, at least one")
+    report.check("clamp", clamp in ("soft", "hard"), f"{clamp!r:.20}")
+    normalised, restored = array("problem.normalised", normalised, 2, nz), array("problem.restored", restored, 2, nx)
+    limits = array("problem.log_var_limits", limits, 2, nx)
+    radius = number("problem.radius", radius)
+    positive = all(float(v) > 0 for v in (radius, *normalised[1], *restored[1]))
+    report.check("signs", positive, f"radius {radius}, scales > 0")
+    members = []
+    for m, (layers, shifts) in enumerate(zip(weights, biases, strict=True)):
+        where = f"problem.weights[{m}]"
+        if not isinstance(layers, list) or not isinstance(shifts, list) or not len(layers) == len(shifts) > 0:
+            raise NotACertificate(f"{where}: expected as many biases as weights, at least one")
+        width = nz
+        for i, (W, b) in enumerate(zip(layers, shifts, strict=True)):
+            b = array(f"problem.biases[{m}][{i}]", b, None if i < len(layers) - 1 else 2 * nx)
+            array(f"{where}[{i}]", W, width, len(b))
+            width = len(b)
+        members.append(Network(layers, shifts, normalised, restored, limits, clamp == "hard"))
+    names = ("reference", "center", "factor", "side")
+    reference, centers, factors, side = fields("evidence", tree["evidence"], names)
+    reference = exact(array("evidence.reference", reference, plan.T + 1, nx))
+    centers = exact(array("evidence.center", centers, len(members), plan.T + 1, nx))
+    factors = exact(array("evidence.factor", factors, len(members), plan.T + 1, nx, nx))
+    side = count("evidence.side", side)
+    report.check("cubes", 0 < side**nx <= 10**6, f"{side} along each of {nx} axes")
+    calibrated = f"calibrated: |(x+ - mean)/std| <= {radius} for one member at all steps"
+    check_assumptions(report, tree["assumptions"], [("CALIBRATED", calibrated), *EXACT])
+    check_claim(
+        report,
+        tree,
+        f"From x_0 = {told(plan.start)} the law u = plan[k] + gain[k] (x - reference[k]) keeps x+ {plan.kept()} That is so for"
+        f" every plant of which one of the {len(members)} members is right to within {radius} of its deviations at every step.",
+    )
+    rho = Fraction(float(radius))
+    for m, net in enumerate(members):
+
+        def step(k, x, u, L, K, ahead, m=m, net=net):
+            z, M = [*x, *u], [*L, *times(K, L)]
+
+            def compute():
+                net.at_precision()
+                mean, jacobian, left, std, most = about(net, z, M, side)
+                value, slope, box = known.at(z, M)
+                value = list(map(sum, zip(value, mean, strict=True)))
+                slope = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(slope, jacobian, strict=True)]
+                grown = [ball(rho) * top_of(b - a) for a, b in zip(std, most, strict=True)]
+                return value, slope, [a + b + g for a, b, g in zip(box, left, grown, strict=True)], std
+
+            found = at_some_precision(report, f"member {m} at stage {k}", compute, lambda found: told_apart(found[:3]))
+            moved, *segments = summands(*found[:3], M, ahead)
+            return [moved, diagonal([rho * fraction(v) for v in found[3]]), *segments]
+
+        plan.check_tube(report, f"member {m}: ", reference, centers[m], factors[m], step)
 
 
 # ------------------------------------------------------------------------------------------- policies that are safe enough
@@ -757,6 +1126,8 @@ KINDS = {
     "plan": check_plan,
     "invariance": check_invariance,
     "membership": check_membership,
+    "plan-gp": check_gp_plan,
+    "plan-ensemble": check_ensemble_plan,
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed, listed
+from gpsafe.certify import Certificate
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceSet, Fiedler, Mixture
 from gpsafe.confidence.history import is_prefix
 from gpsafe.models.gp import GP
@@ -65,13 +66,34 @@ def _claim_of_bound(problem: Tree, evidence: Tree) -> str:
     )
 
 
-def _claim_of_plan(problem: Tree, evidence: Tree) -> str:
+def _kept(problem: Tree) -> str:
     T, rows = len(problem["plan"]), {name: len(problem[name]["h"]) for name in ("states", "inputs", "terminal")}
     return (
+        f"in the {rows['states']} rows of states at stages 1..{T}, its inputs in the {rows['inputs']} rows of inputs at stages"
+        f" 0..{T - 1}, and x_{T} in the {rows['terminal']} rows of terminal, each to within {problem['tolerance']}."
+    )
+
+
+def _claim_of_plan(problem: Tree, evidence: Tree) -> str:
+    return (
         f"From x_0 = {told(problem['x0'])} the law u = plan[k] + gain[k] (x - center[k]) keeps x+ = Ax + Bu + c + w, w in the"
-        f" ellipsoid with half-axes {told(problem['half_axes'])}, in the {rows['states']} rows of states at stages 1..{T}, its"
-        f" inputs in the {rows['inputs']} rows of inputs at stages 0..{T - 1}, and x_{T} in the {rows['terminal']} rows of"
-        f" terminal, each to within {problem['tolerance']}."
+        f" ellipsoid with half-axes {told(problem['half_axes'])}, {_kept(problem)}"
+    )
+
+
+def _claim_of_gp_plan(problem: Tree, evidence: Tree) -> str:
+    return (
+        f"On an event of probability at least 1 - {problem['data']['delta']} over the data, and then of at least 1 -"
+        f" {problem['noise_delta']} over the noise, from x_0 = {told(problem['x0'])} the law u = plan[k] + gain[k] (x -"
+        f" center[k]) keeps x+ = p(x, u) + f(x, u) + w, w ~ N(0, diag({told(problem['noise_std'])}^2)), {_kept(problem)}"
+    )
+
+
+def _claim_of_ensemble_plan(problem: Tree, evidence: Tree) -> str:
+    return (
+        f"From x_0 = {told(problem['x0'])} the law u = plan[k] + gain[k] (x - reference[k]) keeps x+ {_kept(problem)} That is so"
+        f" for every plant of which one of the {len(problem['weights'])} members is right to within {problem['radius']} of its"
+        " deviations at every step."
     )
 
 
@@ -99,6 +121,8 @@ CLAIMS: dict[str, Callable[[Tree, Tree], str]] = {
     "plan": _claim_of_plan,
     "invariance": _claim_of_invariance,
     "membership": _claim_of_membership,
+    "plan-gp": _claim_of_gp_plan,
+    "plan-ensemble": _claim_of_ensemble_plan,
 }
 
 
@@ -128,6 +152,21 @@ def _part(part: Stationary | Linear, dim: int) -> dict[str, Any]:
         "lengthscale": numbers(part.lengthscale.expand(len(dims))),
         "variance": repr(part.variance),
         "dims": dims,
+    }
+
+
+def law(certificate: Certificate) -> dict[str, Any]:
+    """The law of a plan and the rows that it has to keep."""
+    problem, tube = certificate.problem, certificate.tube
+    assert tube is not None
+    return {
+        "states": polytope(problem.states),
+        "inputs": polytope(problem.inputs),
+        "terminal": polytope(problem.terminal),
+        "gain": numbers(tube.gain),
+        "x0": numbers(tube.reference[0]),
+        "plan": numbers(certificate.inputs),
+        "tolerance": repr(float(problem.tolerance)),
     }
 
 

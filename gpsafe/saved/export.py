@@ -14,9 +14,11 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.certify import Certificate, Invariance
 from gpsafe.confidence import ConfidenceSet
+from gpsafe.saved import export_tubes
 from gpsafe.saved._certificate import (
     believed_of,
     believed_of_data,
+    law,
     numbers,
     observed,
     polytope,
@@ -26,7 +28,7 @@ from gpsafe.saved._certificate import (
 )
 from gpsafe.sets._lp import Program
 from gpsafe.systems import AffineKnown
-from gpsafe.tube import LinearTube
+from gpsafe.tube import EnsembleTube, GPTube, LinearTube
 
 
 def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, generation: int | None = None) -> str:
@@ -71,28 +73,26 @@ def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, gener
 
 
 def export_plan(certificate: Certificate) -> str:
-    """That a plan with feedback keeps a linear plant within all rows, as JSON; the tube is the evidence.
+    """That a plan with feedback keeps its rows, as JSON; the tube is the evidence.
+
+    On a linear plant the tube is the certificate's own. On a Gaussian process or an ensemble it is made anew from the terms
+    that the checker knows (`gpsafe.saved.export_tubes`), which are a little wider, and the rows have to hold on it.
+
+    Args:
+        certificate: of a `LinearTube` of an `AffineKnown`, of a `GPTube` or of an `EnsembleTube` whose known part is the
+            identity, zero, an `AffineKnown` or a `SineKnown`.
 
     Raises:
-        ValueError: for a certificate that does not hold, another model than a sound `LinearTube`, or a tube whose laws do not
-            start at the measured state.
+        ValueError: for a certificate that does not hold, or does not on the wider tube; another model; paper mode.
     """
     where, problem, tube = "export_plan", certificate.problem, certificate.tube
-    model = _linear(where, problem.model)
     if not certificate.certified or tube is None:
         raise _require.fail(where, "a certificate that holds", certificate.outcome.value)
-    told = {
-        **_plant(model),
-        "states": polytope(problem.states),
-        "inputs": polytope(problem.inputs),
-        "terminal": polytope(problem.terminal),
-        "gain": numbers(tube.gain),
-        "x0": numbers(tube.reference[0]),
-        "plan": numbers(certificate.inputs),
-        "tolerance": repr(float(problem.tolerance)),
-    }
+    if type(problem.model) in (GPTube, EnsembleTube):
+        return export_tubes.plan(where, certificate)
+    model = _linear(where, problem.model)
     evidence = {"center": numbers(tube.reference), "factor": numbers(tube.factor[0])}
-    return written("plan", told, evidence, certificate.assumptions)
+    return written("plan", {**_plant(model), **law(certificate)}, evidence, certificate.assumptions)
 
 
 def export_invariance(found: Invariance) -> str:
