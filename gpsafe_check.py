@@ -762,7 +762,9 @@ def check_gp_plan(report: Report, tree: dict) -> None:
         flint.ctx.prec = PRECISIONS[0]
         beyond = plan.T * ball(radius * radius / 2).gamma_upper(ball(noisy) / 2, regularized=1)
         fine = radius >= 0 and beyond <= ball(noise_delta)
-        report.check("radius", fine, f"{plan.T} P(chi^2_{noisy} > {float(radius):.6g}^2) = {beyond.str(8)} <= {noise_delta}")
+        report.check(
+            "radius", fine, f"{plan.T} P(chi^2_{noisy} > {float(radius):.6g}^2) = {beyond.str(8)} <= {noise_delta}"
+        )
     noise = diagonal([radius * v for v in exact(std)])
 
     def step(k, x, u, L, K, ahead):
@@ -909,7 +911,7 @@ def check_ensemble_plan(report: Report, tree: dict) -> None:
     factors = exact(array("evidence.factor", factors, len(members), plan.T + 1, nx, nx))
     side = count("evidence.side", side)
     report.check("cubes", 0 < side**nx <= 10**6, f"{side} along each of {nx} axes")
-    calibrated = f"calibrated: |(x+ - mean)/std| <= {radius} for one member at all steps"
+    calibrated = f"calibrated: norm of (x+ - mean)/std <= {radius} for one member, the same at all steps"
     check_assumptions(report, tree["assumptions"], [("CALIBRATED", calibrated), *EXACT])
     check_claim(
         report,
@@ -1002,14 +1004,18 @@ def check_membership(report: Report, tree: dict) -> None:
     low, high = exact([number("evidence.low", low), number("evidence.high", high)])
     boxes = [*array("evidence.boxes", boxes, N, 2), array("evidence.start", start, 2)]
     upper = number("evidence.upper", upper)
-    report.check("signs", T > 0 and float(std) > 0 and all(a <= b for a, b in limits), "horizon, noise > 0; limits in order")
+    report.check(
+        "signs", T > 0 and float(std) > 0 and all(a <= b for a, b in limits), "horizon, noise > 0; limits in order"
+    )
     in_order = all(float(a) <= float(b) for a, b in boxes)
     report.check("grid", in_order and low < high and N > 0 and split > 0, f"{N} cells of {split} parts")
     values = array("evidence.values", values, T - 1, N, read=count)
     inputs, scales = read_data(report, delta, inputs, scales, 1 + nu)
     f, (C, cost_over) = Process(report, "", process, inputs, scales, 1 + nu), read_cost(report, cost)
     counts = read_counts(report, counts, len(inputs))
-    report.check("noise", float(f.R) * (1 + 1e-9) >= float(std), f"R {f.R} is not below the deviation {std} of the noise")
+    report.check(
+        "noise", float(f.R) * (1 + 1e-9) >= float(std), f"R {f.R} is not below the deviation {std} of the noise"
+    )
     needed = f.needed() + about_data(scales) + [("TASK", "task as stated")]
     needed += [GAUSSIAN, *EXACT]
     check_assumptions(report, tree["assumptions"], needed)
@@ -1070,7 +1076,9 @@ def check_membership(report: Report, tree: dict) -> None:
         for i, value in enumerate(claimed):
             if value * ONE < here[i] * ONE + most[i]:
                 line = f"value of cell {i} with {left} stages left"
-                report.check(line, False, f"{value / UNIT} >= {(here[i] + most[i] / ONE) / UNIT}, in units of the ceiling")
+                report.check(
+                    line, False, f"{value / UNIT} >= {(here[i] + most[i] / ONE) / UNIT}, in units of the ceiling"
+                )
         report.check(f"values with {left} stages left", True, f"at most {max(claimed) / UNIT:.6g} of the ceiling")
         V = claimed
     report.check("budget", float(upper) <= float(budget), f"{upper} <= {budget}")
@@ -1087,7 +1095,9 @@ class Average:
         self.N, self.split, self.middle = N, split, N * split + 1
         step = ball(part / std) / ball(2).sqrt()
         tails = [ONE * (-k * step).erfc() / 2 for k in range(-self.middle, self.middle + 1)]
-        self.below = [int(v.lower().floor().unique_fmpz()) for v in tails][::-1]  # of Φ((middle − k) part/σ), k = 0, 1, …
+        self.below = [int(v.lower().floor().unique_fmpz()) for v in tails][
+            ::-1
+        ]  # of Φ((middle − k) part/σ), k = 0, 1, …
         self.above = [int(v.upper().ceil().unique_fmpz()) for v in tails][::-1]
 
     def most_over(self, part: int, outside: int, up: list, down: list) -> int:

@@ -91,9 +91,9 @@ def _claim_of_gp_plan(problem: Tree, evidence: Tree) -> str:
 
 def _claim_of_ensemble_plan(problem: Tree, evidence: Tree) -> str:
     return (
-        f"From x_0 = {told(problem['x0'])} the law u = plan[k] + gain[k] (x - reference[k]) keeps x+ {_kept(problem)} That is so"
-        f" for every plant of which one of the {len(problem['weights'])} members is right to within {problem['radius']} of its"
-        " deviations at every step."
+        f"From x_0 = {told(problem['x0'])} the law u = plan[k] + gain[k] (x - reference[k]) keeps x+ {_kept(problem)} That is"
+        f" so for every plant of which one of the {len(problem['weights'])} members is right to within {problem['radius']} of"
+        " its deviations at every step."
     )
 
 
@@ -173,6 +173,7 @@ def law(certificate: Certificate) -> dict[str, Any]:
 def polytope(given: Polytope) -> dict[str, Any]:
     """Its rows."""
     return {"H": numbers(given.H), "h": numbers(given.h)}
+
 
 # ------------------------------------------------------------------------------------------------------------ processes
 PROVEN = (Mixture, AbbasiYadkori, Fiedler, ChowdhuryGopalan)

@@ -85,7 +85,10 @@ def export_membership(program: RobustDP, confidence: ConfidenceSet, policies: Af
     values, V = [], torch.zeros(1, cells, dtype=torch.float64)
     boxes = (low[:, :cells], high[:, :cells])
     for left, found in enumerate(stages(program.average, *boxes, stage, horizon=T - 1, outside_rate=1.0), 1):
-        V = torch.tensor([[math.ceil((v + left * MARGIN) * UNIT) for v in found[0].tolist()]], dtype=torch.float64) / UNIT
+        V = (
+            torch.tensor([[math.ceil((v + left * MARGIN) * UNIT) for v in found[0].tolist()]], dtype=torch.float64)
+            / UNIT
+        )
         values.append([int(v * UNIT) for v in V[0].tolist()])
     table = program.average(V, float(T - 1))
     first = RangeMax.build(grid, low[:, cells:], high[:, cells:])(table, float(T - 1))

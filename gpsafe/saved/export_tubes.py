@@ -18,6 +18,7 @@ and likewise ln σ² ≤ the clamped raw output at z_c plus |J_raw| h Σ_j |M_j|
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.assumptions import Assumption
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify import Certificate, judge
 from gpsafe.confidence.functionals import differentiable
 from gpsafe.cost.local_affine import LocalAffine
@@ -85,13 +86,18 @@ def _of_process(where: str, certificate: Certificate, tube: GPTube) -> str:
     if not differentiable(model):
         raise _require.fail(where, "one RBF or Matern 3/2, 5/2 kernel per output", "others")
     newest = type(confidence)(confidence.bound).update(model)
-    terms = {field.name: getattr(tube, field.name) for field in fields(GPTube)} | {"confidence": newest, "noise": "each"}
+    terms = {field.name: getattr(tube, field.name) for field in fields(GPTube)} | {
+        "confidence": newest,
+        "noise": "each",
+    }
     again = _made_anew(where, certificate, _Termwise(**terms))
     assert again.tube is not None
     noisy = int((model.noise_std > 0).sum())
     problem = {
         **_known(where, model.prior, model.nx, model.nu),
-        "learned": [{"output": i, **process(where, confidence, j, model.num_data)} for j, i in enumerate(model.outputs)],
+        "learned": [
+            {"output": i, **process(where, confidence, j, model.num_data)} for j, i in enumerate(model.outputs)
+        ],
         "data": observed(confidence, model.num_data),
         "noise_std": numbers(model.noise_std),
         "noise_delta": repr(float(tube.delta)),
@@ -100,11 +106,13 @@ def _of_process(where: str, certificate: Certificate, tube: GPTube) -> str:
     evidence = {
         "center": numbers(again.tube.reference),
         "factor": numbers(again.tube.factor[0]),
-        "radius": repr(chi_square_radius(noisy, tube.delta, tube.steps) * (1 + 2e-13)),  # the tube has room for its rounding
+        "radius": repr(
+            chi_square_radius(noisy, tube.delta, tube.steps) * (1 + 2e-13)
+        ),  # the tube has room for its rounding
     }
     believed = [entry for one in problem["learned"] for entry in believed_of(one, f" (output {one['output']})")]
     believed += [*believed_of_data(problem["data"]), *confidence.unlearned, Assumption.GAUSSIAN_NOISE()]
-    believed += [Assumption.EXACT_STATE(), Assumption.EXACT_INPUT(), *certificate.problem.assumptions]
+    believed += [Assumption.EXACT_STATE(), Assumption.EXACT_INPUT(), *_extra(certificate.problem.assumptions)]
     return written("plan-gp", problem, evidence, believed)
 
 
@@ -164,10 +172,9 @@ def _of_ensemble(where: str, certificate: Certificate, tube: EnsembleTube) -> st
         "factor": numbers(again.tube.factor),
         "side": _side(model.nx, tube.cells),
     }
-    believed = [Assumption.CALIBRATED(f": |(x+ - mean)/std| <= {problem['radius']} for one member at all steps")]
-    believed += [Assumption.EXACT_STATE(), Assumption.EXACT_INPUT()]
-    reasons = [str(entry) for entry in (*tube.assumptions, *certificate.problem.assumptions)]
-    believed += [Assumption.GIVEN(words) for words in reasons if words != str(Assumption.ROUNDING())]
+    calibrated = f": norm of (x+ - mean)/std <= {problem['radius']} for one member, the same at all steps"
+    believed = [Assumption.CALIBRATED(calibrated), Assumption.EXACT_STATE(), Assumption.EXACT_INPUT()]
+    believed += _extra([*tube.assumptions, *certificate.problem.assumptions])
     return written("plan-ensemble", problem, evidence, believed)
 
 
@@ -175,6 +182,13 @@ def _side(dim: int, budget: int) -> int:
     """Cubes along an axis, as `gpsafe.tube.ensemble._cells` counts them."""
     _, half = _cells(dim, budget, torch.zeros((), dtype=torch.float64))
     return round(1 / half)
+
+
+def _extra(entries: Iterable[str]) -> list[Believed]:
+    """What else is believed, and why the radius: in the words of who says so, for the checker needs none of it."""
+    kept = (Assumption.GIVEN, Assumption.TERMINAL_INVARIANT)
+    found = [entry for entry in listed(entries) if entry.kind is not Assumption.ROUNDING]
+    return [entry if entry.kind in kept else Assumption.GIVEN(str(entry)) for entry in found]
 
 
 # --------------------------------------------------------------------------------------------------------- known parts
