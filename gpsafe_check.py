@@ -273,7 +273,7 @@ class Process:
         self.y, self.noise = list(map(ball, self.targets)), [ball(self.lam) * ball(w) ** 2 for w in self.scales]
         self.gram = [[kernel_value(self.parts, x, z) for z in self.X[: i + 1]] for i, x in enumerate(self.X)]
 
-    def posterior(self, columns: list, n: int, p: int, delta: str):
+    def posterior(self, columns: list, n: int, p: int, delta: str) -> Any:
         """yᵀA⁻¹D, A⁻¹D and β from the first n observations, the columns of D being k(z_i, ·) under functionals.
 
         A = K + λ diag(w²), β² = B² + (R²/λ)(log det A − Σ log(λ w_i²) + 2 log(p/δ)).
@@ -665,8 +665,9 @@ def largest_eigenvalue(S):
 def spread(process: Process, z: list, M: list, p: int, delta: str):
     """Posterior mean and gradient of f at z̄, and a bound of |f(z̄ + v) − mean − gradient·v| over v = Mξ, ‖ξ‖ ≤ 1, in balls.
 
-    f(z̄ + v) = (f(z̄) + ∂_v f(z̄)) + ⟨f, e⟩, e = k(z̄ + v, ·) − k(z̄, ·) − ∂_v k(z̄, ·): β times the posterior deviation of the
-    first, and B‖e‖, ‖e‖² = variance (2(1 − κ(r)) + r²(−κ″(0)) + 2rκ′(r)), which grows with r = ‖v/ℓ‖.
+    (1) f(z̄ + v) = (f(z̄) + ∂_v f(z̄)) + ⟨f, e⟩, e = k(z̄ + v, ·) − k(z̄, ·) − ∂_v k(z̄, ·): β times the posterior deviation of the
+    first, and B‖e‖, ‖e‖² = variance (2(1 − κ(r)) + r²(−κ″(0)) + 2rκ′(r)), which grows with r = ‖v/ℓ‖. (2) The same, value and
+    slope apart, with |f(z̄)| ≤ B√k where that is less. (3) The value, the gradient of the mean, and B‖k(z̄ + v, ·) − k(z̄, ·)‖.
     """
     ((nu, scales, variance, dims),) = process.parts
     size, n = len(z), len(process.X)
@@ -690,12 +691,17 @@ def spread(process: Process, z: list, M: list, p: int, delta: str):
     moves = flint.arb_mat([[ball(v) for v in row] for row in M])
     turned = flint.arb_mat([[cov[1 + i, 1 + j] for j in range(size)] for i in range(size)])
     mixed = (flint.arb_mat([[cov[0, 1 + i] for i in range(size)]]) * moves).entries()
-    own = top_of(cov[0, 0]) + 2 * norm(mixed) + largest_eigenvalue(moves.transpose() * turned * moves)
+    steep = largest_eigenvalue(moves.transpose() * turned * moves)
     scaled = flint.arb_mat([[q * ball(v) for v in row] for q, row in zip(inverse, M, strict=True)])
     square = largest_eigenvalue(scaled.transpose() * scaled).upper()
     value, slope, _ = profile(nu, square)
-    rest = top_of(variance * (2 * (1 - value) + square * bend - 2 * square * slope))
-    return means[0], means[1:], beta * own.sqrt() + process.norm * rest.sqrt()
+    rest = process.norm * top_of(variance * (2 * (1 - value) + square * bend - 2 * square * slope)).sqrt()
+    here = (beta * top_of(cov[0, 0]).sqrt()).min(process.norm * variance.sqrt() + abs(means[0]))
+    joint = beta * (top_of(cov[0, 0]) + 2 * norm(mixed) + steep).sqrt() + rest
+    apart = here + beta * steep.sqrt() + rest
+    tilt = norm((flint.arb_mat([means[1:]]) * moves).entries())
+    plain = here + tilt + process.norm * top_of(2 * variance * (1 - value)).sqrt()
+    return means[0], means[1:], joint.min(apart).min(plain)
 
 
 def fraction(value) -> Fraction:
@@ -779,8 +785,8 @@ def check_gp_plan(report: Report, tree: dict) -> None:
                 slope[j] = [a + b for a, b in zip(slope[j], gradient, strict=True)]
             return value, slope, box
 
-        found = at_some_precision(report, f"confidence set at stage {k}", compute, told_apart)
-        moved, *segments = summands(*found, M, ahead)
+        value, slope, box = at_some_precision(report, f"confidence set at stage {k}", compute, told_apart)
+        moved, *segments = summands(value, slope, box, M, ahead)
         return [moved, noise, *segments]
 
     plan.check_tube(report, "", centers, centers, factors, step)
@@ -934,9 +940,10 @@ def check_ensemble_plan(report: Report, tree: dict) -> None:
                 grown = [ball(rho) * top_of(b - a) for a, b in zip(std, most, strict=True)]
                 return value, slope, [a + b + g for a, b, g in zip(box, left, grown, strict=True)], std
 
-            found = at_some_precision(report, f"member {m} at stage {k}", compute, lambda found: told_apart(found[:3]))
-            moved, *segments = summands(*found[:3], M, ahead)
-            return [moved, diagonal([rho * fraction(v) for v in found[3]]), *segments]
+            line = f"member {m} at stage {k}"
+            value, slope, box, std = at_some_precision(report, line, compute, lambda found: told_apart(found[:3]))
+            moved, *segments = summands(value, slope, box, M, ahead)
+            return [moved, diagonal([rho * fraction(v) for v in std]), *segments]
 
         plan.check_tube(report, f"member {m}: ", reference, centers[m], factors[m], step)
 
@@ -1008,7 +1015,7 @@ def check_membership(report: Report, tree: dict) -> None:
         "signs", T > 0 and float(std) > 0 and all(a <= b for a, b in limits), "horizon, noise > 0; limits in order"
     )
     in_order = all(float(a) <= float(b) for a, b in boxes)
-    report.check("grid", in_order and low < high and N > 0 and split > 0, f"{N} cells of {split} parts")
+    report.check("grid", in_order and low < high and 0 < N * split <= 10**6, f"{N} cells of {split} parts")
     values = array("evidence.values", values, T - 1, N, read=count)
     inputs, scales = read_data(report, delta, inputs, scales, 1 + nu)
     f, (C, cost_over) = Process(report, "", process, inputs, scales, 1 + nu), read_cost(report, cost)
@@ -1127,7 +1134,8 @@ def metric(parts, reach):
 def largest(parts, z, reach):
     """≥ √k(z′, z′) for |z′_i − z_i| ≤ reach_i, in balls."""
     far = [abs(v) + r for v, r in zip(z, reach, strict=True)]
-    return sum((kernel_value([part], far, far) if part[0] == "linear" else part[2] for part in parts), ball(0)).sqrt()
+    values: list = [kernel_value([part], far, far) if part[0] == "linear" else part[2] for part in parts]
+    return sum(values, ball(0)).sqrt()
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -44,8 +44,9 @@ def export_membership(program: RobustDP, confidence: ConfidenceSet, policies: Af
     where, task, grid = "export_membership", program.task, program.grid
     model = confidence.model
     program.check(confidence)
-    if task.nx != 1 or type(model.prior) is not AffineKnown or not bool((task.noise_std > 0).all()):
-        got = f"nx = {task.nx}, {type(model.prior).__name__}, noise {task.noise_std.tolist()}"
+    known = model.prior
+    if task.nx != 1 or not isinstance(known, AffineKnown) or not bool((task.noise_std > 0).all()):
+        got = f"nx = {task.nx}, {type(known).__name__}, noise {task.noise_std.tolist()}"
         raise _require.fail(where, "one state, an AffineKnown known part, and noise", got)
     cost = task.cost
     if not isinstance(cost, (IndicatorCost, HingeCost)):
@@ -56,7 +57,7 @@ def export_membership(program: RobustDP, confidence: ConfidenceSet, policies: Af
         raise _require.fail(where, f"a policy in 0..{policies.num - 1}", index)
     proven(where, confidence, confidence.generations)
     chosen, n = policies.select(torch.tensor([index])), model.num_data
-    known, limits = model.prior, policies.input_box
+    limits = policies.input_box
     problem = {
         "A": numbers(known.A),
         "B": numbers(known.B),

@@ -4,7 +4,8 @@
 
     R_j = β √(cov_00 + 2‖Mᵀcov_v0‖ + λ_max(Mᵀcov_vv M)) + B √variance · taylor(λ_max(MᵀM/ℓ²)^½),
 
-the joint form of theory §6.3 with the supremum of the quadratic taken term by term. Noises are in their ellipsoids one by one.
+the joint form of theory §6.3 with the supremum of the quadratic taken term by term, or h + β λ_max(Mᵀcov_vv M)^½ + the same rest,
+or h + ‖Mᵀ∇μ‖ + B d_k, with h = min(β √cov_00, B√k + |μ|). Noises are in their ellipsoids one by one.
 
 *Ensembles*: over cubes of half-width h about points ξ_c that cover ‖ξ‖ ≤ 1, with z_c = z̄ + Mξ_c and J the interval range of
 the member's Jacobian over the cube, the mean value theorem in place of second derivatives:
@@ -29,7 +30,7 @@ from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify import Certificate, judge
 from gpsafe.confidence.functionals import differentiable
-from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.cost.local_affine import LocalAffine, Moduli
 from gpsafe.models import identity_prior, zero_prior
 from gpsafe.saved._certificate import believed_of, believed_of_data, law, numbers, observed, process, proven, written
 from gpsafe.systems import AffineKnown, SineKnown
@@ -44,7 +45,10 @@ def plan(where: str, certificate: Certificate) -> str:
     model = certificate.problem.model
     if model.mode != "sound":
         raise _require.fail(where, "a tube in sound mode", model.mode)
-    return (_of_process if isinstance(model, GPTube) else _of_ensemble)(where, certificate, model)
+    if isinstance(model, GPTube):
+        return _of_process(where, certificate, model)
+    assert isinstance(model, EnsembleTube)
+    return _of_ensemble(where, certificate, model)
 
 
 def _made_anew(where: str, certificate: Certificate, model: GPTube | EnsembleTube) -> Certificate:
@@ -72,12 +76,26 @@ class _Termwise(GPTube):
         flat = spread.reshape(-1, *spread.shape[-2:])
         local = LocalAffine.at(self.confidence, z.reshape(-1, z.shape[-1]))
         assert local.cov is not None
+        assert local.mean is not None
+        value, slope = local.mean[..., 0], local.mean[..., 1:]
         mixed = (flat.mT.unsqueeze(1) @ local.cov[..., 1:, 0].unsqueeze(-1)).squeeze(-1).norm(dim=-1)
-        turned = flat.mT.unsqueeze(1) @ local.cov[..., 1:, 1:] @ flat.unsqueeze(1)
-        both = (local.cov[..., 0, 0] + 2 * mixed + _largest(turned)).sqrt()
-        rest = local.norm * local.moduli.rest_within(lambda scale: _largest_value(scale.unsqueeze(-1) * flat))
-        total[..., list(self.model.outputs)] += (both + rest).reshape(*z.shape[:-1], -1)
+        steep = _largest(flat.mT.unsqueeze(1) @ local.cov[..., 1:, 1:] @ flat.unsqueeze(1))
+        own, moduli = local.cov[..., 0, 0], local.moduli
+        here = torch.minimum(own.sqrt(), local.cap + value.abs())
+        rest = local.norm * moduli.rest_within(lambda scale: _largest_value(scale.unsqueeze(-1) * flat))
+        joint, apart = (own + 2 * mixed + steep).sqrt() + rest, here + steep.sqrt() + rest
+        plain = here + (slope @ flat).norm(dim=-1) + local.norm * _metric(moduli, flat)
+        learned = torch.minimum(torch.minimum(joint, apart), plain)
+        total[..., list(self.model.outputs)] += learned.reshape(*z.shape[:-1], -1)
         return torch.where(finite.unsqueeze(-1), total * (1 + MARGIN) + 1e-12, torch.inf)
+
+
+def _metric(moduli: Moduli, spread: Tensor) -> Tensor:
+    """sup of d_k(z̄, z̄ + Mξ) over ‖ξ‖ ≤ 1, (n, p)."""
+    shapes, found = moduli.shapes, []
+    for shape, scale in zip(shapes, moduli.inverse_scales, strict=True):
+        found.append(shape.metric(_largest(spread.mT @ (scale.square().unsqueeze(-1) * spread))))
+    return torch.stack([found[i] for i in moduli.which], dim=-1) * moduli.std
 
 
 def _of_process(where: str, certificate: Certificate, tube: GPTube) -> str:
