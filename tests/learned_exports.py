@@ -32,7 +32,7 @@ def square(half: float, dim: int) -> Polytope:
 
 # ------------------------------------------------------------------------------------------------------------ policies
 def program_case(
-    kernel: Any = None, *, n: int = 12, seed: int = 0, hinge: bool = False, bound: Any = None, **changes: Any
+    kernel: Any = None, *, n: int = 8, seed: int = 0, hinge: bool = False, bound: Any = None, **changes: Any
 ):
     """A program on the line, its F_n of two generations, and a policy; `changes` of the task."""
     known = AffineKnown([[0.8 + 0.2 * float(draw(1, seed=seed + 7))]], [[0.3]], [0.05])
@@ -45,7 +45,7 @@ def program_case(
     task = Task(vector(0.1), 4, cost, 4.0, vector(0.02)).with_(**changes)
     gain = 0.5 * draw(2, 1, 1, seed=seed + 2)
     policies = AffinePolicies(0.1 * draw(2, 1, seed=seed + 3), gain, Box(vector(-0.3), vector(0.4)))
-    return RobustDP(Grid(Box(vector(-1.5), vector(1.7)), (48,), (2,)), task), ConfidenceSet(bound, sets), policies
+    return RobustDP(Grid(Box(vector(-1.5), vector(1.7)), (24,), (3,)), task), ConfidenceSet(bound, sets), policies
 
 
 @lru_cache(maxsize=1)
@@ -65,8 +65,11 @@ def gp_plan(
     noise: str = "each",
 ):
     """A certificate for a pendulum-like plant with an unknown residual."""
-    A, B = [[1.0, 0.1], [0.0, 0.9]], [[0.0], [0.2]]
-    known = SineKnown(*map(torch.tensor, (A, B, [0.0, 0.01])), vector(0.0, -0.3).reshape(1, 2), vector(1.0, 0.0, 0.0).reshape(1, 3), vector(0.1))  # fmt: skip
+    frequency = vector(1.0, 0.0, 0.0).reshape(1, 3)
+    known = SineKnown(
+        vector(1.0, 0.1, 0.0, 0.9).reshape(2, 2), vector(0.0, 0.2).reshape(2, 1), vector(0.0, 0.01),
+        vector(0.0, -0.3).reshape(1, 2), frequency, vector(0.1),
+    )  # fmt: skip
     noises, lam = vector(0.0, 0.01), 1e-4
     kernel = kernels.rbf([1.0, 1.5, 2.0], variance=0.01) if kernel is None else make_kernel(kernel, 3)
     model = gs.GP.create(kernel, lam, nx=2, nu=1, noise_std=noises, outputs=outputs, prior=known)

@@ -1,6 +1,7 @@
-"""Certificates of policies in S_n and of plans on learned models, decided again without the library: ours, and doctored ones."""
+"""Certificates of policies in S_n and of plans on learned models, decided again without the library: ours, and doctored."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,34 +12,24 @@ from learned_exports import LEARNED, ensemble_plan, gp_plan, program_case
 
 from gpsafe.confidence import AbbasiYadkori, Fiedler
 from gpsafe.linalg import vector
-from gpsafe.models import zero_prior
+from gpsafe.models import identity_prior, zero_prior
 from gpsafe.saved import export_membership, export_plan
 from gpsafe.systems import SineKnown
 
-
 # --------------------------------------------------------------------------------------------------------------- ours
-@settings(max_examples=12, deadline=None)
-@given(
+FEW, MANY = settings(max_examples=3, deadline=None), settings(max_examples=60, deadline=None)
+SINE = SineKnown(
+    torch.eye(2), torch.zeros(2, 1), torch.zeros(2), torch.tensor([[0.0, 0.3]]), torch.tensor([[1.0, 0.5, 0.2]]), torch.zeros(1)
+)  # fmt: skip
+POLICIES = given(
     kernel=st.sampled_from(["rbf", "rbf-isotropic", "matern-1/2", "matern-3/2", "matern-5/2", "rbf-restricted", "additive"]),
-    n=st.sampled_from([0, 1, 12]),
+    n=st.sampled_from([0, 1, 8]),
     seed=st.integers(0, 99),
     hinge=st.booleans(),
     horizon=st.sampled_from([1, 2, 3]),
     std=st.sampled_from([0.005, 0.02]),
 )  # fmt: skip
-def test_every_policy_within_its_budget_is_admitted(kernel, n, seed, hinge, horizon, std):
-    program, confidence, policies = program_case(
-        kernel, n=n, seed=seed, hinge=hinge, horizon=horizon, noise_std=vector(std)
-    )
-    text = export_membership(program, confidence, policies, 1)
-    assert accepted(text)
-    upper = float(json.loads(text)["evidence"]["upper"])
-    sharper = float(program.evaluate(confidence, policies).upper[1])  # with gradients
-    assert sharper <= upper + 1e-6 and upper <= 4.0
-
-
-@settings(max_examples=10, deadline=None)
-@given(
+PROCESSES = given(
     kernel=st.sampled_from([None, "rbf", "matern-3/2", "matern-5/2", "rbf-restricted"]),
     n=st.sampled_from([0, 1, 14]),
     seed=st.integers(0, 99),
@@ -46,37 +37,52 @@ def test_every_policy_within_its_budget_is_admitted(kernel, n, seed, hinge, hori
     steps=st.integers(1, 2),
     noise=st.sampled_from(["each", "sums"]),
 )
-def test_every_plan_on_a_gaussian_process_is_accepted(kernel, n, seed, outputs, steps, noise):
-    found = gp_plan(kernel, n=n, seed=seed, outputs=outputs, steps=steps, noise=noise)
-    try:
-        text = export_plan(found)
-    except ValueError as error:
-        assert not found.certified or "on the tube that the checker can form" in str(error)
-        return
-    assert accepted(text)
-
-
-SINE = SineKnown(
-    torch.eye(2), torch.zeros(2, 1), torch.zeros(2), torch.tensor([[0.0, 0.3]]), torch.tensor([[1.0, 0.5, 0.2]]), torch.zeros(1)
-)  # fmt: skip
-
-
-@settings(max_examples=8, deadline=None)
-@given(
+ENSEMBLES = given(
     seed=st.integers(0, 99),
     members=st.integers(1, 3),
     steps=st.integers(1, 2),
     clamp=st.sampled_from(["soft", "hard"]),
-    prior=st.sampled_from([None, zero_prior, SINE]),
+    prior=st.sampled_from([identity_prior, zero_prior, SINE]),
 )
-def test_every_plan_on_an_ensemble_is_accepted(seed, members, steps, clamp, prior):
-    more = {} if prior is None else {"prior": prior}
-    found = ensemble_plan(seed=seed, members=members, steps=steps, clamp=clamp, **more)
+
+
+def policy_is_admitted(*, std, **case) -> None:
+    program, confidence, policies = program_case(noise_std=vector(std), **case)
+    text = export_membership(program, confidence, policies, 1)
+    assert accepted(text)
+    upper = float(json.loads(text)["evidence"]["upper"])
+    sharper = float(program.evaluate(confidence, policies).upper[1])  # with gradients
+    assert sharper <= upper + 1e-6 and upper <= 4.0
+
+
+def plan_on_a_process_is_accepted(**case) -> None:
+    found = gp_plan(**case)
+    if not found.certified:
+        with pytest.raises(ValueError, match="a certificate that holds"):
+            export_plan(found)
+        return
+    try:
+        text = export_plan(found)
+    except ValueError as error:  # the checker's tube is wider
+        text = str(error)
+    assert "on the tube that the checker can form" in text or accepted(text)
+
+
+def plan_on_an_ensemble_is_accepted(**case) -> None:
+    found = ensemble_plan(**case)
     assert found.certified and accepted(export_plan(found))
 
 
+test_every_policy_within_its_budget_is_admitted = FEW(POLICIES(policy_is_admitted))
+test_every_plan_on_a_gaussian_process_is_accepted = FEW(PROCESSES(plan_on_a_process_is_accepted))
+test_every_plan_on_an_ensemble_is_accepted = FEW(ENSEMBLES(plan_on_an_ensemble_is_accepted))
+test_many_policies_are_admitted = pytest.mark.slow(MANY(POLICIES(policy_is_admitted)))
+test_many_plans_on_gaussian_processes_are_accepted = pytest.mark.slow(MANY(PROCESSES(plan_on_a_process_is_accepted)))
+test_many_plans_on_ensembles_are_accepted = pytest.mark.slow(MANY(ENSEMBLES(plan_on_an_ensemble_is_accepted)))
+
+
 def test_control_most_of_the_plans_above_are_certified_and_exported():
-    plans = [gp_plan(seed=seed) for seed in range(4)]
+    plans = [gp_plan(seed=seed) for seed in range(2)]
     assert all(found.certified for found in plans) and all(accepted(export_plan(found)) for found in plans)
 
 
@@ -102,9 +108,9 @@ def test_a_policy_that_the_slack_form_does_not_certify_is_not_exported():
 # --------------------------------------------------------------------------------------------------------- forgeries
 def cell_missing(tree) -> None:
     """One cell less in the evidence, consistently."""
-    del tree["evidence"]["boxes"][20]
+    del tree["evidence"]["boxes"][10]
     for row in tree["evidence"]["values"]:
-        del row[20]
+        del row[10]
     tree["evidence"]["cells"] -= 1
 
 
@@ -136,7 +142,7 @@ def fewer(tree) -> None:
 
 def cheaper(tree) -> None:
     """Values of one cell lower, where they were tight."""
-    tree["evidence"]["values"][1][33] -= 10**7
+    tree["evidence"]["values"][1][16] -= 10**7
 
 
 def quieter(tree) -> None:
@@ -150,24 +156,35 @@ def wider(tree) -> None:
     tree["problem"]["limits"][0] = ["-0.9", "0.9"]
 
 
-BOX, START = ("evidence", "boxes", 24), ("evidence", "start")
+def rougher(nu: str) -> Callable[[dict], None]:
+    """A Matérn kernel for the first learned output."""
+    return lambda tree: tree["problem"]["learned"][0]["kernel"][0].update({"family": "matern", "nu": nu})
+
+
+def two_kernels(tree) -> None:
+    """The first twice, summed."""
+    kernel = tree["problem"]["learned"][0]["kernel"]
+    kernel.append(kernel[0])
+
+
+BOX, START = ("evidence", "boxes", 12), ("evidence", "start")
 MEMBERSHIP = {
-    "a box shrunk from below": (put(*BOX, 0, value=lambda v: v + 1e-6), "box of cell 24"),
-    "a box shrunk from above": (put(*BOX, 1, value=lambda v: v - 1e-6), "box of cell 24"),
+    "a box shrunk from below": (put(*BOX, 0, value=lambda v: v + 1e-6), "box of cell 12"),
+    "a box shrunk from above": (put(*BOX, 1, value=lambda v: v - 1e-6), "box of cell 12"),
     "the start's box shrunk": (put(*START, 1, value=lambda v: v - 1e-6), "box of the start"),
-    "a box upside down": (lambda tree: tree["evidence"]["boxes"][24].reverse(), "grid"),
+    "a box upside down": (lambda tree: tree["evidence"]["boxes"][12].reverse(), "grid"),
     "a cell missing": (cell_missing, "box of cell"),
     "another grid": (put("evidence", "low", value=lambda v: v - 0.1), "box of cell"),
     "no parts": (put("evidence", "split", value=0), "grid"),
     "too many parts": (put("evidence", "split", value=10**9), "grid"),
-    "a value that is too low": (cheaper, "value of cell 33 with 2 stages left"),
+    "a value that is too low": (cheaper, "value of cell 16 with 2 stages left"),
     "one stage more with the old values": (stage_more, "with 4 stages left"),
     "stages in another order": (stages_swapped, "with 2 stages left"),
     "a smaller number": (put("evidence", "upper", value=lambda v: v - 1e-6), "upper"),
     "a smaller budget": (put("problem", "budget", value=0.0), "budget"),
     "moved data": (moved, "box of cell"),
     "a row of data less": (fewer, "box of cell"),
-    "data that are not there": (put("problem", "generations", value=[13]), "generations"),
+    "data that are not there": (put("problem", "generations", value=[9]), "generations"),
     "a larger B": (put("problem", "rkhs_norm", value=lambda v: v * 1.01), "box of cell"),
     "a larger R": (put("problem", "subgaussian", value=lambda v: v * 1.5), "box of cell"),
     "more noise": (put("problem", "noise_std", value=lambda v: 2 * v), "noise"),
@@ -210,9 +227,9 @@ GP_PLAN = {
     "a smaller delta": (put("problem", "data", "delta", value=0.01), "tube at stage 1"),
     "a delta of 1": (put("problem", "data", "delta", value=1.0), "delta"),
     "another lambda": (put(*ONE, "regularizer", value=lambda v: v / 4), "tube at stage 1"),
-    "another kernel": (lambda tree: tree["problem"]["learned"][0]["kernel"][0].update({"family": "matern", "nu": "1.5"}), "tube"),
-    "a kernel without a gradient": (lambda tree: tree["problem"]["learned"][0]["kernel"][0].update({"family": "matern", "nu": "0.5"}), "smooth"),
-    "two kernels": (lambda tree: tree["problem"]["learned"][0]["kernel"].append(tree["problem"]["learned"][0]["kernel"][0]), "smooth"),
+    "another kernel": (rougher("1.5"), "tube at stage 1"),
+    "a kernel without a gradient": (rougher("0.5"), "smooth"),
+    "two kernels": (two_kernels, "smooth"),
     "shorter length-scales": (put(*ONE, "kernel", 0, "lengthscale", 0, value=lambda v: v / 2), "tube at stage 1"),
     "another sine": (put("problem", "sines", 0, "amplitude", 1, value=lambda v: 1.2 * v), "tube at stage 1"),
     "a faster sine": (put("problem", "sines", 0, "frequency", 0, value=lambda v: 1.2 * v), "tube at stage"),

@@ -4,8 +4,8 @@
 
     R_j = β √(cov_00 + 2‖Mᵀcov_v0‖ + λ_max(Mᵀcov_vv M)) + B √variance · taylor(λ_max(MᵀM/ℓ²)^½),
 
-the joint form of theory §6.3 with the supremum of the quadratic taken term by term, or h + β λ_max(Mᵀcov_vv M)^½ + the same rest,
-or h + ‖Mᵀ∇μ‖ + B d_k, with h = min(β √cov_00, B√k + |μ|). Noises are in their ellipsoids one by one.
+the joint form of theory §6.3 with the supremum of the quadratic taken term by term, or h + β λ_max(Mᵀcov_vv M)^½ + the same
+rest, or h + ‖Mᵀ∇μ‖ + B d_k, with h = min(β √cov_00, B√k + |μ|). Noises are in their ellipsoids one by one.
 
 *Ensembles*: over cubes of half-width h about points ξ_c that cover ‖ξ‖ ≤ 1, with z_c = z̄ + Mξ_c and J the interval range of
 the member's Jacobian over the cube, the mean value theorem in place of second derivatives:
