@@ -5,12 +5,15 @@ from gpsafe.tube.ensemble import EnsembleTube, chi_square_radius
 from gpsafe.tube.gains import constant_gain, lqr_gain
 from gpsafe.tube.gp import GPTube
 from gpsafe.tube.known import KnownTube
+from gpsafe.tube.koller import Constants, KollerTube
 from gpsafe.tube.linear import LinearTube
 
 __all__ = [
+    "Constants",
     "EnsembleTube",
     "GPTube",
     "KnownTube",
+    "KollerTube",
     "LinearTube",
     "Linearisation",
     "Mode",
