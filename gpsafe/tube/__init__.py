@@ -7,6 +7,7 @@ from gpsafe.tube.gp import GPTube
 from gpsafe.tube.known import KnownTube
 from gpsafe.tube.koller import Constants, KollerTube
 from gpsafe.tube.linear import LinearTube
+from gpsafe.tube.sampled import SampledTube, sampled_count, sampled_level
 
 __all__ = [
     "Constants",
@@ -17,10 +18,13 @@ __all__ = [
     "LinearTube",
     "Linearisation",
     "Mode",
+    "SampledTube",
     "Tube",
     "TubeModel",
     "chi_square_radius",
     "constant_gain",
     "lqr_gain",
     "propagate",
+    "sampled_count",
+    "sampled_level",
 ]
