@@ -6,6 +6,7 @@ from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.filter_env import SafetyFilterWrapper
 from gpsafe.safety.flight import Flight, fly
 from gpsafe.safety.gosafe import Boundary, Rollouts
+from gpsafe.safety.recovery import Recovery, RecoveryShield
 from gpsafe.safety.safe_parameters import SafeParameters, sound_upper
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, policy_distance, policy_gap, reachable
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
@@ -20,6 +21,8 @@ __all__ = [
     "Flight",
     "NotCertified",
     "PolicyGap",
+    "Recovery",
+    "RecoveryShield",
     "Rollouts",
     "SafeOptRule",
     "SafeOptSets",
