@@ -59,8 +59,11 @@ class Arguments:
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """Explorers, tubes, shields, norms."""
     torch.set_num_threads(1)
-    for k, name in enumerate(parts.EXPLORERS):
-        record.piece(f"explorer/{k}", lambda name=name: Piece([_explored(arguments, name, seed)]))
+    for stage in parts.STAGES:
+        for k, name in enumerate(parts.EXPLORERS):
+            record.piece(
+                f"explorer/{stage}/{k}", lambda s=stage, name=name: Piece([_explored(arguments, s, name, seed)])
+            )
     for name in parts.WORLDS:
         record.piece(f"tubes/{name.replace(' ', '-')}", lambda name=name: Piece(_tubes(arguments, name, seed)))
     for count in arguments.counts:
@@ -68,10 +71,12 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
     record.piece("norms", lambda: Piece(list(_norms(arguments, seed))))
 
 
-def _explored(arguments: Arguments, name: str, seed: int) -> dict[str, Any]:
-    truth, learner = parts.truth(8 * arguments.cells), parts.EXPLORERS[name](arguments.cells, seed)
-    safe, unsafe = truth.safe(parts.plant().budget), truth.unsafe(parts.plant().budget)
-    found: dict[str, Any] = {"explorer": name, "true_safe": int(safe.sum())}
+def _explored(arguments: Arguments, where: str, name: str, seed: int) -> dict[str, Any]:
+    stage = parts.STAGES[where](seed)
+    truth, learner = stage.truth(8 * arguments.cells), parts.EXPLORERS[name](stage, arguments.cells, seed)
+    safe, unsafe = truth.safe(stage.system.budget), truth.unsafe(stage.system.budget)
+    found: dict[str, Any] = {"stage": where, "explorer": name, "true_safe": int(safe.sum())}
+    found["wrong_start"] = int((~safe)[list(stage.initial)].sum())
 
     def seen(now: Learner, n: int) -> None:
         members = parts.members(now)
@@ -94,7 +99,7 @@ def _tubes(arguments: Arguments, name: str, seed: int) -> list[dict[str, Any]]:
 
 def _flown(arguments: Arguments, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """A learner that always pushes up, under each shield."""
-    system, to_go = parts.plant(), parts.backed(count, arguments.cells, seed)
+    system, to_go = parts.reference().system, parts.backed(count, arguments.cells, seed)
     shields = {
         "recovery, level": RecoveryShield(to_go, LEVEL),
         "recovery, level and mass": RecoveryShield(to_go, LEVEL, TOTAL),
@@ -163,24 +168,25 @@ def _last(row: Mapping[str, Any], key: str) -> int:
 
 def _explorers(rows: list[dict[str, Any]]) -> Table:
     columns = (
-        "explorer", "what stands behind S_n", "safe members at the end", "unsafe members at the end",
+        "plant", "explorer", "what stands behind S_n", "safe members / safe policies, end", "unsafe members, end",
         "episodes with an unsafe policy", "violating steps a run", "runs that refuted themselves",
     )  # fmt: skip
     table = []
-    for (name,), group in grouped(rows, "explorer").items():
+    for (stage, name), group in grouped(rows, "stage", "explorer").items():
         unsafe, total = sum(r["unsafe_episodes"] for r in group), sum(r["episodes"] for r in group)
         table.append(
             (
-                name, "a theorem" if group[0]["sound"] else "nothing",
-                plus_minus((_last(r, "safe") for r in group), 1), plus_minus((_last(r, "unsafe") for r in group), 1),
-                str(Share(unsafe, total)), plus_minus((r["violating_steps"] for r in group), 1),
-                str(Share.of(r["falsified"] for r in group)),
+                stage, name, "a theorem" if group[0]["sound"] else "nothing",
+                plus_minus((_last(r, "safe") / r["true_safe"] for r in group), 3),
+                plus_minus((_last(r, "unsafe") for r in group), 1), str(Share(unsafe, total)),
+                plus_minus((r["violating_steps"] for r in group), 1), str(Share.of(r["falsified"] for r in group)),
             )
         )  # fmt: skip
     caption = (
-        f"{len(grouped(rows, 'explorer'))} explorers of 81 policies, {rows[0]['true_safe']} of which are safe (J_c enclosed "
-        "with the true f), S_0 of 5. Intervals are 95 %, over seeds (means) or episodes (shares, Clopper–Pearson; episodes of "
-        "a run are not independent). A refuted run stops: an interval was empty."
+        "81 set-points, S_0 of 5. reference: 58 are safe. dormant: f is invisible up to a random state below the limit, then "
+        "as large as its norm allows. Intervals are 95 %, over seeds (means) or episodes (shares, Clopper–Pearson; episodes "
+        "of a run are not independent). GoSafe watches its episodes with an unsafe policy, so that few violate. A refuted run "
+        "stops: an interval was empty."
     )
     return Table(columns, table, caption)
 
@@ -238,21 +244,31 @@ def _estimates(rows: list[dict[str, Any]]) -> Table:
 
 
 def _growth(rows: list[dict[str, Any]]) -> Figure:
-    figure = plotting.figure("screen", 4.2)
-    left, right = figure.subplots(1, 2)
-    for (name,), look in ((key, look) for key, look in plotting.looks(grouped(rows, "explorer")).items()):
-        group = [r for r in rows if r["explorer"] == name]
-        length = max(r["episodes"] for r in group) + 1
-        for axes, key in ((left, "safe"), (right, "unsafe")):
-            values = np.array([[r.get(f"{key}_{n}", _last(r, key)) for n in range(length)] for r in group], dtype=float)
-            half = np.array([mean_interval(column)[1] for column in values.T]) if len(group) > 1 else np.zeros(length)
-            mean = values.mean(0)
-            axes.plot(range(length), mean, label=name, **look.line)
-            axes.fill_between(range(length), mean - half, mean + half, color=look.colour, alpha=0.15, linewidth=0)
-    left.axhline(rows[0]["true_safe"], **plotting.look("truth").line)
-    left.set(xlabel="episode", ylabel="safe policies in S_n (mean ± 95 %)", ylim=(0, None))
-    right.set(xlabel="episode", ylabel="unsafe policies in S_n (mean ± 95 %)")
-    plotting.legend_beside(right)
+    stages = list(dict.fromkeys(r["stage"] for r in rows))
+    figure = plotting.figure("screen", 3.4 * len(stages))
+    panels = figure.subplots(len(stages), 2, squeeze=False, sharex=True)
+    for (left, right), stage in zip(panels, stages, strict=True):
+        part = [r for r in rows if r["stage"] == stage]
+        for (name,), look in plotting.looks(grouped(part, "explorer")).items():
+            group = [r for r in part if r["explorer"] == name]
+            length = max(r["episodes"] for r in group) + 1
+            for axes, key in ((left, "safe"), (right, "unsafe")):
+                scale = [r["true_safe"] if key == "safe" else 1 for r in group]
+                values = np.array(
+                    [[r.get(f"{key}_{n}", _last(r, key)) for n in range(length)] for r in group], dtype=float
+                )
+                values /= np.array(scale)[:, None]
+                half = (
+                    np.array([mean_interval(column)[1] for column in values.T]) if len(group) > 1 else np.zeros(length)
+                )
+                mean = values.mean(0)
+                axes.plot(range(length), mean, label=name, **look.line)
+                axes.fill_between(range(length), mean - half, mean + half, color=look.colour, alpha=0.15, linewidth=0)
+        left.set(ylabel="safe members / safe policies", ylim=(0, 1.05), title=f"{stage} (mean ± 95 %)")
+        right.set(ylabel="unsafe members")
+    for axes in panels[-1]:
+        axes.set(xlabel="episode")
+    plotting.legend_beside(panels[0, 1])
     return figure
 
 
