@@ -54,6 +54,7 @@ def test_control_a_chance_that_is_told_a_third_is_caught(gambler, monkeypatch):
     assert 1 - (1 - STEP) ** flown(bounded, 0.8)[0][:7].count("learner") > 1 - bounded.safety
 
 
+@pytest.mark.slow
 @given(st.floats(-2.0, 2.0), st.floats(0.0, 0.3), st.floats(0.0, 0.3))
 @settings(max_examples=3)
 def test_a_smaller_level_or_mass_never_lets_more_pass(value, level, total):

@@ -160,7 +160,7 @@ BOUND = Mixture(rkhs_norm=1.0, subgaussian=NOISE, delta=0.1)
 
 
 @given(seeds(), st.booleans())
-@settings(max_examples=4)
+@settings(max_examples=2)
 def test_no_unsafe_point_is_admitted_and_sets_only_grow_under_true_constants(seed, lipschitz):
     f = function(seed)
     found = run(f, SafeOptRule(H1, slope(f) if lipschitz else None, agree="same"), BOUND)
