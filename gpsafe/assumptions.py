@@ -30,6 +30,10 @@ class Assumption(Enum):
         "Observation noise is Gaussian with variance λ, independent of f and of the past.",
     )
     SAMPLE_PATH = "sample paths", "The residual is Lipschitz with the stated constant on the stated box."
+    LIPSCHITZ = (
+        "Lipschitz constants true",
+        "What is said to be Lipschitz with a stated constant is so, everywhere it is used.",
+    )
     FIXED_KERNEL = (
         "kernel and lambda fixed before data",
         "Kernel, length-scales, output scale, λ, known part and normaliser were chosen without looking at the data.",

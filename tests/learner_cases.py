@@ -16,7 +16,8 @@ from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe
 from gpsafe.algorithms.learned import PracticalModel, TheoryModel
 from gpsafe.algorithms.learner import Learner
 from gpsafe.algorithms.receding import RecedingActSafe
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.algorithms.safeopt import GoSafe, Margins, SafeOpt
+from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
@@ -25,6 +26,8 @@ from gpsafe.planning.explorers import EXPLORERS
 from gpsafe.planning.search import RandomSearch
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.parametric import set_point_family
+from gpsafe.rkhs import kernels
+from gpsafe.safety import SafeOptRule
 from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, System
 from gpsafe.systems.real import RealPlant
@@ -115,11 +118,36 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+def safeopt(system: System | None = None, **changes: Any) -> SafeOpt:
+    """On the measured J_r and J_c with the noise that an episode's cost is known to have."""
+    policies, initial = reference_1d_policies()
+    points = torch.linspace(-0.5, 1.5, 81).double().unsqueeze(-1)
+    models = [
+        GP.regression(kernels.rbf([0.5], variance=v), dim=1, noise_std=n) for v, n in ((100.0, 0.3), (25.0, 10.0))
+    ]
+    bounds = [Mixture(rkhs_norm=b, subgaussian=n, delta=0.05) for b, n in ((4.0, 0.3), (4.0, 10.0))]
+    rule = SafeOptRule(vector(-torch.inf, 0.0), agree="same")
+    parts = (policies, initial.tolist(), points, tuple(models), tuple(bounds), rule)
+    return SafeOpt(system or one_d(), *parts, **changes)
+
+
+def gosafe(system: System | None = None, **changes: Any) -> GoSafe:
+    """On margins, with everything chosen by hand."""
+    given = safeopt()
+    models = (given.models[0], GP.regression(kernels.rbf([0.5], variance=0.5), dim=1, noise_std=0.05))
+    bounds = (Constant(value=2.0), Constant(value=2.0))
+    parts = (given.policies, given.initial_safe, given.points, models, bounds, given.rule, Margins(one_d()))
+    options = {"lipschitz_state": 1.0, "jump": 0.05, "settled": 100.0, **changes}
+    return GoSafe(system or one_d(), *parts, **options)
+
+
 LEARNERS: dict[str, Callable[..., Learner]] = {
     "finite": finite,
     "continuous": continuous,
     "receding-sound": sound,
     "receding-practical": practical,
+    "safeopt": safeopt,
+    "gosafe": gosafe,
 }
 
 

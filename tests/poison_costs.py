@@ -31,6 +31,7 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.rkhs import kernels
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, policy_distance, through
+from gpsafe.safety.safeopt import confident_safe
 from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
@@ -334,6 +335,11 @@ PARTS = {
         f.__name__: PoisonCase(rows_of(partial(limit, f)), samples, lambda x: x >= 1, refuses=True)
         for f in (monte_carlo.mean_upper, monte_carlo.dominating_mean_upper, monte_carlo.mean_lower)
     },
+    "confident_safe": PoisonCase(
+        lambda lower: (confident_safe(lower, torch.zeros(2).double()),),
+        lambda: {"lower": draw(ROWS, 2).abs()}, lambda safe: ~safe,
+        poisons=(math.nan, -math.inf),  # a lower bound of 1e308 is one
+    ),
     "SafePolicySet.expand": PoisonCase(
         entered, lambda: {"upper": torch.full((ROWS,), 0.4).double()}, lambda inside: ~inside, refuses=True
     ),

@@ -16,7 +16,7 @@ from gpsafe.cost.curvature import remainder_outer
 from gpsafe.models import Ensemble
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import pendulum_known
-from gpsafe.tube import EnsembleTube, GPTube, KnownTube, LinearTube, TubeModel, propagate
+from gpsafe.tube import EnsembleTube, GPTube, KnownTube, KollerTube, LinearTube, TubeModel, propagate
 from gpsafe.tube.core import Mode, outer_sum
 from proofs_checks.safety_filter import linear_case
 
@@ -45,6 +45,12 @@ def gaussian(mode: Mode) -> TubeModel:
 def known(mode: Mode) -> TubeModel:
     assert mode == "sound"
     return KnownTube(KNOWN, torch.tensor([0.05], dtype=torch.float64))
+
+
+@cache
+def koller(mode: Mode) -> TubeModel:
+    assert mode == "sound"
+    return KollerTube(gp_confidence(), steps=STEPS, delta=0.1)
 
 
 MODELS = {"LinearTube": linear, "EnsembleTube": ensemble, "GPTube": gaussian}
@@ -119,7 +125,11 @@ CASES = {
         for mode in ("paper", "sound")
     },
     "KnownTube, sound": PoisonCase(tube(known, "sound"), plans, lost_at_the_end),
-    **{f"{name}.remainder": PoisonCase(remainder(m), sections) for name, m in {**MODELS, "KnownTube": known}.items()},
+    "KollerTube, sound": PoisonCase(tube(koller, "sound"), plans, lost_at_the_end),
+    **{
+        f"{name}.remainder": PoisonCase(remainder(model), sections)
+        for name, model in {**MODELS, "KnownTube": known, "KollerTube": koller}.items()
+    },
     "outer_sum": PoisonCase(
         lambda first, second, box: (outer_sum([first, second], box.abs()),),
         lambda: {"first": draw(ROWS, 2, 2), "second": draw(ROWS, 2, 2, seed=1), "box": draw(ROWS, 2, seed=2)},

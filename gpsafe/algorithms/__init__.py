@@ -10,6 +10,7 @@ from gpsafe.algorithms.from_data import Estimate, estimate
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TheoryModel, TrueModel
 from gpsafe.algorithms.learner import EpisodePolicy, Learner
 from gpsafe.algorithms.receding import RecedingActSafe
+from gpsafe.algorithms.safeopt import GoSafe, Margins, SafeOpt, Totals
 from gpsafe.algorithms.xmpsc import XMPSC, CertifiedPolicy
 from gpsafe.algorithms.xmpsc_state import Standing
 
@@ -24,13 +25,17 @@ __all__ = [
     "EpisodePolicy",
     "Estimate",
     "Explanation",
+    "GoSafe",
     "LearnedModel",
     "Learner",
+    "Margins",
     "Pilot",
     "PracticalModel",
     "RecedingActSafe",
+    "SafeOpt",
     "Standing",
     "TheoryModel",
+    "Totals",
     "Trajectory",
     "TrueModel",
     "estimate",

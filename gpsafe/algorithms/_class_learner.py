@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.algorithms.learner import BEST, PLANNER, START, EpisodePolicy, Learner
-from gpsafe.confidence import ConfidenceSet, Falsification
+from gpsafe.confidence import Falsification
 from gpsafe.policies import PolicyClass
 
 
@@ -19,13 +19,8 @@ class Standing(Protocol):
     """What such a learner knows between two episodes."""
 
     @property
-    def confidence(self) -> ConfidenceSet:
-        """F_n."""
-        ...
-
-    @property
     def falsified(self) -> Falsification | None:
-        """Where F_n is empty."""
+        """Where F_n, or an interval, is empty."""
         ...
 
 

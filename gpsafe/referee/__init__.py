@@ -7,6 +7,7 @@ from gpsafe.referee.claim import Claim, claimed
 from gpsafe.referee.examine import Examination, examine
 from gpsafe.referee.face import verify
 from gpsafe.referee.finding import Finding, Findings, Ruling
+from gpsafe.referee.norms import OverEstimate, over_estimate
 from gpsafe.referee.rows import Rows, arranged
 from gpsafe.referee.trials import Design, Tried, judge
 
@@ -16,6 +17,7 @@ __all__ = [
     "Examination",
     "Finding",
     "Findings",
+    "OverEstimate",
     "Rows",
     "Ruling",
     "Tried",
@@ -23,5 +25,6 @@ __all__ = [
     "claimed",
     "examine",
     "judge",
+    "over_estimate",
     "verify",
 ]

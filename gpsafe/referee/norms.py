@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpsafe import linalg
+from gpsafe import _require, linalg
 from gpsafe._show import short
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.referee import trials
 from gpsafe.referee.trials import Design, Tried
 from gpsafe.rkhs import kernels
@@ -119,3 +120,35 @@ def random_functions(design: Design, y: Tensor, *, seed: int = 0) -> Tensor:
         square = rest.T @ gram @ rest + 2 * rest.T @ cross @ weights + weights.T @ inner @ weights
         found.append(float(square.clamp_min(0.0).sqrt()))
     return torch.tensor(sorted(found), dtype=torch.float64)
+
+
+@short
+@dataclass(frozen=True, slots=True)
+class OverEstimate:
+    """What is published as a bound of ‖f‖_k from above, and what it is under.
+
+    Attributes:
+        value: the estimate.
+        failure: probability that ‖f‖_k is larger, if the assumption holds.
+        assumptions: that one.
+    """
+
+    value: float
+    failure: float
+    assumptions: tuple[Believed, ...]
+
+
+def over_estimate(design: Design, y: Tensor, *, failure: float = 0.05, seed: int = 0) -> OverEstimate:
+    """The PAC over-estimate of one column y (n,): the least order statistic of `random_functions` that is enough.
+
+    N draws and f, all of one kind, are exchangeable: ‖f‖ exceeds the k-th smallest of the N norms with probability at most
+    1 − k/(N + 1), and k = ⌈(1 − failure)(N + 1)⌉.
+
+    Raises:
+        ValueError: if N draws cannot show so small a failure.
+    """
+    rank = math.ceil((1 - _require.probability("norms.over_estimate", "failure", failure)) * (DRAWS + 1) - 1e-9)
+    if rank > DRAWS:
+        raise _require.fail("norms.over_estimate", f"failure >= 1/{DRAWS + 1}", failure)
+    kind = Assumption.GIVEN("f is one more random function of the kind that was drawn (centres and weights uniform)")
+    return OverEstimate(float(random_functions(design, y, seed=seed)[rank - 1]), failure, listed([kind]))

@@ -5,17 +5,27 @@ from gpsafe.safety.certified_map import CertifiedMap, certified_map
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.safety.filter_env import SafetyFilterWrapper
 from gpsafe.safety.flight import Flight, fly
+from gpsafe.safety.gosafe import Boundary, Rollouts
+from gpsafe.safety.recovery import Recovery, RecoveryShield
 from gpsafe.safety.safe_parameters import SafeParameters, sound_upper
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, policy_distance, policy_gap, reachable
+from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.safety.shield import NotCertified, Shield, noise_radius
 
 __all__ = [
     "Allowance",
+    "Beliefs",
+    "Boundary",
     "BudgetFilter",
     "CertifiedMap",
     "Flight",
     "NotCertified",
     "PolicyGap",
+    "Recovery",
+    "RecoveryShield",
+    "Rollouts",
+    "SafeOptRule",
+    "SafeOptSets",
     "SafeParameters",
     "SafePolicySet",
     "SafetyFilter",

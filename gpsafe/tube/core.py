@@ -34,6 +34,7 @@ adversary chooses within E(0, W).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -71,7 +72,8 @@ class Linearisation:
 class TubeModel(Protocol):
     """What a tube needs of a model with M members (a Gaussian process has one).
 
-    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there, and `growth(k)`, see the module.
+    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module; and
+    `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`).
     """
 
     @property
@@ -184,6 +186,11 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
     return _square(torch.cat(columns, dim=-1))
 
 
+def around_box(box: Tensor) -> Tensor:
+    """A factor of the least ellipsoid that contains |r_i| ≤ box_i, Q = n diag(box_i²): (*b, n) → (*b, n, n)."""
+    return math.sqrt(box.shape[-1]) * torch.diag_embed(box)
+
+
 def _square(factor: Tensor) -> Tensor:
     """A square L with the LLᵀ of a wide one."""
     return torch.linalg.qr(factor.mT)[1].mT
@@ -233,6 +240,7 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
     eye = torch.eye(nx, dtype=torch.float64, device=x.device).expand(*batch, members, nx, nx)
     factor = (0.0 if sound else START) * eye
     factors, growth = [factor], getattr(model, "growth", None) if sound else None
+    boxes = getattr(model, "boxes", None) if sound else None
     sure = drawn = factor
     for k, local in enumerate(locals_):
         carried = (local.A + local.B @ gain[k]) @ factor
@@ -243,7 +251,11 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
             reach = x.abs() + references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
             size = sizes(local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
             rest = rest + ROUNDING * size
-            if growth is None:
+            if boxes is not None:
+                first, *others = boxes(x, u, factor, gain[k])
+                around = [around_box(box) for box in (first + ROUNDING * size, *others)]
+                factor = outer_sum([carried, noise, *around]) * (1 + ROUNDING)
+            elif growth is None:
                 factor = outer_sum([carried, noise], rest) * (1 + ROUNDING)
             else:
                 loop = local.A + local.B @ gain[k]

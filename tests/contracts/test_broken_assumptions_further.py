@@ -21,6 +21,7 @@ from gpsafe.confidence import ActSafeForm, ConfidenceBound, Constant, Lederer, M
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.safety.safeopt import lipschitz_safe
 from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.double_integrator import DoubleIntegrator
@@ -210,10 +211,20 @@ def terminal_invariant() -> tuple[bool, bool]:
     return drifts, not bool(kept.all())
 
 
+def lipschitz() -> tuple[bool, bool]:
+    """f = 1/4 − x/2, known at x = 0 alone, as SafeOpt sees it: a stated slope of 0.1 admits x = 1, where f < 0."""
+    points = torch.linspace(0.0, 1.0, 5).double().unsqueeze(-1)
+    value, known = 0.25 - 0.5 * points[:, 0], points[:, 0] == 0.0
+    lower = torch.where(known, value, -torch.inf).unsqueeze(-1)
+    gap = torch.cdist(points, points)
+    admitted = [lipschitz_safe(known, lower, gap, vector(slope), vector(0.0)) for slope in (0.1, 0.5)]
+    return bool((admitted[0] & (value < 0)).any()), bool((admitted[1] & (value < 0)).any())
+
+
 RUNS: dict[Assumption, Callable[[], tuple[bool, bool]]] = {
     A.NOISE_BOX: noise_box, A.INITIAL_SET: initial_set, A.CALIBRATED: calibrated, A.EXCHANGEABLE: exchangeable,
     A.HELD_OUT: held_out, A.PAPER_TUBE: paper_tube, A.NOISE_ELLIPSOID: noise_ellipsoid,
-    A.TERMINAL_INVARIANT: terminal_invariant,
+    A.TERMINAL_INVARIANT: terminal_invariant, A.LIPSCHITZ: lipschitz,
 }  # fmt: skip
 
 

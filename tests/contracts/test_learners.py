@@ -19,7 +19,10 @@ from tests import learner_cases as cases
 from tests.learner_cases import LEARNERS, robot_of
 
 EPISODES = 3
-every_learner = pytest.mark.parametrize("name", LEARNERS)
+SLOW = {"gosafe"}  # the same code as "safeopt" but for the flight
+every_learner = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LEARNERS]
+)
 
 
 @cache

@@ -1,0 +1,108 @@
+"""SafeOpt and GoSafe as learners: what they promise, what they learn from, and jumps over what is unsafe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
+from gpsafe.assumptions import Assumption
+from gpsafe.confidence import Constant
+from gpsafe.linalg import vector
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
+from gpsafe.rkhs import kernels
+from gpsafe.safety import SafeOptRule
+from gpsafe.sets import Box
+from gpsafe.systems.base import CallableSystem, IndicatorCost
+from tests.learner_cases import gosafe, one_d, safeopt
+
+
+def test_it_promises_something_only_where_a_theorem_covers_an_episodes_cost():
+    sound = safeopt()
+    assert sound.unsound is None
+    assert {Assumption.RKHS_NORM, Assumption.SUBGAUSSIAN, Assumption.INITIAL_SET} <= {e.kind for e in sound.assumptions}
+    low = tuple(replace(bound, subgaussian=9.9) for bound in sound.bounds)
+    by_hand = (sound.bounds[0], Constant(value=2.0))
+    for change, reason in (
+        ({"bounds": low}, "10-sub-Gaussian"),
+        ({"bounds": by_hand}, "no theorem"),
+        ({"measure": Margins(one_d())}, "not the task's J_c"),
+        ({"rule": SafeOptRule.released(vector(-torch.inf, 0.0))}, "forget S_0"),
+    ):
+        assert reason in str(sound.with_(**change).unsound)
+    assert "GoSafe's theorem" in str(gosafe().unsound)
+    with_slopes = sound.with_(rule=SafeOptRule(vector(-torch.inf, 0.0), vector(0.0, 3.0)))
+    assert with_slopes.unsound is None and Assumption.LIPSCHITZ in {e.kind for e in with_slopes.assumptions}
+
+
+def test_an_episode_is_one_measurement_of_the_policy_that_flew_it_whole_and_no_other():
+    learner = safeopt()
+    states, inputs = learner.rollout(learner.ask())
+    learner.tell(states, inputs)
+    assert [model.num_data for model in learner.standing.models] == [1, 1]
+    told = learner.standing.models[1].targets
+    assert told is not None and float(told) == pytest.approx(0.2 - float(one_d().cost(states[:-1]).sum()))
+    assert torch.equal(Totals(one_d())(states, inputs)[1:], told[0])
+    for x, u in ((states[:-3], inputs[:-3]), (states + 1e-3, inputs), (states, inputs * 0.5)):
+        learner.tell(x, u)
+    assert [model.num_data for model in learner.standing.models] == [1, 1] and learner.told == 4
+
+
+def test_an_empty_interval_refutes_it():
+    learner = safeopt().with_(bounds=(Constant(value=1e-3), Constant(value=1e-3)))
+    learner.learn(8)
+    assert learner.falsified is not None and learner.told < 8
+
+
+def test_parts_that_do_not_fit_are_refused():
+    given = safeopt()
+    for change in (
+        {"points": given.points[:-1]},
+        {"models": given.models[:1]},
+        {"models": (given.models[0], GP.regression(kernels.rbf([1.0, 1.0]), dim=2, noise_std=1.0))},
+        {"rule": SafeOptRule(vector(-torch.inf, 0.5))},
+        {"initial_safe": []},
+    ):
+        with pytest.raises(ValueError, match=r"SafeOpt|S_0"):
+            given.with_(**change)
+
+
+# ------------------------------------------------------------------------------------------- a gap between safe sets
+def island(lipschitz: float = 1.0, jump: float = 0.2) -> GoSafe:
+    """x⁺ = x + 0.2u, (almost) no noise, ten steps: u = 1 leaves x ≤ 1, the other inputs do not; 3 is no neighbour."""
+    one = torch.ones(1, 1).double()
+    system = CallableSystem(
+        name="island", nx=1, nu=1, state_box=Box(vector(-3.0), vector(3.0)), input_box=Box(vector(-1.0), vector(1.0)),
+        noise_std=vector(1e-9), initial_state=vector(0.0), horizon=10, cost=IndicatorCost(one, vector(1.0)), budget=0.0,
+        dynamics=lambda x, u: x + 0.2 * u, reward_fn=lambda x, u: -x[..., 0],
+    )  # fmt: skip
+    policies = AffinePolicies(
+        vector(0.0, 0.05, 1.0, -0.35).reshape(4, 1), torch.zeros(4, 1, 1).double(), system.input_box
+    )
+    models = tuple(GP.regression(kernels.rbf([0.05], variance=4.0), dim=1, noise_std=0.01) for _ in range(2))
+    points = vector(0.0, 0.05, 1.0, 2.0).reshape(4, 1)
+    parts = (system, policies, [0], points, models, (Constant(value=2.0),) * 2, SafeOptRule(vector(-torch.inf, 0.0)))
+    return GoSafe(*parts, Margins(system), lipschitz_state=lipschitz, jump=jump, settled=1.0)
+
+
+def test_gosafe_jumps_to_an_island_and_is_brought_back_from_the_cliff():
+    learner = island()
+    learner.learn(8)
+    rows, at = learner.logger.rows, learner.standing
+    tried = [row["policy"] for row in rows if row["phase"] == "global"]
+    assert set(tried) >= {2, 3} and bool(at.sets[-1].safe[3]) and not bool(at.sets[-1].safe[2])
+    assert 2 in at.failed and all(row["cost"] == 0 for row in rows)
+    alone = SafeOpt(
+        *(
+            getattr(learner, n)
+            for n in ("system", "policies", "initial_safe", "points", "models", "bounds", "rule", "measure")
+        )
+    )
+    assert not bool(alone.learn(8).standing.sets[-1].safe[3])
+
+
+def test_control_a_state_slope_that_is_too_small_lets_it_over_the_cliff():
+    assert any(row["cost"] > 0 for row in island(1e-3, 0.0).learn(8).logger.rows)
