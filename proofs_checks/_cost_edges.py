@@ -94,7 +94,7 @@ def _gradient() -> CostEdge:
     """From x_1 the residual jumps by B sd_post[f(x_1)], having been seen at the cell's centre and at x_0 (theory §5.11).
 
     To second order that is β sd[f(c) + ∂_v f(c)] plus B times the Taylor rest: the box of gradients, here narrower than that of
-    the kernel metric, is nearly attained. The centre is an anchor; x_1 keeps away from the next cell, as f(x_0) is not quite known.
+    the kernel metric, is nearly attained. The centre is an anchor; x_1 keeps off the next cell, as f(x_0) is not quite known.
     """
     kernel, start, near = kernels.rbf(2.5, dims=(0,)), -1.9, 0.495
     seen, end = _z(0.5 * CELL, start), _z(near)
