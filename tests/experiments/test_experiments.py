@@ -17,7 +17,14 @@ MODULES = sorted(
 )
 
 
-SLOW = {"xmpsc_table1"}  # IPOPT several times over: forty seconds
+SLOW = {  # more than four seconds each; IPOPT several times over: forty. What they do is tested where their methods are.
+    "check_scaling",
+    "compare",
+    "continuous_policies",
+    "pendulum_sound",
+    "xmpsc_filter",
+    "xmpsc_table1",
+}
 
 
 @pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES])
