@@ -169,6 +169,17 @@ class Averager:
         return result.contiguous()
 
 
+def touched(grid: Grid, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First and last sub-cell along each axis that boxes [low, high] meet, (P, N, nx) all, and which leave the grid, (P, N)."""
+    inside = ((low >= grid.box.lower) & (high <= grid.box.upper) & (low <= high)).all(-1)
+    low, high = (torch.where(inside.unsqueeze(-1), end, grid.box.lower) for end in (low, high))
+    sub = low.new_tensor([n * s for n, s in zip(grid.cells, grid.split, strict=True)])
+    width = grid.size / low.new_tensor(grid.split)
+    first = torch.minimum(((low - grid.box.lower) / width - 1e-9).floor().clamp_min(0), sub - 1).long()
+    last = torch.minimum(((high - grid.box.lower) / width + 1e-9).floor().clamp_min(0), sub - 1).long()
+    return first, torch.maximum(first, last), ~inside  # also what is empty or NaN leaves it
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeMax:
     """max of a table (P, S1[, S2[, S3]]) over index boxes, by a sparse table of power-of-two windows."""
@@ -180,16 +191,10 @@ class RangeMax:
     @staticmethod
     def build(grid: Grid, low: Tensor, high: Tensor) -> RangeMax:
         """Index boxes of the mean boxes [low, high], both (P, N, nx)."""
+        firsts, lasts, outside = touched(grid, low, high)
         sub = [n * s for n, s in zip(grid.cells, grid.split, strict=True)]
-        inside = ((low >= grid.box.lower) & (high <= grid.box.upper) & (low <= high)).all(-1)
-        outside = ~inside  # also what is empty or NaN
-        low, high = (torch.where(inside.unsqueeze(-1), end, grid.box.lower) for end in (low, high))
         starts, stops, levels = [], [], []
-        for i, size in enumerate(sub):
-            width = float(grid.size[i]) / grid.split[i]
-            first = ((low[..., i] - grid.box.lower[i]) / width - 1e-9).floor().clamp(0, size - 1).long()
-            last = ((high[..., i] - grid.box.lower[i]) / width + 1e-9).floor().clamp(0, size - 1).long()
-            last = torch.maximum(first, last)
+        for first, last, size in zip(firsts.unbind(-1), lasts.unbind(-1), sub, strict=True):
             level = torch.zeros_like(first)
             for power in range(1, size.bit_length()):
                 level += (last - first + 1) >= (1 << power)

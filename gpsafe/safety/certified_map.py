@@ -116,26 +116,14 @@ def certified_map(
     Raises:
         ValueError: for a goal or a grid of another dimension, and as `RobustDP` does for what it does not know.
     """
-    where = "certified_map"
-    if grid.box.dim != task.nx:
-        raise _require.fail(where, f"a grid of dimension {task.nx}", grid.box.dim)
-    if goal is not None and goal.dim != grid.box.dim:
-        raise _require.fail(where, f"a goal of dimension {grid.box.dim}", goal.dim)
-    program = RobustDP(grid, task.with_(initial_state=grid.centers[0]))
-    enclosure = program.enclosure(confidence, policies).refine(confidence)
-    low, high = (end[:, : grid.num] for end in enclosure.boxes())
-    centers, radius = enclosure.centers[: grid.num], enclosure.radius[: grid.num]
-    ends = centers - radius, centers + radius
-    meets = ~(task.cost.upper(*ends) <= 0.0)  # NaN is unsafe
-    inside = task.cost.lower(*ends) > 0.0
-    nowhere = torch.zeros_like(meets)
+    cells = Cells.of(confidence, policies, task, grid, goal)
+    meets, inside, nowhere = cells.unsafe, cells.surely_unsafe, torch.zeros_like(cells.unsafe)
     if goal is None:
         bad, good = _Event(meets, nowhere, 0.0), _Event(nowhere, inside, 1.0)
     else:
-        within = ((ends[0] >= goal.lower) & (ends[1] <= goal.upper)).all(-1)
-        touches = ((ends[1] >= goal.lower) & (ends[0] <= goal.upper)).all(-1)
-        bad, good = _Event(meets, within & ~meets, 1.0), _Event(touches & ~inside, inside, 0.0)
-    boxes, step = (low, high), max(1, program.chunk // grid.num)
+        bad, good = _Event(meets, cells.surely_goal, 1.0), _Event(cells.goal, inside, 0.0)
+    program = cells.program
+    boxes, step = (cells.low, cells.high), max(1, program.chunk // grid.num)
     parts = [tuple(end[i : i + step] for end in boxes) for i in range(0, policies.num, step)]
     failed, reached = (
         torch.cat([event.most(program.average, *part, steps=task.horizon - 1) for part in parts])
@@ -145,6 +133,47 @@ def certified_map(
     upper = torch.maximum((reached + ROUNDING).clamp(0.0, 1.0), lower)
     believed = program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
     return CertifiedMap(grid, lower, upper, believed, confidence, policies, task, goal)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """What the programs of a map run on.
+
+    Attributes:
+        program: on the grid.
+        low, high: boxes of next means, (P, N, nx).
+        unsafe, surely_unsafe: cells that meet {c > 0}, and that lie in it, (N,).
+        goal, surely_goal: cells that meet G and do not lie in {c > 0}; that lie in G and do not meet {c > 0}, (N,).
+    """
+
+    program: RobustDP
+    low: Tensor
+    high: Tensor
+    unsafe: Tensor
+    surely_unsafe: Tensor
+    goal: Tensor
+    surely_goal: Tensor
+
+    @staticmethod
+    def of(confidence: ConfidenceSet, policies: PolicyClass, task: Task, grid: Grid, goal: Box | None) -> Cells:
+        """Arguments as of `certified_map`."""
+        where = "certified_map"
+        if grid.box.dim != task.nx:
+            raise _require.fail(where, f"a grid of dimension {task.nx}", grid.box.dim)
+        if goal is not None and goal.dim != grid.box.dim:
+            raise _require.fail(where, f"a goal of dimension {grid.box.dim}", goal.dim)
+        program = RobustDP(grid, task.with_(initial_state=grid.centers[0]))
+        enclosure = program.enclosure(confidence, policies).refine(confidence)
+        low, high = (end[:, : grid.num] for end in enclosure.boxes())
+        centers, radius = enclosure.centers[: grid.num], enclosure.radius[: grid.num]
+        ends = centers - radius, centers + radius
+        meets = ~(task.cost.upper(*ends) <= 0.0)  # NaN is unsafe
+        inside = task.cost.lower(*ends) > 0.0
+        touches = within = torch.zeros_like(meets)
+        if goal is not None:
+            within = ((ends[0] >= goal.lower) & (ends[1] <= goal.upper)).all(-1)
+            touches = ((ends[1] >= goal.lower) & (ends[0] <= goal.upper)).all(-1)
+        return Cells(program, low, high, meets, inside, touches & ~inside, within & ~meets)
 
 
 @dataclass(frozen=True, slots=True)
