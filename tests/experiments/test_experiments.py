@@ -17,7 +17,7 @@ MODULES = sorted(
 )
 
 
-SLOW = {"xmpsc_table1"}  # IPOPT several times over: forty seconds
+SLOW = {"xmpsc_table1", "neighbours"}  # IPOPT several times over; fourteen runs of learners: ten seconds and more
 
 
 @pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MODULES])
