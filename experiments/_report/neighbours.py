@@ -33,13 +33,13 @@ from gpsafe.tube import GPTube, KollerTube, SampledTube, Tube, TubeModel, lqr_ga
 from . import line
 
 SMOOTH = {"kernel": kernels.rbf([0.5], variance=0.5), "noise_std": 0.05}  # of margins, by eye
-REWARD = {"kernel": kernels.rbf([0.5], variance=100.0), "noise_std": 0.3}
+REWARD = {"kernel": kernels.rbf([0.5], variance=900.0), "noise_std": 0.3}
 COST = kernels.matern(0.5, [0.5], variance=100.0)
 THRESHOLD = vector(-torch.inf, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------- explorers
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A plant and a class of set-point policies, where the truth can be computed.
 
@@ -59,13 +59,15 @@ class Stage:
         """The robust program of the task."""
         return RobustDP(Grid(self.grid, (cells,)), Task.of(self.system))
 
-    def truth(self, cells: int) -> line.Truth:
-        """J_c of every policy on the plant, enclosed."""
-        fine = self.program(cells)
-        confidence = ConfidenceSet(line.sound_bound(self.system)).update(line.model(self.system))
-        enclosure = fine.enclosure(confidence, self.policies)
-        exact = enclosure.with_residual(self.system.residual_fn(enclosure.z))
-        return line.Truth(fine.lower(exact), fine.upper(exact))
+
+@lru_cache(maxsize=4)
+def truth(stage: Stage, cells: int) -> line.Truth:
+    """J_c of every policy on the plant, enclosed."""
+    fine, system = stage.program(cells), stage.system
+    confidence = ConfidenceSet(line.sound_bound(system)).update(line.model(system))
+    enclosure = fine.enclosure(confidence, stage.policies)
+    exact = enclosure.with_residual(system.residual_fn(enclosure.z))
+    return line.Truth(fine.lower(exact), fine.upper(exact))
 
 
 @cache
@@ -102,7 +104,7 @@ def _actsafe(stage: Stage, cells: int, seed: int) -> ActSafe:
 
 def _theorem(stage: Stage, cells: int, seed: int) -> SafeOpt:
     """B from the true costs: the least norm of a function through d − J_c of the class, and 1 % more."""
-    slack = stage.system.budget - stage.truth(8 * cells).upper
+    slack = stage.system.budget - truth(stage, 8 * cells).upper
     gram = kernels.cross(COST, stage.points, stage.points)
     norm = 1.01 * float((slack @ torch.linalg.solve(gram, slack)).sqrt())
     noise = 0.5 * stage.system.horizon

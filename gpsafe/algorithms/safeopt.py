@@ -211,6 +211,19 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         counts = len(sets), int(sets.expanders.sum()), int(sets.maximisers.sum())
         return at, SafeOptEpisode(len(at.sets) - 2, phase, policy, *counts, float(sets.width[policy].amax()))
 
+    def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
+        """As of any class; an episode that was cut short refutes that every observation is kept."""
+        at, _ = self._decided()
+        short = len(states) <= self.system.horizon and torch.equal(states[0], self.system.initial_state)
+        row = dict(ClassLearner._learn(self, number, asked, states, inputs))
+        if short and _same(self._flight(at), states, inputs):
+            row["falsified"] = row["falsified"] or "an episode of the policy was cut short: its measurement is missing"
+        return row
+
+    def _flight(self, at: SafeOptStanding) -> _Watched:
+        """What flies: the chosen policy."""
+        return _Watched(self._act, at.chosen[0], None)
+
     def _conclude(self, at: SafeOptStanding, states: Tensor, inputs: Tensor) -> SafeOptStanding:
         """Nothing is learned of an episode that was not the whole of the asked policy's, from x_0."""
         policy, _ = at.chosen

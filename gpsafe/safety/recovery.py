@@ -1,7 +1,6 @@
-"""Recovery shielding: a learner's input passes while the probability of a violation after it, under a backup policy, stays
-small.
+"""Recovery shielding: a learner's input passes while a violation after it, under a backup policy, is improbable.
 
-After Goodall & Belardinelli, "Recovery shielding with Gaussian-process dynamics" (arXiv 2602.12444, AAMAS 2026), as their
+After Goodall & Belardinelli on recovery shielding with Gaussian-process dynamics (arXiv 2602.12444, AAMAS 2026), as their
 abstract has it: a learner, a backup policy, a Gaussian process that says how uncertain the next states are, and a lower bound
 of the probability of safety. How they propagate uncertainty is not restated here: the probabilities are those of this library,
 certified for every f ∈ F_n (`gpsafe.cost.to_go`), so that the rule is theirs and the proof is below.

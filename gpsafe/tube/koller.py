@@ -65,7 +65,9 @@ class Constants:
     """Lipschitz constants of the learned outputs.
 
     Attributes:
-        slope: L_∇μ, of the gradient of the posterior mean, (p,).
+        slope: L_∇μ, of the gradient of the posterior mean, (p,). It is halved in b¹: a constant that is to multiply r² itself
+        is
+            L_∇μ/2.
         std: L_σ, of the posterior deviation, (p,).
         value: L_g, of the residual itself, (p,).
     """

@@ -1,7 +1,7 @@
 """Tubes of posterior samples: a plan is followed under K functions drawn from the Gaussian process, and that is the tube.
 
-After Prajapat, Köhler, Turchetta, Krause & Zeilinger, "Finite-sample-based reachability for safe control with Gaussian process
-dynamics" (arXiv 2505.07594) and their program `sampling-gpmpc`: member m of the tube is x⁺ = p(z) + f_m(z), f_m one function
+After Prajapat et al., "Finite-sample-based reachability for safe control with Gaussian process dynamics" (arXiv 2505.07594),
+and their program `sampling-gpmpc`: member m of the tube is x⁺ = p(z) + f_m(z), f_m one function
 at all times (Matheron's rule, `gpsafe.models.samples`), with the same inputs for all.
 
 **What K samples prove**, about one number s(f) of a plan (the largest excess of a constraint row, say), *for a plan that was

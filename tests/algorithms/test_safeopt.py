@@ -46,9 +46,17 @@ def test_an_episode_is_one_measurement_of_the_policy_that_flew_it_whole_and_no_o
     told = learner.standing.models[1].targets
     assert told is not None and float(told) == pytest.approx(0.2 - float(one_d().cost(states[:-1]).sum()))
     assert torch.equal(Totals(one_d())(states, inputs)[1:], told[0])
-    for x, u in ((states[:-3], inputs[:-3]), (states + 1e-3, inputs), (states, inputs * 0.5)):
+    for x, u in ((states[:-3], inputs[:-3] * 0.5), (states + 1e-3, inputs), (states, inputs * 0.5)):
         learner.tell(x, u)
     assert [model.num_data for model in learner.standing.models] == [1, 1] and learner.told == 4
+
+
+def test_an_episode_that_is_cut_short_is_a_missing_measurement_and_ends_the_promise():
+    learner = safeopt()
+    states, inputs = learner.rollout(learner.ask())
+    learner.tell(states[:5], inputs[:4])
+    assert "cut short" in str(learner.falsified) and not learner.logger.rows[-1]["guaranteed"]
+    assert learner.standing.models[1].num_data == 0
 
 
 def test_an_empty_interval_refutes_it():

@@ -21,6 +21,7 @@ SLOW = {  # more than four seconds each; IPOPT several times over: forty. What t
     "check_scaling",
     "compare",
     "continuous_policies",
+    "neighbours",
     "pendulum_sound",
     "xmpsc_filter",
     "xmpsc_table1",
