@@ -242,7 +242,7 @@ def _estimates(rows: list[dict[str, Any]]) -> Table:
         for (kind,), group in grouped(rows, "kind").items()
     ]
     claim = "The estimate is to be at least the norm with probability 0.95, if f is one of the kind that is drawn."
-    caption = f"60 rows, noise 0.01. {claim}"
+    caption = f"60 rows, noise 0.01. {claim} Those here look like the draws, which are scaled by the rows, and are not."
     return Table(("function", "estimate ≥ norm", "estimate / norm"), table, caption)
 
 
