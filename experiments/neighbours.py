@@ -173,20 +173,22 @@ def _explorers(rows: list[dict[str, Any]]) -> Table:
     )  # fmt: skip
     table = []
     for (stage, name), group in grouped(rows, "stage", "explorer").items():
-        unsafe, total = sum(r["unsafe_episodes"] for r in group), sum(r["episodes"] for r in group)
+        unsafe, total, watched = (sum(r[key] for r in group) for key in ("unsafe_episodes", "episodes", "global"))
         table.append(
             (
                 stage, name, "a theorem" if group[0]["sound"] else "nothing",
                 plus_minus((_last(r, "safe") / r["true_safe"] for r in group), 3),
-                plus_minus((_last(r, "unsafe") for r in group), 1), str(Share(unsafe, total)),
+                plus_minus((_last(r, "unsafe") for r in group), 1),
+                str(Share(unsafe, total)) + (f" ({watched} watched)" if watched else ""),
                 plus_minus((r["violating_steps"] for r in group), 1), str(Share.of(r["falsified"] for r in group)),
             )
         )  # fmt: skip
     caption = (
         "81 set-points, S_0 of 5. reference: 58 are safe. dormant: f is invisible up to a random state below the limit, then "
         "as large as its norm allows. Intervals are 95 %, over seeds (means) or episodes (shares, Clopper–Pearson; episodes "
-        "of a run are not independent). GoSafe watches its episodes with an unsafe policy, so that few violate. A refuted run "
-        "stops: an interval was empty."
+        "of a run are not independent). A refuted run stops: an interval was empty. In brackets: GoSafe's episodes under "
+        "watch, whose policy is not in S_n and may be unsafe. ActSafe's S_n is that of the last flight, one episode behind the "
+        "others'."
     )
     return Table(columns, table, caption)
 
@@ -211,7 +213,8 @@ def _containment(rows: list[dict[str, Any]], arguments: Any) -> Table:
     caption = (
         f"{arguments.transitions} transitions, plans of {arguments.steps} steps with their LQR gain, noise at δ = {DELTA:g} a "
         "plan; the hull of all members counts, and its width is that of the speed. Members at the edge: f ∈ F_n that is "
-        "largest or smallest at the plan's first point. Clopper–Pearson, 95 %; runs under one plan are not independent."
+        "largest or smallest at the plan's first point; noise leaves its ellipsoids in up to δ of the runs. Clopper–Pearson, "
+        "95 %; runs under one plan are not independent."
     )
     return Table(columns, table, caption)
 
@@ -239,7 +242,7 @@ def _estimates(rows: list[dict[str, Any]]) -> Table:
         for (kind,), group in grouped(rows, "kind").items()
     ]
     claim = "The estimate is to be at least the norm with probability 0.95, if f is one of the kind that is drawn."
-    caption = f"60 rows, noise 0.01. {claim}"
+    caption = f"60 rows, noise 0.01. {claim} Those here look like the draws, which are scaled by the rows, and are not."
     return Table(("function", "estimate ≥ norm", "estimate / norm"), table, caption)
 
 
@@ -263,11 +266,14 @@ def _growth(rows: list[dict[str, Any]]) -> Figure:
                 )
                 mean = values.mean(0)
                 axes.plot(range(length), mean, label=name, **look.line)
-                axes.fill_between(range(length), mean - half, mean + half, color=look.colour, alpha=0.15, linewidth=0)
+                axes.fill_between(
+                    range(length), np.maximum(mean - half, 0), mean + half, color=look.colour, alpha=0.15, linewidth=0
+                )
         left.set(ylabel="safe members / safe policies", ylim=(0, 1.05), title=f"{stage} (mean ± 95 %)")
         right.set(ylabel="unsafe members")
     for axes in panels[-1]:
         axes.set(xlabel="episode")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     plotting.legend_beside(panels[0, 1])
     return figure
 

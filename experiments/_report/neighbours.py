@@ -131,7 +131,7 @@ EXPLORERS: Mapping[str, Callable[[Stage, int, int], Learner]] = {
     "SafeOpt, margin, beta = 2": _by_eye(Margins, SAME),
     "SafeOpt, margin, beta = 2, L": _by_eye(Margins, SafeOptRule(THRESHOLD, vector(0.0, 1.2))),
     "SafeOpt, released program": _by_eye(Margins, SafeOptRule.released(THRESHOLD)),
-    "GoSafe, margin, beta = 2": _by_eye(Margins, SAME, lipschitz_state=1.2, jump=0.1, settled=0.35),
+    "GoSafe, margin, beta = 2": _by_eye(Margins, SAME, lipschitz_state=1.2, jump=0.5, settled=1.5),
 }
 
 

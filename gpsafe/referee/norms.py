@@ -142,7 +142,8 @@ def over_estimate(design: Design, y: Tensor, *, failure: float = 0.05, seed: int
     """The PAC over-estimate of one column y (n,): the least order statistic of `random_functions` that is enough.
 
     N draws and f, all of one kind, are exchangeable: ‖f‖ exceeds the k-th smallest of the N norms with probability at most
-    1 − k/(N + 1), and k = ⌈(1 − failure)(N + 1)⌉.
+    1 − k/(N + 1), and k = ⌈(1 − failure)(N + 1)⌉. The draws are scaled by the very rows, so that even a random function with
+    uniform centres and weights of its own is not one of them: the level is not met on such (tests/referee).
 
     Raises:
         ValueError: if N draws cannot show so small a failure.

@@ -32,7 +32,8 @@ def test_it_is_the_least_order_statistic_that_is_enough():
 
 
 @pytest.mark.slow
-def test_it_covers_functions_of_the_kind_that_is_drawn_and_control_none_that_wake_up_beyond_the_rows():
+def test_it_is_no_bound_for_random_functions_of_the_same_look_and_still_less_for_those_that_wake_up_beyond_the_rows():
+    """Draws are scaled by the same rows, so that a function which was not drawn so is not exchangeable with them."""
     covered, missed = 0, 0
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -43,4 +44,4 @@ def test_it_covers_functions_of_the_kind_that_is_drawn_and_control_none_that_wak
             :, 0
         ]  # 50 k(4, ·): norm 50, nearly 0 on [0, 1]
         missed += over_estimate(design(z), f(z) + 50 * far, seed=seed).value < 40.0
-    assert covered >= 15 and missed == 20
+    assert covered < 15 and missed == 20  # of 20, where 0.95 is promised under the assumption

@@ -228,3 +228,40 @@ def test_the_boundary_condition_is_that_of_the_paper(seed):
     assert bool(adopted.safe[3]) and torch.equal(adopted.lower[3], torch.maximum(lower[3], H2))
     empty = Boundary.of(sets, H2, Rollouts.empty(2), lipschitz=1.0, jump=0.0)
     assert float(empty.slack_at(torch.zeros(1, 2).double())[0]) == -math.inf
+
+
+# ------------------------------------------------------------------ invariances
+def posterior(seed: int) -> tuple[list[GP], list[Constant]]:
+    models = [GP.regression(kernels.rbf([LENGTH]), dim=1, noise_std=NOISE) for _ in range(3)]
+    where = torch.tensor([5, 6, 8])
+    return [m.condition_on(POINTS[where], 0.5 + 0.5 * draw(seed + i, 3, 1)) for i, m in enumerate(models)], [
+        Constant(value=1.0)
+    ] * 3
+
+
+@given(seeds(), st.sampled_from(sorted(RULES)))
+@settings(max_examples=6)
+def test_the_order_of_policies_does_not_matter(seed, kind):
+    (models, bounds), order = posterior(seed), torch.randperm(13, generator=torch.Generator().manual_seed(seed))
+    rule, place = RULES[kind](H2, torch.ones(3).double()), order.argsort()
+    one = rule.step(rule.start(13, [5, 6]), Beliefs.of(models, bounds, POINTS), GAP)
+    moved = Beliefs.of(models, bounds, POINTS[order])
+    two = rule.step(rule.start(13, place[[5, 6]]), moved, GAP[order][:, order])
+    for name in ("safe", "expanders", "maximisers"):
+        assert torch.equal(getattr(one, name)[order], getattr(two, name))
+
+
+@given(seeds(), st.floats(1.0, 5.0))
+@settings(max_examples=6)
+def test_a_larger_slope_a_larger_beta_and_a_higher_threshold_never_admit_more(seed, factor):
+    models, bounds = posterior(seed)
+
+    def safe(slope: float | None, beta: float = 1.0, up: float = 0.0) -> torch.Tensor:
+        rule = SafeOptRule(H2 + up, None if slope is None else torch.full((3,), slope).double())
+        return rule.step(
+            rule.start(13, [5, 6]), Beliefs.of(models, [Constant(value=beta)] * len(bounds), POINTS), GAP
+        ).safe
+
+    wide, own = safe(0.5), safe(None)
+    assert bool((safe(0.5 * factor) <= wide).all()) and bool((safe(0.5, factor) <= wide).all())
+    assert bool((safe(None, factor) <= own).all()) and bool((safe(None, up=factor - 1) <= own).all())
