@@ -107,6 +107,13 @@ def test_links_are_led_to_the_pages_that_show_their_targets():
     assert site.moved("[a](../README.md)", "experiments/README.md", "experiments.md") == "[a](index.md)"
 
 
+def test_equations_become_pictures_that_the_style_colours():
+    page = site.drawn("a\n\n```math\n\\sigma_n \\leq \\frac{1}{2}\n```\n\nb")
+    assert page.startswith('a\n\n<div class="formula" title="\\sigma_n ') and page.endswith("</svg></div>\n\nb")
+    assert "#" not in page.replace('href="#', "") and "```" not in page  # no colour of its own
+    assert "\n" not in page[3:-3] and ".formula svg { fill: currentColor" in (ROOT / "docs" / "site.css").read_text()
+
+
 # --------------------------------------------------------------------------------------------------- the build
 class Page(HTMLParser):
     """Links, sources and anchors of a page."""

@@ -293,7 +293,7 @@ def _excess(
     with torch.no_grad():
         local = model.linearise(x, u)
         reach = local.mean @ H.mT + (H * local.variance.sqrt().unsqueeze(-2)).norm(dim=-1)
-        size = sizes(local, x.abs(), u, law.gain) @ H.abs().mT + region.h.abs()
+        size = sizes(model, local, x.abs(), u, law.gain) @ H.abs().mT + region.h.abs()
         if radii is None or hull is None:
             return (reach - region.h - ROUNDING * size).amax(-1).amax(-1)
         moved = H @ (local.A + local.B @ law.gain)  # (n, M, k, nx)

@@ -72,8 +72,9 @@ class Linearisation:
 class TubeModel(Protocol):
     """What a tube needs of a model with M members (a Gaussian process has one).
 
-    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module; and
-    `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`).
+    It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module;
+    `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`); and
+    `unseen`, see `sizes`.
     """
 
     @property
@@ -159,15 +160,16 @@ def gains(gain: Tensor, steps: int, nx: int, nu: int) -> Tensor:
     return gain.expand(steps, nu, nx)
 
 
-def sizes(local: Linearisation, reach: Tensor, u: Tensor, gain: Tensor) -> Tensor:
+def sizes(model: TubeModel, local: Linearisation, reach: Tensor, u: Tensor, gain: Tensor) -> Tensor:
     """1 + |μ| + |A| ρ + |B|(|u| + |K| ρ), (*b, M, nx): what the rounding of a step is a share of, for states of size ρ = reach.
 
     The terms, not their sum: they may cancel. For networks and Gaussian processes, whose inner terms are not seen, it is a
-    proxy.
+    proxy, and the 1 stands for them, in the units of the state. A model all of whose terms are seen has `unseen` = 0 in its
+    place, so that the units of its states do not matter.
     """
     moved = u.abs() + reach @ gain.abs().mT
     terms = local.A.abs() @ reach.unsqueeze(-1) + local.B.abs() @ moved.unsqueeze(-1)
-    return 1.0 + local.mean.abs() + terms.squeeze(-1)
+    return getattr(model, "unseen", 1.0) + local.mean.abs() + terms.squeeze(-1)
 
 
 def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
@@ -249,7 +251,7 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
             x, u = centers[k], nominal[k]
             rest = model.remainder(x, u, factor, gain[k])
             reach = x.abs() + references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
-            size = sizes(local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
+            size = sizes(model, local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
             rest = rest + ROUNDING * size
             if boxes is not None:
                 first, *others = boxes(x, u, factor, gain[k])

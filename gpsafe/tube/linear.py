@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class LinearTube:
     plant: AffineKnown
     half_axes: Tensor
     mode: Mode = "sound"
+    unseen: ClassVar[float] = 0.0
+    """Size of terms of a step beyond Ax and Bu, in which c cannot hide: none (see `gpsafe.tube.core.sizes`)."""
 
     def __post_init__(self) -> None:
         _require.one_of("LinearTube", "mode", self.mode, MODES)

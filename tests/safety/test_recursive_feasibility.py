@@ -25,10 +25,13 @@ from hypothesis.stateful import (
 
 from gpsafe.certify import Certificate, CertificationProblem, Margins
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
+from gpsafe.confidence import ConfidenceSet
+from gpsafe.confidence.members import extremal_member
+from gpsafe.rkhs import RKHSFunction
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.reference import reference_pendulum
-from gpsafe.tube import LinearTube, Tube
+from gpsafe.tube import GPTube, LinearTube, Tube
 
 FAILURES = ("far", "nan", "short", "breakdown", "singular", "states", "inputs", "terminal")
 
@@ -94,6 +97,12 @@ class Plant(RuleBasedStateMachine):
         self.x, self.age = undisturbed + w, self.age + 1
         self.in_tube()
 
+    @precondition(lambda self: hasattr(self, "x") and bool(self.problem.terminal.contains(self.x)))
+    @rule()
+    def drops(self) -> None:
+        """The stored plan is lost where the backup is certified: the filter starts anew."""
+        self.filter, self.plan, self.age = self.filter.start(), None, 0
+
     def decide(self, proposed: torch.Tensor):
         return self.filter.decide(self.x, proposed)
 
@@ -127,6 +136,27 @@ class PendulumTwin(Plant):
 
     def mean(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return reference_pendulum().mean(x, u)
+
+
+class AnyMember(PendulumTwin):
+    """The same under any function of F_n: f*, or one at the edge of the set where the plant is, changed at will."""
+
+    member: RKHSFunction | None = None
+
+    @rule(which=st.sampled_from((-1, 0, 1)), push=st.floats(-1.0, 1.0))
+    def becomes(self, which: int, push: float) -> None:
+        model = gp_case()[0].model
+        assert isinstance(model, GPTube)
+        z = torch.cat([self.x, torch.tensor([push], dtype=torch.float64)])
+        used = model.confidence
+        self.member = extremal_member(used.bound, used.model, z, float(which)) if which else None
+
+    def mean(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        if self.member is None:
+            return super().mean(x, u)
+        step = reference_pendulum().known(x, u).clone()
+        step[..., 1] += self.member(torch.cat([x, u], dim=-1))
+        return step
 
 
 class Refuted(RuleBasedStateMachine):
@@ -204,9 +234,15 @@ def test_the_terminal_set_of_the_pendulum_is_certified_invariant_for_every_funct
     assert gp_case()[1].certified
 
 
+@pytest.mark.parametrize("machine", [PendulumTwin, AnyMember])
+def test_pendulum_with_gp_tubes_for_a_moment(machine):
+    execute(machine, examples=2, steps=3)
+
+
 @pytest.mark.slow
-def test_pendulum_with_gp_tubes():
-    execute(PendulumTwin, examples=6, steps=8)
+@pytest.mark.parametrize("machine", [PendulumTwin, AnyMember])
+def test_pendulum_with_gp_tubes(machine):
+    execute(machine, examples=8, steps=8)
 
 
 # -------------------------------------------------------------------------------------------------------- controls
@@ -246,6 +282,26 @@ class OffByOne(Plant):
         if decision.source != "plan":
             following = replace(following, stage=self.filter.stage + 1)
         return decision, following
+
+
+class SmallerNorm(AnyMember):
+    """The tube believes in a hundredth of the norm."""
+
+    def build(self) -> SafetyFilter:
+        problem, sure = gp_case()
+        model = problem.model
+        assert isinstance(model, GPTube)
+        bound = model.confidence.bound
+        norms = tuple(0.01 * norm for norm in bound.norms(1).tolist())
+        narrow = ConfidenceSet(replace(bound, rkhs_norm=norms, subgaussian=0.01 * float(bound.noise(1))))
+        small = replace(problem, model=replace(model, confidence=narrow.update(model.confidence.model)))
+        return SafetyFilter(small, Moody(), forged(small, sure.law, sure))
+
+
+@pytest.mark.slow
+def test_control_a_gp_tube_that_believes_in_too_small_a_norm_is_caught():
+    with pytest.raises(AssertionError):
+        execute(SmallerNorm, examples=30, steps=8, derandomize=True)
 
 
 @pytest.mark.parametrize("broken", [ShrunkTube, NotInvariant, OffByOne])

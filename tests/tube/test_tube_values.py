@@ -47,7 +47,7 @@ def test_outer_sums_are_the_formula_with_the_box_as_its_segments():
 def test_sizes_are_sums_of_absolute_terms():
     model, reach, u, gain = stated(3), draw(4, 2, 2).abs(), draw(5, 2, 2), draw(6, 2, 2)
     local = model.linearise(draw(7, 2, 2), u)
-    found = sizes(local, reach, u, gain)
+    found = sizes(model, local, reach, u, gain)
     for m in range(2):
         for i in range(2):
             value = 1.0 + abs(float(local.mean[m, i]))
@@ -146,7 +146,7 @@ def test_sound_tubes_widen_by_the_rounding_of_all_sizes():
         x, factor = tube.center[0, k], tube.factor[0, k]
         reach = x.abs() + tube.reference[k].abs() + factor.abs().sum(-1)
         local = Linearisation(tube.center[0, k + 1], A, B, model.variance[0])
-        return ROUNDING * (sizes(local, reach, tube.inputs[0, k], gain) + carried.abs().sum(-1))
+        return ROUNDING * (sizes(model, local, reach, tube.inputs[0, k], gain) + carried.abs().sum(-1))
 
     first = box(0, torch.zeros(2, 2).double())
     expected = (first.sum() * first).sqrt() * (1 + ROUNDING)
