@@ -151,6 +151,12 @@ def quieter(tree) -> None:
         put("problem", name, value=lambda v: 4 * v)(tree)
 
 
+def multiplied(tree) -> None:
+    """A kernel with one factor, as a product."""
+    kernel = tree["problem"]["kernel"]
+    kernel[0] = {"family": "product", "factors": [kernel[0]]}
+
+
 def wider(tree) -> None:
     """Another policy, that is bounded elsewhere."""
     tree["problem"]["limits"][0] = ["-0.9", "0.9"]
@@ -193,6 +199,7 @@ MEMBERSHIP = {
     "another lambda": (put("problem", "regularizer", value=lambda v: 30 * v), "box of cell"),
     "a smaller delta": (put("problem", "delta", value=1e-9), "box of cell"),
     "another kernel": (lambda tree: tree["problem"]["kernel"][0].update({"family": "matern", "nu": "0.5"}), "box of cell"),
+    "a product": (multiplied, "monotone"),
     "a larger variance": (put("problem", "kernel", 0, "variance", value=lambda v: 2 * v), "box of cell"),
     "another plant": (put("problem", "A", 0, 0, value=lambda v: v + 0.01), "box of cell"),
     "a wind": (put("problem", "c", 0, value=lambda v: v + 0.01), "box of cell"),
