@@ -7,6 +7,10 @@ Numbers are strings that Python's `repr` writes of float64 and are taken as the 
 and invariance are decided in rational arithmetic, hence exactly; what is said of a Gaussian process or a network in ball
 arithmetic, at 128 bits and up to 2048 until it is decided. What is not decided then is refused. docs/certificates.md says what
 is checked for each kind, and why that suffices.
+
+In this order: reading; rational arithmetic; processes and bounds at a point (Process, check_bound, kernels); plans and
+invariance of linear plants (Plan, check_plan, check_invariance); plans on what was learned (Known, spread, check_gp_plan;
+Network, about, check_ensemble_plan); policies (ClippedLaw, check_membership, Average); files.
 """
 
 from __future__ import annotations
