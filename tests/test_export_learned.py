@@ -6,17 +6,23 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from export_cases import accepted, draw, drop, put, refused_at
+from cost_cases import make_case
+from export_cases import accepted, draw, drop, put, refused_at, rewritten, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned_exports import LEARNED, ensemble_plan, gp_plan, program_case
 
+import gpsafe_check
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, Fiedler
 from gpsafe.confidence.members import extremal_member
+from gpsafe.cost import RobustDP
+from gpsafe.cost.robust_dp import Grid
 from gpsafe.linalg import vector
 from gpsafe.models import identity_prior, zero_prior
 from gpsafe.saved import export_bound, export_membership, export_plan
+from gpsafe.sets import Box
 from gpsafe.systems import SineKnown
+from gpsafe.systems.task import Task
 
 # --------------------------------------------------------------------------------------------------------------- ours
 FEW, MANY = settings(max_examples=3, deadline=None), settings(max_examples=60, deadline=None)
@@ -349,3 +355,38 @@ CASES = [(kind, name) for kind, edits in FORGED.items() for name in edits]
 def test_a_doctored_certificate_is_refused_at_the_line_that_fails(kind, name):
     edit, line = FORGED[kind][name]
     refused_at(LEARNED[kind](), edit, line)
+
+
+def missing(*_):
+    """A term of a proof that is not there, in balls."""
+    return gpsafe_check.ball(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "term"),
+    [
+        ("membership", "a box shrunk from above", "metric"),
+        ("plan-gp", "a tube that is too thin", "largest_eigenvalue"),
+    ],
+)
+def test_control_a_checker_without_a_term_accepts_what_it_has_to_refuse(kind, name, term, monkeypatch):
+    tree = json.loads(LEARNED[kind]())
+    FORGED[kind][name][0](tree)
+    assert told(rewritten(tree))[0] == 1
+    monkeypatch.setattr(gpsafe_check, term, missing)
+    assert told(rewritten(tree))[0] == 0
+
+
+@pytest.mark.slow
+def test_members_of_the_reference_plants_safe_set_are_exported_and_accepted():
+    """600 cells, T = 20, 100 observations in six generations: the slack form certifies what the library does."""
+    case = make_case("1d", (0, 2, 4, 10, 20))
+    program = RobustDP(Grid(Box(vector(-2.5), vector(2.5)), (600,)), Task.of(case.system))
+    sharper = program.evaluate(case.confidence, case.policies).upper
+    members = torch.nonzero(sharper <= case.system.budget).flatten().tolist()
+    texts = [export_membership(program, case.confidence, case.policies, i) for i in members]
+    uppers = torch.tensor([float(json.loads(text)["evidence"]["upper"]) for text in texts])
+    assert len(members) >= 28 and bool((uppers <= case.system.budget).all())
+    for text in (texts[0], texts[-1]):
+        code, lines = told(text)
+        assert code == 0 and len(lines) > 30
