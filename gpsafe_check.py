@@ -7,6 +7,10 @@ Numbers are strings that Python's `repr` writes of float64 and are taken as the 
 and invariance are decided in rational arithmetic, hence exactly; what is said of a Gaussian process or a network in ball
 arithmetic, at 128 bits and up to 2048 until it is decided. What is not decided then is refused. docs/certificates.md says what
 is checked for each kind, and why that suffices.
+
+In this order: reading; rational arithmetic; processes and bounds at a point (Process, check_bound, kernels); plans and
+invariance of linear plants (Plan, check_plan, check_invariance); plans on what was learned (Known, spread, check_gp_plan;
+Network, about, check_ensemble_plan); policies (ClippedLaw, check_membership, Average); files.
 """
 
 from __future__ import annotations
@@ -268,7 +272,7 @@ class Process:
         if self.bits == flint.ctx.prec:
             return
         self.bits = flint.ctx.prec
-        self.parts = [(nu, list(map(ball, scale)), ball(v), dims) for nu, scale, v, dims in self.kernel]
+        self.parts = list(map(part_in_balls, self.kernel))
         self.X, self.norm = [list(map(ball, row)) for row in self.inputs], ball(self.B)
         self.y, self.noise = list(map(ball, self.targets)), [ball(self.lam) * ball(w) ** 2 for w in self.scales]
         self.gram = [[kernel_value(self.parts, x, z) for z in self.X[: i + 1]] for i, x in enumerate(self.X)]
@@ -402,39 +406,74 @@ def bands(f: Process, points: list, counts: list, p: int, delta: str, prior: boo
 
 
 def read_kernel(report: Report, label: str, tree, dim: int) -> list:
-    """The parts of a sum: (family or ν, length-scales or variances, variance, dimensions)."""
-    parts = []
+    """The parts of a sum: (family or ν, scales, variance, dimensions), of a product ("product", factors, "1.0", [])."""
     if not isinstance(tree, list):
         raise NotACertificate(f"{label}kernel: expected a list of parts")
-    for i, part in enumerate(tree):
-        where, family = f"{label}kernel[{i}]", part.get("family") if isinstance(part, dict) else None
-        if family == "linear":
-            _, scale, dims = fields(where, part, ("family", "variance", "dims"))
-            nu, variance = "linear", "1.0"
-        else:
-            _, nu, scale, variance, dims = fields(where, part, ("family", "nu", "lengthscale", "variance", "dims"))
-            known = (family == "rbf" and nu is None) or (family == "matern" and nu in ("0.5", "1.5", "2.5"))
-            report.check(where, known, f"{family!r:.20} of nu {nu!r:.20}")
-        dims = array(f"{where}.dims", dims, None, read=count)
-        scale, variance = array(f"{where}.scales", scale, len(dims)), number(f"{where}.variance", variance)
-        fine = len(set(dims)) == len(dims) > 0 and max(dims) < dim
-        report.check(f"{where} dimensions", fine, f"{dims} of 0..{dim - 1}")
-        numbers = f"variance {variance}, scales {told(scale)} > 0"
-        report.check(f"{where} numbers", min(map(float, (variance, *scale))) > 0, numbers)
-        parts.append((nu, scale, variance, dims))
+    parts = [read_part(report, f"{label}kernel[{i}]", part, dim) for i, part in enumerate(tree)]
     report.check(f"{label}kernel", bool(parts), f"{len(parts)} parts")
     return parts
+
+
+def read_part(report: Report, where: str, part, dim: int) -> tuple:
+    """One part of a sum, or one factor of a product."""
+    family = part.get("family") if isinstance(part, dict) else None
+    if family == "product":
+        _, factors = fields(where, part, ("family", "factors"))
+        if not isinstance(factors, list) or not factors:
+            raise NotACertificate(f"{where}: expected a list of factors")
+        simple = all(isinstance(factor, dict) and factor.get("family") != "product" for factor in factors)
+        report.check(f"{where} factors", simple, "no products of products")
+        return (
+            "product",
+            [read_part(report, f"{where}[{i}]", factor, dim) for i, factor in enumerate(factors)],
+            "1.0",
+            [],
+        )
+    periods, variance = [], "1.0"
+    if family == "linear":
+        _, scale, dims = fields(where, part, ("family", "variance", "dims"))
+        nu = "linear"
+    elif family == "periodic":
+        _, periods, scale, variance, dims = fields(where, part, ("family", "period", "lengthscale", "variance", "dims"))
+        nu = "periodic"
+    else:
+        _, nu, scale, variance, dims = fields(where, part, ("family", "nu", "lengthscale", "variance", "dims"))
+        fine = (family == "rbf" and nu is None) or (family == "matern" and nu in ("0.5", "1.5", "2.5"))
+        report.check(where, fine, f"{family!r:.20} of nu {nu!r:.20}")
+    dims = array(f"{where}.dims", dims, None, read=count)
+    scale, variance = array(f"{where}.scales", scale, len(dims)), number(f"{where}.variance", variance)
+    scale += array(f"{where}.period", periods, len(dims)) if family == "periodic" else []
+    fine = len(set(dims)) == len(dims) > 0 and max(dims) < dim
+    report.check(f"{where} dimensions", fine, f"{dims} of 0..{dim - 1}")
+    numbers = f"variance {variance}, scales {told(scale)} > 0"
+    report.check(f"{where} numbers", min(map(float, (variance, *scale))) > 0, numbers)
+    return nu, scale, variance, dims
+
+
+def part_in_balls(part: tuple) -> tuple:
+    """The same with balls for texts."""
+    nu, scales, variance, dims = part
+    return nu, list(map(part_in_balls if nu == "product" else ball, scales)), ball(variance), dims
 
 
 def kernel_value(parts, x, z):
     """k(x, z) in balls: the sum over parts as `read_kernel` gives them."""
     total = ball(0)
     for nu, scales, variance, dims in parts:
-        if nu == "linear":
+        if nu == "product":
+            value = ball(1)
+            for factor in scales:
+                value *= kernel_value([factor], x, z)
+            total += value
+        elif nu == "linear":
             total += sum((v * x[i] * z[i] for v, i in zip(scales, dims, strict=True)), ball(0))
-            continue
-        square = sum((((x[i] - z[i]) / scale) ** 2 for scale, i in zip(scales, dims, strict=True)), ball(0))
-        total += variance * profile(nu, square)[0]
+        elif nu == "periodic":
+            pairs = zip(scales[: len(dims)], scales[len(dims) :], dims, strict=True)
+            waves = [((x[i] - z[i]) / period).sin_pi() ** 2 / scale for scale, period, i in pairs]
+            total += variance * (-2 * sum(waves, ball(0))).exp()
+        else:
+            square = sum((((x[i] - z[i]) / scale) ** 2 for scale, i in zip(scales, dims, strict=True)), ball(0))
+            total += variance * profile(nu, square)[0]
     return total
 
 
@@ -1019,6 +1058,10 @@ def check_membership(report: Report, tree: dict) -> None:
     values = array("evidence.values", values, T - 1, N, read=count)
     inputs, scales = read_data(report, delta, inputs, scales, 1 + nu)
     f, (C, cost_over) = Process(report, "", process, inputs, scales, 1 + nu), read_cost(report, cost)
+    monotone = all(part[0] not in ("product", "periodic") for part in f.kernel)
+    report.check(
+        "monotone", monotone, "a sum of RBF, Matern and linear kernels, whose suprema over boxes are at corners"
+    )
     counts = read_counts(report, counts, len(inputs))
     report.check(
         "noise", float(f.R) * (1 + 1e-9) >= float(std), f"R {f.R} is not below the deviation {std} of the noise"

@@ -32,12 +32,19 @@ def square(half: float, dim: int) -> Polytope:
 
 # ------------------------------------------------------------------------------------------------------------ policies
 def program_case(
-    kernel: Any = None, *, n: int = 8, seed: int = 0, hinge: bool = False, bound: Any = None, **changes: Any
+    kernel: Any = None,
+    *,
+    n: int = 8,
+    seed: int = 0,
+    hinge: bool = False,
+    bound: Any = None,
+    lam: float = 4e-4,
+    **changes: Any,
 ):
     """A program on the line, its F_n of two generations, and a policy; `changes` of the task."""
     known = AffineKnown([[0.8 + 0.2 * float(draw(1, seed=seed + 7))]], [[0.3]], [0.05])
     kernel = kernels.rbf([0.9, 2.0], variance=0.04) if kernel is None else make_kernel(kernel, 2)
-    old = gs.GP.create(kernel, 4e-4, nx=1, nu=1, noise_std=vector(0.02), prior=known)
+    old = gs.GP.create(kernel, lam, nx=1, nu=1, noise_std=vector(0.02), prior=known)
     z = torch.stack([torch.linspace(-1.2, 1.2, n), torch.zeros(n)], dim=-1).double()
     sets = [old] if not n else [old, old.condition_on(z, 0.02 * draw(n, 1, seed=seed + 1))]
     bound = Mixture(rkhs_norm=1.0, subgaussian=0.02, delta=0.1) if bound is None else bound

@@ -79,7 +79,17 @@ def test_ours_are_accepted(kind):
 @settings(max_examples=40, deadline=None)
 @given(
     kernel=st.sampled_from(
-        ["rbf", "rbf-isotropic", "matern-1/2", "matern-3/2", "matern-5/2", "rbf-restricted", "additive"]
+        [
+            "rbf",
+            "rbf-isotropic",
+            "matern-1/2",
+            "matern-3/2",
+            "matern-5/2",
+            "rbf-restricted",
+            "additive",
+            "periodic",
+            "product",
+        ]
     ),
     n=st.integers(0, 10),
     dim=st.integers(1, 3),
@@ -208,6 +218,19 @@ def fewer(tree) -> None:
     tree["problem"]["generations"] = [8]
 
 
+def of_factors(tree) -> None:
+    """The product of the kernel with a product."""
+    kernel = tree["problem"]["kernel"]
+    kernel[0] = {"family": "product", "factors": [kernel[0], {"family": "product", "factors": [kernel[0]]}]}
+
+
+def cyclic(tree) -> None:
+    """A periodic kernel of the same scales."""
+    part = tree["problem"]["kernel"][0]
+    part.pop("nu")
+    part.update({"family": "periodic", "period": ["3.0"] * len(part["dims"])})
+
+
 def rougher(tree) -> None:
     tree["problem"]["kernel"][0].update({"family": "matern", "nu": "0.5"})
 
@@ -227,6 +250,8 @@ FORGED = {
         "a negative R": (put("problem", "subgaussian", value=-0.1), "signs"),
         "shorter length-scales": (put("problem", "kernel", 0, "lengthscale", 0, value=lambda v: v / 2), "end"),
         "a rougher kernel": (rougher, "end"),
+        "a periodic kernel": (cyclic, "end"),
+        "a product of products": (of_factors, "kernel[0] factors"),
         "a kernel of no name": (put("problem", "kernel", 0, "family", value="cubic"), "kernel[0]"),
         "a dimension twice": (put("problem", "kernel", 0, "dims", value=[0, 0]), "kernel[0] dimensions"),
         "another bound": (put("problem", "bound", value="fiedler"), "bound"),
@@ -436,7 +461,7 @@ def test_what_the_format_cannot_say_is_refused():
             lambda: export_bound(ConfidenceSet(ConvexProgram(rkhs_norm=1.0, subgaussian=1.0, delta=0.1), [gp]), z),
             "mixture",
         ),
-        (lambda: export_bound(ConfidenceSet(MIXTURE, [posterior("periodic")]), z), "RBF, Matern"),
+        (lambda: export_bound(ConfidenceSet(MIXTURE, [posterior("product-scaled")]), z), "theory-mode"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), vector(0.0, math.nan)), "finite"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), vector(0.0)), "shape"),
         (lambda: export_bound(ConfidenceSet(MIXTURE, [gp]), z, output=1), "output"),

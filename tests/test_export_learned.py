@@ -3,18 +3,26 @@
 import json
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from export_cases import accepted, drop, put, refused_at
+from cost_cases import make_case
+from export_cases import accepted, draw, drop, put, refused_at, rewritten, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned_exports import LEARNED, ensemble_plan, gp_plan, program_case
 
-from gpsafe.confidence import AbbasiYadkori, Fiedler
+import gpsafe_check
+from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, Fiedler
+from gpsafe.confidence.members import extremal_member
+from gpsafe.cost import RobustDP
+from gpsafe.cost.robust_dp import Grid
 from gpsafe.linalg import vector
 from gpsafe.models import identity_prior, zero_prior
-from gpsafe.saved import export_membership, export_plan
+from gpsafe.saved import export_bound, export_membership, export_plan
+from gpsafe.sets import Box
 from gpsafe.systems import SineKnown
+from gpsafe.systems.task import Task
 
 # --------------------------------------------------------------------------------------------------------------- ours
 FEW, MANY = settings(max_examples=3, deadline=None), settings(max_examples=60, deadline=None)
@@ -92,11 +100,78 @@ def test_control_most_of_the_plans_above_are_certified_and_exported():
         AbbasiYadkori(rkhs_norm=1.0, subgaussian=0.02, delta=0.1),
         Fiedler(rkhs_norm=1.0, subgaussian=0.02, delta=0.1),
         Fiedler(rkhs_norm=1.0, subgaussian=0.02, delta=0.1, convention="published"),
+        ChowdhuryGopalan(rkhs_norm=1.0, subgaussian=0.02, delta=0.1, max_data=20),
     ],
-    ids=["abbasi-yadkori", "fiedler", "fiedler-published"],
+    ids=["abbasi-yadkori", "fiedler", "fiedler-published", "chowdhury-gopalan"],
 )
 def test_bounds_that_are_never_below_the_mixture_bound_are_proven_by_it(bound):
-    assert accepted(export_membership(*program_case(bound=bound), 0))
+    program, confidence, policies = program_case(bound=bound, lam=1.1 if isinstance(bound, ChowdhuryGopalan) else 4e-4)
+    assert accepted(export_membership(program, confidence, policies, 0))
+    assert accepted(export_bound(confidence, vector(0.3, 0.1)))
+
+
+# ------------------------------------------------------------------------------------ what is claimed, on plants as assumed
+def outside(member: dict, states: torch.Tensor, k: int) -> float:
+    """Largest ‖L⁻¹(x − c)‖ − 1 at stage k."""
+    factor, gap = tensor(member["factor"])[k], (states - tensor(member["center"])[k]).mT
+    share = torch.linalg.lstsq(factor, gap).solution
+    assert float((factor @ share - gap).abs().max()) < 1e-9
+    return float(share.norm(dim=0).max()) - 1.0
+
+
+def flown_by(tree, reference, step, paths: int = 300):
+    """States of all stages under the certified law."""
+    problem = {name: tensor(tree["problem"][name]) for name in ("x0", "plan", "gain")}
+    x = problem["x0"].expand(paths, -1)
+    states = [x]
+    for u, K, c in zip(problem["plan"], problem["gain"], reference, strict=False):
+        x = step(x, u + (x - c) @ K.mT)
+        states.append(x)
+    return states
+
+
+def tensor(tree) -> torch.Tensor:
+    """Of nested lists of texts."""
+    return torch.from_numpy(np.array(tree, dtype=np.float64))
+
+
+def sphere(seed: int, *shape: int) -> torch.Tensor:
+    """Points of length 1."""
+    found = draw(*shape, seed=seed)
+    return found / found.norm(dim=-1, keepdim=True)
+
+
+def test_plants_for_which_a_member_is_right_stay_in_its_exported_tube():
+    found = ensemble_plan(seed=3)
+    tree = json.loads(export_plan(found))
+    ensemble, radius = found.problem.model.ensemble, float(tree["problem"]["radius"])
+    for m in range(2):
+        member, one = {name: tree["evidence"][name][m] for name in ("center", "factor")}, ensemble.member(m)
+
+        def step(x, u, one=one):
+            mean, std = one.evaluate(x, u)
+            return mean[0] + radius * std[0] * sphere(4, len(x), 2)
+
+        states = flown_by(tree, tensor(tree["evidence"]["reference"]), step)
+        worst = [outside(member, states[k], k) for k in (1, 2)]
+        assert max(worst) <= 1e-9 and worst[0] > -0.2  # noise at the edge comes near it
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_plants_at_the_edge_of_the_confidence_set_stay_in_the_exported_tube(sign):
+    found = gp_plan(seed=2)
+    tree = json.loads(export_plan(found))
+    tube, radius = found.problem.model, float(tree["evidence"]["radius"])
+    model, centers = tube.model, tensor(tree["evidence"]["center"])
+    z = torch.cat([centers[1], tensor(tree["problem"]["plan"])[1]])
+    residual = extremal_member(tube.confidence.bound, model, z, sign)
+
+    def step(x, u):
+        noise = radius * model.noise_std * sphere(5, len(x), 2)
+        return model.prior(x, u) + model.embed(residual(torch.cat([x, u], dim=-1)).unsqueeze(-1)) + noise
+
+    states = flown_by(tree, centers, step)
+    assert max(outside(tree["evidence"], states[k], k) for k in (1, 2)) <= 1e-9
 
 
 def test_a_policy_that_the_slack_form_does_not_certify_is_not_exported():
@@ -151,6 +226,12 @@ def quieter(tree) -> None:
         put("problem", name, value=lambda v: 4 * v)(tree)
 
 
+def multiplied(tree) -> None:
+    """A kernel with one factor, as a product."""
+    kernel = tree["problem"]["kernel"]
+    kernel[0] = {"family": "product", "factors": [kernel[0]]}
+
+
 def wider(tree) -> None:
     """Another policy, that is bounded elsewhere."""
     tree["problem"]["limits"][0] = ["-0.9", "0.9"]
@@ -193,6 +274,7 @@ MEMBERSHIP = {
     "another lambda": (put("problem", "regularizer", value=lambda v: 30 * v), "box of cell"),
     "a smaller delta": (put("problem", "delta", value=1e-9), "box of cell"),
     "another kernel": (lambda tree: tree["problem"]["kernel"][0].update({"family": "matern", "nu": "0.5"}), "box of cell"),
+    "a product": (multiplied, "monotone"),
     "a larger variance": (put("problem", "kernel", 0, "variance", value=lambda v: 2 * v), "box of cell"),
     "another plant": (put("problem", "A", 0, 0, value=lambda v: v + 0.01), "box of cell"),
     "a wind": (put("problem", "c", 0, value=lambda v: v + 0.01), "box of cell"),
@@ -273,3 +355,38 @@ CASES = [(kind, name) for kind, edits in FORGED.items() for name in edits]
 def test_a_doctored_certificate_is_refused_at_the_line_that_fails(kind, name):
     edit, line = FORGED[kind][name]
     refused_at(LEARNED[kind](), edit, line)
+
+
+def missing(*_):
+    """A term of a proof that is not there, in balls."""
+    return gpsafe_check.ball(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "term"),
+    [
+        ("membership", "a box shrunk from above", "metric"),
+        ("plan-gp", "a tube that is too thin", "largest_eigenvalue"),
+    ],
+)
+def test_control_a_checker_without_a_term_accepts_what_it_has_to_refuse(kind, name, term, monkeypatch):
+    tree = json.loads(LEARNED[kind]())
+    FORGED[kind][name][0](tree)
+    assert told(rewritten(tree))[0] == 1
+    monkeypatch.setattr(gpsafe_check, term, missing)
+    assert told(rewritten(tree))[0] == 0
+
+
+@pytest.mark.slow
+def test_members_of_the_reference_plants_safe_set_are_exported_and_accepted():
+    """600 cells, T = 20, 100 observations in six generations: the slack form certifies what the library does."""
+    case = make_case("1d", (0, 2, 4, 10, 20))
+    program = RobustDP(Grid(Box(vector(-2.5), vector(2.5)), (600,)), Task.of(case.system))
+    sharper = program.evaluate(case.confidence, case.policies).upper
+    members = torch.nonzero(sharper <= case.system.budget).flatten().tolist()
+    texts = [export_membership(program, case.confidence, case.policies, i) for i in members]
+    uppers = torch.tensor([float(json.loads(text)["evidence"]["upper"]) for text in texts])
+    assert len(members) >= 28 and bool((uppers <= case.system.budget).all())
+    for text in (texts[0], texts[-1]):
+        code, lines = told(text)
+        assert code == 0 and len(lines) > 30

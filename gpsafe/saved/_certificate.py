@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
@@ -14,9 +15,11 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify import Certificate
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceSet, Fiedler, Mixture
 from gpsafe.confidence.history import is_prefix
+from gpsafe.linalg import vector
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 from gpsafe.rkhs._forms import Linear, Stationary
+from gpsafe.saved.kernels import decode_kernel, encode_kernel
 from gpsafe.sets.polytope import Polytope
 
 FORMAT = "gpsafe-certificate/1"
@@ -155,6 +158,37 @@ def _part(part: Stationary | Linear, dim: int) -> dict[str, Any]:
     }
 
 
+def _parts(where: str, kernel: Kernel, dim: int, *, closed: bool) -> list[dict[str, Any]]:
+    """The parts of a sum; if it need not be in closed form, also periodic kernels and products, by the call that builds it."""
+    form = kernels.closed_form(kernel)
+    if form is not None:
+        return [_part(part, dim) for part in form.parts]
+    if closed:
+        expected = "a sum of RBF, Matern and linear kernels"
+        raise _require.fail(where, expected, kernels.describe(kernel))
+    return _of_call(where, encode_kernel(where, kernel), dim)
+
+
+def _of_call(where: str, call: Tree, dim: int) -> list[dict[str, Any]]:
+    name = call["kernel"]
+    if name == "additive":
+        return [part for one in call["parts"] for part in _of_call(where, one, dim)]
+    if name == "product":
+        factors = [_of_call(where, one, dim) for one in call["parts"]]
+        if not all(len(one) == 1 and one[0]["family"] != "product" for one in factors):
+            raise _require.fail(
+                where, "products of RBF, Matern, linear and periodic kernels", "products of sums or of products"
+            )
+        return [{"family": "product", "factors": [one[0] for one in factors]}]
+    if name == "periodic":
+        dims = list(range(dim)) if call["dims"] is None else call["dims"]
+        scales = {key: numbers(vector(*call[key]).expand(len(dims))) for key in ("period", "lengthscale")}
+        return [{"family": "periodic", **scales, "variance": repr(call["variance"]), "dims": dims}]
+    form = kernels.closed_form(decode_kernel(call))
+    assert form is not None
+    return [_part(part, dim) for part in form.parts]
+
+
 def law(certificate: Certificate) -> dict[str, Any]:
     """The law of a plan and the rows that it has to keep."""
     problem, tube = certificate.problem, certificate.tube
@@ -191,16 +225,12 @@ def proven(where: str, confidence: ConfidenceSet, models: Iterable[GP]) -> None:
         raise _require.fail(where, "exact GPs on a growing data set", [type(one).__name__ for one in models])
 
 
-def process(where: str, confidence: ConfidenceSet, j: int, rows: int) -> dict[str, Any]:
-    """Kernel, constants and the first targets of learned output j."""
+def process(where: str, confidence: ConfidenceSet, j: int, rows: int, *, closed: bool = True) -> dict[str, Any]:
+    """Kernel (with closed form or not), constants and the first targets of learned output j."""
     model, bound = confidence.model, confidence.bound
-    kernel = kernels.closed_form(model.kernels[j])
-    if kernel is None:
-        got = kernels.describe(model.kernels[j])
-        raise _require.fail(where, "a sum of RBF, Matern and linear kernels", got)
     return {
         "bound": Mixture.name,
-        "kernel": [_part(part, model.nx + model.nu) for part in kernel.parts],
+        "kernel": _parts(where, model.kernels[j], model.nx + model.nu, closed=closed),
         "regularizer": number(model.regularizer[j]),
         "rkhs_norm": number(bound.norms(model.num_outputs)[j]),
         "subgaussian": number(bound.noise(model.num_outputs)[j]),

@@ -36,7 +36,7 @@ def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, gener
 
     Args:
         confidence: with the mixture bound, or one that is never below it (the checker proves all by the mixture bound); its
-            kernel a sum of scaled, ARD, restricted RBF, Matérn and linear ones.
+            kernel a sum of scaled, ARD, restricted RBF, Matérn, linear and periodic ones and of products of these.
         z: the point, (nx + nu,).
         output: index among the learned outputs.
         generation: None for F_n, the intersection over all generations and with |f(z)| ≤ B√k(z, z)
@@ -56,7 +56,7 @@ def export_bound(confidence: ConfidenceSet, z: Tensor, *, output: int = 0, gener
         raise _require.fail(where, f"an output in 0..{model.num_outputs - 1}", output)
     n = max(one.num_data for one in models)
     problem = {
-        **process(where, confidence, output, n),
+        **process(where, confidence, output, n, closed=False),
         **observed(confidence, n),
         "output": output,
         "outputs": model.num_outputs,

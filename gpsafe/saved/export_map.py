@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from gpsafe.safety.certified_map import Cells, CertifiedMap
 
 LEAST = 1e-18  # smaller probabilities go out, as in the program
 MOST = 1_000_000  # states
-State = tuple[object, ...]
+State = tuple[Any, ...]
 Choices = list[list[tuple[State, float]]]
 OUT: State = ("out",)
 
@@ -77,7 +78,7 @@ def _properties(steps: int, *, goal: bool) -> list[str]:
 
 def _explored(where: str, process: _Process) -> list[tuple[State, Choices]]:
     """All states with their choices: the cells in row-major order, then what they lead to, in the order found."""
-    queue = deque(("cell", *index) for index in itertools.product(*map(range, process.grid.cells)))
+    queue: deque[State] = deque(("cell", *index) for index in itertools.product(*map(range, process.grid.cells)))
     seen, rows = set(queue), []
     while queue:
         state = queue.popleft()
@@ -127,10 +128,9 @@ class _Process:
             ranges = [range(a, b + 1) for a, b in zip(self.first[i].tolist(), self.last[i].tolist(), strict=True)]
             return [[(("land", 0, *parts), 1.0)] for parts in itertools.product(*ranges)]
         name, axis, *place = state
-        assert isinstance(axis, int)
         if name == "land":
             return [list(self._landed(axis, place))]
-        beside = [place[axis]] if name == "inside" else [place[axis] - 1, place[axis]]  # type: ignore[operator]
+        beside = [place[axis]] if name == "inside" else [place[axis] - 1, place[axis]]
         return [[(self._next(axis, place, i), 1.0)] for i in beside]
 
     def _landed(self, axis: int, place: list) -> Iterator[tuple[State, float]]:
