@@ -9,6 +9,7 @@ from gpsafe.planning.latent.agent import Iteration, LatentAgent, LatentPolicy, S
 from gpsafe.planning.latent.episodes import Episodes, Seen
 from gpsafe.planning.latent.penalties import Barrier, Multiplier
 from gpsafe.planning.latent.planner import LATENT_EXPLORERS, Dream, LatentExplorer, LatentPlanner
+from gpsafe.planning.latent.sights import empty_scene, point_goal_sight
 from gpsafe.planning.latent.world import Sight, World
 
 __all__ = [
@@ -29,5 +30,7 @@ __all__ = [
     "Seen",
     "Sight",
     "World",
+    "empty_scene",
     "lambda_returns",
+    "point_goal_sight",
 ]

@@ -164,9 +164,13 @@ class ActorCritic:
         reward, cost = s.extrinsic * reward + s.intrinsic * doubt, cost + s.alpha * doubt
         values = self._values(states.feature[1:])
         both = [
-            lambda_returns(r, v, discount=s.discount, mixing=s.mixing) for r, v in zip((reward, cost), values, strict=True)
+            lambda_returns(r, v, discount=s.discount, mixing=s.mixing)
+            for r, v in zip((reward, cost), values, strict=True)
         ]
-        best, worst = both[0].mean(0).amax(0), both[1].mean(0).amax(0)  # over members; there is one if they do not go apart
+        best, worst = (
+            both[0].mean(0).amax(0),
+            both[1].mean(0).amax(0),
+        )  # over members; there is one if they do not go apart
         self.penalty.step(list(self.actor.parameters()), -best.mean(), worst.mean() - self.threshold)
         told = self._values(states.feature[:-1].detach())
         loss = sum((v - r.detach()).square().mean() for v, r in zip(told, both, strict=True))

@@ -78,7 +78,9 @@ class Iteration:
 class LatentPolicy:
     """Pictures ↦ inputs for E episodes side by side, with the belief that goes along. For one iteration, or for one `predict`."""
 
-    def __init__(self, world: World, behaviour: Behaviour, generator: torch.Generator, *, number: int, phase: str) -> None:
+    def __init__(
+        self, world: World, behaviour: Behaviour, generator: torch.Generator, *, number: int, phase: str
+    ) -> None:
         self.world, self.behaviour, self.generator = world, behaviour, generator
         self.number, self.phase = number, phase
         self.steps = 0
@@ -108,7 +110,7 @@ class LatentAgent:
         behaviour: what explores; or world, generator ↦ behaviour, for one whose networks have the size of the world's states.
         schedule: how much of everything.
         seed: of everything.
-        cost_weight: see `World`.
+        cost_weight, rate: see `World`.
     """
 
     def __init__(
@@ -121,11 +123,12 @@ class LatentAgent:
         schedule: Schedule | None = None,
         seed: int = 0,
         cost_weight: float = 1.0,
+        rate: float = 2e-3,
     ) -> None:
         self.system, self.sight, self.seed = system, sight, _require.index("LatentAgent", "seed", seed)
         self.schedule = schedule or Schedule()
         generator = self._stream(WEIGHTS, 0)
-        self.world = World(settings, sight, generator, cost_weight=cost_weight)
+        self.world = World(settings, sight, generator, cost_weight=cost_weight, rate=rate)
         self.behaviour: Behaviour = behaviour if hasattr(behaviour, "act") else behaviour(self.world, generator)  # type: ignore[operator,assignment]
         self.episodes = Episodes(settings.members, preference=self.schedule.preference)
         self.rows: list[dict[str, Any]] = []
@@ -195,7 +198,9 @@ class LatentAgent:
             error = (self.world.readings(new).movedim(0, 1) - seen.readings).square().mean().sqrt()
             rows = torch.randint(len(every), (2 * s.batch,), generator=generator)
             starts = self.world.rssm.filter(every.images[rows], every.actions[rows], generator).states
-        self.behaviour.improve(self.world, State(*(v.flatten(0, 1) for v in (starts.deterministic, starts.stochastic))), generator)
+        self.behaviour.improve(
+            self.world, State(*(v.flatten(0, 1) for v in (starts.deterministic, starts.stochastic))), generator
+        )
         cost, reward = (v[:, :-1].sum(-1) for v in (seen.cost, seen.reward))  # of x_0 … x_{T−1}, as J_c has it
         self.rows.append(
             {

@@ -72,9 +72,7 @@ class Episodes:
                 "Episodes.add", f"episodes of shape {tuple(old.images.shape[1:])}", f"{tuple(more.images.shape[1:])}"
             )
         drawn = torch.ones(len(more), self.members)
-        self.weights = torch.cat(
-            [self.weights, torch.poisson(drawn, generator=generator) if self.bootstrap else drawn]
-        )
+        self.weights = torch.cat([self.weights, torch.poisson(drawn, generator=generator) if self.bootstrap else drawn])
         self.seen = more if old is None else Seen(*(torch.cat([getattr(old, p), getattr(more, p)]) for p in parts))
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Seen, Tensor]:

@@ -30,7 +30,9 @@ def _flat(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     if not value.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), dtype=value.dtype)
     found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
+    )
 
 
 def _pieces(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -161,9 +161,7 @@ class LatentPlanner:
             return self.box.lower + (self.box.upper - self.box.lower) * unit
         return torch.stack([self._one(world, state, e, float(spent[e]), step, generator) for e in range(len(spent))])
 
-    def _one(
-        self, world: World, state: State, e: int, spent: float, step: int, generator: torch.Generator
-    ) -> Tensor:
+    def _one(self, world: World, state: State, e: int, spent: float, step: int, generator: torch.Generator) -> Tensor:
         plan, age = self._plans.get(e, (None, 0)) if step else (None, 0)
         if plan is None or age == self.every:
             warm = plan
