@@ -1,9 +1,9 @@
 """Visual point-goal: who explores a latent space, how far, and at whose cost.
 
 A point among hazards is seen as a 16×16 picture (`PointGoal`), and a world model with five members is learnt from what each
-explorer saw. The hazards are known as a function of the place (as the theory has its cost), and in imagination the place is what
-a head reads from the latent state; "learnt cost" is the same explorer with a head for the cost in its stead. Visits, costs and
-rewards are counted on true states, from the first episode on: the uniform start is counted, too. All is heuristic.
+explorer saw. The hazards are known as a function of the place (as the theory has its cost), and in imagination the place is
+what a head reads from the latent state; "learnt cost" is the same explorer with a head for the cost in its stead. Visits, costs
+and rewards are counted on true states, from the first episode on: the uniform start is counted, too. All is heuristic.
 
 **The rule, fixed before any run that is reported** (`RULE`): the pessimistic planner covers at least 1.5 times the cells of
 uniform inputs at no more cost; it costs at most a third of the same planner without pessimism; and the mean cost of an
@@ -173,8 +173,8 @@ def report(runs: Sequence[Run]) -> Report:
     if {"actsafe", "no pessimism", "uniform"} <= set(a.arms):
         tables["rule"] = _rule(ends, [r for r in grown if r["arm"] == "actsafe"], plant.budget)
     notes = [
-        f"{len(runs)} seeds; {a.iterations} iterations of {a.episodes} episodes and {a.updates} updates. The settings of the world "
-        "model were chosen by looking at two other seeds, of the explorer without pessimism and of uniform inputs."
+        f"{len(runs)} seeds; {a.iterations} iterations of {a.episodes} episodes and {a.updates} updates. The settings of the "
+        "world model were chosen by looking at two other seeds, of the explorer without pessimism and of uniform inputs."
     ]
     return Report(
         figures={"growth": _growth(a, grown, plant.budget), "visits": _visits(a, runs[0], plant)},
@@ -216,8 +216,8 @@ def _rule(ends: Mapping[str, Sequence[Mapping[str, Any]]], mine: Sequence[Mappin
         ("iterations within the budget", f"≥ {RULE['within']:g}", str(within), within.value >= RULE["within"]),
     )
     caption = (
-        "Ratios of sums over seeds, with percentile bootstrap intervals over seeds. The estimate decides; the interval says how "
-        "surely."
+        "Ratios of sums over seeds, with percentile bootstrap intervals over seeds. The estimate decides; the interval says "
+        "how surely."
     )
     listed = [(what, rule, found, "met" if held else "not met") for what, rule, found, held in asked]
     return Table(columns=("of the pessimistic planner", "rule", "found", "verdict"), rows=listed, caption=caption)

@@ -4,16 +4,16 @@ From posterior states the world model imagines H steps under the policy; with cr
 
     R_H = v(s_H),   R_t = r_{t+1} + γ ((1 − λ) v(s_{t+1}) + λ R_{t+1}),
 
-for rewards and, with a critic of their own, for costs. The policy minimises f₀ = −E R^r subject to f₁ = E R^c − d/(T(1 − γ)) ≤ 0
-by one of `gpsafe.planning.latent.penalties`; critics follow their λ-returns by least squares. What differs is in the settings:
+for rewards and, with a critic of their own, for costs. The policy minimises f₀ = −E R^r subject to f₁ = E R^c − d/(T(1 − γ)) ≤
+0 by one of `gpsafe.planning.latent.penalties`; critics follow their λ-returns by least squares. The settings say the rest:
 
-* **ActSafe**: rewards are disagreement (OPAX), costs the mean plus α times disagreement, one member is drawn anew in every step;
-  LBSGD's step goes through Adam ("actsafe-published"), or is taken ("actsafe-corrected").
+* **ActSafe**: rewards are disagreement (OPAX), costs the mean plus α times disagreement, one member is drawn anew in every
+  step; LBSGD's step goes through Adam ("actsafe-published"), or is taken ("actsafe-corrected").
 * **LAMBDA**: members are posterior samples and go apart; the best member's return, the worst member's cost, a multiplier.
 * **BSRP-Lag**: one model, a member drawn anew in every step, and a multiplier.
 
-Sources: As et al. (ActSafe, with its code); As et al. 2022 (LAMBDA); Huang et al. 2024 (SafeDreamer). LAMBDA's samples are SWAG's
-in the paper; here they are the members of the bootstrap ensemble, the same for all explorers.
+Sources: As et al. (ActSafe, with its code); As et al. 2022 (LAMBDA); Huang et al. 2024 (SafeDreamer). LAMBDA's samples are
+SWAG's in the paper; here they are the members of the bootstrap ensemble, the same for all explorers.
 """
 
 from __future__ import annotations

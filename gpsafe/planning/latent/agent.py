@@ -4,8 +4,8 @@
     agent.learn(8)               # the first iteration is uniform, and counted like every other
     agent.rows[-1]["cost"]
 
-An iteration is a number of episodes of the plant side by side, which the behaviour sees as pictures only, and the training after
-them. **Nothing is guaranteed**: see the package.
+An iteration is a number of episodes of the plant side by side, which the behaviour sees as pictures only, and the training
+after them. **Nothing is guaranteed**: see the package.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Iteration:
 
 
 class LatentPolicy:
-    """Pictures ↦ inputs for E episodes side by side, with the belief that goes along. For one iteration, or for one `predict`."""
+    """Pictures ↦ inputs for E episodes side by side, with the belief that goes along; for one flight."""
 
     def __init__(
         self, world: World, behaviour: Behaviour, generator: torch.Generator, *, number: int, phase: str
@@ -153,10 +153,10 @@ class LatentAgent:
         """The policy of the next iteration. Asked again before it was used, the same one."""
         if self._asked is None or self._asked.steps:
             uniform = self.told < self.schedule.uniform
-            box, about = self.system.input_box, {"number": self.told, "phase": "uniform" if uniform else "explore"}
-            first = LatentPlanner(LATENT_EXPLORERS["uniform"], box, self.system.budget, self.system.horizon)
-            behaviour = first if uniform else self.behaviour
-            self._asked = LatentPolicy(self.world, behaviour, self._stream(ACT, self.told), **about)
+            plant, phase = self.system, "uniform" if uniform else "explore"
+            first = LatentPlanner(LATENT_EXPLORERS["uniform"], plant.input_box, plant.budget, plant.horizon)
+            behaviour, generator = first if uniform else self.behaviour, self._stream(ACT, self.told)
+            self._asked = LatentPolicy(self.world, behaviour, generator, number=self.told, phase=phase)
         return self._asked
 
     def policy(self, behaviour: Behaviour, *, number: int) -> LatentPolicy:
@@ -182,8 +182,8 @@ class LatentAgent:
                 x = plant.mean(x, inputs[-1]) + noise[t]
         along = torch.stack(images, dim=1).float()
         readings = self.sight.read(along.flatten(0, 1)).unflatten(0, along.shape[:2])
-        told = (torch.stack(of, dim=1) for of in (inputs, rewards, costs))
-        return Iteration(Seen(along, *told, readings), torch.stack(states, dim=1))
+        acted, reward, cost = (torch.stack(of, dim=1) for of in (inputs, rewards, costs))
+        return Iteration(Seen(along, acted, reward, cost, readings), torch.stack(states, dim=1))
 
     def tell(self, flown: Iteration) -> None:
         """Takes in what was flown, trains the world model on all that was seen, and improves the behaviour in it."""

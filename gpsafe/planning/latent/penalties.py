@@ -105,8 +105,8 @@ class Barrier:
 class Multiplier:
     """Augmented Lagrangian: Adam on f₀ + ([λ + ρ f₁]₊² − λ²)/(2ρ), then λ ← [λ + ρ f₁]₊ and ρ ← (1 + growth) ρ.
 
-    LAMBDA and BSRP-Lag start at λ = 1e-6, ρ = 5e-9 and grow by 1e-5 a step, for half a million steps; with these numbers a short
-    run has no constraint at all, so the defaults here are others.
+    LAMBDA and BSRP-Lag start at λ = 1e-6, ρ = 5e-9 and grow by 1e-5 a step, for half a million steps; with these numbers a
+    short run has no constraint at all, so the defaults here are others.
 
     Args:
         rate: Adam's.

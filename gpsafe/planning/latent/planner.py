@@ -1,9 +1,9 @@
 """Planning in latent space: iCEM over sequences that every member of the ensemble imagines for itself.
 
-A sequence is worth extrinsic · R + intrinsic · D − price · max(0, C − allowance), where R is the mean reward over members, D the
-summed disagreement of the members, and C the imagined cost, of the worst member if pessimism is "worst". The baselines are other
-weights of the same objective. The worst of M members is a lower estimate of a supremum, so "worst" bounds nothing; it can only
-grow with further members.
+A sequence is worth extrinsic · R + intrinsic · D − price · max(0, C − allowance), where R is the mean reward over members, D
+the summed disagreement of the members, and C the imagined cost, of the worst member if pessimism is "worst". The baselines are
+other weights of the same objective. The worst of M members is a lower estimate of a supremum, so "worst" bounds nothing; it can
+only grow with further members.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LatentExplorer:
         name: of the explorer.
         extrinsic: weight of the reward.
         intrinsic: weight of the disagreement.
-        pessimism: "none": no constraint; "mean": mean cost over members; "worst": the worst member's; "bonus": mean + alpha · D, as
+        pessimism: "none": no constraint; "mean": mean over members; "worst": the worst member's; "bonus": mean + alpha · D, as
             published for the actor-critic.
         alpha: of "bonus" (0.001 and 50 are published).
         uniform: inputs drawn uniformly from their box, without any plan.

@@ -25,8 +25,8 @@ def point_goal_sight(
 ) -> Sight:
     """Pictures less the empty scene, so that only the point is left of them; its centroid; and the hazards' cost of that.
 
-    The cost of a reading p is max over hazards of sigmoid((r + margin − ‖p − hazard‖)/width), which has gradients; the plant's own
-    is its limit as width → 0 (at margin 0).
+    The cost of a reading p is max over hazards of sigmoid((r + margin − ‖p − hazard‖)/width), which has gradients; the plant's
+    own is its limit as width → 0 (at margin 0).
 
     Args:
         plant: whose hazards are known.

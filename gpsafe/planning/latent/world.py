@@ -24,7 +24,7 @@ class Sight:
     Args:
         see: states (N, nx) ↦ images (N, *shape).
         read: images (N, *shape) ↦ readings (N, k), by the known geometry of the picture.
-        cost: readings (*b, k) ↦ cost per step (*b,) in [0, 1], known as the theory has it (theory §1); None: it is a head like the
+        cost: readings (*b, k) ↦ cost per step (*b,) in [0, 1], known as the theory has it (theory §1.1); None: a head like the
             reward's, fitted to the costs that were met. A head that has met no cost knows of none.
         readings: k.
     """
