@@ -57,7 +57,9 @@ def test_returns_are_the_weighted_sums_of_n_step_returns(seed, horizon, discount
             for n in range(1, left + 1)
         ]
         weights = [(1 - mixing) * mixing ** (n - 1) for n in range(1, left)] + [mixing ** (left - 1)]
-        assert torch.allclose(found[t], sum(w * g for w, g in zip(weights, ahead, strict=True)), atol=1e-10)
+        assert torch.allclose(
+            found[t], sum((w * g for w, g in zip(weights, ahead, strict=True)), torch.zeros(3).double()), atol=1e-10
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- penalties
@@ -226,10 +228,9 @@ QUICK = (
     "behaviour", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in (*LATENT_EXPLORERS, *PRESETS)]
 )
 def test_every_explorer_learns_and_is_determined_by_its_seed(behaviour):
-    flown = []
-    for _ in range(2):
-        one = learner(behaviour)
-        one.learn(2, lambda _, last: flown.append(last))
+    flown, one = [], learner(behaviour)
+    for agent in (learner(behaviour), one):
+        agent.learn(2, lambda _, last: flown.append(last))
     assert [row["phase"] for row in one.rows] == ["uniform", "explore"]
     assert not any(row["guaranteed"] for row in one.rows) and "heuristic" in repr(one)
     assert all(math.isfinite(row["loss"]) for row in one.rows)

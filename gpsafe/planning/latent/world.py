@@ -78,6 +78,10 @@ class World(nn.Module):
         """What the picture of a latent state would show, (*b, k)."""
         return self._told(state.feature)[..., 2:]
 
+    def head_cost(self, state: State) -> Tensor:
+        """Cost per step as the head has learnt it, (*b,), in [0, 1]; whether a known one stands before it or not."""
+        return self._told(state.feature)[..., 1].clamp(0.0, 1.0)
+
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """Reward and cost per step of latent states, (*b,) each; the cost in [0, 1]."""
         told = self._told(state.feature)
