@@ -28,7 +28,8 @@ dreams = Dreams.learn()
 # ## Does it dream what will happen?
 #
 # Some frames are shown, then it goes on alone, told only the inputs. Choose an episode that it has not learnt from, and how much is
-# shown. A dream is the mean over the members: where they part, the point is drawn several times, faintly.
+# shown. A dream is the mean over the members. The point is smeared where they part, and by the little training; where a member puts
+# it is asked in the next section.
 
 # %%
 dreams.explorer()
