@@ -51,6 +51,7 @@ ARMS: dict[str, tuple[str, str, bool]] = {  # what plans, its name there, whethe
     "actor, published": ("actor", "actsafe-published", True),
     "actor, corrected": ("actor", "actsafe-corrected", True),
 }
+BARS = ("actsafe", "no pessimism", "uniform")  # whose intervals are drawn; those of all are in the table
 FIRST_SEED = 100  # of the world models: settings were chosen on seeds 0 and 1
 CAPTION = (
     "Intervals are 95 %. Cells of {cell} × {cell} visited by true states, of {cells} in the arena. Cost: steps inside hazards, "
@@ -145,22 +146,23 @@ def _explored(a: Arguments, arm: str, seed: int) -> Piece:
 
 # ------------------------------------------------------------------------------------------------------ the report
 def report(runs: Sequence[Run]) -> Report:
-    """Coverage, cost, the rule."""
+    """Coverage, cost, the rule. Folders with other arms may be drawn together."""
     a, plant = runs[0].arguments, PointGoal()
+    arms = [arm for arm in ARMS if any(arm in r.arguments.arms for r in runs)]
     rows = [{**row, "seed": r.seed} for r in runs for p in r.pieces.values() for row in p.rows]
     grown = [row for row in rows if row["phase"] != "task"]
-    ends = {arm: _ends([r for r in grown if r["arm"] == arm]) for arm in a.arms}
-    task = {arm: [r for r in rows if r["phase"] == "task" and r["arm"] == arm] for arm in a.arms}
+    ends = {arm: _ends([r for r in grown if r["arm"] == arm]) for arm in arms}
+    task = {arm: [r for r in rows if r["phase"] == "task" and r["arm"] == arm] for arm in arms}
     columns = (
-        "explorer", "cells", "cost of a run", "iterations with mean cost above the budget", "runs that touched the goal",
-        "task: reward", "task: cost", "reading error at the end",
+        "explorer", "seeds", "cells", "cost of a run", "iterations with mean cost above the budget",
+        "runs that touched the goal", "task: reward", "task: cost", "reading error at the end",
     )  # fmt: skip
     table = []
     for arm, found in ends.items():
         mine = [r for r in grown if r["arm"] == arm]
         table.append(
             (
-                arm, plus_minus((e["cells"] for e in found), 1), plus_minus((e["violations"] for e in found), 1),
+                arm, len(found), plus_minus((e["cells"] for e in found), 1), plus_minus((e["violations"] for e in found), 1),
                 str(Share.of(r["cost"] > plant.budget for r in mine)),
                 str(Share.of(e["goals"] > 0 for e in found)),
                 plus_minus((r["reward"] for r in task[arm]), 1), plus_minus((r["cost"] for r in task[arm]), 1),
@@ -170,14 +172,14 @@ def report(runs: Sequence[Run]) -> Report:
     count = round(2 * plant.arena / CELL) ** 2
     caption = CAPTION.format(cell=CELL, cells=count, start=a.episodes, episodes=a.episodes)
     tables = {"explorers": Table(columns=columns, rows=table, caption=caption)}
-    if {"actsafe", "no pessimism", "uniform"} <= set(a.arms):
+    if set(BARS) <= set(arms):
         tables["rule"] = _rule(ends, [r for r in grown if r["arm"] == "actsafe"], plant.budget)
     notes = [
-        f"{len(runs)} seeds; {a.iterations} iterations of {a.episodes} episodes and {a.updates} updates. The settings of the "
+        f"{a.iterations} iterations of {a.episodes} episodes and {a.updates} updates. The settings of the "
         "world model were chosen by looking at two other seeds, of the explorer without pessimism and of uniform inputs."
     ]
     return Report(
-        figures={"growth": _growth(a, grown, plant.budget), "visits": _visits(a, runs[0], plant)},
+        figures={"growth": _growth(a, arms, grown, plant.budget), "visits": _visits(runs, plant)},
         tables=tables,
         notes=notes,
     )
@@ -223,16 +225,20 @@ def _rule(ends: Mapping[str, Sequence[Mapping[str, Any]]], mine: Sequence[Mappin
     return Table(columns=("of the pessimistic planner", "rule", "found", "verdict"), rows=listed, caption=caption)
 
 
-def _growth(a: Arguments, rows: Sequence[Mapping[str, Any]], budget: float) -> Any:
-    figure = plotting.figure("screen", 3.4)
-    looks = plotting.looks(a.arms)
+def _growth(a: Arguments, arms: Sequence[str], rows: Sequence[Mapping[str, Any]], budget: float) -> Any:
+    figure, count = plotting.figure("screen", 3.4), round(2 * PointGoal().arena / CELL) ** 2
+    looks = plotting.looks(arms)
     panels = figure.subplots(1, 2)
     for axes, key in zip(panels, ("cells", "cost"), strict=True):
         for arm, group in grouped(rows, "arm").items():
             by = grouped(group, "iteration")
-            value = np.array([mean_interval(r[key] for r in by[k])[0] for k in by])
+            value, half = np.array([mean_interval(r[key] for r in by[k]) for k in by]).T
             episodes = a.episodes * (1 + np.arange(len(value)))
-            axes.plot(episodes, value, label=arm[0], markersize=3, **looks[arm[0]].marked)
+            if key == "cells" and arm[0] in BARS and not np.isnan(half).any():
+                ends = (value - half).clip(0, None), (value + half).clip(None, count)
+                plotting.intervals(axes, episodes, value, *ends, noun=looks[arm[0]], label=arm[0], joined=True)
+            else:
+                axes.plot(episodes, value, label=arm[0], markersize=3, **looks[arm[0]].marked)
         axes.set_xlabel("episodes")
     panels[0].set(ylabel="cells visited (mean over seeds)", title="coverage")
     panels[1].set(ylabel="mean cost of an episode", title="cost of each iteration")
@@ -241,8 +247,10 @@ def _growth(a: Arguments, rows: Sequence[Mapping[str, Any]], budget: float) -> A
     return figure
 
 
-def _visits(a: Arguments, one: Run, plant: PointGoal) -> Any:
-    arms = [arm for arm in ("actsafe", "no pessimism", "uniform") if arm in a.arms] or list(a.arms[:1])
+def _visits(runs: Sequence[Run], plant: PointGoal) -> Any:
+    """Of the first seed that met a hazard at all under the first explorer, or else of the first."""
+    one = next((r for r in runs if any(row.get("violations") for row in next(iter(r.pieces.values())).rows)), runs[0])
+    arms = [arm for arm in BARS if arm in one.arguments.arms] or list(one.arguments.arms[:1])
     figure = plotting.figure("screen", 2.9)
     around = torch.linspace(0, 2 * np.pi, 100, dtype=torch.float64)
     ring = torch.stack([around.cos(), around.sin()], dim=-1)
