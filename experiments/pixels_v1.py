@@ -269,7 +269,7 @@ EXPERIMENT = Experiment(
     title="Visual point-goal: coverage and cost of exploring in latent space",
     arguments=Arguments,
     budgets={
-        "smoke": Arguments(iterations=2, episodes=2, updates=1, members=2, arms=("actsafe", "LAMBDA")),
+        "smoke": Arguments(iterations=1, episodes=1, updates=1, members=2, arms=("LAMBDA",)),
         "quick": Arguments(),
         "full": Arguments(iterations=30, updates=200),
     },
