@@ -12,7 +12,7 @@ iteration's episodes is within the budget in at least 95 % of its iterations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,11 +162,11 @@ def report(runs: Sequence[Run]) -> Report:
         mine = [r for r in grown if r["arm"] == arm]
         table.append(
             (
-                arm, len(found), plus_minus((e["cells"] for e in found), 1), plus_minus((e["violations"] for e in found), 1),
+                arm, len(found), _mean((e["cells"] for e in found), 1), _mean((e["violations"] for e in found), 1),
                 str(Share.of(r["cost"] > plant.budget for r in mine)),
                 str(Share.of(e["goals"] > 0 for e in found)),
-                plus_minus((r["reward"] for r in task[arm]), 1), plus_minus((r["cost"] for r in task[arm]), 1),
-                plus_minus(e["read_error"] for e in found),
+                _mean((r["reward"] for r in task[arm]), 1), _mean((r["cost"] for r in task[arm]), 1),
+                _mean(e["read_error"] for e in found),
             )
         )  # fmt: skip
     count = round(2 * plant.arena / CELL) ** 2
@@ -183,6 +183,12 @@ def report(runs: Sequence[Run]) -> Report:
         tables=tables,
         notes=notes,
     )
+
+
+def _mean(values: Iterable[float], digits: int = 2) -> str:
+    """With its interval, if there are two values."""
+    listed = list(values)
+    return plus_minus(listed, digits) if len(listed) > 1 else f"{listed[0]:.{digits}f}"
 
 
 def _ends(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
