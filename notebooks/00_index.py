@@ -24,5 +24,6 @@
 # | [![Whose error bars hold](thumbnails/06_gp_or_ensemble.png)](06_gp_or_ensemble.ipynb) | **[6 · Gaussian process or ensemble](06_gp_or_ensemble.ipynb)**: whose error bars hold where nobody has been, at a point and at all points at once? |
 # | [![Your own data](thumbnails/07_your_own_data.png)](07_your_own_data.ipynb) | **[7 · Verify your own system, from a CSV](07_your_own_data.ipynb)**: what has to be stated, what can be measured, what is then certified? |
 # | [![What theorems cost](thumbnails/08_what_theorems_cost.png)](08_what_theorems_cost.ipynb) | **[8 · What the theorems cost](08_what_theorems_cost.ipynb)**: where is a bound that is true worth nothing? |
+# | [![Dreams](thumbnails/09_dreams.png)](09_dreams.ipynb) | **[9 · Dreams](09_dreams.ipynb)**: what does a world model learnt from pictures know, and where does it know that it does not? |
 #
 # The verdicts on all theorems are in the guarantee report (`make verify`).

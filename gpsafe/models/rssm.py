@@ -244,7 +244,11 @@ class RSSM(nn.Module):
         self, observations: Tensor, actions: Tensor, generator: torch.Generator, *, weights: Tensor | None = None
     ) -> Loss:
         """See the module; `weights` (M, B) ≥ 0 weigh the divergence of members and sequences (a bootstrap); 1 by default."""
-        s, found = self.settings, self.filter(observations, actions, generator)
+        return self.loss_of(self.filter(observations, actions, generator), observations, weights=weights)
+
+    def loss_of(self, found: Filtered, observations: Tensor, *, weights: Tensor | None = None) -> Loss:
+        """The loss of sequences (B, T, *shape) that were filtered already, for whoever has heads of their own on the states."""
+        s = self.settings
         decoded = self.decode(found.states)  # (T, B, *shape)
         target = observations.to(decoded).movedim(1, 0)
         density = gaussian_log_density(target, decoded, s.observation_std).flatten(2).sum(-1)
@@ -260,7 +264,7 @@ class RSSM(nn.Module):
         start: State,
         policy: Callable[[State], Tensor],
         steps: int,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         *,
         apart: bool = False,
     ) -> tuple[State, Tensor, Tensor]:
@@ -270,7 +274,7 @@ class RSSM(nn.Module):
             start: (B, ·).
             policy: state (M or 1, B, ·) ↦ actions (M or 1, B, nu).
             steps: how many.
-            generator: draws states, and members if they do not go apart.
+            generator: draws states, and members if they do not go apart. None: means, and member 0.
             apart: every member follows its own states from the start (M, B, ·); otherwise a member is drawn anew for every
                 step, as published, and the shapes have 1 in place of M.
 
@@ -289,7 +293,7 @@ class RSSM(nn.Module):
             if not apart:
                 m = self._member(generator)
                 h, prior = h[m : m + 1], prior[m : m + 1]
-            state = State(h, prior.sample(generator))
+            state = State(h, prior.mean if generator is None else prior.sample(generator))
             hs.append(state.deterministic)
             ss.append(state.stochastic)
             actions.append(action)

@@ -1,0 +1,36 @@
+"""Exploring in the latent space of a world model: a planner, actor-critics, and the learner around them.
+
+Everything is heuristic and nothing of it enters a certificate: the members of the ensemble are a few samples of nothing that is
+known to contain the truth. What that costs is on the page `docs/pixels.md`.
+"""
+
+from gpsafe.planning.latent.actor_critic import PRESETS, ActorCritic, ActorCriticSettings, lambda_returns
+from gpsafe.planning.latent.agent import Iteration, LatentAgent, LatentPolicy, Schedule
+from gpsafe.planning.latent.episodes import Episodes, Seen
+from gpsafe.planning.latent.penalties import Barrier, Multiplier
+from gpsafe.planning.latent.planner import LATENT_EXPLORERS, Dream, LatentExplorer, LatentPlanner
+from gpsafe.planning.latent.sights import empty_scene, point_goal_sight
+from gpsafe.planning.latent.world import Sight, World
+
+__all__ = [
+    "LATENT_EXPLORERS",
+    "PRESETS",
+    "ActorCritic",
+    "ActorCriticSettings",
+    "Barrier",
+    "Dream",
+    "Episodes",
+    "Iteration",
+    "LatentAgent",
+    "LatentExplorer",
+    "LatentPlanner",
+    "LatentPolicy",
+    "Multiplier",
+    "Schedule",
+    "Seen",
+    "Sight",
+    "World",
+    "empty_scene",
+    "lambda_returns",
+    "point_goal_sight",
+]
