@@ -73,8 +73,8 @@ class TubeModel(Protocol):
     """What a tube needs of a model with M members (a Gaussian process has one).
 
     It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module;
-    `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`); and
-    `unseen`, see `sizes`.
+    `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`);
+    and `unseen`, see `sizes`.
     """
 
     @property
