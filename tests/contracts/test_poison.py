@@ -40,7 +40,7 @@ PARTS = {
     "ScenarioTube": "ScenarioTube.charges ScenarioTube.tubes Tubes.contains_hull farthest_points noise_paths",
     "GaussianTube": "TubeSession.upper TubeSession.exploration",
     "TotalVariation": "TotalVariation.paths",
-    "RobustDP": "Grid.index Averager.__call__ RangeMax.build RangeMax.__call__ stages RobustDP.rates RobustDP.exploration"
+    "RobustDP": "Grid.index Averager.__call__ RangeMax.build RangeMax.__call__ touched stages RobustDP.rates RobustDP.exploration"
     " enclose grow residual_reach around linearised bend InCell.of Loop.rows Loop.seminorm turn",
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
