@@ -41,7 +41,7 @@ PARTS = {
     "GaussianTube": "TubeSession.upper TubeSession.exploration",
     "TotalVariation": "TotalVariation.paths",
     "RobustDP": "Grid.index Averager.__call__ RangeMax.build RangeMax.__call__ stages RobustDP.rates RobustDP.exploration"
-    " enclose grow residual_reach around linearised bend InCell.of Loop.rows Loop.seminorm turn",
+    " touched enclose grow residual_reach around linearised bend InCell.of Loop.rows Loop.seminorm turn",
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
     "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula",
