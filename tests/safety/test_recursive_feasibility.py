@@ -330,4 +330,4 @@ def test_control_a_judge_that_ignores_one_kind_of_rows_is_caught(ignored, monkey
 
     monkeypatch.setattr(CertificationProblem, "margins", blind)
     with pytest.raises(AssertionError):
-        execute(Plant, examples=30, steps=8, derandomize=True)
+        execute(Plant, examples=150, steps=8, derandomize=True)
