@@ -51,7 +51,9 @@ def test_rewards_and_ends_are_those_of_the_true_states():
     )
 
 
-@pytest.mark.parametrize("how", ["published", "none", "invariant", "certain", "gp"])
+@pytest.mark.parametrize(
+    "how", ["published", "none", *[pytest.param(how, marks=pytest.mark.slow) for how in ("invariant", "certain", "gp")]]
+)
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(how, tmp_path):
     def fresh() -> XMPSC:
         if how == "gp":

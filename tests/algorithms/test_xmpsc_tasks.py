@@ -208,6 +208,7 @@ run_seed(figure2.EXPERIMENT, figure2.Arguments(**{arguments!r}), 0, folder={fold
 """
 
 
+@pytest.mark.slow
 def test_a_learner_killed_in_the_middle_of_a_save_ends_with_the_same_bits(tmp_path, monkeypatch):
     """A save writes episodes, state and header: the second one is cut off before its header is there."""
     figure2 = import_module("gpsafe.experiments.xmpsc_figure2")

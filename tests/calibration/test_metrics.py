@@ -66,6 +66,7 @@ def test_sharpness_and_energy_score_are_the_published_ones():
     assert float(calibration.energy_score(torch.stack([y, mean], 1), samples)) == pytest.approx(1.3438898383637763)
 
 
+@pytest.mark.slow
 @given(seeds())
 def test_proper_scores_agree_with_scoringrules(seed):
     import scoringrules  # compiles for seconds

@@ -131,6 +131,7 @@ def test_the_table_is_readable(toy, width):
     assert "…" not in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_keeps_finished_pieces_and_the_next_run_goes_on(toy, capsys):
     package = toy("slow")
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

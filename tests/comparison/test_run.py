@@ -38,6 +38,7 @@ def ensemble():
     return believe("ensemble", TWIN)
 
 
+@pytest.mark.slow
 def test_without_a_certifier_the_model_makes_no_difference_to_what_is_drawn():
     flown = [contestant(TWIN, model, "none", "uniform", budget=SMALL)[0][0] for model in ("gp", "ensemble")]
     same = ("steps", "violated", "reward", "covered", "corrected")
@@ -96,6 +97,7 @@ class _Pushed:
         return self._system.mean(x, u) + 0.5
 
 
+@pytest.mark.slow
 def test_the_set_of_policies_only_grows_and_holds_none_that_is_unsafe_where_all_is_true(gp):
     chosen = PolicySet.create(TWIN)
     first = chosen.member.clone()
@@ -122,6 +124,7 @@ def test_what_makes_no_sense_is_a_row_that_says_so(ensemble):
     assert rows == [] and "F_n" in summary["unfit"]
 
 
+@pytest.mark.slow
 def test_a_free_guard_lets_unsafe_inputs_through_and_is_told_so():
     _, summary = contestant(TWIN, "gp", "none", "uniform", budget=replace(SMALL, pairs=60))
     assert summary["accepted_of_unsafe"] == summary["unsafe_pairs"] > 0

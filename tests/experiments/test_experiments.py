@@ -17,12 +17,17 @@ MODULES = sorted(
 )
 
 
-SLOW = {  # more than four seconds each; IPOPT several times over: forty. What they do is tested where their methods are.
+SLOW = {  # more than three seconds each; IPOPT several times over: forty. What they do is tested where their methods are.
+    "budget_regret",
+    "calibration",
+    "check_rkhs_assumption",
     "check_scaling",
     "compare",
     "continuous_policies",
     "neighbours",
+    "pendulum_policies",
     "pendulum_sound",
+    "question_models",
     "xmpsc_filter",
     "xmpsc_table1",
 }

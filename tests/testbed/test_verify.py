@@ -147,6 +147,7 @@ def test_longest_pieces_come_first_once_times_are_known(toy, tmp_path, monkeypat
     assert store.read_piece(tmp_path / "cache" / "timings.json")["quick/violated/False"] < 1
 
 
+@pytest.mark.slow
 def test_a_run_says_how_long_the_rest_will_take_once_times_are_known(toy, tmp_path):
     package = toy("holds", "slow")
     first, seen = run(package, tmp_path / "cache")
