@@ -195,7 +195,7 @@ def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str,
     length = max(len(s) for s in sizes)
     table = np.array([np.pad(s, (0, length - len(s)), mode="edge") for s in sizes])
     plotting.growth(growth, {"actsafe": table}, safe=claim["true_safe"])
-    growth.set_title("growth of S_n inside S*")
+    growth.set_title("growth of $S_n$ inside S*")
 
     entered, truth = np.asarray(claim["entered"]), np.asarray(claim["truth"])
     goals = np.linspace(-0.5, 1.5, len(entered))
@@ -215,7 +215,7 @@ def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str,
     line = np.linspace(-0.6, 1.1, 2)
     phase.plot(line, line, linewidth=0.6, **plotting.look("proposed").line)
     plotting.limit(plotting.limit(phase, 1.0, label="x = 1"), 1.0, upright=True)
-    phase.set(xlabel="x_t", ylabel="x_{t+1}", title="closed-loop phase portrait")
+    phase.set(xlabel="$x_t$", ylabel="$x_{t+1}$", title="closed-loop phase portrait")
 
 
 # ------------------------------------------------------------------ (ii) S_n is monotone

@@ -95,7 +95,7 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     length = max(len(sizes) for sizes in claim["sizes"])
     table = [np.pad(sizes, (0, length - len(sizes)), mode="edge") for sizes in claim["sizes"]]
     plotting.growth(growth, {"actsafe": table}, safe=36)
-    growth.set(title="growth of S_n inside S*", ylim=(0, 46))
+    growth.set(title="growth of $S_n$ inside S*", ylim=(0, 46))
     plotting.phase(phase, claim["paths"], names=[f"episode {k}" for k in range(1, len(claim["paths"]) + 1)])
     plotting.limit(phase, 1.2, upright=True, label="θ = 1.2")
     phase.set(xlabel="θ (rad, 0 hangs)", ylabel="ω (rad/s)", title="closed-loop phase portrait while learning")
