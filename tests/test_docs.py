@@ -46,6 +46,7 @@ def test_an_agent_learns_behind_the_certifier(capsys):
     assert "from_plan" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_models_and_certifiers_are_compared_on_a_plant_of_ones_own(capsys):
     text = (Path(__file__).parents[1] / "docs" / "compare.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)

@@ -221,6 +221,7 @@ def mutate(root, *options):
     return done.stdout, report, {(r["function"], r["before"], r["after"]): r for r in report["rows"]}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_every_mutant_gets_its_status(toy):
     with subprocess.Popen(command(toy), env=BARE, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:

@@ -17,9 +17,10 @@ MODULES = sorted(
 )
 
 
-SLOW = {  # more than three seconds each; IPOPT several times over: forty. What they do is tested where their methods are.
+SLOW = {  # more than two seconds each; IPOPT several times over: forty. What they do is tested where their methods are.
     "budget_regret",
     "calibration",
+    "check_noise_misalignment",
     "check_rkhs_assumption",
     "check_scaling",
     "compare",
@@ -27,7 +28,10 @@ SLOW = {  # more than three seconds each; IPOPT several times over: forty. What 
     "neighbours",
     "pendulum_policies",
     "pendulum_sound",
+    "question_dimension",
     "question_models",
+    "xmpsc_bullet",
+    "xmpsc_figure3",
     "xmpsc_filter",
     "xmpsc_table1",
 }

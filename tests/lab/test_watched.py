@@ -69,7 +69,7 @@ def toy(certification):
     return XMPSC.create(plant, settings, prior=plant.prior(), certification=certification, seed=0)
 
 
-@pytest.mark.parametrize("certification", ["published", None])
+@pytest.mark.parametrize("certification", [pytest.param("published", marks=pytest.mark.slow), None])
 def test_a_learner_that_is_watched_learns_as_it_does_alone(certification):
     watched, alone = toy(certification), toy(certification)
     found = learning.learned(watched, 40, dims=(0, 2))

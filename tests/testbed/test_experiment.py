@@ -404,6 +404,7 @@ def test_list_names_experiments_and_broken_modules(package, capsys, tmp_path):
     assert f"{package}.torn cannot be used: ZeroDivisionError" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_loses_nothing_but_the_piece_in_progress(package, capsys, tmp_path):
     (tmp_path / package / "dies").touch()
     words = ["toy-growth", "--fault", "dies", "--seeds", "5", "--fresh"]
@@ -428,6 +429,7 @@ def test_a_seed_that_raises_is_named_and_the_others_finish(package, capsys, tmp_
     assert "seed 0: 3 pieces, 1 of them kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_runs_reports_and_prints_the_tables(package, capsys, monkeypatch):
     monkeypatch.setitem(experiments.BENCH, "xmpsc", "toy-growth")
     words = ["xmpsc", "--budget", "smoke", "--results", "elsewhere"]
