@@ -249,13 +249,13 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
         noise = torch.diag_embed(local.variance.sqrt())
         if sound:
             x, u = centers[k], nominal[k]
-            rest = model.remainder(x, u, factor, gain[k])
+            parts = None if boxes is None else boxes(x, u, factor, gain[k])
+            rest = model.remainder(x, u, factor, gain[k]) if parts is None else torch.stack(parts).sum(0)
             reach = x.abs() + references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
             size = sizes(model, local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
             rest = rest + ROUNDING * size
-            if boxes is not None:
-                first, *others = boxes(x, u, factor, gain[k])
-                around = [around_box(box) for box in (first + ROUNDING * size, *others)]
+            if parts is not None:
+                around = [around_box(box) for box in (parts[0] + ROUNDING * size, *parts[1:])]
                 factor = outer_sum([carried, noise, *around]) * (1 + ROUNDING)
             elif growth is None:
                 factor = outer_sum([carried, noise], rest) * (1 + ROUNDING)

@@ -130,13 +130,8 @@ def test_a_cell_is_safe_only_if_all_of_it_is_and_lost_only_if_none_is(limit, mee
     index = torch.arange(8)
     across, along = index[:, None].expand(8, 8), index[None].expand(8, 8)
     unsafe, lost = across >= meets, across >= inside
-    low, high = (
-        bound.reshape(8, 8) > 0.5
-        for bound in (
-            certified_map(confidence, policies, task, grid).lower,
-            certified_map(confidence, policies, task, grid).upper,
-        )
-    )
+    stays = certified_map(confidence, policies, task, grid)
+    low, high = (bound.reshape(8, 8) > 0.5 for bound in (stays.lower, stays.upper))
     assert torch.equal(low, ~unsafe) and torch.equal(high, ~lost)
     goal = Box(vector(0.25, 0.125), vector(0.75, 0.53))
     found = certified_map(confidence, policies, task, grid, goal=goal)
