@@ -71,6 +71,7 @@ def until(labels, choices, steps: int, best, *, stay: set, reach: set) -> np.nda
 
 
 CASES = [(1, False, 4), (1, True, 4), (1, False, 1), (2, True, 2)]
+SIZES = {1: 12, 2: 5, 4: 3}  # cells along an axis
 
 
 @pytest.mark.parametrize(("nx", "goal", "horizon"), CASES)
