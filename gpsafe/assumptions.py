@@ -21,6 +21,11 @@ class Assumption(Enum):
         "|noise|",
         "Given the past, the noise of output j has mean zero, and it is at most R_j in size.",
     )
+    NOISE_ENERGY = (
+        "noise energy",
+        "The energy of the observation noise is within its limit for all n, as the stated sizes or law imply; it need not have"
+        " mean zero.",
+    )
     GAUSSIAN_PRIOR = (
         "f ~ GP(0, k)",
         "The residual is a draw of the process itself: a statement about the average plant.",

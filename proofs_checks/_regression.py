@@ -27,6 +27,7 @@ Mode = Literal["random", "adaptive"]
 MODES: tuple[Mode, ...] = ("random", "adaptive")
 DELTAS = (0.1, 0.01)
 CONFIDENCE = 0.99
+TIE = 0.9  # of noise from one observation to the next
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Setting:
     lengthscale: float = 0.1
     true_lengthscale: float | None = None
     norm: float = 1.0
-    noise: Literal["gaussian", "rademacher", "uniform", "student"] = "gaussian"
+    noise: Literal["gaussian", "rademacher", "uniform", "student", "biased", "tied", "rare"] = "gaussian"
     noise_std: float = 0.1
     regularizer: float = 0.01
     steps: int = 60
@@ -124,7 +125,9 @@ def functions(setting: Setting, trials: int, generator: torch.Generator) -> Tens
 
 
 def noise(setting: Setting, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """R-sub-Gaussian noise with R = noise_std, except "student" (2 degrees of freedom: infinite variance)."""
+    """R-sub-Gaussian noise with R = noise_std, but for "student" (2 degrees of freedom: infinite variance), "biased" (±R, nine
+    of ten times R), "tied" (N(0, R²), one correlated by `TIE` with the next) and "rare" (±3R one time in nine: E w⁴ = 9R⁴).
+    """
     normal = torch.randn(*shape, dtype=torch.float64, generator=generator)
     if setting.noise == "gaussian":
         return setting.noise_std * normal
@@ -133,6 +136,14 @@ def noise(setting: Setting, shape: tuple[int, ...], generator: torch.Generator) 
     if setting.noise == "uniform":
         return setting.noise_std * (2 * torch.rand(*shape, dtype=torch.float64, generator=generator) - 1)
     uniform = torch.rand(*shape, dtype=torch.float64, generator=generator).clamp_min(1e-300)
+    if setting.noise == "biased":
+        return setting.noise_std * torch.where(uniform < 0.9, 1.0, -1.0).to(torch.float64)
+    if setting.noise == "rare":
+        return setting.noise_std * torch.where(uniform < 1 / 9, 3 * normal.sign(), 0.0)
+    if setting.noise == "tied":
+        lags = torch.arange(shape[-1], dtype=torch.float64)
+        root = torch.linalg.cholesky(TIE ** (lags.unsqueeze(-1) - lags).abs())
+        return setting.noise_std * normal @ root.T
     return setting.noise_std * normal / (-uniform.log()).sqrt()  # χ² with 2 degrees of freedom is −2 ln U
 
 

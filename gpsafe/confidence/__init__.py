@@ -12,6 +12,7 @@ from gpsafe.confidence.bounds import (
 )
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.lederer import Lederer
+from gpsafe.confidence.noise_energy import NoiseEnergy
 from gpsafe.confidence.registry import BOUNDS, make_bound
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 
@@ -28,6 +29,7 @@ __all__ = [
     "Fiedler",
     "Lederer",
     "Mixture",
+    "NoiseEnergy",
     "Srinivas",
     "make_bound",
 ]

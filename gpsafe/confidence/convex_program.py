@@ -20,6 +20,7 @@ bracket and golden sections find the optimum.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -198,32 +199,40 @@ def _better(value: Tensor, at: Tensor, other: Tensor, other_at: Tensor) -> tuple
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvexProgram(ConfidenceBound):
-    """max and min of f(z) over {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B} at each query point, any fixed λ (see the
-    module).
+class BallProgram(ConfidenceBound):
+    """max and min of f(z) over a set {f : ‖M(f(X) − y)‖² ≤ R_n², ‖f‖_k ≤ B} that f* is in, at each query point.
 
-    With c = R²/λ the choice η = λ is exactly `Mixture`, which is always among the candidates: never wider
-    than it. If the set is empty, an assumption is false: the interval comes out inverted, [B√k, −B√k], which
-    `ConfidenceSet.falsified` reports. `beta` is the valid β at η = λ (NaN if the set is empty there).
+    A bound says what R_n is, and M where it is not the identity. If the set is empty, an assumption is false: the interval
+    comes out inverted, [B√k, −B√k], which `ConfidenceSet.falsified` reports. `beta` is the valid β at η = λ (NaN if the set
+    is empty there).
 
     Args:
-        scale: c > 0, scalar, fixed before the data; None: R²/λ.
         method: "dual" minimises over η by a batched search. "cvxpy" lets a conic solver propose the
             multipliers and returns the dual bound at them (and at its neighbours, λ and ∞): the solver is not
             trusted.
     """
 
-    scale: float | None = None
     method: Literal["dual", "cvxpy"] = "dual"
-
-    name: ClassVar[str] = "convex-program"
-    source: ClassVar[str] = "Flynn & Reeb 2024 (CMM)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require.one_of("ConvexProgram", "method", self.method, ("dual", "cvxpy"))
-        if self.scale is not None:
-            _require.positive("ConvexProgram", "scale", self.scale)
+        _require.one_of(type(self).__name__, "method", self.method, ("dual", "cvxpy"))
+
+    @abstractmethod
+    def _radius_sq(self, model: GP, output: int, spectrum: Spectrum) -> Tensor:
+        """R_n², 0-d."""
+
+    def _spectrum(self, model: GP, output: int) -> Spectrum:
+        """Of M K Mᵀ and M y."""
+        return _spectrum(model, output)
+
+    def _seen(self, cross: Tensor) -> Tensor:
+        """M k(X, z)."""
+        return cross
+
+    def _outer(self, model: GP) -> ConfidenceBound | None:
+        """A bound that holds on the same event."""
+        return None
 
     def refusal(self, model: GP) -> str | None:
         """Needs the data themselves."""
@@ -231,34 +240,28 @@ class ConvexProgram(ConfidenceBound):
             return "an exact GP"
         return super().refusal(model)
 
-    def _scale(self, model: GP, noise: Tensor) -> Tensor:
-        if self.scale is None:
-            return noise.square() / model.regularizer.cpu()
-        return torch.full_like(noise, self.scale)
-
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        if self.scale is None or model.inputs is None:
-            outer = Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta)
-            return outer._beta(model, norm, noise, log_inv_delta)
+        if model.inputs is None:
+            return norm
         regularizer, values = model.regularizer.to(model.inputs.device), []
         for j in range(model.num_outputs):
-            program = self.program(model, j, model.inputs[:1])
-            gap, size = program.gap(regularizer[j : j + 1])
+            gap, size = self._plain(model, j).gap(regularizer[j : j + 1])
             values.append(torch.where(gap < -EMPTY * size, math.nan, gap.clamp_min(0.0))[0])
         return (torch.stack(values) / regularizer).sqrt()
+
+    def _plain(self, model: GP, output: int) -> Program:
+        """A program with M = I over a set that f* is in too."""
+        assert model.inputs is not None
+        return self.program(model, output, model.inputs[:1])
 
     def program(self, model: GP, output: int, z: Tensor) -> Program:
         """The program of one learned output at z (m, d). The model must have data."""
         if model.inputs is None or model.targets is None:
-            raise _require.fail("ConvexProgram", "a model with data", "none")
-        p = model.num_outputs
-        spectrum = _spectrum(model, output)
-        kernel = model.kernels[output]
-        log = math.log(p / self.delta)
-        noise, norm = self.noise(p)[output].to(z.device), self.norms(p)[output].to(z.device)
-        scale = self._scale(model, self.noise(p))[output].to(z.device)
-        cross = spectrum.vectors.mT @ kernels.cross(kernel, model.inputs, z)
-        return Program(spectrum, cross, kernels.diagonal(kernel, z), spectrum.radius_sq(scale, noise, log), norm)
+            raise _require.fail(type(self).__name__, "a model with data", "none")
+        spectrum, kernel = self._spectrum(model, output), model.kernels[output]
+        norm = self.norms(model.num_outputs)[output].to(z.device)
+        cross = spectrum.vectors.mT @ self._seen(kernels.cross(kernel, model.inputs, z))
+        return Program(spectrum, cross, kernels.diagonal(kernel, z), self._radius_sq(model, output, spectrum), norm)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
         """[min f(z), max f(z)] over the set at z (*b, d), both (*b, p), rounded outwards; inverted if it is
@@ -269,10 +272,10 @@ class ConvexProgram(ConfidenceBound):
         if model.num_data == 0:
             return -width, width
         low, high = -width, width
-        if self.scale is None:
-            outer = Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta, unchecked=True)
-            mixture_low, mixture_high = outer.interval(model, z)
-            low, high = torch.maximum(low, mixture_low), torch.minimum(high, mixture_high)
+        outer = self._outer(model)
+        if outer is not None:
+            outer_low, outer_high = outer.interval(model, z)
+            low, high = torch.maximum(low, outer_low), torch.minimum(high, outer_high)
         flat = z.reshape(-1, z.shape[-1])
         chunk = max(16, 100_000 // model.num_data)
         uppers, lowers, empties = [], [], []
@@ -287,7 +290,9 @@ class ConvexProgram(ConfidenceBound):
         lower = torch.stack(lowers, dim=-1).reshape(low.shape)
         low, high = torch.maximum(low, lower), torch.minimum(high, upper)
         empty = torch.stack(empties)
-        return torch.where(empty, width, low), torch.where(empty, -width, high)
+        low, high = torch.where(empty, width, low), torch.where(empty, -width, high)
+        lost = ~torch.isfinite(z.square()).all(-1, keepdim=True)  # k(X, z) may be 0 there by overflow, and B√k finite
+        return low.masked_fill(lost, math.nan), high.masked_fill(lost, math.nan)
 
     def _solver(self, model: GP, output: int) -> Callable[[Program], tuple[Tensor, Tensor]]:
         """Program → upper and lower, (m,)."""
@@ -305,6 +310,48 @@ class ConvexProgram(ConfidenceBound):
             return bound_at(program, proposals, float(model.regularizer[output]))
 
         return solve
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvexProgram(BallProgram):
+    """max and min of f(z) over {f : ‖f(X) − y‖² ≤ R_n², ‖f‖_k ≤ B} at each query point, any fixed λ (see the
+    module).
+
+    With c = R²/λ the choice η = λ is exactly `Mixture`, which is always among the candidates: never wider
+    than it. See `BallProgram` for an empty set.
+
+    Args:
+        scale: c > 0, scalar, fixed before the data; None: R²/λ.
+        method: as in `BallProgram`.
+    """
+
+    scale: float | None = None
+
+    name: ClassVar[str] = "convex-program"
+    source: ClassVar[str] = "Flynn & Reeb 2024 (CMM)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is not None:
+            _require.positive("ConvexProgram", "scale", self.scale)
+
+    def _radius_sq(self, model: GP, output: int, spectrum: Spectrum) -> Tensor:
+        noise = self.noise(model.num_outputs)
+        scale = noise.square() / model.regularizer.cpu() if self.scale is None else torch.full_like(noise, self.scale)
+        scale, noise = (value[output].to(spectrum.values.device) for value in (scale, noise))
+        return spectrum.radius_sq(scale, noise, math.log(model.num_outputs / self.delta))
+
+    def _outer(self, model: GP) -> ConfidenceBound | None:
+        if self.scale is not None:
+            return None
+        return Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta, unchecked=True)
+
+    def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
+        outer = self._outer(model)
+        if outer is None and model.inputs is not None:
+            return super()._beta(model, norm, noise, log_inv_delta)
+        outer = Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta)
+        return outer._beta(model, norm, noise, log_inv_delta)
 
 
 def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: float) -> tuple[Tensor, Tensor]:

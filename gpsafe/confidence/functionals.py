@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpsafe._show import short
 from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
-from gpsafe.confidence.convex_program import ConvexProgram
+from gpsafe.confidence.convex_program import BallProgram
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
@@ -37,12 +37,12 @@ def functional_beta(bound: ConfidenceBound, model: GP) -> Tensor | None:
     bound's theorem gives no such β.
 
     Closed forms that are never below the mixture β hold on the mixture event, where the statement is true with the
-    mixture β and hence with theirs. The convex program's set lies in the ellipsoid of its multiplier λ, whose β it
+    mixture β and hence with theirs. The set of a convex program lies in the ellipsoid of its multiplier λ, whose β it
     reports. A constant by hand, and Bayesian pointwise bounds, say nothing about gradients.
     """
     if type(model) is not GP:
         return None
-    if isinstance(bound, ConvexProgram):
+    if isinstance(bound, BallProgram):
         beta = bound.beta(model)
         return beta if bool(torch.isfinite(beta).all()) else None
     if not isinstance(bound, ClosedForm) or not bound.frequentist:

@@ -17,6 +17,7 @@ from gpsafe.confidence.bounds import (
 )
 from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.lederer import Lederer
+from gpsafe.confidence.noise_energy import NoiseEnergy
 
 BOUNDS: dict[str, type[ConfidenceBound]] = {
     bound.name: bound
@@ -28,6 +29,7 @@ BOUNDS: dict[str, type[ConfidenceBound]] = {
         ActSafeForm,
         Srinivas,
         ConvexProgram,
+        NoiseEnergy,
         Lederer,
         Constant,
     )

@@ -117,7 +117,7 @@ def _measured(
     at_rows, in_box = half(z[:: max(1, len(z) // POINTS)]), half(inside)
     most = torch.stack([kernels.diagonal(k, inside).sqrt() for k in claim.kernels], -1)
     most = most * torch.tensor(claim.norm, dtype=torch.float64)
-    beta = float(bound.beta(model).max()) if name not in ("convex-program", "lederer") else math.nan
+    beta = float(bound.beta(model).max()) if name not in ("convex-program", "noise-energy", "lederer") else math.nan
     episodes = math.nan
     if task is not None and status == "theorem" and math.isfinite(beta):
         episodes = _episodes(beta, z, claim, task)

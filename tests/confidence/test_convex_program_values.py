@@ -225,7 +225,11 @@ def test_programs_and_betas_are_those_of_their_output():
             math.sqrt((radius_sq + lam * norm**2 - fit) / lam), rel=1e-9
         )
         plain = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
-        assert float(plain._scale(model, plain.noise(2))[j]) == pytest.approx(noise**2 / lam)
+        matrix = torch.eye(3).double() + K / lam
+        radius_sq = float(y @ torch.linalg.solve(matrix, y)) + noise**2 * (
+            float(torch.logdet(matrix)) + 2 * math.log(2 / 0.1)
+        )
+        assert float(plain.program(model, j, z).radius_sq) == pytest.approx(radius_sq, rel=1e-11)
     mixture = Mixture(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
     assert torch.equal(plain.beta(model), mixture.beta(model))
 

@@ -17,7 +17,7 @@ from xmpsc_cases import pendulum_data, pendulum_ensemble, propose
 
 from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem, judge
-from gpsafe.confidence import ActSafeForm, ConfidenceBound, Constant, Lederer, Mixture, Srinivas
+from gpsafe.confidence import ActSafeForm, ConfidenceBound, Constant, Lederer, Mixture, NoiseEnergy, Srinivas
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP
@@ -64,10 +64,15 @@ class Interval:
 
 MIXTURE = Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)
 SRINIVAS = Srinivas(rkhs_norm=1.0, subgaussian=0.1, delta=0.9, max_info_gain=lambda n: 0.35)
+BIASED = NoiseEnergy(rkhs_norm=1.0, subgaussian=0.1, delta=0.1, noise_kind="bounded")
 INTERVALS: dict[Assumption, tuple[Interval, Interval]] = {  # (false, true)
     A.BOUNDED_OBSERVATION: (
         Interval(SRINIVAS, torch.full((100,), -6.0).double(), 0.0),
         Interval(SRINIVAS, torch.full((100,), -0.1).double(), 0.0),
+    ),
+    A.NOISE_ENERGY: (
+        Interval(BIASED, torch.full((100,), 0.5).double(), 0.0),
+        Interval(BIASED, torch.full((100,), 0.1).double(), 0.0),
     ),
     A.GAUSSIAN_PRIOR: (Interval(LEDERER, None, 20.0), Interval(LEDERER, None, 2.0)),
     A.LAMBDA_NOISE: (Interval(LEDERER, NOISY, 0.9), Interval(LEDERER, 0.05 * NOISY, 0.0)),

@@ -19,6 +19,7 @@ from strategies import ALL_KERNELS, CLOSED_KERNELS, make_kernel
 
 import gpsafe.cost
 from gpsafe.confidence import BOUNDS, ConfidenceSet, ConvexProgram, Mixture, make_bound
+from gpsafe.confidence.convex_program import BallProgram
 from gpsafe.confidence.functionals import functional_beta
 from gpsafe.confidence.members import extremal_member
 from gpsafe.cost.anchor_grid import AnchorGrid
@@ -211,7 +212,7 @@ def test_members_lie_in_the_interval_of_every_confidence_bound(name, family):
         elif functional_beta(bound, model) is None:  # not below the mixture: its members belong
             values = [f(probes) for f in members_of(family, count)] if regularizer == NOISE**2 else []
             assert values
-        elif isinstance(bound, ConvexProgram) and count:
+        elif isinstance(bound, BallProgram) and count:
             values = [program_member(bound, model, z, s)(probes) for z in probes[:3] for s in (1.0, -1.0)]
         else:
             values = [extremal_member(bound, model, z, s)(probes) for z in probes[:5] for s in (1.0, -1.0)]
