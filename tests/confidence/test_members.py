@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.confidence import Constant, Mixture, members
 from gpsafe.confidence.members import _Family, extremal_member, member_share, worst_member
@@ -77,6 +77,7 @@ def test_the_share_of_a_member_weights_every_observation_by_its_own_noise():
     assert member_share(large, model, f) >= float(f.norm) / 1e-3 * (1 - 1e-9)
 
 
+@dear()
 @given(seeds())
 def test_an_extremal_member_is_in_the_ball_and_in_the_ellipsoid(seed):
     model, bound = learned(seed, 0.05), Mixture(rkhs_norm=5.0, subgaussian=0.05, delta=0.1)
@@ -88,6 +89,7 @@ def test_an_extremal_member_is_in_the_ball_and_in_the_ellipsoid(seed):
     assert bool(((low[:, 0] - 1e-9 <= f(z)) & (f(z) <= high[:, 0] + 1e-9)).all())
 
 
+@dear()
 @given(seeds(), st.sampled_from([0.05, 0.5]), st.sampled_from([1.2, 2.0, 6.0]))
 def test_no_member_of_ball_and_ellipsoid_goes_further(seed, noise, limit):
     model, bound = learned(seed, noise), Mixture(rkhs_norm=limit, subgaussian=noise, delta=0.1)
