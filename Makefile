@@ -20,6 +20,8 @@ endif
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
 ARGS ?=
+# Kept, whatever the surroundings say: half of a short process's time goes into compiling what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup verify theorems test test-all nightly mutate bench experiments gifs notebooks lab docs lint format lock dist clean distclean
 

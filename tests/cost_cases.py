@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -46,8 +47,9 @@ class Case:
         return self.policies.select(torch.tensor(index))
 
 
+@cache
 def make_case(name: str, runs: tuple[int, ...], seed: int = 0, *, norm_factor: float = 1.0) -> Case:
-    """F_n after episodes of the policies `runs`; `norm_factor` scales the claimed B."""
+    """F_n after episodes of the policies `runs`; `norm_factor` scales the claimed B. Made once: nobody changes it."""
     system, (policies, _) = (
         (reference_1d(), reference_1d_policies())
         if name == "1d"

@@ -1,6 +1,12 @@
 """Hypothesis strategies shared by all tests."""
 
+from hypothesis import settings
 from hypothesis import strategies as st
+
+
+def dear(examples: int = 8) -> settings:
+    """For a test whose examples cost much: so many of them where the profile has twenty."""
+    return settings(max_examples=max(1, settings().max_examples * examples // 20))
 
 
 def seeds() -> st.SearchStrategy[int]:

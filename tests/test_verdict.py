@@ -73,8 +73,7 @@ def ever_wrong(p: float, trials: int, wrong) -> float:
     return gone
 
 
-@pytest.mark.parametrize("p", [0.02, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("alpha", [0.2, 0.05])
+@pytest.mark.parametrize(("p", "alpha"), [(0.02, 0.05), (0.1, 0.2), (0.5, 0.05), (0.9, 0.05)])
 def test_anytime_intervals_are_right_at_all_numbers_of_trials_at_once(p, alpha):
     ends = cache(lambda k, n: anytime_interval(k, n, alpha))
     assert ever_wrong(p, 120, lambda k, n: p > ends(k, n)[1]) <= alpha

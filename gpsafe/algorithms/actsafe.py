@@ -203,12 +203,22 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         """See `Learner`."""
         return self.unsound_because()
 
-    def run(self, generator: torch.Generator | int) -> ActSafeRun:
-        """All episodes, from a generator or an integer seed; stops early if F_n comes out empty (an assumption is false)."""
+    def run(
+        self, generator: torch.Generator | int, *, until: Callable[[SafePolicySet], bool] | None = None
+    ) -> ActSafeRun:
+        """All episodes, from a generator or an integer seed; stops early if F_n comes out empty (an assumption is false).
+
+        Args:
+            generator: see above.
+            until: of S_n; once true, the episode that would come next is left out and the run ends. S_n never shrinks, so that
+                what is asked of it only from below is decided then.
+        """
         generator = _require.generator("ActSafe.run", generator)
         at, episodes = self._start(generator), []
         while at.falsified is None and len(episodes) < self.episodes:
             at, choice = self._decide(at, generator)
+            if until is not None and until(at.safe_set):
+                break
             states, inputs = self._execute(choice.policy, generator)
             cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
             episodes.append(replace(choice, cost=float(cost), reward=float(reward), states=states))

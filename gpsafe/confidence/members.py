@@ -29,8 +29,8 @@ from gpsafe.rkhs import RKHSFunction, kernels
 
 Residual = Callable[[Tensor], Tensor]
 _INSIDE = 1 - 1e-9  # of each constraint that a member uses, for rounding
-_POWERS = range(-9, 10)  # of ρ/λ
-_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
+_POWERS = torch.arange(-9.0, 10.0, dtype=torch.float64)  # of ρ/λ
+_ROUNDS = 6  # of grids, each fifty times as fine
 
 
 def extremal_member(
@@ -91,16 +91,45 @@ class _Family:
         return torch.cat([solved[:, 0], torch.zeros_like(self.weights)]), torch.cat([solved[:, 1], self.weights])
 
     def search(self) -> float:
-        """ρ/λ of the maximiser: the best power of ten, then golden sections between its neighbours."""
-        power = float(max(_POWERS, key=lambda p: self.best(10.0**p)[0]))
-        low, high = power - 1.0, power + 1.0
-        for _ in range(30):
-            step = _GOLDEN * (high - low)
-            if self.best(10.0 ** (high - step))[0] >= self.best(10.0 ** (low + step))[0]:
-                high = low + step
-            else:
-                low = high - step
-        return max((10.0**power, 10.0 ** (0.5 * (low + high))), key=lambda ratio: self.best(ratio)[0])
+        """ρ/λ of the maximiser: the best power of ten, then ever finer grids between the neighbours of the best."""
+        values = self.values()
+        exponents, best = _POWERS, 0.0
+        for _ in range(_ROUNDS):
+            best = float(exponents[int(values(10.0**exponents).argmax())])
+            width = float(exponents[1] - exponents[0])
+            exponents = torch.linspace(best - width, best + width, 101, dtype=torch.float64)
+        return 10.0**best
+
+    def values(self) -> Callable[[Tensor], Tensor]:
+        """ρ/λ (r,) ↦ the largest ℓf for each, −∞ if no t satisfies both constraints, as `best`.
+
+        In the eigenvectors of W^{-½}GW^{-½} = Q diag(e) Qᵀ, G the Gram matrix of X and W the squared scales, a coefficient
+        vector (W^{-½}Qy, vw) has ‖f‖² = Σ e y² + 2v s·y + v²κ and W^{-½}f(X) = Q(e y + v s).
+        """
+        n, root = self.count, self.scale_sq.sqrt()
+        e, Q = torch.linalg.eigh(self.gram[:n, :n] / torch.outer(root, root))
+        s, mean = Q.T @ (self.section / root), Q.T @ (self.mean[:n] * root)
+        targets, corner = Q.T @ (self.targets / root), float(self.weights @ self.functional[n:])
+
+        def values(ratios: Tensor) -> Tensor:
+            shifted = e + self.regularizer * (1 + ratios).unsqueeze(-1)
+            start, along = targets / shifted, -s / shifted
+            low, high = torch.full_like(ratios, -math.inf), torch.full_like(ratios, math.inf)
+            curve = e * along
+            square = (curve * along).sum(-1) + 2 * (along @ s) + corner
+            for gap, form, room in ((start, 0.0, self.limit**2), (start - mean, 1.0, self.reach)):
+                scale = self.regularizer if form else 1.0
+                level = e * gap
+                a = scale * square + form * (curve + s).square().sum(-1)
+                b = scale * ((level * along).sum(-1) + gap @ s) + form * (level * (curve + s)).sum(-1)
+                c = scale * (level * gap).sum(-1) + form * level.square().sum(-1)
+                inner = b * b - a * (c - room)
+                root = torch.where((a > 0) & (inner >= 0), inner, math.nan).sqrt()
+                low, high = torch.maximum(low, (-b - root) / a), torch.minimum(high, (root - b) / a)
+            found = start @ s + high * (along @ s + corner)
+            return torch.where(low <= high, found, -math.inf)
+
+        return values
 
     def best(self, ratio: float, inside: float = 1.0) -> tuple[float, float]:
         """Largest ℓf and its t for one ρ; (−∞, 0) if no t satisfies both constraints."""

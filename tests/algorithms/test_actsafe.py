@@ -68,6 +68,14 @@ def test_same_seed_same_run(algorithm, run):
     assert all(torch.equal(a.states, b.states) for a, b in zip(again.episodes, run.episodes, strict=False))
 
 
+def test_a_run_until_something_is_certified_is_the_first_part_of_the_whole_one(algorithm, run):
+    wanted = len(run.safe_sets[2])
+    short = algorithm.run(0, until=lambda safe: len(safe) >= wanted)
+    count = next(k for k, safe in enumerate(run.safe_sets) if len(safe) >= wanted)
+    assert [s.witnesses.keys() for s in short.safe_sets] == [s.witnesses.keys() for s in run.safe_sets[: count + 1]]
+    assert [e.policy for e in short.episodes] == [e.policy for e in run.episodes[: count - 1]]
+
+
 def test_norm_bound_far_too_small_is_falsified_and_stops_the_run(algorithm):
     wrong = Mixture(rkhs_norm=0.05, subgaussian=0.001, delta=0.1, unchecked=True)
     run = algorithm.with_(bound=wrong, unchecked=True).run(torch.Generator().manual_seed(0))

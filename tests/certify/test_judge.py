@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 from xmpsc_cases import (
     double_integrator,
     ensemble_pendulum,
@@ -157,6 +157,7 @@ def test_sound_certificates_say_what_they_rest_on():
 MODELS = {"linear": double_integrator, "ensemble": ensemble_pendulum, "gp": gp_pendulum}
 
 
+@dear()
 @given(seeds(), st.sampled_from(["linear", "ensemble", "sound", "gp"]), st.integers(-3, 308))
 def test_no_plan_makes_the_judge_raise(seed, name, exponent):
     """Plans of any finite size: an answer each time, and never a certificate for one beyond the inputs."""

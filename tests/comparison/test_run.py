@@ -48,7 +48,8 @@ def test_without_a_certifier_the_model_makes_no_difference_to_what_is_drawn():
 @pytest.mark.parametrize(
     ("model", "certifier"),
     [
-        ("gp", "none"), ("gp", "shield"), pytest.param("gp", "policy-set", marks=pytest.mark.slow),
+        ("gp", "none"),
+        pytest.param("gp", "shield", marks=pytest.mark.slow), pytest.param("gp", "policy-set", marks=pytest.mark.slow),
         pytest.param("gp", "tube-paper", marks=pytest.mark.slow), pytest.param("gp", "tube-sound", marks=pytest.mark.slow),
         pytest.param("ensemble", "tube-paper", marks=pytest.mark.slow),
     ],

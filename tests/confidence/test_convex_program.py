@@ -13,7 +13,7 @@ from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
 from gpsafe.confidence.convex_proposer import Proposer
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
-from tests.strategies import seeds
+from tests.strategies import dear, seeds
 
 EXACT, SOLVE, OPT = 1e-12, 1e-8, 1e-6
 ASSUMED = {"rkhs_norm": 1.0, "subgaussian": 0.2, "delta": 0.1}
@@ -183,6 +183,7 @@ def test_the_set_is_not_empty_when_the_function_is_in_it(seed, count):
     assert not member or not bool(program.empty())
 
 
+@dear()
 @given(seed=seeds(), count=st.integers(1, 12))
 def test_batched_programs_equal_single_ones(seed, count):
     programs = []

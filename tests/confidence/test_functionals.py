@@ -110,7 +110,7 @@ def test_widths_are_rounded_outwards_on_dense_data_at_small_regularizers(regular
     lengthscale = torch.tensor([1.0, 2.0], dtype=torch.float64)
     model = GP.create(kernels.rbf(lengthscale, 1.0), regularizer, nx=2, nu=0, noise_std=1.0, outputs=(0,))
     model = model.condition_on(inputs, torch.zeros(80, 1, dtype=torch.float64))
-    z = torch.cat([inputs[::9], inputs[4::20] + 0.05])
+    z = torch.cat([inputs[::20], inputs[4::40] + 0.05])
     one, bound = torch.ones(1, dtype=torch.float64), Constant(value=1.0)
     half = bound.half_width(model, one, model.posterior(z)[1], model.prior_variance(z))[:, 0]
     found = jet(model, z).cov[:, 0]

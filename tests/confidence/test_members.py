@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.confidence import Constant, Mixture, members
-from gpsafe.confidence.members import extremal_member, member_share, worst_member
+from gpsafe.confidence.members import _Family, extremal_member, member_share, worst_member
 from gpsafe.models import GP
 from gpsafe.rkhs import RKHSFunction, kernels, random_function
 
@@ -77,6 +77,7 @@ def test_the_share_of_a_member_weights_every_observation_by_its_own_noise():
     assert member_share(large, model, f) >= float(f.norm) / 1e-3 * (1 - 1e-9)
 
 
+@dear()
 @given(seeds())
 def test_an_extremal_member_is_in_the_ball_and_in_the_ellipsoid(seed):
     model, bound = learned(seed, 0.05), Mixture(rkhs_norm=5.0, subgaussian=0.05, delta=0.1)
@@ -88,6 +89,7 @@ def test_an_extremal_member_is_in_the_ball_and_in_the_ellipsoid(seed):
     assert bool(((low[:, 0] - 1e-9 <= f(z)) & (f(z) <= high[:, 0] + 1e-9)).all())
 
 
+@dear()
 @given(seeds(), st.sampled_from([0.05, 0.5]), st.sampled_from([1.2, 2.0, 6.0]))
 def test_no_member_of_ball_and_ellipsoid_goes_further(seed, noise, limit):
     model, bound = learned(seed, noise), Mixture(rkhs_norm=limit, subgaussian=noise, delta=0.1)
@@ -175,3 +177,18 @@ def test_a_linear_objective_needs_one_round_and_leaves_other_outputs_alone():
     assert len(seen) == 2 and found[1] is start[1]
     assert seen[1] == pytest.approx(float(weights @ extremal_member(bound, model, z, weights)(z)), rel=1e-12)
     assert float(weights @ found[0](z)) == seen[1] > seen[0]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_search_sees_the_values_that_members_have(scaled):
+    """In eigenvectors of the Gram matrix, all ρ at once, against one linear system for each ρ."""
+    g = torch.Generator().manual_seed(3)
+    z, y = torch.rand(12, 2, dtype=torch.float64, generator=g), torch.randn(12, 1, dtype=torch.float64, generator=g)
+    scale = 1.0 + torch.rand(12, dtype=torch.float64, generator=g) if scaled else None
+    model = GP.create(KERNEL, 0.04, nx=1, nu=1, noise_std=0.1, mode="theory").condition_on(z, y, noise_scale=scale)
+    family = _Family(model, 0, z[:2] + 0.3, torch.tensor([1.0, -0.4], dtype=torch.float64), 6.0, 4.0)
+    ratios = torch.logspace(-6, 6, 13, dtype=torch.float64)
+    expected = torch.tensor([family.best(float(r))[0] for r in ratios], dtype=torch.float64)
+    assert int(expected.isfinite().sum()) > 0
+    torch.testing.assert_close(family.values()(ratios), expected, rtol=1e-8, atol=1e-8)
+    assert family.best(family.search())[0] >= float(expected.max())

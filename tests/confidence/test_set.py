@@ -12,7 +12,7 @@ from gpsafe.confidence.history import posterior_history
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
 from gpsafe.verdict import Outcome
-from tests.strategies import seeds
+from tests.strategies import dear, seeds
 
 EXACT, SOLVE = 1e-12, 1e-8
 GRID = torch.linspace(0, 1, 41, dtype=torch.float64).unsqueeze(-1)
@@ -44,6 +44,7 @@ def build(bound, models):
     return result
 
 
+@dear()
 @given(seed=seeds(), bound=bounds)
 def test_sets_are_nested(seed, bound):
     _, models = episodes(seed)
@@ -66,6 +67,7 @@ def test_order_of_updates_does_not_matter_where_nothing_is_claimed(seed):
             assert float((one - other).abs().max()) <= 1e-10
 
 
+@dear()
 @given(seed=seeds(), bound=bounds)
 def test_bounds_are_the_intersection_of_all_intervals_and_the_clip(seed, bound):
     _, models = episodes(seed)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpsafe.confidence import BOUNDS, ConfidenceBound, ConfidenceSet, make_bound
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
-from tests.strategies import seeds
+from tests.strategies import dear, seeds
 
 EXACT = 1e-12
 NORM, NOISE = 1.5, 0.3
@@ -103,6 +103,7 @@ def test_beta_grows_with_norm_and_noise(name):
 
 
 @every
+@dear()
 @given(seed=seeds(), count=st.integers(0, 30))
 def test_interval_is_ordered_and_contains_the_mean(name, seed, count):
     model = model_for(name, seed, count=count)

@@ -155,7 +155,7 @@ def fixed_kernel(true: bool) -> World:
 
 
 def all_observations(true: bool) -> World:
-    observed = 0.3 + draws(2000, 2)
+    observed = 0.3 + draws(800, 2)
     return World(belief(observed if true else observed[observed < 0.3]), task_of(), constant(0.3))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from gpsafe.systems.base import System, sample_noise, step
 from gpsafe.systems.rkhs_twin import RKHSTwin
-from tests.strategies import seeds
+from tests.strategies import dear, seeds
 from tests.systems import _claims as claims
 
 every_system = pytest.mark.parametrize("name", sorted(claims.SYSTEMS))
@@ -125,6 +125,7 @@ def test_mean_has_the_derivatives_that_automatic_differentiation_says(name: str)
 
 
 @every_system
+@dear()
 @given(seed=seeds())
 def test_cost_lies_between_zero_and_its_ceiling(name: str, seed: int) -> None:
     system = build(name)
@@ -134,6 +135,7 @@ def test_cost_lies_between_zero_and_its_ceiling(name: str, seed: int) -> None:
 
 
 @every_system
+@dear()
 @given(seed=seeds())
 def test_cost_bounds_over_boxes_enclose_sampled_costs(name: str, seed: int) -> None:
     system = build(name)

@@ -11,7 +11,7 @@ import torch
 from cost_cases import Case, alone, extremal_member, generator, make_case, trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
@@ -43,6 +43,7 @@ def linear_confidence(a: Tensor, b: Tensor) -> ConfidenceSet:
     return ConfidenceSet(Mixture(rkhs_norm=1e-6, subgaussian=1.0, delta=0.1)).update(model)
 
 
+@dear()
 @given(seed=seeds())
 def test_on_a_linear_plant_it_is_the_sum_of_gaussian_tails(seed: int) -> None:
     g = generator(seed)

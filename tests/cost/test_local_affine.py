@@ -6,7 +6,7 @@ import torch
 from cost_cases import make_case
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 
@@ -31,6 +31,7 @@ def over_box(
     return hull(local.range_outer(cross))
 
 
+@dear()
 @given(st.sampled_from([(), (20,), (4, 20)]), st.floats(0.2, 3.0), st.booleans(), st.sampled_from([0.3, 1.0]))
 def test_1024_cells_are_together_no_wider_than_one(runs, size, gradients, factor):
     confidence = confidence_of(runs, factor)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.cost.monte_carlo import (
     betting_upper,
@@ -60,6 +60,7 @@ def test_limits_of_means_of_bounded_variables_fail_rarely_on_both_sides(shape):
     assert float((low > truth).double().mean()) <= delta
 
 
+@dear()
 @given(seeds(), st.sampled_from([0.2, 1e-3]), st.integers(2, 300))
 def test_limit_for_dominating_samples_grows_with_every_sample(seed, delta, count):
     generator = torch.Generator().manual_seed(seed)
@@ -97,6 +98,7 @@ def test_control_a_limit_for_six_times_the_delta_is_found_out():
     assert max(failure_probability(lambda share: values, 20, p) for p in (0.02, 0.05, 0.1, 0.149, 0.2)) > 0.05
 
 
+@dear()
 @given(seeds(), st.integers(2, 200), st.sampled_from([0.2, 1e-3, 1e-6]))
 def test_limits_are_never_wider_than_the_kl_limit_of_a_fifth_of_delta(seed, count, delta):
     generator = torch.Generator().manual_seed(seed)

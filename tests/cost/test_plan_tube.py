@@ -9,7 +9,7 @@ from cost_cases import extremal_member, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shield_cases import HORIZON, case_of, corners, follow, judge_of, judged, pushes, tracking_of
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
@@ -58,6 +58,7 @@ def member_near(case, states: torch.Tensor, seed: int):
 
 @pytest.mark.parametrize("runs", [(), (5, 14, 22, 28)], ids=["prior", "data"])
 @pytest.mark.parametrize("grid", [True, False], ids=["grid", "direct"])
+@dear()
 @given(seed=seeds(), feedback=st.booleans())
 def test_members_and_admissible_noise_stay_in_the_tube(runs, grid, seed, feedback):
     case, judge = case_of(runs), judged(runs, grid)
@@ -89,6 +90,7 @@ def test_every_plan_that_can_be_seen_to_fail_is_refused(seed, feedback):
         assert not bool((bad & found.admitted).any())
 
 
+@dear()
 @given(seed=seeds())
 def test_curved_fallbacks_are_enclosed_from_whole_sets(seed):
     """A policy whose gain changes with the state, from a box of initial states, mixed with plans that still push."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cost_cases import generator, make_case
 from hypothesis import given
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
@@ -51,6 +51,7 @@ def test_window_keeps_the_cells():
         grid.window((2, 1), (8, 4))
 
 
+@dear()
 @given(seeds())
 def test_windows_contain_their_boxes_and_partition_the_policies(seed):
     g = generator(seed)
@@ -65,6 +66,7 @@ def test_windows_contain_their_boxes_and_partition_the_policies(seed):
         assert bool(box.contains(dp.initial_state))
 
 
+@dear()
 @given(seeds())
 def test_a_program_on_a_window_dominates_that_on_the_grid(case, seed):
     dp = program(case.system)

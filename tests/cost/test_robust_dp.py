@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cost_cases import make_case
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.enclosure import enclose
@@ -24,8 +25,6 @@ from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import (
     reference_1d,
     reference_1d_policies,
-    reference_pendulum,
-    reference_pendulum_policies,
 )
 from gpsafe.systems.task import Task
 
@@ -139,14 +138,11 @@ def test_sweep_is_monotone_in_boxes_and_stage(seed, dim):
 
 
 @pytest.mark.parametrize("which", ["1d", "pendulum"])
+@dear()
 @given(seed=seeds())
 def test_enclosure_contains_the_true_next_mean(which, seed):
-    system, (policies, _) = (
-        (reference_1d(), reference_1d_policies())
-        if which == "1d"
-        else (reference_pendulum(), reference_pendulum_policies())
-    )
-    policies = policies.select(torch.tensor([3, 20, 40]))
+    case = make_case(which, ())
+    system, policies = case.system, case.choose(3, 20, 40)
     centers = system.state_box.sample(40, generator(seed)) * 0.9
     radius = 0.05 * uniform(seed + 1, 40, system.nx)
     model = GP.create(

@@ -5,7 +5,7 @@ import torch
 from cost_cases import alone, extremal_member, generator, make_case, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.local_affine import Displacements, LocalAffine
@@ -58,6 +58,7 @@ def policies_of(case):
     return case.choose(*POLICIES["1d" if case.system.nx == 1 else "pendulum"])
 
 
+@dear()
 @given(seeds(), st.sampled_from([None, 3]), st.sampled_from([4, 24]), st.sampled_from([1.0, -1.0]))
 def test_trajectories_of_members_stay_inside(case, seed, anchors, order, sign):
     case = alone(case)
@@ -117,6 +118,7 @@ def test_control_a_norm_bound_that_is_too_small_is_caught(pendulum):
     )
 
 
+@dear()
 @given(seeds(), st.sampled_from(["1d", "pendulum"]), st.floats(-3, 0))
 def test_affine_ranges_contain_members_over_cross_sections(seed, name, exponent):
     case = AFFINE[name]

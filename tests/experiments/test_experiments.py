@@ -17,20 +17,27 @@ MODULES = sorted(
 )
 
 
-SLOW = {  # more than two seconds each; IPOPT several times over: forty. What they do is tested where their methods are.
+SLOW = {  # more than a second each; IPOPT several times over: forty. What they do is tested where their methods are.
     "budget_regret",
     "calibration",
+    "calibration_downstream",
+    "cartpole_budgets",
+    "cartpole_sound",
     "check_noise_misalignment",
     "check_rkhs_assumption",
     "check_scaling",
     "compare",
     "continuous_policies",
     "neighbours",
+    "pendulum_paper",
     "pendulum_policies",
     "pendulum_sound",
+    "pixels_v0",
     "question_dimension",
     "question_models",
     "xmpsc_bullet",
+    "xmpsc_certainty",
+    "xmpsc_figure2",
     "xmpsc_figure3",
     "xmpsc_filter",
     "xmpsc_table1",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import ALL_KERNELS, CLOSED_KERNELS, kernel_names, make_kernel, seeds
+from strategies import ALL_KERNELS, CLOSED_KERNELS, dear, kernel_names, make_kernel, seeds
 
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Mixture
@@ -84,6 +84,7 @@ def test_linear_kernels_see_scaled_rows(seed):
     torch.testing.assert_close(Mixture(**ASSUMED).beta(model), Mixture(**ASSUMED).beta(plain), rtol=SOLVE, atol=SOLVE)
 
 
+@dear()
 @given(seeds(), kernel_names(CLOSED_KERNELS))
 def test_scales_of_one_are_equal_noise(seed, name):
     z, y, q = 2 * normal(seed, 12, 2), normal(seed + 1, 12, 1), normal(seed + 2, 5, 2)
@@ -107,6 +108,7 @@ def test_a_repeated_observation_is_one_with_less_noise(seed):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
 
 
+@dear()
 @given(seeds(), st.integers(1, 19))
 def test_appending_pickling_and_history_keep_the_scales(seed, split):
     model, z = make(seed, ("rbf", "matern-3/2")), normal(seed + 9, 6, 2)

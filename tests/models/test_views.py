@@ -21,7 +21,7 @@ from botorch.sampling import SobolQMCNormalSampler
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_operator.utils.warnings import NumericalWarning
-from strategies import ALL_KERNELS, kernel_names, make_kernel, seeds
+from strategies import ALL_KERNELS, dear, kernel_names, make_kernel, seeds
 
 from gpsafe.confidence import Mixture
 from gpsafe.models import GP, identity_prior
@@ -100,6 +100,7 @@ def test_outputs_can_be_chosen():
     assert view.subset_output([1]).num_outputs == 1
 
 
+@dear()
 @given(seeds(), st.sampled_from([(), (3,)]))
 def test_fantasies_equal_conditioning(seed, batch):
     model, view = make(seed=seed), as_botorch(make(seed=seed))
@@ -237,7 +238,10 @@ def test_fitted_hyperparameters_are_a_stationary_point():
 SCALES = [(1.0, 1.0), (1e3, 1.0), (1.0, 1e5), (1e-4, 1e-6)]
 
 
-@pytest.mark.parametrize("name", ["rbf", "rbf-isotropic", "matern-5/2", "rbf-restricted"])
+@pytest.mark.parametrize(
+    "name",
+    ["rbf", "rbf-restricted", *[pytest.param(n, marks=pytest.mark.slow) for n in ("rbf-isotropic", "matern-5/2")]],
+)
 def test_fits_do_not_depend_on_units(name):
     """Inputs × 10³, targets × 10⁵: the same fit in their units, and at least as likely as the truth."""
     x = 3 * draw(2, 40, 2).abs()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.planning.log_barrier import Adam, barrier_step, log_barrier_descent, values_and_gradients
 from gpsafe.planning.quadratics import Quadratics
@@ -31,6 +31,7 @@ def test_the_planted_optimum_satisfies_the_kkt_conditions(seed, dim, constraints
     assert bool((of(origin(of))[1] < 0).all())  # 0 is a strictly feasible start
 
 
+@dear()
 @given(seeds(), st.floats(-4, 0), st.integers(1, 4))
 def test_every_step_keeps_half_of_every_slack_and_descends_the_barrier(seed, exponent, dim):
     """(i) and (ii), with true smoothness, from anywhere inside."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "cartpole-twin": lambda: CartPole().twin(),
     "cartpole-repeat-2-twin": lambda: CartPole(action_repeat=2).twin(),
 }
+
+SYSTEMS = {name: cache(make) for name, make in SYSTEMS.items()}  # nobody changes a system
 
 TWINS = [name for name in SYSTEMS if "twin" in name or name.startswith(("rkhs", "reference"))]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
@@ -17,6 +17,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@dear()
 @given(seed=seeds(), nx=st.integers(1, 5), actuated=st.integers(1, 5))
 def test_every_unknown_part_has_the_given_norm_and_all_arguments(seed: int, nx: int, actuated: int) -> None:
     nu = min(nx, actuated)
@@ -29,6 +30,7 @@ def test_every_unknown_part_has_the_given_norm_and_all_arguments(seed: int, nx: 
         assert bool((slope != 0).all())
 
 
+@dear()
 @given(seed=seeds())
 def test_step_is_the_chain_plus_the_unknown_part(seed: int) -> None:
     plant = chain(3, 2, generator=generator(seed), coupling=0.2)

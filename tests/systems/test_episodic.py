@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from hypothesis import given
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe.systems import (
     Drone,
@@ -50,6 +50,7 @@ def test_contract(name):
 
 
 @every_plant
+@dear()
 @given(seed=seeds())
 def test_a_batch_is_a_loop_and_only_the_limits_end_an_episode(name, seed):
     plant = build(name)

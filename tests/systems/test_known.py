@@ -17,7 +17,7 @@ from gpsafe.systems.cartpole import CartPole, CartPoleKnown, soft_clip
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum
-from tests.strategies import seeds
+from tests.strategies import dear, seeds
 from tests.systems import _claims as claims
 
 ROUNDING = 1e-13
@@ -32,6 +32,7 @@ def build(name: str) -> tuple[KnownPart, Box, int]:
 
 
 @every_prior
+@dear()
 @given(seed=seeds())
 def test_hessian_bound_dominates_the_taylor_remainder(name: str, seed: int) -> None:
     known, box, nx = build(name)
@@ -39,6 +40,7 @@ def test_hessian_bound_dominates_the_taylor_remainder(name: str, seed: int) -> N
 
 
 @every_prior
+@dear()
 @given(seed=seeds())
 def test_a_jacobian_in_closed_form_is_that_of_differentiation(name: str, seed: int) -> None:
     known, box, nx = build(name)

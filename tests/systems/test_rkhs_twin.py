@@ -27,7 +27,7 @@ from gpsafe.systems.reference import (
 )
 from gpsafe.systems.rkhs_twin import RKHSTwin, centers, exact_twin, twin
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
-from tests.strategies import seeds
+from tests.strategies import dear, seeds
 from tests.systems import _claims as claims
 
 every_twin = pytest.mark.parametrize("name", sorted(claims.TWINS))
@@ -90,6 +90,7 @@ def test_mean_is_known_part_plus_residual_and_other_states_are_known_exactly(nam
 
 
 @every_twin
+@dear()
 @given(seed=seeds())
 def test_residual_obeys_norm_times_kernel_metric(name: str, seed: int) -> None:
     system = build(name)
@@ -116,7 +117,7 @@ def test_norm_and_distance_to_the_physics_are_the_reported_ones(name: str) -> No
 @pytest.mark.parametrize("name", sorted(REPORTED))
 def test_distance_measured_anew_agrees_with_the_reported_one(name: str) -> None:
     system = build(name)
-    z = system.region.sample(20_000, torch.Generator().manual_seed(99))
+    z = system.region.sample(5_000, torch.Generator().manual_seed(99))
     x, u = z[:, : system.nx], z[:, system.nx :]
     gap = (system.mean(x, u) - system.physics.mean(x, u)).abs()[:, list(system.outputs)]
     assert bool((gap.amax(0) <= 1.3 * system.twin_error.max + 1e-15).all())
@@ -166,6 +167,7 @@ def test_number_of_truly_safe_policies_by_simulation(reference, policies, safe) 
     assert bool(within[start].all())
 
 
+@dear()
 @given(norm=st.floats(0.1, 20.0), seed=seeds())
 def test_synthetic_systems_have_exactly_the_norm_asked_for(norm: float, seed: int) -> None:
     for make in (rkhs_1d, rkhs_2d):

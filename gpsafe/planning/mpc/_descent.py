@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from gpsafe.planning.mpc._copies import copy, copy_rows
 from gpsafe.planning.mpc._numba import njit
 from gpsafe.planning.mpc._quadratic import solve
 from gpsafe.planning.mpc._steps import curvature, distance, excess, merit, outcome, program
@@ -64,7 +65,9 @@ def descend(
     for i in range(p):
         inputs[i] = min(max(inputs[i], lowest[i]), highest[i])
     yield 0
-    at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
+    copy(at, inputs)
+    copy(at_rows, rows)
+    copy_rows(at_jacobian, jacobian)
     at_cost, at_excess = distance(inputs, learned, weight), excess(rows, jacobian)
     record = distance(best, learned, weight)
     status, reach, rho, iterations = DIVERGED, 1.0, PENALTIES[0], 0
@@ -112,11 +115,11 @@ def descend(
                 continue
             status = INFEASIBLE if infeasible else OPTIMAL
             break
-        inputs[:] = trial
+        copy(inputs, trial)
         yield 0
         to_cost, to_excess = promised, excess(rows, jacobian)
         ratio = (before - merit(to_cost, to_excess, rho)) / expected
-        moved[:] = found[:p]
+        copy(moved, found)
         curvature(bend, moved, at_jacobian, jacobian, multipliers, PROXIMAL)
         if ratio < CORRECT and math.isfinite(to_excess):
             for r in range(count):
@@ -128,19 +131,25 @@ def descend(
                      program_room, second, other):  # fmt: skip
                 told[CORRECTIONS] += 1
                 outcome(second, other, bend, at, lowest, highest, inputs)
-                to_rows[:], to_jacobian[:] = rows, jacobian
+                copy(to_rows, rows)
+                copy_rows(to_jacobian, jacobian)
                 yield 0
                 corrected, excessive = distance(inputs, learned, weight), excess(rows, jacobian)
                 if merit(corrected, excessive, rho) < merit(to_cost, to_excess, rho):
-                    moved[:], to_cost, to_excess = second[:p], corrected, excessive
+                    copy(moved, second)
+                    to_cost, to_excess = corrected, excessive
                     ratio = (before - merit(to_cost, to_excess, rho)) / expected
                 else:
-                    inputs[:], rows[:], jacobian[:] = trial, to_rows, to_jacobian
+                    copy(inputs, trial)
+                    copy(rows, to_rows)
+                    copy_rows(jacobian, to_jacobian)
         if slack <= enough:
             rho = min(PENALTIES[1], max(FLOOR, 3 * total))
         length = _apart(moved, nothing, scale)
         if ratio > 1e-4:
-            at[:], at_rows[:], at_jacobian[:] = inputs, rows, jacobian
+            copy(at, inputs)
+            copy(at_rows, rows)
+            copy_rows(at_jacobian, jacobian)
             at_cost, at_excess = to_cost, to_excess
         if ratio > 0.75 and length > 0.8 * reach:
             reach = 3 * length
@@ -148,7 +157,9 @@ def descend(
             reach = 0.3 * length
     if status == FEASIBLE and at_excess > enough:
         status = INFEASIBLE
-    inputs[:], rows[:], jacobian[:] = at, at_rows, at_jacobian
+    copy(inputs, at)
+    copy(rows, at_rows)
+    copy_rows(jacobian, at_jacobian)
     told[STATUS], told[ITERATIONS], told[COST], told[EXCESS] = status, iterations, at_cost, at_excess
 
 

@@ -21,6 +21,7 @@ import math
 
 import numpy as np
 
+from gpsafe.planning.mpc._copies import copy
 from gpsafe.planning.mpc._jets import jets
 from gpsafe.planning.mpc._lanes import LANES, fill, load, store
 from gpsafe.planning.mpc._network import network
@@ -41,7 +42,9 @@ def workroom(before):
 @njit(cache=True)
 def _workroom(sizes, nx, slots):
     """Arrays of `network`, `jets` and `_member`, with lanes; those of `jets` must begin as zeros, of which it keeps some."""
-    layers, width, nz = sizes.shape[0] - 1, sizes.max(), sizes[0]
+    layers, width, nz = sizes.shape[0] - 1, 0, sizes[0]
+    for size in sizes:
+        width = max(width, size)
     net = (
         np.empty((layers, width, LANES)), np.empty((layers, width, LANES)), np.empty((layers, nz, width, LANES)),
         np.empty((layers, nz, width, LANES)), np.empty((3, nx, width, LANES)), np.empty((width, LANES)),
@@ -397,11 +400,14 @@ def _apart(values, at, block, members, nx, level):
 def networks(theta, sizes, x, u, out):
     """The first nx outputs of every member's network at its own x (M, nx) and the input u (nu,), into out (M, nx)."""
     members, nx = x.shape
-    net, _, (z, found, tangent, hess, _, _, _, _, _) = _workroom(sizes, nx, 0)
+    net, _, (z, found, tangent, hess, _, _, _, _, _) = _workroom(
+        sizes, nx, np.int64(0)
+    )  # no literals, as in `_quadratic`
     for group in range(theta.shape[0]):
         first = group * LANES
         for m in range(LANES):
-            z[:nx, m], z[nx:, m] = x[min(first + m, members - 1)], u
-        network(theta[group], sizes, z, net, found, tangent, hess, nx, False)
+            copy(z[:nx, m], x[min(first + m, members - 1)])
+            copy(z[nx:, m], u)
+        network(theta[group], sizes, z, net, found, tangent, hess, nx, np.bool_(False))
         for m in range(min(LANES, members - first)):
-            out[first + m] = found[:nx, m]
+            copy(out[first + m], found[:nx, m])

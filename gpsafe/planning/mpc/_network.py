@@ -100,7 +100,9 @@ def network(theta, sizes, z, room, out, dout, hess, nx, bent):
                         g = g + load(theta, (at + i * n_out + j,)) * load(back, (1, m, j))
                 store(back, (0, m, i), g * rate)
                 store(back, (2, m, i), g * rate * bend)
-        back[1] = back[0]
+        for m in range(nx):
+            for i in range(n_in):
+                store(back, (1, m, i), load(back, (0, m, i)))
         for a in range(nz):
             for b in range(a + 1):
                 for j in range(n_in):

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from gpsafe.planning.mpc._copies import copy
 from gpsafe.planning.mpc._numba import njit
 
 VIOLATED = 1e-11  # a row is active only if it would be exceeded by more
@@ -45,7 +46,7 @@ def solve(hessian, gradient, columns, bound, lower, upper, x, multipliers):
         for j in range(i, n):
             total -= J[i, j] * d[j]
         x[i] = total
-    q = 0
+    q = np.int64(0)  # no literal, as which `_onto`, `_add` and `_drop` would be compiled for it too
     for _ in range(CHANGES):
         # The most violated constraint: an upper end (entry), a lower end (n + entry), or a row (2n + row).
         worst, which = -VIOLATED, -1
@@ -54,7 +55,7 @@ def solve(hessian, gradient, columns, bound, lower, upper, x, multipliers):
                 worst, which = upper[i] - x[i], i
             if x[i] - lower[i] < worst and not used[n + i]:
                 worst, which = x[i] - lower[i], n + i
-        rooms[:] = bound
+        copy(rooms, bound)
         for j in range(n):
             for r in range(count):
                 rooms[r] -= columns[j, r] * x[j]
@@ -98,7 +99,7 @@ def solve(hessian, gradient, columns, bound, lower, upper, x, multipliers):
                 for j in range(i + 1, q):
                     total -= R[i, j] * ratio[j]
                 ratio[i] = total / R[i, i]
-            length, leaving = math.inf, -1
+            length, leaving = math.inf, np.int64(-1)
             for k in range(q):
                 if ratio[k] > 0.0 and dual[k] < length * ratio[k]:
                     length, leaving = dual[k] / ratio[k], k

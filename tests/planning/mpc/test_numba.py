@@ -1,11 +1,14 @@
 """Compiled code where nothing can be written: slower at the start, never absent, and told in the log."""
 
 import ast
+import fcntl
 import importlib
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -141,10 +144,76 @@ def test_control_numba_itself_would_refuse(monkeypatch):
 def test_nobody_compiles_past_the_fallback():
     """`_lanes` teaches numba a type and compiles nothing."""
     for path in (ROOT / "gpsafe").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "numba" in text else ():
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
             imported = any((name or "").split(".")[0] == "numba" for name in names)
             assert not imported or path.name in ("_numba.py", "_lanes.py"), (
                 f"{path}: compile with gpsafe.planning.mpc._numba"
             )
+
+
+TOGETHER = """
+from gpsafe.planning.mpc._numba import njit
+
+@njit(cache=True)
+def one(x):
+    return x + 1.0
+
+@njit(cache=True)
+def two(x):
+    return one(x) * 2.0
+
+@njit(cache=True)
+def broken(x):
+    return x.nothing
+"""
+
+
+def _begin(module, barrier, answers):
+    barrier.wait(60)
+    answers.put((module.two(1.0), sum(module.two.stats.cache_misses.values())))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """One of two functions that nobody has compiled, with machine code kept in a folder of its own."""
+    import numba
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "_together.py").write_text(TOGETHER)
+    importlib.invalidate_caches()
+    yield importlib.import_module("_together")
+    sys.modules.pop("_together")
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_of_two_processes_one_compiles_and_the_other_reads(locked, module, monkeypatch):
+    """Without the lock, the control, both compile."""
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    if not locked:
+        monkeypatch.setattr(_numba, "_locked", lambda folder: nullcontext())
+    workers = [context.Process(target=_begin, args=(module, barrier, answers)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = sorted(answers.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+    assert found == [(4.0, 0 if locked else 1), (4.0, 1)]
+
+
+def test_the_lock_is_free_again_whatever_happens_and_nobody_waits_for_ever(module, monkeypatch):
+    from numba.core.errors import TypingError
+
+    with pytest.raises(TypingError):
+        module.broken(1.0)
+    folder = Path(module.one._cache.cache_path)
+    with open(folder / "compiling.lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free
+        monkeypatch.setattr(_numba, "_patience", 0.0)
+        assert module.two(1.0) == 4.0  # as if the other had been stopped
+    monkeypatch.setattr(_numba, "fcntl", None)
+    assert module.two(1) == 4.0

@@ -75,7 +75,7 @@ def _sized(known, box, nx):
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=1, deadline=None)
 @given(seed=seeds())
 def test_value_jacobian_and_hessian_are_torchs(name, seed):
     known, nx, nu = CASES[name]()
@@ -209,7 +209,7 @@ def test_operations_are_read(name):
             assert np.abs(found - value.numpy()).max() <= 1e-12 * (1.0 + float(value.abs().max()))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=seeds(), length=st.integers(1, 30))
 def test_random_programs(seed, length):
     """Sums, products, quotients and functions of what came before, over and over."""
