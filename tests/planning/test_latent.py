@@ -31,7 +31,7 @@ from gpsafe.planning.latent import (
     lambda_returns,
     point_goal_sight,
 )
-from gpsafe.planning.latent.planner import dream
+from gpsafe.planning.latent.dreams import dream
 from gpsafe.sets import Box
 from gpsafe.systems.point_goal import PointGoal
 
@@ -269,6 +269,10 @@ def test_what_makes_no_sense_is_refused():
         LatentExplorer("x", pessimism="sound")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="budget"):
         LatentPlanner(LATENT_EXPLORERS["greedy"], PLANT.input_box, -1.0, 4)
+    with pytest.raises(ValueError, match="every"):
+        LatentPlanner(
+            LATENT_EXPLORERS["greedy"], PLANT.input_box, 1.0, 4, optimiser=ICEM(samples=4, elites=2, horizon=2)
+        )
     with pytest.raises(ValueError, match="updates"):
         Schedule(updates=-1)
     with pytest.raises(ValueError, match="rate"):
