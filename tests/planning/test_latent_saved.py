@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,13 +103,14 @@ def test_a_save_between_iterations_is_the_learner_and_what_was_seen_is_written_o
 def test_what_is_torn_or_another_is_named(tmp_path):
     one = learner("actsafe").learn(1)
     one.save(tmp_path)
-    for change, named in (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"seed": 1}, "seed 1"),
         ({"rate": 1e-3}, "another rate"),
         ({"updates": 3}, "another schedule"),
         ({"compact": True}, "another sight"),
         ({"precision": "bfloat16"}, "another precision"),
-    ):
+    )
+    for change, named in changes:
         with pytest.raises(ValueError, match=named):
             learner("actsafe", **change).load(tmp_path)
     with pytest.raises(ValueError, match="another behaviour"):

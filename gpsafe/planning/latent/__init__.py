@@ -15,7 +15,7 @@ from gpsafe.planning.latent.planner import LatentPlanner
 from gpsafe.planning.latent.policy import Behaviour, Iteration, LatentPolicy
 from gpsafe.planning.latent.presets import PRESETS, ActorCriticSettings
 from gpsafe.planning.latent.returns import lambda_returns
-from gpsafe.planning.latent.sights import empty_scene, point_goal_sight
+from gpsafe.planning.latent.sights import cartpole_sight, empty_scene, pendulum_sight, point_goal_sight
 from gpsafe.planning.latent.training import Schedule
 from gpsafe.planning.latent.world import Sight, World
 
@@ -39,8 +39,10 @@ __all__ = [
     "Seen",
     "Sight",
     "World",
+    "cartpole_sight",
     "dream",
     "empty_scene",
     "lambda_returns",
+    "pendulum_sight",
     "point_goal_sight",
 ]

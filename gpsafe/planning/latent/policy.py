@@ -81,7 +81,7 @@ def fly(plant: System, sight: Sight, policy: LatentPolicy, noise: torch.Generato
         seen = sight.see(x)
         images.append(sight.kept(seen))
         costs.append(plant.cost(x))
-        rewards.append(plant.reward(x, still))
+        rewards.append(plant.reward(x, inputs[-1]))  # of the input that led there
         spent = spent + costs[-1]
         if t < plant.horizon:
             inputs.append(plant.input_box.clip(policy(images[-1] if sight.compact else seen, spent)))
