@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from gpsafe.planning.latent import (
     LATENT_EXPLORERS,
     PRESETS,
     ActorCritic,
+    ActorCriticSettings,
     Behaviour,
     Checkpoint,
     LatentAgent,
@@ -27,6 +28,7 @@ from gpsafe.planning.latent import (
     Sight,
     World,
 )
+from gpsafe.planning.latent.world import Precision
 from gpsafe.testbed.experiment import Piece, Record, Run, Table
 
 from .statistics import Share, grouped, mean_interval, plus_minus
@@ -45,7 +47,6 @@ EXPLORERS: dict[str, tuple[str, str, bool]] = {  # what plans, its name there, w
 }
 BARS = ("actsafe", "no pessimism", "uniform")  # whose intervals are drawn; those of all are in the table
 FIRST_SEED = 100  # of the world models: settings were chosen on seeds 0 and 1
-SAVE_EVERY = 120.0  # seconds
 CAPTION = (
     "Intervals are 95 %. {cells} Cost: {cost}, all episodes of a run together, the {start} uniform ones at the start included. "
     "Task: {start} episodes after the last iteration of the planner that wants reward and fears the worst member, in the "
@@ -78,6 +79,10 @@ class LatentTask:
         plane: states (N, nx) ↦ (N, 2), where the grid lies.
         corner, cell, count: of the grid: lowest corner, widths, how many.
         cells, cost: what is counted, in words.
+        schedule: but for episodes and updates, which the arguments say.
+        actor: changes the settings of an actor-critic.
+        device, precision: see `World`.
+        save_every: seconds between two saves.
     """
 
     plant: Callable[[], Any]
@@ -90,6 +95,11 @@ class LatentTask:
     count: tuple[int, int]
     cells: str
     cost: str
+    schedule: Schedule = field(default_factory=Schedule)
+    actor: Callable[[ActorCriticSettings], ActorCriticSettings] | None = None
+    device: str = "cpu"
+    precision: Precision = "float32"
+    save_every: float = 120.0
 
     def visited(self, states: Tensor) -> set[tuple[int, int]]:
         """Which cells true states (*b, nx) visit."""
@@ -114,11 +124,12 @@ def agent(task: LatentTask, a: Sizes, arm: str, seed: int) -> LatentAgent:
 
     def actor(world: World, generator: torch.Generator) -> Behaviour:
         about = {"budget": plant.budget, "horizon": plant.horizon, "generator": generator}
-        return ActorCritic(replace(PRESETS[name], updates=a.updates), world, plant.input_box, **about)
+        settings = replace(PRESETS[name], updates=a.updates)
+        return ActorCritic(task.actor(settings) if task.actor else settings, world, plant.input_box, **about)
 
     behaviour = planner(plant, name) if kind == "planner" else actor
-    schedule = Schedule(episodes=a.episodes, updates=a.updates)
-    about: dict[str, Any] = {"schedule": schedule, "seed": FIRST_SEED + seed, "rate": task.rate}
+    about: dict[str, Any] = {"seed": FIRST_SEED + seed, "rate": task.rate, "device": task.device}
+    about |= {"schedule": replace(task.schedule, episodes=a.episodes, updates=a.updates), "precision": task.precision}
     return LatentAgent(plant, task.sight(plant, known), task.settings(a.members), behaviour, **about)
 
 
@@ -127,9 +138,11 @@ def key(arm: str) -> str:
     return arm.lower().replace(", ", "-").replace(" ", "-")
 
 
-def learnt(one: LatentAgent, iterations: int, scratch: Path, told: Callable[[str], None]) -> list[Tensor]:
+def learnt(
+    one: LatentAgent, iterations: int, scratch: Path, save_every: float, told: Callable[[str], None]
+) -> list[Tensor]:
     """True states (E, T + 1, nx) of every iteration; goes on from what stands in `scratch`, where it saves by the clock."""
-    checkpoint = Checkpoint(scratch, SAVE_EVERY)
+    checkpoint = Checkpoint(scratch, save_every)
     checkpoint.resume(one)
     flown = [_read(scratch / f"flown-{number:04d}.npy") for number in range(one.told)]
 
@@ -151,7 +164,7 @@ def _read(path: Path) -> Tensor:
 def explored(task: LatentTask, a: Sizes, arm: str, seed: int, scratch: Path, told: Callable[[str], None]) -> Piece:
     """One arm: a row an iteration, and one of the task afterwards."""
     one, plant, visited, rows = agent(task, a, arm, seed), task.plant(), set(), []
-    flown = learnt(one, a.iterations, scratch, told)
+    flown = learnt(one, a.iterations, scratch, task.save_every, told)
     for states, row in zip(flown, one.rows, strict=True):
         visited |= task.visited(states)
         cost, still = plant.cost(states[:, :-1]), states.new_zeros(*states.shape[:-1], plant.nu)

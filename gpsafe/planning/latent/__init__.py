@@ -9,6 +9,7 @@ from gpsafe.planning.latent.agent import LatentAgent
 from gpsafe.planning.latent.checkpoints import Checkpoint
 from gpsafe.planning.latent.dreams import Dream, dream
 from gpsafe.planning.latent.episodes import Episodes, Seen
+from gpsafe.planning.latent.estimate import Estimate, estimate
 from gpsafe.planning.latent.explorers import LATENT_EXPLORERS, LatentExplorer
 from gpsafe.planning.latent.penalties import Barrier, Multiplier
 from gpsafe.planning.latent.planner import LatentPlanner
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "Dream",
     "Episodes",
+    "Estimate",
     "Iteration",
     "LatentAgent",
     "LatentExplorer",
@@ -42,6 +44,7 @@ __all__ = [
     "cartpole_sight",
     "dream",
     "empty_scene",
+    "estimate",
     "lambda_returns",
     "pendulum_sight",
     "point_goal_sight",

@@ -93,11 +93,18 @@ class Training:
             for part in (seen[i : i + s.batch].to(world.device) for i in range(0, len(seen), s.batch)):
                 new = world.rssm.filter(pictures(part.images), part.actions, None).states
                 squares.append((world.readings(new).movedim(0, 1) - part.readings).square().sum())
-            count, stream = (2 * s.batch,), self.stream
-            rows = torch.randint(len(episodes), count, generator=stream, device=stream.device)
-            every = episodes.rows(rows.tolist(), stream, length=s.length)
-            found = world.rssm.filter(pictures(every.images), every.actions, stream).states
         self.error = float((torch.stack(squares).sum() / max(seen.readings.numel(), 1)).sqrt())
+        return self.look(world, episodes, self.stream, s)
+
+    @staticmethod
+    @torch.no_grad()
+    def look(world: World, episodes: Episodes, stream: torch.Generator, schedule: Schedule) -> State:
+        """Posterior states (N, ·) along episodes that were drawn anew, twice a batch of them."""
+        count = (2 * schedule.batch,)
+        rows = torch.randint(len(episodes), count, generator=stream, device=stream.device)
+        every = episodes.rows(rows.tolist(), stream, length=schedule.length)
+        with world.precision():
+            found = world.rssm.filter(pictures(every.images), every.actions, stream).states
         return State(*(v.flatten(0, 1) for v in (found.deterministic, found.stochastic)))
 
     def row(self) -> dict[str, Any]:
