@@ -243,6 +243,15 @@ def test_every_explorer_learns_and_is_determined_by_its_seed(behaviour):
     assert u.shape == (2,) and bool(PLANT.input_box.contains(u))
 
 
+def test_a_world_of_which_nothing_is_read_learns_from_pictures_and_costs_alone():
+    plant = SparseCartPole(horizon=3, budget=1.0)
+    explorer = LatentPlanner(LATENT_EXPLORERS["actsafe"], plant.input_box, 1.0, 3, optimiser=ICEM(4, 2, 1, 3))
+    settings = replace(SMALL, nu=1, depth=2, dtype="float32")
+    sight = cartpole_sight(plant, size=8, known_cost=False)
+    one = LatentAgent(plant, sight, settings, explorer, schedule=replace(TINY, updates=1)).learn(2)
+    assert one.rows[-1]["read_error"] == 0.0 and math.isfinite(one.rows[-1]["loss"])
+
+
 def test_ask_twice_is_one_policy_and_tell_needs_no_ask():
     one, other = learner("actsafe"), learner("actsafe")
     assert one.ask() is one.ask()

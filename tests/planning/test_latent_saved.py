@@ -23,6 +23,11 @@ KINDS = (
     "actsafe-corrected",
 )  # a planner; every penalty, with Adam and without
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
 
 def same(one: LatentAgent, other: LatentAgent) -> bool:
     parts = [{**a.world.state(), **{f"b{k}": v for k, v in a.behaviour.state().items()}} for a in (one, other)]
@@ -134,9 +139,10 @@ def test_parts_of_episodes_begin_anywhere_and_the_oldest_go_first():
     assert kept.sample(1, stream, length=99)[0].reward.shape == (1, 6)
 
 
-def test_rounded_products_leave_states_and_weights_as_they_were_kept():
-    """Mixed precision on the CPU: the loss of the same weights is near, not equal; everything that is kept is float32."""
-    exact, rounded = learner("lambda"), learner("lambda", precision="bfloat16")
+@pytest.mark.parametrize("device", DEVICES)
+def test_rounded_products_leave_states_and_weights_as_they_were_kept(device, tmp_path):
+    """Mixed precision: the loss of the same weights is near, not equal; all that is kept is float32, and on the device."""
+    exact, rounded = (learner("lambda", device=device, precision=p) for p in ("float32", "bfloat16"))
     for one in (exact, rounded):
         one.learn(2)
         assert {p.dtype for p in one.world.parameters()} == {torch.float32}
@@ -146,3 +152,7 @@ def test_rounded_products_leave_states_and_weights_as_they_were_kept():
     with rounded.world.precision():
         found = rounded.world.rssm.filter(images, torch.zeros(2, 3, 2), None)
     assert {found.states.feature.dtype, found.prior.mean.dtype, found.posterior.std.dtype} == {torch.float32}
+    loaded = learner("lambda", device=device, precision="bfloat16").load(rounded.save(tmp_path))
+    for one in (rounded, loaded):
+        on = {v.device.type for v in (*one.world.parameters(), one.episodes.stretches[0].seen.images)}
+        assert on == {device} and one.predict(images[0, 0], episode_start=True).device.type == "cpu"

@@ -44,7 +44,8 @@ class Seen:
             value = getattr(self, name)
             if value.shape[:2] != lead or value.ndim != (2 if name in ("reward", "cost") else 3):
                 raise _require.fail("Seen", f"{name} of {tuple(lead)} steps", f"shape {tuple(value.shape)}")
-            _require.finite("Seen", name, value)
+            if value.numel():
+                _require.finite("Seen", name, value)
 
     def __len__(self) -> int:
         return len(self.images)
