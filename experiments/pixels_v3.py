@@ -149,36 +149,38 @@ def _estimated(one: latent.LatentTask, a: Arguments, arm: str, seed: int) -> Pie
 def report(runs: Sequence[Run]) -> Report:
     """What it needs; and coverage and cost, of what was run."""
     a = runs[0].arguments
-    rows = [row for r in runs for name, p in r.pieces.items() if name.startswith("estimate/") for row in p.rows]
-    tables, figures = {"estimate": _needs(a, rows)}, {}
+    tables, figures = {"estimate": _needs(runs)}, {}
     learnt = [replace(r, pieces={k: p for k, p in r.pieces.items() if not k.startswith("estimate/")}) for r in runs]
     if all(r.pieces for r in learnt):
         found = latent.told(learnt)
         tables["explorers"] = latent.explorers_table(task(a), a, found)
         figures["growth"] = latent.growth(task(a), a, found)
     ran = "Only estimated; nothing was learnt." if a.dry else "Run as estimated."
-    sizes = f"Size {a.size}: {a.iterations} iterations of {a.episodes} episodes and {a.updates} updates"
-    return Report(figures=figures, tables=tables, notes=[f"{sizes}, {a.device}, {a.precision}. {ran}"])
+    return Report(figures=figures, tables=tables, notes=[ran])
 
 
-def _needs(a: Arguments, rows: Sequence[Any]) -> Table:
+def _needs(runs: Sequence[Run]) -> Table:
     mib, columns = 2.0**20, (
-        "explorer", "parameters of the world model", "of the behaviour", "weights and gradients (MiB)", "Adam's moments (MiB)",
-        "activations (MiB)", "replay (MiB)", "together (MiB)", "allocated at most (MiB)", "a world update (s)",
-        "an update of the behaviour (s)", "a step of acting (s)", "the whole run (h)",
+        "size", "explorer", "device", "precision", "iterations", "updates each", "parameters of the world model",
+        "of the behaviour", "weights and gradients (MiB)", "Adam's moments (MiB)", "activations (MiB)", "replay (MiB)", "together (MiB)",
+        "allocated at most (MiB)", "a world update (s)", "an update of the behaviour (s)", "a step of acting (s)",
+        "the whole run (h)",
     )  # fmt: skip
+    rows = [
+        (r.arguments, row) for r in runs for k, p in r.pieces.items() if k.startswith("estimate/") for row in p.rows
+    ]
     table = [
         (
-            r["arm"], r["world_parameters"], r["behaviour_parameters"],
+            a.size, r["arm"], a.device, a.precision, a.iterations, a.updates, r["world_parameters"], r["behaviour_parameters"],
             *(round(r[name] / mib, 1) for name in ("weights", "moments", "activations", "replay", "memory", "peak")),
             *(round(r[name], 4) for name in ("world_seconds", "behaviour_seconds", "act_seconds")),
             round(r["total_seconds"] / 3600, 2),
         )
-        for r in rows
+        for a, r in rows
     ]  # fmt: skip
     caption = (
-        "Measured on a few updates with blank pictures, on the device and in the precision that are named; activations are "
-        "what autograd keeps in the larger of the two updates. Seconds are those of the machine as busy as it was."
+        "Measured on a few updates with blank pictures, on the device and in the precision that are named (one thread of a CPU); "
+        "activations are what autograd keeps in the larger of the two updates. Seconds: the machine was busy with others."
     )
     return Table(columns=columns, rows=table, caption=caption)
 
