@@ -162,9 +162,9 @@ def report(runs: Sequence[Run]) -> Report:
 def _needs(runs: Sequence[Run]) -> Table:
     mib, columns = 2.0**20, (
         "size", "explorer", "device", "precision", "iterations", "updates each", "parameters of the world model",
-        "of the behaviour", "weights and gradients (MiB)", "Adam's moments (MiB)", "activations (MiB)", "replay (MiB)", "together (MiB)",
-        "allocated at most (MiB)", "a world update (s)", "an update of the behaviour (s)", "a step of acting (s)",
-        "the whole run (h)",
+        "of the behaviour", "weights and gradients (MiB)", "Adam's moments (MiB)", "activations (MiB)", "replay (MiB)",
+        "together (MiB)", "allocated at most (MiB)", "a world update (s)", "an update of the behaviour (s)",
+        "a step of acting (s)", "the whole run (h)",
     )  # fmt: skip
     rows = [
         (r.arguments, row) for r in runs for k, p in r.pieces.items() if k.startswith("estimate/") for row in p.rows
@@ -179,8 +179,8 @@ def _needs(runs: Sequence[Run]) -> Table:
         for a, r in rows
     ]  # fmt: skip
     caption = (
-        "Measured on a few updates with blank pictures, on the device and in the precision that are named (one thread of a CPU); "
-        "activations are what autograd keeps in the larger of the two updates. Seconds: the machine was busy with others."
+        "Measured on a few updates with blank pictures, on the device (one thread of a CPU) and in the precision that are "
+        "named; activations are what autograd keeps in the larger of the two updates. Seconds: of a machine busy with others."
     )
     return Table(columns=columns, rows=table, caption=caption)
 

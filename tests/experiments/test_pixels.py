@@ -52,7 +52,7 @@ def test_a_dry_run_estimates_and_learns_nothing(tmp_path):
     assert record.keys == ["estimate/actsafe", "estimate/lambda"]
     report = pixels_v3.EXPERIMENT.report(load(pixels_v3.EXPERIMENT, tmp_path).runs)
     assert list(report.tables) == ["estimate"] and not report.figures
-    assert [row[0] for row in report.tables["estimate"].rows] == ["actsafe", "LAMBDA"]
+    assert [row[1] for row in report.tables["estimate"].rows] == ["actsafe", "LAMBDA"]
 
 
 def test_the_published_size_is_the_published_one():
