@@ -15,7 +15,6 @@ from strategies import ALL_KERNELS, make_kernel
 from xmpsc_cases import gp_pendulum, plan, propose
 
 import gpsafe as gs
-from gpsafe.algorithms._saved import digest
 from gpsafe.assumptions import Believed
 from gpsafe.confidence import make_bound
 from gpsafe.confidence.lineage import fingerprint
@@ -23,6 +22,7 @@ from gpsafe.linalg import vector
 from gpsafe.models import identity_prior
 from gpsafe.rkhs import kernels
 from gpsafe.saved import FORMAT
+from gpsafe.saved._learner import digest
 from gpsafe.saved.codec import CLASSES
 
 STATED = [name for name in ALL_KERNELS if kernels.is_stated(make_kernel(name, 2))]

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import table
-from gpsafe.algorithms import _saved
 from gpsafe.policies.rollout import one_episode
+from gpsafe.saved import _learner as _saved
 from gpsafe.systems.base import System, sample_noise
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import table
 from gpsafe._threads import one_blas_thread
-from gpsafe.algorithms import _saved
 from gpsafe.algorithms.learner import PLANNER, PLANT, Logger, stream
 from gpsafe.baselines._nets import Array
 from gpsafe.baselines.plants import At, Batch, EpisodicPlants, Plant, Plants, VectorPlant, fly
+from gpsafe.saved import _learner as _saved
 from gpsafe.systems.episodic import Episodic
 
 Preset = Literal["published", "corrected"]

@@ -38,7 +38,7 @@ class Perceptron(nn.Module):
         """(M, n, d_in) ↦ (M, n, d_out)."""
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else torch.nn.functional.elu(x))
-        return x
+        return x.to(self.layers[-1].weight.dtype)  # type: ignore[union-attr,arg-type]  (from what autocast rounds to)
 
 
 class GRU(nn.Module):
@@ -51,8 +51,8 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """(M, n, d_in), (M, n, hidden) ↦ (M, n, hidden)."""
-        r, z, n = self.into(x).chunk(3, dim=-1)
-        rh, zh, nh = self.around(h).chunk(3, dim=-1)
+        r, z, n = self.into(x).to(h.dtype).chunk(3, dim=-1)  # under autocast the state is not rounded
+        rh, zh, nh = self.around(h).to(h.dtype).chunk(3, dim=-1)
         keep = torch.sigmoid(z + zh)
         return torch.lerp(torch.tanh(n + torch.sigmoid(r + rh) * nh), h, keep)
 
@@ -66,7 +66,7 @@ class LinearCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """(M, n, d_in), (M, n, hidden) ↦ (M, n, hidden)."""
-        return self.into(x)
+        return self.into(x).to(h.dtype)
 
 
 class Encoder(nn.Module):
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         o = o.reshape(-1, self.wide, 4, 4)
         for layer in self.convolutions:
             o = layer(torch.nn.functional.elu(o))
-        return o.movedim(1, -1)
+        return o.movedim(1, -1).to(feature.dtype)
 
 
 def levels(shape: tuple[int, ...]) -> int:

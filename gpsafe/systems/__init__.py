@@ -34,6 +34,7 @@ from gpsafe.systems.reference import (
 )
 from gpsafe.systems.riccati import riccati
 from gpsafe.systems.rkhs_twin import RKHSTwin, TwinError, exact_twin, twin
+from gpsafe.systems.swing_up import SparseCartPole, SparsePendulum
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
 from gpsafe.systems.task import Task
 from gpsafe.systems.warmup import Mismatch, SafeFraction, WarmUp, mismatch, safe_fraction, warm_up_data
@@ -73,6 +74,8 @@ __all__ = [
     "SafeFraction",
     "SimplePendulum",
     "SineKnown",
+    "SparseCartPole",
+    "SparsePendulum",
     "System",
     "Task",
     "TwinError",

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from gpsafe._files import write_bytes
-from gpsafe.algorithms import _saved
 from gpsafe.algorithms.learner import Learner, stream
 from gpsafe.policies.rollout import one_episode
+from gpsafe.saved import _learner as _saved
 from gpsafe.systems.base import System
 from tests import learner_cases as cases
 from tests.learner_cases import LEARNERS, robot_of

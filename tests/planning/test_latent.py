@@ -27,12 +27,15 @@ from gpsafe.planning.latent import (
     Seen,
     Sight,
     World,
+    cartpole_sight,
+    dream,
     empty_scene,
     lambda_returns,
+    pendulum_sight,
     point_goal_sight,
 )
-from gpsafe.planning.latent.planner import dream
 from gpsafe.sets import Box
+from gpsafe.systems import SparseCartPole, SparsePendulum
 from gpsafe.systems.point_goal import PointGoal
 
 SMALL = RSSMSettings(
@@ -240,6 +243,15 @@ def test_every_explorer_learns_and_is_determined_by_its_seed(behaviour):
     assert u.shape == (2,) and bool(PLANT.input_box.contains(u))
 
 
+def test_a_world_of_which_nothing_is_read_learns_from_pictures_and_costs_alone():
+    plant = SparseCartPole(horizon=3, budget=1.0)
+    explorer = LatentPlanner(LATENT_EXPLORERS["actsafe"], plant.input_box, 1.0, 3, optimiser=ICEM(4, 2, 1, 3))
+    settings = replace(SMALL, nu=1, depth=2, dtype="float32")
+    sight = cartpole_sight(plant, size=8, known_cost=False)
+    one = LatentAgent(plant, sight, settings, explorer, schedule=replace(TINY, updates=1)).learn(2)
+    assert one.rows[-1]["read_error"] == 0.0 and math.isfinite(one.rows[-1]["loss"])
+
+
 def test_ask_twice_is_one_policy_and_tell_needs_no_ask():
     one, other = learner("actsafe"), learner("actsafe")
     assert one.ask() is one.ask()
@@ -269,9 +281,34 @@ def test_what_makes_no_sense_is_refused():
         LatentExplorer("x", pessimism="sound")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="budget"):
         LatentPlanner(LATENT_EXPLORERS["greedy"], PLANT.input_box, -1.0, 4)
+    with pytest.raises(ValueError, match="every"):
+        LatentPlanner(
+            LATENT_EXPLORERS["greedy"], PLANT.input_box, 1.0, 4, optimiser=ICEM(samples=4, elites=2, horizon=2)
+        )
     with pytest.raises(ValueError, match="updates"):
         Schedule(updates=-1)
     with pytest.raises(ValueError, match="rate"):
         Multiplier(rate=0.0)
     with pytest.raises(ValueError, match="flown"):
         learner("actsafe").tell(few(1))  # type: ignore[arg-type]
+
+
+@given(seeds())
+def test_speed_and_place_are_read_from_pictures_of_swing_ups(seed):
+    """sin θ, cos θ and ω of the rod from two pictures; the place of the cart from colours kept as bytes."""
+    rod, cart = SparsePendulum(), SparseCartPole()
+    sight = pendulum_sight(rod)
+    x = rod.state_box.sample(10, generator(seed))
+    told = sight.read_kept(sight.kept(sight.see(x)))
+    wanted = torch.stack([x[:, 0].sin(), x[:, 0].cos(), x[:, 1] / rod.safe_speed], -1)
+    assert float((told - wanted).abs().amax(0)[:2].max()) < 0.03 and float((told - wanted)[:, 2].abs().max()) < 0.15
+    assert sight.cost is not None
+    assert torch.equal(sight.cost(wanted) > 0.5, rod.cost(x) > 0)
+    seen = cartpole_sight(cart, size=64)
+    y = cart.state_box.sample(10, generator(seed)) * vector(0.8, 1.0, 1.0, 1.0)
+    images = seen.kept(seen.see(y))
+    assert images.dtype == torch.uint8 and images.shape == (10, 64, 64, 3)
+    assert float((seen.read_kept(images)[:, 0] - y[:, 0] / cart.track).abs().max()) < 0.03
+    assert seen.cost is not None and torch.equal(seen.cost(y[:, :1] / cart.track) > 0.5, cart.cost(y) > 0)
+    unread = cartpole_sight(cart, known_cost=False)
+    assert unread.cost is None and unread.read_kept(images).shape == (10, 0)

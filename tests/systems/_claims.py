@@ -20,6 +20,7 @@ from gpsafe.systems.drone import Drone
 from gpsafe.systems.pendulum import Pendulum
 from gpsafe.systems.point_goal import PointGoal
 from gpsafe.systems.reference import reference_1d, reference_pendulum
+from gpsafe.systems.swing_up import SparseCartPole, SparsePendulum
 from gpsafe.systems.synthetic import rkhs_1d, rkhs_2d
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.systems.xmpsc_local import SafeCartPoleLocal
@@ -40,6 +41,8 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "cartpole-repeat-2": lambda: CartPole(action_repeat=2),
     "cartpole-hinge": lambda: CartPole(cost_kind="hinge"),
     "point-goal": PointGoal,
+    "sparse-pendulum": SparsePendulum,
+    "sparse-cartpole": SparseCartPole,
     "rkhs-1d": lambda: rkhs_1d(generator=_generator()),
     "rkhs-2d": lambda: rkhs_2d(generator=_generator()),
     "rkhs-chain-1-1": lambda: chain(1, 1, generator=_generator()),

@@ -18,81 +18,18 @@ SWAG's in the paper; here they are the members of the bootstrap ensemble, the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.models._recurrent import Perceptron
 from gpsafe.models.rssm import State
-from gpsafe.planning.latent.penalties import Barrier, Multiplier, Penalty
+from gpsafe.planning.latent._state import Arrays, adam, below, load_adam, load_network, network, prefixed
+from gpsafe.planning.latent._state import State as Stored
+from gpsafe.planning.latent.presets import ActorCriticSettings
+from gpsafe.planning.latent.returns import lambda_returns
 from gpsafe.planning.latent.world import World
 from gpsafe.sets import Box
-
-
-def lambda_returns(reward: Tensor, value: Tensor, *, discount: float, mixing: float) -> Tensor:
-    """R_0 … R_{H−1}, (H, *b).
-
-    Args:
-        reward: r_1 … r_H, (H, *b).
-        value: v(s_1) … v(s_H), (H, *b).
-        discount: γ.
-        mixing: λ; 1: discounted sums with v at the end, 0: one step.
-    """
-    found, ahead = [], value[-1]
-    for r, v in zip(reward.flip(0), value.flip(0), strict=True):
-        ahead = r + discount * ((1.0 - mixing) * v + mixing * ahead)
-        found.append(ahead)
-    return torch.stack(found[::-1])
-
-
-@dataclass(frozen=True, slots=True)
-class ActorCriticSettings:
-    """One algorithm.
-
-    Args:
-        name: of it.
-        penalty: makes what carries the constraint.
-        extrinsic, intrinsic: weights of reward and disagreement.
-        alpha: of the bonus on the cost.
-        apart: members go apart, the best return and the worst cost over them count.
-        horizon, discount, mixing: H, γ, λ.
-        hidden: width of the networks.
-        starts: posterior states that an update starts from.
-        updates: for each call of `improve`.
-        critic_rate: Adam's, of the critics.
-        least_std, first_std: of the policy before tanh: smallest, and at the start.
-    """
-
-    name: str
-    penalty: Callable[[], Penalty]
-    extrinsic: float = 0.0
-    intrinsic: float = 0.0
-    alpha: float = 0.0
-    apart: bool = False
-    horizon: int = 12
-    discount: float = 0.99
-    mixing: float = 0.95
-    hidden: int = 48
-    starts: int = 64
-    updates: int = 60
-    critic_rate: float = 1e-3
-    least_std: float = 0.1
-    first_std: float = 1.0
-
-
-PRESETS: dict[str, ActorCriticSettings] = {
-    settings.name: settings
-    for settings in (
-        ActorCriticSettings("actsafe-published", lambda: Barrier(rate=1e-3), intrinsic=1.0, alpha=1.0),
-        ActorCriticSettings("actsafe-corrected", Barrier, intrinsic=1.0, alpha=1.0),
-        ActorCriticSettings("lambda", Multiplier, extrinsic=1.0, apart=True),
-        ActorCriticSettings("bsrp-lag", Multiplier, extrinsic=1.0),
-    )
-}
-"""At the scale of this project: 1e-3 in place of 8e-5 for Adam, and the multipliers of `Multiplier`."""
 
 
 class ActorCritic:
@@ -100,7 +37,7 @@ class ActorCritic:
 
     Args:
         settings: see `ActorCriticSettings`.
-        world: whose latent states it acts on; only their size is taken from it.
+        world: whose latent states it acts on; their size and their device are taken from it.
         box: of inputs.
         budget, horizon: d and T of an episode.
         generator: draws the weights.
@@ -119,10 +56,10 @@ class ActorCritic:
         self.settings, self.box, s = settings, box, settings
         _require.nonnegative("ActorCritic", "budget", budget)
         self.threshold = budget / _require.count("ActorCritic", "horizon", horizon) / (1.0 - s.discount)
-        dtype = next(world.parameters()).dtype
-        sizes = (world.feature, s.hidden, s.hidden)
-        self.actor = Perceptron(1, (*sizes, 2 * box.dim), generator).to(dtype)
-        self.critics = Perceptron(2, (*sizes, 1), generator).to(dtype)  # of rewards, of costs
+        like = next(world.parameters())
+        sizes = (world.feature, *(s.hidden,) * s.layers)
+        self.actor = Perceptron(1, (*sizes, 2 * box.dim), generator).to(like)
+        self.critics = Perceptron(2, (*sizes, 1), generator).to(like)  # of rewards, of costs
         with torch.no_grad():
             for p in self.actor.layers[-1].parameters():
                 p.mul_(0.01)
@@ -133,9 +70,9 @@ class ActorCritic:
         feature = state.feature
         raw = self.actor(feature.reshape(1, -1, feature.shape[-1]))[0].unflatten(0, feature.shape[:-1])
         mean, spread = raw.chunk(2, dim=-1)
-        shift = torch.log(torch.expm1(torch.tensor(self.settings.first_std, dtype=raw.dtype)))
+        shift = torch.log(torch.expm1(raw.new_tensor(self.settings.first_std)))
         std = torch.nn.functional.softplus(spread + shift) + self.settings.least_std
-        noise = torch.randn(mean.shape, dtype=mean.dtype, generator=generator)
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
         unit = torch.tanh(5.0 * torch.tanh(mean / 5.0) + std * noise)
         return self.box.center.to(unit) + self.box.radius.to(unit) * unit
 
@@ -144,35 +81,39 @@ class ActorCritic:
         rows = feature.reshape(1, -1, feature.shape[-1]).expand(2, -1, -1)
         return self.critics(rows)[..., 0].unflatten(1, feature.shape[:-1])
 
+    @property
+    def updates(self) -> int:
+        """Calls of `improve` for every iteration."""
+        return self.settings.updates
+
     def improve(self, world: World, starts: State, generator: torch.Generator) -> None:
-        """`updates` steps of policy and critics from posterior states (N, ·); the world is left as it is."""
+        """One step of policy and critics from posterior states (N, ·); the world is left as it is."""
         for p in world.parameters():
             p.requires_grad_(False)
-        for _ in range(self.settings.updates):
-            rows = torch.randint(len(starts.stochastic), (self.settings.starts,), generator=generator)
-            self._update(world, starts[rows].detach(), generator)
+        count = (self.settings.starts,)
+        rows = torch.randint(len(starts.stochastic), count, generator=generator, device=generator.device)
+        self._update(world, starts[rows].detach(), generator)
         for p in world.parameters():
             p.requires_grad_(True)
 
     def _update(self, world: World, start: State, generator: torch.Generator) -> None:
         s = self.settings
-        states, _, doubt = world.rssm.imagine(
-            start, lambda state: self._inputs(state, generator), s.horizon, generator, apart=s.apart
-        )
-        reward, cost = world.outcome(states[1:])  # (H, M or 1, B)
+        with world.precision():
+            states, _, doubt = world.rssm.imagine(
+                start, lambda state: self._inputs(state, generator), s.horizon, generator, apart=s.apart
+            )
+            reward, cost = world.outcome(states[1:])  # (H, M or 1, B)
+            values = self._values(states.feature[1:])
+            told = self._values(states.feature[:-1].detach())
         doubt = doubt.unsqueeze(1).expand_as(reward)
         reward, cost = s.extrinsic * reward + s.intrinsic * doubt, cost + s.alpha * doubt
-        values = self._values(states.feature[1:])
         both = [
             lambda_returns(r, v, discount=s.discount, mixing=s.mixing)
             for r, v in zip((reward, cost), values, strict=True)
         ]
-        best, worst = (
-            both[0].mean(0).amax(0),
-            both[1].mean(0).amax(0),
-        )  # over members; there is one if they do not go apart
+        # over members; there is one if they do not go apart
+        best, worst = both[0].mean(0).amax(0), both[1].mean(0).amax(0)
         self.penalty.step(list(self.actor.parameters()), -best.mean(), worst.mean() - self.threshold)
-        told = self._values(states.feature[:-1].detach())
         loss = sum((v - r.detach()).square().mean() for v, r in zip(told, both, strict=True))
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[union-attr]
@@ -183,3 +124,16 @@ class ActorCritic:
     def act(self, world: World, state: State, spent: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """Inputs (E, nu) in latent states (E, ·)."""
         return self._inputs(state, generator).double()
+
+    def state(self) -> Arrays:
+        """Networks, optimisers and the penalty, as arrays."""
+        parts = {"actor": network(self.actor), "critics": network(self.critics), "adam": adam(self.optimiser)}
+        parts["penalty"] = self.penalty.state()
+        return {key: value for name, part in parts.items() for key, value in prefixed(name, part).items()}
+
+    def load(self, state: Stored) -> None:
+        """Goes on from the `state` of one with the same settings."""
+        load_network(self.actor, below("actor", state))
+        load_network(self.critics, below("critics", state))
+        load_adam(self.optimiser, below("adam", state))
+        self.penalty.load(below("penalty", state), list(self.actor.parameters()))

@@ -3,6 +3,7 @@
     agent = LatentAgent(plant, sight, settings, LatentPlanner(LATENT_EXPLORERS["actsafe"], plant.input_box, …), seed=0)
     agent.learn(8)               # the first iteration is uniform, and counted like every other
     agent.rows[-1]["cost"]
+    agent.save("folder")         # a new one with the same arguments goes on bit-equal after `load`
 
 An iteration is a number of episodes of the plant side by side, which the behaviour sees as pictures only, and the training
 after them. **Nothing is guaranteed**: see the package.
@@ -11,93 +12,26 @@ after them. **Nothing is guaranteed**: see the package.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import short
-from gpsafe.models.rssm import RSSMSettings, State
-from gpsafe.planning.latent.episodes import Episodes, Seen
-from gpsafe.planning.latent.planner import LATENT_EXPLORERS, LatentPlanner
-from gpsafe.planning.latent.world import Sight, World
-from gpsafe.systems.base import System, sample_noise
+from gpsafe.models.rssm import RSSMSettings
+from gpsafe.planning.latent._state import array, below, prefixed
+from gpsafe.planning.latent.episodes import Episodes, Seen, Stretch
+from gpsafe.planning.latent.explorers import LATENT_EXPLORERS
+from gpsafe.planning.latent.planner import LatentPlanner
+from gpsafe.planning.latent.policy import Behaviour, Iteration, LatentPolicy, fly
+from gpsafe.planning.latent.training import Schedule, Training
+from gpsafe.planning.latent.world import Precision, Sight, World
+from gpsafe.saved import _learner as _saved
+from gpsafe.systems.base import System
 
 WEIGHTS, PLANT, ACT, TRAIN = range(4)  # what a stream of random numbers is for
-
-
-class Behaviour(Protocol):
-    """What acts in latent space."""
-
-    def improve(self, world: World, starts: State, generator: torch.Generator) -> None:
-        """Learns in the imagination of a world, from posterior states (N, ·)."""
-        ...
-
-    def act(self, world: World, state: State, spent: Tensor, step: int, generator: torch.Generator) -> Tensor:
-        """Inputs (E, nu), in latent states (E, ·), at a step of E episodes that have cost `spent` (E,) so far."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How much of everything.
-
-    Args:
-        episodes: of an iteration, side by side.
-        uniform: iterations at the start with uniform inputs.
-        updates: of the world model after an iteration.
-        batch: episodes in an update.
-        preference: see `Episodes`.
-    """
-
-    episodes: int = 10
-    uniform: int = 1
-    updates: int = 60
-    batch: int = 16
-    preference: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name in ("episodes", "batch"):
-            _require.count("Schedule", name, getattr(self, name))
-        for name in ("uniform", "updates"):
-            _require.count("Schedule", name, getattr(self, name), minimum=0)
-
-
-@short
-@dataclass(frozen=True, slots=True, eq=False)
-class Iteration:
-    """What was flown: what the learner sees of it, and the true states (E, T + 1, nx), which it does not."""
-
-    seen: Seen
-    states: Tensor
-
-
-class LatentPolicy:
-    """Pictures ↦ inputs for E episodes side by side, with the belief that goes along; for one flight."""
-
-    def __init__(
-        self, world: World, behaviour: Behaviour, generator: torch.Generator, *, number: int, phase: str
-    ) -> None:
-        self.world, self.behaviour, self.generator = world, behaviour, generator
-        self.number, self.phase = number, phase
-        self.steps = 0
-        self._state: State | None = None
-        self._last = torch.zeros(0)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, spent: Tensor) -> Tensor:
-        """Inputs (E, nu) for images (E, *shape) in episodes that have cost `spent` (E,) so far."""
-        rssm = self.world.rssm
-        if self._state is None:
-            self._last = torch.zeros(len(images), rssm.settings.nu, dtype=torch.float64)
-        found = rssm.filter(images.unsqueeze(1), self._last.unsqueeze(1), None, start=self._state)
-        self._state = found.states[0]
-        self._last = self.behaviour.act(self.world, self._state, spent, self.steps, self.generator)
-        self.steps += 1
-        return self._last
 
 
 class LatentAgent:
@@ -110,7 +44,7 @@ class LatentAgent:
         behaviour: what explores; or world, generator ↦ behaviour, for one whose networks have the size of the world's states.
         schedule: how much of everything.
         seed: of everything.
-        cost_weight, rate: see `World`.
+        cost_weight, rate, device, precision: see `World`. What was seen stands on the device, too; the plant stays on the CPU.
     """
 
     def __init__(
@@ -124,16 +58,25 @@ class LatentAgent:
         seed: int = 0,
         cost_weight: float = 1.0,
         rate: float = 2e-3,
+        device: torch.device | str = "cpu",
+        precision: Precision = "float32",
     ) -> None:
         self.system, self.sight, self.seed = system, sight, _require.index("LatentAgent", "seed", seed)
         self.schedule = schedule or Schedule()
-        generator = self._stream(WEIGHTS, 0)
-        self.world = World(settings, sight, generator, cost_weight=cost_weight, rate=rate)
+        parts = {"system": system, "sight": sight, "settings": settings, "behaviour": behaviour}
+        parts |= {"schedule": self.schedule, "cost_weight": cost_weight, "rate": rate, "precision": precision}
+        parts["device"] = torch.device(device).type  # another one draws other numbers
+        self._parts = {name: _saved.digest(value) for name, value in parts.items()}
+        generator = self._stream(WEIGHTS, 0, "cpu")
+        about: dict[str, Any] = {"cost_weight": cost_weight, "rate": rate, "device": device, "precision": precision}
+        self.world = World(settings, sight, generator, **about)
         self.behaviour: Behaviour = behaviour if hasattr(behaviour, "act") else behaviour(self.world, generator)  # type: ignore[operator,assignment]
-        self.episodes = Episodes(settings.members, preference=self.schedule.preference)
+        s = self.schedule
+        self.episodes = Episodes(settings.members, preference=s.preference, capacity=s.capacity)
         self.rows: list[dict[str, Any]] = []
         self._asked: LatentPolicy | None = None
         self._predicting: LatentPolicy | None = None
+        self._training: Training | None = None
 
     @property
     def unsound(self) -> str:
@@ -142,86 +85,78 @@ class LatentAgent:
 
     @property
     def told(self) -> int:
-        """Iterations so far."""
+        """Iterations so far, without one whose training is not finished."""
         return len(self.rows)
 
-    def _stream(self, purpose: int, number: int) -> torch.Generator:
+    def _stream(self, purpose: int, number: int, device: torch.device | str) -> torch.Generator:
         drawn = np.random.SeedSequence([self.seed, purpose, number]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(drawn >> np.uint64(1)))
+        return torch.Generator(device).manual_seed(int(drawn >> np.uint64(1)))
 
+    # ------------------------------------------------------------------ ask, fly, tell
     def ask(self) -> LatentPolicy:
         """The policy of the next iteration. Asked again before it was used, the same one."""
         if self._asked is None or self._asked.steps:
             uniform = self.told < self.schedule.uniform
             plant, phase = self.system, "uniform" if uniform else "explore"
             first = LatentPlanner(LATENT_EXPLORERS["uniform"], plant.input_box, plant.budget, plant.horizon)
-            behaviour, generator = first if uniform else self.behaviour, self._stream(ACT, self.told)
+            generator = self._stream(ACT, self.told, self.world.device)
+            behaviour = first if uniform else self.behaviour
             self._asked = LatentPolicy(self.world, behaviour, generator, number=self.told, phase=phase)
         return self._asked
 
     def policy(self, behaviour: Behaviour, *, number: int) -> LatentPolicy:
         """Another behaviour in the world that was learnt, such as one that wants the task; nothing is learnt from it here."""
-        return LatentPolicy(self.world, behaviour, self._stream(ACT, number), number=number, phase="task")
+        generator = self._stream(ACT, number, self.world.device)
+        return LatentPolicy(self.world, behaviour, generator, number=number, phase="task")
 
     def rollout(self, policy: LatentPolicy) -> Iteration:
         """The episodes of one iteration, with the plant's noise of its number."""
-        plant, count = self.system, self.schedule.episodes
-        noise = sample_noise(plant.noise_std, (plant.horizon, count), self._stream(PLANT, policy.number))
-        x = plant.initial_state.expand(count, -1)
-        spent = torch.zeros(count, dtype=torch.float64)
-        still = torch.zeros(count, plant.nu, dtype=torch.float64)
-        states, images, inputs, rewards, costs = [], [], [still], [], []
-        for t in range(plant.horizon + 1):
-            states.append(x)
-            images.append(self.sight.see(x))
-            costs.append(plant.cost(x))
-            rewards.append(plant.reward(x, still))
-            spent = spent + costs[-1]
-            if t < plant.horizon:
-                inputs.append(plant.input_box.clip(policy(images[-1], spent)))
-                x = plant.mean(x, inputs[-1]) + noise[t]
-        along = torch.stack(images, dim=1).float()
-        readings = self.sight.read(along.flatten(0, 1)).unflatten(0, along.shape[:2])
-        acted, reward, cost = (torch.stack(of, dim=1) for of in (inputs, rewards, costs))
-        return Iteration(Seen(along, acted, reward, cost, readings), torch.stack(states, dim=1))
+        noise = self._stream(PLANT, policy.number, "cpu")
+        return fly(self.system, self.sight, policy, noise, self.schedule.episodes)
 
-    def tell(self, flown: Iteration) -> None:
-        """Takes in what was flown, trains the world model on all that was seen, and improves the behaviour in it."""
-        seen, number, s = _require.kind("LatentAgent.tell", "flown", flown, Iteration).seen, self.told, self.schedule
-        generator = self._stream(TRAIN, number)
-        self.episodes.add(seen, generator)
-        loss = self.world.fit(self.episodes, s.updates, generator, batch=s.batch)
-        every = self.episodes.seen
-        assert every is not None
-        with torch.no_grad():
-            new = self.world.rssm.filter(seen.images, seen.actions, None).states
-            error = (self.world.readings(new).movedim(0, 1) - seen.readings).square().mean().sqrt()
-            rows = torch.randint(len(every), (2 * s.batch,), generator=generator)
-            starts = self.world.rssm.filter(every.images[rows], every.actions[rows], generator).states
-        self.behaviour.improve(
-            self.world, State(*(v.flatten(0, 1) for v in (starts.deterministic, starts.stochastic))), generator
-        )
-        cost, reward = (v[:, :-1].sum(-1) for v in (seen.cost, seen.reward))  # of x_0 … x_{T−1}, as J_c has it
-        self.rows.append(
-            {
-                "iteration": number,
-                "phase": self._asked.phase if self._asked is not None else "told",
-                "episodes": len(seen),
-                "cost": float(cost.mean()),
-                "violations": int((seen.cost[:, :-1] > 0).sum()),
-                "reward": float(reward.mean()),
-                "loss": loss,
-                "read_error": float(error),
-                "guaranteed": False,
-            }
-        )
+    def tell(self, flown: Iteration, pulse: Callable[[Self], object] | None = None) -> None:
+        """Takes in what was flown, trains the world model on all that was seen, and improves the behaviour in it.
+
+        The pulse is called after every update; it may `save`.
+        """
+        where = "LatentAgent.tell"
+        _require.kind(where, "flown", flown, Iteration)
+        if self._training is not None:
+            raise _require.fail(where, "the training of the last iteration finished, by learn", "an unfinished one")
+        phase = self._asked.phase if self._asked is not None else "told"
+        stream = self._stream(TRAIN, self.told, self.world.device)
+        self.episodes.add(flown.seen, stream)
+        self._training = Training(flown, phase=phase, number=self.told, stream=stream, schedule=self.schedule)
         self._asked = None
+        self._finish(pulse)
 
-    def learn(self, iterations: int, callback: Callable[[Self, Iteration], object] | None = None) -> Self:
-        """`iterations` more: ask, fly, tell. The callback is called after each; False ends the loop."""
+    def _finish(self, pulse: Callable[[Self], object] | None) -> None:
+        training = self._training
+        assert training is not None
+        while not training.step(self.world, self.behaviour, self.episodes):
+            if pulse is not None:
+                pulse(self)
+        self.rows.append(training.row())
+        self._training = None
+
+    def learn(
+        self,
+        iterations: int,
+        callback: Callable[[Self, Iteration], object] | None = None,
+        *,
+        pulse: Callable[[Self], object] | None = None,
+    ) -> Self:
+        """`iterations` more: ask, fly, tell; the first finishes what a loaded learner was in the middle of.
+
+        The callback is called after each; False ends the loop. For the pulse see `tell`.
+        """
         for _ in range(_require.count("LatentAgent.learn", "iterations", iterations, minimum=0)):
-            flown = self.rollout(self.ask())
-            self.tell(flown)
+            if self._training is not None:
+                flown = self._training.flown
+                self._finish(pulse)
+            else:
+                flown = self.rollout(self.ask())
+                self.tell(flown, pulse)
             if callback is not None and callback(self, flown) is False:
                 break
         return self
@@ -231,6 +166,51 @@ class LatentAgent:
         if episode_start or self._predicting is None:
             self._predicting = self.policy(self.behaviour, number=self.told)
         return self._predicting(image.unsqueeze(0), torch.tensor([spent], dtype=torch.float64))[0]
+
+    # ------------------------------------------------------------------ files
+    def _header(self) -> dict[str, Any]:
+        about = {"learner": type(self).__name__, "seed": self.seed, "parts": self._parts, "rows": self.rows}
+        training = self._training.about() if self._training is not None else None
+        return {**about, "falsified": None, "counts": {}, "training": training}
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes log, fingerprints of the arguments and all that decides how it goes on: ``learner.json`` and arrays.
+
+        What was seen is written once, stretch by stretch; so that a save every few minutes costs what has changed.
+        """
+        names = []
+        for each in self.episodes.stretches:
+            if each.name is None or not _saved.has_segment(folder, each.name):
+                each.name = _saved.write_segment(folder, {**each.seen.state(), "weights": array(each.weights)})
+            names.append(each.name)
+        kept = {**prefixed("world", self.world.state()), **prefixed("behaviour", self.behaviour.state())}
+        if self._training is not None:
+            kept |= prefixed("training", self._training.state())
+        return _saved.write(folder, self._header(), [], kept, names)
+
+    def load(self, folder: str | Path) -> Self:
+        """Goes on where a saved learner of the same arguments and seed stood, bit-equal. This one must be new.
+
+        Raises:
+            ValueError: naming what is torn, foreign or different.
+        """
+        where = "LatentAgent.load"
+        if self.told or self._asked is not None or self._training is not None:
+            raise _require.fail(where, "a new learner", f"one in use, told {self.told} iterations")
+        header, _, kept = _saved.read(where, folder, self._header(), batches=True)
+        for name in header.get("segments", ()):
+            arrays, device = _saved.read_segment(where, folder, name), self.world.device
+            self.episodes.keep(
+                Stretch(Seen.of(arrays).to(device), torch.from_numpy(arrays["weights"]).to(device), name)
+            )
+        self.world.load(below("world", kept))
+        self.behaviour.load(below("behaviour", kept))
+        self.rows[:] = header["rows"]
+        if header.get("training") is not None:
+            seen = self.episodes.stretches[-1].seen
+            about = {"number": self.told, "schedule": self.schedule, "world": self.world}
+            self._training = Training.of(below("training", kept), header["training"], seen, **about)
+        return self
 
     def __repr__(self) -> str:
         return f"LatentAgent({self.system.name}, seed {self.seed}, {self.told} iterations, heuristic: {self.unsound})"

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.planning.latent._state import Arrays, State, adam, below, load_adam, prefixed
 from gpsafe.planning.log_barrier import INFEASIBLE, barrier_step
 
 
@@ -24,11 +26,19 @@ class Penalty(Protocol):
         """Changes the parameters, of which both numbers are differentiable functions."""
         ...
 
+    def state(self) -> Arrays:
+        """What it has become."""
+        ...
+
+    def load(self, state: State, parameters: Sequence[Tensor]) -> None:
+        """Goes on from a `state`, with the same parameters."""
+        ...
+
 
 def _flat(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """∇value, (d,); zero where it does not depend on a parameter."""
     if not value.requires_grad:
-        return torch.zeros(sum(p.numel() for p in parameters), dtype=value.dtype)
+        return value.new_zeros(sum(p.numel() for p in parameters))
     found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
@@ -47,12 +57,19 @@ class _Behind:
         self.rate, self.optimiser = rate, None
 
     def __call__(self, parameters: Sequence[Tensor], gradient: Tensor) -> None:
-        if self.optimiser is None:
-            self.optimiser = torch.optim.Adam(parameters, lr=self.rate)
+        self.optimiser = self.optimiser or torch.optim.Adam(parameters, lr=self.rate)
         for p, g in zip(parameters, _pieces(gradient, parameters), strict=True):
             p.grad = g
         torch.nn.utils.clip_grad_norm_(parameters, 100.0)
         self.optimiser.step()
+
+    def state(self) -> Arrays:
+        return {} if self.optimiser is None else adam(self.optimiser)
+
+    def load(self, state: State, parameters: Sequence[Tensor]) -> None:
+        if state:
+            self.optimiser = torch.optim.Adam(parameters, lr=self.rate)
+            load_adam(self.optimiser, state)
 
 
 @dataclass(slots=True)
@@ -85,7 +102,7 @@ class Barrier:
         up, out = _flat(objective, parameters), _flat(constraint, parameters)
         slack = -constraint.detach().reshape(1, 1)
         if float(slack) > INFEASIBLE:
-            smoothness = torch.tensor(self.smoothness, dtype=up.dtype)
+            smoothness = up.new_tensor(self.smoothness)
             taken = barrier_step(up[None], slack, out[None, None], eta=self.eta, smoothness=smoothness)
             move = taken.step[0]
             self.lengths.append(float(taken.length))
@@ -99,6 +116,17 @@ class Barrier:
         with torch.no_grad():
             for p, change in zip(parameters, _pieces(move, parameters), strict=True):
                 p.add_(change)
+
+    def state(self) -> Arrays:
+        """See `Penalty`."""
+        behind = self._adam.state() if self._adam is not None else {}
+        return {"eta": np.array(self.eta), "lengths": np.array(self.lengths), **prefixed("adam", behind)}
+
+    def load(self, state: State, parameters: Sequence[Tensor]) -> None:
+        """See `Penalty`."""
+        self.eta, self.lengths = float(state["eta"]), state["lengths"].tolist()
+        if self._adam is not None:
+            self._adam.load(below("adam", state), parameters)
 
 
 @dataclass(slots=True)
@@ -134,3 +162,15 @@ class Multiplier:
         self._adam(parameters, _flat(objective + weight * constraint, parameters))
         self.multiplier = weight
         self.penalty = min((1.0 + self.growth) * self.penalty, self.cap)
+
+    def state(self) -> Arrays:
+        """See `Penalty`."""
+        assert self._adam is not None
+        numbers = {"multiplier": np.array(self.multiplier), "penalty": np.array(self.penalty)}
+        return {**numbers, **prefixed("adam", self._adam.state())}
+
+    def load(self, state: State, parameters: Sequence[Tensor]) -> None:
+        """See `Penalty`."""
+        assert self._adam is not None
+        self.multiplier, self.penalty = float(state["multiplier"]), float(state["penalty"])
+        self._adam.load(below("adam", state), parameters)

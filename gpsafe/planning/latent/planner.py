@@ -9,104 +9,19 @@ only grow with further members.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import short
 from gpsafe.models.rssm import State
 from gpsafe.planning.icem import ICEM, Plan, Score, icem
+from gpsafe.planning.latent._state import Arrays
+from gpsafe.planning.latent._state import State as Stored
+from gpsafe.planning.latent.dreams import dream
+from gpsafe.planning.latent.explorers import LatentExplorer
 from gpsafe.planning.latent.world import World
 from gpsafe.sets import Box
-
-Pessimism = Literal["none", "mean", "worst", "bonus"]
-
-
-@dataclass(frozen=True, slots=True)
-class LatentExplorer:
-    """What is sought and what is feared.
-
-    Args:
-        name: of the explorer.
-        extrinsic: weight of the reward.
-        intrinsic: weight of the disagreement.
-        pessimism: "none": no constraint; "mean": mean over members; "worst": the worst member's; "bonus": mean + alpha · D, as
-            published for the actor-critic.
-        alpha: of "bonus" (0.001 and 50 are published).
-        uniform: inputs drawn uniformly from their box, without any plan.
-    """
-
-    name: str
-    extrinsic: float = 0.0
-    intrinsic: float = 0.0
-    pessimism: Pessimism = "none"
-    alpha: float = 1.0
-    uniform: bool = False
-
-    def __post_init__(self) -> None:
-        _require.one_of("LatentExplorer", "pessimism", self.pessimism, ("none", "mean", "worst", "bonus"))
-        _require.nonnegative("LatentExplorer", "alpha", self.alpha)
-
-
-LATENT_EXPLORERS: dict[str, LatentExplorer] = {
-    explorer.name: explorer
-    for explorer in (
-        LatentExplorer("uniform", uniform=True),
-        LatentExplorer("greedy", extrinsic=1.0),
-        LatentExplorer("optimistic", extrinsic=1.0, intrinsic=1.0),
-        LatentExplorer("opax", intrinsic=1.0),
-        LatentExplorer("actsafe", intrinsic=1.0, pessimism="worst"),
-        LatentExplorer("actsafe-mean", intrinsic=1.0, pessimism="mean"),
-        LatentExplorer("actsafe-bonus", intrinsic=1.0, pessimism="bonus"),
-        LatentExplorer("safe-greedy", extrinsic=1.0, pessimism="worst"),
-    )
-}
-"""The published family, as planners. "uniform" draws from all of the input box, not from its upper corner as published."""
-
-
-@short
-@dataclass(frozen=True, slots=True, eq=False)
-class Dream:
-    """K sequences imagined by M members.
-
-    Attributes:
-        reward, cost: summed over the horizon, (M, K).
-        doubt: summed disagreement, (K,).
-    """
-
-    reward: Tensor
-    cost: Tensor
-    doubt: Tensor
-
-    def upper(self, explorer: LatentExplorer) -> Tensor:
-        """C, (K,). "worst" never falls when members are added, nor does "bonus" when alpha grows."""
-        if explorer.pessimism == "worst":
-            return self.cost.amax(0)
-        bonus = explorer.alpha * self.doubt if explorer.pessimism == "bonus" else 0.0
-        return self.cost.mean(0) + bonus
-
-    def worth(self, explorer: LatentExplorer, *, allowance: float, price: float) -> Tensor:
-        """See the module, (K,)."""
-        value = explorer.extrinsic * self.reward.mean(0) + explorer.intrinsic * self.doubt
-        if explorer.pessimism == "none":
-            return value
-        return value - price * (self.upper(explorer) - allowance).clamp_min(0.0)
-
-
-@torch.no_grad()
-def dream(world: World, start: State, actions: Tensor, generator: torch.Generator) -> Dream:
-    """Imagines sequences (K, H, nu) from one state (1, ·); members go apart, and each draws its own states."""
-    count, horizon, _ = actions.shape
-    members = world.rssm.settings.members
-    steps = iter(actions.to(start.stochastic).movedim(1, 0))
-    begin = State(start.deterministic.expand(count, -1), start.stochastic.expand(count, -1))
-    states, _, doubt = world.rssm.imagine(
-        begin, lambda _: next(steps).expand(members, count, -1), horizon, generator, apart=True
-    )
-    reward, cost = world.outcome(states[1:])
-    return Dream(reward.sum(0).double(), cost.sum(0).double(), doubt.sum(0).double())
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +52,10 @@ class LatentPlanner:
     def __post_init__(self) -> None:
         _require.nonnegative("LatentPlanner", "budget, price", [self.budget, self.price])
         _require.count("LatentPlanner", "horizon", self.horizon)
-        _require.count("LatentPlanner", "every", self.every)
+        if _require.count("LatentPlanner", "every", self.every) > self.optimiser.horizon:
+            raise _require.fail(
+                "LatentPlanner", f"every <= horizon of its plans = {self.optimiser.horizon}", self.every
+            )
 
     def allowance(self, spent: float) -> float:
         """What a plan may cost: the share of the budget for its steps, or what is left of it if that is less."""
@@ -151,14 +69,27 @@ class LatentPlanner:
             self.explorer, allowance=allowance, price=self.price
         )
 
+    @property
+    def updates(self) -> int:
+        """None: plans are made when they are needed."""
+        return 0
+
     def improve(self, world: World, starts: State, generator: torch.Generator) -> None:
-        """Nothing: plans are made when they are needed."""
+        """Nothing, see `updates`."""
+
+    def state(self) -> Arrays:
+        """Nothing: plans do not outlive an episode."""
+        return {}
+
+    def load(self, state: Stored) -> None:
+        """Nothing, see `state`."""
 
     def act(self, world: World, state: State, spent: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """Inputs (E, nu) in the latent states (E, ·) of episodes that have cost `spent` (E,) so far."""
         if self.explorer.uniform:
-            unit = torch.rand(len(spent), self.box.dim, dtype=torch.float64, generator=generator)
-            return self.box.lower + (self.box.upper - self.box.lower) * unit
+            shape, device = (len(spent), self.box.dim), generator.device
+            unit = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+            return self.box.lower.to(device) + (self.box.upper - self.box.lower).to(device) * unit
         return torch.stack([self._one(world, state, e, float(spent[e]), step, generator) for e in range(len(spent))])
 
     def _one(self, world: World, state: State, e: int, spent: float, step: int, generator: torch.Generator) -> Tensor:

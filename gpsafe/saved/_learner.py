@@ -36,8 +36,9 @@ def write(
     header: Mapping[str, Any],
     history: Sequence[tuple[Tensor, Tensor]],
     kept: Mapping[str, np.ndarray] | None = None,
+    segments: Sequence[str] = (),
 ) -> Path:
-    """Writes the files; returns the folder."""
+    """Writes the files; returns the folder. `segments`: what `write_segment` returned for those that this save stands on."""
     home = Path(folder)
     arrays = {}
     for number, (states, inputs) in enumerate(history):
@@ -45,9 +46,12 @@ def write(
     about = {"format": FORMAT, **header, "episodes": len(history), "arrays": _write_arrays(home, "episodes", arrays)}
     if kept:
         about["state"] = _write_arrays(home, "state", kept)
+    if segments:
+        about["segments"] = list(segments)
     write_bytes(home / "learner.json", json.dumps(about).encode())
     named = {_name(kind, about.get(key, "")) for kind, key in KINDS.items()}
-    for kind in KINDS:
+    named |= {_name("segment", each) for each in segments}
+    for kind in (*KINDS, "segment"):
         for old in home.glob(f"{kind}-*.npz"):
             if old.name not in named:
                 old.unlink(missing_ok=True)
@@ -56,6 +60,22 @@ def write(
 
 def _name(kind: str, digest: str) -> str:
     return f"{kind}-{digest[:16]}.npz"
+
+
+def write_segment(folder: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Writes what never changes again; the name by which `write` and `read_segment` know it."""
+    return _write_arrays(Path(folder), "segment", arrays)
+
+
+def has_segment(folder: str | Path, name: str) -> bool:
+    """Whether a segment stands in this folder."""
+    return (Path(folder) / _name("segment", name)).exists()
+
+
+def read_segment(where: str, folder: str | Path, name: str) -> dict[str, np.ndarray]:
+    """What `write_segment` wrote; ValueError naming the file that is missing, torn or foreign."""
+    head = Path(folder) / "learner.json"
+    return _arrays(where, head, _read_arrays(where, head, "segment", name))
 
 
 def _write_arrays(home: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> str:
@@ -113,10 +133,13 @@ def read(
     history = _trajectories(where, head, _read_arrays(where, head, "episodes", found.get("arrays")), found["episodes"])
     if "state" not in found:
         return found, history, {}
-    data = _read_arrays(where, head, "state", found["state"])
+    return found, history, _arrays(where, head, _read_arrays(where, head, "state", found["state"]))
+
+
+def _arrays(where: str, head: Path, data: bytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return found, history, {name: arrays[name] for name in arrays.files}
+            return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise _require.fail(where, "arrays of numbers", f"{head.parent}: {_require.told(error)}") from error
 
