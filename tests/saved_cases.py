@@ -19,6 +19,7 @@ from gpsafe.models._prior import PlainKnown
 from gpsafe.safety import SafeParameters
 from gpsafe.safety.safe_set import Witness
 from gpsafe.systems import CartPoleKnown, SineKnown
+from gpsafe.tube import Constants, KollerTube
 
 KNOWN = gs.AffineKnown(0.9 * torch.eye(2).double(), torch.ones(2, 1).double(), vector(0.1, -0.2))
 QUERIES = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
@@ -113,5 +114,7 @@ def examples() -> dict[str, object]:
         shown.proposal,
     ]
     found += [shown.tightest, shown.tube, problem.model, shown.problem.model]
+    constants = Constants(vector(1.0, 2.0), vector(0.5, 0.5), vector(3.0, math.inf))
+    found += [constants, KollerTube(grown(), 3, 0.1, constants=constants)]
     assert {w.rule for w in policies.witnesses.values()} == {"given", "bound", "lipschitz"}
     return {type(value).__name__: value for value in found}

@@ -47,7 +47,7 @@ CLASSES: dict[str, type[Any]] = {
         CostInterval,
         *(safety.SafePolicySet, safety.SafeParameters, Witness),
         *(certify.Certificate, certify.CertificationProblem, Margins, Proposal, Tightest),
-        *(tube.Tube, tube.LinearTube, tube.GPTube),
+        *(tube.Tube, tube.LinearTube, tube.GPTube, tube.KollerTube, tube.Constants),
     )
 }
 """Frozen dataclasses that their fields make again. `GP` is read and written by :mod:`gpsafe.saved.gaussian`."""
