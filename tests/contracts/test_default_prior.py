@@ -36,7 +36,7 @@ STOCK = {"default": ({}, 0.0), "zero": ({"prior": zero_prior}, 0.0), "identity":
 @pytest.mark.parametrize("bound", sorted(BOUNDS))
 def test_costs_take_the_stock_priors_as_the_affine_part_they_are(bound, stock):
     options, scale = STOCK[stock]
-    cost, chosen = BOUNDS[bound](CASE.task), CASE.choose(2, 30)
+    cost, chosen = BOUNDS[bound](CASE.task_with(horizon=6)), CASE.choose(2, 30)
     found, same = (cost.evaluate(confidence(**prior), chosen) for prior in (options, {"prior": affine(scale)}))
     assert torch.equal(found.lower, same.lower) and torch.equal(found.upper, same.upper)
     assert found.sound_upper == same.sound_upper

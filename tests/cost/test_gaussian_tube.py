@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 from cost_cases import Case, alone, extremal_member, generator, make_case, trajectories
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dear, seeds
 from torch import Tensor
@@ -103,7 +103,7 @@ def members_of(c: Case, seed: int):
 
 
 @pytest.mark.parametrize("name", ["1d", "pendulum"])
-@settings(max_examples=6)
+@dear(3)
 @given(seed=seeds(), gradients=st.booleans())
 def test_trajectories_of_members_stay_in_the_tube(name: str, seed: int, gradients: bool) -> None:
     c = case(name)
@@ -125,7 +125,7 @@ def test_control_a_tube_that_believes_in_a_fiftieth_of_the_norm_is_left() -> Non
 
 # -------------------------------------------------------------------------------------------- the bound
 @pytest.mark.parametrize("name", ["1d", "pendulum"])
-@settings(max_examples=5)
+@dear(3)
 @given(seed=seeds())
 def test_never_below_the_cost_of_a_member(name: str, seed: int) -> None:
     c = case(name)

@@ -104,7 +104,7 @@ def fresh():
     return found
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(MOVES)
 def test_the_last_picture_does_not_depend_on_the_moves_before(moves):
     moved = fresh()

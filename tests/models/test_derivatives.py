@@ -49,7 +49,7 @@ def hessians(model: GP, z: torch.Tensor) -> list[torch.Tensor]:
 
 # ------------------------------------------------------------------------------------------ Hessians
 @pytest.mark.parametrize("name", sorted(SMOOTH))
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=seeds(), spread=st.sampled_from([1.0, 150.0, 1e4]), dim=st.integers(1, 6), at_data=st.booleans())
 def test_hessians_of_the_mean(name, seed, spread, dim, at_data):
     """Near and far (data over 10⁴ length-scales), between data and exactly on them."""

@@ -112,7 +112,7 @@ def test_without_noise_both_rules_are_one_and_keep_the_budget_in_every_run():
     )  # the last one is never charged
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=seeds(), spread=st.floats(0.0, 1.0))
 def test_the_account_adds_up(learned, seed, spread):
     system, safe = reference_1d(), BudgetFilter(learned, budget=1.0)

@@ -57,7 +57,7 @@ def restored(data: st.DataObject, whole: dict[Path, bytes]) -> Path:
     return file
 
 
-QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 
 
 # ------------------------------------------------------------------------------------------ checks

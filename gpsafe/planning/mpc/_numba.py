@@ -133,7 +133,7 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]]
 
     def decorate(function: Callable[..., Any]) -> Any:
         made: Any = numba.njit(**options)(function)
-        if cache:
+        if cache and made is not function:  # which it is where compilation is disabled
             try:
                 made._cache = _Cache(function)
                 made.compile = _one_at_a_time(made)

@@ -132,6 +132,17 @@ def test_machine_code_is_kept_until_a_file_beside_it_changes(module, after, tmp_
     assert told == [(10.0, 0), (10.0, 1), after]
 
 
+def test_where_compilation_is_disabled_a_function_stays_what_it_is(monkeypatch):
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+
+    def twice(x):
+        return 2.0 * x
+
+    assert _numba.njit(cache=True)(twice) is twice and twice(1.5) == 3.0
+
+
 def test_control_numba_itself_would_refuse(monkeypatch):
     import numba
     from numba.core.caching import CompileResultCacheImpl

@@ -64,7 +64,7 @@ def test_later_starts_find_what_the_first_misses(seed, learned):
     assert not one.certified or one.distance > default.distance + 1e-6
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=seeds())
 def test_more_starts_are_never_worse(seed):
     problem, x0 = wave_problem(seed % 10_000)
