@@ -71,6 +71,7 @@ def until(labels, choices, steps: int, best, *, stay: set, reach: set) -> np.nda
 
 
 CASES = [(1, False, 4), (1, True, 4), (1, False, 1), (2, True, 2)]
+SIZES = {1: 12, 2: 5, 4: 3}  # cells along an axis
 
 
 @pytest.mark.parametrize(("nx", "goal", "horizon"), CASES)
@@ -80,6 +81,8 @@ def test_a_naive_reader_of_the_process_finds_the_bounds_of_the_map(nx, goal, hor
         text = export_map(made, policy)
         (steps,) = {int(k) for k in re.findall(r"<=(\d+)", text)}
         labels, choices = parsed(text)
+        asked = set(re.findall(r'"(\w+)"', "".join(text.splitlines()[:2])))
+        assert asked <= set().union(*labels)  # Storm refuses a label that no state carries
         if goal:
             lower = until(labels, choices, steps, min, stay={"unsafe", "out"}, reach={"surely_goal"})
             upper = until(labels, choices, steps, max, stay={"surely_unsafe"}, reach={"goal", "out"})
@@ -121,6 +124,7 @@ def test_storm_finds_the_bounds_of_the_map(nx, goal, horizon, tmp_path):
     for line, ends in zip(path.read_text().splitlines()[:2], (made.lower, made.upper), strict=True):
         formula = line.split(" = ", 1)[1].removeprefix("1 - ")
         (asked,) = stormpy.parse_properties(formula)
-        theirs = np.array(stormpy.model_checking(model, asked).get_values())[: made.grid.num]
+        values = stormpy.model_checking(model, asked)
+        theirs = np.array([values.get_value(i) for i in range(made.grid.num)])
         theirs = 1 - theirs if "= 1 - " in line else theirs
         assert float((ends[0] - torch.from_numpy(theirs)).abs().max()) < 1e-6

@@ -34,7 +34,7 @@ from gpsafe.systems.task import Task
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A box cut into ``cells[i]`` equal cells along dimension i (nx ≤ 3); each cell has ``split[i]`` sub-cells for means."""
+    """A box cut into ``cells[i]`` equal cells along dimension i (nx ≤ 4); each cell has ``split[i]`` sub-cells for means."""
 
     box: Box
     cells: tuple[int, ...]
@@ -42,8 +42,8 @@ class Grid:
 
     def __post_init__(self) -> None:
         split = self.split or (1,) * len(self.cells)
-        if self.box.dim not in (1, 2, 3) or len(self.cells) != self.box.dim or len(split) != self.box.dim:
-            raise _require.fail("Grid", "a box of dimension 1 to 3 with one cell count per dimension", self.cells)
+        if self.box.dim not in (1, 2, 3, 4) or len(self.cells) != self.box.dim or len(split) != self.box.dim:
+            raise _require.fail("Grid", "a box of dimension 1 to 4 with one cell count per dimension", self.cells)
         for number in (*self.cells, *split):
             _require.count("Grid", "cells and split", number)
         if not bool((self.box.upper > self.box.lower).all()):
@@ -276,7 +276,7 @@ def sweep(average: Averager, low: Tensor, high: Tensor, stage: Tensor, *, horizo
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class RobustDP(OfTask):
-    """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 3.
+    """sup_{f ∈ F_n} J_c(π, f) ≤ V_0(x₀), for nx ≤ 4.
 
     F_n is {f : l_n ≤ f ≤ h_n, ‖f‖_k ≤ B}: the rectangular relaxation used here, and the kernel metric inside a cell, are
     outer. Valid for any policy class with `slopes`, any known part with a Hessian bound, and sums of RBF, Matérn and linear

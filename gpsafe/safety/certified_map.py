@@ -110,7 +110,7 @@ def certified_map(
         confidence: F_n.
         policies: P policies; of a large class, some: each has a program of its own.
         task: T, σ and c, whose zeros are the safe set. Its x_0 and budget do not matter.
-        grid: for nx ≤ 3. Beyond the safe set by what one step and a few σ can reach: what leaves it counts against us.
+        grid: for nx ≤ 4. Beyond the safe set by what one step and a few σ can reach: what leaves it counts against us.
         goal: G, a box; None: staying safe is all.
 
     Raises:

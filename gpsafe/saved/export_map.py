@@ -53,7 +53,8 @@ def export_map(found: CertifiedMap, policy: int = 0) -> str:
     number = {state: i for i, (state, _) in enumerate(rows)}
     steps = (1 + 2 * found.grid.box.dim) * (found.task.horizon - 1)
     start = int(found.grid.index(found.task.initial_state))
-    lines = [f"// {line}" for line in _properties(steps, goal=found.goal is not None)]
+    carried = {label for state, _ in rows for label in process.labels(state)}
+    lines = [f"// {line}" for line in _properties(steps, carried, goal=found.goal is not None)]
     lines += ["@type: MDP", "@parameters", "", "@reward_models", "", "@nr_states", f"{len(rows)}"]
     lines += ["@nr_choices", f"{sum(len(choices) for _, choices in rows)}", "@model"]
     for i, (state, choices) in enumerate(rows):
@@ -64,15 +65,18 @@ def export_map(found: CertifiedMap, policy: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _properties(steps: int, *, goal: bool) -> list[str]:
+def _properties(steps: int, carried: set[str], *, goal: bool) -> list[str]:
+    """What to ask. A label that no state carries is `false`: Storm refuses a name that it has not met."""
+    names = ("unsafe", "surely_unsafe", "goal", "surely_goal", "out")
+    unsafe, surely_unsafe, inside, surely_inside, out = (f'"{name}"' if name in carried else "false" for name in names)
     if not goal:
         return [
-            f'lower = 1 - Pmax=? [F<={steps} ("unsafe" | "out")]',
-            f'upper = 1 - Pmin=? [F<={steps} "surely_unsafe"]',
+            f"lower = 1 - Pmax=? [F<={steps} ({unsafe} | {out})]",
+            f"upper = 1 - Pmin=? [F<={steps} {surely_unsafe}]",
         ]
     return [
-        f'lower = Pmin=? [!("unsafe" | "out") U<={steps} "surely_goal"]',
-        f'upper = Pmax=? [!"surely_unsafe" U<={steps} ("goal" | "out")]',
+        f"lower = Pmin=? [!({unsafe} | {out}) U<={steps} {surely_inside}]",
+        f"upper = Pmax=? [!{surely_unsafe} U<={steps} ({inside} | {out})]",
     ]
 
 

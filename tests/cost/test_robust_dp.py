@@ -226,9 +226,9 @@ def test_tasks_of_another_grid_are_refused(one_d, change):
         RobustDP(dp.grid, dp.task.with_(**change))
 
 
-def test_grids_of_four_dimensions_are_refused():
+def test_grids_of_five_dimensions_are_refused():
     with pytest.raises(ValueError, match="Grid"):
-        Grid(Box(torch.zeros(4), torch.ones(4)), (2, 2, 2, 2))
+        Grid(Box(torch.zeros(5), torch.ones(5)), (2, 2, 2, 2, 2))
 
 
 def growth(kernel):

@@ -24,6 +24,7 @@ from gpsafe.rkhs import kernels
 from gpsafe.safety import CertifiedMap, certified_map
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.chain import chain, chain_policies
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
@@ -233,37 +234,63 @@ def test_what_makes_no_sense_is_refused(learned, change, match):
         change(learned[-1])
 
 
-# -------------------------------------------------------------------------------------------------------- three coordinates
+# ------------------------------------------------------------------------------------------------- three and four coordinates
+@pytest.mark.parametrize(("cells", "split"), [((4, 3, 5), (1, 2, 1)), ((3, 2, 2, 3), (1, 2, 2, 1))])
 @settings(max_examples=5)
 @given(seeds())
-def test_three_coordinates_are_averaged_and_searched_as_by_hand(seed):
-    cells = (4, 3, 5)
-    grid = Grid(Box(torch.zeros(3).double(), torch.ones(3).double()), cells, (1, 2, 1))
-    std = vector(0.15, 0.3, 0.2)
+def test_many_coordinates_are_averaged_and_searched_as_by_hand(cells, split, seed):
+    nx = len(cells)
+    grid = Grid(Box(torch.zeros(nx).double(), torch.ones(nx).double()), cells, split)
+    std = vector(0.15, 0.3, 0.2, 0.25)[:nx]
     value = uniform(seed, 1, *cells)
     table = Averager(grid, std, value.device)(value, 1.0)[0]
-    mean = uniform(seed + 1, 3)
-    sub = [int(m * n * s) for m, n, s in zip(mean.tolist(), cells, (1, 2, 1), strict=True)]
+    mean = uniform(seed + 1, nx)
+    sub = [int(m * n * s) for m, n, s in zip(mean.tolist(), cells, split, strict=True)]
     mass = [
         [0.5 * (math.erf(((i + 1) / n - m) / (s * 2**0.5)) - math.erf((i / n - m) / (s * 2**0.5))) for i in range(n)]
         for m, n, s in zip(mean.tolist(), cells, std.tolist(), strict=True)
     ]
-    spread = [mass[0][i] * mass[1][j] * mass[2][k] for i, j, k in itertools.product(*map(range, cells))]
+    spread = [math.prod(m[i] for m, i in zip(mass, at, strict=True)) for at in itertools.product(*map(range, cells))]
     exact = sum(p * v for p, v in zip(spread, value.flatten().tolist(), strict=True)) + 1.0 - sum(spread)
     assert float(table[tuple(sub)]) >= exact - 1e-12
-    wide = uniform(seed + 2, 1, 9, 3)
-    low, high = 1.1 * wide - 0.05, 1.1 * wide - 0.05 + 0.4 * uniform(seed + 3, 1, 9, 3)
+    wide = uniform(seed + 2, 1, 9, nx)
+    low, high = 1.1 * wide - 0.05, 1.1 * wide - 0.05 + 0.4 * uniform(seed + 3, 1, 9, nx)
     most = RangeMax.build(grid, low, high)(table.unsqueeze(0), 1.0)[0]
     for q in range(9):
         a, b = low[0, q].tolist(), high[0, q].tolist()
         if min(a) < 0 or max(b) > 1:
             assert float(most[q]) == 1.0
             continue
-        spans = [range(int(a[i] * n), int(b[i] * n) + 1) for i, n in enumerate((4, 6, 5))]
+        spans = [
+            range(int(a[i] * n * s), int(b[i] * n * s) + 1) for i, (n, s) in enumerate(zip(cells, split, strict=True))
+        ]
         assert float(most[q]) == max(float(table[at]) for at in itertools.product(*spans))
-    x = uniform(seed + 4, 20, 3) * 1.2 - 0.1
+    x = uniform(seed + 4, 20, nx) * 1.2 - 0.1
     index = grid.index(x)
     held = grid.centers[index.clamp_min(0)]
     inside = ((x >= 0) & (x < 1)).all(-1)
     assert bool(((x - held).abs() <= 0.5 * grid.size + 1e-12)[inside].all())
     assert bool((index[~inside] == -1).all()) and bool((index[inside] >= 0).all())
+
+
+@pytest.mark.slow
+def test_a_chain_of_four_states_is_mapped():
+    g = generator(0)
+    system = chain(4, 2, generator=g, rkhs_norm=0.1, noise_std=0.15, horizon=4)
+    policies, side = chain_policies(4, 2, vector(0.0, 0.9)), vector(1.5, 0.9, 0.6, 0.6)
+    x, u = 1.1 * side * (2 * uniform(1, 150, 4) - 1), 2 * uniform(2, 150, 2) - 1
+    data = Transitions(x, u, system.mean(x, u) + sample_noise(system.noise_std, (150,), g))
+    model = GP.create(system.kernels, 1e-2, nx=4, nu=2, noise_std=system.noise_std, prior=system.known).condition(data)
+    bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=0.15, delta=0.1)
+    grid = Grid(Box(-side - 0.6, side + 0.6), (10,) * 4, (2,) * 4)
+    found = certified_map(ConfidenceSet(bound).update(model), policies, Task.of(system), grid)
+    starts = torch.cat([torch.zeros(1, 4).double(), 0.6 * side * (2 * uniform(3, 9, 4) - 1)])
+    for i, start in enumerate(starts):
+        noise = sample_noise(system.noise_std, (system.horizon, 1, 2000), generator(10 + i))
+        states, _ = closed_loop(system.mean, policies, start, noise)
+        safe = (system.cost(states[..., :-1, :]) == 0).all(-1).sum(-1)
+        low, high = (bound[:, 0].tolist() for bound in found.at(start.unsqueeze(0)))
+        for k, a, b in zip(safe.tolist(), low, high, strict=True):
+            assert a <= (beta.ppf(1 - 1e-6, k + 1, 2000 - k) if k < 2000 else 1.0)
+            assert b >= (beta.ppf(1e-6, k, 2001 - k) if k else 0.0)
+    assert float(found.at(starts[:1])[0][0]) > 0.5  # it says something
