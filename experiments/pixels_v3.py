@@ -143,6 +143,8 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 def _estimated(one: latent.LatentTask, a: Arguments, arm: str, seed: int) -> Piece:
     found = estimate(latent.agent(one, a, arm, seed), a.iterations)
     row = {f.name: getattr(found, f.name) for f in fields(Estimate)}
+    improvements = a.updates if found.behaviour_parameters else 0
+    row["gpu_seconds"] = a.iterations * found.gpu_seconds(a.updates, improvements)
     return Piece([{"arm": arm, "phase": "estimate", "memory": found.memory, **row}])
 
 
@@ -164,7 +166,8 @@ def _needs(runs: Sequence[Run]) -> Table:
         "size", "explorer", "device", "precision", "iterations", "updates each", "parameters of the world model",
         "of the behaviour", "weights and gradients (MiB)", "Adam's moments (MiB)", "activations (MiB)", "replay (MiB)",
         "together (MiB)", "allocated at most (MiB)", "a world update (s)", "an update of the behaviour (s)",
-        "a step of acting (s)", "the whole run (h)",
+        "a step of acting (s)", "the whole run (h)", "GFLOP of both updates", "operations of both",
+        "updates on a GPU, a guess (h)",
     )  # fmt: skip
     rows = [
         (r.arguments, row) for r in runs for k, p in r.pieces.items() if k.startswith("estimate/") for row in p.rows
@@ -174,13 +177,15 @@ def _needs(runs: Sequence[Run]) -> Table:
             a.size, r["arm"], a.device, a.precision, a.iterations, a.updates, r["world_parameters"], r["behaviour_parameters"],
             *(round(r[name] / mib, 1) for name in ("weights", "moments", "activations", "replay", "memory", "peak")),
             *(round(r[name], 4) for name in ("world_seconds", "behaviour_seconds", "act_seconds")),
-            round(r["total_seconds"] / 3600, 2),
+            round(r["total_seconds"] / 3600, 2), round((r["world_flops"] + r["behaviour_flops"]) / 1e9, 1),
+            r["world_launches"] + r["behaviour_launches"], round(r["gpu_seconds"] / 3600, 2),
         )
         for a, r in rows
     ]  # fmt: skip
     caption = (
         "Measured on a few updates with blank pictures, on the device (one thread of a CPU) and in the precision that are "
-        "named; activations are what autograd keeps in the larger of the two updates. Seconds: of a machine busy with others."
+        "named; activations are what autograd keeps in the larger of the two updates. Seconds: of a machine busy with others. "
+        "The guess for a GPU is 10 µs an operation or 100 TFLOP/s, the longer of both, without flights; it was not measured."
     )
     return Table(columns=columns, rows=table, caption=caption)
 

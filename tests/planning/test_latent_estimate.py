@@ -7,6 +7,7 @@ import torch
 from latent_cases import PLANT, SMALL, learner
 
 from gpsafe.planning.latent import LatentAgent, Schedule, estimate
+from gpsafe.planning.latent.estimate import _cost, _Kept
 
 
 def test_parameters_and_bytes_are_those_of_the_learner():
@@ -25,6 +26,22 @@ def test_parameters_and_bytes_are_those_of_the_learner():
         estimate(learner("actsafe").learn(1), 1)
 
 
+def test_arithmetic_and_launches_are_counted_forwards_and_backwards_and_views_not():
+    net, x = torch.nn.Linear(3, 5, bias=False), torch.ones(7, 3, requires_grad=True)
+    world = learner("actsafe").world
+    found = _cost(world, [net], lambda: net(x).T.sum().backward(), 1)
+    assert found.flops == 3 * 2 * 7 * 3 * 5  # the product, and one for each gradient
+    assert 4 <= found.launches <= 10
+    assert _cost(world, [net], lambda: None, 0).flops == 0
+
+
+def test_a_guess_for_a_gpu_is_bound_by_launches_if_the_updates_are_small():
+    found = estimate(learner("lambda"), 3, updates=1)
+    assert found.gpu_seconds(100, 0) == pytest.approx(100 * 1e-5 * found.world_launches)
+    assert found.gpu_seconds(0, 100) == pytest.approx(100 * 1e-5 * found.behaviour_launches)
+    assert found.gpu_seconds(3, 4) == pytest.approx(found.gpu_seconds(3, 0) + found.gpu_seconds(0, 4))
+
+
 def test_activations_grow_with_the_batch_and_a_planner_learns_nothing_itself():
     kept = []
     for batch in (8, 16):
@@ -39,8 +56,6 @@ def test_activations_grow_with_the_batch_and_a_planner_learns_nothing_itself():
 
 
 def test_bytes_kept_for_a_gradient_are_counted_once_and_parameters_not():
-    from gpsafe.planning.latent.estimate import _Kept
-
     net = torch.nn.Linear(3, 5, bias=False)
     kept, x = _Kept(net), torch.ones(7, 3)
     with kept():

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpsafe import _require
 from gpsafe.planning.latent.agent import LatentAgent
@@ -29,6 +32,8 @@ class Estimate:
         activations: what an update keeps for its gradients, of the world model's and of the behaviour's update the larger.
         replay: what was seen, once the capacity is reached (or after `iterations` if there is none).
         peak: most that the device had allocated, on a GPU; else 0.
+        world_flops, behaviour_flops: of products and convolutions in an update, forwards and backwards.
+        world_launches, behaviour_launches: operations in an update that are no views: about as many kernels on a GPU.
         world_seconds, behaviour_seconds: of an update.
         act_seconds: of a step of all episodes side by side.
         total_seconds: of all iterations, updates and flights, without saves.
@@ -41,15 +46,50 @@ class Estimate:
     activations: int
     replay: int
     peak: int
+    world_flops: int
+    behaviour_flops: int
+    world_launches: int
+    behaviour_launches: int
     world_seconds: float
     behaviour_seconds: float
     act_seconds: float
     total_seconds: float
 
+    def gpu_seconds(self, updates: int, improvements: int) -> float:
+        """So many updates of both kinds on a GPU, a guess: launches at 10 µs or 100 TFLOP/s, the longer of both."""
+        world = max(LAUNCH * self.world_launches, self.world_flops / RATE)
+        return updates * world + improvements * max(LAUNCH * self.behaviour_launches, self.behaviour_flops / RATE)
+
     @property
     def memory(self) -> int:
         """Weights, gradients, moments, activations and replay together."""
         return self.weights + self.moments + self.activations + self.replay
+
+
+LAUNCH = 1e-5  # seconds between two small kernels of eager torch on a GPU, about
+RATE = 1e14  # products and sums a second that a large GPU sustains in bfloat16, and more
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What one costs."""
+
+    seconds: float = 0.0
+    activations: int = 0
+    flops: int = 0
+    launches: int = 0
+
+
+class _Launches(TorchDispatchMode):
+    """Counts what is dispatched and is no view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 class _Kept:
@@ -95,8 +135,9 @@ def estimate(agent: LatentAgent, iterations: int, *, updates: int = 2) -> Estima
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
     nets = [world, *(v for v in getattr(behaviour, "__dict__", {}).values() if isinstance(v, nn.Module))]
-    learn = _timed(world, nets, lambda: world.update(episodes, stream, batch=s.batch, length=s.length), updates)
-    improve = _timed(world, nets, lambda: behaviour.improve(world, starts, stream), updates if behaviour.updates else 0)
+    learn = _cost(world, nets, lambda: world.update(episodes, stream, batch=s.batch, length=s.length), updates)
+    times = updates if behaviour.updates else 0
+    improve = _cost(world, nets, lambda: behaviour.improve(world, starts, stream), times)
     acting = _acting(agent, world, behaviour, updates)
     frame = _blank(agent, 1, 1).size
     kept = min(s.capacity or iterations * s.episodes, iterations * s.episodes)
@@ -108,13 +149,18 @@ def estimate(agent: LatentAgent, iterations: int, *, updates: int = 2) -> Estima
         behaviour_parameters=counts[1],
         weights=2 * size * sum(counts),
         moments=2 * size * sum(counts),
-        activations=max(learn[1], improve[1]),
+        activations=max(learn.activations, improve.activations),
         replay=kept * (plant.horizon + 1) * frame,
         peak=torch.cuda.max_memory_allocated(world.device) if world.device.type == "cuda" else 0,
-        world_seconds=learn[0],
-        behaviour_seconds=improve[0],
+        world_flops=learn.flops,
+        behaviour_flops=improve.flops,
+        world_launches=learn.launches,
+        behaviour_launches=improve.launches,
+        world_seconds=learn.seconds,
+        behaviour_seconds=improve.seconds,
         act_seconds=acting,
-        total_seconds=iterations * (s.updates * learn[0] + behaviour.updates * improve[0] + plant.horizon * acting),
+        total_seconds=iterations
+        * (s.updates * learn.seconds + behaviour.updates * improve.seconds + plant.horizon * acting),
     )
 
 
@@ -132,17 +178,18 @@ def _clock(world: World) -> float:
     return time.perf_counter()
 
 
-def _timed(world: World, nets: list[nn.Module], work: Callable[[], object], count: int) -> tuple[float, int]:
-    """Seconds of one, and bytes kept for its gradients."""
+def _cost(world: World, nets: list[nn.Module], work: Callable[[], object], count: int) -> _Update:
+    """Of one; the first is counted, the others are timed."""
     if not count:
-        return 0.0, 0
-    kept = _Kept(*nets)
-    with kept():
+        return _Update()
+    kept, launches, flops = _Kept(*nets), _Launches(), FlopCounterMode(display=False)
+    with kept(), flops, launches:
         work()
     begun = _clock(world)
     for _ in range(count):
         work()
-    return (_clock(world) - begun) / count, kept.total
+    seconds = (_clock(world) - begun) / count
+    return _Update(seconds, kept.total, flops.get_total_flops(), launches.count)
 
 
 def _acting(agent: LatentAgent, world: World, behaviour: Behaviour, count: int) -> float:
