@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,11 @@ def advantages(
         later = delta[t] + discount * decay * ~ended[t] * later
         found[t] = later
     return found
+
+
+def barrier(change: float, room: float, weight: float) -> float:
+    """−β log(1 − Δ/ε): 0 at Δ = 0, ∞ from Δ = ε on; its slope at 0 is β/ε."""
+    return -weight * math.log1p(-change / room) if change < room else math.inf
 
 
 # ------------------------------------------------------------------ natural gradients

@@ -12,17 +12,12 @@ import numpy as np
 from gpsafe import _require
 from gpsafe.algorithms.learner import MODEL
 from gpsafe.baselines._nets import Array, Net, Numbers, Running
-from gpsafe.baselines._surrogate import Surrogate
+from gpsafe.baselines._surrogate import Surrogate, barrier
 from gpsafe.baselines.base import BEFORE, Part
 from gpsafe.baselines.onpolicy import Data, Frame, OnPolicy
 from gpsafe.baselines.plants import Batch
 
 NOISE = 0.05
-
-
-def barrier(change: float, room: float, weight: float) -> float:
-    """−β log(1 − Δ/ε): 0 at Δ = 0, ∞ from Δ = ε on; its slope at 0 is β/ε."""
-    return -weight * math.log1p(-change / room) if change < room else math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
