@@ -81,6 +81,8 @@ class Program:
         prior: k(z, z), (*b, m).
         radius_sq: R_n², (*b,).
         norm: B, (*b,).
+        blur: relative error of K and of k(X, z) where they are results of products, as M K Mᵀ and M k(X, z) are; beside that of
+            the eigen-decomposition.
     """
 
     spectrum: Spectrum
@@ -88,6 +90,7 @@ class Program:
     prior: Tensor
     radius_sq: Tensor
     norm: Tensor
+    blur: float = 0.0
 
     def gap(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """s(η) and the size of its terms (the scale of rounding), η (*b, h) → (*b, h)."""
@@ -99,9 +102,9 @@ class Program:
     def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
 
-        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of a
-        backward error 2ε‖K‖ in the eigen-decomposition on mean and variance). Where s(η) is negative by
-        rounding only, 0 is used.
+        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of
+        errors (2ε + blur)‖K‖ of the decomposed matrix and blur·√(‖K‖k(z, z)) ≥ blur·‖k(X, z)‖ on mean and
+        variance). Where s(η) is negative by rounding only, 0 is used.
         """
         shifted = self.spectrum.values.unsqueeze(-1) + eta.unsqueeze(-2)
         weights = self.spectrum.targets.unsqueeze(-1) / shifted
@@ -127,11 +130,13 @@ class Program:
         self, eta: Tensor, explained: Tensor, prior: Tensor, length: Tensor, gap: tuple[Tensor, Tensor]
     ) -> Tensor:
         """σ_η/√η·√s(η), outwards; `length` is ‖(K + ηI)⁻¹y‖."""
-        error = 2 * EPS * self.spectrum.values.amax(-1)
+        error = (2 * EPS + self.blur) * self.spectrum.values.amax(-1)
         error = error.reshape(*error.shape, *(1 for _ in range(explained.ndim - error.ndim)))
         variance = (prior - explained).clamp_min(0.0) + (MARGIN + error / (4 * eta)) * prior
-        half = (variance * (gap[0].clamp_min(0.0) + 1e-13 * gap[1]) / eta).sqrt()
-        return half + error * (prior / eta).sqrt() / 2 * length
+        if self.blur:
+            variance = variance + 2 * (self.blur * error / eta).sqrt() * prior
+        half = (variance * (gap[0].clamp_min(0.0) + (1e-13 + self.blur) * gap[1]) / eta).sqrt()
+        return half + (error * (prior / eta).sqrt() / 2 + (self.blur * error * prior).sqrt()) * length
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest η worth trying, (*b,): below, rounding dominates; above, η = ∞ is as good."""
@@ -230,6 +235,10 @@ class BallProgram(ConfidenceBound):
         """M k(X, z)."""
         return cross
 
+    def _blur(self, model: GP) -> float:
+        """Relative error of M K Mᵀ and M k(X, z)."""
+        return 0.0
+
     def _outer(self, model: GP) -> ConfidenceBound | None:
         """A bound that holds on the same event."""
         return None
@@ -261,7 +270,8 @@ class BallProgram(ConfidenceBound):
         spectrum, kernel = self._spectrum(model, output), model.kernels[output]
         norm = self.norms(model.num_outputs)[output].to(z.device)
         cross = spectrum.vectors.mT @ self._seen(kernels.cross(kernel, model.inputs, z))
-        return Program(spectrum, cross, kernels.diagonal(kernel, z), self._radius_sq(model, output, spectrum), norm)
+        radius_sq = self._radius_sq(model, output, spectrum)
+        return Program(spectrum, cross, kernels.diagonal(kernel, z), radius_sq, norm, self._blur(model))
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
         """[min f(z), max f(z)] over the set at z (*b, d), both (*b, p), rounded outwards; inverted if it is

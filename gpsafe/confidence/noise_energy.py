@@ -23,7 +23,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import MATCH
-from gpsafe.confidence.convex_program import BallProgram, Program, Spectrum, _spectrum
+from gpsafe.confidence.convex_program import EPS, BallProgram, Program, Spectrum, _spectrum
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
@@ -66,11 +66,10 @@ class NoiseEnergy(BallProgram):
         super().__post_init__()
         _require.one_of("NoiseEnergy", "noise_kind", self.noise_kind, ("bounded", "gaussian", "moments", "energy"))
         _require.number("NoiseEnergy", "kurtosis", self.kurtosis, minimum=1.0)
-        if (
-            not callable(self.correlation)
-            and not abs(_require.number("NoiseEnergy", "correlation", self.correlation)) < 1
-        ):
-            raise _require.fail("NoiseEnergy", "|correlation| < 1", self.correlation)
+        if not callable(self.correlation):  # the condition number of ρ^|i−j| is below ((1 + |ρ|)/(1 − |ρ|))²
+            size = abs(_require.number("NoiseEnergy", "correlation", self.correlation))
+            if size >= 1 or (1 + size) ** 2 > CONDITION * (1 - size) ** 2:
+                raise _require.fail("NoiseEnergy", "|correlation| <= 0.998", self.correlation)
         if self.noise_kind == "moments" and self.correlated:
             raise _require.fail("NoiseEnergy", "correlation = 0 for noise known by its moments", self.correlation)
 
@@ -144,6 +143,9 @@ class NoiseEnergy(BallProgram):
             return cross
         root = torch.linalg.cholesky(self.covariance(cross.shape[-2])).to(cross.device)
         return torch.linalg.solve_triangular(root, cross, upper=False)
+
+    def _blur(self, model: GP) -> float:
+        return model.num_data * EPS * math.sqrt(CONDITION) if self.correlated else 0.0  # nε of a solve, times κ(L)
 
     def _plain(self, model: GP, output: int) -> Program:
         if not self.correlated:

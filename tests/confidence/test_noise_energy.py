@@ -179,6 +179,7 @@ def test_what_is_believed_and_refused():
     for change, word in (
         ({"kind": "sure"}, "noise_kind"),
         ({"correlation": 1.0}, "correlation"),
+        ({"correlation": -0.9985}, "correlation"),
         ({"correlation": math.nan}, "correlation"),
         ({"kurtosis": 0.5}, "kurtosis"),
         ({"kind": "moments", "correlation": 0.5}, "moments"),
