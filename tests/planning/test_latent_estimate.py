@@ -22,6 +22,9 @@ def test_parameters_and_bytes_are_those_of_the_learner():
     assert found.replay == 5 * (PLANT.horizon + 1) * frame  # the capacity is five
     assert found.peak == 0 and found.memory == found.weights + found.moments + found.activations + found.replay
     assert min(found.world_seconds, found.behaviour_seconds, found.act_seconds) > 0
+    # small updates are bound by their launches
+    assert found.gpu_seconds(100, 0) == pytest.approx(100 * 1e-5 * found.world_launches)
+    assert found.gpu_seconds(3, 4) == pytest.approx(1e-5 * (3 * found.world_launches + 4 * found.behaviour_launches))
     with pytest.raises(ValueError, match="new learner"):
         estimate(learner("actsafe").learn(1), 1)
 
@@ -33,13 +36,6 @@ def test_arithmetic_and_launches_are_counted_forwards_and_backwards_and_views_no
     assert found.flops == 3 * 2 * 7 * 3 * 5  # the product, and one for each gradient
     assert 4 <= found.launches <= 10
     assert _cost(world, [net], lambda: None, 0).flops == 0
-
-
-def test_a_guess_for_a_gpu_is_bound_by_launches_if_the_updates_are_small():
-    found = estimate(learner("lambda"), 3, updates=1)
-    assert found.gpu_seconds(100, 0) == pytest.approx(100 * 1e-5 * found.world_launches)
-    assert found.gpu_seconds(0, 100) == pytest.approx(100 * 1e-5 * found.behaviour_launches)
-    assert found.gpu_seconds(3, 4) == pytest.approx(found.gpu_seconds(3, 0) + found.gpu_seconds(0, 4))
 
 
 def test_activations_grow_with_the_batch_and_a_planner_learns_nothing_itself():

@@ -109,6 +109,12 @@ def test_what_is_torn_or_another_is_named(tmp_path):
     assert not {"code", "class"} & set(head) and head["learner"] == "LatentAgent"
 
 
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="a device of this machine, got cuda"):
+        learner("actsafe", device="cuda")
+
+
 def test_a_clock_decides_when_to_save(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

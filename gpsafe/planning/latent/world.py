@@ -80,6 +80,8 @@ class World(nn.Module):
     ) -> None:
         super().__init__()
         self.rounding = _require.one_of("World", "precision", precision, ("float32", "bfloat16"))
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise _require.fail("World", "a device of this machine", device)
         _require.positive("World", "head_std, cost_weight, rate", [head_std, cost_weight, rate])
         self.rssm, self.sight = RSSM(settings, generator), sight
         self.head_std, self.cost_weight = head_std, cost_weight
