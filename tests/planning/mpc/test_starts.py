@@ -77,6 +77,23 @@ def test_more_starts_are_never_worse(seed):
     assert not one.certified or default.distance <= one.distance + 1e-7
 
 
+def test_sweeps_bound_what_a_search_costs_and_more_are_never_worse():
+    """No start begins after that many, so that the last one alone exceeds them, by its own iterations and corrections."""
+    problem, x0 = wave_problem(33)
+    ranks, longest = [], 2 * CondensedSQP().iterations
+    for sweeps in (1, 20, 250):
+        options = CondensedSQP(sweeps=sweeps)
+        proposal, work = options.search(problem, x0, vector(-1.0))
+        assert work.sweeps <= sweeps + longest
+        certificate = judge(problem, x0, vector(-1.0), proposal)
+        ranks.append(certificate.distance if certificate.certified else math.inf)
+    assert ranks[0] > ranks[2] and sorted(ranks, reverse=True) == ranks
+    whole = CondensedSQP(sweeps=1, exhaustive=True).search(problem, x0, vector(-1.0))[1]
+    assert whole.sweeps > longest  # exhaustive: whatever it takes
+    with pytest.raises(ValueError, match="sweeps"):
+        CondensedSQP(sweeps=0)
+
+
 def branching(x, u):
     """A known part without a tape."""
     return PENDULUM(x, u) if float(x.detach().abs().max()) < 1e6 else x
@@ -136,5 +153,5 @@ def test_when_a_search_ends():
     assert not search.finished(none, fast.REFUTE - 1) and search.finished(none, fast.REFUTE)
     work.sweeps = fast.LEAST
     assert search.finished(known, fast.CONFIRM) and not search.finished(known, fast.CONFIRM - 1)
-    work.sweeps = fast.MOST
+    work.sweeps = CondensedSQP().sweeps
     assert search.finished(known, 0) and search.finished(none, 0)
