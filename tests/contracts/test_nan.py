@@ -187,7 +187,7 @@ def test_an_enclosure_takes_no_other_set_of_the_same_length(case):
 
 def test_an_enclosure_goes_on_after_a_restart(case):
     """Equal numbers in other objects."""
-    again = make_case("1d", (0, 10, 20))
+    again = make_case.__wrapped__("1d", (0, 10, 20))  # made anew
     enclosure = program(case).enclosure(case.confidence, case.choose(0)).refine(case.confidence)
     assert again.confidence.model is not case.confidence.model
     assert enclosure.refine(again.confidence).generations == enclosure.generations
