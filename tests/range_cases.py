@@ -1,11 +1,12 @@
 """A learned output whose margins of rounding are large enough to be seen, cells around its data, and naive kernels."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from gpsafe.confidence._cells import Cells
 from gpsafe.confidence._output import Local, Output
 from gpsafe.confidence._taylor import multi_indices
 from gpsafe.linalg import gamma
@@ -31,7 +32,11 @@ def learned(nu: float, d: int, n: int = 5, offset: float = 0.0) -> Output:
     g = torch.Generator().manual_seed(n + d)
     x, y = (torch.rand(n, k, dtype=torch.float64, generator=g) + offset for k in (d, 1))
     model = GP.create(kernel, 0.02, nx=d, nu=0, noise_std=0.1, outputs=(0,)).condition_on(x, y - 0.4)
-    output = Output.of(model, 0)
+    return loudened(Output.of(model, 0))
+
+
+def loudened(output: Output) -> Output:
+    """With an error of kernel entries of 1e-4, 1e-5 between data."""
     unit = torch.tensor(1e-4, dtype=torch.float64)
     return replace(output, rounding=replace(output.rounding, entry=unit, gram=0.1 * unit))
 
@@ -71,3 +76,48 @@ def margin(output: Output, variance, prior) -> np.ndarray:
 
 def local_of(output: Output, lower: np.ndarray, upper: np.ndarray) -> tuple[Local, list[tuple[int, ...]]]:
     return Local.of(output, lower, upper), list(multi_indices(output.dim, output.profile.order))
+
+
+@dataclass(frozen=True)
+class Cubics:
+    """g₀ and g₁ = Σ_i a_i z_i³ + b_i z_i² + e_i z_i (+ 0.01 for g₁), enclosed by slopes; values known to ± `noise`."""
+
+    cubic: np.ndarray
+    square: np.ndarray
+    linear: np.ndarray
+    noise: float = 0.0
+    unknown: float = -np.inf
+    """where z_0 is below it no value is known"""
+
+    @property
+    def inverse(self) -> np.ndarray:
+        return 1.0 / np.arange(1.0, len(self.linear) + 1)
+
+    def value(self, z: np.ndarray) -> np.ndarray:
+        return (((self.cubic * z + self.square) * z + self.linear) * z).sum(-1)
+
+    def over(self, lower: np.ndarray, upper: np.ndarray) -> Cells:
+        center, radius = 0.5 * lower + 0.5 * upper, 0.5 * (upper - lower)
+        slope = (3 * self.cubic * center + 2 * self.square) * center + self.linear
+        room = radius * (np.abs(6 * self.cubic * center + 2 * self.square) + 3 * np.abs(self.cubic) * radius)
+        rise = (slope > room).astype(float) - (slope < -room)
+        value, wide = self.value(center), (radius * (np.abs(slope) + room)).sum(-1) + self.noise
+        spot = center + 0.25 * radius * np.sign(slope)
+        return Cells(
+            value - wide, value + 0.01 + wide, np.stack([center, spot], axis=1), np.stack([rise, rise], axis=1)
+        )
+
+    def at(self, points: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        value = self.value(points) + 0.01 * side
+        known = points[:, 0] >= self.unknown
+        return np.where(known, value - self.noise, -np.inf), np.where(known, value + self.noise, np.inf)
+
+
+def problem(seed: int, d: int, noise: float, unknown: float) -> tuple[Cubics, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    cubic, square, linear = rng.normal(size=(3, d)) * np.array([[1.0], [1.0], [0.3]])
+    objective = Cubics(cubic, square, linear, noise, unknown)
+    lower = rng.uniform(-1, 0.5, (7, d))
+    upper = lower + rng.uniform(0, 1.5, (7, d))
+    upper[0], upper[1, -1] = lower[0], lower[1, -1]
+    return objective, lower, upper

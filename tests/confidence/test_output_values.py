@@ -15,7 +15,7 @@ from range_cases import KAPPA, KINDS, LOUD, cells, inverse, kernel, learned, loc
 
 from gpsafe.confidence import _cells, _output, _taylor, ranges
 from gpsafe.confidence._output import Local, MeanTaylor, Output, VarianceTaylor, finite, in_blocks
-from gpsafe.confidence._taylor import BLOCK, Bernstein
+from gpsafe.confidence._taylor import BLOCK, Bernstein, multi_indices
 from gpsafe.linalg import gamma
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels
@@ -40,12 +40,13 @@ def low_orders(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- its arrays
 def test_an_output_is_the_arrays_of_its_own_posterior():
-    family = [kernels.rbf([0.5, 0.7], 1.5, dims=[2, 0]), kernels.matern(1.5, 0.8, 0.7)]
+    family = [kernels.rbf([0.5, 0.7], 1.5, dims=[2, 0]), kernels.matern(1.5, 2.5, 0.7)]
     g = torch.Generator().manual_seed(1)
     x, y = (torch.rand(6, k, dtype=torch.float64, generator=g) for k in (3, 2))
+    x = 4 * x  # so that entries of the first kernel err by more than ENTRY says, of the second by less
     lam = torch.tensor([0.01, 0.3], dtype=torch.float64)
     model = GP.create(family, lam, nx=2, nu=1, noise_std=0.1).condition_on(x, y)
-    for j, (active, scale) in enumerate((([2, 0], [0.5, 0.7]), ([0, 1, 2], [0.8] * 3))):
+    for j, (active, scale) in enumerate((([2, 0], [0.5, 0.7]), ([0, 1, 2], [2.5] * 3))):
         output = Output.of(model, j)
         assert output.active.tolist() == active
         same(output.inverse, 1 / np.array(scale), 1e-15)
@@ -57,11 +58,17 @@ def test_an_output_is_the_arrays_of_its_own_posterior():
         same(output.root @ output.root.T, inverse(output), 1e-8)
         exact = math.sqrt(output.weights @ kernel(output, output.points) @ output.weights)
         assert exact * (1 - 1e-15) <= output.norm <= exact * (1 + 1e-6)
-        assert float(output.rounding.entry) == max(
-            32 * 2.0**-52 * (len(active) + 4), kernels.entry_error(model.kernels[j], x)
-        )
+        entries = 32 * 2.0**-52 * (len(active) + 4), kernels.entry_error(model.kernels[j], x)
+        assert float(output.rounding.entry) == max(entries) == entries[1 - j]
         assert float(output.rounding.trace) == pytest.approx(6 * (output.form.variance + float(lam[j])))
     assert (_output.ENTRY, _output.ROOM, _output.FAR) == (32 * 2.0**-52, 4.0, 1.0)
+
+
+def test_every_dimension_has_its_numbers_of_features_and_coefficients(monkeypatch):
+    monkeypatch.undo()  # the orders themselves
+    features = {d: len(multi_indices(d, p)) for d, p in _taylor.ORDERS.items()}
+    assert features == {1: 7, 2: 21, 3: 35, 4: 35, 5: 21, 6: 28}
+    assert {d: (p + 1) ** d for d, p in _taylor.DEGREES.items()} == {1: 13, 2: 121, 3: 343, 4: 625, 5: 1024, 6: 4096}
 
 
 def test_nothing_is_claimed_beyond_the_condition_of_the_margins():
