@@ -15,7 +15,7 @@ from range_cases import LOUD, learned, loudened, problem, same
 
 from gpsafe.confidence import ConfidenceSet, Constant, _cells, _output, _taylor, ranges
 from gpsafe.confidence._branch import extremes
-from gpsafe.confidence._cells import Generation, Output
+from gpsafe.confidence._cells import Band, Deviation, Generation, Mean, Output
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels
@@ -56,7 +56,7 @@ class Padded(ConfidenceBound):
     sound = False
 
     def norms(self, outputs: int) -> torch.Tensor:
-        return torch.full((outputs,), self.cap, dtype=torch.float64)
+        return self.cap * torch.arange(1, outputs + 1, dtype=torch.float64)
 
     def _beta(self, model: GP, norm: torch.Tensor, noise: torch.Tensor, log_inv_delta: float) -> torch.Tensor:
         raise AssertionError
@@ -159,7 +159,7 @@ def test_at_points_mean_deviation_and_band_are_those_of_their_outputs_and_margin
             one = Output.of(generation, j)
             beta = float(bound.beta(generation)[j]) * (1 + 4 * loud)
             parts.append(Generation(one, beta, float(bound.slack(generation)[j])))
-        objective = _cells.Band(tuple(parts), 20.0 * math.sqrt(output.form.variance) * (1 + 128 * loud))
+        objective = Band(tuple(parts), 20.0 * (j + 1) * math.sqrt(output.form.variance) * (1 + 128 * loud))
         inside, outside = ranges._band_drift(tuple(parts), points, points)
         for side, end, reached in ((0, bands.lower, bands.attained_low), (1, bands.upper, bands.attained_high)):
             sign = 2 * side - 1
@@ -168,9 +168,41 @@ def test_at_points_mean_deviation_and_band_are_those_of_their_outputs_and_margin
             same(reached[:, j], values[1 - side] - sign * inside, 1e-7)
 
 
+@pytest.mark.parametrize("cap", [0.4, 20.0])
+def test_over_boxes_they_are_branch_and_bound_of_their_outputs_moved_by_their_drift(cap, loud):
+    model, z = pair(), 0.5 * uniform(4, 3, seed=5)
+    low, high = z, z + 0.2 * uniform(4, 3, seed=6).abs()
+    bound = Padded(cap)
+    confidence = confidence_of(bound, pair(3), model)
+    options = {"tol": 0.2, "cells": 12}
+    found = [
+        ranges.mean(model, (low, high), **options), ranges.std(model, (low, high), **options),
+        ranges.band(confidence, (low, high), **options),
+    ]  # fmt: skip
+    for j, active in enumerate(([2, 0], [0, 1, 2])):
+        output = Output.of(model, j)
+        parts = tuple(
+            Generation(Output.of(one, j), float(bound.beta(one)[j]) * (1 + 4 * loud), float(bound.slack(one)[j]))
+            for one in confidence.generations
+        )
+        most = cap * (j + 1) * math.sqrt(output.form.variance) * (1 + 128 * loud)
+        tasks = (
+            ranges._Task(Mean(output), lambda a, b, of=output: (of.carried(deviation_above(of, a, b)),) * 2),
+            ranges._Task(Deviation(output)),
+            ranges._Task(Band(parts, most), lambda a, b, of=parts: ranges._band_drift(of, a, b), most),
+        )
+        for one, task in zip(found, tasks, strict=True):
+            wanted = ranges._solve(task, low.numpy(), high.numpy(), np.ones(4, dtype=bool), np.array(active), 0.2, 12)
+            names = ("lower", "upper", "attained_low", "attained_high", "argmin", "argmax", "gap")
+            for name, column in zip(names, wanted, strict=True):
+                np.testing.assert_allclose(getattr(one, name)[:, j], column, rtol=1e-7, atol=1e-12, err_msg=name)
+
+
 def test_without_data_ranges_are_the_prior_of_each_output(loud):
     model, box = pair(0), (torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
     variance = np.array([1.5, 0.7])
+    found = ranges.mean(model, box)
+    assert all(bool((end == 0).all()) for end in (found.lower, found.upper, found.attained_low, found.attained_high))
     found = ranges.std(model, box)
     same(found.lower[0], np.sqrt(variance) * (1 - 2 * loud))
     same(found.upper[0], np.sqrt(variance) * (1 + 2 * loud))
@@ -178,7 +210,7 @@ def test_without_data_ranges_are_the_prior_of_each_output(loud):
     for cap in (1.0, 100.0):
         found = ranges.band(confidence_of(Padded(cap), model), box)
         own = np.array([1.5, 2.5]) * np.sqrt(variance) + np.array([0.25, 0.5])
-        half = np.minimum(cap * np.sqrt(variance) * (1 + 128 * loud), own)
+        half = np.minimum(cap * np.array([1.0, 2.0]) * np.sqrt(variance) * (1 + 128 * loud), own)
         same(found.upper[0], half, 1e-8)
         same(found.lower[0], -half, 1e-8)
     half = (np.array([1.5, 2.5]) * np.sqrt(variance) + np.array([0.25, 0.5])) * (1 + 1e-9)

@@ -1,8 +1,9 @@
 """Questions about regions: each part against its formula in loops, the halving against one box at a time."""
 
 import math
+from inspect import signature
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ class Local(Curved):
 
     def hessian_over(self, low: Tensor, high: Tensor) -> Tensor:
         return BEND * (1 + low[:, 0].abs())[:, None, None, None] + 0 * high[:, 0, None, None, None]
+
+
+class Bounded:
+    """p(x, u) = arctan x."""
+
+    hessian_bound = torch.ones(2, 3, 3, dtype=torch.float64)
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        return torch.atan(x)
 
 
 def confidence_of(prior, n: int = 12) -> ConfidenceSet:
@@ -250,7 +260,8 @@ def test_questions_are_asked_in_turn_and_boxes_without_sense_not_at_all():
     low, high = torch.zeros(6, 3).double(), torch.full((6, 3), 0.1).double()
     low[1, 0], high[2, 1], low[3, 2], low[4, 0] = -math.inf, math.inf, 0.2, math.nan
     low[5] = high[5] = 0.05
-    for question in ({"epsilon": 50.0}, {"within": Box([-9.0] * 2, [9.0] * 2)}):
+    questions: tuple[dict[str, Any], ...] = ({"epsilon": 50.0}, {"within": Box([-9.0] * 2, [9.0] * 2)})
+    for question in questions:
         found = regions.certified(confidence, (low, high), **question)
         assert found.yes.tolist() == [True, False, False, False, False, True] and not bool(found.no.any())
         assert found.undecided.tolist() == [False, True, True, True, True, False]
@@ -265,10 +276,16 @@ def test_questions_are_asked_in_turn_and_boxes_without_sense_not_at_all():
     assert torch.equal(first.witness[5], low[5])
     one = regions.certified(confidence, Box([0.0] * 3, [0.1] * 3), epsilon=50.0)
     assert one.yes.shape == () and bool(one.yes) and one.witness.shape == (3,)
-    for bad in ({"epsilon": [0.1, 0.1]}, {"within": Box([0.0], [1.0])}, {"epsilon": 1.0, "pieces": 0}):
+    arctan = confidence_of(Bounded())  # whose next state at −∞ is a number outside X
+    far = regions.certified(arctan, (low[1:2], high[1:2]), within=away)
+    assert far.undecided.tolist() == [True] and bool(far.witness.isnan().all())
+    questions = {"epsilon": [0.1, 0.1]}, {"within": Box([0.0], [1.0])}, {"epsilon": 1.0, "pieces": 0}
+    for bad in questions:
         with pytest.raises(ValueError, match=r"regions.certified: expected"):
             regions.certified(confidence, (low, high), **bad)
     assert regions.GROW == 1e-12
+    defaults = [signature(ask).parameters["pieces"].default for ask in (regions.certified, regions.largest)]
+    assert defaults == [64, 64]
 
 
 def test_the_largest_box_is_found_by_bisection(monkeypatch):
@@ -299,7 +316,8 @@ def test_the_largest_box_is_found_by_bisection(monkeypatch):
     for n in range(1, 5):
         torch.testing.assert_close(found.lower[n, 0], z[n] - found.scale[n, 0] * step)
         torch.testing.assert_close(found.upper[n, 0], z[n] + found.scale[n, 0] * step)
-    for bad in ({"limit": 0.0}, {"rounds": 0}):
+    refused: tuple[dict[str, Any], ...] = ({"limit": 0.0}, {"rounds": 0})
+    for bad in refused:
         with pytest.raises(ValueError, match=r"regions.largest: expected"):
             regions.largest(confidence, z, step, epsilon=0.1, **bad)
     with pytest.raises(ValueError, match="shape"):
