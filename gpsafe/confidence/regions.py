@@ -94,7 +94,7 @@ def certified(
         yes[ask] &= found.yes
         no[ask], witness[ask] = found.no, found.witness
     fields = (yes, no, witness)
-    return Answer(*(field.to(lower.device).reshape(*shape, *field.shape[1:]) for field in fields))
+    return Answer(*(field.to(lower.device).reshape((*shape, *field.shape[1:])) for field in fields))
 
 
 def largest(

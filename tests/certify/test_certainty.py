@@ -125,6 +125,7 @@ def test_what_has_no_levels_is_refused():
         ((alone, flown), "an ensemble of at least 2 members, got 1"),
         ((gp_pendulum().model, flown), "an EnsembleTube, got GPTube"),
         ((model, flown[:1]), "an episode of at least 3 steps"),
+        ((model, [*flown, (math.nan * flown[-1][0], flown[-1][1])]), "all members stay finite, got one that diverges"),
     ):
         with pytest.raises(ValueError, match=message):
             certainty_levels(*arguments, steps=3)

@@ -91,7 +91,7 @@ def test_what_is_no_number_admits_nobody():
     assert found[0, 0] == pytest.approx(0.2) and found[0, 1] == inf and found[0, 2] == pytest.approx(4.2)
     assert bool((found[1] == inf).all())
     assert drifted(tensor(nan, -0.1, 0.2, 3.0), tensor(0.1, 0.1, nan, 0.1), 2.0).tolist() == [2.0] * 4
-    assert float(drifted(tensor(0.0), 3.0, 1.0)) < 1e-200
+    assert drifted(tensor(0.0, 0.0, 2.0), tensor(3.0, inf, 0.0), 2.0).tolist() == [2e-300, 2.0, 2.0]
     assert push(tensor([0.3, 0.8], [0.0, nan], [-1.0, 0.0]), tensor(0.1, 0.4)).tolist() == [
         pytest.approx(math.hypot(3.0, 2.0)), inf, inf,
     ]  # fmt: skip

@@ -167,3 +167,32 @@ def test_anchors_are_the_nearest_points_of_the_lattice_each_once():
         == len({tuple(row) for row in nearest.reshape(-1, 3).tolist()})
         == len(set(map(tuple, anchors.tolist())))
     )
+
+
+def test_anchors_of_a_whole_lattice_stay_apart():
+    """Codes of places: odd and even numbers of points along four axes."""
+    axes = [torch.arange(n, dtype=torch.float64) - 1 for n in (3, 2, 4, 3)]
+    z = in_cell.SPACING * torch.cartesian_prod(*axes)
+    anchors, index = in_cell._anchors(z.reshape(2, 36, 4), torch.ones(4).double())
+    assert len(anchors) == 72 and len(index.unique()) == 72
+    torch.testing.assert_close(anchors[index].reshape(72, 4), z, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("nu", "curve"), [(math.inf, 3.0), (2.5, 25.0), (1.5, math.nan)])
+def test_gradients_turn_by_no_more_than_is_said(nu, curve):
+    """√(κ⁗(0))h, for Matérn 3/2 √(12√3 h); above √(2(κ″(h) − κ″(0))), and equal to it for small h."""
+    kernel = kernels.rbf(1.0, VARIANCE) if math.isinf(nu) else kernels.matern(nu, 1.0, VARIANCE)
+    form, zero = kernels.stationary(kernel), {math.inf: 1.0, 2.5: 5 / 3, 1.5: 3.0}[nu]
+    assert form is not None
+    for h in (0.0, 1e-3, 0.2, 2.0):
+        found = float(turn(form, torch.tensor(h, dtype=torch.float64)))
+        rate = math.sqrt(12 * math.sqrt(3) * h) if nu == 1.5 else math.sqrt(curve) * h
+        assert found == pytest.approx(math.sqrt(VARIANCE) * rate, rel=1e-12)
+        a = math.sqrt(2 * nu) * h if nu < 9 else h
+        second = {
+            math.inf: (a * a - 1) * math.exp(-a * a / 2),
+            2.5: -5 / 3 * (1 + a - a * a) * math.exp(-a),
+            1.5: -3 * (1 - a) * math.exp(-a),
+        }[nu]
+        exact = math.sqrt(2 * VARIANCE * (second + zero))
+        assert exact <= found * (1 + 1e-9) and (h != 1e-3 or exact > 0.99 * found)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import CostToGo, Grid, RobustDP
 from gpsafe.cost.robust_dp import sweep
@@ -163,3 +164,24 @@ def test_the_pointwise_rule_weighs_what_was_spent(to_go):
         stage=1,
     ).decide(x, tensor(9.0, -0.4))
     assert told == [(0.4, [1.5, -0.4], STEPS - 1)]
+
+
+def test_what_tables_rest_on_begins_with_the_confidence_set(to_go):
+    program = to_go.program
+    further = Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE()
+    assert to_go.assumptions == program.believed(to_go.confidence, *further)
+    kinds = [entry.kind for entry in to_go.assumptions]
+    assert {entry.kind for entry in further} < set(kinds) and len(kinds) == len(set(kinds)) > 2
+
+
+def test_the_prior_sees_the_whole_state():
+    """Two states, u = 0.1 − 0.5x₁ + 0.25x₂."""
+    known = AffineKnown(0.5 * torch.eye(2).double(), tensor(1.0, 0.5).reshape(2, 1), tensor(0.0, 0.0))
+    task = Task(tensor(0.0, 0.0), 2, HingeCost([[1.0, 0.0]], [0.5], CEILING), 1.5, tensor(STD, STD))
+    program = RobustDP(Grid(Box([-2.0] * 2, [2.0] * 2), (8, 8)), task)
+    model = GP.create(kernels.rbf([1.0] * 3, 0.01), 1e-2, nx=2, nu=1, noise_std=tensor(STD, STD), prior=known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=0.1, subgaussian=STD, delta=0.1)).update(model)
+    prior = AffinePolicies(tensor(0.1).reshape(1, 1), tensor(-0.5, 0.25).reshape(1, 1, 2), Box([-3.0], [3.0]))
+    safe = BudgetFilter(CostToGo.of(program, confidence, prior, Box([-3.0], [3.0])), budget=1.5).start()
+    allowed, _ = safe.decide(tensor(0.4, -0.8), tensor(math.nan))
+    assert allowed.source == "prior" and allowed.u.tolist() == pytest.approx([0.1 - 0.2 - 0.2])
