@@ -106,7 +106,9 @@ def test_levels_are_a_quantile_of_what_was_flown():
         rank = min(math.ceil((len(scores) + 1) * share), len(scores))
         torch.testing.assert_close(levels, scores.sort().values[rank - 1] * spread, rtol=1e-9, atol=1e-14)
         assert int(within.sum()) == rank
+    some = gaps[:: math.ceil(len(gaps) / 5)]
     few = certainty_levels(model, flown, steps=3, share=0.999, limit=5)
+    torch.testing.assert_close(few, (some / (own := some.square().mean(0).sqrt())).amax() * own, rtol=1e-9, atol=1e-14)
     assert bool((few < levels + 1e-15).any()) and few.shape == (3, 2)
 
 

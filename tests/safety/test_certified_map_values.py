@@ -35,6 +35,7 @@ def test_the_bounds_are_the_two_recursions(goal, horizon):
     found = certified_map(confidence, policies, task, grid, goal=goal)
     cells = Cells.of(confidence, policies, task, grid, goal)
     average = cells.program.average
+    assert bool(cells.goal.any()) == bool(cells.surely_goal.any()) == (goal is not None)
     for p in range(3):
         lookup = RangeMax.build(grid, cells.low[p : p + 1], cells.high[p : p + 1])
         wanted = []
@@ -59,4 +60,8 @@ def test_the_bounds_are_the_two_recursions(goal, horizon):
         upper = torch.maximum((wanted[1] + 1e-9).clamp(0.0, 1.0), lower)
         torch.testing.assert_close(found.lower[p], lower, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(found.upper[p], upper, rtol=1e-12, atol=1e-15)
+    assert torch.equal(found.gap, found.upper - found.lower)
+    level = float(found.upper[0, 20])
+    assert torch.equal(found.certainly_not(level), found.upper < level)
+    assert torch.equal(found.certainly(float(found.lower[0, 20])), found.lower >= float(found.lower[0, 20]))
     assert horizon == 1 or bool(((found.upper > 0.05) & (found.upper < 0.95)).any())
