@@ -80,7 +80,10 @@ def local_of(output: Output, lower: np.ndarray, upper: np.ndarray) -> tuple[Loca
 
 @dataclass(frozen=True)
 class Cubics:
-    """g₀ and g₁ = Σ_i a_i z_i³ + b_i z_i² + e_i z_i (+ 0.01 for g₁), enclosed by slopes; values known to ± `noise`."""
+    """g₀ and g₁ = Σ_i a_i z_i³ + b_i z_i² + e_i z_i (+ 0.01 for g₁), enclosed by slopes.
+
+    Values of g₀ are known to ± `noise`, those of g₁ to twice as much.
+    """
 
     cubic: np.ndarray
     square: np.ndarray
@@ -101,7 +104,7 @@ class Cubics:
         slope = (3 * self.cubic * center + 2 * self.square) * center + self.linear
         room = radius * (np.abs(6 * self.cubic * center + 2 * self.square) + 3 * np.abs(self.cubic) * radius)
         rise = (slope > room).astype(float) - (slope < -room)
-        value, wide = self.value(center), (radius * (np.abs(slope) + room)).sum(-1) + self.noise
+        value, wide = self.value(center), (radius * (np.abs(slope) + room)).sum(-1) + 2 * self.noise
         spot = center + 0.25 * radius * np.sign(slope)
         return Cells(
             value - wide, value + 0.01 + wide, np.stack([center, spot], axis=1), np.stack([rise, rise], axis=1)
@@ -110,7 +113,8 @@ class Cubics:
     def at(self, points: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         value = self.value(points) + 0.01 * side
         known = points[:, 0] >= self.unknown
-        return np.where(known, value - self.noise, -np.inf), np.where(known, value + self.noise, np.inf)
+        noise = self.noise * (1 + side)
+        return np.where(known, value - noise, -np.inf), np.where(known, value + noise, np.inf)
 
 
 def problem(seed: int, d: int, noise: float, unknown: float) -> tuple[Cubics, np.ndarray, np.ndarray]:

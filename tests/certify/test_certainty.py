@@ -106,8 +106,21 @@ def test_levels_are_a_quantile_of_what_was_flown():
         rank = min(math.ceil((len(scores) + 1) * share), len(scores))
         torch.testing.assert_close(levels, scores.sort().values[rank - 1] * spread, rtol=1e-9, atol=1e-14)
         assert int(within.sum()) == rank
+    some = gaps[:: math.ceil(len(gaps) / 5)]
     few = certainty_levels(model, flown, steps=3, share=0.999, limit=5)
+    torch.testing.assert_close(few, (some / (own := some.square().mean(0).sqrt())).amax() * own, rtol=1e-9, atol=1e-14)
     assert bool((few < levels + 1e-15).any()) and few.shape == (3, 2)
+
+
+def test_members_that_agree_have_levels_of_nothing(monkeypatch):
+    """The second member is 1e-10 and 1 ahead of the first after every step, or nothing."""
+    model, flown = ensemble_pendulum(members=2, width=8, steps=3).model, episodes(4)
+    for ahead in (torch.zeros(2, dtype=torch.float64), torch.tensor([1e-10, 1.0], dtype=torch.float64)):
+        lead = torch.stack([0 * ahead, ahead])
+        monkeypatch.setattr(EnsembleTube, "mean", lambda self, x, u, lead=lead: x + lead)
+        levels = certainty_levels(model, [(0 * x, u) for x, u in flown], steps=3)
+        wanted = 0.5 * torch.arange(1, 4)[:, None] * ahead
+        torch.testing.assert_close(levels, wanted, rtol=1e-9, atol=0)
 
 
 def test_a_sound_tubes_levels_are_those_of_its_members():

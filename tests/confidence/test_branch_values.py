@@ -94,7 +94,7 @@ def test_boxes_together_are_boxes_one_by_one(seed, d, noise, unknown, tol, cells
     elif cells > 1000 and rounds > 100:
         gap = np.maximum(found.attained - found.bound, found.bound - found.attained).max(-1)
         assert (
-            gap <= np.maximum(0.5 * tol * (found.attained[:, 1] - found.attained[:, 0]), 4 * 2 * noise) + 1e-15
+            gap <= np.maximum(0.5 * tol * (found.attained[:, 1] - found.attained[:, 0]), 4 * 4 * noise) + 1e-15
         ).all()
 
 

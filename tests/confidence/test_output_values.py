@@ -366,6 +366,13 @@ def test_polynomials_of_mean_and_variance_are_their_formulas_with_their_margins(
     rough = margin(output, spread.sum(-1) ** 2, mean.prior.sum(-1) ** 2)
     unit = found.basis.unit
     same(found.error, unit * total + rest + rough)
+    half = local.features(output) @ np.triu(output.root)  # once more with the rounding of the module itself
+    gram = (1.7 * priors - half @ half.transpose(0, 2, 1)) * scales[:, :, None] * scales[:, None]
+    own, total = np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0), np.abs(gram).sum((1, 2))
+    spread = np.sqrt(own + margin(output, own, mean.prior**2))
+    rough = margin(output, spread.sum(-1) ** 2, mean.prior.sum(-1) ** 2)
+    rest = sum(np.abs(gram[:, k, m]) for k, a in enumerate(indices) for m, b in enumerate(indices) if sum(a + b) > top)
+    same(found.error, (unit * total + rest + rough) * (1 + 1e-12), 2e-13)
     root = np.sqrt(np.maximum(found.coefficients.max(-1) + found.error, 0.0)) * (1 + 4 * loud)
     least = np.sqrt(np.maximum(found.coefficients.min(-1) - found.error, 0.0)) * (1 - 4 * loud)
     same(found.root, root, 1e-13)

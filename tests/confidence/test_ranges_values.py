@@ -199,14 +199,14 @@ def test_over_boxes_they_are_branch_and_bound_of_their_outputs_moved_by_their_dr
 
 
 def test_without_data_ranges_are_the_prior_of_each_output(loud):
-    model, box = pair(0), (torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    model, box = pair(0), (torch.zeros(1, 3, dtype=torch.float64), torch.full((1, 3), 1.5, dtype=torch.float64))
     variance = np.array([1.5, 0.7])
     found = ranges.mean(model, box)
     assert all(bool((end == 0).all()) for end in (found.lower, found.upper, found.attained_low, found.attained_high))
     found = ranges.std(model, box)
     same(found.lower[0], np.sqrt(variance) * (1 - 2 * loud))
     same(found.upper[0], np.sqrt(variance) * (1 + 2 * loud))
-    assert found.argmin.tolist() == found.argmax.tolist() == [[[0.5] * 3] * 2] and found.gap.tolist() == [[0.0, 0.0]]
+    assert found.argmin.tolist() == found.argmax.tolist() == [[[0.75] * 3] * 2] and found.gap.tolist() == [[0.0, 0.0]]
     for cap in (1.0, 100.0):
         found = ranges.band(confidence_of(Padded(cap), model), box)
         own = np.array([1.5, 2.5]) * np.sqrt(variance) + np.array([0.25, 0.5])

@@ -95,7 +95,9 @@ def test_what_is_no_number_admits_nobody():
     assert push(tensor([0.3, 0.8], [0.0, nan], [-1.0, 0.0]), tensor(0.1, 0.4)).tolist() == [
         pytest.approx(math.hypot(3.0, 2.0)), inf, inf,
     ]  # fmt: skip
+    assert push(tensor([0.0, 0.0], [0.0, 0.4]), tensor(0.0, 0.4)).tolist() == [0.0, pytest.approx(1.0)]
     assert drift_gap(tensor(nan, 0.0, 0.0), 1.0) == pytest.approx(2.0)
+    assert drift_gap(tensor(-0.5, 0.0, 0.0), 1.0) == pytest.approx(2.0)
 
 
 def test_paths_that_are_pushed_too_far_count_in_full(monkeypatch):

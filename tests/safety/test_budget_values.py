@@ -174,6 +174,16 @@ def test_what_tables_rest_on_begins_with_the_confidence_set(to_go):
     assert {entry.kind for entry in further} < set(kinds) and len(kinds) == len(set(kinds)) > 2
 
 
+def test_the_first_cell_is_a_cell_and_the_next_cost_that_of_the_state(to_go):
+    first = float(to_go.program.grid.centers[0, 0])
+    assert to_go.value(tensor(first), 3) == pytest.approx(float(to_go.values[3, 0]), rel=1e-6)
+    assert to_go.value(tensor(first), 3) < 3 * CEILING == to_go.value(tensor(first - 1.0), 3)
+    both = made(sides=2)
+    for x in (-1.2, 0.4, 0.8, 1.1):  # one step ahead there is nothing but c(x)
+        cost = min(max(abs(x) - 0.5, 0.0), CEILING)
+        assert both.ahead(tensor(x), tensor(0.0, 0.0), 1) == pytest.approx(cost, abs=1e-6)
+
+
 def test_the_prior_sees_the_whole_state():
     """Two states, u = 0.1 − 0.5x₁ + 0.25x₂."""
     known = AffineKnown(0.5 * torch.eye(2).double(), tensor(1.0, 0.5).reshape(2, 1), tensor(0.0, 0.0))

@@ -140,6 +140,9 @@ def test_a_cell_is_safe_only_if_all_of_it_is_and_lost_only_if_none_is(limit, mee
     touches = (across >= 1) & (across <= 6) & (along <= 4)
     assert torch.equal(found.lower.reshape(8, 8) > 0.5, within & ~unsafe)
     assert torch.equal(found.upper.reshape(8, 8) > 0.5, touches & ~lost)
+    edges = certified_map(confidence, policies, task, grid, goal=Box(vector(0.0, 0.125), vector(0.25, 0.5)))
+    assert torch.equal(edges.lower.reshape(8, 8) > 0.5, (across <= 1) & (along >= 1) & (along <= 3) & ~unsafe)
+    assert torch.equal(edges.upper.reshape(8, 8) > 0.5, (across <= 2) & (along <= 4) & ~lost)
     outside = [bound.tolist() for bound in found.at(torch.tensor([[-0.1, 0.5], [0.3, 0.3]]).double())]
     assert outside[0][0][0] == 0.0 and outside[1][0][0] == 1.0
 

@@ -1,5 +1,7 @@
 """The two programs of a certified map, policy by policy, from their definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from gpsafe.systems.task import Task
 
 @pytest.mark.parametrize("goal", [None, Box([-0.55], [-0.15])])
 @pytest.mark.parametrize("horizon", [1, 2, 4])
-def test_the_bounds_are_the_two_recursions(goal, horizon):
+def test_the_bounds_are_the_two_recursions(goal, horizon, monkeypatch):
     one = torch.ones(1, 1).double()
     known = AffineKnown(0.8 * one, one, vector(0.0))
     model = GP.create(kernels.rbf([1.0, 1.0], 0.04), 1e-2, nx=1, nu=1, noise_std=vector(0.2), prior=known)
@@ -35,6 +37,7 @@ def test_the_bounds_are_the_two_recursions(goal, horizon):
     found = certified_map(confidence, policies, task, grid, goal=goal)
     cells = Cells.of(confidence, policies, task, grid, goal)
     average = cells.program.average
+    assert bool(cells.goal.any()) == bool(cells.surely_goal.any()) == (goal is not None)
     for p in range(3):
         lookup = RangeMax.build(grid, cells.low[p : p + 1], cells.high[p : p + 1])
         wanted = []
@@ -59,4 +62,12 @@ def test_the_bounds_are_the_two_recursions(goal, horizon):
         upper = torch.maximum((wanted[1] + 1e-9).clamp(0.0, 1.0), lower)
         torch.testing.assert_close(found.lower[p], lower, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(found.upper[p], upper, rtol=1e-12, atol=1e-15)
+    assert torch.equal(found.gap, found.upper - found.lower)
+    small = replace(cells, program=replace(cells.program, chunk=10))  # less than one policy at a time
+    monkeypatch.setattr(Cells, "of", staticmethod(lambda *arguments: small))
+    slowly = certified_map(confidence, policies, task, grid, goal=goal)
+    assert torch.equal(slowly.lower, found.lower) and torch.equal(slowly.upper, found.upper)
+    level = float(found.upper[0, 20])
+    assert torch.equal(found.certainly_not(level), found.upper < level)
+    assert torch.equal(found.certainly(float(found.lower[0, 20])), found.lower >= float(found.lower[0, 20]))
     assert horizon == 1 or bool(((found.upper > 0.05) & (found.upper < 0.95)).any())
