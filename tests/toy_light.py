@@ -70,6 +70,10 @@ def importable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (home / "unused.py").write_text("SCALE = 3\n")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv(
+        "PYTHONDONTWRITEBYTECODE", "1"
+    )  # a file that is written anew within a second, as long as before, would be
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # taken for the one whose bytecode is kept
     importlib.invalidate_caches()
     yield home
     forget()

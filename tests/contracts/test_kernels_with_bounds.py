@@ -183,7 +183,11 @@ def program_member(bound: ConvexProgram, model: GP, z: torch.Tensor, sign: float
     ):
         assert float(c) <= 0.0
         most.append(float((-b + (b * b - a * c).sqrt()) / a))
-    f = RKHSFunction(kernel, centers, start + sign * (1 - 1e-6) * min(most) * along)
+    weights = start + sign * (1 - 1e-6) * min(most) * along
+    weights = weights * min(
+        1.0, (1 - 1e-9) * NORM / RKHSFunction(kernel, centers, weights).norm_upper
+    )  # of singular K: rounded
+    f = RKHSFunction(kernel, centers, weights)
     assert float((f(model.inputs) - model.targets[:, 0]).square().sum()) <= radius_sq and f.norm_upper <= NORM
     return f
 
