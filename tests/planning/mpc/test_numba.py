@@ -48,9 +48,9 @@ def fresh():
 
 @pytest.mark.slow  # all of it is compiled anew
 def test_without_a_folder_to_write_in_the_filter_still_finds_plans():
-    """In a process of its own, whose only place for machine code is no folder. Interpreted, to save the compilation."""
+    """In a process of its own, whose only place for machine code is no folder."""
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": "/dev/null/numba"}
-    environment = {**os.environ, **nowhere, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
         [sys.executable, "-c", DECIDE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
