@@ -33,8 +33,7 @@ from ._regression import (
     simulate,
 )
 
-TRIALS = 60  # runs per law, mode and shard
-DUALS = 24  # of them, those whose intervals are computed
+TRIALS = 24  # runs per law, mode and shard
 NOISES = 3000  # draws of the noise alone, per law and shard: whether its energy keeps its limit depends on nothing else
 COUNTS = (1, 4, 16, 60)
 SHARDS: dict[Budget, int] = {"quick": 6, "full": 40}
@@ -62,23 +61,23 @@ def exceeded(bound: NoiseEnergy, errors: Tensor) -> Tensor:
 
 
 def missed(run: Run, bound: NoiseEnergy) -> tuple[Tensor, Tensor]:
-    """Of the first runs: whether noise keeps its limit and yet the ends at one of a few n miss f*, (F,), and the largest |f −
+    """Whether noise keeps its limit and yet the ends at one of a few n miss f*, (F,), and the largest |f −
     mid|/half of those whose noise keeps it, 0-d."""
-    fine = ~exceeded(bound, run.y - run.f.gather(1, run.picks))[:DUALS]
+    fine = ~exceeded(bound, run.y - run.f.gather(1, run.picks))
     size, log, step = torch.tensor(R, dtype=torch.float64), -math.log(bound.delta), slice(None, None, 5)
-    worst = torch.zeros(DUALS, dtype=torch.float64)
+    worst = torch.zeros(TRIALS, dtype=torch.float64)
     for n in COUNTS:
-        gram, y, cross = (part[:DUALS] for part in run.data(n))
+        gram, y, cross = run.data(n)
         seen = bound._seen(bound._seen(gram).mT)
         spectrum = Spectrum.of(0.5 * (seen + seen.mT), bound._seen(y.unsqueeze(-1)).squeeze(-1))
         rotated = spectrum.vectors.mT @ bound._seen(cross[..., step])
-        prior = torch.ones(DUALS, rotated.shape[-1], dtype=torch.float64)
-        norm = torch.full((DUALS,), run.setting.norm, dtype=torch.float64)
-        ends = Program(spectrum, rotated, prior, bound.energy(n, size, log).expand(DUALS), norm).solve(
+        prior = torch.ones(TRIALS, rotated.shape[-1], dtype=torch.float64)
+        norm = torch.full((TRIALS,), run.setting.norm, dtype=torch.float64)
+        ends = Program(spectrum, rotated, prior, bound.energy(n, size, log).expand(TRIALS), norm).solve(
             grid=16, sections=6
         )
         middle, half = 0.5 * (ends[0] + ends[1]), 0.5 * (ends[0] - ends[1])
-        worst = torch.maximum(worst, ((run.f[:DUALS, step] - middle).abs() / half.clamp_min(1e-3)).amax(-1))
+        worst = torch.maximum(worst, ((run.f[:, step] - middle).abs() / half.clamp_min(1e-3)).amax(-1))
     return fine & (worst > 1 + 1e-9), torch.where(fine, worst, 0.0).amax()
 
 

@@ -239,7 +239,7 @@ class BallProgram(ConfidenceBound):
         """Relative error of M K Mᵀ and M k(X, z)."""
         return 0.0
 
-    def _outer(self, model: GP) -> ConfidenceBound | None:
+    def _outer(self) -> ConfidenceBound | None:
         """A bound that holds on the same event."""
         return None
 
@@ -282,7 +282,7 @@ class BallProgram(ConfidenceBound):
         if model.num_data == 0:
             return -width, width
         low, high = -width, width
-        outer = self._outer(model)
+        outer = self._outer()
         if outer is not None:
             outer_low, outer_high = outer.interval(model, z)
             low, high = torch.maximum(low, outer_low), torch.minimum(high, outer_high)
@@ -351,17 +351,16 @@ class ConvexProgram(BallProgram):
         scale, noise = (value[output].to(spectrum.values.device) for value in (scale, noise))
         return spectrum.radius_sq(scale, noise, math.log(model.num_outputs / self.delta))
 
-    def _outer(self, model: GP) -> ConfidenceBound | None:
-        if self.scale is not None:
-            return None
+    def _mixture(self) -> Mixture:
         return Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta, unchecked=True)
 
+    def _outer(self) -> ConfidenceBound | None:
+        return self._mixture() if self.scale is None else None
+
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        outer = self._outer(model)
-        if outer is None and model.inputs is not None:
-            return super()._beta(model, norm, noise, log_inv_delta)
-        outer = Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta)
-        return outer._beta(model, norm, noise, log_inv_delta)
+        if self.scale is None or model.inputs is None:
+            return self._mixture()._beta(model, norm, noise, log_inv_delta)
+        return super()._beta(model, norm, noise, log_inv_delta)
 
 
 def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: float) -> tuple[Tensor, Tensor]:

@@ -85,11 +85,8 @@ class NoiseEnergy(BallProgram):
             ValueError: if it is not symmetric and positive definite with a condition number of at most 10⁶.
         """
         if not callable(self.correlation):
-            lags = torch.arange(n, dtype=torch.float64)
-            if self.correlation == 0.0:
-                return torch.eye(n, dtype=torch.float64)
-            sign = torch.where((lags.unsqueeze(-1) - lags).remainder(2) == 0, 1.0, math.copysign(1.0, self.correlation))
-            return sign * abs(self.correlation) ** (lags.unsqueeze(-1) - lags).abs()
+            at = torch.arange(n, dtype=torch.float64)
+            return float(self.correlation) ** (at.unsqueeze(-1) - at).abs()  # 0⁰ = 1
         found = _require.floats("NoiseEnergy", "correlation(n)", self.correlation(n)).cpu()
         if found.shape != (n, n):
             raise _require.fail("NoiseEnergy", f"correlation(n) of shape ({n}, {n})", tuple(found.shape))

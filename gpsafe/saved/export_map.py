@@ -53,12 +53,12 @@ def export_map(found: CertifiedMap, policy: int = 0) -> str:
     number = {state: i for i, (state, _) in enumerate(rows)}
     steps = (1 + 2 * found.grid.box.dim) * (found.task.horizon - 1)
     start = int(found.grid.index(found.task.initial_state))
-    carried = {label for state, _ in rows for label in process.labels(state)}
-    lines = [f"// {line}" for line in _properties(steps, carried, goal=found.goal is not None)]
+    labels = [process.labels(state) for state, _ in rows]
+    lines = [f"// {line}" for line in _properties(steps, set().union(*labels), goal=found.goal is not None)]
     lines += ["@type: MDP", "@parameters", "", "@reward_models", "", "@nr_states", f"{len(rows)}"]
     lines += ["@nr_choices", f"{sum(len(choices) for _, choices in rows)}", "@model"]
-    for i, (state, choices) in enumerate(rows):
-        lines.append(" ".join([f"state {i}", *(["init"] if i == max(start, 0) else []), *process.labels(state)]))
+    for i, (_, choices) in enumerate(rows):
+        lines.append(" ".join([f"state {i}", *(["init"] if i == max(start, 0) else []), *labels[i]]))
         for a, choice in enumerate(choices):
             lines.append(f"\taction {a}")
             lines += [f"\t\t{number[after]} : {share!r}" for after, share in choice]

@@ -5,29 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from range_cases import KINDS, LOUD, cells, inverse, learned, local_of, same
+from range_cases import KINDS, cells, inverse, learned, local_of, same
 
-from gpsafe.confidence import _cells, _output, _taylor, ranges
+from gpsafe.confidence import _cells
 from gpsafe.confidence._cells import Band, Deviation, Generation, Mean
 from gpsafe.confidence._output import Local, MeanTaylor, Output, VarianceTaylor
 from gpsafe.confidence._taylor import Bernstein
 
-
-@pytest.fixture
-def loud(monkeypatch) -> float:
-    for module in (_taylor, _output, _cells, ranges):
-        monkeypatch.setattr(module, "EPS", LOUD)
-    return LOUD
-
-
-@pytest.fixture(autouse=True)
-def low_orders(monkeypatch):
-    """RBF of order 2, variance up to degree 3: short loops, and something left out."""
-    for d in (1, 2):
-        monkeypatch.setitem(_taylor.ORDERS, d, 2)
-        monkeypatch.setitem(_taylor.DEGREES, d, 3)
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("low_orders")
 
 
 @pytest.mark.parametrize(("nu", "d"), KINDS)

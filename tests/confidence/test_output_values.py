@@ -11,31 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from range_cases import KAPPA, KINDS, LOUD, cells, inverse, kernel, learned, local_of, margin, same
+from range_cases import KAPPA, KINDS, cells, inverse, kernel, learned, local_of, margin, same
 
-from gpsafe.confidence import _cells, _output, _taylor, ranges
+from gpsafe.confidence import _output, _taylor
 from gpsafe.confidence._output import Local, MeanTaylor, Output, VarianceTaylor, finite, in_blocks
 from gpsafe.confidence._taylor import BLOCK, Bernstein, multi_indices
 from gpsafe.linalg import gamma
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels
 
-
-@pytest.fixture
-def loud(monkeypatch) -> float:
-    for module in (_taylor, _output, _cells, ranges):
-        monkeypatch.setattr(module, "EPS", LOUD)
-    return LOUD
-
-
-@pytest.fixture(autouse=True)
-def low_orders(monkeypatch):
-    """RBF of order 2, variance up to degree 3: short loops, and something left out."""
-    for d in (1, 2):
-        monkeypatch.setitem(_taylor.ORDERS, d, 2)
-        monkeypatch.setitem(_taylor.DEGREES, d, 3)
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("low_orders")
 
 
 # ---------------------------------------------------------------------------------------------------- its arrays

@@ -11,9 +11,9 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from range_cases import LOUD, learned, loudened, problem, same
+from range_cases import learned, loudened, problem, same
 
-from gpsafe.confidence import ConfidenceSet, Constant, _cells, _output, _taylor, ranges
+from gpsafe.confidence import ConfidenceSet, Constant, ranges
 from gpsafe.confidence._branch import extremes
 from gpsafe.confidence._cells import Band, Deviation, Generation, Mean, Output
 from gpsafe.confidence.bounds import ConfidenceBound
@@ -27,13 +27,11 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture
-def loud(monkeypatch) -> float:
-    """Of the modules, and of every output that is made."""
-    for module in (_taylor, _output, _cells, ranges):
-        monkeypatch.setattr(module, "EPS", LOUD)
+def loud(loud, monkeypatch) -> float:
+    """Of every output that is made, too."""
     own = Output.of
     monkeypatch.setattr(Output, "of", staticmethod(lambda model, j: loudened(own(model, j))))
-    return LOUD
+    return loud
 
 
 FAMILY = (kernels.rbf([0.5, 0.7], 1.5, dims=[2, 0]), kernels.matern(2.5, 0.8, 0.7))
