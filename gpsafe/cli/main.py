@@ -216,6 +216,12 @@ def _report_words(words: Sequence[str], command: str) -> int:
     return experiments.report(words, command)
 
 
+def _keep_words(words: Sequence[str], command: str) -> int:
+    from gpsafe.cli import keeping
+
+    return keeping.keep(words)
+
+
 def _compare_words(words: Sequence[str], command: str) -> int:
     from gpsafe.cli import experiments
 
@@ -248,6 +254,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "leaderboard": Command(_leaderboard_words, "draw what sweeps found as one page, each number linked to its cells"),
     "report": Command(_report_words, "draw the figures and tables of an experiment from its stored results"),
+    "keep": Command(_keep_words, "copy finished pieces of an experiment to a small folder that git can hold"),
     "bench": Command(_bench_words, "time X-MPSC certificates beside the published ones: gpsafe bench xmpsc"),
     "calibrate": Command(
         _calibrate_words, "say whose uncertainty fits a table of transitions: gpsafe calibrate DATA.csv"

@@ -4,7 +4,8 @@ A folder ``results/NAME/<seed>/`` holds
 
 - ``config.json``: experiment, budget, seed, arguments;
 - ``provenance.json``: one entry a session that worked here (revision, versions, command, start, seconds);
-- ``pieces/<key>.json`` and, if it has tensors, ``pieces/<key>.pt``;
+- ``pieces/<key>.json`` and, if it has tensors, ``pieces/<key>.pt``, or the same bytes compressed, ``pieces/<key>.pt.xz``
+  (`gpsafe.testbed.experiment_keep`);
 - ``done.json``: the keys of all pieces, once the run has returned.
 
 Every file is whole or absent (`gpsafe.testbed.store`). A piece is its ``.json``: it names the SHA-256 of the ``.pt`` that
@@ -151,7 +152,7 @@ class Folder:
         for name in ("done.json", "config.json", "provenance.json", "progress.json"):
             (self.path / name).unlink(missing_ok=True)
         for file in sorted((self.path / "pieces").rglob("*")):
-            if file.suffix in (".json", ".pt", ".tmp"):
+            if file.suffix in (".json", ".pt", ".xz", ".tmp"):
                 file.unlink()
 
     def digest(self) -> str:
@@ -184,30 +185,44 @@ class Folder:
 
     def read_piece(self, key: str) -> tuple[Piece, dict[str, Any]] | str | None:
         """The piece and how it was made; the reason if its files are unusable; None if there is none."""
-        target = self.file(key)
-        head, body = target.with_name(target.name + ".json"), target.with_name(target.name + ".pt")
-        if not head.exists():
-            return None
-        found = as_piece(head)
-        if isinstance(found, str):
+        found = self.stored(key)
+        if not isinstance(found, tuple):
             return found
-        if found["key"] != key or found["work"] != self.digest():
-            return f"{head}: belongs to other work, counts as absent"
+        head, data = found
         tensors: dict[str, Tensor] = {}
-        if found["tensors"] is not None:
-            try:
-                data = body.read_bytes()
-            except OSError:
-                return f"{body}: missing, counts as absent"
-            if hashlib.sha256(data).hexdigest() != found["tensors"]:
-                return f"{body}: not the tensors that were stored, counts as absent"
+        if data is not None:
             import torch
 
             try:
                 tensors = torch.load(io.BytesIO(data), weights_only=True)
             except Exception as error:  # torch raises what it likes on what is no file of its own
-                return f"{body}: no tensors ({type(error).__name__}), counts as absent"
-        return Piece(found["rows"], tensors), found["made"]
+                return f"{self.file(key)}.pt: no tensors ({type(error).__name__}), counts as absent"
+        return Piece(head["rows"], tensors), head["made"]
+
+    def stored(self, key: str) -> tuple[dict[str, Any], bytes | None] | str | None:
+        """A piece as its files hold it: the ``.json``, and the bytes of the ``.pt`` that it vouches for (None: no tensors).
+
+        The reason if they are unusable; None if there is no such piece. Of ``.pt`` and ``.pt.xz`` it is the one that fits.
+        """
+        file = self.file(key)
+        target = file.with_name(file.name + ".json")
+        if not target.exists():
+            return None
+        head = as_piece(target)
+        if isinstance(head, str):
+            return head
+        if head["key"] != key or head["work"] != self.digest():
+            return f"{target}: belongs to other work, counts as absent"
+        if head["tensors"] is None:
+            return head, None
+        there = [body for suffix in (".pt", ".pt.xz") if (body := file.with_name(file.name + suffix)).is_file()]
+        for body in there:
+            data = store.read_bytes(body)
+            if data is not None and hashlib.sha256(data).hexdigest() == head["tensors"]:
+                return head, data
+        if not there:
+            return f"{file}.pt: missing, counts as absent"
+        return f"{there[0]}: not the tensors that were stored, counts as absent"
 
     def older(self, code: str | None) -> list[Mapping[str, Any]]:
         """How the pieces of this work were made that were not made by the code of this fingerprint.
