@@ -50,6 +50,11 @@ def keep(source: Folder, target: Folder, *, fresh: bool = False) -> Kept:
     config = source.config()
     if config is None:
         raise ValueError(f"{source.path}: expected results of a seed, got no readable config.json")
+    heads = list(source.heads())
+    found = [head for head in heads if isinstance(head, dict)]
+    notes = [head for head in heads if isinstance(head, str)]
+    if not found and not target.path.exists():
+        return Kept((), 0, False, tuple(notes))
     with lock.held(target.lock, wait=False):
         here = target.path.samefile(source.path)
         if fresh and not here:
@@ -57,9 +62,6 @@ def keep(source: Folder, target: Folder, *, fresh: bool = False) -> Kept:
         target.require_same(str(config.get("experiment")), config["arguments"], config["seed"])
         if target.config() is None:  # whose work the pieces are stands in it
             store.write_json(target.path / "config.json", config)
-        heads = list(source.heads())
-        found = [head for head in heads if isinstance(head, dict)]
-        notes = [head for head in heads if isinstance(head, str)]
         _require_same_code(source, target, found)
         new, sizes = 0, []
         for head in found:

@@ -161,7 +161,7 @@ def test_a_kept_file_that_is_torn_or_edited_counts_as_absent_and_is_mended(toy):
         file = Path(f"kept/toy-growth/0/pieces/grown/episode-01.{suffix}")
         data = file.read_bytes()
         place %= len(data)
-        file.write_bytes(data[:place] if cut else data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        file.write_bytes(data[:place] if cut else data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :])
         assert load(toy, "kept").runs == ()
         assert kept(toy).new == 1 and files("kept") == whole
 
@@ -234,7 +234,9 @@ def test_a_kept_seed_that_is_at_work_is_left_alone_and_nothing_is_no_seed(work):
         assert kept(experiment).finished
     with pytest.raises(ValueError, match="no readable config"):
         kept(experiment, 7)
-    assert not Path("kept/light/7").exists()
+    Folder(Path("results/light/7")).clear(), Path("results/light/7").mkdir()
+    shutil.copy("results/light/0/config.json", "results/light/7")
+    assert kept(experiment, 7).sizes == () and not Path("kept/light/7").exists()  # no piece of it is finished
 
 
 # -------------------------------------------------------------------------------- command line
