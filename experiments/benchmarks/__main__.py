@@ -28,6 +28,7 @@ MODULES = (
     "xmpsc",
     "loop",
     "mbpo",
+    "baselines",
     "sweep",
     "ranges",
     "lab",

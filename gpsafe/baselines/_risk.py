@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpsafe.baselines._nets import Array
+from gpsafe.models import _flat
 from gpsafe.models._flat import Adam
 from gpsafe.planning.mbpo import SAC, Settings
 from gpsafe.planning.mbpo._nets import FLOAT, Nets
@@ -63,7 +64,8 @@ class RiskAgent(SAC):
         shape, states = noise.shape, np.asarray(x, FLOAT)[None]
         drawn = noise.reshape(1, -1, shape[2]).astype(FLOAT)
         a, density, _ = self._draw(self.actor(states)[-1].repeat(shape[1], 1), drawn)
-        risk = self.risks(states.repeat(shape[1], 1), a)
+        states, wide = states.repeat(shape[1], 1), 2 * max(self.risk.sizes)
+        risk = np.concatenate([self.risks(states[:, some], a[:, some]) for some in _flat.pieces(a.shape[1], wide)], 1)
         return a.reshape(shape).astype(float), density.reshape(shape[:2]).astype(float), risk.reshape(shape[:2])
 
     def _pull(self, x: Array, a: Array) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpsafe.baselines._nets import Array, Net
+from gpsafe.models import _flat
 
 
 def advantages(
@@ -26,6 +27,15 @@ def advantages(
         later = delta[t] + discount * decay * ~ended[t] * later
         found[t] = later
     return found
+
+
+def regress(net: Net, rows: Array, goal: Array, rate: float) -> None:
+    """A step of Adam on the mean square of net(rows) − goal over all rows (n, d), goal (*lead, n, d_out)."""
+    found: list[Array] = []
+    for some in _flat.pieces(len(rows), max(net.sizes) * math.prod(net.flat.shape[:-1])):
+        values = net(rows[some])
+        found.append(net.backward(values, 2 * (values[-1] - goal[..., some, :]) / len(rows)))
+    net.step(sum(found[1:], found[0]), rate)
 
 
 def barrier(change: float, room: float, weight: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from gpsafe import _require
 from gpsafe.algorithms.learner import MODEL
 from gpsafe.baselines._nets import Array, Net, Numbers, Running
-from gpsafe.baselines._surrogate import Surrogate, barrier
+from gpsafe.baselines._surrogate import Surrogate, barrier, regress
 from gpsafe.baselines.base import BEFORE, Part
 from gpsafe.baselines.onpolicy import Data, Frame, OnPolicy
 from gpsafe.baselines.plants import Batch
@@ -30,7 +30,7 @@ class LBPO(OnPolicy):
     Published, and why it learns nothing there: with d = 0, ε ≤ 0 always. ε < 0 minimises the cost alone; ε = 0 gives the
     barrier the weight β/0, a gradient of NaN, and no step is taken: **the reward is never improved**. Only episodes that end
     by a violation enter Ĵ_c (it is 1 or 0), time-outs end no episode, a barrier of weight ≤ 0.05 is left out, the line search
-    looks at the improvement alone, not at the divergence, and networks are of 256 units (ten CPU-seconds a batch).
+    looks at the improvement alone, not at the divergence, and networks are of 256 units (nine CPU-seconds a batch).
     Corrected: d > 0 (0.05 violations an episode, unless `limit` says otherwise), Ĵ_c the mean discounted cost of all episodes,
     the barrier itself in the line search, KL ≤ radius, and the frame's networks.
 
@@ -93,11 +93,9 @@ class LBPO(OnPolicy):
         return self._parts["critic"](np.concatenate([rows, self._mean(rows)], -1))[-1]
 
     def _criticise(self, rows: Array, drawn: Array, targets: Array, random: np.random.Generator) -> None:
-        critic, pairs, goal = self._parts["critic"], np.concatenate([rows, drawn], -1), np.float32(targets[..., None])
+        pairs, goal = np.concatenate([rows, drawn], -1, dtype=np.float32), targets[..., None].astype(np.float32)
         for _ in range(self.critic_steps):
-            values = critic(pairs)
-            gap = (values[-1] - goal) * np.float32(2 / len(rows))
-            critic.step(critic.backward(values, gap), self.frame.critic_rate)
+            regress(self._parts["critic"], pairs, goal, self.frame.critic_rate)
 
     def _improve(self, data: Data) -> Mapping[str, Any]:
         at, published, nx = self._parts, self.preset == "published", self.system.nx

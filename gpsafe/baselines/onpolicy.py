@@ -22,7 +22,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.algorithms.learner import MODEL, PLANNER
 from gpsafe.baselines._nets import Array, Net, Numbers, Running
-from gpsafe.baselines._surrogate import advantages
+from gpsafe.baselines._surrogate import advantages, regress
 from gpsafe.baselines.base import BEFORE, Act, Baseline, Book, Part, Preset
 from gpsafe.baselines.plants import Batch, Plant
 
@@ -207,9 +207,7 @@ class OnPolicy(Baseline):
         critic, f = self._parts["critic"], self.frame
         for _ in range(f.passes):
             for part in np.array_split(random.permutation(len(rows)), min(f.parts, len(rows))):
-                values = critic(rows[part])
-                gap = values[-1] - targets[:, part, None]
-                critic.step(critic.backward(values, 2 * gap / len(part)), f.critic_rate)
+                regress(critic, rows[part], targets[:, part, None], f.critic_rate)
 
 
 def _discounted(batch: Batch, discount: float) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ Array = NDArray[Any]
 Layers = list[tuple[Array, Array]]
 BETA = (0.9, 0.999)
 EPSILON = 1e-8
+CACHED = 2**17
+"""Numbers of a layer's values that stay in a processor's own cache, in which a pass over them takes less than half the time."""
 
 
 def size(sizes: tuple[int, ...]) -> int:
@@ -40,6 +42,12 @@ def layers(flat: Array, sizes: tuple[int, ...]) -> Layers:
 def sum_rows(values: Array, out: Array) -> Array:
     """Σ over the rows, (*lead, n, d) → (*lead, 1, d): as a product, twice as fast as np.sum."""
     return np.matmul(np.ones((1, values.shape[-2]), values.dtype), values, out=out)
+
+
+def pieces(rows: int, wide: int) -> Iterator[slice]:
+    """Slices of `rows` rows, each of so many that a layer of `wide` numbers a row, of all networks, stays in the cache."""
+    step = max(CACHED // wide, 1)
+    return (slice(at, at + step) for at in range(0, rows, step))
 
 
 class Adam:

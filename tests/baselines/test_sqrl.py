@@ -10,6 +10,7 @@ from strategies import seeds
 
 from gpsafe.baselines._risk import RiskAgent, masked, risk_target
 from gpsafe.baselines.sqrl import SQRL
+from gpsafe.models import _flat
 from gpsafe.planning.mbpo import Settings
 from gpsafe.planning.mbpo._nets import FLOAT
 
@@ -169,6 +170,17 @@ def test_masked_actions_are_those_of_low_risk():
     agent.risk.flat[:] = 0.0
     agent.risk.layers[-1][1][:] = 50.0  # all is risky: the least risky is taken, and nothing breaks
     assert np.isfinite(policy(x)[1]).all()
+
+
+def test_the_risk_of_candidates_does_not_depend_on_what_the_cache_holds(monkeypatch):
+    one, random = small("sqrl", "corrected"), np.random.default_rng(0)
+    agent, x, noise = one._parts["agent"], random.normal(size=(5, 1)), random.normal(size=(5, 7, 1))
+    whole = agent.candidates(x, noise)
+    alone = agent.risks(x.repeat(7, 0)[None].astype(FLOAT), whole[0].reshape(1, 35, 1).astype(FLOAT))
+    np.testing.assert_allclose(whole[2].ravel(), alone[0], rtol=1e-6)
+    monkeypatch.setattr(_flat, "CACHED", 3 * 16)
+    for found, wanted in zip(agent.candidates(x, noise), whole, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_published_candidates_are_weighted_by_their_density_once_more_and_corrected_ones_are_not(monkeypatch):

@@ -9,9 +9,10 @@ from hypothesis import given
 from strategies import seeds
 
 from gpsafe.baselines._nets import Net, Running
-from gpsafe.baselines._surrogate import Surrogate, advantages, conjugate_gradient
+from gpsafe.baselines._surrogate import Surrogate, advantages, conjugate_gradient, regress
 from gpsafe.baselines.lagrangian import trust_region
 from gpsafe.baselines.ppo import Clip, clipped
+from gpsafe.models import _flat
 
 KINDS = pytest.mark.parametrize("kind", ["tanh", "relu"])
 
@@ -56,6 +57,26 @@ def test_a_stack_is_its_single_networks():
         one.flat[:] = stack.flat[i]
         np.testing.assert_allclose(stack(z)[-1][i], one(z)[-1])
         np.testing.assert_allclose(stack.backward(stack(z), cotangent)[i], one.backward(one(z), cotangent[i]))
+
+
+@pytest.mark.parametrize(("cached", "calls"), [(2**17, 1), (7 * 12, 4), (1, 25)])
+def test_a_step_of_regression_is_that_of_all_rows_whatever_the_cache_holds(cached, calls, monkeypatch):
+    random = np.random.default_rng(0)
+    net, z, goal = Net((3, 6, 1), (2,)).randomise(random), random.normal(size=(25, 3)), random.normal(size=(2, 25, 1))
+    whole, seen = Net((3, 6, 1), (2,)), []
+    whole.flat[:] = net.flat
+    values = whole(z)
+    slope = whole.backward(values, 2 * (values[-1] - goal) / 25)
+    flat = torch.tensor(net.flat, requires_grad=True)
+    loss = sum(((torch_net(net, flat[i], torch.tensor(z)) - torch.tensor(goal[i])) ** 2).mean() for i in range(2))
+    np.testing.assert_allclose(slope, torch.autograd.grad(loss, flat)[0].numpy(), rtol=1e-10, atol=1e-12)  # pyright: ignore
+    whole.step(slope, 1e-2)
+    monkeypatch.setattr(_flat, "CACHED", cached)
+    backward = Net.backward
+    monkeypatch.setattr(Net, "backward", lambda self, *about: seen.append(0) or backward(self, *about))
+    regress(net, z, goal, 1e-2)
+    assert len(seen) == calls
+    np.testing.assert_allclose(net.flat, whole.flat, rtol=0, atol=0 if calls == 1 else 1e-12)
 
 
 @given(seed=seeds())

@@ -55,6 +55,7 @@ def test_unknown_names_are_refused():
         "certificate",
         "sac",
         "refit",
+        "baselines",
         "loop",
         "ranges",
         "explorers",
