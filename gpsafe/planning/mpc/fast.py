@@ -77,8 +77,8 @@ class CondensedSQP:
     `LEAST` sweeps), where `REFUTE` promise no smaller violation and there is no plan, where the cost is 0, after `sweeps` of
     them, or where no start is left: rules on counts alone, so that a search is the same on every machine.
 
-    What it misses are cheaper optima that few starts lead to, not descents that stop short: of 504 cart-pole states that need a
-    correction it misses 5 of 255, and 16 of 249 with the known part; `CondensedSQP(starts=256, sweeps=600)` misses 3 and 5, and
+    What it misses are cheaper optima that few starts lead to, more than descents that stop short: of 250 cart-pole states that
+    need a correction it misses 10, and of 250 with the known part 21; `CondensedSQP(starts=256, sweeps=600)` misses 6 and 14, and
     takes as long at the median, but twice as long at the 95th percentile.
 
     Attributes:
