@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
-from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
+from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, ConvexProgram
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
@@ -46,6 +46,8 @@ class Arguments:
     """Cells of the program over θ ∈ [−1.6, 1.6] rad."""
     cells_speed: int = 112
     """Cells over ω ∈ [−5, 5] rad/s."""
+    finer: float = 1.5
+    """Cells an axis of the second grid, for what the first leaves uncertified, in units of the first's; 1: no second grid."""
     split: int = 2
     """Sub-cells of means per cell and axis."""
     episodes: int = 5
@@ -78,13 +80,13 @@ def learner(arguments: Arguments) -> tuple[GP, ConfidenceBound]:
         system.kernels, sigma**2, nx=2, nu=1, noise_std=system.noise_std, outputs=system.outputs, prior=system.known
     )
     norm = tuple(system.rkhs_norm.tolist())
-    return model, Mixture(rkhs_norm=norm, subgaussian=sigma, delta=arguments.delta)
+    return model, ConvexProgram(rkhs_norm=norm, subgaussian=sigma, delta=arguments.delta, method="table")
 
 
-def program(arguments: Arguments, system: RKHSTwin) -> RobustDP:
-    """The robust program on the whole grid."""
-    grid = Grid(BOX, (arguments.cells_angle, arguments.cells_speed), (arguments.split, arguments.split))
-    return RobustDP(grid, Task.of(system))
+def program(arguments: Arguments, system: RKHSTwin, finer: float = 1.0) -> RobustDP:
+    """The robust program on the whole grid, with `finer` times as many cells an axis."""
+    cells = round(finer * arguments.cells_angle), round(finer * arguments.cells_speed)
+    return RobustDP(Grid(BOX, cells, (arguments.split, arguments.split)), Task.of(system))
 
 
 def truth(arguments: Arguments) -> Piece:
@@ -117,11 +119,17 @@ def explore(
     """One run of ActSafe, and what its session did in each episode."""
     model, _ = learner(arguments)
     dp = program(arguments, system)
+    finer = program(arguments, system, arguments.finer) if arguments.finer > 1 else None
     sessions: list[PrunedSession] = []
 
     def start(confidence: ConfidenceSet) -> PrunedSession:
         probing = torch.Generator().manual_seed(10_000 + seed)
-        options = {"shrink": arguments.shrink, "candidates": arguments.candidates or None, "region": members.region}
+        options = {
+            "shrink": arguments.shrink,
+            "candidates": arguments.candidates or None,
+            "region": members.region,
+            "finer": finer,
+        }
         sessions.append(PrunedSession(dp, confidence, members.policies, probing, **options))
         return sessions[-1]
 
