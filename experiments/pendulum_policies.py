@@ -22,6 +22,7 @@ from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
 from gpsafe.policies.features import FeaturePolicies
+from gpsafe.policies.rollout import transitions
 from gpsafe.safety.safe_set import policy_distance
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_pendulum
@@ -31,6 +32,7 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record
 
 from ._report.policies import report
 from ._report.policies_family import Family, family
+from ._report.policies_loss import losses
 from ._report.policies_truth import BOX, both_sides, paths, true_costs
 
 
@@ -200,6 +202,20 @@ def control(arguments: Arguments, seed: int, push: float) -> Piece:
     return Piece([row], {})
 
 
+def loss(arguments: Arguments, run: Piece, first: Piece) -> Piece:
+    """What keeps every few-th policy that is proved safe out of the set, on the data of the run."""
+    system, whole = plant(), family(targets=arguments.targets, gains=arguments.gains)
+    model, bound = learner(arguments)
+    assert isinstance(bound, ConvexProgram)
+    for row, states in zip(run.rows, run.tensors["states"], strict=True):
+        policy = whole.policies.select(torch.tensor([int(row["policy"])]))
+        model = model.condition(transitions(states, policy(states[:-1].unsqueeze(0))[0]))
+    index = torch.nonzero(first.tensors["upper"] <= system.budget).flatten()[:: 2 * arguments.control_every]
+    chosen = whole.select(index)
+    programs = (program(arguments, system), program(arguments, system, arguments.finer))
+    return Piece(losses(system, programs, model, bound, chosen.policies, chosen.region), {"index": index})
+
+
 def lipschitz(arguments: Arguments) -> Piece:
     """How far D(π, π′) carries: by the change of a constant input, and over all pairs of the class."""
     system, members = plant(), family(targets=arguments.targets, gains=arguments.gains).policies
@@ -223,11 +239,12 @@ def lipschitz(arguments: Arguments) -> Piece:
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """The run; with seed 0 also the truth (the plant is the same for all) and the controls (they use no data)."""
     record.progress(0, 4, "exploration")
-    record.piece("sound", lambda: sound(arguments, seed))
+    explored = record.piece("sound", lambda: sound(arguments, seed))
     if seed == 0:
         record.progress(1, 4, "truth")
         first = record.piece("truth", lambda: truth(arguments))
         record.piece("truth-undecided", lambda: undecided(arguments, first))
+        record.piece("loss", lambda: loss(arguments, explored, first))
         for done, name, push in ((2, "control/width", 0.0), (3, "control/push", arguments.push)):
             record.progress(done, 4, name)
             record.piece(name, partial(control, arguments, seed, push))
