@@ -35,6 +35,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.rkhs import kernels
 
+MANY = 64  # columns of a cross-section whose products are all formed
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
@@ -61,12 +62,18 @@ class Displacements:
     def seminorm(self, gram: Tensor) -> Tensor:
         """An upper bound of sup √(vᵀ S v) over the set for S = gram ⪰ 0 (*b, p, d, d), (*b, p).
 
-        By the triangle inequality over offset, generators and errors.
+        With the columns z_i of offset, generators and errors, v = Σ ξ_i z_i, |ξ_i| ≤ 1, and vᵀSv ≤ Σ_ij |z_iᵀ S z_j|: never
+        above (Σ_i √(z_iᵀ S z_i))², the triangle inequality, and far below where columns are nearly orthogonal for S. The
+        latter is taken for more than `MANY` columns, whose products would cost more than a narrower set is worth.
         """
-        columns = torch.cat(
-            [self.offset.unsqueeze(-1), self.generators, torch.diag_embed(self.error)], dim=-1
-        ).unsqueeze(-3)
-        return (columns * (gram @ columns)).sum(-2).clamp_min(0.0).sqrt().sum(-1)
+        columns = torch.cat([self.offset.unsqueeze(-1), self.generators, torch.diag_embed(self.error)], dim=-1)
+        if columns.shape[-1] > MANY:
+            columns = columns.unsqueeze(-3)
+            return (columns * (gram @ columns)).sum(-2).clamp_min(0.0).sqrt().sum(-1)
+        parts = [
+            (columns.mT @ (part @ columns)).abs().sum((-2, -1)) for part in gram.unbind(-3)
+        ]  # one at a time: memory
+        return torch.stack(parts, dim=-1).sqrt()
 
     def support(self, normal: Tensor) -> Tensor:
         """sup |normal · v| over the set about its offset: sup |n·(v − offset)|, normal (*b, p, d) → (*b, p)."""
