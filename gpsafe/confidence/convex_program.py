@@ -369,7 +369,10 @@ class ConvexProgram(BallProgram):
         for j in range(model.num_outputs):
             program, eta = self._plain(model, j), ratio * model.regularizer[j : j + 1]
             gap, size = program.gap(eta)
-            share = 1e-13 + 4 * EPS * program.spectrum.values.amax() / torch.minimum(eta, model.regularizer[j])
+            mixed = (
+                model.regularizer[j] if self.scale is None else self.noise(model.num_outputs)[j].square() / self.scale
+            )
+            share = 1e-13 + 4 * EPS * program.spectrum.values.amax() / torch.minimum(eta, mixed)  # R_n² has K + (R²/c)I
             values.append(torch.where(gap < -EMPTY * size, math.nan, (gap + share * size).clamp_min(0.0) / eta)[0])
         return torch.stack(values).sqrt()
 
