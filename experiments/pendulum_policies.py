@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
-from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
+from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, ConvexProgram
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
 from gpsafe.policies.features import FeaturePolicies
+from gpsafe.policies.rollout import transitions
 from gpsafe.safety.safe_set import policy_distance
 from gpsafe.systems.known import SineKnown
 from gpsafe.systems.reference import reference_pendulum
@@ -31,6 +32,7 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record
 
 from ._report.policies import report
 from ._report.policies_family import Family, family
+from ._report.policies_loss import losses
 from ._report.policies_truth import BOX, both_sides, paths, true_costs
 
 
@@ -46,6 +48,8 @@ class Arguments:
     """Cells of the program over θ ∈ [−1.6, 1.6] rad."""
     cells_speed: int = 112
     """Cells over ω ∈ [−5, 5] rad/s."""
+    finer: float = 1.5
+    """Cells an axis of the second grid, for what the first leaves uncertified, in units of the first's; 1: no second grid."""
     split: int = 2
     """Sub-cells of means per cell and axis."""
     episodes: int = 5
@@ -78,13 +82,13 @@ def learner(arguments: Arguments) -> tuple[GP, ConfidenceBound]:
         system.kernels, sigma**2, nx=2, nu=1, noise_std=system.noise_std, outputs=system.outputs, prior=system.known
     )
     norm = tuple(system.rkhs_norm.tolist())
-    return model, Mixture(rkhs_norm=norm, subgaussian=sigma, delta=arguments.delta)
+    return model, ConvexProgram(rkhs_norm=norm, subgaussian=sigma, delta=arguments.delta, method="table")
 
 
-def program(arguments: Arguments, system: RKHSTwin) -> RobustDP:
-    """The robust program on the whole grid."""
-    grid = Grid(BOX, (arguments.cells_angle, arguments.cells_speed), (arguments.split, arguments.split))
-    return RobustDP(grid, Task.of(system))
+def program(arguments: Arguments, system: RKHSTwin, finer: float = 1.0) -> RobustDP:
+    """The robust program on the whole grid, with `finer` times as many cells an axis."""
+    cells = round(finer * arguments.cells_angle), round(finer * arguments.cells_speed)
+    return RobustDP(Grid(BOX, cells, (arguments.split, arguments.split)), Task.of(system))
 
 
 def truth(arguments: Arguments) -> Piece:
@@ -117,11 +121,17 @@ def explore(
     """One run of ActSafe, and what its session did in each episode."""
     model, _ = learner(arguments)
     dp = program(arguments, system)
+    finer = program(arguments, system, arguments.finer) if arguments.finer > 1 else None
     sessions: list[PrunedSession] = []
 
     def start(confidence: ConfidenceSet) -> PrunedSession:
         probing = torch.Generator().manual_seed(10_000 + seed)
-        options = {"shrink": arguments.shrink, "candidates": arguments.candidates or None, "region": members.region}
+        options = {
+            "shrink": arguments.shrink,
+            "candidates": arguments.candidates or None,
+            "region": members.region,
+            "finer": finer,
+        }
         sessions.append(PrunedSession(dp, confidence, members.policies, probing, **options))
         return sessions[-1]
 
@@ -192,6 +202,20 @@ def control(arguments: Arguments, seed: int, push: float) -> Piece:
     return Piece([row], {})
 
 
+def loss(arguments: Arguments, run: Piece, first: Piece) -> Piece:
+    """What keeps every few-th policy that is proved safe out of the set, on the data of the run."""
+    system, whole = plant(), family(targets=arguments.targets, gains=arguments.gains)
+    model, bound = learner(arguments)
+    assert isinstance(bound, ConvexProgram)
+    for row, states in zip(run.rows, run.tensors["states"], strict=True):
+        policy = whole.policies.select(torch.tensor([int(row["policy"])]))
+        model = model.condition(transitions(states, policy(states[:-1].unsqueeze(0))[0]))
+    index = torch.nonzero(first.tensors["upper"] <= system.budget).flatten()[:: 2 * arguments.control_every]
+    chosen = whole.select(index)
+    programs = (program(arguments, system), program(arguments, system, arguments.finer))
+    return Piece(losses(system, programs, model, bound, chosen.policies, chosen.region), {"index": index})
+
+
 def lipschitz(arguments: Arguments) -> Piece:
     """How far D(π, π′) carries: by the change of a constant input, and over all pairs of the class."""
     system, members = plant(), family(targets=arguments.targets, gains=arguments.gains).policies
@@ -215,11 +239,12 @@ def lipschitz(arguments: Arguments) -> Piece:
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """The run; with seed 0 also the truth (the plant is the same for all) and the controls (they use no data)."""
     record.progress(0, 4, "exploration")
-    record.piece("sound", lambda: sound(arguments, seed))
+    explored = record.piece("sound", lambda: sound(arguments, seed))
     if seed == 0:
         record.progress(1, 4, "truth")
         first = record.piece("truth", lambda: truth(arguments))
         record.piece("truth-undecided", lambda: undecided(arguments, first))
+        record.piece("loss", lambda: loss(arguments, explored, first))
         for done, name, push in ((2, "control/width", 0.0), (3, "control/push", arguments.push)):
             record.progress(done, 4, name)
             record.piece(name, partial(control, arguments, seed, push))

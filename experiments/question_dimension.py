@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence import ConfidenceSet, ConvexProgram
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
@@ -68,7 +68,7 @@ class Setting:
     plant: RKHSTwin
     policies: AffinePolicies
     model: GP
-    bound: Mixture
+    bound: ConvexProgram
 
     @staticmethod
     def create(dimension: int, policies: int, seed: int) -> Setting:
@@ -80,7 +80,8 @@ class Setting:
         model = GP.create(
             plant.kernels, float(noise[0]) ** 2, nx=nx, nu=nu, noise_std=noise, prior=plant.known, outputs=plant.outputs
         )
-        bound = Mixture(rkhs_norm=tuple(plant.rkhs_norm.tolist()), subgaussian=float(noise[0]), delta=0.1)
+        norm = tuple(plant.rkhs_norm.tolist())
+        bound = ConvexProgram(rkhs_norm=norm, subgaussian=float(noise[0]), delta=0.1, method="table")
         return Setting(plant, chain_policies(nx, nu, targets), model, bound)
 
     def bounds(self, samples: int) -> dict[str, CostBound]:

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from gpsafe._show import short
 from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
-from gpsafe.confidence.convex_program import BallProgram
+from gpsafe.confidence.convex_program import BallProgram, ConvexProgram
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
+MULTIPLIERS = (1.0 / 16.0, 4.0)  # η/λ beside λ itself; each costs a posterior
 JET_MARGIN = 1e-10  # outward rounding of posterior variances, relative to their prior value: at least this
 
 
@@ -50,6 +51,33 @@ def functional_beta(bound: ConfidenceBound, model: GP) -> Tensor | None:
     beta = bound.beta(model)
     reference = Mixture(rkhs_norm=bound.rkhs_norm, subgaussian=bound.subgaussian, delta=bound.delta).beta(model)
     return beta if bound.unchecked or bool((beta >= reference * (1 - 1e-12)).all()) else None
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """|ℓ f* − ℓ μ| ≤ β sd_post[ℓ f] for all bounded linear ℓ: a posterior and its β (p,)."""
+
+    model: GP
+    beta: Tensor
+
+
+def functional_bands(bound: ConfidenceBound, model: GP) -> tuple[Band, ...]:
+    """Bands that hold at once on the event of the bound, that of λ first; empty where `functional_beta` knows of none.
+
+    For a convex program one more for each η of `MULTIPLIERS`, β_η = √(s(η)/η), outwards by the rounding of s: an error of
+    2ε‖K‖ of the decomposed matrix moves each of its quadratic forms by a share of 2ε‖K‖/η.
+    """
+    beta = functional_beta(bound, model)
+    if beta is None:
+        return ()
+    bands = [Band(model, beta)]
+    if isinstance(bound, ConvexProgram) and model.inputs is not None:
+        for ratio in MULTIPLIERS:
+            found = bound.beta_at(model, ratio)
+            if bool(torch.isfinite(found).all()):
+                bands.append(Band(model.reweighted(ratio), found))
+    return tuple(bands)
 
 
 def differentiable(model: GP) -> bool:

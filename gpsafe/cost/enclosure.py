@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ from gpsafe.policies import PolicyClass, feedback
 from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart, known_with_bound
 
+_OUTER = (torch.maximum, torch.minimum)  # of the lower and of the upper ends of sets that are intersected
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
@@ -140,24 +142,31 @@ class Enclosure:
             return self
         loop = around(policies, self.centers, self.radius, self.spread)
         found = InCell.of(confidence, self.z, loop)
-        if found is None:
+        if not found:
             return self
         assert isinstance(known, KnownPart)
+        linear, bent = linearised(known, policies, self.centers)[1:], bend(known, loop)
+        ends = [self._inner(cell, linear, bent, loop) for cell in found]
+        peak = found[0].peak
+        if self.inner is not None and self.peak is not None:
+            ends.append(self.inner)
+            peak = torch.fmin(peak, self.peak)
+        low, high = (
+            functools.reduce(better, side) for better, side in zip(_OUTER, zip(*ends, strict=True), strict=True)
+        )
+        return replace(self, inner=(low, high), peak=peak)
+
+    def _inner(self, found: InCell, linear: tuple[Tensor, ...], bent: Tensor, loop: Loop) -> tuple[Tensor, Tensor]:
+        """The boxes from one band, low and high, both (P, N, nx); infinite where it says nothing."""
         columns, nx = list(self.outputs), self.centers.shape[-1]
-        _, a, b = linearised(known, policies, self.centers)
-        a, b = (part.expand(*self.known.shape, part.shape[-1]).clone() for part in (a, b))
+        a, b = (part.expand(*self.known.shape, part.shape[-1]).clone() for part in linear)
         a[..., columns, :] += found.slope[..., :nx]
         b[..., columns, :] += found.slope[..., nx:]
-        reach = grow(loop.rows(a, b) + bend(known, loop), 1e-12)
+        reach = grow(loop.rows(a, b) + bent, 1e-12)
         low, high = self.known - reach, self.known + reach
         low[..., columns] += torch.maximum(self.low - found.error, found.value - found.half)
         high[..., columns] += torch.minimum(self.high + found.error, found.value + found.half)
-        low, high = torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)
-        peak = found.peak
-        if self.inner is not None and self.peak is not None:
-            low, high = torch.maximum(low, self.inner[0]), torch.minimum(high, self.inner[1])
-            peak = torch.fmin(peak, self.peak)
-        return replace(self, inner=(low, high), peak=peak)
+        return torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)
 
     def with_residual(self, value: Tensor) -> Enclosure:
         """The enclosure of one known residual function with values `value` (P, N, p) at z, and but its norm between."""

@@ -210,7 +210,7 @@ class GaussianTube(OfTask):
         z = torch.cat([x, u], dim=-1)
         error = error + remainder_outer(known, z, torch.cat([radius, high * spread], dim=-1))
 
-        local = LocalAffine.at(confidence, z, gradients=self.gradients)
+        local = LocalAffine.at(confidence, z, gradients=self.gradients, multipliers=True)
         kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
         found = local.range_outer(Displacements(torch.zeros_like(z), torch.cat([generators, feed], dim=-2), kinks))
         columns = list(confidence.model.outputs)

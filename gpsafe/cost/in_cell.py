@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from gpsafe._show import short
-from gpsafe.confidence.functionals import differentiable, functional_beta, jet, taylor_modulus
+from gpsafe.confidence.functionals import Band, differentiable, functional_bands, jet, taylor_modulus
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
@@ -132,18 +132,27 @@ class InCell:
     peak: Tensor
 
     @staticmethod
-    def of(confidence: ConfidenceSet, z: Tensor, loop: Loop) -> InCell | None:
-        """From the newest posterior, z (P, N, nz); None where the bound says nothing of gradients, or the kernels have none."""
+    def of(confidence: ConfidenceSet, z: Tensor, loop: Loop) -> tuple[InCell, ...]:
+        """From the newest posterior, z (P, N, nz): one for each band of `functional_bands`, of which only the first, that of λ,
+        speaks of σ_n. Empty where the bound says nothing of gradients, or the kernels have none.
+        """
         model = confidence.model
         model = model.exact if isinstance(model, LowRankGP) else model
-        beta = functional_beta(confidence.bound, model) if model.inputs is not None and differentiable(model) else None
-        if beta is None:
-            return None
-        beta, norm = beta.to(z.device), confidence.bound.norms(model.num_outputs).to(z.device)
-        forms = [form for form in map(kernels.stationary, model.kernels) if form is not None]
-        inverse = torch.stack([_inverse_scale(form, z) for form in forms])  # 1/ℓ, (p, nz)
+        if model.inputs is None or not differentiable(model):
+            return ()
+        inverse = torch.stack([_inverse_scale(form, z) for form in map(kernels.stationary, model.kernels) if form])
         known = torch.isfinite(z).all(-1, keepdim=True)
         anchors, index = _anchors(torch.where(known, z, 0.0), inverse.amax(0))
+        norm = confidence.bound.norms(model.num_outputs).to(z.device)
+        bands = functional_bands(confidence.bound, model)
+        return tuple(InCell._of(band, norm, (z, anchors, index, inverse), loop) for band in bands)
+
+    @staticmethod
+    def _of(band: Band, norm: Tensor, at: tuple[Tensor, Tensor, Tensor, Tensor], loop: Loop) -> InCell:
+        """From one posterior; `at`: z, the anchors, which of them is whose, and 1/ℓ (p, nz)."""
+        model, beta = band.model, band.beta.to(norm.device)
+        z, anchors, index, inverse = at
+        forms = [form for form in map(kernels.stationary, model.kernels) if form is not None]
         found, reach, rounding = jet(model, anchors), loop.reach, Rounding.of(model)
         away = (z - anchors[index]).nan_to_num(nan=torch.inf)
         slope, columns = found.mean[..., 1:][index], []

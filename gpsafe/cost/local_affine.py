@@ -25,8 +25,9 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.functionals import (
+    Band,
     differentiable,
-    functional_beta,
+    functional_bands,
     jet,
     taylor_modulus,
 )
@@ -34,6 +35,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.rkhs import kernels
 
+MANY = 64  # columns of a cross-section whose products are all formed
 EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
@@ -60,12 +62,18 @@ class Displacements:
     def seminorm(self, gram: Tensor) -> Tensor:
         """An upper bound of sup √(vᵀ S v) over the set for S = gram ⪰ 0 (*b, p, d, d), (*b, p).
 
-        By the triangle inequality over offset, generators and errors.
+        With the columns z_i of offset, generators and errors, v = Σ ξ_i z_i, |ξ_i| ≤ 1, and vᵀSv ≤ Σ_ij |z_iᵀ S z_j|: never
+        above (Σ_i √(z_iᵀ S z_i))², the triangle inequality, and far below where columns are nearly orthogonal for S. The
+        latter is taken for more than `MANY` columns, whose products would cost more than a narrower set is worth.
         """
-        columns = torch.cat(
-            [self.offset.unsqueeze(-1), self.generators, torch.diag_embed(self.error)], dim=-1
-        ).unsqueeze(-3)
-        return (columns * (gram @ columns)).sum(-2).clamp_min(0.0).sqrt().sum(-1)
+        columns = torch.cat([self.offset.unsqueeze(-1), self.generators, torch.diag_embed(self.error)], dim=-1)
+        if columns.shape[-1] > MANY:
+            columns = columns.unsqueeze(-3)
+            return (columns * (gram @ columns)).sum(-2).clamp_min(0.0).sqrt().sum(-1)
+        parts = [
+            (columns.mT @ (part @ columns)).abs().sum((-2, -1)) for part in gram.unbind(-3)
+        ]  # one at a time: memory
+        return torch.stack(parts, dim=-1).sqrt()
 
     def support(self, normal: Tensor) -> Tensor:
         """sup |normal · v| over the set about its offset: sup |n·(v − offset)|, normal (*b, p, d) → (*b, p)."""
@@ -158,6 +166,7 @@ class LocalAffine:
         cov: β² · posterior covariance of value and gradient, (*b, p, 1 + d, 1 + d).
         norm, cap: B and B√k, (p,).
         moduli: of the residuals' kernels.
+        further: (mean, cov) of the other bands of `functional_bands`.
     """
 
     middle: Tensor
@@ -167,10 +176,13 @@ class LocalAffine:
     norm: Tensor
     cap: Tensor
     moduli: Moduli
+    further: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @staticmethod
-    def at(confidence: ConfidenceSet, anchors: Tensor, *, gradients: bool = True) -> LocalAffine:
-        """At anchors z (*b, d).
+    def at(
+        confidence: ConfidenceSet, anchors: Tensor, *, gradients: bool = True, multipliers: bool = False
+    ) -> LocalAffine:
+        """At anchors z (*b, d); `multipliers`: also from the bands of a convex program beside that of λ.
 
         Raises:
             ValueError: for kernels that are not stationary (RBF or Matérn), or a bound that assumes no norm.
@@ -186,14 +198,12 @@ class LocalAffine:
             raise _require.fail("LocalAffine", "a bound with a finite RKHS norm", bound.name)
         moduli = Moduli.of(known, anchors)
         low, high = confidence.bounds(anchors)
-        mean = cov = None
         exact = model.exact if isinstance(model, LowRankGP) else model
-        beta = functional_beta(bound, exact) if gradients and differentiable(exact) else None
-        if beta is not None:
-            found = jet(exact, anchors)
-            mean, cov = found.mean, found.cov * beta.to(anchors.device).square()[:, None, None]
+        bands = functional_bands(bound, exact) if gradients and differentiable(exact) else ()
+        jets = [_scaled(band, anchors) for band in (bands if multipliers else bands[:1])]
+        mean, cov = jets[0] if jets else (None, None)
         cap = norm * moduli.std
-        return LocalAffine(0.5 * (low + high), 0.5 * (high - low), mean, cov, norm, cap, moduli)
+        return LocalAffine(0.5 * (low + high), 0.5 * (high - low), mean, cov, norm, cap, moduli, tuple(jets[1:]))
 
     def gather(self, index: Tensor) -> LocalAffine:
         """Anchors (P, K) → one anchor for each of N points: index (P, N) into K."""
@@ -205,22 +215,24 @@ class LocalAffine:
 
         mean = None if self.mean is None else pick(self.mean)
         cov = None if self.cov is None else pick(self.cov)
-        return LocalAffine(pick(self.middle), pick(self.half), mean, cov, self.norm, self.cap, self.moduli)
+        further = tuple((pick(mean), pick(cov)) for mean, cov in self.further)
+        return LocalAffine(pick(self.middle), pick(self.half), mean, cov, self.norm, self.cap, self.moduli, further)
 
     def range_outer(self, cross: Displacements) -> AffineRange:
         """The residual over cross-sections around the anchors: the narrowest of the forms, per output."""
         radius = cross.radius
         value, error = self.middle, self.half + self.norm * self.moduli.metric(radius)
         linear = torch.zeros(*value.shape, cross.generators.shape[-1], dtype=value.dtype, device=value.device)
-        if self.mean is not None and self.cov is not None:
+        own = () if self.mean is None or self.cov is None else ((self.mean, self.cov),)
+        for mean, cov in (*own, *self.further):
             rest = self.moduli.rest(cross)
-            slope, spread = self.mean[..., 1:], cross.seminorm(self.cov[..., 1:, 1:])
+            slope, spread = mean[..., 1:], cross.seminorm(cov[..., 1:, 1:])
             ahead = (slope @ cross.offset.unsqueeze(-1)).squeeze(-1)
-            variance, mixed = self.cov[..., 0, 0], self.cov[..., 0, 1:]
+            variance, mixed = cov[..., 0, 0], cov[..., 0, 1:]
             tilt = (mixed @ cross.offset.unsqueeze(-1)).squeeze(-1) + cross.support(mixed)
             joint = (variance + 2 * tilt + spread.square()).clamp_min(0.0).sqrt()
             extra = self.norm * rest + (slope.abs() @ cross.error.unsqueeze(-1)).squeeze(-1)
-            for middle, half in ((self.middle, self.half + spread), (self.mean[..., 0], joint)):
+            for middle, half in ((self.middle, self.half + spread), (mean[..., 0], joint)):
                 better = half + extra < error
                 error = torch.where(better, half + extra, error)
                 value = torch.where(better, middle + ahead, value)
@@ -241,3 +253,9 @@ class LocalAffine:
         linear = torch.where(within.unsqueeze(-1), linear, torch.zeros_like(linear))
         empty = (self.half < -EMPTY) | (low > high + EMPTY)
         return AffineRange(value, linear, error * (1 + 1e-12), empty.any(-1))
+
+
+def _scaled(band: Band, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """(μ, ∇μ) and β² · posterior covariance at the anchors."""
+    found = jet(band.model, anchors)
+    return found.mean, found.cov * band.beta.to(anchors.device).square()[:, None, None]

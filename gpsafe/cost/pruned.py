@@ -9,6 +9,8 @@ Nothing here changes what is certified; every number handed out is a bound by `R
 - **Screening.** Paths under mean functions in [l_n, h_n] (corners and sign patterns) estimate a *lower* bound of
   UCB_n. Policies whose estimate exceeds the budget would not be certified; they are not evaluated. A wrong guess delays
   a certificate, it never grants one.
+- **Grids in turn.** A bound on any grid is a bound: what the first grid does not certify is asked on a finer one, if there is
+  one, and the smaller number is kept.
 - **Lazy maximum.** The largest exploration value is found by refreshing the largest old bound until a fresh value is on
   top (lazy greedy, Minoux 1978): the same maximiser, a few evaluations.
 """
@@ -145,6 +147,7 @@ class PrunedSession:
         candidates: at most this many members are given their first exploration value in one episode, those with the
             largest probed width (None: all). The choice is then a maximum over those evaluated; safety is untouched.
         slack: cells per step that the screen grants its adversary, see `probe`.
+        finer: a program of the same task on a finer grid, asked for those that `dp` leaves above the budget; None: none.
     """
 
     dp: RobustDP
@@ -156,12 +159,15 @@ class PrunedSession:
     region: tuple[Tensor, Tensor] | None = None
     candidates: int | None = None
     slack: float = 0.5
+    finer: RobustDP | None = None
     memo: _Memo = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         _require.count("PrunedSession", "batch", self.batch)
         if not 0.0 < self.shrink <= 1.0:
             raise _require.fail("PrunedSession", "shrink in (0, 1]", self.shrink)
+        if self.finer is not None:
+            self.task.require_same("PrunedSession: finer", self.finer.task)
         if self.memo is None:
             unknown = torch.full((self.policies.num,), math.inf, dtype=torch.float64)
             object.__setattr__(self, "memo", _Memo(unknown, unknown.clone(), unknown.clone()))
@@ -185,7 +191,7 @@ class PrunedSession:
                 lower, upper = torch.minimum(found.lower, self.region[0]), torch.maximum(found.upper, self.region[1])
                 found = replace(found, lower=lower, upper=upper)
             self.memo.probes = {n: found}
-            self.memo.log.append({"screened": 0, "kept": 0, "evaluated": 0, "refreshed": 0})
+            self.memo.log.append({"screened": 0, "kept": 0, "evaluated": 0, "refined": 0, "refreshed": 0})
         return self.memo.probes[n]
 
     def upper(self, index: Tensor) -> Tensor:
@@ -202,7 +208,11 @@ class PrunedSession:
         log["screened"] += int((~hopeful).sum())
         log["kept"] += int((hopeful & ~due).sum())
         log["evaluated"] += len(chosen)
-        memo.upper[chosen] = torch.minimum(memo.upper[chosen], self._bound(chosen, exploration=False))
+        memo.upper[chosen] = torch.minimum(memo.upper[chosen], self._bound(self.dp, chosen, exploration=False))
+        if self.finer is not None:
+            again = chosen[memo.upper[chosen] > self.task.budget]
+            memo.upper[again] = torch.minimum(memo.upper[again], self._bound(self.finer, again, exploration=False))
+            log["refined"] += len(again)
         memo.seen_width[chosen] = guess.width[chosen]
         return memo.upper[index] if memo.falsified is None else torch.full((len(index),), math.inf, dtype=torch.float64)
 
@@ -221,13 +231,15 @@ class PrunedSession:
     def _refresh(self, chosen: Tensor, fresh: Tensor) -> None:
         if len(chosen):
             memo = self.memo
-            memo.exploration[chosen] = torch.minimum(memo.exploration[chosen], self._bound(chosen, exploration=True))
+            memo.exploration[chosen] = torch.minimum(
+                memo.exploration[chosen], self._bound(self.dp, chosen, exploration=True)
+            )
             fresh[chosen] = True
             self.log[-1]["refreshed"] += len(chosen)
 
-    def _bound(self, index: Tensor, *, exploration: bool) -> Tensor:
+    def _bound(self, whole: RobustDP, index: Tensor, *, exploration: bool) -> Tensor:
         guess, result = self.probe(), torch.full((len(index),), math.inf, dtype=torch.float64)
-        for dp, group in windowed(self.dp, guess.lower[index], guess.upper[index]):
+        for dp, group in windowed(whole, guess.lower[index], guess.upper[index]):
             for part in group.split(max(1, dp.chunk // dp.grid.num)):
                 enclosure = dp.enclosure(self.confidence, self.policies.select(index[part])).refine(self.confidence)
                 if self.memo.falsified is None and enclosure.empty():

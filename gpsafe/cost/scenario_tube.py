@@ -283,10 +283,10 @@ class _Walk:
 def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor) -> tuple[LocalAffine, Tensor]:
     """F_n around each z (P, N, d), and z minus its anchor."""
     if task.anchors is None or task.anchors >= z.shape[1]:
-        return LocalAffine.at(confidence, z, gradients=task.gradients), torch.zeros_like(z)
+        return LocalAffine.at(confidence, z, gradients=task.gradients, multipliers=True), torch.zeros_like(z)
     index, nearest = farthest_points(z / _scales(confidence, z), task.anchors)
     anchors = torch.gather(z, 1, index.unsqueeze(-1).expand(*index.shape, z.shape[-1]))
-    local = LocalAffine.at(confidence, anchors, gradients=task.gradients).gather(nearest)
+    local = LocalAffine.at(confidence, anchors, gradients=task.gradients, multipliers=True).gather(nearest)
     own = torch.gather(anchors, 1, nearest.unsqueeze(-1).expand(*nearest.shape, z.shape[-1]))
     return local, z - own
 

@@ -216,6 +216,22 @@ class GP:
             self, inputs=torch.cat([old, z]), targets=targets, noise_scale=scales, _factors=factors, _cache={}
         )
 
+    def reweighted(self, factor: float) -> GP:
+        """The posterior of the same data for factor·λ, computed once (theory §2.6: each is a bound on the event of one)."""
+        _require.positive("GP.reweighted", "factor", factor)
+        cache, key = self._cache if self._cache is not None else {}, f"reweighted-{factor}"
+        if key not in cache:
+            device = self.regularizer.device
+            factors = tuple(Factor.empty(f.kernel, f.regularizer * factor, device) for f in self._factors)
+            bare = replace(
+                self, regularizer=self.regularizer * factor, inputs=None, targets=None, noise_scale=None,
+                _factors=factors, _cache={},
+            )  # fmt: skip
+            if self.inputs is not None and self.targets is not None:
+                bare = bare.condition_on(self.inputs, self.targets, noise_scale=self.noise_scale)
+            cache[key] = bare
+        return cache[key]
+
     def to(self, device: torch.device | str) -> GP:
         """The same posterior on another device. Conditioning an empty model on data moves it to the data's
         device.

@@ -6,21 +6,27 @@ from functools import lru_cache
 
 import pytest
 import torch
+from edge_members import edge_member
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_cases import Curved, draw
 
-from gpsafe.confidence import ConfidenceSet, Constant, Mixture, members
+from gpsafe.confidence import ConfidenceSet, Constant, ConvexProgram, Mixture, functionals, members
 from gpsafe.cost import in_cell
 from gpsafe.cost.enclosure import Enclosure, enclose
 from gpsafe.cost.in_cell import InCell, Loop, turn
+from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.data import Transitions
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.rkhs.functions import random_function
 from gpsafe.sets import Box
+from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
 
 KERNELS = {
     "rbf": lambda: kernels.rbf([0.8, 1.1, 1.5], 0.5),
@@ -152,8 +158,7 @@ def test_with_data_the_slack_of_a_cell_shrinks():
     for count in (30, 300):
         confidence, _ = learned("rbf", 5, count)
         bare = enclose(*cells(0.02), confidence, policies())
-        found = InCell.of(confidence, bare.z, in_cell.Loop(bare.radius, *_slopes(bare)))
-        assert found is not None
+        (found,) = InCell.of(confidence, bare.z, in_cell.Loop(bare.radius, *_slopes(bare)))
         at = torch.stack(confidence.bound.interval(confidence.model, bare.z))
         share.append(float(((found.half - 0.5 * (at[1] - at[0])) / bare.slack).median()))
     assert share[1] < 0.3 * share[0] and share[1] < 0.4
@@ -205,3 +210,74 @@ def test_a_part_of_the_policies_keeps_its_boxes():
     for a, b in zip(part.boxes(), whole.boxes(), strict=True):
         assert torch.equal(a, b[[2, 0]])
     assert part.peak is not None and whole.peak is not None and torch.equal(part.peak, whole.peak[[2, 0]])
+
+
+BOUND = ConvexProgram(rkhs_norm=(B,), subgaussian=NOISE, delta=0.1, method="table")
+
+
+def program_set(name: str = "rbf", seed: int = 1) -> tuple[ConfidenceSet, RKHSFunction]:
+    """The newest posterior of `learned`, with the convex program; the plant."""
+    confidence, (plant,) = learned(name, seed, 150, 1)
+    return ConfidenceSet(BOUND).update(confidence.model), plant
+
+
+@pytest.mark.parametrize("name", ["rbf", "matern-3/2"])
+def test_cells_hold_the_edge_and_are_within_those_of_one_band(name, monkeypatch):
+    confidence, plant = program_set(name)
+    bare = enclose(*cells(0.05), confidence, policies())
+    several = bare.refine(confidence)
+    x = bare.centers[4] + bare.radius[4]
+    z = torch.cat([x, policies()(x[None, None])[1, 0]])
+    both = torch.stack([z, bare.z[1, 4]])
+    ways = [(z[None], s * torch.ones(1).double()) for s in (1, -1)]
+    ways += [(both, s * torch.tensor([1.0, -1.0]).double()) for s in (1, -1)]
+    adversaries = [plant, *(edge_member(BOUND, confidence.model, *way) for way in ways)]
+    assert excess(several, confidence, adversaries) <= 1e-12
+    monkeypatch.setattr(functionals, "MULTIPLIERS", ())
+    one = bare.refine(confidence)
+    (a, b), (c, d) = one.boxes(), several.boxes()
+    assert bool((c >= a).all()) and bool((d <= b).all())
+    assert name != "rbf" or float(((d - c) / (b - a))[..., 1].mean()) < 0.98
+    monkeypatch.setattr(functionals, "MULTIPLIERS", (4.0, 16.0, 64.0))
+    whole = ConvexProgram.beta_at
+    monkeypatch.setattr(ConvexProgram, "beta_at", lambda self, model, ratio: 0.6 * whole(self, model, ratio))
+    assert excess(bare.refine(confidence), confidence, adversaries) > 1e-6
+
+
+def test_affine_ranges_hold_the_edge_and_are_within_those_of_one_band(monkeypatch):
+    confidence, plant = program_set()
+    anchors = 0.8 * draw(3, 12, 3)
+    cross = Displacements(0.02 * draw(4, 12, 3), 0.05 * draw(5, 12, 3, 2), 0.01 * draw(6, 12, 3).abs())
+    several = LocalAffine.at(confidence, anchors, multipliers=True)
+    found, one = several.range_outer(cross), replace(several, further=()).range_outer(cross)
+    assert bool((found.error <= one.error).all()) and float((found.error / one.error).mean()) < 0.97
+    index = torch.tensor([[0, 3]])
+    picked = LocalAffine.at(confidence, anchors[None], multipliers=True).gather(index)
+    assert torch.equal(picked.further[1][1][0], several.further[1][1][[0, 3]])
+
+    def leaves(local: LocalAffine, f: RKHSFunction) -> float:
+        ranges, worst = local.range_outer(cross), -1.0
+        for k in range(8):
+            xi = torch.sign(draw(20 + k, 2))
+            z = anchors + cross.offset + cross.generators @ xi + torch.sign(draw(40 + k, 12, 3)) * cross.error
+            gap = (f(z).unsqueeze(-1) - ranges.value - ranges.linear @ xi).abs() - ranges.error
+            worst = max(worst, float(gap.max()))
+        return worst
+
+    edge = [edge_member(BOUND, confidence.model, anchors[i : i + 1], torch.ones(1).double()) for i in range(4)]
+    assert max(leaves(several, f) for f in (plant, *edge)) <= 1e-12
+    small = replace(several, further=tuple((mean, 0.3 * cov) for mean, cov in several.further))
+    assert max(leaves(small, f) for f in edge) > 1e-6
+
+
+def test_bounds_of_cost_only_fall(monkeypatch):
+    confidence, _ = program_set()
+    cost = IndicatorCost(torch.tensor([[0.0, 1.0]]).double(), torch.tensor([0.8]).double())
+    task = Task(torch.zeros(2).double(), 6, cost, 0.5, torch.full((2,), NOISE, dtype=torch.float64))
+    grid = Grid(Box(-2 * torch.ones(2).double(), 2 * torch.ones(2).double()), (24, 24))
+    bounds = (RobustDP(grid, task), ScenarioTube(task=task, seed=3, samples=64, anchors=4))
+    after = [bound.evaluate(confidence, policies()).upper for bound in bounds]
+    monkeypatch.setattr(functionals, "MULTIPLIERS", ())
+    before = [bound.evaluate(confidence, policies()).upper for bound in bounds]
+    assert bool((after[0] <= before[0]).all())
+    assert all(float(a.sum()) < float(b.sum()) for a, b in zip(after, before, strict=True))

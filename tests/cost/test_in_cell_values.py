@@ -96,9 +96,9 @@ def test_value_half_error_and_peak_are_what_the_formulas_say(name, nu, monkeypat
     confidence = ConfidenceSet(Mixture(rkhs_norm=2.0, subgaussian=NOISE, delta=0.1)).update(model)
     beta = float(functional_beta(confidence.bound, model)[0])
     form, loop, z = kernels.stationary(kernel), loop_of(nu), 0.6 * uniform(9, 2, 3, 2 + nu)
-    before = InCell.of(confidence, z, loop)
+    (before,) = InCell.of(confidence, z, loop)
     monkeypatch.setattr(in_cell, "Rounding", Loud)
-    loud = InCell.of(confidence, z, loop)
+    (loud,) = InCell.of(confidence, z, loop)
     step = in_cell.SPACING * np.array(SCALES[: 2 + nu])
     inverse = 1 / np.array(SCALES[: 2 + nu])
     for p, c in itertools.product(range(2), range(3)):

@@ -57,3 +57,21 @@ def test_a_range_that_is_not_a_number_becomes_the_ball(seed):
     torch.testing.assert_close(high[1], local.cap)
     torch.testing.assert_close(low[1], -local.cap)
     assert bool((high[[0, 2]] < local.cap).all())
+
+
+@dear()
+@given(seeds())
+def test_a_seminorm_over_a_set_is_above_every_corner_and_reached_by_columns_that_are_orthogonal_or_parallel(seed):
+    g = torch.Generator().manual_seed(seed)
+    root, columns = (torch.randn(3, 3, dtype=torch.float64, generator=g) for _ in range(2))
+    cross = Displacements(columns[:, 0], columns[:, 1:], 0.3 * torch.rand(3, dtype=torch.float64, generator=g))
+    gram = (root @ root.T).unsqueeze(0)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 6)
+    every = torch.cat([columns, torch.diag(cross.error)], -1)
+    highest = ((root.T @ every) @ signs.T).norm(dim=0).max()
+    bound = cross.seminorm(gram)
+    assert float(highest) <= float(bound) * (1 + 1e-12)
+    axes = torch.linalg.solve(root.T, torch.linalg.qr(columns).Q)  # orthonormal for S
+    for tight, value in ((axes, 3**0.5), (axes[:, :1].expand(3, 3), 3.0)):
+        cross = Displacements(tight[:, 0], tight[:, 1:], torch.zeros(3).double())
+        assert abs(float(cross.seminorm(gram)) - value) < 1e-6

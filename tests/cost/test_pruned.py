@@ -93,6 +93,22 @@ def test_pruned_bounds_are_those_of_the_program_or_larger(case):
     assert log["screened"] + log["kept"] + log["evaluated"] == len(index) and log["screened"] > 0
 
 
+def test_what_the_first_grid_leaves_is_asked_on_the_finer_one(case):
+    """The coarse number or the fine one, whichever is smaller; only those above the budget are asked twice."""
+    coarse, fine = program(case.system, 79), program(case.system)
+    plain, both = (dataclasses.replace(session(case, finer=f), dp=coarse) for f in (None, fine))
+    index = torch.arange(plain.policies.num)
+    first, second = plain.upper(index), both.upper(index)
+    whole = fine.upper(fine.enclosure(case.confidence, both.policies).refine(case.confidence))
+    assert bool((second <= first).all()) and bool((second >= torch.minimum(first, whole) - 1e-9).all())
+    assert int((first <= BUDGET).sum()) < int((second <= BUDGET).sum()) == int((whole <= BUDGET).sum())
+    assert both.log[-1]["refined"] == both.log[-1]["evaluated"] - int((first <= BUDGET).sum())
+    assert bool((second[first <= BUDGET] == first[first <= BUDGET]).all()) and plain.log[-1]["refined"] == 0
+    other = RobustDP(fine.grid, dataclasses.replace(fine.task, budget=0.1))
+    with pytest.raises(ValueError, match="finer"):
+        session(case, finer=other)
+
+
 def test_bounds_only_shrink_and_certified_policies_are_not_evaluated_again(case):
     early = dataclasses.replace(
         session(case), confidence=ConfidenceSet(case.confidence.bound, case.confidence.generations[:2])
