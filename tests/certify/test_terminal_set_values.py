@@ -266,6 +266,11 @@ def test_rows_of_a_proposed_set_are_stricter_by_the_margin_once_for_each_step():
         reach = found.support(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         torch.testing.assert_close(reach, tensor([0.95, 0.95, 0.3, 0.5]), rtol=1e-12, atol=0)
         assert found.rows == 4
+    sloped = Polytope(
+        tensor([[3.0, 4.0], [3.0, -4.0], [-1.0, 0.0]]), tensor([5.0, 5.0, 1.0])
+    )  # rows of length 5, 5 and 1
+    found = invariant_polytope(0.0 * F, tensor([0.0, 0.0]), sloped, noise, margin=0.05)
+    torch.testing.assert_close(found.support(sloped.H), tensor([4.75, 4.75, 0.95]), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="a non-empty invariant set"):
         invariant_polytope(F, tensor([0.0, 0.0]), box(0.1), noise, margin=0.05)
     for change, message in (({"margin": 0.0}, "margin > 0"), ({"iterations": 0}, "iterations")):

@@ -146,8 +146,14 @@ def test_points_leave_where_the_band_ends_outside_by_more_than_rounding():
         edge = center[0] + shift * 1e-9 * (1 + abs(center[0]))
         assert bool(regions._leaves(confidence, point, Box([2 * center[0] - edge, -99.0], [99.0, 99.0]))) is False
         assert bool(regions._leaves(confidence, point, Box([edge, -99.0], [99.0, 99.0]))) == leaves
-    empty = between(model, 0.5, -0.25)
-    assert not bool(regions._leaves(empty, z, Box([-1e-3] * 2, [1e-3] * 2)).any())
+
+    def parted(z: Tensor) -> tuple[Tensor, Tensor]:
+        """Empty at every second point: nothing is known to leave from there."""
+        return 0 * z[..., :1] + torch.tensor([[0.5], [-0.25]]).double(), 0 * z[..., :1] + torch.tensor([[-0.25], [0.5]])
+
+    half = cast(ConfidenceSet, SimpleNamespace(model=model, bounds=parted))
+    found = regions._leaves(half, z, Box([-1e-3] * 2, [1e-3] * 2))
+    assert found.tolist() == [[False, True]] * 3
 
 
 class Padded(Mixture):

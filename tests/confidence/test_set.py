@@ -169,6 +169,11 @@ def test_a_bound_without_a_norm_is_not_clipped(seed):
     assert not ConfidenceSet(Constant(value=4.0)).update(models[0]).sound
 
 
+def test_notebooks_say_whether_a_set_is_sound():
+    for bound, word in ((Mixture(**ASSUMED), "sound"), (Constant(value=4.0), "heuristic")):
+        assert f"<td>{word}</td><td>{bound.name}</td>" in ConfidenceSet(bound)._repr_html_()
+
+
 def test_an_empty_set_has_no_model():
     with pytest.raises(ValueError, match="at least one model"):
         ConfidenceSet(Mixture(**ASSUMED)).bounds(GRID)

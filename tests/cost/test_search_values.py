@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +93,18 @@ def test_hallucinated_states_follow_the_adversary_inside_the_set(case, smooth):
     near = torch.stack([SLOPED.excess(x)[..., 0] for x in states]).amax(0).mean(-1)
     expected = total.mean(-1) + 1e-3 * near.tanh()
     torch.testing.assert_close(bound._score(F, policies, adversary, noise), expected, rtol=1e-9, atol=0)
+
+
+def test_where_the_set_is_empty_every_adversary_takes_the_middle(case):
+    bound, policies, model = Hallucinated(**options(case)), case.choose(3, 9), case.confidence.model
+    adversary, noise = adversaries(2, 2, 4), 0.05 * draws(4, 1, 3, 2, seed=6)
+
+    def between(low: float, high: float) -> list[torch.Tensor]:
+        own = SimpleNamespace(model=model, bounds=lambda z: (low + 0 * z[..., :1], high + 0 * z[..., :1]))
+        return bound._states(own, policies, adversary, noise)  # type: ignore[arg-type]
+
+    for empty, middle in zip(between(0.75, 0.25), between(0.5, 0.5), strict=True):
+        assert torch.equal(empty, middle)
 
 
 def test_candidates_are_corners_feedback_and_walks_about_the_mean_path(case):

@@ -63,6 +63,11 @@ def test_bad_options_of_monte_carlo_bounds_are_refused(case, change):
         TotalVariation(**{"task": Task.of(case.system), "seed": 5, **change})
 
 
+def test_a_plant_is_no_task(case):
+    with pytest.raises(ValueError, match="TotalVariation: expected task to be a Task, got "):
+        TotalVariation(task=case.system, seed=5)
+
+
 def test_noise_that_the_theorem_does_not_cover_and_other_dimensions_are_refused(case):
     task = Task.of(case.system)
     check_task("here", task, case.confidence)
