@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from gpsafe.cost.monte_carlo import (
+    betting_upper,
     dominating_mean_upper,
     kl_upper,
     mean_lower,
@@ -92,6 +93,11 @@ def test_limits_of_means_are_their_formulas(kind):
     assert all(narrow) == (kind == "narrow")  # each part of the formula decides once
     mirrored = ceiling - mean_upper(ceiling - samples, ceiling, delta)
     assert torch.equal(mean_lower(samples, ceiling, delta), mirrored)
+
+
+def test_a_mean_is_never_above_one():
+    assert betting_upper(torch.ones(3, 7).double(), 0.1).tolist() == [1.0] * 3
+    assert betting_upper(1.0 + 0.5e-12 * torch.ones(2).double(), 0.1).item() == 1.0
 
 
 def test_samples_at_the_ceiling_give_the_ceiling_and_rounding_above_it_is_forgiven():
