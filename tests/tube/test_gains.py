@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from strategies import dear, seeds
 
+from gpsafe import linalg
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.tube.gains import constant_gain, lqr_gain, spectral_radius
@@ -45,6 +46,20 @@ def test_what_cannot_be_stabilised_is_refused():
     with pytest.raises(ValueError, match="a common invariant ellipsoid"):
         lmi_gain(unstable.unsqueeze(0), useless.unsqueeze(0), AXES)
     assert (constant_gain(0.5, 2, 1) == -0.5).all()
+
+
+def test_a_gain_that_leaves_the_loop_unstable_is_refused_whatever_the_solver_says(monkeypatch):
+    monkeypatch.setattr(linalg, "regulator", lambda A, B, Q, R: tensor([[0.5]]))
+    with pytest.raises(ValueError, match=r"got spectral radius 1\.5"):
+        lqr_gain(tensor([[2.0]]), tensor([[1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("A", "B"), [((2, 2), (1, 2, 1)), ((1, 2, 2), (2, 1)), ((3, 2, 2), (1, 2, 1)), ((1, 2, 3), (1, 2, 1))]
+)
+def test_members_of_other_shapes_are_refused(A, B):
+    with pytest.raises(ValueError, match=r"lmi_gain: expected A \(n, nx, nx\) and B \(n, nx, nu\)"):
+        lmi_gain(torch.zeros(A).double(), torch.zeros(B).double(), AXES)
 
 
 @given(seeds())

@@ -149,6 +149,12 @@ def test_cells_are_the_cubes_of_a_grid_that_meet_the_ball():
     assert len(_cells(2, 81, torch.zeros(1).double())[0]) == len(near) < 81
 
 
+@pytest.mark.parametrize("options", [{"cells": 0}, {"cells": 2.5}, {"steps": 0}])
+def test_counts_that_are_none_are_refused(options):
+    with pytest.raises(ValueError, match=rf"EnsembleTube: expected .*{next(iter(options))}"):
+        EnsembleTube(pendulum_ensemble(), "sound", **options)
+
+
 @pytest.mark.parametrize("cells", [1, 9])
 def test_ensemble_remainders_are_the_worst_cube(cells):
     """|g(z_c)| + h Σ_j |((∂μ(z_c) − ∂μ(z̄))M)_j| + ½ rᵀHr and radius (sup σ − σ(z̄)), cube by cube and member by member."""
