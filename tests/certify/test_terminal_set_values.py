@@ -11,7 +11,7 @@ from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem
-from gpsafe.certify.invariant_set import invariant_polytope
+from gpsafe.certify.invariant_set import _outline, invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -278,6 +278,12 @@ def test_rows_of_a_proposed_set_are_stricter_by_the_margin_once_for_each_step():
             invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, **change)
     with pytest.raises(ValueError, match="convergence within 1 iterations"):
         invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, iterations=1)
+
+
+def test_outlines_are_drawn_of_sets_that_are_not_thin():
+    for half, drawn in ((1e-7, False), (1e-5, True)):
+        thin = Polytope.of_box(Box(tensor([-1.0, -half]), tensor([1.0, half])))
+        assert (_outline(thin) is not None) == drawn
 
 
 def test_laws_and_hulls_to_the_letter():

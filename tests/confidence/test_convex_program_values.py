@@ -2,8 +2,10 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 
@@ -283,3 +285,14 @@ def test_a_search_that_fails_leaves_the_mixture_and_the_ball(monkeypatch):
 
 def test_numbers_of_a_solver_are_floats_or_nothing():
     assert math.isnan(_number(None)) and _number([[2.5]]) == 2.5 and _number(3) == 3.0
+
+
+@pytest.mark.parametrize(("fit", "size", "eta"), [(2.0, 3.0, 0.75), (0.0, 3.0, math.inf), (-1e-9, 3.0, math.inf)])
+def test_the_proposed_ratio_of_multipliers_is_infinite_where_the_fit_costs_nothing(fit, size, eta):
+    """η = ρ_norm R_n/(ρ_fit B) with R_n = 2 and B = 4."""
+    one = object.__new__(Proposer)
+    one._roots, one._radius, one._norm = np.ones(2), 2.0, 4.0
+    one._slope, one._rest = SimpleNamespace(), SimpleNamespace()  # type: ignore[assignment]
+    one._fit, one._size = SimpleNamespace(dual_value=fit), SimpleNamespace(dual_value=size)  # type: ignore[assignment]
+    one.problem = SimpleNamespace(value=5.0, solve=lambda **_: None)  # type: ignore[assignment]
+    assert one.optimum(torch.zeros(2).double(), torch.tensor(1.0), -1.0) == (-5.0, eta)

@@ -179,7 +179,7 @@ def test_a_linear_objective_needs_one_round_and_leaves_other_outputs_alone():
     assert float(weights @ found[0](z)) == seen[1] > seen[0]
 
 
-@pytest.mark.parametrize("limit", [6.0, 4.0])  # the ellipsoid alone decides, or the ball too
+@pytest.mark.parametrize("limit", [6.0, 4.0, 3.0])  # the ellipsoid alone decides, or the ball too
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_search_sees_the_values_that_members_have(scaled, limit):
     """In eigenvectors of the Gram matrix, all ρ at once, against one linear system for each ρ."""
@@ -188,7 +188,7 @@ def test_the_search_sees_the_values_that_members_have(scaled, limit):
     scale = 1.0 + torch.rand(12, dtype=torch.float64, generator=g) if scaled else None
     model = GP.create(KERNEL, 0.04, nx=1, nu=1, noise_std=0.1, mode="theory").condition_on(z, y, noise_scale=scale)
     family = _Family(model, 0, z[:2] + 0.3, torch.tensor([1.0, -0.4], dtype=torch.float64), limit, 4.0)
-    ratios = torch.logspace(-6, 6, 13, dtype=torch.float64)
+    ratios = torch.logspace(-6, 6, 61, dtype=torch.float64)
     expected = torch.tensor([family.best(float(r))[0] for r in ratios], dtype=torch.float64)
     assert int(expected.isfinite().sum()) > 0
     torch.testing.assert_close(family.values()(ratios), expected, rtol=1e-8, atol=1e-8)

@@ -116,6 +116,8 @@ def test_samples_at_the_ceiling_give_the_ceiling_and_rounding_above_it_is_forgiv
 def test_a_stages_share_is_its_formula_and_the_noise_is_that_of_its_stream():
     assert stage_delta(0.3, 4, calls=5) == pytest.approx(0.3 / (5 * 4 * 5), rel=1e-15)
     assert stage_delta(0.3, 1) == 0.15
+    with pytest.raises(ValueError, match=r"stage_delta: expected .*calls"):
+        stage_delta(0.3, 4, calls=0)
     first, second = np.random.SeedSequence((7, 2, 3)).generate_state(2, np.uint32)
     seed = int(first) * 2**31 + int(second) // 2
     assert stream(7, 2, 3).initial_seed() == seed

@@ -58,6 +58,7 @@ def test_paths_follow_the_middle_of_the_set(bound):
 
 
 def test_the_bound_is_the_least_of_its_limits(bound):
+    assert tuple(2.0**k for k in range(-4, 2)) == RADII
     case, tv = bound
     confidence = case.confidence
     policies = case.choose(0, 40, 60)

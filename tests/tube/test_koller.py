@@ -171,6 +171,36 @@ def _beyond(tube: KollerTube, truth: list[RKHSFunction], seed: int, size: float)
     return float(((plant - linear).abs() - rest).max())
 
 
+class Bent(AffineKnown):
+    """With a stated bound of its curvature, ‖H_i‖ = 2 and 0.5."""
+
+    @property
+    def hessian_bound(self) -> torch.Tensor:
+        return torch.diag_embed(torch.tensor([[1.0, 0.0, 2.0], [0.25, 0.5, 0.125]], dtype=torch.float64))
+
+
+def test_boxes_are_their_formulas_to_the_last_digits():
+    """r = ‖(I; K)L‖ = 4: whole numbers but for the doubt at r = 0 and the factors 1 + 1e-12 of r and of ‖H‖."""
+    model = affine_confidence(0, 5).model
+    known = Bent(model.prior.A, model.prior.B, model.prior.c)
+    confidence = ConfidenceSet(Constant(value=2.0)).update(replace(model, prior=known))
+    x, u, gain, factor = draw(1, 1, 2), draw(2, 1, 1), torch.zeros(1, 2).double(), torch.diag(torch.tensor([3.0, -4.0]))
+    up, bend, large = 1 + 1e-12, 8 * torch.tensor([2.0, 0.5]).double(), torch.tensor([1e6, 3e6]).double()
+
+    def boxes(form, size, scale):
+        tube = KollerTube(confidence, 3, 0.1, form, Constants(size * large, 2 * size * large, 3 * size * large))
+        return torch.stack(tube.boxes(x, u, scale * factor.double()[None], gain))[:, 0]
+
+    doubt = boxes("known", 1.0, 0.0)[0]
+    assert bool((doubt > 0.01).all())
+    for size in (0.0, 1.0):  # without them the curvature of the known part is seen
+        slope, std, value = (4.0 * k * size * large for k in (1, 2, 3))
+        found = boxes("mean", size, 1.0)
+        torch.testing.assert_close(found[0], bend * up**3 + 2 * slope * up**2, rtol=1e-14, atol=0)
+        torch.testing.assert_close(found[1], doubt + 2.0 * std * up, rtol=1e-14, atol=0)
+        torch.testing.assert_close(boxes("known", size, 1.0)[0], bend * up**3 + doubt + value * up, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize("form", ["mean", "known"])
 def test_control_constants_that_are_too_small_do_damage(form):
     zero = torch.zeros(2).double()
