@@ -10,6 +10,7 @@ from step_cases import AFFINE, Bent, Curved, draw, tensor
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import gaussian_tube
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
@@ -104,7 +105,7 @@ def test_a_step_is_its_formula(curved):
     assert saturated > 0 and not bool(found.lost.any())
 
 
-def test_a_stage_charges_the_tails_of_its_half_spaces():
+def test_a_stage_charges_the_tails_of_its_half_spaces(monkeypatch):
     cost = IndicatorCost(tensor([[1.0, 0.0], [-0.6, 2.0]]), tensor([0.4, 0.9]))
     center = tensor([[0.1, -0.2], [0.39, 0.0], [0.5, 0.0], [0.1, -0.2]])
     rays, factor = 0.02 * draw(1, 4, 2, 3), 0.3 * draw(2, 4, 2, 2)
@@ -136,6 +137,9 @@ def test_a_stage_charges_the_tails_of_its_half_spaces():
         assert float(bound.charge(stage, t)[2]) == 1.0
     edge = Stage(None, Zonotope.point(tensor([[0.4 - 1e-10, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
     assert float(edge.exceed(cost)[0]) == 1.0 and ROUNDING == 1e-9  # within rounding of the edge: beyond it
+    monkeypatch.setattr(gaussian_tube, "ROUNDING", 0.0)  # a point on the edge, without noise, has not left
+    edge = Stage(None, Zonotope.point(tensor([[0.4, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
+    assert float(edge.exceed(cost)[0]) == 0.0
 
 
 def test_wide_tubes_are_given_up_and_parked():

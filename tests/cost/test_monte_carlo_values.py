@@ -100,6 +100,14 @@ def test_a_mean_is_never_above_one():
     assert betting_upper(1.0 + 0.5e-12 * torch.ones(2).double(), 0.1).item() == 1.0
 
 
+def test_the_limit_of_few_samples_is_the_closed_form_of_the_largest_bet():
+    """1 − (δ Π (1 − X_i))^{1/N}, where N ≤ ln(1/δ) leaves no other bet; it grows with every sample."""
+    for samples in ([0.3], [0.3, 0.6], [0.4, 0.6]):
+        rest = math.prod(1 - x for x in samples)
+        exact = 1 - (0.1 * rest) ** (1 / len(samples))
+        assert float(betting_upper(tensor(samples), 0.1)) == pytest.approx(exact, rel=1e-9)
+
+
 def test_samples_at_the_ceiling_give_the_ceiling_and_rounding_above_it_is_forgiven():
     for limit in (mean_upper, dominating_mean_upper):
         assert float(limit(tensor([5.0] * 4), 5.0, 0.1)) == 5.0

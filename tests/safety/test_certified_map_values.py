@@ -1,6 +1,7 @@
 """The two programs of a certified map, policy by policy, from their definition."""
 
 from dataclasses import replace
+from inspect import signature
 
 import pytest
 import torch
@@ -71,3 +72,4 @@ def test_the_bounds_are_the_two_recursions(goal, horizon, monkeypatch):
     assert torch.equal(found.certainly_not(level), found.upper < level)
     assert torch.equal(found.certainly(float(found.lower[0, 20])), found.lower >= float(found.lower[0, 20]))
     assert horizon == 1 or bool(((found.upper > 0.05) & (found.upper < 0.95)).any())
+    assert signature(found.refined).parameters["cells"].default == 512

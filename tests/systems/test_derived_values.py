@@ -76,6 +76,14 @@ def jet(function, *box, second=True):
     return _curvature.ranges(tape, _curvature.box(low, high, second=second))[0]
 
 
+def test_what_is_not_known_on_some_boxes_of_a_choice_is_told():
+    """√y where x ≤ 0: not known on the second of two boxes, and not needed on the first."""
+    tape = read(lambda x, u: torch.where(x[..., :1] > 0, x[..., :1], torch.sqrt(x[..., 1:])).expand(x.shape), 2, 0)
+    low, high = np.array([[1.0, -1.0], [-2.0, -1.0]]), np.array([[2.0, 1.0], [-1.0, 1.0]])
+    found = _curvature.ranges(tape, _curvature.box(low, high, second=True))[0]
+    assert found.bad.tolist() == [False, True] and "sqrt" in found.why
+
+
 @pytest.mark.parametrize(
     ("function", "x", "kink"),
     [

@@ -161,6 +161,16 @@ def test_a_proposed_ellipsoid_of_any_size_is_rescaled_to_the_least_and_raised_by
     assert found[0] == pytest.approx(1.75 * second + 0.3 * 0.01 * second, rel=1e-8)
 
 
+@pytest.mark.parametrize(("fast", "holds"), [(0.8, True), (0.9, False)])
+def test_a_member_that_grows_along_one_axis_has_no_ellipsoid_of_the_rate(fast, holds):
+    """I − CCᵀ/λ is to be positive along every axis: f² < λ = 0.8."""
+    A = torch.diag_embed(tensor([[0.5, 0.1], [0.2, fast]]))
+    found = _checked(
+        A, torch.zeros(2, 2, 1).double(), AXES, 0.1, 0.8, torch.zeros(1, 2).double(), torch.eye(2).double()
+    )
+    assert (found is not None) == holds
+
+
 def test_a_flat_proposal_is_none():
     eye, flat = torch.eye(2).double()[None], torch.zeros(2, 2).double()
     assert _checked(0.5 * eye, 0.0 * eye, AXES, 0.1, 0.8, flat, flat) is None

@@ -20,6 +20,7 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets._containment import maximize_square
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, chi_square_radius
+from gpsafe.tube.core import sizes
 from gpsafe.tube.ensemble import _cells
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -259,6 +260,8 @@ def test_linear_tubes_are_their_plant_and_add_nothing():
         torch.equal(shared.A, local.A) and torch.equal(shared.B, local.B) and torch.equal(shared.mean[0], local.mean[0])
     )
     assert tube.remainder(x, u, torch.eye(2).double().expand(2, 2, 2), GAIN).tolist() == [[0.0, 0.0]] * 2
+    terms = sizes(tube, local, x.abs(), u, 0 * GAIN)  # all that there are: no 1 that depends on the units
+    torch.testing.assert_close(terms, local.mean.abs() + x.abs() @ plant.A.abs().mT + u.abs() @ plant.B.abs().mT)
     assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
     assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
     for bad in ({"mode": "both"}, {"half_axes": [0.2]}, {"half_axes": [0.2, -1e-9]}):

@@ -200,3 +200,28 @@ def test_noise_that_is_summed_is_kept_apart_and_scaled_at_each_step(monkeypatch)
         drawn = grown * (closed @ drawn @ closed.T + torch.diag(model.variance[0]))
         shape = grown * summed([sure, (1.0 + 0.5 * (k + 1)) ** 2 * drawn])
         torch.testing.assert_close(tube.shape[0, k + 1], shape, rtol=1e-11, atol=1e-14)
+
+
+@dataclass(frozen=True)
+class Boxed(Stated):
+    """With a remainder in two boxes, each of which gets an ellipsoid of its own."""
+
+    def boxes(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        rest = self.remainder(x, u, factor, gain)
+        return 0.25 * rest, 3.0 * rest
+
+
+def test_boxes_get_their_least_ellipsoids_the_first_with_the_rounding(monkeypatch):
+    """Q⁺ = (F Q Fᵀ ⊕ W ⊕ n diag(b₁ + ρ·sizes)² ⊕ n diag(b₂)²)(1 + ρ)², ρ = 0.01."""
+    monkeypatch.setattr(core, "ROUNDING", 0.01)
+    plain = stated(1, members=1, nu=1)
+    model, gain = Boxed(plain.A, plain.B, plain.c, plain.variance, plain.share), 0.3 * draw(10, 1, 2)
+    tube = propagate(model, draw(8, 2), draw(9, 3, 1), gain)
+    for k in range(3):
+        x, u, factor, closed = tube.center[:, k], tube.inputs[:, k], tube.factor[:, k], model.A[0] + model.B[0] @ gain
+        local, rest, carried = model.linearise(x, u), model.remainder(x, u, factor, gain)[0], closed @ factor[0]
+        reach = x.abs() + tube.reference[k].abs() + factor.abs().sum(-1)
+        size = sizes(model, local, reach, u, gain)[0] + carried.abs().sum(-1) + 3.25 * rest
+        boxes = [2 * torch.diag(side.square()) for side in (0.25 * rest + 0.01 * size, 3.0 * rest)]
+        shape = 1.01**2 * summed([carried @ carried.T, torch.diag(model.variance[0]), *boxes])
+        torch.testing.assert_close(tube.shape[0, k + 1], shape, rtol=1e-11, atol=1e-14)
