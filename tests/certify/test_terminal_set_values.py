@@ -10,7 +10,7 @@ from torch import Tensor
 from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
-from gpsafe.certify import CertificationProblem
+from gpsafe.certify import CertificationProblem, terminal_set
 from gpsafe.certify.invariant_set import _outline, invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
@@ -169,6 +169,15 @@ def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
     assert certify_invariance(case, REST, budget=found.cells).certified
     hopeless = certify_invariance(problem(contraction(0.21), terminal=box(1.0)), REST, budget=300)
     assert hopeless.verdict.outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_spent_budget_does_not_forget_what_the_inputs_may_exceed(monkeypatch):
+    """|u| ≤ 100 at u = 99.99 with a rounding of 1e-3 of both: more than what the last cells leave open."""
+    monkeypatch.setattr(terminal_set, "ROUNDING", 1e-3)
+    case = problem(contraction(1e-3, factor=0.9, noise=0.0), terminal=box(1.0), inputs=box(100.0))
+    found = certify_invariance(case, replace(REST, offset=tensor([99.99, 0.0])), budget=5)
+    assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.cells == 3
+    assert found.verdict.upper == pytest.approx(99.99 - 100 + 1e-3 * (99.99 + 100), rel=1e-9)
 
 
 def refine(case, law, region, hull, center, radius, scale, found: list[float]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import enclosure
-from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, jacobians, residual_reach
+from gpsafe.cost.enclosure import EMPTY, Enclosure, bend, closed_loop_range, enclose, grow, jacobians, residual_reach
 from gpsafe.cost.in_cell import InCell
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
@@ -155,6 +155,16 @@ def test_generations_are_intersected_once_each():
         assert torch.equal(getattr(picked, name), getattr(late, name)[1:])
     with pytest.raises(ValueError, match=r"Enclosure.refine: expected a confidence set that continues"):
         late.refine(make_case("1d", (20, 30)).confidence)
+
+
+def test_the_bend_is_half_the_curvature_whatever_its_entries():
+    class Flat(AffineKnown):
+        hessian_bound = torch.ones(2, 3, 3, dtype=torch.float64)
+
+    known = Flat(torch.eye(2).double(), draw(4, 2, 1), tensor([0.0, 0.0]))
+    policies = AffinePolicies(torch.zeros(1, 1), tensor([[[2.0, 0.0]]]), Box(-9 * torch.ones(1), 9 * torch.ones(1)))
+    loop = enclosure.around(policies, tensor([[0.1, 0.2]]), tensor([[0.3, 0.5]]))
+    torch.testing.assert_close(bend(known, loop), tensor([[[0.5 * (0.3 + 0.5 + 0.6) ** 2] * 2]]))
 
 
 @pytest.mark.parametrize("nu", [1, 2])

@@ -164,6 +164,9 @@ def test_wide_tubes_are_given_up_and_parked():
     tight = replace(free, limit=0.9 * max(width, float(sigma.max())))
     assert bool(tight.step(F, point).lost.all())
     assert not bool(replace(free, limit=1.1 * max(width, float(sigma.max()))).step(F, point).lost[0])
+    far = replace(point, factor=-20.0 * torch.ones(3, 2, 2).double())  # rays of noise count by their size
+    assert bool(replace(free, limit=10.0, width=1e-3).step(F, far).lost.all())
+    assert not bool(replace(free, limit=40.0, width=1e-3).step(F, far).lost[0])
 
 
 def test_the_bound_sums_its_charges_and_rounds_up():
@@ -252,6 +255,16 @@ def test_axes_may_widen_that_are_learned_or_bent_or_feel_the_input():
     assert (
         wide_axes(known, (1,)) == (1, 2, 3) and wide_axes(known, ()) == (2, 3) and wide_axes(known, (0,)) == (0, 2, 3)
     )
+
+    class Plain:
+        """x₁ + x₂ and x₂ + u, differentiated."""
+
+        hessian_bound = torch.zeros(2, 3, 3, dtype=torch.float64)
+
+        def __call__(self, x, u):
+            return torch.stack([x[..., 0] + x[..., 1], x[..., 1] + u[..., 0]], -1)
+
+    assert wide_axes(Plain(), ()) == (1,)
 
 
 def test_a_prior_of_unknown_curvature_is_refused():

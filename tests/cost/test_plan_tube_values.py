@@ -34,7 +34,9 @@ def bent_judge(fallbacks, **options) -> PlanTube:
 def test_a_step_is_its_formula(curved, tabulated):
     """Two plans that still follow their own laws, and two that follow their fallbacks; some saturate."""
     F, case = bent_pendulum()
-    tube = Zonotope(case.system.initial_state + 0.05 * draw(5, 4, 2), 0.05 * draw(6, 4, 2, 3))
+    tube = Zonotope(
+        case.system.initial_state + 0.05 * draw(5, 4, 2), 0.05 * draw(6, 4, 2, 3) * tensor([1.0, -1.0, 1.0])
+    )
     most, affine = case.system.input_box.upper - 0.02, saturating(case)
     affine.offset[0] = most - affine.gain[0] @ tube.center[2]
     region = Box(tensor([-1.0, -1.0, -1.0]), tensor([1.0, 1.0, 1.0]))

@@ -79,9 +79,19 @@ def jet(function, *box, second=True):
 def test_what_is_not_known_on_some_boxes_of_a_choice_is_told():
     """√y where x ≤ 0: not known on the second of two boxes, and not needed on the first."""
     tape = read(lambda x, u: torch.where(x[..., :1] > 0, x[..., :1], torch.sqrt(x[..., 1:])).expand(x.shape), 2, 0)
-    low, high = np.array([[1.0, -1.0], [-2.0, -1.0]]), np.array([[2.0, 1.0], [-1.0, 1.0]])
-    found = _curvature.ranges(tape, _curvature.box(low, high, second=True))[0]
+    low, high = np.array([[1.0, -1.0], [-2.0, -1.0], [-1.0, 1.0]]), np.array([[2.0, 1.0], [-1.0, 1.0], [1.0, 2.0]])
+    found = _curvature.ranges(tape, _curvature.box(low[:2], high[:2], second=True))[0]
     assert found.bad.tolist() == [False, True] and "sqrt" in found.why
+    found = _curvature.ranges(tape, _curvature.box(low, high, second=True))[0]  # and a choice that is open on a third
+    assert found.bad.tolist() == [False, True, True]
+
+
+def test_squares_of_what_changes_its_sign_are_not_negative():
+    a = Interval(np.array([[-1.0, 2.0]]), np.array([[3.0, 4.0]]))
+    own, other = _curvature._outer(a, a, same=True), _curvature._outer(a, a, same=False)
+    np.testing.assert_allclose(own.low[0], [[0.0, -4.0], [-4.0, 4.0]], rtol=1e-12)
+    np.testing.assert_allclose(other.low[0], [[-3.0, -4.0], [-4.0, 4.0]], rtol=1e-12)
+    np.testing.assert_allclose(own.high[0], [[9.0, 12.0], [12.0, 16.0]], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
