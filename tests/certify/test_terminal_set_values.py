@@ -11,7 +11,7 @@ from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem, terminal_set
-from gpsafe.certify.invariant_set import _outline, invariant_polytope
+from gpsafe.certify.invariant_set import EXACT, _outline, invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -293,6 +293,9 @@ def test_outlines_are_drawn_of_sets_that_are_not_thin():
     for half, drawn in ((1e-7, False), (1e-5, True)):
         thin = Polytope.of_box(Box(tensor([-1.0, -half]), tensor([1.0, half])))
         assert (_outline(thin) is not None) == drawn
+    for dim, drawn in ((1, False), (2, True), (EXACT, True), (EXACT + 1, False)):  # nor of what takes qhull long
+        cube = Polytope.of_box(Box([-1.0] * dim, [1.0] * dim))
+        assert (_outline(cube) is not None) == drawn
 
 
 def test_laws_and_hulls_to_the_letter():

@@ -22,7 +22,7 @@ from gpsafe.rkhs.functions import RKHSFunction, random_function
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_pendulum
-from gpsafe.tube import Constants, KollerTube, propagate
+from gpsafe.tube import Constants, KollerTube, chi_square_radius, propagate
 
 GAIN = torch.tensor([[-3.0, -0.6]], dtype=torch.float64)
 START = torch.tensor([0.3, -0.5], dtype=torch.float64)
@@ -170,6 +170,14 @@ def _beyond(tube: KollerTube, truth: list[RKHSFunction], seed: int, size: float)
     plant = tube.model.prior(z[:, :2], z[:, 2:]) + torch.stack([f(z) for f in truth], -1)
     linear = local.mean + e @ (local.A + local.B @ gain)[0].mT
     return float(((plant - linear).abs() - rest).max())
+
+
+def test_the_noise_of_a_plan_is_that_of_all_noisy_states():
+    model = affine_confidence(0, 5).model
+    noisy = ConfidenceSet(Constant(value=2.0)).update(replace(model, noise_std=torch.tensor([0.1, 0.3]).double()))
+    local = KollerTube(noisy, 3, 0.1).linearise(draw(1, 1, 2), draw(2, 1, 1))
+    radius = chi_square_radius(2, 0.1, 3)
+    torch.testing.assert_close(local.variance[0], radius**2 * torch.tensor([0.01, 0.09]).double())
 
 
 class Bent(AffineKnown):

@@ -42,6 +42,7 @@ def test_every_member_is_the_path_of_one_function_under_the_same_inputs():
             x = reference_pendulum().known(x, u) + model.embed(value)
             torch.testing.assert_close(found.center[b, :, k + 1], x, rtol=1e-10, atol=1e-10)
     local, step = tube.linearise(found.center[:, :, 1], inputs[1]), 1e-6
+    torch.testing.assert_close(local.mean, tube.mean(found.center[:, :, 1], inputs[1]), rtol=1e-12, atol=1e-12)
     for i in range(2):
         moved = step * torch.eye(2).double()[i]
         up, down = (tube.mean(found.center[:, :, 1] + s * moved, inputs[1]) for s in (1, -1))

@@ -57,6 +57,16 @@ def test_remainders_of_flat_sections_are_the_least_of_their_forms(size):
     assert float(found[1]) >= float(total[1]) * (1 - 1e-13)
 
 
+def test_remainders_of_several_sections_are_each_ones():
+    tube, generator = gp_tube(), torch.Generator().manual_seed(5)
+    x, u = X + 0.1 * torch.randn(3, 1, 2, dtype=torch.float64, generator=generator), U.expand(3, 1, 1)
+    factor = 0.1 * torch.randn(3, 1, 2, 4, dtype=torch.float64, generator=generator)
+    found = tube.remainder(x, u, factor, GAIN)
+    assert found.shape == (3, 1, 2)
+    for b in range(3):
+        torch.testing.assert_close(found[b], tube.remainder(x[b], u[b], factor[b], GAIN), rtol=1e-9, atol=1e-13)
+
+
 def test_each_form_is_the_least_somewhere():
     tube, forms = gp_tube(), set()
     for x in (X, tensor([[1.1, 5.5]]), tensor([[0.0, 0.0]])):
