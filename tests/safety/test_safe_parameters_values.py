@@ -105,6 +105,12 @@ def test_every_decision_is_that_of_a_loop(seed):
     assert torch.equal(found.theta, theta) and grown.radius.shape == grown.theta.shape
 
 
+@pytest.mark.parametrize(("count", "shown", "more"), [(20, 20, None), (23, 20, "and 3 more")])
+def test_notebooks_show_twenty_members(count, shown, more):
+    told = SafeParameters.initial(torch.arange(2.0 * count).double().reshape(count, 2), budget=0.2)._repr_html_()
+    assert told.count("<td>given</td>") == shown and (more in told if more else "more" not in told)
+
+
 def test_members_are_as_they_were_given():
     safe = start()
     assert len(safe) == 2 and bool(safe.values.isnan().all()) and not bool(safe.radius.any())

@@ -256,6 +256,9 @@ def test_it_says_what_it_assumes_and_refuses_what_has_no_constants():
     rough = GP.create(kernels.matern(0.5, 1.0), 0.01, nx=2, nu=1, noise_std=0.1, prior=reference_pendulum().known)
     with pytest.raises(ValueError, match="Matérn 3/2"):
         KollerTube(ConfidenceSet(Constant(value=2.0)).update(rough), 4, 0.1)
+    plain = GP.create(kernels.linear(1.0), 0.01, nx=2, nu=1, noise_std=0.1, prior=reference_pendulum().known)
+    with pytest.raises(ValueError, match="Matérn 3/2"):
+        KollerTube(ConfidenceSet(Constant(value=2.0)).update(plain), 4, 0.1)
 
 
 @pytest.mark.slow

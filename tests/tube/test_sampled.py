@@ -74,6 +74,12 @@ def test_the_ball_asks_for_numbers_that_nobody_draws():
         sampled_count(1.0, 0.0, 0.1)
 
 
+@pytest.mark.parametrize("samples", [0, 2.5])
+def test_numbers_of_samples_that_are_none_are_refused(samples):
+    with pytest.raises(ValueError, match=r"SampledTube: expected .*samples"):
+        SampledTube(gp_confidence(60).model, samples, generator(), 3, 0.1)
+
+
 def highest(tube: SampledTube, x0: torch.Tensor, inputs: torch.Tensor) -> float:
     return float(propagate(tube, x0, inputs, torch.zeros(1, 1).double()).center[:, -1].max())
 

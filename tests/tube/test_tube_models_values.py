@@ -67,6 +67,14 @@ def test_remainders_of_several_sections_are_each_ones():
         torch.testing.assert_close(found[b], tube.remainder(x[b], u[b], factor[b], GAIN), rtol=1e-9, atol=1e-13)
 
 
+def test_the_noise_of_a_plan_has_the_dimensions_that_are_noisy():
+    tube = gp_tube()
+    assert tube.model.noise_std.tolist()[0] > 0
+    still = ConfidenceSet(tube.confidence.bound).update(replace(tube.model, noise_std=tensor([0.0, 0.2])))
+    variance = GPTube(still, 7, 0.02).linearise(X, U).variance[0]
+    assert variance.tolist() == pytest.approx([0.0, (0.2 * chi_square_radius(1, 0.02, 7)) ** 2], rel=1e-12)
+
+
 def test_each_form_is_the_least_somewhere():
     tube, forms = gp_tube(), set()
     for x in (X, tensor([[1.1, 5.5]]), tensor([[0.0, 0.0]])):
