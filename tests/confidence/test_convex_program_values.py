@@ -165,6 +165,9 @@ def test_golden_sections_close_in_on_the_best_multiplier():
         value, at = p._golden(target - 0.7, target + 1.3, side, sign, 18)
         assert bool(((at.log() - target).abs() < 3 * 2.0 * 0.6181**18 + 1e-3).all())
         torch.testing.assert_close(sign * value, p.dual(at)[side], rtol=0, atol=1e-15)
+        for start in (target - 0.7, target - 0.4, target - 1.0):  # whichever of the last two points is the better one
+            best, place = p._golden(start, start + 2.0, side, sign, 2)
+            torch.testing.assert_close(best, sign * p.dual(place)[side], rtol=1e-13, atol=0)
         coarse = p._golden(target - 0.7, target + 1.3, side, sign, 4)[1]
         assert bool(((coarse.log() - target).abs() < 2.0 * 0.6181**4).all())
 

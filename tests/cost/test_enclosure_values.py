@@ -201,6 +201,10 @@ def test_boxes_of_gradients_are_those_of_the_closed_loop_with_the_slope_of_the_m
                     most = min(float(found.high[p, n, 0]) + error, value + half)
                 assert float(found.inner[0][p, n, i]) == pytest.approx(c[i] - reach + least, rel=1e-12, abs=1e-13)
                 assert float(found.inner[1][p, n, i]) == pytest.approx(c[i] + reach + most, rel=1e-12, abs=1e-13)
+    for name, end, free in (("low", 0, -math.inf), ("high", 1, math.inf)):  # an end that is lost says nothing
+        lost = replace(bare, **{name: math.nan * bare.low})._narrowed(F).inner
+        assert bool((lost[end][..., 1] == free).all()) and bool(torch.isfinite(lost[1 - end]).all())
+        assert bool(torch.isfinite(lost[end][..., 0]).all())
     outer, moved = replace(found, inner=None).boxes(), 0.1 * draw(9, 2, 5, 2)
     low, high = replace(found, inner=(outer[0] + moved, outer[1] + moved.flip(0))).boxes()
     torch.testing.assert_close(low, outer[0] + moved.clamp_min(0.0), rtol=0, atol=1e-15)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpsafe.sets import Box
-from gpsafe.systems import DerivedCost, _curvature, _interval, derived
+from gpsafe.systems import DerivedCost, _curvature, _interval, _tape, derived
 from gpsafe.systems._interval import SMOOTH, Interval, outward, power
 from gpsafe.systems._trace import read
 
@@ -84,6 +84,18 @@ def test_what_is_not_known_on_some_boxes_of_a_choice_is_told():
     assert found.bad.tolist() == [False, True] and "sqrt" in found.why
     found = _curvature.ranges(tape, _curvature.box(low, high, second=True))[0]  # and a choice that is open on a third
     assert found.bad.tolist() == [False, True, True]
+
+
+def test_equal_is_what_is_one_number_on_both_sides():
+    """[1, 1] against itself is; [1, 2] and [0, 1] may be; [2, 3] is not."""
+    one, others = (
+        (np.ones((4, 1)),) * 2,
+        (np.array([[1.0], [1.0], [0.0], [2.0]]), np.array([[1.0], [2.0], [1.0], [3.0]])),
+    )
+    a, b = (_curvature.box(*ends, second=False)[0] for ends in (one, others))
+    for pair in ((a, b), (b, a)):
+        found = _curvature._compared(_tape.EQUAL, *pair, False).value
+        assert found.low.tolist() == [1.0, 0.0, 0.0, 0.0] and found.high.tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_squares_of_what_changes_its_sign_are_not_negative():

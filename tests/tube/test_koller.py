@@ -172,6 +172,16 @@ def _beyond(tube: KollerTube, truth: list[RKHSFunction], seed: int, size: float)
     return float(((plant - linear).abs() - rest).max())
 
 
+@pytest.mark.parametrize("form", ["mean", "known"])
+def test_several_points_are_linearised_as_each_alone(form):
+    tube, x, u = KollerTube(affine_confidence(0, 7), 3, 0.1, form), draw(1, 3, 1, 2), draw(2, 3, 1, 1)
+    local = tube.linearise(x, u)
+    for b in range(3):
+        own = tube.linearise(x[b], u[b])
+        for name in ("mean", "A", "B", "variance"):
+            torch.testing.assert_close(getattr(local, name)[b], getattr(own, name), rtol=1e-9, atol=1e-12)
+
+
 def test_the_noise_of_a_plan_is_that_of_all_noisy_states():
     model = affine_confidence(0, 5).model
     noisy = ConfidenceSet(Constant(value=2.0)).update(replace(model, noise_std=torch.tensor([0.1, 0.3]).double()))

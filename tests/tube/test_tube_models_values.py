@@ -65,6 +65,11 @@ def test_remainders_of_several_sections_are_each_ones():
     assert found.shape == (3, 1, 2)
     for b in range(3):
         torch.testing.assert_close(found[b], tube.remainder(x[b], u[b], factor[b], GAIN), rtol=1e-9, atol=1e-13)
+    local = tube.linearise(x, u)
+    for b in range(3):
+        own = tube.linearise(x[b], u[b])
+        for name in ("mean", "A", "B", "variance"):
+            torch.testing.assert_close(getattr(local, name)[b], getattr(own, name), rtol=1e-9, atol=1e-13)
 
 
 def test_the_noise_of_a_plan_has_the_dimensions_that_are_noisy():
