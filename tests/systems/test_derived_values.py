@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,14 @@ def test_what_is_not_known_on_some_boxes_of_a_choice_is_told():
     assert found.bad.tolist() == [False, True] and "sqrt" in found.why
     found = _curvature.ranges(tape, _curvature.box(low, high, second=True))[0]  # and a choice that is open on a third
     assert found.bad.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("ends", [(-2.0, -1.0), (1.0, 2.0), (-1.0, 2.0), (-2.0, 1.0)])
+def test_where_a_derivative_turns_counts_inside_alone(ends):
+    """tanh′ is 1 at 0, and falls on either side."""
+    found, slopes = SMOOTH["tanh"].over(1, interval(*ends)), [1 - math.tanh(end) ** 2 for end in ends]
+    top = 1.0 if ends[0] < 0 < ends[1] else max(slopes)
+    assert (found.low, found.high) == (pytest.approx(min(slopes), rel=1e-9), pytest.approx(top, rel=1e-9))
 
 
 def test_equal_is_what_is_one_number_on_both_sides():

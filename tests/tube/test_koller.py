@@ -254,6 +254,20 @@ def test_derived_constants_bound_slopes_of_the_mean_and_differences_of_the_devia
     assert torch.allclose(used.value, 1.5 * used.std)
 
 
+def test_derived_constants_are_their_formulas():
+    """‖μ‖√(k⁗(0))/ℓ², √(−κ″(0))/ℓ and B times that, for the least length-scale: κ⁗(0) = 3 and 25, −κ″(0) = 1 and 5/3."""
+    model = affine_confidence(0, 9).model
+    found = Constants.of(ConfidenceSet(Mixture(rkhs_norm=(1.5, 2.5), subgaussian=0.1, delta=0.1)).update(model))
+    parts, up = zip((0.2, 3.0, 1.0, 0.8), (0.1, 25.0, 5 / 3, 0.9), strict=True), 1 + 1e-12
+    variance, fourth, second, scale = (torch.tensor(v, dtype=torch.float64) for v in parts)
+    std = (variance * second).sqrt() / scale * up
+    torch.testing.assert_close(
+        found.slope, model.posterior_norm() * (variance * fourth).sqrt() / scale**2 * up, rtol=1e-14, atol=0
+    )
+    torch.testing.assert_close(found.std, std, rtol=1e-14, atol=0)
+    torch.testing.assert_close(found.value, std * torch.tensor([1.5, 2.5]).double(), rtol=1e-14, atol=0)
+
+
 def test_it_says_what_it_assumes_and_refuses_what_has_no_constants():
     confidence = gp_confidence(60)
     kinds = {entry.kind for entry in KollerTube(confidence, 4, 0.1).assumptions}
