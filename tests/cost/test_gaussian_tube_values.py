@@ -186,6 +186,7 @@ def test_the_bound_sums_its_charges_and_rounds_up():
     limit = float(total.sort().values[:2].mean())
     cut = replace(bound, give_up=limit).upper(F, policies)
     torch.testing.assert_close(cut, torch.where(total <= limit, found, 4.0), rtol=1e-9, atol=0)
+    assert replace(bound, give_up=limit).evaluate(F, policies).vacuous.tolist() == (total > limit).tolist()
 
 
 def test_only_half_space_costs_have_tails():

@@ -117,7 +117,7 @@ def test_members_are_as_they_were_given():
     assert [(w.episode, w.rule) for w in safe.witnesses] == [(0, "given")] * 2
     grown = safe.add(rows([0.1, 3.0]), rows(0.2), episode=3, bound="b", rule="lipschitz", neighbours=torch.tensor([1]))
     assert grown.values[2:].tolist() == [0.2] and grown.witnesses[2].neighbour == 1  # the budget itself is within
-    for bad in (0.2 + 1e-12, math.nan, math.inf):
+    for bad in (0.2 + 1e-12, math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=r"values <= 0\.2"):
             safe.add(rows([0.1, 3.0], [0.2, 3.0]), rows(0.1, bad), episode=3, bound="b", rule="bound")
     _, plain = admit(safe, rows([0.9, 3.0]), planted, family=FAMILY, episode=1, bound="b")

@@ -76,6 +76,11 @@ def test_the_noise_of_a_plan_has_the_dimensions_that_are_noisy():
     tube = gp_tube()
     assert tube.model.noise_std.tolist()[0] > 0
     still = ConfidenceSet(tube.confidence.bound).update(replace(tube.model, noise_std=tensor([0.0, 0.2])))
+    growth = GPTube(still, 7, 0.02, noise="sums").growth
+    assert growth is not None
+    for k, dim in ((1, 1), (2, 2), (7, 2)):  # sums of k noises have min(nx, k) dimensions
+        exact = chi_square_radius(dim, 0.02, 7) / chi_square_radius(1, 0.02, 7) * (1 + 1e-14)
+        assert growth(k) == pytest.approx(exact, rel=4e-16, abs=0)
     variance = GPTube(still, 7, 0.02).linearise(X, U).variance[0]
     assert variance.tolist() == pytest.approx([0.0, (0.2 * chi_square_radius(1, 0.02, 7)) ** 2], rel=1e-12)
 
