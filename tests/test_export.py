@@ -453,6 +453,14 @@ def test_the_document_names_every_field(kind):
     assert len(DOCUMENT.read_text().splitlines()) <= 260
 
 
+class OtherTube(LinearTube):
+    """What it does beside A, B and c the format cannot say."""
+
+
+class OtherPlant(AffineKnown):
+    """As `OtherTube`."""
+
+
 def test_what_the_format_cannot_say_is_refused():
     z, gp = vector(0.0, 0.0), posterior()
     refused: list[tuple[Callable[[], str], str]] = [
@@ -473,9 +481,15 @@ def test_what_the_format_cannot_say_is_refused():
     narrow = replace(base, model=LinearTube(base.model.plant, base.model.half_axes, mode="paper"))  # type: ignore[attr-defined]
     paper = judge(narrow, vector(0.2, 0.1), vector(0.0), plan(*[-0.1] * 8))
     loud = certify_invariance(replace(problem, terminal=problem.states), sure.law)
+    held = judge(base, vector(0.2, 0.1), vector(0.0), plan(*[-0.1] * 8))
+    tube, plant = base.model, base.model.plant  # type: ignore[attr-defined]
+    others = [OtherTube(plant, tube.half_axes), LinearTube(OtherPlant(plant.A, plant.B, plant.c), tube.half_axes)]  # type: ignore[attr-defined]
+    foreign = [replace(held, problem=replace(base, model=model)) for model in others]
     refused += [
         (lambda: export_plan(lost), "certificate that holds"),
         (lambda: export_plan(paper), "LinearTube"),
+        (lambda: export_plan(foreign[0]), "LinearTube of an AffineKnown in sound mode, got OtherTube"),
+        (lambda: export_plan(foreign[1]), "LinearTube of an AffineKnown in sound mode, got LinearTube"),
         (lambda: export_invariance(loud), "invariance that holds"),
     ]
     for ask, message in refused:

@@ -94,7 +94,7 @@ def betting_upper(samples: Tensor, delta: float) -> Tensor:
 
     A fixed bet θ = λ(1 − m) is the wealth of Waudby-Smith & Ramdas (2024) with a constant fraction; a predictable one, which
     learns from earlier samples, would not be monotone in them. θ = 1 is the best bet on costs that are never near 1, and gives
-    1 − (δ Π 1/(1 − X_i))^{1/N}; smaller ones serve larger deviations, down to √(ln(1/δ)/N).
+    1 − (δ Π (1 − X_i))^{1/N}; smaller ones serve larger deviations, down to √(ln(1/δ)/N).
 
     *Rounding.* The crossing is bracketed from above; capital within 1e-9 of the threshold does not count as above. Rows with a
     sample outside [0, 1] get 1.

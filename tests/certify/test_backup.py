@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from gpsafe.certify import certified_backup
+from gpsafe.certify.backup import SHARE, _parallelotope
 from gpsafe.certify.terminal_set import Invariance
+from gpsafe.linalg import vector
+from gpsafe.sets import Box, Polytope
 from gpsafe.systems import SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.verdict import Outcome
 
@@ -42,6 +45,16 @@ def test_the_pendulums_backup_keeps_a_set_that_holds_most_published_starts():
     assert bool(plant.state_box.contains(found.region.vertices()).all())
     assert any("error of the input" in told for told in found.assumptions)
     assert pressed(plant, found, steps=200) <= 1e-9
+
+
+def test_a_proposed_parallelotope_is_a_share_of_the_largest():
+    """Along the axes of |x₁| ≤ 1, |x₂| ≤ 0.6 about (0.1, −0.2), in whatever units its edges come."""
+    room = Polytope.of_box(Box([-1.0, -0.6], [1.0, 0.6]))
+    for edges in (torch.eye(2), torch.diag(torch.tensor([2.0, -3.0]))):
+        found = _parallelotope(edges.double(), vector(0.1, -0.2), room)
+        reach = found.support(room.H) - room.H @ vector(0.1, -0.2)
+        torch.testing.assert_close(reach, SHARE * vector(0.9, 0.4, 0.9, 0.4), rtol=1e-6, atol=0)
+    assert 0.9 < SHARE < 1
 
 
 def test_in_the_certified_set_the_law_is_the_plants_backup():

@@ -10,8 +10,8 @@ from torch import Tensor
 from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
-from gpsafe.certify import CertificationProblem
-from gpsafe.certify.invariant_set import invariant_polytope
+from gpsafe.certify import CertificationProblem, terminal_set
+from gpsafe.certify.invariant_set import EXACT, _outline, invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -171,6 +171,15 @@ def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
     assert hopeless.verdict.outcome is Outcome.INCONCLUSIVE
 
 
+def test_a_spent_budget_does_not_forget_what_the_inputs_may_exceed(monkeypatch):
+    """|u| ≤ 100 at u = 99.99 with a rounding of 1e-3 of both: more than what the last cells leave open."""
+    monkeypatch.setattr(terminal_set, "ROUNDING", 1e-3)
+    case = problem(contraction(1e-3, factor=0.9, noise=0.0), terminal=box(1.0), inputs=box(100.0))
+    found = certify_invariance(case, replace(REST, offset=tensor([99.99, 0.0])), budget=5)
+    assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.cells == 3
+    assert found.verdict.upper == pytest.approx(99.99 - 100 + 1e-3 * (99.99 + 100), rel=1e-9)
+
+
 def refine(case, law, region, hull, center, radius, scale, found: list[float]) -> None:
     """Cell by cell: those that meet S by a linear program, halved until they hold."""
     cell = Polytope.of_box(Box(center - radius, center + radius))
@@ -266,6 +275,11 @@ def test_rows_of_a_proposed_set_are_stricter_by_the_margin_once_for_each_step():
         reach = found.support(tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         torch.testing.assert_close(reach, tensor([0.95, 0.95, 0.3, 0.5]), rtol=1e-12, atol=0)
         assert found.rows == 4
+    sloped = Polytope(
+        tensor([[3.0, 4.0], [3.0, -4.0], [-1.0, 0.0]]), tensor([5.0, 5.0, 1.0])
+    )  # rows of length 5, 5 and 1
+    found = invariant_polytope(0.0 * F, tensor([0.0, 0.0]), sloped, noise, margin=0.05)
+    torch.testing.assert_close(found.support(sloped.H), tensor([4.75, 4.75, 0.95]), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="a non-empty invariant set"):
         invariant_polytope(F, tensor([0.0, 0.0]), box(0.1), noise, margin=0.05)
     for change, message in (({"margin": 0.0}, "margin > 0"), ({"iterations": 0}, "iterations")):
@@ -273,6 +287,15 @@ def test_rows_of_a_proposed_set_are_stricter_by_the_margin_once_for_each_step():
             invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, **change)
     with pytest.raises(ValueError, match="convergence within 1 iterations"):
         invariant_polytope(F, tensor([0.0, 0.0]), box(1.0), noise, iterations=1)
+
+
+def test_outlines_are_drawn_of_sets_that_are_not_thin():
+    for half, drawn in ((1e-7, False), (1e-5, True)):
+        thin = Polytope.of_box(Box(tensor([-1.0, -half]), tensor([1.0, half])))
+        assert (_outline(thin) is not None) == drawn
+    for dim, drawn in ((1, False), (2, True), (EXACT, True), (EXACT + 1, False)):  # nor of what takes qhull long
+        cube = Polytope.of_box(Box([-1.0] * dim, [1.0] * dim))
+        assert (_outline(cube) is not None) == drawn
 
 
 def test_laws_and_hulls_to_the_letter():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence import AbbasiYadkori, ActSafeForm, ChowdhuryGopalan, Constant, Fiedler, Mixture, Srinivas
 from gpsafe.models import GP, LowRankGP
 from gpsafe.rkhs import kernels
@@ -173,6 +174,16 @@ def test_a_theorem_covers_its_models_and_refuses_the_others(case):
     anyway = replace(bound, unchecked=True)
     assert bool((anyway.beta(posterior) > 0).all())
     assert len(anyway.assumptions(posterior)) == len(bound.assumptions(posterior)) + 1
+
+
+def test_known_noise_scales_are_an_assumption_of_their_own():
+    posterior = model(0.3, 0.3)
+    scaled = model(0.3, 0.3, count=0).condition_on(
+        posterior.inputs, posterior.targets, noise_scale=torch.linspace(1, 2, COUNT).double()
+    )
+    bound = Mixture(**ASSUMED)
+    plain = bound.assumptions(posterior)
+    assert bound.assumptions(scaled) == (*plain, Assumption.NOISE_SCALES())
 
 
 def test_srinivas_compares_itself_with_the_mixture_bound_at_its_own_share_of_delta():

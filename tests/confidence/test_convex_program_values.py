@@ -2,8 +2,10 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 
@@ -163,6 +165,9 @@ def test_golden_sections_close_in_on_the_best_multiplier():
         value, at = p._golden(target - 0.7, target + 1.3, side, sign, 18)
         assert bool(((at.log() - target).abs() < 3 * 2.0 * 0.6181**18 + 1e-3).all())
         torch.testing.assert_close(sign * value, p.dual(at)[side], rtol=0, atol=1e-15)
+        for start in (target - 0.7, target - 0.4, target - 1.0):  # whichever of the last two points is the better one
+            best, place = p._golden(start, start + 2.0, side, sign, 2)
+            torch.testing.assert_close(best, sign * p.dual(place)[side], rtol=1e-13, atol=0)
         coarse = p._golden(target - 0.7, target + 1.3, side, sign, 4)[1]
         assert bool(((coarse.log() - target).abs() < 2.0 * 0.6181**4).all())
 
@@ -283,3 +288,14 @@ def test_a_search_that_fails_leaves_the_mixture_and_the_ball(monkeypatch):
 
 def test_numbers_of_a_solver_are_floats_or_nothing():
     assert math.isnan(_number(None)) and _number([[2.5]]) == 2.5 and _number(3) == 3.0
+
+
+@pytest.mark.parametrize(("fit", "size", "eta"), [(2.0, 3.0, 0.75), (0.0, 3.0, math.inf), (-1e-9, 3.0, math.inf)])
+def test_the_proposed_ratio_of_multipliers_is_infinite_where_the_fit_costs_nothing(fit, size, eta):
+    """η = ρ_norm R_n/(ρ_fit B) with R_n = 2 and B = 4."""
+    one = object.__new__(Proposer)
+    one._roots, one._radius, one._norm = np.ones(2), 2.0, 4.0
+    one._slope, one._rest = SimpleNamespace(), SimpleNamespace()  # type: ignore[assignment]
+    one._fit, one._size = SimpleNamespace(dual_value=fit), SimpleNamespace(dual_value=size)  # type: ignore[assignment]
+    one.problem = SimpleNamespace(value=5.0, solve=lambda **_: None)  # type: ignore[assignment]
+    assert one.optimum(torch.zeros(2).double(), torch.tensor(1.0), -1.0) == (-5.0, eta)

@@ -179,15 +179,19 @@ def test_a_linear_objective_needs_one_round_and_leaves_other_outputs_alone():
     assert float(weights @ found[0](z)) == seen[1] > seen[0]
 
 
+@pytest.mark.parametrize(("seed", "limit", "beta"), [(3, 6.0, 4.0), (3, 4.0, 4.0), (5, 2.9, 2.0)])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_the_search_sees_the_values_that_members_have(scaled):
-    """In eigenvectors of the Gram matrix, all ρ at once, against one linear system for each ρ."""
-    g = torch.Generator().manual_seed(3)
+def test_the_search_sees_the_values_that_members_have(scaled, seed, limit, beta):
+    """In eigenvectors of the Gram matrix, all ρ at once, against one linear system for each ρ.
+
+    The ellipsoid alone decides, or the ball as well, or they do not meet on the line of many ρ.
+    """
+    g = torch.Generator().manual_seed(seed)
     z, y = torch.rand(12, 2, dtype=torch.float64, generator=g), torch.randn(12, 1, dtype=torch.float64, generator=g)
     scale = 1.0 + torch.rand(12, dtype=torch.float64, generator=g) if scaled else None
     model = GP.create(KERNEL, 0.04, nx=1, nu=1, noise_std=0.1, mode="theory").condition_on(z, y, noise_scale=scale)
-    family = _Family(model, 0, z[:2] + 0.3, torch.tensor([1.0, -0.4], dtype=torch.float64), 6.0, 4.0)
-    ratios = torch.logspace(-6, 6, 13, dtype=torch.float64)
+    family = _Family(model, 0, z[:2] + 0.3, torch.tensor([1.0, -0.4], dtype=torch.float64), limit, beta)
+    ratios = torch.logspace(-6, 6, 61, dtype=torch.float64)
     expected = torch.tensor([family.best(float(r))[0] for r in ratios], dtype=torch.float64)
     assert int(expected.isfinite().sum()) > 0
     torch.testing.assert_close(family.values()(ratios), expected, rtol=1e-8, atol=1e-8)

@@ -71,6 +71,24 @@ def test_ends_are_those_of_the_convex_program(correlation):
         assert float(low[i]) == pytest.approx(ends[0], abs=2e-4) and float(high[i]) == pytest.approx(ends[1], abs=2e-4)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_two_outputs_have_each_its_own_kernel_norm_and_energy(correlation):
+    family, y = [kernels.rbf([0.3, 1.0]), kernels.matern(2.5, [0.5, 1.0], 0.7)], 0.5 * normal(1, 7, 2)
+    x, z = uniform(2, 7, 1), vector(0.05, 0.5, 1.3).unsqueeze(-1)
+
+    def ends(outputs: list[int]) -> torch.Tensor:
+        prior = GP.create([family[j] for j in outputs], 0.05, nx=2, nu=0, noise_std=0.1, outputs=outputs, mode="theory")
+        norms, energies = (torch.tensor(v, dtype=torch.float64)[outputs] for v in ((2.0, 3.0), (1.0, 1.5)))
+        bound = bound_of("energy", rkhs_norm=norms, subgaussian=energies, correlation=correlation)
+        model = prior.condition_on(torch.cat([x, 0 * x], 1), y[:, outputs])
+        return torch.stack(bound.interval(model, torch.cat([z, 0 * z], 1)))
+
+    both = ends([0, 1])
+    assert bool(torch.isfinite(both).all())
+    for j in range(2):
+        torch.testing.assert_close(both[..., j], ends([j])[..., 0], rtol=1e-9, atol=1e-12)
+
+
 def test_energies_by_hand():
     log = math.log(20.0)
     energy = {kind: float(bound_of(kind).energy(5, 0.3 * ONE, log)) for kind in KINDS}

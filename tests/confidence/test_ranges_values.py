@@ -214,9 +214,8 @@ def test_without_data_ranges_are_the_prior_of_each_output(loud):
     half = (np.array([1.5, 2.5]) * np.sqrt(variance) + np.array([0.25, 0.5])) * (1 + 1e-9)
     same(ranges.band(confidence_of(Padded(100.0), model), box).upper[0], half, 1e-13)
     lost = ranges.std(model, (box[0], torch.tensor([[1.0, -1.0, 1.0]], dtype=torch.float64)))
-    assert lost.upper.tolist() == [[math.inf] * 2] and bool(
-        lost.attained_low.isnan().all() and lost.argmin.isnan().all()
-    )
+    assert lost.lower.tolist() == [[-math.inf] * 2] and lost.upper.tolist() == [[math.inf] * 2]
+    assert bool(lost.attained_low.isnan().all() and lost.argmin.isnan().all())
     grown = confidence_of(Padded(100.0), model, pair())
     same(ranges.band(grown, box).upper, ranges.band(confidence_of(Padded(100.0), pair()), box).upper)
 

@@ -146,8 +146,14 @@ def test_points_leave_where_the_band_ends_outside_by_more_than_rounding():
         edge = center[0] + shift * 1e-9 * (1 + abs(center[0]))
         assert bool(regions._leaves(confidence, point, Box([2 * center[0] - edge, -99.0], [99.0, 99.0]))) is False
         assert bool(regions._leaves(confidence, point, Box([edge, -99.0], [99.0, 99.0]))) == leaves
-    empty = between(model, 0.5, -0.25)
-    assert not bool(regions._leaves(empty, z, Box([-1e-3] * 2, [1e-3] * 2)).any())
+
+    def parted(z: Tensor) -> tuple[Tensor, Tensor]:
+        """Empty at every second point: nothing is known to leave from there."""
+        return 0 * z[..., :1] + torch.tensor([[0.5], [-0.25]]).double(), 0 * z[..., :1] + torch.tensor([[-0.25], [0.5]])
+
+    half = cast(ConfidenceSet, SimpleNamespace(model=model, bounds=parted))
+    found = regions._leaves(half, z, Box([-1e-3] * 2, [1e-3] * 2))
+    assert found.tolist() == [[False, True]] * 3
 
 
 class Padded(Mixture):
@@ -253,6 +259,27 @@ def test_halving_of_many_boxes_is_halving_one_by_one(pieces, grow, monkeypatch):
         counts.append(used)
     assert found.yes.any() and found.no.any() and (pieces > 1 or bool((~(found.yes | found.no)).any()))
     assert pieces == 1 or max(counts) > 4
+
+
+def test_the_next_state_grows_by_the_rounding_at_each_of_its_ends(monkeypatch):
+    """X ends where the grown next state does, on either side of 0; a hair less at one end is no longer enough."""
+    monkeypatch.setattr(regions, "GROW", 0.01)
+    monkeypatch.setattr(ranges, "band", fake_band)
+    confidence, known = between(confidence_of(Curved()).model, -0.1, 0.1), Curved()
+    for start, sign in ((0.9, 1.0), (-0.9, -1.0)):
+        low = torch.full((1, 3), start, dtype=torch.float64)
+        high = low + torch.tensor([[0.01, 0.02, 0.03]], dtype=torch.float64)
+        band = fake_band(confidence, (low, high), tol=0.1, cells=256)
+        middle, half = regions._known_over(confidence.model, known, low, high)
+        least, most = (middle - half)[0].tolist(), (middle + half)[0].tolist()
+        least[1], most[1] = least[1] + float(band.lower), most[1] + float(band.upper)
+        assert all(sign * v > 0.1 for v in (*least, *most))
+        ends = [v - 0.01 * (1 + abs(v)) for v in least] + [v + 0.01 * (1 + abs(v)) for v in most]
+        for moved in (None, 0, 1, 2, 3):
+            by = [(-1e-9 if i < 2 else 1e-9) * (-1 if i == moved else 1) for i in range(4)]
+            X = Box([ends[i] + by[i] for i in (0, 1)], [ends[i] + by[i] for i in (2, 3)])
+            found = regions._inside(confidence, known, low.clone(), high.clone(), X, pieces=1)
+            assert bool(found.yes) == (moved is None) and not bool(found.no)
 
 
 def test_questions_are_asked_in_turn_and_boxes_without_sense_not_at_all():

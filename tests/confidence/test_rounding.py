@@ -116,6 +116,15 @@ def test_a_projection_has_the_margins_of_its_exact_posterior_and_outputs_their_o
     assert own.output(1).trace == own.trace[1]
 
 
+def test_errors_of_entries_are_those_of_the_kernel_where_it_has_no_stationary_form():
+    family = [kernels.periodic(1.0, 1.3, variance=0.7), kernels.rbf([0.4, 0.6])]
+    z = torch.rand(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = Rounding.of(GP.create(family, 0.1, nx=2, nu=0, noise_std=0.1).condition_on(z, z))
+    for name, product in (("entry", True), ("gram", False)):
+        own = [kernels.entry_error(kernel, z, product=product) for kernel in family]
+        assert own[0] != own[1] and getattr(found, name).tolist() == pytest.approx(own, rel=1e-12)
+
+
 def test_margins_are_their_formulas_term_by_term():
     """With errors of entries that show every product, and without any, so that the smallest terms are all there is."""
     u = 2.0**-53

@@ -1,5 +1,6 @@
 """Confidence sets: nested, order-free, faithful to the generations, and honest when empty."""
 
+import html
 import itertools
 
 import pytest
@@ -167,6 +168,13 @@ def test_a_bound_without_a_norm_is_not_clipped(seed):
     assert float((high - (mean + 4.0 * std)).abs().max()) <= 1e-4
     assert bool(torch.isfinite(low).all())
     assert not ConfidenceSet(Constant(value=4.0)).update(models[0]).sound
+
+
+def test_notebooks_say_whether_a_set_is_sound():
+    for bound, word in ((Mixture(**ASSUMED), "sound"), (Constant(value=4.0), "heuristic")):
+        assert f"<td>{word}</td><td>{bound.name}</td>" in ConfidenceSet(bound)._repr_html_()
+        one = ConfidenceSet(bound).update(PRIOR)
+        assert all(f"<td>assumes</td><td>{html.escape(entry)}" in one._repr_html_() for entry in one.assumptions)
 
 
 def test_an_empty_set_has_no_model():

@@ -153,11 +153,16 @@ def test_one_pass_gives_the_posteriors_of_every_output_and_batch_shape():
             torch.testing.assert_close(std[i], other, rtol=0, atol=1e-9)
 
 
+def test_nobody_hands_a_set_its_lineage():
+    with pytest.raises(TypeError):
+        ConfidenceSet(BOUND, (), None)  # type: ignore[call-arg]
+
+
 def test_what_is_a_prefix():
     old, new = model(5), model(9)
     assert is_prefix(old, new) and is_prefix(new, new) and is_prefix(old, model(5)) and is_prefix(model(0), new)
     assert not is_prefix(new, old) and not is_prefix(old, "no model") and not is_prefix("no model", new)  # type: ignore[arg-type]
-    assert not is_prefix(model(5, 1), new)
+    assert not is_prefix(model(5, 1), new) and not is_prefix(old, model(0))
     copied, other = empty(0.01, 0.09), replace(PRIOR, regularizer=tensor([0.01, 0.08]))
     for prior in (copied, other):  # kernels are compared as objects
         assert not is_prefix(model(5, prior=prior), new) and not is_prefix(prior, new)

@@ -81,6 +81,8 @@ def test_generations_are_intersected_and_value_and_slope_come_from_the_newest():
     whole = case.confidence
     first = type(whole)(whole.bound, whole.generations[:2])
     grid = AnchorGrid.create(Box(vector(-1.0, -1.0), vector(1.0, 1.0)), vector(0.5, 1.0))
+    with pytest.raises(ValueError, match="at least one model"):
+        grid.refine(type(whole)(whole.bound))
     early = grid.refine(first)
     late = early.refine(whole)
     low, high = whole.bounds(grid.anchors)

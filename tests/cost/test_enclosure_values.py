@@ -10,7 +10,9 @@ from step_cases import Curved, draw, tensor
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.enclosure import EMPTY, Enclosure, closed_loop_range, enclose, grow, jacobians, residual_reach
+from gpsafe.cost import enclosure
+from gpsafe.cost.enclosure import EMPTY, Enclosure, bend, closed_loop_range, enclose, grow, jacobians, residual_reach
+from gpsafe.cost.in_cell import InCell
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
@@ -153,6 +155,60 @@ def test_generations_are_intersected_once_each():
         assert torch.equal(getattr(picked, name), getattr(late, name)[1:])
     with pytest.raises(ValueError, match=r"Enclosure.refine: expected a confidence set that continues"):
         late.refine(make_case("1d", (20, 30)).confidence)
+
+
+def test_the_bend_is_half_the_curvature_whatever_its_entries():
+    class Flat(AffineKnown):
+        hessian_bound = torch.ones(2, 3, 3, dtype=torch.float64)
+
+    known = Flat(torch.eye(2).double(), draw(4, 2, 1), tensor([0.0, 0.0]))
+    policies = AffinePolicies(torch.zeros(1, 1), tensor([[[2.0, 0.0]]]), Box(-9 * torch.ones(1), 9 * torch.ones(1)))
+    loop = enclosure.around(policies, tensor([[0.1, 0.2]]), tensor([[0.3, 0.5]]))
+    torch.testing.assert_close(bend(known, loop), tensor([[[0.5 * (0.3 + 0.5 + 0.6) ** 2] * 2]]))
+
+
+@pytest.mark.parametrize("nu", [1, 2])
+def test_boxes_of_gradients_are_those_of_the_closed_loop_with_the_slope_of_the_mean(nu, monkeypatch):
+    """p(c) ± (sup |(a + b S K)d| + ½ dzᵀH dz + rounding) + what `InCell` says, with ∇μ_n in a and b; rounding made visible."""
+    known = Bent(tensor([[1.0, 0.1], [-0.3, 0.9]]), 0.5 * draw(4, 2, nu), tensor([0.05, -0.1]))
+    scales = [0.5, 2.0, 1.0, 1.5][: 2 + nu]
+    model = GP.create(kernels.rbf(scales, 0.49), 0.01, nx=2, nu=nu, noise_std=0.1, outputs=(1,), prior=known)
+    model = model.condition_on(draw(1, 8, 2 + nu), 0.3 * draw(2, 8, 1))
+    F = ConfidenceSet(Mixture(rkhs_norm=1.7, subgaussian=0.1, delta=0.1)).update(model)
+    policies = AffinePolicies(0.3 * draw(5, 2, nu), draw(6, 2, nu, 2), Box(-torch.ones(nu), 0.8 * torch.ones(nu)))
+    centers, radius = 0.7 * draw(7, 5, 2), 0.05 * draw(8, 5, 2).abs()
+    bare = enclose(centers, radius, F, policies)
+    monkeypatch.setattr(enclosure, "grow", lambda value, relative: value + 1e10 * relative)
+    found, loop = bare.refine(F), enclosure.around(policies, centers, radius)
+    said = InCell.of(F, bare.z, loop)
+    assert found.inner is not None and said is not None and found.peak is not None
+    assert torch.equal(found.peak, said.peak)
+    gradient, dz = model.gradient(bare.z.reshape(-1, 2 + nu))[0].reshape(2, 5, 2 + nu), loop.reach
+    a, b = known.A.expand(2, 5, 2, 2).clone(), known.B.expand(2, 5, 2, nu).clone()
+    a[..., 1, :], b[..., 1, :] = a[..., 1, :] + said.slope[..., 0, :2], b[..., 1, :] + said.slope[..., 0, 2:]
+    torch.testing.assert_close(said.slope[..., 0, :], gradient, rtol=0.1, atol=0.05)  # that of the nearest anchor
+    rows = loop.rows(a, b)
+    for p in range(2):
+        for n in range(5):
+            c = [float(v) for v in known(centers[n], policies(centers[n][None, None])[p, 0])]
+            for i in range(2):
+                reach = float(rows[p, n, i]) + 0.01
+                reach += 0.5 * float(dz[p, n] @ known.hessian_bound[i] @ dz[p, n])
+                least = most = 0.0
+                if i == 1:
+                    value, half, error = (float(v[p, n, 0]) for v in (said.value, said.half, said.error))
+                    least = max(float(found.low[p, n, 0]) - error, value - half)
+                    most = min(float(found.high[p, n, 0]) + error, value + half)
+                assert float(found.inner[0][p, n, i]) == pytest.approx(c[i] - reach + least, rel=1e-12, abs=1e-13)
+                assert float(found.inner[1][p, n, i]) == pytest.approx(c[i] + reach + most, rel=1e-12, abs=1e-13)
+    for name, end, free in (("low", 0, -math.inf), ("high", 1, math.inf)):  # an end that is lost says nothing
+        lost = replace(bare, **{name: math.nan * bare.low})._narrowed(F).inner
+        assert bool((lost[end][..., 1] == free).all()) and bool(torch.isfinite(lost[1 - end]).all())
+        assert bool(torch.isfinite(lost[end][..., 0]).all())
+    outer, moved = replace(found, inner=None).boxes(), 0.1 * draw(9, 2, 5, 2)
+    low, high = replace(found, inner=(outer[0] + moved, outer[1] + moved.flip(0))).boxes()
+    torch.testing.assert_close(low, outer[0] + moved.clamp_min(0.0), rtol=0, atol=1e-15)
+    torch.testing.assert_close(high, outer[1] + moved.flip(0).clamp_max(0.0), rtol=0, atol=1e-15)
 
 
 def handmade(low, high, slack, cap, outputs=(1, 0)) -> Enclosure:

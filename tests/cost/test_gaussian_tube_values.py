@@ -10,6 +10,7 @@ from step_cases import AFFINE, Bent, Curved, draw, tensor
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import gaussian_tube
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
@@ -104,7 +105,7 @@ def test_a_step_is_its_formula(curved):
     assert saturated > 0 and not bool(found.lost.any())
 
 
-def test_a_stage_charges_the_tails_of_its_half_spaces():
+def test_a_stage_charges_the_tails_of_its_half_spaces(monkeypatch):
     cost = IndicatorCost(tensor([[1.0, 0.0], [-0.6, 2.0]]), tensor([0.4, 0.9]))
     center = tensor([[0.1, -0.2], [0.39, 0.0], [0.5, 0.0], [0.1, -0.2]])
     rays, factor = 0.02 * draw(1, 4, 2, 3), 0.3 * draw(2, 4, 2, 2)
@@ -136,6 +137,9 @@ def test_a_stage_charges_the_tails_of_its_half_spaces():
         assert float(bound.charge(stage, t)[2]) == 1.0
     edge = Stage(None, Zonotope.point(tensor([[0.4 - 1e-10, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
     assert float(edge.exceed(cost)[0]) == 1.0 and ROUNDING == 1e-9  # within rounding of the edge: beyond it
+    monkeypatch.setattr(gaussian_tube, "ROUNDING", 0.0)  # a point on the edge, without noise, has not left
+    edge = Stage(None, Zonotope.point(tensor([[0.4, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
+    assert float(edge.exceed(cost)[0]) == 0.0
 
 
 def test_wide_tubes_are_given_up_and_parked():
@@ -160,6 +164,9 @@ def test_wide_tubes_are_given_up_and_parked():
     tight = replace(free, limit=0.9 * max(width, float(sigma.max())))
     assert bool(tight.step(F, point).lost.all())
     assert not bool(replace(free, limit=1.1 * max(width, float(sigma.max()))).step(F, point).lost[0])
+    far = replace(point, factor=-20.0 * torch.ones(3, 2, 2).double())  # rays of noise count by their size
+    assert bool(replace(free, limit=10.0, width=1e-3).step(F, far).lost.all())
+    assert not bool(replace(free, limit=40.0, width=1e-3).step(F, far).lost[0])
 
 
 def test_the_bound_sums_its_charges_and_rounds_up():
@@ -179,6 +186,7 @@ def test_the_bound_sums_its_charges_and_rounds_up():
     limit = float(total.sort().values[:2].mean())
     cut = replace(bound, give_up=limit).upper(F, policies)
     torch.testing.assert_close(cut, torch.where(total <= limit, found, 4.0), rtol=1e-9, atol=0)
+    assert replace(bound, give_up=limit).evaluate(F, policies).vacuous.tolist() == (total > limit).tolist()
 
 
 def test_only_half_space_costs_have_tails():
@@ -248,6 +256,16 @@ def test_axes_may_widen_that_are_learned_or_bent_or_feel_the_input():
     assert (
         wide_axes(known, (1,)) == (1, 2, 3) and wide_axes(known, ()) == (2, 3) and wide_axes(known, (0,)) == (0, 2, 3)
     )
+
+    class Plain:
+        """x₁ + x₂ and x₂ + u, differentiated."""
+
+        hessian_bound = torch.zeros(2, 3, 3, dtype=torch.float64)
+
+        def __call__(self, x, u):
+            return torch.stack([x[..., 0] + x[..., 1], x[..., 1] + u[..., 0]], -1)
+
+    assert wide_axes(Plain(), ()) == (1,)
 
 
 def test_a_prior_of_unknown_curvature_is_refused():

@@ -126,6 +126,29 @@ def test_value_half_error_and_peak_are_what_the_formulas_say(name, nu, monkeypat
             assert float(found.peak[p, c, 0]) == pytest.approx(both + rest, **close)
 
 
+def test_two_outputs_have_each_its_own_kernel(monkeypatch):
+    """As two models of one output: half of δ each, and a lattice by the shorter of the length-scales, half of the others."""
+    family = [kernels.rbf(SCALES[:3], VARIANCE), kernels.matern(2.5, [2 * s for s in SCALES[:3]], 0.7)]
+    data, targets = uniform(7, 12, 3), 0.3 * uniform(8, 12, 2)
+
+    def answer(outputs: list[int], delta: float) -> InCell:
+        own = [family[i] for i in outputs]
+        model = GP.create(own, NOISE**2, nx=2, nu=1, noise_std=NOISE, outputs=outputs)
+        model = model.condition_on(data, targets[:, outputs])
+        bound = Mixture(rkhs_norm=torch.tensor([1.5, 2.0])[outputs].double(), subgaussian=NOISE, delta=delta)
+        found = InCell.of(ConfidenceSet(bound).update(model), 0.6 * uniform(9, 2, 3, 3), loop_of(1))
+        assert found is not None
+        return found
+
+    both, spacing = answer([0, 1], 0.2), in_cell.SPACING
+    for i in range(2):
+        monkeypatch.setattr(in_cell, "SPACING", spacing / (1 + i))
+        alone = answer([i], 0.1)
+        for name in ("value", "half", "error", "peak"):
+            torch.testing.assert_close(getattr(both, name)[..., i], getattr(alone, name)[..., 0], rtol=1e-9, atol=0)
+        torch.testing.assert_close(both.slope[..., i, :], alone.slope[..., 0, :], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("nu", [1, 2, 3])
 def test_rows_are_the_largest_of_the_corners_or_above_them(nu):
     """|Ad + B(s∘Gd + e)|: exact for one input; for several the triangle inequality, above every corner."""

@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from gpsafe.cost.monte_carlo import (
+    betting_upper,
     dominating_mean_upper,
     kl_upper,
     mean_lower,
@@ -94,6 +95,19 @@ def test_limits_of_means_are_their_formulas(kind):
     assert torch.equal(mean_lower(samples, ceiling, delta), mirrored)
 
 
+def test_a_mean_is_never_above_one():
+    assert betting_upper(torch.ones(3, 7).double(), 0.1).tolist() == [1.0] * 3
+    assert betting_upper(1.0 + 0.5e-12 * torch.ones(2).double(), 0.1).item() == 1.0
+
+
+def test_the_limit_of_few_samples_is_the_closed_form_of_the_largest_bet():
+    """1 − (δ Π (1 − X_i))^{1/N}, where N ≤ ln(1/δ) leaves no other bet; it grows with every sample."""
+    for samples in ([0.3], [0.3, 0.6], [0.4, 0.6]):
+        rest = math.prod(1 - x for x in samples)
+        exact = 1 - (0.1 * rest) ** (1 / len(samples))
+        assert float(betting_upper(tensor(samples), 0.1)) == pytest.approx(exact, rel=1e-9)
+
+
 def test_samples_at_the_ceiling_give_the_ceiling_and_rounding_above_it_is_forgiven():
     for limit in (mean_upper, dominating_mean_upper):
         assert float(limit(tensor([5.0] * 4), 5.0, 0.1)) == 5.0
@@ -110,6 +124,8 @@ def test_samples_at_the_ceiling_give_the_ceiling_and_rounding_above_it_is_forgiv
 def test_a_stages_share_is_its_formula_and_the_noise_is_that_of_its_stream():
     assert stage_delta(0.3, 4, calls=5) == pytest.approx(0.3 / (5 * 4 * 5), rel=1e-15)
     assert stage_delta(0.3, 1) == 0.15
+    with pytest.raises(ValueError, match=r"stage_delta: expected .*calls"):
+        stage_delta(0.3, 4, calls=0)
     first, second = np.random.SeedSequence((7, 2, 3)).generate_state(2, np.uint32)
     seed = int(first) * 2**31 + int(second) // 2
     assert stream(7, 2, 3).initial_seed() == seed

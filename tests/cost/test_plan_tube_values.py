@@ -34,7 +34,9 @@ def bent_judge(fallbacks, **options) -> PlanTube:
 def test_a_step_is_its_formula(curved, tabulated):
     """Two plans that still follow their own laws, and two that follow their fallbacks; some saturate."""
     F, case = bent_pendulum()
-    tube = Zonotope(case.system.initial_state + 0.05 * draw(5, 4, 2), 0.05 * draw(6, 4, 2, 3))
+    tube = Zonotope(
+        case.system.initial_state + 0.05 * draw(5, 4, 2), 0.05 * draw(6, 4, 2, 3) * tensor([1.0, -1.0, 1.0])
+    )
     most, affine = case.system.input_box.upper - 0.02, saturating(case)
     affine.offset[0] = most - affine.gain[0] @ tube.center[2]
     region = Box(tensor([-1.0, -1.0, -1.0]), tensor([1.0, 1.0, 1.0]))
@@ -160,6 +162,21 @@ def test_following_a_plan_is_step_after_step():
             assert int(found.steps[p]) == steps and bool(found.admitted[p]) == (margin >= 0)
         assert not bool(found.landed.any()) and int(found.steps[2]) == 0 and 0 < int(found.admitted.sum()) < 4
         assert judge.verify(start, plans, 0).admitted.tolist() == [True, True, False, True]
+
+
+def test_a_plan_that_starts_at_the_edge_is_followed(monkeypatch):
+    """No room is left at first, less than none a step later: it is not admitted on its start alone."""
+    case = case_of()
+    judge = judge_of(case, landing=False, grid=False).refine(case.confidence)
+    start, slack = Zonotope.point(tensor([[0.1, 0.5]])), PlanTube.slack
+    plans = Plans.open_loop(torch.ones(1, 4, 1).double(), torch.tensor([4]), torch.tensor([0]), 2)
+    room = slack(judge, start)
+    monkeypatch.setattr(PlanTube, "slack", lambda own, tube: slack(own, tube) - room)
+    found = judge.verify(start, plans, 2)
+    after = judge.slack(judge.reach(start, plans, 0)[0])
+    assert float(after) < -0.01 and torch.equal(found.margin, after)
+    assert found.steps.tolist() == [1] and found.admitted.tolist() == [False]
+    assert judge.verify(start, plans, 0).admitted.tolist() == [True]
 
 
 def test_landing_asks_for_the_place_the_time_the_fallback_and_the_plan():

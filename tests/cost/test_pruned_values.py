@@ -118,21 +118,21 @@ class Scripted:
 
 
 def test_bounds_are_kept_until_the_probe_has_shrunk(monkeypatch, line):
-    """d = 0.2. Evaluated: who passes the screen (cost ≤ d), has a width ≤ 0.9 of the last one, and is not certified."""
+    """d = 0.2. Evaluated: who passes the screen (cost ≤ d), has a width ≤ 0.9 of the last one, and is not certified: 0.2 is."""
     script = Scripted(monkeypatch, line)
     session, every = script.session, torch.tensor([5, 0, 1, 2, 3])
-    script.say([0.0, 0.1, 0.2, 0.2001, 0.0, 0.0], [1.0] * 6, [0.05, 0.5, 0.3, 9.0, 9.0, 0.7])
-    assert session.upper(every).tolist() == [0.7, 0.05, 0.5, 0.3, math.inf]
+    script.say([0.0, 0.1, 0.2, 0.2001, 0.0, 0.0], [1.0] * 6, [0.2, 0.5, 0.3, 9.0, 9.0, 0.7])
+    assert session.upper(every).tolist() == [0.7, 0.2, 0.5, 0.3, math.inf]
     assert session.log == [{"screened": 1, "kept": 0, "evaluated": 4, "refreshed": 0}]
-    assert session.upper(every).tolist() == [0.7, 0.05, 0.5, 0.3, math.inf]  # nothing new
+    assert session.upper(every).tolist() == [0.7, 0.2, 0.5, 0.3, math.inf]  # nothing new
     assert session.log == [{"screened": 2, "kept": 4, "evaluated": 4, "refreshed": 0}]
     session = session.update(script.sets[1])
     script.say([0.0, 0.0, 0.0, 0.1, 0.0, 0.3], [0.1, 0.9, 0.8, 0.5, 1.0, 0.1], [0.01, 0.6, 0.1, 0.15, 9.0, 0.01])
-    assert session.upper(every).tolist() == [0.7, 0.05, 0.5, 0.1, 0.15]
+    assert session.upper(every).tolist() == [0.7, 0.2, 0.5, 0.1, 0.15]
     assert session.log[1] == {"screened": 1, "kept": 0, "evaluated": 3, "refreshed": 0}
     session = session.update(script.sets[2])
     script.say([0.0] * 6, [0.1, 0.82, 0.1, 0.1, 1.0, 0.9], [0.0] * 6)
-    assert session.upper(every).tolist() == [0.0, 0.05, 0.5, 0.1, 0.15]  # 0.82 > 0.9 · 0.9
+    assert session.upper(every).tolist() == [0.0, 0.2, 0.5, 0.1, 0.15]  # 0.82 > 0.9 · 0.9
     assert session.log[2] == {"screened": 0, "kept": 1, "evaluated": 1, "refreshed": 0}
     assert [index for _, index in script.asked if index] == [[5, 0, 1, 2], [1, 2, 3], [5]]
     assert session.upper(torch.tensor([])).shape == (0,) and len(session.memo.probes) == 1

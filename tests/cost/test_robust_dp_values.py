@@ -310,3 +310,18 @@ def test_a_lower_value_rounds_down_and_takes_the_least_cost():
         exact = float(stage[20]) + largest(dp.grid, dense(dp.grid, value, 0.0, [0.1]), low[p, 20], high[p, 20], 0.0)
         assert float(dp.lower(cells)[p]) == pytest.approx(-exact - 1e-9 * (1 + abs(exact)), abs=1e-13)
     assert float(dp.lower(cells).max()) > 0
+
+
+def test_averages_on_three_axes_are_those_along_each():
+    """Of a product of functions ≥ 0 that ends with the grid: the product of the averages."""
+    cells, split, std = (3, 4, 5), (2, 1, 3), torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+    box = Box([-1.0, 0.0, 1.0], [1.0, 1.0, 3.0])
+    g = torch.Generator().manual_seed(0)
+    parts = [torch.rand(1, n, dtype=torch.float64, generator=g) for n in cells]
+    found = Averager(Grid(box, cells, split), std, torch.device("cpu"))(torch.einsum("pi,pj,pk->pijk", *parts), 0.0)
+    along = [
+        Averager(Grid(Box(box.lower[i : i + 1], box.upper[i : i + 1]), cells[i : i + 1], split[i : i + 1]), std[i : i + 1],
+                 torch.device("cpu"))(parts[i], 0.0)
+        for i in range(3)
+    ]  # fmt: skip
+    torch.testing.assert_close(found, torch.einsum("pi,pj,pk->pijk", *along), rtol=1e-12, atol=0)

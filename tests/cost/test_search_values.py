@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,13 +95,25 @@ def test_hallucinated_states_follow_the_adversary_inside_the_set(case, smooth):
     torch.testing.assert_close(bound._score(F, policies, adversary, noise), expected, rtol=1e-9, atol=0)
 
 
+def test_where_the_set_is_empty_every_adversary_takes_the_middle(case):
+    bound, policies, model = Hallucinated(**options(case)), case.choose(3, 9), case.confidence.model
+    adversary, noise = adversaries(2, 2, 4), 0.05 * draws(4, 1, 3, 2, seed=6)
+
+    def between(low: float, high: float) -> list[torch.Tensor]:
+        own = SimpleNamespace(model=model, bounds=lambda z: (low + 0 * z[..., :1], high + 0 * z[..., :1]))
+        return bound._states(own, policies, adversary, noise)  # type: ignore[arg-type]
+
+    for empty, middle in zip(between(0.75, 0.25), between(0.5, 0.5), strict=True):
+        assert torch.equal(empty, middle)
+
+
 def test_candidates_are_corners_feedback_and_walks_about_the_mean_path(case):
     bound, policies, F = Hallucinated(**options(case), random=2), case.choose(3, 9), case.confidence
     noise = 0.05 * draws(4, 1, 5, 2, seed=7)
     found = bound.candidates(F, policies, noise)
     states, _ = closed_loop(lambda x, u: F.model.predict(x, u).mean, policies, bound.initial_state, noise)
     torch.testing.assert_close(found.path, states[:, :, :4].mean(1))
-    torch.testing.assert_close(found.scale, states[:, :, :4].std(1) + 10 * bound.noise_std + 1e-9)
+    torch.testing.assert_close(found.scale, states[:, :, :4].std(1) + 10 * bound.noise_std + 1e-9, rtol=0, atol=1e-13)
     walk = torch.randn(2, 4, 1, dtype=torch.float64, generator=bound.generator(F, 7))
     for p in range(2):
         corners = [[1.0], [-1.0], [0.0], [0.0], [0.0], [0.0], [0.0]]

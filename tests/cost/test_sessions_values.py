@@ -63,6 +63,11 @@ def test_bad_options_of_monte_carlo_bounds_are_refused(case, change):
         TotalVariation(**{"task": Task.of(case.system), "seed": 5, **change})
 
 
+def test_a_plant_is_no_task(case):
+    with pytest.raises(ValueError, match="TotalVariation: expected task to be a Task, got "):
+        TotalVariation(task=case.system, seed=5)
+
+
 def test_noise_that_the_theorem_does_not_cover_and_other_dimensions_are_refused(case):
     task = Task.of(case.system)
     check_task("here", task, case.confidence)
@@ -75,6 +80,8 @@ def test_noise_that_the_theorem_does_not_cover_and_other_dimensions_are_refused(
     with pytest.raises(ValueError, match="here"):  # the noise of the learned state is the one that counts
         check_task("here", pendulum.with_(noise_std=pendulum.noise_std * torch.tensor([1.0, 2.0])), other.confidence)
     check_task("here", pendulum.with_(noise_std=pendulum.noise_std + torch.tensor([5.0, 0.0])), other.confidence)
+    with pytest.raises(ValueError, match="TotalVariation: expected an initial state of dimension 2, got 1"):
+        TotalVariation(task=task, seed=5).check(other.confidence)
 
 
 def test_a_set_goes_on_where_another_stood_by_its_numbers(case):

@@ -9,6 +9,7 @@ from cost_cases import make_case
 
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.total_variation import RADII, TotalVariation, parting_rate, simulation_gap
+from gpsafe.systems.base import HingeCost
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 
@@ -35,7 +36,8 @@ def test_gaps_part_as_early_as_they_may():
 @pytest.fixture(scope="module")
 def bound():
     case = make_case("1d", (0, 3))
-    return case, TotalVariation(**case.task_with(horizon=4), samples=150, chunk=360)
+    cost = HingeCost([[1.0]], [-0.6], 1.0)  # whose own costs are 0 on these paths
+    return case, TotalVariation(**case.task_with(horizon=4, cost=cost), samples=150, chunk=360)
 
 
 def test_paths_follow_the_middle_of_the_set(bound):
@@ -44,6 +46,7 @@ def test_paths_follow_the_middle_of_the_set(bound):
     noise = tv.noise(confidence, 3)
     total, rates = tv.paths(confidence, policies, noise)
     assert total.shape == (2, 150) and rates.shape == (2, 150, 4) and float(rates.max()) > 0
+    assert float(total.min(-1).values.max()) > 0.01 and float(total.max()) < 4
     for p in range(2):
         for n in range(0, 150, 37):
             x, cost = case.system.initial_state, 0.0
@@ -58,6 +61,7 @@ def test_paths_follow_the_middle_of_the_set(bound):
 
 
 def test_the_bound_is_the_least_of_its_limits(bound):
+    assert tuple(2.0**k for k in range(-4, 2)) == RADII
     case, tv = bound
     confidence = case.confidence
     policies = case.choose(0, 40, 60)

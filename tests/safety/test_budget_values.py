@@ -123,6 +123,25 @@ def test_an_entry_of_the_account(to_go):
     assert (spent.stage, spent.spent) == (3, pytest.approx(0.25 + 0.6))
 
 
+class Rounded(HingeCost):
+    """Known at a point up to ±0.125."""
+
+    def upper(self, lower, upper):
+        return super().upper(lower, upper) + 0.125
+
+    def lower(self, lower, upper):
+        return super().lower(lower, upper) - 0.125
+
+
+def test_what_is_spent_is_the_upper_end_of_the_cost():
+    to_go = made()
+    cost = Rounded([[1.0]], [0.5], CEILING)
+    program = replace(to_go.program, task=replace(to_go.program.task, cost=cost))
+    loose = CostToGo.of(program, to_go.confidence, to_go.policy, INPUTS)
+    _, after = replace(BudgetFilter(loose), stage=2, spent=0.25, slack=5.0).decide(tensor(1.1), tensor(0.3, -0.4))
+    assert after.spent == pytest.approx(0.25 + 0.6 + 0.125)
+
+
 def test_a_step_that_is_not_backed_ends_it_for_the_episode(to_go):
     x, own = tensor(0.4), to_go.policy(tensor(0.4).reshape(1, 1, 1))[0, 0]
     poor, after = replace(BudgetFilter(to_go), slack=-3.0).decide(x, own)

@@ -105,13 +105,19 @@ def test_every_decision_is_that_of_a_loop(seed):
     assert torch.equal(found.theta, theta) and grown.radius.shape == grown.theta.shape
 
 
+@pytest.mark.parametrize(("count", "shown", "more"), [(20, 20, None), (23, 20, "and 3 more")])
+def test_notebooks_show_twenty_members(count, shown, more):
+    told = SafeParameters.initial(torch.arange(2.0 * count).double().reshape(count, 2), budget=0.2)._repr_html_()
+    assert told.count("<td>given</td>") == shown and (more in told if more else "more" not in told)
+
+
 def test_members_are_as_they_were_given():
     safe = start()
     assert len(safe) == 2 and bool(safe.values.isnan().all()) and not bool(safe.radius.any())
     assert [(w.episode, w.rule) for w in safe.witnesses] == [(0, "given")] * 2
     grown = safe.add(rows([0.1, 3.0]), rows(0.2), episode=3, bound="b", rule="lipschitz", neighbours=torch.tensor([1]))
     assert grown.values[2:].tolist() == [0.2] and grown.witnesses[2].neighbour == 1  # the budget itself is within
-    for bad in (0.2 + 1e-12, math.nan, math.inf):
+    for bad in (0.2 + 1e-12, math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=r"values <= 0\.2"):
             safe.add(rows([0.1, 3.0], [0.2, 3.0]), rows(0.1, bad), episode=3, bound="b", rule="bound")
     _, plain = admit(safe, rows([0.9, 3.0]), planted, family=FAMILY, episode=1, bound="b")

@@ -342,3 +342,10 @@ def test_directions_without_numbers_are_refused_by_name(bad):
         with pytest.raises(ValueError, match=r"Polytope\.support(_outer)?: expected finite directions"):
             ask(tensor([1.0, bad]))
         assert ask(torch.zeros(0, 2).double()).shape == (0,)
+
+
+def test_a_maximiser_on_a_plane_attains_the_maximum_though_no_row_holds_its_other_coordinates():
+    for goal, value in (([2, 2, 2], 6), ([-1, -1, -1], math.inf)):
+        answer = Program([[1.0, 1.0, 1.0]], [3.0]).maximize(goal)
+        assert answer.value == value
+        assert answer.status == "unbounded" or sum(a * b for a, b in zip(goal, answer.point, strict=True)) == value

@@ -27,6 +27,16 @@ def test_coordinates_that_are_fixed_move_the_rows_of_the_others(middle):
     assert ordered(tall.vertices()) == [[0.0, middle], [(middle + 1.0) - middle, middle]]
 
 
+def test_the_volume_of_a_point_is_one():
+    assert Polytope.of_box(Box([1.0, -2.0], [1.0, -2.0])).volume() == 1.0
+
+
+def test_rows_become_float64_whatever_they_come_in():
+    for H, h in (([[1, 0], [0, 2]], [1, 3]), (torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([1.0, 3.0]))):
+        found = Polytope(H, h)
+        assert torch.equal(found.H, tensor([[1.0, 0.0], [0.0, 2.0]])) and torch.equal(found.h, tensor([1.0, 3.0]))
+
+
 def test_points_and_segments_in_space():
     box = Polytope.of_box(Box(tensor([1.0, -2.0, 0.25]), tensor([1.0, -2.0, 0.25])))
     assert box.vertices().tolist() == [[1.0, -2.0, 0.25]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from gpsafe.sets import Box
-from gpsafe.systems import DerivedCost, _curvature, _interval, derived
+from gpsafe.systems import DerivedCost, _curvature, _interval, _tape, derived
 from gpsafe.systems._interval import SMOOTH, Interval, outward, power
 from gpsafe.systems._trace import read
 
@@ -74,6 +76,44 @@ def jet(function, *box, second=True):
     tape = read(lambda x, u: function(x[..., 0], x[..., 1]).unsqueeze(-1).expand(x.shape), 2, 0)
     low, high = (np.array([[b[i] for b in box]]) for i in (0, 1))
     return _curvature.ranges(tape, _curvature.box(low, high, second=second))[0]
+
+
+def test_what_is_not_known_on_some_boxes_of_a_choice_is_told():
+    """√y where x ≤ 0: not known on the second of two boxes, and not needed on the first."""
+    tape = read(lambda x, u: torch.where(x[..., :1] > 0, x[..., :1], torch.sqrt(x[..., 1:])).expand(x.shape), 2, 0)
+    low, high = np.array([[1.0, -1.0], [-2.0, -1.0], [-1.0, 1.0]]), np.array([[2.0, 1.0], [-1.0, 1.0], [1.0, 2.0]])
+    found = _curvature.ranges(tape, _curvature.box(low[:2], high[:2], second=True))[0]
+    assert found.bad.tolist() == [False, True] and "sqrt" in found.why
+    found = _curvature.ranges(tape, _curvature.box(low, high, second=True))[0]  # and a choice that is open on a third
+    assert found.bad.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("ends", [(-2.0, -1.0), (1.0, 2.0), (-1.0, 2.0), (-2.0, 1.0)])
+def test_where_a_derivative_turns_counts_inside_alone(ends):
+    """tanh′ is 1 at 0, and falls on either side."""
+    found, slopes = SMOOTH["tanh"].over(1, interval(*ends)), [1 - math.tanh(end) ** 2 for end in ends]
+    top = 1.0 if ends[0] < 0 < ends[1] else max(slopes)
+    assert (found.low, found.high) == (pytest.approx(min(slopes), rel=1e-9), pytest.approx(top, rel=1e-9))
+
+
+def test_equal_is_what_is_one_number_on_both_sides():
+    """[1, 1] against itself is; [1, 2] and [0, 1] may be; [2, 3] is not."""
+    one, others = (
+        (np.ones((4, 1)),) * 2,
+        (np.array([[1.0], [1.0], [0.0], [2.0]]), np.array([[1.0], [2.0], [1.0], [3.0]])),
+    )
+    a, b = (_curvature.box(*ends, second=False)[0] for ends in (one, others))
+    for pair in ((a, b), (b, a)):
+        found = _curvature._compared(_tape.EQUAL, *pair, False).value
+        assert found.low.tolist() == [1.0, 0.0, 0.0, 0.0] and found.high.tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_squares_of_what_changes_its_sign_are_not_negative():
+    a = Interval(np.array([[-1.0, 2.0]]), np.array([[3.0, 4.0]]))
+    own, other = _curvature._outer(a, a, same=True), _curvature._outer(a, a, same=False)
+    np.testing.assert_allclose(own.low[0], [[0.0, -4.0], [-4.0, 4.0]], rtol=1e-12)
+    np.testing.assert_allclose(other.low[0], [[-3.0, -4.0], [-4.0, 4.0]], rtol=1e-12)
+    np.testing.assert_allclose(own.high[0], [[9.0, 12.0], [12.0, 16.0]], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from strategies import dear, seeds
 
+from gpsafe import linalg
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.tube.gains import constant_gain, lqr_gain, spectral_radius
@@ -45,6 +46,21 @@ def test_what_cannot_be_stabilised_is_refused():
     with pytest.raises(ValueError, match="a common invariant ellipsoid"):
         lmi_gain(unstable.unsqueeze(0), useless.unsqueeze(0), AXES)
     assert (constant_gain(0.5, 2, 1) == -0.5).all()
+
+
+def test_a_gain_that_leaves_the_loop_unstable_is_refused_whatever_the_solver_says(monkeypatch):
+    for gain, radius in ((0.5, r"1\.5"), (1.0, "1$")):
+        monkeypatch.setattr(linalg, "regulator", lambda A, B, Q, R, gain=gain: tensor([[gain]]))
+        with pytest.raises(ValueError, match=f"got spectral radius {radius}"):
+            lqr_gain(tensor([[2.0]]), tensor([[1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("A", "B"), [((2, 2), (1, 2, 1)), ((1, 2, 2), (2, 1)), ((3, 2, 2), (1, 2, 1)), ((1, 2, 3), (1, 2, 1))]
+)
+def test_members_of_other_shapes_are_refused(A, B):
+    with pytest.raises(ValueError, match=r"lmi_gain: expected A \(n, nx, nx\) and B \(n, nx, nu\)"):
+        lmi_gain(torch.zeros(A).double(), torch.zeros(B).double(), AXES)
 
 
 @given(seeds())
@@ -144,6 +160,16 @@ def test_a_proposed_ellipsoid_of_any_size_is_rescaled_to_the_least_and_raised_by
     expected = tensor([0.75 * second, second]) * (1 + 1e-9)
     torch.testing.assert_close(found[1].invariant.shape, torch.diag(expected), rtol=1e-12, atol=0)
     assert found[0] == pytest.approx(1.75 * second + 0.3 * 0.01 * second, rel=1e-8)
+
+
+@pytest.mark.parametrize(("fast", "holds"), [(0.8, True), (0.9, False)])
+def test_a_member_that_grows_along_one_axis_has_no_ellipsoid_of_the_rate(fast, holds):
+    """I − CCᵀ/λ is to be positive along every axis: f² < λ = 0.8."""
+    A = torch.diag_embed(tensor([[0.5, 0.1], [0.2, fast]]))
+    found = _checked(
+        A, torch.zeros(2, 2, 1).double(), AXES, 0.1, 0.8, torch.zeros(1, 2).double(), torch.eye(2).double()
+    )
+    assert (found is not None) == holds
 
 
 def test_a_flat_proposal_is_none():

@@ -1,5 +1,6 @@
 """Tubes of known plants: remainders against samples, containment under every error of the input, and broken bounds."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -92,6 +93,23 @@ def test_an_affine_plant_adds_only_the_error():
     torch.testing.assert_close(rest, (0.3 * B.abs()).squeeze(-1).expand(3, 1, 2))
     assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
     assert any("error of the input of at most [0.3]" in told for told in tube.assumptions)
+
+
+@pytest.mark.parametrize("name", ["pendulum", "cart-pole"])
+def test_remainders_are_half_the_curvature_over_the_reach_of_the_law(name):
+    """|B| e + ½ Σ H_jk r_j r_k, r = row norms of (I; K)L and e added to that of u."""
+    known, error, up = KNOWN[name], 0.3, 1 + 1e-12  # r, their square and the sum are rounded up
+    n = known.hessian_bound.shape[0]
+    x, u, L, K = 0.3 * draw(0, 1, n), draw(1, 1, 1), 0.2 * draw(2, 1, n, n), draw(3, 1, n)
+    tube = KnownTube(known, vector(error))
+    rest, B = tube.remainder(x, u, L, K)[0], tube.linearise(x, u).B[0]
+    r = [math.hypot(*row) for row in (*L[0].tolist(), (K @ L[0])[0].tolist())]
+    r[n] += error
+    for i in range(n):
+        bent = 0.5 * sum(
+            float(h) * r[j] * r[k] for j, row in enumerate(known.hessian_bound[i]) for k, h in enumerate(row)
+        )
+        assert float(rest[i]) == pytest.approx((error * abs(float(B[i, 0])) + bent * up**3) * up, rel=1e-14, abs=0)
 
 
 def test_bad_input_is_refused():

@@ -22,7 +22,7 @@ from gpsafe.rkhs.functions import RKHSFunction, random_function
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_pendulum
-from gpsafe.tube import Constants, KollerTube, propagate
+from gpsafe.tube import Constants, KollerTube, chi_square_radius, propagate
 
 GAIN = torch.tensor([[-3.0, -0.6]], dtype=torch.float64)
 START = torch.tensor([0.3, -0.5], dtype=torch.float64)
@@ -104,10 +104,11 @@ def naive(confidence: ConfidenceSet, constants: Constants, form: str, x0, inputs
     return np.stack(centers), np.stack(shapes)
 
 
+@pytest.mark.parametrize("count", [0, 7])
 @pytest.mark.parametrize("form", ["mean", "known"])
-@given(seeds(), st.sampled_from([0, 7]))
+@given(seeds())
 @settings(max_examples=1)
-def test_the_recursion_is_that_of_the_papers(form, seed, count):
+def test_the_recursion_is_that_of_the_papers(form, count, seed):
     confidence = affine_confidence(seed, count)
     constants = Constants(*(0.3 * draw(seed + k, 2).abs() for k in (4, 5, 6)))
     tube = KollerTube(confidence, 3, 0.1, form, constants)
@@ -172,6 +173,56 @@ def _beyond(tube: KollerTube, truth: list[RKHSFunction], seed: int, size: float)
 
 
 @pytest.mark.parametrize("form", ["mean", "known"])
+def test_several_points_are_linearised_as_each_alone(form):
+    tube, x, u = KollerTube(affine_confidence(0, 7), 3, 0.1, form), draw(1, 3, 1, 2), draw(2, 3, 1, 1)
+    local = tube.linearise(x, u)
+    for b in range(3):
+        own = tube.linearise(x[b], u[b])
+        for name in ("mean", "A", "B", "variance"):
+            torch.testing.assert_close(getattr(local, name)[b], getattr(own, name), rtol=1e-9, atol=1e-12)
+
+
+def test_the_noise_of_a_plan_is_that_of_all_noisy_states():
+    model = affine_confidence(0, 5).model
+    noisy = ConfidenceSet(Constant(value=2.0)).update(replace(model, noise_std=torch.tensor([0.1, 0.3]).double()))
+    local = KollerTube(noisy, 3, 0.1).linearise(draw(1, 1, 2), draw(2, 1, 1))
+    radius = chi_square_radius(2, 0.1, 3)
+    torch.testing.assert_close(local.variance[0], radius**2 * torch.tensor([0.01, 0.09]).double())
+
+
+class Bent(AffineKnown):
+    """With a stated bound of its curvature, ‖H_i‖ = 2 and 0.5."""
+
+    @property
+    def hessian_bound(self) -> torch.Tensor:
+        return torch.diag_embed(torch.tensor([[1.0, 0.0, 2.0], [0.25, 0.5, 0.125]], dtype=torch.float64))
+
+
+def test_boxes_are_their_formulas_to_the_last_digits():
+    """r = ‖(I; K)L‖ = 4: whole numbers but for the doubt at r = 0 and the factors 1 + 1e-12 of r and of ‖H‖."""
+    model = affine_confidence(0, 5).model
+    known = Bent(model.prior.A, model.prior.B, model.prior.c)
+    confidence = ConfidenceSet(Constant(value=2.0)).update(replace(model, prior=known))
+    x, u, gain, factor = draw(1, 1, 2), draw(2, 1, 1), torch.zeros(1, 2).double(), torch.diag(torch.tensor([3.0, -4.0]))
+    up, bend, large = 1 + 1e-12, 8 * torch.tensor([2.0, 0.5]).double(), torch.tensor([1e6, 3e6]).double()
+
+    def boxes(form, size, scale):
+        tube = KollerTube(confidence, 3, 0.1, form, Constants(size * large, 2 * size * large, 3 * size * large))
+        found = torch.stack(tube.boxes(x, u, scale * factor.double()[None], gain))
+        assert torch.equal(tube.remainder(x, u, scale * factor.double()[None], gain), found.sum(0))
+        return found[:, 0]
+
+    doubt = boxes("known", 1.0, 0.0)[0]
+    assert bool((doubt > 0.01).all())
+    for size in (0.0, 1.0):  # without them the curvature of the known part is seen
+        slope, std, value = (4.0 * k * size * large for k in (1, 2, 3))
+        found = boxes("mean", size, 1.0)
+        torch.testing.assert_close(found[0], bend * up**3 + 2 * slope * up**2, rtol=1e-14, atol=0)
+        torch.testing.assert_close(found[1], doubt + 2.0 * std * up, rtol=1e-14, atol=0)
+        torch.testing.assert_close(boxes("known", size, 1.0)[0], bend * up**3 + doubt + value * up, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("form", ["mean", "known"])
 def test_control_constants_that_are_too_small_do_damage(form):
     zero = torch.zeros(2).double()
     broken = [
@@ -203,6 +254,20 @@ def test_derived_constants_bound_slopes_of_the_mean_and_differences_of_the_devia
     assert torch.allclose(used.value, 1.5 * used.std)
 
 
+def test_derived_constants_are_their_formulas():
+    """‖μ‖√(k⁗(0))/ℓ², √(−κ″(0))/ℓ and B times that, for the least length-scale: κ⁗(0) = 3 and 25, −κ″(0) = 1 and 5/3."""
+    model = affine_confidence(0, 9).model
+    found = Constants.of(ConfidenceSet(Mixture(rkhs_norm=(1.5, 2.5), subgaussian=0.1, delta=0.1)).update(model))
+    parts, up = zip((0.2, 3.0, 1.0, 0.8), (0.1, 25.0, 5 / 3, 0.9), strict=True), 1 + 1e-12
+    variance, fourth, second, scale = (torch.tensor(v, dtype=torch.float64) for v in parts)
+    std = (variance * second).sqrt() / scale * up
+    torch.testing.assert_close(
+        found.slope, model.posterior_norm() * (variance * fourth).sqrt() / scale**2 * up, rtol=1e-14, atol=0
+    )
+    torch.testing.assert_close(found.std, std, rtol=1e-14, atol=0)
+    torch.testing.assert_close(found.value, std * torch.tensor([1.5, 2.5]).double(), rtol=1e-14, atol=0)
+
+
 def test_it_says_what_it_assumes_and_refuses_what_has_no_constants():
     confidence = gp_confidence(60)
     kinds = {entry.kind for entry in KollerTube(confidence, 4, 0.1).assumptions}
@@ -215,6 +280,9 @@ def test_it_says_what_it_assumes_and_refuses_what_has_no_constants():
     rough = GP.create(kernels.matern(0.5, 1.0), 0.01, nx=2, nu=1, noise_std=0.1, prior=reference_pendulum().known)
     with pytest.raises(ValueError, match="Matérn 3/2"):
         KollerTube(ConfidenceSet(Constant(value=2.0)).update(rough), 4, 0.1)
+    plain = GP.create(kernels.linear(1.0), 0.01, nx=2, nu=1, noise_std=0.1, prior=reference_pendulum().known)
+    with pytest.raises(ValueError, match="Matérn 3/2"):
+        KollerTube(ConfidenceSet(Constant(value=2.0)).update(plain), 4, 0.1)
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def test_every_member_is_the_path_of_one_function_under_the_same_inputs():
             x = reference_pendulum().known(x, u) + model.embed(value)
             torch.testing.assert_close(found.center[b, :, k + 1], x, rtol=1e-10, atol=1e-10)
     local, step = tube.linearise(found.center[:, :, 1], inputs[1]), 1e-6
+    torch.testing.assert_close(local.mean, tube.mean(found.center[:, :, 1], inputs[1]), rtol=1e-12, atol=1e-12)
     for i in range(2):
         moved = step * torch.eye(2).double()[i]
         up, down = (tube.mean(found.center[:, :, 1] + s * moved, inputs[1]) for s in (1, -1))
@@ -66,11 +67,17 @@ def test_levels_are_those_of_order_statistics(samples, failure):
 
 
 def test_the_ball_asks_for_numbers_that_nobody_draws():
-    assert sampled_count(0.0, 0.5, 0.5) == 1
+    assert sampled_count(0.0, 0.5, 0.5) == 1 and sampled_count(0.0, 0.5, 0.1) == 4  # 2⁻⁴ < 0.1 < 2⁻³
     assert 5e6 < sampled_count(4.5, 0.01, 0.1) < 6e6
     assert sampled_count(100.0, 0.01, 0.1) == math.inf
     with pytest.raises(ValueError, match="small_ball"):
         sampled_count(1.0, 0.0, 0.1)
+
+
+@pytest.mark.parametrize("samples", [0, 2.5])
+def test_numbers_of_samples_that_are_none_are_refused(samples):
+    with pytest.raises(ValueError, match=r"SampledTube: expected .*samples"):
+        SampledTube(gp_confidence(60).model, samples, generator(), 3, 0.1)
 
 
 def highest(tube: SampledTube, x0: torch.Tensor, inputs: torch.Tensor) -> float:

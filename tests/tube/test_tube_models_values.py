@@ -20,6 +20,7 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets._containment import maximize_square
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, chi_square_radius
+from gpsafe.tube.core import sizes
 from gpsafe.tube.ensemble import _cells
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -54,6 +55,34 @@ def test_remainders_of_flat_sections_are_the_least_of_their_forms(size):
     found = tube.remainder(X, U, factor, GAIN)[0]
     torch.testing.assert_close(found, total, rtol=1e-8, atol=1e-12)
     assert float(found[1]) >= float(total[1]) * (1 - 1e-13)
+
+
+def test_remainders_of_several_sections_are_each_ones():
+    tube, generator = gp_tube(), torch.Generator().manual_seed(5)
+    x, u = X + 0.1 * torch.randn(3, 1, 2, dtype=torch.float64, generator=generator), U.expand(3, 1, 1)
+    factor = 0.1 * torch.randn(3, 1, 2, 4, dtype=torch.float64, generator=generator)
+    found = tube.remainder(x, u, factor, GAIN)
+    assert found.shape == (3, 1, 2)
+    for b in range(3):
+        torch.testing.assert_close(found[b], tube.remainder(x[b], u[b], factor[b], GAIN), rtol=1e-9, atol=1e-13)
+    local = tube.linearise(x, u)
+    for b in range(3):
+        own = tube.linearise(x[b], u[b])
+        for name in ("mean", "A", "B", "variance"):
+            torch.testing.assert_close(getattr(local, name)[b], getattr(own, name), rtol=1e-9, atol=1e-13)
+
+
+def test_the_noise_of_a_plan_has_the_dimensions_that_are_noisy():
+    tube = gp_tube()
+    assert tube.model.noise_std.tolist()[0] > 0
+    still = ConfidenceSet(tube.confidence.bound).update(replace(tube.model, noise_std=tensor([0.0, 0.2])))
+    growth = GPTube(still, 7, 0.02, noise="sums").growth
+    assert growth is not None
+    for k, dim in ((1, 1), (2, 2), (7, 2)):  # sums of k noises have min(nx, k) dimensions
+        exact = chi_square_radius(dim, 0.02, 7) / chi_square_radius(1, 0.02, 7) * (1 + 1e-14)
+        assert growth(k) == pytest.approx(exact, rel=4e-16, abs=0)
+    variance = GPTube(still, 7, 0.02).linearise(X, U).variance[0]
+    assert variance.tolist() == pytest.approx([0.0, (0.2 * chi_square_radius(1, 0.02, 7)) ** 2], rel=1e-12)
 
 
 def test_each_form_is_the_least_somewhere():
@@ -147,6 +176,12 @@ def test_cells_are_the_cubes_of_a_grid_that_meet_the_ball():
     fine = [(2 * i + 1) / 9 - 1 for i in range(9)]
     near = [(a, b) for a in fine for b in fine if math.hypot(max(abs(a) - 1 / 9, 0), max(abs(b) - 1 / 9, 0)) <= 1]
     assert len(_cells(2, 81, torch.zeros(1).double())[0]) == len(near) < 81
+
+
+@pytest.mark.parametrize("options", [{"cells": 0}, {"cells": 2.5}, {"steps": 0}])
+def test_counts_that_are_none_are_refused(options):
+    with pytest.raises(ValueError, match=rf"EnsembleTube: expected .*{next(iter(options))}"):
+        EnsembleTube(pendulum_ensemble(), "sound", **options)
 
 
 @pytest.mark.parametrize("cells", [1, 9])
@@ -253,6 +288,8 @@ def test_linear_tubes_are_their_plant_and_add_nothing():
         torch.equal(shared.A, local.A) and torch.equal(shared.B, local.B) and torch.equal(shared.mean[0], local.mean[0])
     )
     assert tube.remainder(x, u, torch.eye(2).double().expand(2, 2, 2), GAIN).tolist() == [[0.0, 0.0]] * 2
+    terms = sizes(tube, local, x.abs(), u, 0 * GAIN)  # all that there are: no 1 that depends on the units
+    torch.testing.assert_close(terms, local.mean.abs() + x.abs() @ plant.A.abs().mT + u.abs() @ plant.B.abs().mT)
     assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
     assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
     for bad in ({"mode": "both"}, {"half_axes": [0.2]}, {"half_axes": [0.2, -1e-9]}):

@@ -1,7 +1,7 @@
 """Tubes equal their recursion term by term, down to the rounding they add: too wide a tube passes every containment test."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tube_cases import Stated, stated
 
-from gpsafe.tube.core import ROUNDING, START, Linearisation, outer_sum, propagate, sizes
+from gpsafe.tube import core
+from gpsafe.tube.core import ROUNDING, START, Linearisation, around_box, outer_sum, propagate, sizes
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 
@@ -166,3 +167,61 @@ def test_sound_tubes_widen_by_the_rounding_of_all_sizes():
     torch.testing.assert_close(
         tube.factor[0, 1].norm(dim=-1), (whole.sum() * whole).sqrt() * (1 + ROUNDING), rtol=2e-15, atol=0
     )
+
+
+def test_the_least_ellipsoid_around_a_box_has_its_corners_on_its_boundary():
+    found = around_box(tensor([[0.5, 2.0, 3.0], [1.0, 0.0, 4.0]]))
+    assert found.shape == (2, 3, 3)
+    torch.testing.assert_close(found @ found.mT, torch.diag_embed(tensor([[0.75, 12.0, 27.0], [3.0, 0.0, 48.0]])))
+
+
+@dataclass(frozen=True)
+class Drawn(Stated):
+    """With noise that is summed through the loop and scaled step by step."""
+
+    def growth(self, k: int) -> float:
+        return 1.0 + 0.5 * k
+
+
+def test_noise_that_is_summed_is_kept_apart_and_scaled_at_each_step(monkeypatch):
+    """S⁺ = (F S Fᵀ ⊕ box)(1 + ρ)², D⁺ = (F D Fᵀ + W)(1 + ρ)², Q = (S ⊕ g_k² D)(1 + ρ)², ρ = 0.01, box = R + ρ·sizes."""
+    monkeypatch.setattr(core, "ROUNDING", 0.01)
+    plain = stated(1, members=1, nu=1)
+    model = Drawn(plain.A, plain.B, plain.c, 4 * plain.variance, plain.share)
+    gain, grown = 0.3 * draw(10, 1, 2), 1.01**2
+    tube = propagate(model, draw(8, 2), draw(9, 3, 1), gain)
+    sure = drawn = torch.zeros(2, 2).double()
+    for k in range(3):
+        x, u, factor, closed = tube.center[:, k], tube.inputs[:, k], tube.factor[:, k], model.A[0] + model.B[0] @ gain
+        local, rest = model.linearise(x, u), model.remainder(x, u, factor, gain)[0]
+        reach = x.abs() + tube.reference[k].abs() + factor.abs().sum(-1)
+        rest = rest + 0.01 * (sizes(model, local, reach, u, gain)[0] + (closed @ factor[0]).abs().sum(-1) + rest)
+        sure = grown * summed([closed @ sure @ closed.T, *segments(rest)])
+        drawn = grown * (closed @ drawn @ closed.T + torch.diag(model.variance[0]))
+        shape = grown * summed([sure, (1.0 + 0.5 * (k + 1)) ** 2 * drawn])
+        torch.testing.assert_close(tube.shape[0, k + 1], shape, rtol=1e-11, atol=1e-14)
+
+
+@dataclass(frozen=True)
+class Boxed(Stated):
+    """With a remainder in two boxes, each of which gets an ellipsoid of its own."""
+
+    def boxes(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        rest = self.remainder(x, u, factor, gain)
+        return 0.25 * rest, 3.0 * rest
+
+
+def test_boxes_get_their_least_ellipsoids_the_first_with_the_rounding(monkeypatch):
+    """Q⁺ = (F Q Fᵀ ⊕ W ⊕ n diag(b₁ + ρ·sizes)² ⊕ n diag(b₂)²)(1 + ρ)², ρ = 0.01."""
+    monkeypatch.setattr(core, "ROUNDING", 0.01)
+    plain = stated(1, members=1, nu=1)
+    model, gain = Boxed(plain.A, plain.B, plain.c, plain.variance, plain.share), 0.3 * draw(10, 1, 2)
+    tube = propagate(model, draw(8, 2), draw(9, 3, 1), gain)
+    for k in range(3):
+        x, u, factor, closed = tube.center[:, k], tube.inputs[:, k], tube.factor[:, k], model.A[0] + model.B[0] @ gain
+        local, rest, carried = model.linearise(x, u), model.remainder(x, u, factor, gain)[0], closed @ factor[0]
+        reach = x.abs() + tube.reference[k].abs() + factor.abs().sum(-1)
+        size = sizes(model, local, reach, u, gain)[0] + carried.abs().sum(-1) + 3.25 * rest
+        boxes = [2 * torch.diag(side.square()) for side in (0.25 * rest + 0.01 * size, 3.0 * rest)]
+        shape = 1.01**2 * summed([carried @ carried.T, torch.diag(model.variance[0]), *boxes])
+        torch.testing.assert_close(tube.shape[0, k + 1], shape, rtol=1e-11, atol=1e-14)

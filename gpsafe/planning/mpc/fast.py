@@ -78,8 +78,8 @@ class CondensedSQP:
     them, or where no start is left: rules on counts alone, so that a search is the same on every machine.
 
     What it misses are cheaper optima that few starts lead to, more than descents that stop short: of 250 cart-pole states that
-    need a correction it misses 10, and of 250 with the known part 21; `CondensedSQP(starts=256, sweeps=600)` misses 6 and 14, and
-    takes as long at the median, but twice as long at the 95th percentile.
+    need a correction it misses 10, and of 250 with the known part 21; `CondensedSQP(starts=256, sweeps=600)` misses 6 and 14,
+    and takes as long at the median, but twice as long at the 95th percentile.
 
     Attributes:
         iterations: of each start.
