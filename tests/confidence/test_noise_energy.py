@@ -81,7 +81,8 @@ def test_two_outputs_have_each_its_own_kernel_norm_and_energy(correlation):
         norms, energies = (torch.tensor(v, dtype=torch.float64)[outputs] for v in ((2.0, 3.0), (1.0, 1.5)))
         bound = bound_of("energy", rkhs_norm=norms, subgaussian=energies, correlation=correlation)
         model = prior.condition_on(torch.cat([x, 0 * x], 1), y[:, outputs])
-        return torch.stack(bound.interval(model, torch.cat([z, 0 * z], 1)))
+        low, high = bound.interval(model, torch.cat([z, 0 * z], 1))
+        return torch.cat([low, high, bound.beta(model).unsqueeze(0)])
 
     both = ends([0, 1])
     assert bool(torch.isfinite(both).all())
