@@ -180,8 +180,8 @@ def test_boxes_of_gradients_are_those_of_the_closed_loop_with_the_slope_of_the_m
     bare = enclose(centers, radius, F, policies)
     monkeypatch.setattr(enclosure, "grow", lambda value, relative: value + 1e10 * relative)
     found, loop = bare.refine(F), enclosure.around(policies, centers, radius)
-    said = InCell.of(F, bare.z, loop)
-    assert found.inner is not None and said is not None and found.peak is not None
+    (said,) = InCell.of(F, bare.z, loop)
+    assert found.inner is not None and found.peak is not None
     assert torch.equal(found.peak, said.peak)
     gradient, dz = model.gradient(bare.z.reshape(-1, 2 + nu))[0].reshape(2, 5, 2 + nu), loop.reach
     a, b = known.A.expand(2, 5, 2, 2).clone(), known.B.expand(2, 5, 2, nu).clone()

@@ -112,7 +112,7 @@ class Scripted:
         self.guess = Probe(tensor(cost), box - 1.0, box + 1.0, tensor(width))
         self.values = {False: bounds or [9.0] * 6, True: exploration or [9.0] * 6}
 
-    def _bound(self, index, *, exploration):
+    def _bound(self, whole, index, *, exploration):
         self.asked.append((exploration, index.tolist()))
         return tensor([self.values[exploration][i] for i in index.tolist()])
 
@@ -123,17 +123,17 @@ def test_bounds_are_kept_until_the_probe_has_shrunk(monkeypatch, line):
     session, every = script.session, torch.tensor([5, 0, 1, 2, 3])
     script.say([0.0, 0.1, 0.2, 0.2001, 0.0, 0.0], [1.0] * 6, [0.2, 0.5, 0.3, 9.0, 9.0, 0.7])
     assert session.upper(every).tolist() == [0.7, 0.2, 0.5, 0.3, math.inf]
-    assert session.log == [{"screened": 1, "kept": 0, "evaluated": 4, "refreshed": 0}]
+    assert session.log == [{"screened": 1, "kept": 0, "evaluated": 4, "refined": 0, "refreshed": 0}]
     assert session.upper(every).tolist() == [0.7, 0.2, 0.5, 0.3, math.inf]  # nothing new
-    assert session.log == [{"screened": 2, "kept": 4, "evaluated": 4, "refreshed": 0}]
+    assert session.log == [{"screened": 2, "kept": 4, "evaluated": 4, "refined": 0, "refreshed": 0}]
     session = session.update(script.sets[1])
     script.say([0.0, 0.0, 0.0, 0.1, 0.0, 0.3], [0.1, 0.9, 0.8, 0.5, 1.0, 0.1], [0.01, 0.6, 0.1, 0.15, 9.0, 0.01])
     assert session.upper(every).tolist() == [0.7, 0.2, 0.5, 0.1, 0.15]
-    assert session.log[1] == {"screened": 1, "kept": 0, "evaluated": 3, "refreshed": 0}
+    assert session.log[1] == {"screened": 1, "kept": 0, "evaluated": 3, "refined": 0, "refreshed": 0}
     session = session.update(script.sets[2])
     script.say([0.0] * 6, [0.1, 0.82, 0.1, 0.1, 1.0, 0.9], [0.0] * 6)
     assert session.upper(every).tolist() == [0.0, 0.2, 0.5, 0.1, 0.15]  # 0.82 > 0.9 · 0.9
-    assert session.log[2] == {"screened": 0, "kept": 1, "evaluated": 1, "refreshed": 0}
+    assert session.log[2] == {"screened": 0, "kept": 1, "evaluated": 1, "refined": 0, "refreshed": 0}
     assert [index for _, index in script.asked if index] == [[5, 0, 1, 2], [1, 2, 3], [5]]
     assert session.upper(torch.tensor([])).shape == (0,) and len(session.memo.probes) == 1
     session.memo.falsified = "somewhere"
@@ -172,7 +172,7 @@ def test_bounds_are_those_of_the_windows_rounded_up_and_regions_widen_them(line)
     assert torch.equal(guess.lower, own.lower.clamp_max(-0.9)) and torch.equal(guess.upper, own.upper.clamp_min(0.4))
     assert torch.equal(guess.cost, own.cost) and session.probe() is guess and len(session.log) == 1
     index = torch.tensor([4, 1])
-    found = {name: session._bound(index, exploration=name) for name in (False, True)}
+    found = {name: session._bound(session.dp, index, exploration=name) for name in (False, True)}
     for i, p in enumerate(index.tolist()):
         ((window, _),) = windowed(dp, guess.lower[p : p + 1], guess.upper[p : p + 1])
         enclosure = window.enclosure(line.confidence, policies.select([p])).refine(line.confidence)
