@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,15 +84,22 @@ def bootstrap_ratio(
 ) -> tuple[float, float, float]:
     """statistic(above)/statistic(below) of paired values with the ends of its 95 % percentile bootstrap interval.
 
-    Pairs are drawn anew within their stratum. `statistic` takes an axis (np.sum, np.median).
+    Pairs are drawn anew within their stratum. `statistic` takes an axis (np.sum, np.median). A draw in which it is 0 on both
+    sides says nothing of a ratio and is left out; nan if all are such.
     """
     a, b, labels = np.asarray(above), np.asarray(below), np.asarray(strata)
     generator = np.random.default_rng(0)
     places = [np.flatnonzero(labels == label) for label in dict.fromkeys(strata)]
     drawn = np.concatenate([generator.choice(place, (draws, len(place))) for place in places], axis=1)
-    ratios = statistic(a[drawn], axis=1) / statistic(b[drawn], axis=1)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(statistic(a, axis=0) / statistic(b, axis=0)), float(low), float(high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = statistic(a[drawn], axis=1) / statistic(b[drawn], axis=1)
+        whole = float(statistic(a, axis=0) / statistic(b, axis=0))
+    told = ratios[~np.isnan(ratios)]
+    if not len(told):
+        return whole, math.nan, math.nan
+    between = "linear" if np.isfinite(told).all() else "inverted_cdf"  # nothing lies between infinities
+    low, high = np.quantile(told, (0.025, 0.975), method=between)
+    return whole, float(low), float(high)
 
 
 def grouped(rows: Iterable[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +17,7 @@ from strategies import seeds
 
 from experiments import cartpole_budgets
 from experiments._report import line
-from experiments._report.statistics import Share, mean_interval
+from experiments._report.statistics import Share, bootstrap_ratio, mean_interval
 from experiments.check_rkhs_assumption import kernel, lower_norms
 from gpsafe import rkhs
 from gpsafe.testbed.experiment import Piece
@@ -113,3 +115,12 @@ def test_a_bound_below_the_simulated_truth_by_more_than_its_error_is_counted():
     run = SimpleNamespace(pieces=pieces, arguments=SimpleNamespace(horizon=50))
     table = cartpole_budgets._table_of_bounds([run])
     assert [row[table.columns.index("below truth")] for row in table.rows] == [1] * len(cartpole_budgets.BOUNDS)
+
+
+def test_a_ratio_over_seeds_stands_when_one_of_them_has_nothing_on_either_side():
+    """Draws of that seed alone are left out; with it on one side only the ratio may be infinite; and nan of nothing at all."""
+    both = bootstrap_ratio([2.0, 4.0, 0.0], [4.0, 8.0, 0.0], ["all"] * 3, np.sum)
+    assert both == pytest.approx((0.5, 0.5, 0.5))
+    whole, low, high = bootstrap_ratio([1.0, 3.0], [0.0, 6.0], ["all"] * 2, np.sum)
+    assert (whole, low, high) == (pytest.approx(2 / 3), pytest.approx(0.5), math.inf)
+    assert all(math.isnan(value) for value in bootstrap_ratio([0.0], [0.0], ["all"], np.sum))
