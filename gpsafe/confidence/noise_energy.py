@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -85,8 +86,7 @@ class NoiseEnergy(BallProgram):
             ValueError: if it is not symmetric and positive definite with a condition number of at most 10⁶.
         """
         if not callable(self.correlation):
-            at = torch.arange(n, dtype=torch.float64)
-            return float(self.correlation) ** (at.unsqueeze(-1) - at).abs()  # 0⁰ = 1
+            return _decaying(float(self.correlation), n)
         found = _require.floats("NoiseEnergy", "correlation(n)", self.correlation(n)).cpu()
         if found.shape != (n, n):
             raise _require.fail("NoiseEnergy", f"correlation(n) of shape ({n}, {n})", tuple(found.shape))
@@ -138,8 +138,10 @@ class NoiseEnergy(BallProgram):
     def _seen(self, cross: Tensor) -> Tensor:
         if not self.correlated:
             return cross
-        root = torch.linalg.cholesky(self.covariance(cross.shape[-2])).to(cross.device)
-        return torch.linalg.solve_triangular(root, cross, upper=False)
+        n, rho = cross.shape[-2], self.correlation
+        # A function's answer may change, so that nothing of it is kept.
+        root = torch.linalg.cholesky(self.covariance(n)) if callable(rho) else _root(float(rho), n)
+        return torch.linalg.solve_triangular(root.to(cross.device), cross, upper=False)
 
     def _blur(self, model: GP) -> float:
         return model.num_data * EPS * math.sqrt(CONDITION) if self.correlated else 0.0  # nε of a solve, times κ(L)
@@ -154,6 +156,19 @@ class NoiseEnergy(BallProgram):
         cross = spectrum.vectors.mT @ kernels.cross(model.kernels[output], model.inputs, z)
         radius = most * OUTWARDS * self._radius_sq(model, output, spectrum)
         return Program(spectrum, cross, kernels.diagonal(model.kernels[output], z), radius, norm)
+
+
+def _decaying(correlation: float, n: int) -> Tensor:
+    """ρ^|i−j|, (n, n)."""
+    at = torch.arange(n, dtype=torch.float64)
+    return correlation ** (at.unsqueeze(-1) - at).abs()  # 0⁰ = 1
+
+
+@lru_cache(maxsize=4)
+@plain_tensors
+def _root(correlation: float, n: int) -> Tensor:
+    """L of K_w = LLᵀ, K_w,ij = ρ^|i−j|, which every question to one posterior needs."""
+    return torch.linalg.cholesky(_decaying(correlation, n))
 
 
 @plain_tensors

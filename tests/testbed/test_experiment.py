@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import seeds
-from toy_experiment import importable, module
+from toy_experiment import module
 
 from gpsafe.cli import experiments
 from gpsafe.cli import main as cli
@@ -33,19 +33,6 @@ from gpsafe.testbed.experiment_report import markdown, write
 from gpsafe.testbed.experiment_store import Folder, as_plain, revive
 
 ABOUT = {"command": "test", "started_at": "2026-01-01T00:00:00+00:00", "git_revision": "a" * 40, "git_dirty": False}
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    with importable(tmp_path, monkeypatch) as name:
-        yield name
-
-
-@pytest.fixture
-def toy(package):
-    return module(package).EXPERIMENT
 
 
 def compute(toy: Experiment, seed: int = 0, results: str = "results", about=ABOUT, **arguments) -> Record:

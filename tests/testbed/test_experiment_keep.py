@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import seeds
-from toy_experiment import importable, module
 from toy_light import importable as light_work
 from toy_light import light
 
@@ -28,19 +27,6 @@ from gpsafe.testbed.tables import frames
 MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 rows = st.lists(st.dictionaries(st.text(max_size=5), scalars, max_size=3), max_size=3)
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    with importable(tmp_path, monkeypatch) as name:
-        yield name
-
-
-@pytest.fixture
-def toy(package):
-    return module(package).EXPERIMENT
 
 
 @pytest.fixture
