@@ -1,5 +1,6 @@
 """Known parts as tapes: compiled values and derivatives are torch's, for every known part and for users' functions."""
 
+import copy
 import importlib
 import inspect
 import math
@@ -139,6 +140,13 @@ def test_weights_changed_in_place_are_read_anew():
     assert after is not before and after is not None
     z = np.array([0.3, -0.2, 0.5])
     assert np.allclose(evaluate(after, z)[1], layer.weight.numpy(), atol=1e-15)
+
+
+def test_a_copy_has_the_same_tape_and_another_part_of_its_kind_has_not():
+    known = SimplePendulum().prior()
+    tape = _read.tape_of(known, 2, 1)
+    assert tape is not None and _read.tape_of(copy.deepcopy(known), 2, 1) is tape
+    assert _read.tape_of(SimplePendulum().prior(scale=0.800001), 2, 1) is not tape
 
 
 def test_control_a_tape_of_another_function_does_not_agree():
