@@ -23,7 +23,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,8 +67,27 @@ class Spectrum:
         """R_n² for c = scale and R = noise (*b,), rounded outwards."""
         ratio = (scale / noise.square()).unsqueeze(-1) * self.values
         fit = (self.targets.square() / (1 + ratio)).sum(-1)
+        share = ratio.amax(-1) * 2 * EPS  # of the error of the eigenvalues in what 1 + ratio is at least
         value = fit + noise.square() * (torch.log1p(ratio).sum(-1) + 2 * log_inv_delta)
-        return value * (1 + 1e-12)
+        return value * (1 + 1e-12) + 2 * share * (fit + noise.square() * (1 / (1 + ratio)).sum(-1))
+
+
+class Gap(NamedTuple):
+    """s(η) as computed, the sum of its terms' sizes, and a bound of its rounding."""
+
+    value: Tensor
+    size: Tensor
+    error: Tensor
+
+    @property
+    def upper(self) -> Tensor:
+        """≥ s(η), at least 0."""
+        return self.value.clamp_min(0.0) + self.error
+
+    @property
+    def negative(self) -> Tensor:
+        """Whether s(η) < 0, beyond rounding."""
+        return self.value < -EMPTY * self.size - self.error
 
 
 @short
@@ -93,12 +112,21 @@ class Program:
     norm: Tensor
     blur: float = 0.0
 
-    def gap(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """s(η) and the size of its terms (the scale of rounding), η (*b, h) → (*b, h)."""
+    def gap(self, eta: Tensor) -> Gap:
+        """s(η), the size of its terms, and how far rounding may have moved it, η (*b, h) → (*b, h).
+
+        Beside a share of the size: e ≥ ‖E‖, E the error of the decomposed matrix, moves η yᵀ(K + ηI)⁻¹y by e/(η − e) of itself
+        at most, since (K + E + ηI)⁻¹ ⪯ (K + (η − e)I)⁻¹ ⪯ η/(η − e) (K + ηI)⁻¹.
+        """
         values, targets = self.spectrum.values.unsqueeze(-1), self.spectrum.targets.unsqueeze(-1)
         fit = eta * (targets.square() / (values + eta.unsqueeze(-2))).sum(-2)
         room = self.radius_sq.unsqueeze(-1) + eta * self.norm.square().unsqueeze(-1)
-        return room - fit, room + fit
+        error, size = self._matrix_error().unsqueeze(-1), room + fit
+        return Gap(room - fit, size, (1e-13 + self.blur) * size + error / (eta - error).clamp_min(0.0) * fit)
+
+    def _matrix_error(self) -> Tensor:
+        """≥ the error of the decomposed matrix, in operator norm, (*b,)."""
+        return (2 * EPS + self.blur) * self.spectrum.values.amax(-1)
 
     def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
@@ -122,21 +150,19 @@ class Program:
         weights = self.spectrum.targets.unsqueeze(-2) / shifted
         mean = weights @ self.cross
         explained = shifted.reciprocal() @ self.cross.square()
-        gap, size = (term.unsqueeze(-1) for term in self.gap(eta))
+        gap = Gap(*(term.unsqueeze(-1) for term in self.gap(eta)))
         length = torch.linalg.vector_norm(weights, dim=-1).unsqueeze(-1)
-        half = self._half(eta.unsqueeze(-1), explained, self.prior.unsqueeze(-2), length, (gap, size))
+        half = self._half(eta.unsqueeze(-1), explained, self.prior.unsqueeze(-2), length, gap)
         return mean + half, mean - half
 
-    def _half(
-        self, eta: Tensor, explained: Tensor, prior: Tensor, length: Tensor, gap: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _half(self, eta: Tensor, explained: Tensor, prior: Tensor, length: Tensor, gap: Gap) -> Tensor:
         """σ_η/√η·√s(η), outwards; `length` is ‖(K + ηI)⁻¹y‖."""
-        error = (2 * EPS + self.blur) * self.spectrum.values.amax(-1)
+        error = self._matrix_error()
         error = error.reshape(*error.shape, *(1 for _ in range(explained.ndim - error.ndim)))
         variance = (prior - explained).clamp_min(0.0) + (MARGIN + error / (4 * eta)) * prior
         if self.blur:
             variance = variance + 2 * (self.blur * error / eta).sqrt() * prior
-        half = (variance * (gap[0].clamp_min(0.0) + (1e-13 + self.blur) * gap[1]) / eta).sqrt()
+        half = (variance * gap.upper / eta).sqrt()
         return half + (error * (prior / eta).sqrt() / 2 + (self.blur * error * prior).sqrt()) * length
 
     def range(self) -> tuple[Tensor, Tensor]:
@@ -158,8 +184,7 @@ class Program:
             size = (targets.square() * values / (values + middle.exp().unsqueeze(-1)).square()).sum(-1)
             grow = size > self.norm.square()
             low, high = torch.where(grow, middle, low), torch.where(grow, high, middle)
-        gap, size = self.gap(torch.stack([low.exp(), high.exp()], dim=-1))
-        return (gap < -EMPTY * size).any(-1)
+        return self.gap(torch.stack([low.exp(), high.exp()], dim=-1)).negative.any(-1)
 
     def solve(self, *, grid: int = 24, sections: int = 18) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best dual bounds over η: upper and lower (*b, m), and the η of each (+∞ where B√k is the best)."""
@@ -261,8 +286,8 @@ class BallProgram(ConfidenceBound):
             return norm
         regularizer, values = model.regularizer.to(model.inputs.device), []
         for j in range(model.num_outputs):
-            gap, size = self._plain(model, j).gap(regularizer[j : j + 1])
-            values.append(torch.where(gap < -EMPTY * size, math.nan, gap.clamp_min(0.0))[0])
+            gap = self._plain(model, j).gap(regularizer[j : j + 1])
+            values.append(torch.where(gap.negative, math.nan, gap.upper)[0])
         return (torch.stack(values) / regularizer).sqrt()
 
     def _plain(self, model: GP, output: int) -> Program:
@@ -368,12 +393,8 @@ class ConvexProgram(BallProgram):
         values = []
         for j in range(model.num_outputs):
             program, eta = self._plain(model, j), ratio * model.regularizer[j : j + 1]
-            gap, size = program.gap(eta)
-            mixed = (
-                model.regularizer[j] if self.scale is None else self.noise(model.num_outputs)[j].square() / self.scale
-            )
-            share = 1e-13 + 4 * EPS * program.spectrum.values.amax() / torch.minimum(eta, mixed)  # R_n² has K + (R²/c)I
-            values.append(torch.where(gap < -EMPTY * size, math.nan, (gap + share * size).clamp_min(0.0) / eta)[0])
+            gap = program.gap(eta)
+            values.append(torch.where(gap.negative, math.nan, gap.upper / eta)[0])
         return torch.stack(values).sqrt()
 
     def _mixture(self) -> Mixture:

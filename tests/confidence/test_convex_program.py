@@ -3,6 +3,7 @@
 import functools
 import math
 
+import mpmath as mp
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -232,3 +233,61 @@ def test_before_any_data_only_the_norm_speaks():
 def test_bad_options_are_refused(changes):
     with pytest.raises(ValueError, match="expected"):
         ConvexProgram(**ASSUMED, **changes)
+
+
+def nearly_empty(seed: int, ratio: float, share: float) -> tuple[Program, torch.Tensor, mp.mpf, mp.mpf]:
+    """A program with s(η) = share of its terms exactly, η = ratio ‖K‖; both ends of its dual bound in fifty digits."""
+    generator, n = torch.Generator().manual_seed(seed), 24
+    x = 3.0 * torch.rand(n, 1, dtype=torch.float64, generator=generator)
+    z = torch.tensor([[5.2]], dtype=torch.float64)
+    gram, cross = (torch.exp(-0.5 * (x - other.mT).square()) for other in (x, z))
+    eta = ratio * float(torch.linalg.eigvalsh(gram)[-1])
+    spread = torch.linalg.cholesky(gram + 10 * eta * torch.eye(n, dtype=torch.float64))
+    y = spread @ torch.randn(n, dtype=torch.float64, generator=generator)
+    with mp.workdps(50):
+        shifted = mp.matrix(gram.tolist()) + mp.mpf(eta) * mp.eye(n)
+        column, targets = mp.matrix(cross[:, 0].tolist()), mp.matrix(y.tolist())
+        weights, across = mp.lu_solve(shifted, targets), mp.lu_solve(shifted, column)
+        fit = mp.mpf(eta) * (targets.T * weights)[0]
+        radius = float(fit * (1 + mp.mpf(share)))
+        room = mp.mpf(radius) + mp.mpf(eta) * mp.mpf(1e-4) ** 2 - fit
+        mean, half = (column.T * weights)[0], mp.sqrt((1 - (column.T * across)[0]) * room / mp.mpf(eta))
+        ends = mean + half, mean - half
+    spectrum = Spectrum.of(gram, y)
+    one, radius_sq, norm = (torch.tensor(value, dtype=torch.float64) for value in (1.0, radius, 1e-4))
+    program = Program(spectrum, spectrum.vectors.mT @ cross, one.reshape(1), radius_sq, norm)
+    return program, torch.tensor([eta], dtype=torch.float64), *ends
+
+
+@pytest.mark.parametrize("ratio", [1e-9, 1e-7, 1e-5])
+@pytest.mark.parametrize("share", [1e-13, 1e-10, 1e-7])
+def test_rounding_of_a_nearly_empty_set_is_covered(ratio, share):
+    for seed in range(4):
+        program, eta, upper, lower = nearly_empty(seed, ratio, share)
+        for found in (program.dual(eta), tuple(end[0] for end in program.dual_table(eta))):
+            assert mp.mpf(float(found[0][0])) >= upper and mp.mpf(float(found[1][0])) <= lower
+        assert not bool(program.gap(eta).negative)
+
+
+def test_control_without_the_error_of_the_matrix_it_is_not(monkeypatch):
+    monkeypatch.setattr(Program, "gap", lambda self, eta, gap=Program.gap: gap(self, eta)._replace(error=0 * eta))
+    missed = 0
+    for seed in range(8):
+        program, eta, upper, _ = nearly_empty(seed, 1e-9, 1e-13)
+        missed += mp.mpf(float(program.dual(eta)[0][0])) < upper
+    assert missed
+
+
+@pytest.mark.parametrize("ratio", [1e6, 1e12])
+def test_the_radius_is_rounded_outwards(ratio):
+    x = torch.linspace(0.0, 3.0, 20, dtype=torch.float64).unsqueeze(-1)
+    gram = torch.exp(-0.5 * (x - x.mT).square())
+    for seed in range(4):
+        y = torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        with mp.workdps(50):
+            scaled = mp.eye(20) + mp.mpf(ratio) * mp.matrix(gram.tolist())
+            targets = mp.matrix(y.tolist())
+            exact = (targets.T * mp.lu_solve(scaled, targets))[0] + mp.log(mp.det(scaled)) + 2
+        one = torch.tensor(1.0, dtype=torch.float64)
+        found = float(Spectrum.of(gram, y).radius_sq(ratio * one, one, 1.0))
+        assert exact <= mp.mpf(found) <= exact * (1 + 1e-12 + 1e-13 * ratio)
