@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -62,6 +63,21 @@ def replaced(owner: Any, name: str, change: Callable[[Any, float], Any]) -> Scal
     """Patches a function by `change(function, factor)`."""
     original = getattr(owner, name)
     return lambda factor: mock.patch.object(owner, name, change(original, factor))
+
+
+def scaled_argument(owner: Any, name: str, argument: str) -> Scaled:
+    """Patches a function or method: one of its arguments is scaled."""
+    signature = inspect.signature(getattr(owner, name))
+
+    def change(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            given.arguments[argument] = factor * given.arguments[argument]
+            return function(*given.args, **given.kwargs)
+
+        return patched
+
+    return replaced(owner, name, change)
 
 
 def _local(change: Callable[[LocalAffine, float], LocalAffine]) -> Scaled:
