@@ -50,9 +50,10 @@ Judge = Callable[[Any, float], tuple[Tensor, Tensor]]  # (run, δ) → failed (F
 SMALL = Setting(noise_std=0.1, regularizer=0.01)  # λ = σ², the usual posterior
 ROUGH = Setting(nu=1.5, lengthscale=0.2, noise="rademacher", noise_std=0.1, regularizer=0.1)
 UNIT = Setting(noise_std=0.5, regularizer=1 + 2 / 60)  # λ = 1 + 2/N
-# In the next four one term of β leads: little is to be learned and B hardly counts, or the noise hardly counts.
+# In the next five one term of β leads: little is to be learned and B hardly counts, or the noise hardly counts.
 COIN = Setting(lengthscale=1e3, noise_std=0.1, regularizer=0.01, noise="rademacher")
 LOUD = Setting(lengthscale=0.4, noise_std=10.0, regularizer=1.0)
+LOUD_UNIT = replace(LOUD, regularizer=UNIT.regularizer)
 STILL = Setting(noise_std=0.02, regularizer=1 + 2 / 60)
 QUIET = Setting(nu=2.5, lengthscale=0.15, noise_std=0.05, regularizer=2.0)
 BOUNDED = Setting(noise="uniform", noise_std=0.1, regularizer=0.01)
@@ -90,7 +91,7 @@ CASES: dict[str, Case] = {
     ),
     "fiedler": Case((SMALL, ROUGH, LOUD, QUIET), partial(closed, Fiedler), SMALL, partial(closed, _constant)),
     "chowdhury-gopalan": Case(
-        (UNIT, replace(LOUD, regularizer=UNIT.regularizer), STILL),
+        (UNIT, LOUD_UNIT, STILL),
         partial(closed, partial(ChowdhuryGopalan, max_data=60)),
         SMALL,
         partial(closed, _actsafe),
@@ -211,8 +212,8 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     )
     alone, deltas = [], []
     for setting in sorted({s["setting"] for s in samples}):
-        own = [s for s in samples if s["setting"] == setting]
-        alone += [_pooled(own, i) for i in range(len(cells))]
+        same = [s for s in samples if s["setting"] == setting]
+        alone += [_pooled(same, i) for i in range(len(cells))]
         deltas += [c["delta"] for c in cells]
     own, refuted = rate_verdict([k for k, _ in alone], [n for _, n in alone], deltas, "one setting alone")
     if refuted.lower > refuted.threshold:
