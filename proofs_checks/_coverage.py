@@ -117,7 +117,7 @@ def _formula(bound: type[ClosedForm], pieces: tuple[int, ...] = PIECES, gain_uns
     )
 
 
-def _tighter(factor: float) -> AbstractContextManager[object]:
+def tighter(factor: float) -> AbstractContextManager[object]:
     """R_n² without a share of its log det and ln(1/δ) terms, where f* is tested and where the intervals are computed."""
     radius_sq = Spectrum.radius_sq
 
@@ -152,7 +152,7 @@ GRADES: dict[str, tuple[Grade, ...]] = {
     "chowdhury-gopalan": _formula(ChowdhuryGopalan, (1, 2, 4, 7, 10), _ROOM),
     "srinivas": _srinivas(),
     "convex-program": (
-        Grade("R_n² without the fit", _tighter, (6,), (0.9, 0.8, 0.7, 0.5, 0.3)),
+        Grade("R_n² without the fit", tighter, (6,), (0.9, 0.8, 0.7, 0.5, 0.3)),
         Grade("norm B", scaled_argument(_HERE, "Program", "norm"), (7,), (0.99, 0.95, 0.9)),
     ),
     "lederer": (

@@ -66,6 +66,14 @@ def outer_sums(module: Any) -> tuple[Grade, ...]:
     )
 
 
+def conformal(pieces: tuple[int, ...], factors: tuple[float, ...]) -> tuple[Grade, ...]:
+    """Of calibrated tubes of an ensemble."""
+    return (
+        Grade("conformal radius", around(EnsembleTube, "calibrated", _nearer, static=True), pieces, factors),
+        Grade("remainder R", around(EnsembleTube, "remainder", times), pieces, (0.0,), unseen=STEEP),
+    )
+
+
 LINEAR = (
     Grade("carried F Q Fᵀ", _summand(0), (0,), LADDER),
     Grade("disturbance W", _summand(1), (0,), LADDER),
@@ -84,8 +92,4 @@ PROCESS = (
     Grade("learned part of R", around(GPTube, "_learned", times), (8,), LADDER),
     Grade("confidence width β", around(Mixture, "beta", times), (3,), (0.5, 0.3, 0.1, 0.0)),
     Grade("known part's remainder", around(gp_tube, "remainder_outer", times), (0,), (0.0,), unseen=KNOWN),
-)
-COVERAGE = (
-    Grade("conformal radius", around(EnsembleTube, "calibrated", _nearer, static=True), (0, 1), (0.9, 0.8, 0.7, 0.6)),
-    Grade("remainder R", around(EnsembleTube, "remainder", times), (0, 1), (0.0,), unseen=STEEP),
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,13 +29,17 @@ from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict, anytime_interval
+
+from ._defects import around, replaced, times
 
 DELTA = 0.1
 CONFIDENCE = 0.95
 RUNS: Mapping[Budget, int] = {"quick": 32, "full": 200}  # 32: the fewest that can show δ = 0.1
 MOST: Mapping[Budget, int] = {"quick": 100, "full": 400}
+EPISODES = 12  # of a run that may expand; graded controls stop it early, which can only hide a failure
+REACHING = 30  # of a run that is to reach R
 CONTROL_RUNS: Mapping[Budget, int] = {"quick": 12, "full": 40}
 
 
@@ -63,7 +69,7 @@ def _expanding_task() -> Setting:
     bound = Mixture(rkhs_norm=norm, subgaussian=0.01, delta=DELTA)
     coarse = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (500,)), Task.of(system))
     fine = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (2000,)), Task.of(system))
-    algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=12)
+    algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=EPISODES)
     return _task(algorithm, system.residual[0], fine)
 
 
@@ -112,7 +118,7 @@ def reaching_task(seed: int) -> Setting:
             policies, known, (kernel,), rkhs_norm=bound.norms(1), outputs=(0,), noise_std=plant.noise_std,
             horizon=plant.horizon, ceiling=1.0,
         )  # fmt: skip
-        algorithm = ActSafe(plant, policies, initial, model, bound, dp, distance=distance, episodes=30)
+        algorithm = ActSafe(plant, policies, initial, model, bound, dp, distance=distance, episodes=REACHING)
         task = _task(algorithm, residual, dp)
         if float(task.truth_upper[: len(initial)].max()) <= plant.budget:
             return task
@@ -139,7 +145,7 @@ def _sample_safety(shard: int, budget: Budget, broken: bool) -> Sample:
     if broken:  # the prior mean taken for the truth, and exploited at once
         bound = Constant(rkhs_norm=norm, subgaussian=0.01, delta=DELTA, value=1e-6)
         threshold = 100.0
-    run = _run(task, 1000 + shard, bound=bound, threshold=threshold, unchecked=broken)
+    run = _run(task, 1000 + shard, bound=bound, threshold=threshold, unchecked=broken, episodes=EPISODES)
     unsafe = task.truth_lower > task.algorithm.system.budget
     safe = task.truth_upper <= task.algorithm.system.budget
     executed = [e.policy for e in run.episodes]
@@ -259,7 +265,7 @@ def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
     target = reachable(  # the larger reachable set: true costs from below
         initial, task.truth_lower, distance, budget=limit, epsilon=EPSILON
     )
-    episodes = 1 if broken else algorithm.episodes
+    episodes = 1 if broken else REACHING
     # S_n never shrinks (`actsafe-monotone`): what it holds before the last episode it holds at the end.
     run = _run(task, 3000 + shard, lambda safe: target <= set(safe.witnesses), episodes=episodes)
     reached = set(run.safe_set.witnesses)
@@ -315,6 +321,46 @@ def _plot_reach(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, 
     right.legend()
 
 
+def _narrower(factor: float) -> AbstractContextManager[object]:
+    """β scaled, in runs of three episodes."""
+    _expanding_task()  # what is true is found before
+    stack = ExitStack()
+    stack.enter_context(around(Mixture, "beta", times)(factor))
+    stack.enter_context(mock.patch(f"{__name__}.EPISODES", 3))
+    return stack
+
+
+def _shorter(factor: float) -> AbstractContextManager[object]:
+    return mock.patch(f"{__name__}.REACHING", round(factor * REACHING))
+
+
+def _forgetful(expand: Callable[..., SafePolicySet], factor: float) -> Callable[..., SafePolicySet]:
+    """Of what was in S_{n−1} beside S_0 this share is kept, the rest must be shown safe again."""
+
+    def fewer(self: SafePolicySet, *args: Any, **kwargs: Any) -> SafePolicySet:
+        given = {i: w for i, w in self.witnesses.items() if w.rule == "given"}
+        others = [i for i in self.witnesses if i not in given]
+        kept = {i: self.witnesses[i] for i in others[: round(factor * len(others))]}
+        return expand(SafePolicySet(self.num, self.budget, given | kept), *args, **kwargs)
+
+    return fewer
+
+
+def _alone(update: Callable[..., ConfidenceSet], factor: float) -> Callable[..., ConfidenceSet]:
+    """F_n from the newest posterior, without the running intersection."""
+    return lambda self, *args, **kwargs: update(ConfidenceSet(self.bound), *args, **kwargs)
+
+
+def _forgetful_alone(factor: float) -> AbstractContextManager[object]:
+    stack = ExitStack()
+    stack.enter_context(replaced(ConfidenceSet, "update", _alone)(factor))
+    stack.enter_context(replaced(SafePolicySet, "expand", _forgetful)(factor))
+    return stack
+
+
+_TWICE = (
+    "the running intersection only lowers the bounds, so that every member is shown safe again: it keeps S_n by itself"
+)
 CHECKS = (
     Check(
         name="actsafe-executed-safe",
@@ -329,6 +375,7 @@ CHECKS = (
         sample=_sample_safety,
         judge=_judge_safety,
         plot=_plot_safety,
+        grades=(Grade("confidence width β", _narrower, (0, 1), (0.5, 0.3, 0.1, 0.0)),),
     ),
     Check(
         name="actsafe-monotone",
@@ -341,6 +388,10 @@ CHECKS = (
         control_shards={"quick": 2, "full": 8},
         sample=_sample_monotone,
         judge=_judge_monotone,
+        grades=(
+            Grade("union with S_{n−1}", replaced(SafePolicySet, "expand", _forgetful), (0,), (0.0,), unseen=_TWICE),
+            Grade("the same without the running intersection", _forgetful_alone, (0,), (0.9, 0.7, 0.5, 0.0)),
+        ),
     ),
     Check(
         name="actsafe-reaches",
@@ -355,5 +406,6 @@ CHECKS = (
         sample=_sample_reach,
         judge=_judge_reach,
         plot=_plot_reach,
+        grades=(Grade("episodes", _shorter, (0, 1), (0.5, 0.2, 0.1)),),
     ),
 )

@@ -30,7 +30,7 @@ from gpsafe.tube import EnsembleTube, GPTube, LinearTube, Tube, TubeModel, propa
 from gpsafe.tube.core import outer_sum
 from gpsafe.verdict import Verdict, clopper_pearson
 
-from ._tube_defects import COVERAGE, ENSEMBLE, LINEAR, PROCESS, outer_sums
+from ._tube_defects import ENSEMBLE, LINEAR, PROCESS, conformal, outer_sums
 
 Step = Callable[[Tensor, Tensor, int], Tensor]
 Case = tuple[TubeModel, Tensor, Tensor, Tensor, list[Step]]
@@ -364,6 +364,6 @@ CHECKS = (
         sample=_sample_coverage,
         judge=_judge_coverage,
         plot=_plot_coverage,
-        grades=COVERAGE,
+        grades=conformal((0, 1), (0.9, 0.8, 0.7, 0.6)),
     ),
 )
