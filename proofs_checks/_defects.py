@@ -65,6 +65,11 @@ def replaced(owner: Any, name: str, change: Callable[[Any, float], Any]) -> Scal
     return lambda factor: mock.patch.object(owner, name, change(original, factor))
 
 
+def set_to_factor(owner: Any, name: str) -> Scaled:
+    """Sets a number of a module, 1 where nothing is wrong, to the factor."""
+    return lambda factor: mock.patch.object(owner, name, factor)
+
+
 def scaled_argument(owner: Any, name: str, argument: str) -> Scaled:
     """Patches a function or method: one of its arguments is scaled."""
     signature = inspect.signature(getattr(owner, name))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import LinearTube, lqr_gain
 from gpsafe.verdict import Verdict
+
+from ._defects import set_to_factor
 
 STEPS, HORIZON = 4, 40
 HALF_AXES = (0.005, 0.02)
@@ -122,11 +123,7 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
-def _quieter(factor: float) -> AbstractContextManager[object]:
-    """The filter's model believes in this share of the disturbance."""
-    return mock.patch(f"{__name__}.WHOLE", factor)
-
-
+BELIEF = set_to_factor(sys.modules[__name__], "WHOLE")
 CHECKS = (
     Check(
         name="xmpsc-filter",
@@ -141,6 +138,13 @@ CHECKS = (
         sample=_sample,
         judge=_judge,
         plot=_plot,
-        grades=(Grade("disturbance in the filter's model", _quieter, (0,), (0.9, 0.7, 0.5)),),
+        grades=(
+            Grade(
+                "disturbance in the filter's model",
+                set_to_factor(sys.modules[__name__], "WHOLE"),
+                (0,),
+                (0.9, 0.7, 0.5),
+            ),
+        ),
     ),
 )
