@@ -308,9 +308,9 @@ COARSE = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 _HERE = sys.modules[__name__]
 
 
-def _lasting(*shards: int) -> Grade:
+def _lasting(shard: int, factors: tuple[float, ...] = COARSE) -> Grade:
     """T − 1 as 1 + g(T − 2)."""
-    return Grade("growth of T − 1 with the horizon", around(_HERE, "ahead", past_one), shards, COARSE)
+    return Grade("growth of T − 1 with the horizon", around(_HERE, "ahead", past_one), (shard,), factors)
 
 
 CHECKS = (
@@ -340,7 +340,7 @@ CHECKS = (
         (
             Grade("κ", around(_HERE, "kappa", times), (23,), FACTORS),
             Grade("κ − 1", around(_HERE, "kappa", past_one), (10,), COARSE),
-            _lasting(0),
+            _lasting(0, (0.5, 0.0)),
         ),
     ),
     _check(

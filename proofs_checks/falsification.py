@@ -153,19 +153,27 @@ def _false(change: Callable[[float], Setting]) -> Scaled:
     return replaced(sys.modules[__name__], "truth", lambda found, factor: lambda kind, broken: change(factor))
 
 
-_HALVES = (0.9, 0.8, 0.7, 0.5, 0.3, 0.2)
-_FITS = "without it the set still holds the regularised fit wherever that has a norm ≤ B: the intersection is empty long before"
 GRADES = {
     "norm": (
-        Grade("B over ‖f*‖", _false(lambda g: replace(BELIEVED, norm=BELIEVED.norm / g)), (1,), _HALVES),
-        Grade("β of the intersection", around(Mixture, "formula", times), (1,), _HALVES),
-        Grade("R_n² without the fit", tighter, (1,), (0.3, 0.0), unseen=_FITS),
+        Grade("B over ‖f*‖", _false(lambda g: replace(BELIEVED, norm=BELIEVED.norm / g)), (1,), (0.9, 0.8, 0.7, 0.5)),
+        Grade("β of the intersection", around(Mixture, "formula", times), (1,), (0.5, 0.4, 0.3)),
+        Grade("R_n² without the fit", tighter, (1,), (0.1, 0.0)),
     ),
     "lengthscale": (
-        Grade("length-scale of f*", _false(lambda g: replace(BELIEVED, true_lengthscale=0.2 * g)), (1,), _HALVES),
+        Grade(
+            "length-scale of f*",
+            _false(lambda g: replace(BELIEVED, true_lengthscale=0.2 * g)),
+            (1,),
+            (0.7, 0.6, 0.5, 0.3),
+        ),
     ),
     "noise": (
-        Grade("R over the noise", _false(lambda g: replace(BELIEVED, noise_std=BELIEVED.noise_std / g)), (1,), _HALVES),
+        Grade(
+            "R over the noise",
+            _false(lambda g: replace(BELIEVED, noise_std=BELIEVED.noise_std / g)),
+            (1,),
+            (0.5, 0.4, 0.3),
+        ),
     ),
 }
 
