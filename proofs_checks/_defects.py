@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -53,6 +54,37 @@ def times(value: Any, factor: float) -> Any:
     return value * factor
 
 
+def past_one(value: Any, factor: float) -> Any:
+    """1 + factor·(value − 1): what is above 1."""
+    return 1.0 + factor * (value - 1.0)
+
+
+def replaced(owner: Any, name: str, change: Callable[[Any, float], Any]) -> Scaled:
+    """Patches a function by `change(function, factor)`."""
+    original = getattr(owner, name)
+    return lambda factor: mock.patch.object(owner, name, change(original, factor))
+
+
+def set_to_factor(owner: Any, name: str) -> Scaled:
+    """Sets a number of a module, 1 where nothing is wrong, to the factor."""
+    return lambda factor: mock.patch.object(owner, name, factor)
+
+
+def scaled_argument(owner: Any, name: str, argument: str) -> Scaled:
+    """Patches a function or method: one of its arguments is scaled."""
+    signature = inspect.signature(getattr(owner, name))
+
+    def change(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            given.arguments[argument] = factor * given.arguments[argument]
+            return function(*given.args, **given.kwargs)
+
+        return patched
+
+    return replaced(owner, name, change)
+
+
 def _local(change: Callable[[LocalAffine, float], LocalAffine]) -> Scaled:
     return around(LocalAffine, "at", change, static=True)
 
@@ -73,12 +105,6 @@ def _less_reach(known: Any, factor: float) -> Any:
         return known(part, center, scale * radius)
 
     return remainder
-
-
-def _replaced(module: Any, name: str, change: Callable[[Any, float], Any]) -> Scaled:
-    """Patches a function by `change(function, factor)`."""
-    original = getattr(module, name)
-    return lambda factor: mock.patch.object(module, name, change(original, factor))
 
 
 def _less_error(displacements: Any, factor: float) -> Any:
@@ -128,8 +154,8 @@ def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
         ("correlation of value and gradient", "tilted", _local(_less_correlation)),
         ("gradient's confidence width", "gradient", _local(_less_gradient)),
         ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
-        ("inputs in the Hessian remainder", "curved by input", _replaced(module, "remainder_outer", _less_reach)),
-        ("clipped part of the residual's inputs", "clipped residual", _replaced(module, "Displacements", _less_error)),
+        ("inputs in the Hessian remainder", "curved by input", replaced(module, "remainder_outer", _less_reach)),
+        ("clipped part of the residual's inputs", "clipped residual", replaced(module, "Displacements", _less_error)),
         ("secant kink of the policy", "clipped", around(AffinePolicies, "secants", _less_kink)),
         ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
     )

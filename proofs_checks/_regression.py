@@ -59,6 +59,39 @@ class Setting:
         return torch.linspace(0, 1, self.points, dtype=torch.float64).unsqueeze(-1)
 
 
+def betas(setting: Setting, info_gain: Tensor, bound: ClosedForm, delta: float) -> Tensor:
+    """β_n by the bound's own formula, for g_n (F, N + 1)."""
+    one = torch.ones_like(info_gain)
+    return bound.formula(
+        info_gain,
+        torch.arange(one.shape[1], dtype=torch.float64).expand_as(one),
+        setting.regularizer * one,
+        norm=float(bound.norms(1)) * one,
+        noise=float(bound.noise(1)) * one,
+        log_inv_delta=-float(torch.tensor(delta, dtype=torch.float64).log()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Deviations:
+    """What a bound βσ needs of F trials: g_n and the largest |f − μ_n|/σ_n over the candidates, (F, N + 1) each.
+
+    σ is rounded outwards by the floor of `gpsafe.confidence.rounding`.
+    """
+
+    setting: Setting
+    info_gain: Tensor
+    largest: Tensor
+
+    def beta(self, bound: ClosedForm, delta: float) -> Tensor:
+        """β_n, (F, N + 1)."""
+        return betas(self.setting, self.info_gain, bound, delta)
+
+    def ratio(self, beta: Tensor) -> Tensor:
+        """Largest |f − μ_n|/(β_n σ_n) over n and z of each trial, (F,): above 1 is a failure."""
+        return (self.largest / beta).amax(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """F trials: values of f (F, m), picks (F, N), observations (F, N), mean and std (F, N + 1, m), g_n (F, N
@@ -73,17 +106,15 @@ class Run:
     std: Tensor
     info_gain: Tensor
 
+    @property
+    def deviations(self) -> Deviations:
+        """Of f from μ in units of σ."""
+        largest = ((self.f.unsqueeze(1) - self.mean).abs() / self.half_width(torch.ones_like(self.info_gain))).amax(-1)
+        return Deviations(self.setting, self.info_gain, largest)
+
     def beta(self, bound: ClosedForm, delta: float) -> Tensor:
-        """β_n by the bound's own formula, (F, N + 1)."""
-        one = torch.ones_like(self.info_gain)
-        return bound.formula(
-            self.info_gain,
-            torch.arange(one.shape[1], dtype=torch.float64).expand_as(one),
-            self.setting.regularizer * one,
-            norm=float(bound.norms(1)) * one,
-            noise=float(bound.noise(1)) * one,
-            log_inv_delta=-float(torch.tensor(delta, dtype=torch.float64).log()),
-        )
+        """β_n, (F, N + 1)."""
+        return betas(self.setting, self.info_gain, bound, delta)
 
     def half_width(self, beta: Tensor) -> Tensor:
         """βσ rounded outwards by the floor of `gpsafe.confidence.rounding`, (F, N + 1, m)."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,13 +30,20 @@ from gpsafe.systems.base import CallableSystem, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict, anytime_interval
+
+from ._defects import around, replaced, set_to_factor, times
 
 DELTA = 0.1
 CONFIDENCE = 0.95
 RUNS: Mapping[Budget, int] = {"quick": 32, "full": 200}  # 32: the fewest that can show δ = 0.1
+WHOLE: Mapping[Budget, int] = {"quick": 40, "full": 250}  # with the hasty ones
+WHOLE_MOST: Mapping[Budget, int] = {"quick": 125, "full": 500}
+HASTY = 5  # every fifth run exploits at once: there nothing but β stands between it and an unsafe policy
 MOST: Mapping[Budget, int] = {"quick": 100, "full": 400}
+EPISODES = 12  # of a run that may expand; graded controls stop it early, which can only hide a failure
+REACHING, RUN_OUT = 30, 1.0  # of a run that is to reach R, and the share of them that is run
 CONTROL_RUNS: Mapping[Budget, int] = {"quick": 12, "full": 40}
 
 
@@ -63,7 +73,7 @@ def _expanding_task() -> Setting:
     bound = Mixture(rkhs_norm=norm, subgaussian=0.01, delta=DELTA)
     coarse = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (500,)), Task.of(system))
     fine = RobustDP(Grid(Box(vector(-1.0), vector(1.5)), (2000,)), Task.of(system))
-    algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=12)
+    algorithm = ActSafe(system, policies, initial.tolist(), model, bound, coarse, episodes=EPISODES)
     return _task(algorithm, system.residual[0], fine)
 
 
@@ -112,7 +122,7 @@ def reaching_task(seed: int) -> Setting:
             policies, known, (kernel,), rkhs_norm=bound.norms(1), outputs=(0,), noise_std=plant.noise_std,
             horizon=plant.horizon, ceiling=1.0,
         )  # fmt: skip
-        algorithm = ActSafe(plant, policies, initial, model, bound, dp, distance=distance, episodes=30)
+        algorithm = ActSafe(plant, policies, initial, model, bound, dp, distance=distance, episodes=REACHING)
         task = _task(algorithm, residual, dp)
         if float(task.truth_upper[: len(initial)].max()) <= plant.budget:
             return task
@@ -135,15 +145,16 @@ def _sample_safety(shard: int, budget: Budget, broken: bool) -> Sample:
     task = _expanding_task()
     norm = task.algorithm.bound.rkhs_norm
     bound: ConfidenceBound = task.algorithm.bound
-    threshold = 0.1  # expansion for about nine episodes, then exploitation
-    if broken:  # the prior mean taken for the truth, and exploited at once
+    hasty = broken or shard % HASTY == HASTY - 1
+    threshold = 100.0 if hasty else 0.1  # exploitation at once; or after an expansion of about nine episodes
+    if broken:  # the prior mean taken for the truth
         bound = Constant(rkhs_norm=norm, subgaussian=0.01, delta=DELTA, value=1e-6)
-        threshold = 100.0
-    run = _run(task, 1000 + shard, bound=bound, threshold=threshold, unchecked=broken)
+    run = _run(task, 1000 + shard, bound=bound, threshold=threshold, unchecked=broken, episodes=EPISODES)
     unsafe = task.truth_lower > task.algorithm.system.budget
     safe = task.truth_upper <= task.algorithm.system.budget
     executed = [e.policy for e in run.episodes]
     record: Sample = {
+        "hasty": hasty,
         "unsafe_executed": int(unsafe[executed].sum()),
         "undecided_executed": int((~unsafe & ~safe)[executed].sum()),
         "unsafe_members": int(unsafe[run.safe_set.members].sum()),
@@ -169,12 +180,16 @@ def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
     failures = sum(s["unsafe_executed"] + s["undecided_executed"] > 0 for s in samples)
     if broken:  # one-sided the other way: only what is certainly unsafe counts against the control
         failures = sum(s["unsafe_executed"] > 0 for s in samples)
-    lower, upper = anytime_interval(failures, runs, 1 - CONFIDENCE)
-    first = samples[0]
+    estimate, (lower, upper) = failures / runs, anytime_interval(failures, runs, 1 - CONFIDENCE)
+    own = [s["unsafe_executed"] > 0 for s in samples if s["hasty"]]  # which may refute alone
+    alone = anytime_interval(sum(own), len(own), 0.5 * (1 - CONFIDENCE)) if own else (0.0, 1.0)
+    if alone[0] > DELTA:
+        estimate, lower, upper = sum(own) / len(own), *alone
+    first, grown = samples[0], [s for s in samples if not s["hasty"]] or samples
     witness = (
         f"{failures} of {runs} runs executed a policy not shown safe; mean |S_n| {first['initial']} → "
-        f"{np.mean([s['sizes'][-1] for s in samples]):.1f} of {first['true_safe']} truly safe; f* in F_n in "
-        f"{sum(s['f_star_inside'] for s in samples)} of {runs}"
+        f"{np.mean([s['sizes'][-1] for s in grown]):.1f} of {first['true_safe']} truly safe; f* in F_n in "
+        f"{sum(s['f_star_inside'] for s in samples)} of {runs}; {len(own)} runs exploit at once"
     )
     data = {
         "sizes": [s["sizes"] for s in samples],
@@ -183,9 +198,9 @@ def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
         "realised_cost_max": max(max(s["realised_cost"]) for s in samples),
         "true_safe": first["true_safe"],
         "policies": first["policies"],
-        **{key: first[key] for key in ("paths", "entered", "truth")},
+        **{key: first.get(key, []) for key in ("paths", "entered", "truth")},
     }
-    return Evidence(runs, failures / runs, Verdict(lower, upper, DELTA, witness=witness), data)
+    return Evidence(runs, estimate, Verdict(lower, upper, DELTA, witness=witness), data)
 
 
 def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -> None:
@@ -219,15 +234,20 @@ def _plot_safety(figure: Figure, claim: Mapping[str, Any], control: Mapping[str,
 
 
 # ------------------------------------------------------------------ (ii) S_n is monotone
+KEPT: float | None = None  # share of S_{n−1} kept by sets from the newest posterior alone; None: the sets of ActSafe
+
+
 def _sample_monotone(shard: int, budget: Budget, broken: bool) -> Sample:
-    if broken:  # no union with S_{n-1}, no running intersection: {π : UCB ≤ d} from the newest posterior alone
+    kept = 0.0 if broken else KEPT
+    if kept is not None:  # no running intersection: {π : UCB ≤ d} from the newest posterior; and no union with S_{n−1}
         task = _expanding_task()
         run = _run(task, 5000 + shard, episodes=4)
         sets = [set(run.safe_sets[0].witnesses)]
         for generation in run.confidence.generations[:-1]:
             alone = ConfidenceSet(task.algorithm.bound).update(generation)
             upper = task.algorithm.cost_bound.evaluate(alone, task.algorithm.policies).upper
-            sets.append(set(torch.nonzero(upper <= task.algorithm.system.budget).flatten().tolist()))
+            before = sorted(sets[-1])[: round(kept * len(sets[-1]))]
+            sets.append({*torch.nonzero(upper <= task.algorithm.system.budget).flatten().tolist(), *before})
     else:
         run = _run(reaching_task(shard), 5000 + shard, episodes=6)
         sets = [set(s.witnesses) for s in run.safe_sets]
@@ -259,7 +279,7 @@ def _sample_reach(shard: int, budget: Budget, broken: bool) -> Sample:
     target = reachable(  # the larger reachable set: true costs from below
         initial, task.truth_lower, distance, budget=limit, epsilon=EPSILON
     )
-    episodes = 1 if broken else algorithm.episodes
+    episodes = 1 if broken else round(RUN_OUT * REACHING)
     # S_n never shrinks (`actsafe-monotone`): what it holds before the last episode it holds at the end.
     run = _run(task, 3000 + shard, lambda safe: target <= set(safe.witnesses), episodes=episodes)
     reached = set(run.safe_set.witnesses)
@@ -315,20 +335,47 @@ def _plot_reach(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, 
     right.legend()
 
 
+def _narrower(factor: float) -> AbstractContextManager[object]:
+    """β scaled, in runs of three episodes."""
+    _expanding_task()  # what is true is found before
+    stack = ExitStack()
+    stack.enter_context(around(Mixture, "beta", times)(factor))
+    stack.enter_context(mock.patch(f"{__name__}.EPISODES", 3))
+    return stack
+
+
+def _forgetful(expand: Callable[..., SafePolicySet], factor: float) -> Callable[..., SafePolicySet]:
+    """Of what was in S_{n−1} beside S_0 this share is kept, the rest must be shown safe again."""
+
+    def fewer(self: SafePolicySet, *args: Any, **kwargs: Any) -> SafePolicySet:
+        given = {i: w for i, w in self.witnesses.items() if w.rule == "given"}
+        others = [i for i in self.witnesses if i not in given]
+        kept = {i: self.witnesses[i] for i in others[: round(factor * len(others))]}
+        return expand(SafePolicySet(self.num, self.budget, given | kept), *args, **kwargs)
+
+    return fewer
+
+
+_HERE = sys.modules[__name__]
+_TWICE = (
+    "the running intersection only lowers the bounds, so that every member is shown safe again: it keeps S_n by itself"
+)
 CHECKS = (
     Check(
         name="actsafe-executed-safe",
         claim="With probability ≥ 1 − δ every policy that ActSafe executes is safe: J_c(π_n, f*) ≤ d for all n.",
         source="ActSafe, Theorem 4.6; theory §4 (i)",
         assumptions=("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "S_0 safe"),
-        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*)",
+        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*); every fifth "
+        "exploits at once, and those may refute alone",
         control="the confidence width is set to zero and the model is exploited at once",
-        shards=RUNS,
-        most=MOST,
+        shards=WHOLE,
+        most=WHOLE_MOST,
         control_shards=CONTROL_RUNS,
         sample=_sample_safety,
         judge=_judge_safety,
         plot=_plot_safety,
+        grades=(Grade("confidence width β", _narrower, (4, 9, 14), (0.9, 0.7, 0.5, 0.3, 0.1, 0.0)),),
     ),
     Check(
         name="actsafe-monotone",
@@ -341,6 +388,12 @@ CHECKS = (
         control_shards={"quick": 2, "full": 8},
         sample=_sample_monotone,
         judge=_judge_monotone,
+        grades=(
+            Grade("union with S_{n−1}", replaced(SafePolicySet, "expand", _forgetful), (0,), (0.0,), unseen=_TWICE),
+            Grade(
+                "the same without the running intersection", set_to_factor(_HERE, "KEPT"), (0,), (0.9, 0.7, 0.5, 0.0)
+            ),
+        ),
     ),
     Check(
         name="actsafe-reaches",
@@ -355,5 +408,6 @@ CHECKS = (
         sample=_sample_reach,
         judge=_judge_reach,
         plot=_plot_reach,
+        grades=(Grade("episodes", set_to_factor(_HERE, "RUN_OUT"), (0, 1), (0.5, 0.2, 0.1)),),
     ),
 )

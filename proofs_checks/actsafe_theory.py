@@ -15,6 +15,7 @@ the first n − 1 episodes: a place visited with small probability counts in eve
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,10 @@ from gpsafe.confidence.info_gain import gram_info_gain
 from gpsafe.cost.total_variation import simulation_gap
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels, random_function
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
 
+from ._defects import FACTORS, around, past_one, times
 from ._finite import FinitePlant
 from ._regression import generator
 
@@ -113,6 +115,31 @@ def _costs() -> Tensor:
     return (torch.arange(CELLS) >= torch.arange(1, CELLS, 2)[:, None]).to(torch.float64).unsqueeze(1)
 
 
+def ahead(horizon: int) -> float:
+    """T − 1: the steps for which what goes wrong at the first may last."""
+    return horizon - 1
+
+
+def width(d: Draw, under: Tensor) -> Tensor:
+    """(2(T−1)/√(2π)) E Σ_t βσ(z_t)/σ_w under a residual, (P,): the right side of (iii), C = 1."""
+    return 2 * ahead(d.plant.horizon) / ROOT * d.plant.value(d.half / d.plant.noise_std, under)
+
+
+def kappa(d: Draw, steps: float) -> float:
+    """1 + 2β·steps·s_max/(σ√(2π))."""
+    return 1 + 2 * d.beta * steps * d.scale / (d.plant.noise_std * ROOT)
+
+
+def spread(horizon: int, square: float, lam: float) -> float:
+    """1 + T s²/λ: how much more than after an update σ² may be within an episode."""
+    return 1 + horizon * square / lam
+
+
+def amplification(horizon: int, square: float, lam: float) -> float:
+    """A/(1 + T s²/λ) = 2T s²/ln(1 + s²/λ)."""
+    return 2 * horizon * square / math.log1p(square / lam)
+
+
 def _worst(rows: list[dict[str, Any]], lower: Tensor, upper: Tensor, about: str) -> None:
     """Keeps the draw's largest ratio."""
     at = int(upper.argmax())
@@ -128,8 +155,7 @@ def width_robust(shard: int, budget: Budget, broken: bool) -> Sample:
         below, above = d.plant.supremum(_costs(), d.low, d.high)
         for name, truth in d.truths.items():
             cost = d.plant.value(_costs(), truth)
-            right = 2 * (d.plant.horizon - 1) / ROOT * d.plant.value(d.half / d.plant.noise_std, truth)
-            right = 0.5 * right if broken else right
+            right = (0.5 if broken else 1.0) * width(d, truth)
             about = f"{d.about}, T = {d.plant.horizon}, f* = {name}"
             _worst(rows, (below - cost) / right, (above - cost) / right, about)
     return {"rows": rows}
@@ -171,7 +197,7 @@ def width_variation(shard: int, budget: Budget, broken: bool) -> Sample:
     for index in range(DRAWS):
         d = draw(shard, index)
         bound = variation_bound(d.plant, _costs(), d.mid, d.half)
-        right = 2 * (d.plant.horizon - 1) / ROOT * d.plant.value(d.half / d.plant.noise_std, d.mid)
+        right = width(d, d.mid)
         for name, truth in d.truths.items():
             ratio = (bound - d.plant.value(_costs(), truth)) / right
             _worst(rows, ratio, ratio, f"{d.about}, T = {d.plant.horizon}, f* = {name}")
@@ -185,11 +211,10 @@ def optimism(shard: int, budget: Budget, broken: bool) -> Sample:
     for index in range(DRAWS):
         d = draw(shard, index)
         below, above = d.plant.supremum(d.std, d.low, d.high)
-        steps = 1 if broken else d.plant.horizon - 1
-        kappa = 1 + 2 * d.beta * steps * d.scale / (d.plant.noise_std * ROOT)
+        factor = kappa(d, 1 if broken else ahead(d.plant.horizon))
         for name, truth in d.truths.items():
-            right = kappa * d.plant.value(d.std, truth)
-            about = f"{d.about}, T = {d.plant.horizon}, f* = {name}, κ = {kappa:.3g}"
+            right = factor * d.plant.value(d.std, truth)
+            about = f"{d.about}, T = {d.plant.horizon}, f* = {name}, κ = {factor:.3g}"
             _worst(rows, below / right, above / right, about)
     return {"rows": rows}
 
@@ -222,8 +247,8 @@ def uncertainty_sum(shard: int, budget: Budget, broken: bool) -> Sample:
             left += float(variance[pick].sqrt().sum()) ** 2
             visited = torch.cat([visited, pick])
         gain = float(sum(gram_info_gain(gram[visited][:, visited], lam) for gram in grams))
-        factor = 1.0 if broken else 1 + horizon * square / lam
-        ratio = left / (2 * horizon * square * factor / math.log1p(square / lam) * gain)
+        factor = 1.0 if broken else spread(horizon, square, lam)
+        ratio = left / (amplification(horizon, square, lam) * factor * gain)
         about = f"{episodes} episodes of {horizon} steps, {outputs} outputs, λ = {lam:.2g}, s² = {square:.2g}"
         rows.append({"lower": ratio, "upper": ratio, "about": about})
     return {"rows": rows}
@@ -258,6 +283,7 @@ def _check(
     source: str,
     control: str,
     sample: Callable[[int, Budget, bool], Sample],
+    grades: tuple[Grade, ...],
     *,
     assumptions: tuple[str, ...] = ("|f* − μ_n| ≤ β σ_n", "gaussian noise of known variance"),
     control_shards: Mapping[Budget, int] = CONTROL_SHARDS,
@@ -274,7 +300,17 @@ def _check(
         sample=sample,
         judge=judge,
         plot=plot,
+        grades=grades,
     )
+
+
+COARSE = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+_HERE = sys.modules[__name__]
+
+
+def _lasting(shard: int, factors: tuple[float, ...] = COARSE) -> Grade:
+    """T − 1 as 1 + g(T − 2)."""
+    return Grade("growth of T − 1 with the horizon", around(_HERE, "ahead", past_one), (shard,), factors)
 
 
 CHECKS = (
@@ -284,6 +320,7 @@ CHECKS = (
         "ActSafe, Lemma on the pessimistic cost; theory §4 (iii), bound 3",
         "half of the right side: βσ taken for the distance between two members of F_n",
         width_robust,
+        (Grade("right side", around(_HERE, "width", times), (12,), FACTORS), _lasting(6)),
     ),
     _check(
         "actsafe-cost-width-variation",
@@ -291,6 +328,7 @@ CHECKS = (
         "theory §4 (iii), bound 4, with the expectation under μ_n",
         "the expectation under f*, as for bound 3, on a plant where μ_n meets what is not known and f* seldom does",
         width_variation,
+        (Grade("right side", around(_HERE, "width", times), (22,), FACTORS), _lasting(15)),
         control_shards={"quick": 1, "full": 1},
     ),
     _check(
@@ -299,6 +337,11 @@ CHECKS = (
         "theory §4 (iv)",
         "κ_n without its factor T − 1",
         optimism,
+        (
+            Grade("κ", around(_HERE, "kappa", times), (23,), FACTORS),
+            Grade("κ − 1", around(_HERE, "kappa", past_one), (10,), COARSE),
+            _lasting(0, (0.5, 0.0)),
+        ),
     ),
     _check(
         "actsafe-uncertainty-sum",
@@ -306,6 +349,10 @@ CHECKS = (
         "theory §4 (v)",
         "A without 1 + T s²/λ: σ taken as if it were updated inside the episode",
         uncertainty_sum,
+        (
+            Grade("A without 1 + T s²/λ", around(_HERE, "amplification", times), (6,), FACTORS),
+            Grade("T s²/λ: growth within an episode", around(_HERE, "spread", past_one), (8,), COARSE),
+        ),
         assumptions=("kernel and λ of the posterior",),
     ),
 )

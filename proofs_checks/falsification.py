@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from gpsafe.confidence import Mixture
 from gpsafe.confidence.convex_program import Program, Spectrum
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import clopper_pearson
 
+from ._coverage import tighter
+from ._defects import Scaled, around, replaced, times
 from ._regression import (
     CONFIDENCE,
     DELTAS,
@@ -41,6 +44,11 @@ BROKEN: dict[str, Setting] = {
     "noise": replace(BELIEVED, noise="student"),
 }
 GENERATIONS = (2, 5, 10, 20, 40, 60)
+
+
+def truth(kind: str, broken: bool) -> Setting:
+    """What is simulated."""
+    return BROKEN[kind] if broken else BELIEVED
 
 
 def intersection_empty(run: Run, delta: float) -> Tensor:
@@ -70,7 +78,7 @@ def program_empty(run: Run, delta: float) -> Tensor:
 
 def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
     """Alarms of one shard for each mode and δ; broken: the assumption `kind` is false."""
-    setting = BROKEN[kind] if broken else BELIEVED
+    setting = truth(kind, broken)
     cells, band = [], None
     for m, mode in enumerate(MODES):
         run = simulate(setting, TRIALS, mode, generator(6, list(BROKEN).index(kind), shard, int(broken), m))
@@ -139,6 +147,36 @@ _CONTROLS = {
     "noise": "Student-t noise with 2 degrees of freedom in place of R-sub-Gaussian noise",
 }
 
+
+def _false(change: Callable[[float], Setting]) -> Scaled:
+    """The plants of the claim are those of `change(factor)`; what is believed stays."""
+    return replaced(sys.modules[__name__], "truth", lambda found, factor: lambda kind, broken: change(factor))
+
+
+GRADES = {
+    "norm": (
+        Grade("B over ‖f*‖", _false(lambda g: replace(BELIEVED, norm=BELIEVED.norm / g)), (1,), (0.9, 0.8, 0.7, 0.5)),
+        Grade("β of the intersection", around(Mixture, "formula", times), (1,), (0.5, 0.4, 0.3)),
+        Grade("R_n² without the fit", tighter, (1,), (0.1, 0.0)),
+    ),
+    "lengthscale": (
+        Grade(
+            "length-scale of f*",
+            _false(lambda g: replace(BELIEVED, true_lengthscale=0.2 * g)),
+            (1,),
+            (0.7, 0.6, 0.5, 0.3),
+        ),
+    ),
+    "noise": (
+        Grade(
+            "R over the noise",
+            _false(lambda g: replace(BELIEVED, noise_std=BELIEVED.noise_std / g)),
+            (1,),
+            (0.5, 0.4, 0.3),
+        ),
+    ),
+}
+
 CHECKS = tuple(
     Check(
         name=f"falsification-{kind}",
@@ -153,6 +191,7 @@ CHECKS = tuple(
         sample=partial(sample, kind),
         judge=judge,
         plot=plot,
+        grades=GRADES[kind],
     )
     for kind, text in _CONTROLS.items()
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +23,10 @@ from gpsafe.confidence.info_gain import (
     online_bound,
 )
 from gpsafe.rkhs import kernels
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
 
+from ._defects import FACTORS, around, past_one, replaced, times
 from ._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
@@ -130,7 +133,64 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     axes.legend()
 
 
-def _check(name: str, claim: str, source: str, control: str, sample: Callable[[int, Budget, bool], Sample]) -> Check:
+_HERE = sys.modules[__name__]
+
+
+def _closer(bound: Tensor, factor: float) -> Tensor:
+    """1/(1 − g/e) in place of 1/(1 − 1/e)."""
+    return bound * (1 - math.exp(-1)) / (1 - factor * math.exp(-1))
+
+
+def _shorter(bound: Callable[..., Tensor], factor: float) -> Callable[..., Tensor]:
+    """g T steps left in place of T."""
+
+    def less(gram: Tensor, count: int, regularizer: float) -> Tensor:
+        run = greedy(gram, count, regularizer)
+        left = 0.5 * factor * count * torch.log1p(run.largest_variance / regularizer)
+        return torch.minimum(bound(gram, count, regularizer), (run.gains + left).min(-1).values)
+
+    return less
+
+
+def _parts(tail: bool) -> Callable[[Callable[..., Tensor], float], Callable[..., Tensor]]:
+    """The bound for every D with its head, or its tail, scaled; without the other part it is found by subtraction."""
+
+    def change(bound: Callable[..., Tensor], factor: float) -> Callable[..., Tensor]:
+        def less(gram: Tensor, regularizer: float) -> Tensor:
+            values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0.0)
+            kept = torch.cat([torch.zeros_like(values[..., :1]), values.cumsum(-1)], dim=-1)
+            tails = 0.5 * (kept[..., -1:] - kept).clamp_min(0.0) / regularizer
+            whole = bound(gram, regularizer)
+            return whole - (1 - factor) * (tails if tail else whole - tails)
+
+        return less
+
+    return change
+
+
+def _fewer(bound: Callable[..., float], factor: float) -> Callable[..., float]:
+    """kT scaled inside the logarithm."""
+    return lambda dim, count, most, regularizer: bound(dim, count, factor * most, regularizer)
+
+
+def _flatter(_: Callable[..., float], factor: float) -> Callable[..., float]:
+    """1 + g(d − 1) in place of d: the formula itself, whose dimension need not be whole then."""
+
+    def less(dim: int, count: int, most: float, regularizer: float) -> float:
+        used = past_one(dim, factor)
+        return 0.5 * used * math.log1p(most * count / (used * regularizer))
+
+    return less
+
+
+def _check(
+    name: str,
+    claim: str,
+    source: str,
+    control: str,
+    sample: Callable[[int, Budget, bool], Sample],
+    grades: tuple[Grade, ...],
+) -> Check:
     return Check(
         name=name,
         claim=claim,
@@ -142,6 +202,7 @@ def _check(name: str, claim: str, source: str, control: str, sample: Callable[[i
         sample=sample,
         judge=judge,
         plot=plot,
+        grades=grades,
     )
 
 
@@ -152,6 +213,12 @@ CHECKS = (
         "theory §2.12; Nemhauser, Wolsey & Fisher 1978; Minoux 1978",
         "the greedy value without the factor 1/(1 − 1/e)",
         finite_domain,
+        (
+            Grade("greedy bound", around(_HERE, "greedy_bound", times), (0,), (0.9, 0.8, 0.7, 0.6, 0.5)),
+            Grade("1/e in 1/(1 − 1/e)", around(_HERE, "greedy_bound", _closer), (0,), (0.9, 0.5, 0.3, 0.1, 0.0)),
+            Grade("online bound", around(_HERE, "online_bound", times), (0,), FACTORS),
+            Grade("T points left in the online bound", replaced(_HERE, "online_bound", _shorter), (0,), FACTORS),
+        ),
     ),
     _check(
         "info-gain-gram",
@@ -159,6 +226,10 @@ CHECKS = (
         "theory §2.12",
         "the tail's trace forgotten",
         gram,
+        (
+            Grade("head (D/2)ln(1 + tr K_D/(Dλ))", replaced(_HERE, "gram_bound", _parts(tail=False)), (0,), FACTORS),
+            Grade("tail tr(K − K_D)/(2λ)", replaced(_HERE, "gram_bound", _parts(tail=True)), (0,), FACTORS),
+        ),
     ),
     _check(
         "info-gain-linear",
@@ -166,5 +237,9 @@ CHECKS = (
         "theory §2.12",
         "the formula with d = 1 on inputs of dimension 2 and 3",
         linear,
+        (
+            Grade("dimension d", replaced(_HERE, "linear_bound", _flatter), (0,), FACTORS),
+            Grade("kT", replaced(_HERE, "linear_bound", _fewer), (0,), FACTORS),
+        ),
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,13 +23,16 @@ from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.double_integrator import DoubleIntegrator
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import LinearTube, lqr_gain
 from gpsafe.verdict import Verdict
 
+from ._defects import set_to_factor
+
 STEPS, HORIZON = 4, 40
 HALF_AXES = (0.005, 0.02)
-SHRINK = 0.2  # control: the share of the disturbance that the model believes in
+WHOLE = 1.0  # of the disturbance, believed in by the model of the claim
+SHRINK = 0.2  # and by that of the control
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class _Unreliable:
         return Proposal(plan, "Solve_Succeeded", 1, 0.0, "unreliable", -1.0)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def linear_case(believed: float = 1.0) -> tuple[CertificationProblem, Invariance]:
     """|p|, |v|, |u| ≤ 1; X_f is the largest invariant set under LQR. The model believes in this share of the disturbance."""
     plant = DoubleIntegrator().prior(mass_error=0.0)
@@ -62,7 +66,7 @@ def linear_case(believed: float = 1.0) -> tuple[CertificationProblem, Invariance
 
 def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     """One episode from a state of X_f: extreme proposals, a proposer that breaks down, disturbances on their ellipsoid."""
-    problem, sure = linear_case(SHRINK if broken else 1.0)
+    problem, sure = linear_case(SHRINK if broken else WHOLE)
     model = problem.model
     assert isinstance(model, LinearTube)
     generator = torch.Generator().manual_seed(shard)
@@ -100,7 +104,7 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     witness = f"largest excess of a state row {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
     data = {
         "paths": [s["path"] for s in samples],
-        "terminal": linear_case(SHRINK if broken else 1.0)[0].terminal.vertices().tolist(),
+        "terminal": linear_case(SHRINK if broken else WHOLE)[0].terminal.vertices().tolist(),
     }
     return Evidence(steps, statistic, Verdict(statistic, statistic, 0.0, witness=witness), data)
 
@@ -119,6 +123,7 @@ def _plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) 
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
+BELIEF = set_to_factor(sys.modules[__name__], "WHOLE")
 CHECKS = (
     Check(
         name="xmpsc-filter",
@@ -133,5 +138,13 @@ CHECKS = (
         sample=_sample,
         judge=_judge,
         plot=_plot,
+        grades=(
+            Grade(
+                "disturbance in the filter's model",
+                set_to_factor(sys.modules[__name__], "WHOLE"),
+                (0,),
+                (0.9, 0.7, 0.5),
+            ),
+        ),
     ),
 )

@@ -13,24 +13,33 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceBound, ConvexProgram, Fiedler, Mixture
+from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict
 
+from ._defects import FACTORS, around, times
 from ._regression import generator
 
 TOLERANCE = 1e-9  # relative, for rounding
 NOISE = 0.2
 ORDER: tuple[str, ...] = ("convex-program", "mixture", "abbasi-yadkori", "fiedler")
-REGULARIZERS = (0.04, 0.3, 1.0, 1 + 2 / 60, 3.0)
+REGULARIZERS = (0.04, 0.3, 1.0, 1 + 2 / 60, 1e4)  # at the last the norm leads: β is hardly more than B
 COUNTS = (5, 20, 60)
+
+
+class _Alone(ConvexProgram):
+    """The program without the mixture interval that `ConvexProgram` meets it with: that it is narrower is to be shown."""
+
+    def _outer(self) -> None:
+        return None
 
 
 def half_widths(model: GP, z: Tensor, delta: float) -> dict[str, Tensor]:
     """Half-widths at z (m, 1) of the bounds on one model."""
     assumed: dict[str, Any] = {"rkhs_norm": 1.0, "subgaussian": NOISE, "delta": delta}
-    bounds = [Mixture(**assumed), AbbasiYadkori(**assumed), Fiedler(**assumed), ConvexProgram(**assumed)]
+    bounds = [Mixture(**assumed), AbbasiYadkori(**assumed), Fiedler(**assumed), _Alone(**assumed)]
     pairs: list[tuple[str, ConfidenceBound]] = []
     if bool((model.regularizer <= 1).all()):
         pairs.append(("fiedler R/λ", Fiedler(**assumed, convention="published")))
@@ -110,6 +119,10 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
     plotting.label_ends(axes)
 
 
+def _narrower(term: str, bound: type[ClosedForm]) -> Grade:
+    return Grade(term, around(bound, "formula", times), (0,), FACTORS)
+
+
 _ASSUMED = ("kernel and λ fixed before data",)
 CHECKS = (
     Check(
@@ -125,6 +138,12 @@ CHECKS = (
         sample=partial(sample, "order"),
         judge=judge,
         plot=plot,
+        grades=(
+            _narrower("mixture width", Mixture),
+            _narrower("Abbasi-Yadkori width", AbbasiYadkori),
+            _narrower("Fiedler width", Fiedler),
+            _narrower("Chowdhury–Gopalan width", ChowdhuryGopalan),
+        ),
     ),
     Check(
         name="width-fiedler-below-one",
@@ -138,5 +157,6 @@ CHECKS = (
         sample=partial(sample, "equal"),
         judge=judge,
         plot=plot,
+        grades=(_narrower("Abbasi-Yadkori width", AbbasiYadkori), _narrower("Fiedler width", Fiedler)),
     ),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from unittest import mock
@@ -23,12 +25,15 @@ from gpsafe.systems.base import sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.systems.xmpsc import SimplePendulum
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, Tube, TubeModel, propagate
 from gpsafe.tube.core import outer_sum
 from gpsafe.verdict import Verdict, clopper_pearson
 
+from ._tube_defects import ENSEMBLE, LINEAR, PROCESS, conformal, outer_sums
+
 Step = Callable[[Tensor, Tensor, int], Tensor]
+Case = tuple[TubeModel, Tensor, Tensor, Tensor, list[Step]]
 ROUNDING = 1e-9  # of gauges and traces
 SHRINK = 0.8  # control: all tubes by this factor
 DELTA = 0.1
@@ -86,7 +91,7 @@ def _judge_trace(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 
 # ----------------------------------------------------------------------------------- containment
-def _linear(generator: torch.Generator) -> tuple[TubeModel, Tensor, Tensor, Tensor, list[Step]]:
+def _linear(generator: torch.Generator) -> Case:
     plant = AffineKnown(_draw(generator, 2, 2), _draw(generator, 2, 1), 0.1 * _draw(generator, 2))
     model = LinearTube(plant, _draw(generator, 2).exp() * 0.05)
     gain = 0.5 * _draw(generator, 1, 2)
@@ -101,14 +106,21 @@ def _linear(generator: torch.Generator) -> tuple[TubeModel, Tensor, Tensor, Tens
     return model, _draw(generator, 2), _draw(generator, STEPS, 1), gain, [step]
 
 
-def _curved(generator: torch.Generator) -> tuple[TubeModel, Tensor, Tensor, Tensor, list[Step]]:
-    """Strongly curved networks; every member's plant is at the edge of what `calibrated` admits."""
+def _curved(generator: torch.Generator, leads: str = "") -> Case:
+    """Strongly curved networks; every member's plant is at the edge of what `calibrated` admits.
+
+    In R the growth of σ leads if the mean is constant, and the curvature if σ is and one cell covers the section.
+    """
     network = MLP.random(3, (3, 8, 6, 4), generator)
-    limits = torch.tensor([[-10.0, -9.0], [-6.0, -7.0]], dtype=torch.float64)
-    ensemble = Ensemble.from_weights(
-        [2.0 * w for w in network.weights], network.biases, nx=2, nu=1, log_var_limits=limits
-    )
+    weights, low, high = [2.0 * w for w in network.weights], (-10.0, -9.0), (-6.0, -7.0)
+    if leads == "growth of σ":
+        weights[-1][..., :2], low, high = 0.0, (-8.0, -8.0), (-3.0, -3.0)
+    elif leads == "curvature":
+        weights[-1][..., 2:] = 0.0
+    limits = torch.tensor([low, high], dtype=torch.float64)
+    ensemble = Ensemble.from_weights(weights, network.biases, nx=2, nu=1, log_var_limits=limits)
     model = EnsembleTube.sound(ensemble, steps=STEPS, delta=DELTA)
+    model = replace(model, cells=1) if leads == "curvature" else model
     noises = _unit(generator, STEPS, 60, 2)
 
     def admitted(member: int) -> Step:
@@ -122,6 +134,9 @@ def _curved(generator: torch.Generator) -> tuple[TubeModel, Tensor, Tensor, Tens
 
     steps = [admitted(m) for m in range(3)]
     return model, 0.3 * _draw(generator, 2), 0.5 * _draw(generator, STEPS, 1), 0.3 * _draw(generator, 1, 2), steps
+
+
+LEADING = ("curvature", "growth of σ")
 
 
 @lru_cache(maxsize=4)
@@ -138,7 +153,7 @@ def _confidence(count: int) -> ConfidenceSet:
     return ConfidenceSet(bound).update(model.condition(data))
 
 
-def _process(generator: torch.Generator) -> tuple[TubeModel, Tensor, Tensor, Tensor, list[Step]]:
+def _process(generator: torch.Generator) -> Case:
     """f* of the RKHS pendulum and two members of F_n that are extremal at the start."""
     confidence = _confidence((1, 20, 80)[int(torch.randint(3, (1,), generator=generator))])
     model, system = GPTube(confidence, STEPS, DELTA), reference_pendulum()
@@ -159,14 +174,19 @@ def _process(generator: torch.Generator) -> tuple[TubeModel, Tensor, Tensor, Ten
     return model, x0, inputs, torch.tensor([[-3.0, -0.6]]).double(), steps
 
 
-CASES = {"linear": _linear, "ensemble": _curved, "gp": _process}
+CASES: dict[str, Callable[..., Case]] = {
+    "linear": _linear,
+    "ensemble": _curved,
+    "gp": _process,
+}
 
 
 def _sample_containment(shard: int, budget: Budget, broken: bool, case: str) -> Sample:
     """Largest gauge of the paths of all plants of one random case; tubes that overflow claim nothing and are drawn again."""
     generator = torch.Generator().manual_seed(shard)
     for redrawn in range(50):
-        model, x0, inputs, gain, steps = CASES[case](generator)
+        leads = LEADING[shard : shard + 1] if case == "ensemble" else ()
+        model, x0, inputs, gain, steps = CASES[case](generator, *leads)
         if broken and case != "linear":
             with mock.patch.object(type(model), "remainder", _no_remainder):
                 tube = propagate(model, x0, inputs, gain)
@@ -277,7 +297,9 @@ def _plot_coverage(figure: Figure, claim: Mapping[str, Any], control: Mapping[st
     plotting.label_ends(axes)
 
 
-def _containment(case: str, name: str, claim: str, assumptions: tuple[str, ...], control: str) -> Check:
+def _containment(
+    case: str, name: str, claim: str, assumptions: tuple[str, ...], control: str, grades: tuple[Grade, ...]
+) -> Check:
     return Check(
         name=name,
         claim=claim,
@@ -290,6 +312,7 @@ def _containment(case: str, name: str, claim: str, assumptions: tuple[str, ...],
         sample=lambda shard, budget, broken: _sample_containment(shard, budget, broken, case),
         judge=_judge_containment,
         plot=_plot_containment,
+        grades=grades,
     )
 
 
@@ -304,6 +327,7 @@ CHECKS = (
         shards={"quick": 10, "full": 200},
         sample=_sample_trace,
         judge=_judge_trace,
+        grades=outer_sums(sys.modules[__name__]),
     ),
     _containment(
         "linear",
@@ -311,6 +335,7 @@ CHECKS = (
         "Tubes of linear plants contain them under disturbances that push along one direction.",
         ("disturbance in its ellipsoid",),
         "all sections shrunk to 80 %",
+        LINEAR,
     ),
     _containment(
         "ensemble",
@@ -318,6 +343,7 @@ CHECKS = (
         "Sound ensemble tubes contain, for every member, every plant within its calibrated spread.",
         ("calibrated",),
         "no linearisation remainder",
+        ENSEMBLE,
     ),
     _containment(
         "gp",
@@ -325,6 +351,7 @@ CHECKS = (
         "Sound GP tubes contain f* and members at the edge of F_n, with noises at the edge of their ellipsoids.",
         ("rkhs_norm<=B (exact twins)", "f* ∈ F_n", "noise in its ellipsoid"),
         "no remainder",
+        PROCESS,
     ),
     Check(
         name="xmpsc-tube-coverage",
@@ -337,5 +364,6 @@ CHECKS = (
         sample=_sample_coverage,
         judge=_judge_coverage,
         plot=_plot_coverage,
+        grades=conformal((0, 1), (0.9, 0.8, 0.7, 0.6)),
     ),
 )

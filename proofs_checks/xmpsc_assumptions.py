@@ -6,6 +6,7 @@ distribution, on the pendulum, the cart-pole, the arm and the drone of `gpsafe.s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,11 +20,13 @@ from gpsafe.models import Ensemble, Training
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.warmup import WarmUp, safe_fraction, warm_up_data
-from gpsafe.testbed.check import Budget, Check, Evidence, Sample
+from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import EnsembleTube, propagate
 from gpsafe.verdict import Verdict, clopper_pearson
 
+from ._defects import around, replaced, times
 from ._regression import generator
+from ._tube_defects import conformal
 
 PLANTS = (SimplePendulum, SafeCartPole, TwoLinkArm, Drone)
 WIDTHS = (10, 10, 20, 20)  # of the published networks, two layers each
@@ -88,6 +91,11 @@ def slopes(plant: Any, x: Tensor, u: Tensor) -> Tensor:
     return torch.stack(rows, dim=1).abs()
 
 
+def pushes(plant: Any) -> Tensor:
+    """Half-widths e of the published noise of the input, (nu,)."""
+    return float(getattr(plant, "input_noise", 0.0)) * torch.ones(plant.nu, dtype=torch.float64)
+
+
 def moves(shard: int, budget: Budget, broken: bool) -> Sample:
     """Pairs with |f(z) − f(z′)| ≤ L|z − z′| violated, or |w| ≤ L_u e; L the largest slopes seen at other points.
 
@@ -103,10 +111,9 @@ def moves(shard: int, budget: Budget, broken: bool) -> Sample:
     z, other = torch.cat([x, u], dim=-1), torch.randperm(len(x), generator=source)
     moved = (plant.mean(x, u) - plant.mean(x[other], u[other])).abs()
     pushed = (plant.advance(x, u, source) - plant.mean(x, u)).abs()
-    size = float(getattr(plant, "input_noise", 0.0)) * torch.ones(plant.nu, dtype=torch.float64)
     rounding = 1e-12 * (1 + x.abs().amax(0))
     steps = ((moved - rounding) / ((z - z[other]).abs() @ L.mT)).nan_to_num(nan=0.0).amax(-1)
-    noise = ((pushed - rounding) / (size @ L[:, plant.nx :].mT)).nan_to_num(nan=0.0, neginf=0.0).amax(-1)
+    noise = ((pushed - rounding) / (pushes(plant) @ L[:, plant.nx :].mT)).nan_to_num(nan=0.0, neginf=0.0).amax(-1)
     above = (steps > 1) | (noise > 1)
     return {
         "plant": plant.name,
@@ -182,7 +189,7 @@ def plot(figure: Figure, claim: Mapping[str, Any], control: Mapping[str, Any]) -
 
 def _rates(
     name: str, claim: str, number: str, threshold: float, statistic: str, control: str,
-    sample: Callable[[int, Budget, bool], Sample], assumptions: tuple[str, ...],
+    sample: Callable[[int, Budget, bool], Sample], assumptions: tuple[str, ...], grades: tuple[Grade, ...],
 ) -> Check:  # fmt: skip
     return Check(
         name=name,
@@ -196,8 +203,24 @@ def _rates(
         sample=sample,
         judge=lambda samples, broken: judge(samples, broken, threshold),
         plot=plot,
+        grades=grades,
     )
 
+
+def _feebler(fraction: Callable[..., Any], factor: float) -> Callable[..., Any]:
+    """The law that is judged pushes less from the middle of its inputs."""
+
+    def less(plant: Any, law: Callable[[Tensor], Tensor], *rest: Any) -> Any:
+        middle = plant.input_box.center
+        return fraction(plant, lambda x: middle + factor * (law(x) - middle), *rest)
+
+    return less
+
+
+_HERE = sys.modules[__name__]
+_ALL = tuple(range(len(PLANTS)))
+_FALLING = (0.9, 0.7, 0.5, 0.3, 0.1, 0.0)
+_PUSH = Grade("push of the backup", replaced(_HERE, "safe_fraction", _feebler), _ALL, _FALLING)
 
 CHECKS = (
     _rates(
@@ -210,6 +233,7 @@ CHECKS = (
         "the law with its sign turned",
         backup,
         ("starts and noise as published", "an episode stands for all time"),
+        (_PUSH,),
     ),
     _rates(
         "xmpsc-safe-sets",
@@ -220,6 +244,7 @@ CHECKS = (
         "only the limited coordinates as visited, the others drawn: the published hull leaves them free",
         strays,
         ("starts and noise as published", "visited states stand for their hull"),
+        (_PUSH,),
     ),
     _rates(
         "xmpsc-bounded",
@@ -231,6 +256,10 @@ CHECKS = (
         "the mean slopes instead of the largest",
         moves,
         ("visited states stand for all",),
+        (
+            Grade("slopes L", around(_HERE, "slopes", times), (0,), _FALLING),
+            Grade("noise e of the input", around(_HERE, "pushes", times), (0,), _FALLING),
+        ),
     ),
     _rates(
         "xmpsc-captured",
@@ -242,5 +271,6 @@ CHECKS = (
         "the published tube: one standard deviation, no remainder",
         captured,
         ("calibrated: plan steps exchangeable with held-out rows",),
+        conformal((0,), _FALLING),
     ),
 )  # fmt: skip

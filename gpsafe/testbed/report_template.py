@@ -126,7 +126,7 @@ threshold. <b>VIOLATED</b>: the whole interval lies above it. <b>INCONCLUSIVE</b
 <b>control</b>, the same test with one assumption broken, which must come out VIOLATED: it is then
 <b>caught</b>; where it is not,
 the test
-cannot tell right from wrong and its claim is <b>UNPROVEN</b>. Some checks have <b>graded controls</b>: the claim's own
+cannot tell right from wrong and its claim is <b>UNPROVEN</b>. Nearly all checks have <b>graded controls</b>: the claim's own
 pieces made again with one named term multiplied by less and less, until the claim is violated; a term that can be lost
 unnoticed is listed with the reason, or its claim is UNPROVEN. <b>ERROR</b>: a piece of the work failed.
 Intervals from
