@@ -32,14 +32,13 @@ from gpsafe.rkhs import kernels
 from gpsafe.safety.shield import NotCertified, noise_radius
 from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost
-from gpsafe.systems.cartpole import CartPole
 from gpsafe.systems.cartpole_local import CartPoleLocal
 from gpsafe.systems.cartpole_policies import hanging_lqr
 from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record
 
-from ._report.swingup import DT, UP, report, shielded
+from ._report.swingup import UP, body, report, shielded
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +88,7 @@ class Arguments:
 def plant(arguments: Arguments) -> RKHSTwin:
     """RKHS twin of the light cart-pole over a turn and a fifth each way; v⁺ and ω⁺ are learned as functions of (θ, ω, u)."""
     a = arguments
-    physics = CartPole(
-        cart=1.0,
-        pole=0.1,
-        length=1.0,
-        force=10.0,
-        track=a.track,
-        dt=DT,
-        horizon=a.steps,
-        noise_std=vector(*a.noise),
-        budget=0.01,
-    )
+    physics = body(a)
     cart, pole, length = a.errors
     half = vector(2 * a.track, 1.2 * math.pi, 5.0, 8.0, 1.0)
     return twin(

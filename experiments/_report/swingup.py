@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 
 from gpsafe import plotting
-from gpsafe.testbed.experiment import Piece, Report, Run, Table
+from gpsafe.linalg import vector
+from gpsafe.systems.cartpole import CartPole
+from gpsafe.testbed.experiment import Animation, Piece, Report, Run, Table
 
 from .statistics import Share, plus_minus
 
@@ -22,6 +25,14 @@ GUARANTEED = (
     "Gaussian noise in its box, exact measurement, S_0 safe in its {initial} episodes. Nothing is guaranteed without the "
     "shield, between steps, after the last step, or for the physics, nor that upright is reached."
 )
+
+
+def body(arguments: Any) -> CartPole:
+    """The physics: a light pole, and a motor that can hold the cart against it."""
+    a = arguments
+    noise = vector(*a.noise)
+    size = {"cart": 1.0, "pole": 0.1, "length": 1.0, "force": 10.0}
+    return CartPole(**size, dt=DT, track=a.track, horizon=a.steps, noise_std=noise, budget=0.01)
 
 
 def shielded(variant: str) -> bool:
@@ -135,6 +146,15 @@ def _curves(axes: Axes, runs: Sequence[Run], pick: Callable[[Mapping[str, Any]],
     plotting.label_ends(axes)
 
 
+def _shown(runs: Sequence[Run]) -> tuple[str, Piece, Piece]:
+    """A variant, behind the shield if any is, its first episode of exploration, and its best episode."""
+    variants = runs[0].arguments.variants
+    name = next(filter(shielded, variants), variants[0])
+    explored = [piece for piece in pieces(runs, name, "episode") if piece.rows[0]["phase"] == "explore"]
+    flown = explored + list(pieces(runs, name, "task"))
+    return name, flown[0], max(flown, key=lambda piece: (piece.rows[0]["upright"], -piece.rows[0]["closest"]))
+
+
 def _figure(runs: Sequence[Run]) -> Any:
     a = runs[0].arguments
     figure = plotting.figure("screen", 6.0)
@@ -146,11 +166,8 @@ def _figure(runs: Sequence[Run]) -> Any:
     plotting.limit(furthest, a.track, label=f"limit {a.track:g} m")
     furthest.set(ylabel="largest |x| (m)", title="how far: largest over seeds", ylim=(0.0, None))
     looks = plotting.looks(a.variants)
-    behind = next(filter(shielded, a.variants), a.variants[0])
-    explored = [piece for piece in pieces(runs, behind, "episode") if piece.rows[0]["phase"] == "explore"]
-    flown = explored + list(pieces(runs, behind, "task"))
-    best = max(flown, key=lambda piece: (piece.rows[0]["upright"], -piece.rows[0]["closest"]))
-    plotting.phase(phase, [explored[0].tensors["states"], best.tensors["states"]], (1, 3), names=["first", "best"])
+    behind, first, best = _shown(runs)
+    plotting.phase(phase, [first.tensors["states"], best.tensors["states"]], (1, 3), names=["first", "best"])
     for top in (-math.pi, math.pi):
         phase.axvline(top, linewidth=0.8, color=plotting.colour("grey"), linestyle=":")
     phase.legend()
@@ -192,4 +209,7 @@ def report(runs: Sequence[Run]) -> Report:
         "noise of a pair with and without the shield are the same; the blind one prices the limit with 1e-9.",
     ]
     tables = {"violations": _violations(runs), "learning": _learning(runs)}
-    return Report(figures={"swingup": _figure(runs)}, tables=tables, notes=notes)
+    name, first, best = _shown(runs)
+    states = torch.stack([first.tensors["states"], best.tensors["states"]])
+    film = Animation(body(a), states, f"{name}: first and best episode")
+    return Report(figures={"swingup": _figure(runs)}, tables=tables, animations={"swingup": film}, notes=notes)
