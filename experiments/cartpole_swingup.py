@@ -38,7 +38,7 @@ from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record
 
-from ._report.swingup import UP, body, report, shielded
+from ._report.swingup import BRAKE, UP, body, report, shielded
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _judged(arguments: Arguments, system: RKHSTwin) -> tuple[PlanTube, Tracking]
     rests = [hanging_lqr(system.known, position=q, speed=0.1, swing=10.0, effort=1.0) for q in (5.0, 20.0)]
     brakes = [
         hanging_lqr(system.known, position=20.0, speed=0.1, swing=1.0, effort=1.0),
-        vector(4.0, 0.0, 1.25, 0.0).reshape(1, 4),  # 40 (x) + 12.5 (v) N: as stiff as the inputs last a few steps
+        vector(*BRAKE).reshape(1, 4),
     ]
     nothing = torch.zeros(2, 1, dtype=torch.float64)
     judge = PlanTube(

@@ -19,6 +19,7 @@ from .statistics import Share, plus_minus
 
 DT = 0.05  # s, a step
 UP = math.radians(15.0)  # from the top: "upright"
+BRAKE = (4.0, 0.0, 1.25, 0.0)  # −u per m, rad, m/s, rad/s, of the cart alone: as stiff as inputs of 0.05 s allow
 GUARANTEED = (
     "Guaranteed behind the shield, whatever the explorer proposes: with probability ≥ {chance:.2f} over the data of one seed "
     "no state of an episode that begins with a certified fallback leaves |x| ≤ {track:g} m. Assumed: the exact B of the twin, "
@@ -146,6 +147,18 @@ def _curves(axes: Axes, runs: Sequence[Run], pick: Callable[[Mapping[str, Any]],
     plotting.label_ends(axes)
 
 
+def _afterwards(runs: Sequence[Run], variant: str) -> Share:
+    """After how many episodes the cart, braked from their last state (physics, no noise), would still pass the limit."""
+    plant = body(runs[0].arguments)
+    every = pieces(runs, variant, "early", "episode", "task")
+    x = torch.stack([piece.tensors["states"][-1] for piece in every])
+    furthest, gain = x[:, 0].abs(), vector(*BRAKE)
+    for _ in range(plant.horizon):
+        x = plant.mean(x, -(x @ gain).clamp(-1.0, 1.0).unsqueeze(-1))
+        furthest = torch.maximum(furthest, x[:, 0].abs())
+    return Share.of((furthest > plant.track).tolist())
+
+
 def _shown(runs: Sequence[Run]) -> tuple[str, Piece, Piece]:
     """A variant, behind the shield if any is, its first episode of exploration, and its best episode."""
     variants = runs[0].arguments.variants
@@ -205,6 +218,9 @@ def report(runs: Sequence[Run]) -> Report:
         f"{len(runs)} seeds. {told}",
         f"At 1000 random points and each episode: {inside}. Steps behind the shield from a new plan / the stored one / the "
         f"fallback: {unproven}.",
+        "Certificates end with the episode. Braked from its last state (physics, no noise), the cart would pass the limit after "
+        + ", ".join(f"{name}: {_afterwards(runs, name)}" for name in a.variants)
+        + " episodes.",
         "An input is overridden where another one is applied than the first of the plan that the explorer found. Explorer and "
         "noise of a pair with and without the shield are the same; the blind one prices the limit with 1e-9.",
     ]
