@@ -42,17 +42,17 @@ def shielded(variant: str) -> bool:
 
 
 def pieces(runs: Sequence[Run], variant: str, *phases: str) -> Iterator[Piece]:
-    """Its episodes of the given phases ("episode", "early", "task"), seed by seed, without those that S_0 was given."""
+    """Its episodes of the given phases ("episode", "early", "task"), seed by seed, those flown by S_0 left out."""
     for run in runs:
         for key, piece in run.pieces.items():
             owner, _, rest = key.partition("/")
-            if owner == variant and rest.split("-")[0] in phases and piece.rows:
+            if owner == variant and rest.split("-")[0] in phases and piece.rows and piece.rows[0]["phase"] != "initial":
                 yield piece
 
 
 def rows(runs: Sequence[Run], variant: str, *phases: str) -> list[Mapping[str, Any]]:
-    """The rows of `pieces` that were no episodes of S_0."""
-    return [row for piece in pieces(runs, variant, *phases) for row in piece.rows if row["phase"] != "initial"]
+    """The rows of `pieces`."""
+    return [row for piece in pieces(runs, variant, *phases) for row in piece.rows]
 
 
 def _violations(runs: Sequence[Run]) -> Table:
@@ -163,7 +163,7 @@ def _shown(runs: Sequence[Run]) -> tuple[str, Piece, Piece]:
     """A variant, behind the shield if any is, its first episode of exploration, and its best episode."""
     variants = runs[0].arguments.variants
     name = next(filter(shielded, variants), variants[0])
-    explored = [piece for piece in pieces(runs, name, "episode") if piece.rows[0]["phase"] == "explore"]
+    explored = list(pieces(runs, name, "episode"))
     flown = explored + list(pieces(runs, name, "task"))
     return name, flown[0], max(flown, key=lambda piece: (piece.rows[0]["upright"], -piece.rows[0]["closest"]))
 
@@ -201,26 +201,25 @@ def report(runs: Sequence[Run]) -> Report:
     """Violations, overrides and how far the pole got, with and without the shield."""
     a = runs[0].arguments
     phases = ("early", "episode", "task")
-    checks = {name: [row for p in pieces(runs, name, *phases) for row in p.rows] for name in a.variants}
+    checks = {name: rows(runs, name, *phases) for name in a.variants}
     inside = "; ".join(
         f"{name}: f* inside F_n in {sum(row['inside'] for row in found)} of {len(found)}, refuted "
         f"{sum(bool(row['falsified']) for row in found)}"
         for name, found in checks.items()
     )
-    later = {name: rows(runs, name, *phases) for name in filter(shielded, a.variants)}
-    unproven = "; ".join(
-        f"{name}: {sum(row['from_initial'] > 0 for row in found)} more episodes on S_0, "
-        + " / ".join(str(sum(row[f"from_{s}"] for row in found)) for s in ("plan", "stored", "fallback"))
+    later = {name: checks[name] for name in filter(shielded, a.variants)}
+    sources = ("plan", "stored", "fallback")
+    behind = "; ".join(
+        f"{name}: " + " / ".join(str(sum(row[f"from_{s}"] for row in found)) for s in sources)
         for name, found in later.items()
     )
     told = GUARANTEED.format(chance=1 - a.delta - a.delta_noise, track=a.track, initial=a.initial)
     notes = [
         f"{len(runs)} seeds. {told}",
         f"At 1000 random points and each episode: {inside}. Steps behind the shield from a new plan / the stored one / the "
-        f"fallback: {unproven}.",
-        "Certificates end with the episode. Braked from its last state (physics, no noise), the cart would pass the limit after "
-        + ", ".join(f"{name}: {_afterwards(runs, name)}" for name in a.variants)
-        + " episodes.",
+        f"fallback: {behind}.",
+        "Certificates end with the episode. Braked from its last state (physics, no noise), the cart would pass the limit "
+        "after the episodes of " + ", ".join(f"{name}: {_afterwards(runs, name)}" for name in a.variants) + ".",
         "An input is overridden where another one is applied than the first of the plan that the explorer found. Explorer and "
         "noise of a pair with and without the shield are the same; the blind one prices the limit with 1e-9.",
     ]
