@@ -55,6 +55,13 @@ def rows(runs: Sequence[Run], variant: str, *phases: str) -> list[Mapping[str, A
     return [row for piece in pieces(runs, variant, *phases) for row in piece.rows]
 
 
+def _refused(runs: Sequence[Run], variant: str) -> int:
+    """Episodes and tasks for which no fallback was certified: flown by S_0, or not at all."""
+    a = runs[0].arguments
+    planned = a.episodes - a.initial + 2 * a.tasks
+    return len(runs) * planned - len(rows(runs, variant, "early", "episode", "task"))
+
+
 def _violations(runs: Sequence[Run]) -> Table:
     a = runs[0].arguments
     found = []
@@ -210,7 +217,8 @@ def report(runs: Sequence[Run]) -> Report:
     later = {name: checks[name] for name in filter(shielded, a.variants)}
     sources = ("plan", "stored", "fallback")
     behind = "; ".join(
-        f"{name}: " + " / ".join(str(sum(row[f"from_{s}"] for row in found)) for s in sources)
+        f"{name}: {' / '.join(str(sum(row[f'from_{s}'] for row in found)) for s in sources)} "
+        f"({_refused(runs, name)} episodes had no certified start)"
         for name, found in later.items()
     )
     told = GUARANTEED.format(chance=1 - a.delta - a.delta_noise, track=a.track, initial=a.initial)
