@@ -37,6 +37,7 @@ class Trajectory:
         planning_s, verifying_s: seconds.
         falsified: the first measurement that refutes the verifier's assumptions, in words; None if there was none.
         failures: what the planner raised under a verifier, in words, by step.
+        wanted: first input of the plan found at each step, (T, nu), NaN where none was found; None if nobody planned.
     """
 
     states: Tensor
@@ -47,6 +48,14 @@ class Trajectory:
     verifying_s: float
     falsified: str | None = None
     failures: Mapping[int, str] = field(default_factory=dict)
+    wanted: Tensor | None = None
+
+    @property
+    def overridden(self) -> Tensor:
+        """At which steps another input was applied than the planner's, beyond rounding, (T,)."""
+        if self.wanted is None:
+            return torch.zeros(len(self.inputs), dtype=torch.bool)
+        return ~((self.inputs - self.wanted).abs() <= 1e-9).all(-1)
 
 
 def proposals(plan: Plan, box: Box, *, prefixes: tuple[int, ...] = (1, 5), levels: int = 7) -> tuple[Tensor, Tensor]:
@@ -109,6 +118,7 @@ class Pilot:
     verifying_s: float = 0.0
     falsified: str | None = None
     failures: dict[int, str] = field(default_factory=dict)
+    wanted: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor) -> Tensor:
         """u (nu,) at the measured state x (nx,); one call a step."""
@@ -127,6 +137,7 @@ class Pilot:
             u, source = decision.u, decision.source
         self.values.append(value)
         self.sources.append(source)
+        self.wanted.append(torch.full_like(u, math.nan) if self.plan is None else self.plan.actions[0])
         return u
 
     def _propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +159,9 @@ class Pilot:
     def flown(self, states: Tensor, inputs: Tensor) -> Trajectory:
         """The record of the episode, with what was measured."""
         record = (self.planning_s, self.verifying_s, self.falsified, dict(self.failures))
-        return Trajectory(states, inputs, tuple(self.sources), torch.stack(self.values), *record)
+        return Trajectory(
+            states, inputs, tuple(self.sources), torch.stack(self.values), *record, torch.stack(self.wanted)
+        )
 
 
 def unverified_episode(

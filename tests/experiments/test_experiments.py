@@ -23,6 +23,7 @@ SLOW = {  # more than a second each; IPOPT several times over: forty. What they 
     "calibration_downstream",
     "cartpole_budgets",
     "cartpole_sound",
+    "cartpole_swingup",
     "check_noise_misalignment",
     "check_rkhs_assumption",
     "check_scaling",

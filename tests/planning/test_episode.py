@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.algorithms.episode import proposals, verified_episode
+from gpsafe.algorithms.episode import proposals, unverified_episode, verified_episode
 from gpsafe.models import Prediction
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Plan, Planner
 from gpsafe.sets import Box
@@ -70,6 +70,18 @@ def test_only_what_the_verifier_answers_is_applied():
         assert candidates.shape[0] == lengths.shape[0]
         assert t % 2 or torch.equal(candidates[-1, 0], found.inputs[t])
         assert torch.equal(found.states[t + 1], PLANT.mean(x, found.inputs[t]) + noise[t])
+        assert torch.equal(found.wanted[t], candidates[0, 0])
+    assert found.overridden.tolist() == [bool((u != w).any()) for u, w in zip(found.inputs, found.wanted, strict=True)]
+    assert bool(found.overridden[1::2].all())  # zero is no plan's first input here
+
+
+def test_nothing_is_overridden_without_a_verifier_and_everything_where_no_plan_was_found():
+    generator = torch.Generator().manual_seed(0)
+    free = unverified_episode(PLANT, PLANNER, Model(), noise=torch.zeros(5, 2).double(), generator=generator)
+    assert torch.equal(free.wanted, free.inputs) and not bool(free.overridden.any())
+    assert bool(replace(free, inputs=free.inputs + 1e-3).overridden.all())
+    assert bool(replace(free, wanted=torch.full_like(free.wanted, torch.nan)).overridden.all())
+    assert not bool(replace(free, wanted=None).overridden.any())
 
 
 @dataclass
