@@ -96,10 +96,10 @@ FALLING = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 _HERE = sys.modules[__name__]
 _VACUOUS = (
-    "300 γ ln³(n/δ) is so large that β is ten times the largest deviation after one observation even without ln(1/δ)"
+    "300 γ ln³(n/δ) has room for it: a missing share of γ itself is noticed only where next to nothing of it is left"
 )
 _ROOM = "the 1 beside g and the sum B + R√(…) leave more room than the g of these trials is large"
-_FINE = "between points of a grid of radius 1e-6 hardly anything happens: γ is a millionth of the width"
+_FINE = "between points of a grid of radius 1e-6 next to nothing happens, so that γ is far below the width"
 
 
 def _formula(bound: type[ClosedForm], pieces: tuple[int, ...] = PIECES, gain_unseen: str = "") -> tuple[Grade, ...]:
