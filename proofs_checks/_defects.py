@@ -72,9 +72,10 @@ def set_to_factor(owner: Any, name: str) -> Scaled:
 
 def scaled_argument(owner: Any, name: str, argument: str) -> Scaled:
     """Patches a function or method: one of its arguments is scaled."""
-    signature = inspect.signature(getattr(owner, name))
 
     def change(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+
         def patched(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs)
             given.arguments[argument] = factor * given.arguments[argument]

@@ -43,7 +43,8 @@ def by_hand(p: Program, eta: float, z: int) -> tuple[float, float]:
     error = 2 * UNIT * max(v)
     variance = max(k - explained, 0.0) + (1e-12 + error / (4 * eta)) * k
     length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
-    half = math.sqrt(variance * (max(room - fit, 0.0) + 1e-13 * (room + fit)) / eta)
+    moved = 1e-13 * (room + fit) + error / max(eta - error, 0.0) * fit
+    half = math.sqrt(variance * (max(room - fit, 0.0) + moved) / eta)
     return mean, half + error * math.sqrt(k / eta) / 2 * length
 
 
