@@ -8,17 +8,16 @@ planner runs on the same plant, data and noise without the verifier. A second pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import stream
-from gpsafe.algorithms.receding import Initial, RecedingActSafe
+from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import Plans, PlanTube
@@ -36,7 +35,7 @@ from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 from gpsafe.testbed.experiment import Table as Sheet
 
-from ._report.cartpole import hanging_lqr, plant
+from ._report.cartpole import hanging_lqr, near_rest, plant
 from ._report.statistics import mean_interval, plus_minus
 
 
@@ -79,19 +78,6 @@ class Arguments:
     """Probability that f* is outside some F_n."""
     delta_noise: float = 0.01
     """Probability that the noise leaves its box in any step of any episode of a seed."""
-
-
-def _initial(system: RKHSTwin) -> Initial:
-    """S_0: a random set-point within 0.25 m of rest."""
-    gain = hanging_lqr(system.known, position=1.0, speed=0.1, swing=10.0, effort=1.0)
-
-    def start(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        goal = torch.zeros(1, 4, dtype=torch.float64)
-        goal[0, 0] = 0.25 * (2 * torch.rand((), dtype=torch.float64, generator=generator) - 1)
-        policy = set_point_policies(goal, gain, torch.zeros(1, 1, dtype=torch.float64), system.input_box)
-        return lambda x: policy(x.reshape(1, 1, 4))[0, 0]
-
-    return start
 
 
 def _judged(arguments: Arguments, system: RKHSTwin) -> tuple[PlanTube, Tracking]:
@@ -147,7 +133,13 @@ def learner(arguments: Arguments, system: RKHSTwin, explorer: str, seed: int) ->
         penalty=1e8,
     )
     return RecedingActSafe(
-        system, planner, model, _initial(system), initial_episodes=a.initial, delta_noise=a.delta_noise, seed=seed
+        system,
+        planner,
+        model,
+        near_rest(system, reach=0.25, position=1.0, swing=10.0),
+        initial_episodes=a.initial,
+        delta_noise=a.delta_noise,
+        seed=seed,
     )
 
 

@@ -10,7 +10,6 @@ is blind to it, fly with and without the shield; the backup flies alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from gpsafe.algorithms.episode import Trajectory
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import EpisodePolicy, stream
-from gpsafe.algorithms.receding import TASK, Initial, RecedingActSafe
+from gpsafe.algorithms.receding import TASK, RecedingActSafe
 from gpsafe.confidence import Mixture
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.plan_tube import PlanTube
@@ -27,7 +26,7 @@ from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.planning import ICEM, Constraint, Explorer, Planner, Table
 from gpsafe.planning.tracking import Tracking
-from gpsafe.policies import AffinePolicies, set_point_policies
+from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.safety.shield import NotCertified, noise_radius
 from gpsafe.sets import Box
@@ -38,6 +37,7 @@ from gpsafe.systems.rkhs_twin import RKHSTwin, twin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record
 
+from ._report.cartpole import near_rest
 from ._report.swingup import BRAKE, UP, body, report, shielded
 
 
@@ -109,19 +109,6 @@ def reward(x: Tensor, u: Tensor) -> Tensor:
     return -(1.0 + theta.cos()).square() - 0.2 * position.square() - 0.01 * v.square() - 0.001 * u[..., 0].square()
 
 
-def _initial(system: RKHSTwin) -> Initial:
-    """S_0: a random set-point within 0.15 m of rest."""
-    gain = hanging_lqr(system.known, position=10.0, speed=0.1, swing=1.0, effort=1.0)
-
-    def start(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        goal = torch.zeros(1, 4, dtype=torch.float64)
-        goal[0, 0] = 0.15 * (2 * torch.rand((), dtype=torch.float64, generator=generator) - 1)
-        policy = set_point_policies(goal, gain, torch.zeros(1, 1, dtype=torch.float64), system.input_box)
-        return lambda x: policy(x.reshape(1, 1, 4))[0, 0]
-
-    return start
-
-
 def _judged(arguments: Arguments, system: RKHSTwin) -> tuple[PlanTube, Tracking]:
     """Of plans that end in one of two brakes: to hanging at rest, or of the cart alone while the pole turns over."""
     a = arguments
@@ -178,7 +165,13 @@ def learner(arguments: Arguments, system: RKHSTwin, variant: str, seed: int) -> 
         penalty=1e3 if variant.startswith("aware") else 1e-9,
     )
     return RecedingActSafe(
-        system, planner, model, _initial(system), initial_episodes=a.initial, delta_noise=a.delta_noise, seed=seed
+        system,
+        planner,
+        model,
+        near_rest(system, reach=0.15, position=10.0, swing=1.0),
+        initial_episodes=a.initial,
+        delta_noise=a.delta_noise,
+        seed=seed,
     )
 
 

@@ -93,7 +93,6 @@ def convex(
 PIECES = (4, 5, 6, 7)  # one of every setting, and none with a picture
 FALLING = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
-
 _HERE = sys.modules[__name__]
 _VACUOUS = (
     "300 γ ln³(n/δ) has room for it: a missing share of γ itself is noticed only where next to nothing of it is left"
@@ -159,7 +158,7 @@ GRADES: dict[str, tuple[Grade, ...]] = {
         Grade("b_n", around(Lederer, "grid_log", times), (1,), (0.5, 0.4, 0.3, 0.2, 0.1)),
         Grade(
             "γ_n between grid points",
-            around(Lederer, "moduli", lambda pair, g: (g * pair[0], g * pair[1])),
+            around(Lederer, "moduli", _less_between),
             (1,),
             (0.0,),
             unseen=_FINE,

@@ -138,13 +138,6 @@ CHECKS = (
         sample=_sample,
         judge=_judge,
         plot=_plot,
-        grades=(
-            Grade(
-                "disturbance in the filter's model",
-                set_to_factor(sys.modules[__name__], "WHOLE"),
-                (0,),
-                (0.9, 0.7, 0.5),
-            ),
-        ),
+        grades=(Grade("disturbance in the filter's model", BELIEF, (0,), (0.9, 0.7, 0.5)),),
     ),
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from gpsafe.algorithms.receding import Initial
 from gpsafe.confidence import Mixture
 from gpsafe.linalg import vector
 from gpsafe.models import GP
+from gpsafe.policies import set_point_policies
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
@@ -33,6 +36,19 @@ class Setting:
     initial: Tensor
     model: GP
     bound: Mixture
+
+
+def near_rest(system: RKHSTwin, *, reach: float, position: float, swing: float) -> Initial:
+    """S_0 of the shield's experiments: a random set-point within `reach` m of rest, by LQR of these weights."""
+    gain = hanging_lqr(system.known, position=position, speed=0.1, swing=swing, effort=1.0)
+
+    def start(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        goal = torch.zeros(1, 4, dtype=torch.float64)
+        goal[0, 0] = reach * (2 * torch.rand((), dtype=torch.float64, generator=generator) - 1)
+        policy = set_point_policies(goal, gain, torch.zeros(1, 1, dtype=torch.float64), system.input_box)
+        return lambda x: policy(x.reshape(1, 1, 4))[0, 0]
+
+    return start
 
 
 def plant(*, noise: float, horizon: int, budget: float, stds: tuple[float, float, float, float] = NOISE) -> RKHSTwin:

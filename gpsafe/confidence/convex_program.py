@@ -67,7 +67,9 @@ class Spectrum:
         """R_n² for c = scale and R = noise (*b,), rounded outwards."""
         ratio = (scale / noise.square()).unsqueeze(-1) * self.values
         fit = (self.targets.square() / (1 + ratio)).sum(-1)
-        share = ratio.amax(-1) * 2 * EPS  # of the error of the eigenvalues in what 1 + ratio is at least
+        share = (
+            ratio.amax(-1) * 2 * EPS
+        )  # error of r: 1/(1 + r) moves by 2·share of itself, ln(1 + r) by 2·share/(1 + r) at most
         value = fit + noise.square() * (torch.log1p(ratio).sum(-1) + 2 * log_inv_delta)
         return value * (1 + 1e-12) + 2 * share * (fit + noise.square() * (1 / (1 + ratio)).sum(-1))
 
@@ -284,11 +286,19 @@ class BallProgram(ConfidenceBound):
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
         if model.inputs is None:
             return norm
-        regularizer, values = model.regularizer.to(model.inputs.device), []
+        return self.beta_at(model, 1.0)
+
+    def beta_at(self, model: GP, ratio: float) -> Tensor:
+        """√(s(η)/η) at η = ratio·λ, (p,), rounded outwards: for f in the set and any bounded linear ℓ, |ℓf − ℓμ_η| ≤ this times
+        sd_η[ℓf]. NaN where s(η) < 0 (the set is empty). The model must have data.
+        """
+        values = []
         for j in range(model.num_outputs):
-            gap = self._plain(model, j).gap(regularizer[j : j + 1])
-            values.append(torch.where(gap.negative, math.nan, gap.upper)[0])
-        return (torch.stack(values) / regularizer).sqrt()
+            program = self._plain(model, j)
+            eta = ratio * model.regularizer[j : j + 1].to(program.radius_sq.device)
+            gap = program.gap(eta)
+            values.append(torch.where(gap.negative, math.nan, gap.upper / eta)[0])
+        return torch.stack(values).sqrt()
 
     def _plain(self, model: GP, output: int) -> Program:
         """A program with M = I over a set that f* is in too."""
@@ -385,17 +395,6 @@ class ConvexProgram(BallProgram):
         scale = noise.square() / model.regularizer.cpu() if self.scale is None else torch.full_like(noise, self.scale)
         scale, noise = (value[output].to(spectrum.values.device) for value in (scale, noise))
         return spectrum.radius_sq(scale, noise, math.log(model.num_outputs / self.delta))
-
-    def beta_at(self, model: GP, ratio: float) -> Tensor:
-        """√(s(η)/η) at η = ratio·λ, (p,), rounded outwards: for f in the set and any bounded linear ℓ, |ℓf − ℓμ_η| ≤ this times
-        sd_η[ℓf]. NaN where s(η) < 0 (the set is empty). The model must have data.
-        """
-        values = []
-        for j in range(model.num_outputs):
-            program, eta = self._plain(model, j), ratio * model.regularizer[j : j + 1]
-            gap = program.gap(eta)
-            values.append(torch.where(gap.negative, math.nan, gap.upper / eta)[0])
-        return torch.stack(values).sqrt()
 
     def _mixture(self) -> Mixture:
         return Mixture(rkhs_norm=self.rkhs_norm, subgaussian=self.subgaussian, delta=self.delta, unchecked=True)

@@ -7,7 +7,7 @@ of a piece is copied as it is, and its digest and seal vouch for the copy as the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,19 @@ def keep(source: Folder, target: Folder, *, fresh: bool = False) -> Kept:
         if target.config() is None:  # whose work the pieces are stands in it
             store.write_json(target.path / "config.json", config)
         _require_same_code(source, target, found)
-        new, sizes = 0, []
+        new, sizes, sure = 0, [], set()
         for head in found:
             piece = source.stored(head["key"])
             if isinstance(piece, tuple):
                 new += _copied(*piece, target)
+                sure.add(head["key"])
                 sizes.append(sum(file.stat().st_size for file in _files(target, head["key"]) if file.exists()))
             else:
                 notes.append(piece or f"{source.file(head['key'])}.json: is gone")
         _tell_sessions(source, target)
-        if (keys := source.done()) is not None and keys != target.done() and _whole(target, keys):
+        if (keys := source.done()) is not None and keys != target.done() and _whole(target, keys, sure):
             store.write_json(target.path / "done.json", source.read("done.json"))
-        return Kept(tuple(sizes), new, _whole(target, target.done()), tuple(notes))
+        return Kept(tuple(sizes), new, _whole(target, target.done(), sure), tuple(notes))
 
 
 def _copied(head: Mapping[str, Any], data: bytes | None, target: Folder) -> bool:
@@ -98,8 +99,9 @@ def _files(folder: Folder, key: str) -> tuple[Path, Path, Path]:
     return file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.pt"), file.with_name(f"{file.name}.pt.xz")
 
 
-def _whole(folder: Folder, keys: Sequence[str] | None) -> bool:
-    return keys is not None and all(isinstance(folder.stored(key), tuple) for key in keys)
+def _whole(folder: Folder, keys: Sequence[str] | None, sure: Collection[str]) -> bool:
+    """Whether all of these pieces are usable; of those that are surely there nothing is read again."""
+    return keys is not None and all(key in sure or isinstance(folder.stored(key), tuple) for key in keys)
 
 
 def _require_same_code(source: Folder, target: Folder, found: Sequence[Mapping[str, Any]]) -> None:
