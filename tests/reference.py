@@ -82,6 +82,17 @@ def exact_posterior(
     return [flint.arb(variance) - dot for dot in dots], means
 
 
+def exact_info_gain(
+    nu: float, lengthscale: list[float], variance: float, regularizer: float, x: Tensor, scale: Tensor
+) -> "flint.arb":
+    """½ log det(I + W⁻¹KW⁻¹/λ) of data x (n, d) with noise scales W = diag(scale), scale (n,), in ball arithmetic."""
+    weights = [flint.arb(regularizer) * flint.arb(w) ** 2 for w in scale.tolist()]
+    gram = _exact_gram(nu, lengthscale, variance, x, x)
+    for i, weight in enumerate(weights):
+        gram[i, i] += weight
+    return (gram.det().log() - sum(weight.log() for weight in weights)) / 2
+
+
 def _exact_gram(nu: float, lengthscale: list[float], variance: float, x: Tensor, z: Tensor) -> "flint.arb_mat":
     scales = [flint.arb(v) for v in lengthscale]
     rows, columns = ([[flint.arb(v) / s for v, s in zip(p, scales, strict=True)] for p in t.tolist()] for t in (x, z))

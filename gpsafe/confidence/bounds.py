@@ -1,7 +1,7 @@
 """Confidence bounds |f* − μ_n| ≤ β_n σ_n, one frozen class per theorem (theory §2.2–2.8).
 
 Symbols: B = rkhs_norm, R = subgaussian, δ = delta (split as δ/p over p outputs), λ = the model's regulariser,
-g_n = ½ log det(I + K_n/λ) = `GP.info_gain()`. A bound reads λ from the model and refuses one it does not
+g_n = ½ log det(I + K_n/λ), `GP.info_gain()` rounded up. A bound reads λ from the model and refuses one it does not
 cover, unless told ``unchecked=True``, which marks everything computed from it as not sound.
 """
 
@@ -188,11 +188,16 @@ class ClosedForm(ConfidenceBound):
         """
 
     def _beta(self, model: GP, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        gain = model.info_gain()
+        gain = _gain(model)
         regularizer, norm, noise = (value.to(gain.device) for value in (model.regularizer, norm, noise))
         count = torch.full_like(gain, model.num_data)
         beta = self.formula(gain, count, regularizer, norm=norm, noise=noise, log_inv_delta=log_inv_delta)
         return beta.expand(gain.shape)
+
+
+def _gain(model: GP) -> Tensor:
+    """g_n, at least; (p,)."""
+    return Rounding.of(model).info_gain(model.info_gain())
 
 
 def _mixture(info_gain: Tensor, regularizer: Tensor, norm: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
@@ -362,7 +367,7 @@ class Srinivas(ClosedForm):
             return f"lambda = subgaussian^2 = {target.tolist()}"
         if model.num_data > 0:
             own = self._beta(model, norm, noise, log).cpu()
-            if bool((own < _mixture(model.info_gain().cpu(), model.regularizer.cpu(), norm, noise, log)).any()):
+            if bool((own < _mixture(_gain(model).cpu(), model.regularizer.cpu(), norm, noise, log)).any()):
                 return "information gain large enough for the theorem (or max_info_gain)"
         return super().refusal(model)
 

@@ -1,7 +1,8 @@
 """Information gain g = ½ log det(I + K/λ) and bounds of its maximum γ_T over designs of T points (theory §2.12).
 
 Everything returned by a function named `..._bound` is an upper bound of γ_T, or of g for the given Gram
-matrix. `asymptotic_order` is not a bound and says so.
+matrix, but for the last digits of float64 (the bounds' β take g of the data, rounded up: `confidence.rounding`).
+`asymptotic_order` is not a bound and says so.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 
-from gpsafe.confidence import Constant
+from gpsafe.confidence import Constant, Mixture
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models._fast import usable
@@ -84,6 +84,50 @@ def test_control_computed_variances_alone_are_too_small_somewhere():
             float(variances[j] - flint.arb(std[j, 0].item()) ** 2) for _, std in computed for j in range(len(z))
         ]
     assert max(deficits) > 1e-16
+
+
+def gains(case, scaled=False):
+    """g_n as computed, rounded up, and exact."""
+    nu, kind, n, dim, spread, ratio, variance, block = case
+    x, lam = arrangement(kind, n, dim, spread), ratio * variance
+    kernel = kernels.rbf([1.0] * dim, variance) if math.isinf(nu) else kernels.matern(nu, [1.0] * dim, variance)
+    scale = 1 + torch.arange(n, dtype=torch.float64) % 3 if scaled else torch.ones(n, dtype=torch.float64)
+    model = GP.create(kernel, lam, nx=dim, nu=0, noise_std=1.0, outputs=(0,))
+    for start in range(0, n, block):
+        part = slice(start, start + block)
+        given = {"noise_scale": scale[part]} if scaled else {}
+        model = model.condition_on(x[part], torch.zeros_like(x[part, :1]), **given)
+    with flint.ctx.workdps(60):
+        exact = reference.exact_info_gain(nu, [1.0] * dim, variance, lam, x, scale)
+    return model, model.info_gain()[0], Rounding.of(model).info_gain(model.info_gain())[0], exact
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["equal", "scaled"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[1]}-{c[0]}-{c[4]:g}-{c[5]:g}")
+def test_information_gain_is_rounded_up(case, scaled):
+    """Three times as much as 60 digits ask for; β reads this one."""
+    model, computed, upper, exact = gains(case, scaled)
+    with flint.ctx.workdps(60):
+        assert 3 * (exact - flint.arb(computed.item())) <= flint.arb((upper - computed).item())
+    bound = Mixture(rkhs_norm=1e-9, subgaussian=1.0, delta=0.1, unchecked=True)
+    least = (1e-18 + 2 / (case[5] * case[6]) * (upper + math.log(10))).sqrt()
+    assert float(bound.beta(model)[0]) == pytest.approx(float(least), rel=1e-14)
+
+
+def test_control_the_computed_information_gain_is_too_small_somewhere_and_by_more_than_the_last_digits():
+    """Without the margin g would be too small by 9e-9 of itself, β by half of that, on a path at λ = 1e-10."""
+    with flint.ctx.workdps(60):
+        short = [float((exact - flint.arb(got.item())) / exact) for _, got, _, exact in map(gains, CASES)]
+    assert max(short) > 1e-10
+
+
+def test_information_gain_costs_little_where_data_are_noisy_and_is_hadamards_where_rounding_leaves_nothing():
+    _, computed, upper, _ = gains((math.inf, "path", 60, 2, 3.0, 1e-4, 1.0, 60))
+    assert float(computed) < float(upper) < (1 + 1e-8) * float(computed)
+    x = torch.linspace(0, 50, 50, dtype=torch.float64).unsqueeze(-1)
+    tiny = GP.create(kernels.rbf(0.1), 1e-15, nx=1, nu=0, noise_std=1.0).condition_on(x, torch.sin(x))
+    hadamard = 25 * math.log(1 + 1e15)
+    assert hadamard <= float(Rounding.of(tiny).info_gain(tiny.info_gain())[0]) < hadamard * (1 + 1e-12)
 
 
 def test_margins_cost_little_where_data_are_noisy():
