@@ -106,9 +106,9 @@ class Cubics:
         rise = (slope > room).astype(float) - (slope < -room)
         value, wide = self.value(center), (radius * (np.abs(slope) + room)).sum(-1) + 2 * self.noise
         spot = center + 0.25 * radius * np.sign(slope)
-        return Cells(
-            value - wide, value + 0.01 + wide, np.stack([center, spot], axis=1), np.stack([rise, rise], axis=1)
-        )
+        spots, rises, near = np.stack([center, spot], axis=1), np.stack([rise, rise], axis=1), wide - 2 * self.noise
+        hoped = np.stack([value - near, value + 0.01 + near], axis=1)
+        return Cells(value - wide, value + 0.01 + wide, spots, rises, hoped)
 
     def at(self, points: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         value = self.value(points) + 0.01 * side

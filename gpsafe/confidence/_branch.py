@@ -1,9 +1,10 @@
 """Branch and bound over many boxes at once: min g₀ and max g₁ over each, with attained points (theory §5.8).
 
-A round encloses every open cell, tries a point in each, and closes the cells whose bound is within the tolerance of the best
-point of their box. An axis along which the function is proved monotone over the cell is cut to the end that matters, so that
-a cell on which everything is monotone becomes a corner, where the posterior itself is evaluated; other cells are halved along
-their longest axis. There is no loop over boxes, and no box sees another: budgets are counted box by box.
+A round encloses every open cell, tries a point in each that may beat the best one of its box, and closes the cells whose
+bound is within the tolerance of the best point. An axis along which the function is proved monotone over the cell is cut to
+the end that matters, so that a cell on which everything is monotone becomes a corner, where the posterior itself is evaluated;
+other cells are halved along their longest axis. There is no loop over boxes, and no box sees another: budgets are counted box
+by box.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class _Front:
     def take(self, chosen: NDArray[np.bool_] | Index) -> _Front:
         return _Front(self.lower[chosen], self.upper[chosen], self.box[chosen], self.side[chosen], self.bound[chosen])
 
+    def distinct(self) -> tuple[Index, Index]:
+        """Which cells there are (the sides share many), and which of them each one is."""
+        keys = np.concatenate([self.lower, self.upper], axis=1)
+        rows = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).ravel()
+        _, some, pick = np.unique(rows, return_index=True, return_inverse=True)
+        return some, pick
+
     def joined(self, other: _Front) -> _Front:
         pairs = ((getattr(self, k), getattr(other, k)) for k in ("lower", "upper", "box", "side", "bound"))
         return _Front(*(np.concatenate(pair) for pair in pairs))
@@ -72,14 +80,12 @@ def extremes(objective: Objective, lower: Array, upper: Array, *, tol: float, ce
         np.repeat(lower, 2, axis=0), np.repeat(upper, 2, axis=0), np.repeat(rows, 2), np.tile([0, 1], count),
         np.full(2 * count, np.inf),
     )  # fmt: skip
-    first = True
     for _ in range(ROUNDS):
         if not len(front.box):
             break
-        once = front.take(front.side == 0) if first else front  # both sides start from the same cells
-        found = objective.over(once.lower, once.upper)
-        pick = np.arange(len(front.box)) // 2 if first else np.arange(len(front.box))
-        side, line, first = front.side, np.arange(len(front.box)), False
+        some, pick = front.distinct()
+        found = objective.over(front.lower[some], front.upper[some])
+        side, line = front.side, np.arange(len(front.box))
         fresh = np.where(side == 1, found.high[pick], -found.low[pick])
         front.bound = np.minimum(front.bound, fresh)
         rise = found.rise[pick, side] * (2 * side - 1)[:, None]
@@ -89,12 +95,16 @@ def extremes(objective: Objective, lower: Array, upper: Array, *, tol: float, ce
         low = np.where(cut & (rise > 0), front.upper, front.lower)
         high = np.where(cut & (rise < 0), front.lower, front.upper)
         spot = np.clip(found.spot[pick, side], low, high)
-        inner, outer = objective.at(spot, side)
-        inner, outer = np.where(side == 1, inner, -outer), np.where(side == 1, outer, -inner)
-        closed = ~(free & ~cut).any(-1)
+        closed, box = ~(free & ~cut).any(-1), front.box
+        hoped = found.hoped[pick, side] * (2 * side - 1)
+        tried = np.flatnonzero(closed | ~(hoped <= best[box, side]))
+        inner, outer = np.full(len(box), -np.inf), np.full(len(box), np.inf)
+        if len(tried):
+            ends, sign = objective.at(spot[tried], side[tried]), side[tried] == 1
+            inner[tried] = np.where(sign, ends[0], -ends[1])
+            outer[tried] = np.where(sign, ends[1], -ends[0])
         front.bound = np.where(closed, np.minimum(front.bound, outer), front.bound)
 
-        box = front.box
         np.maximum.at(best, (box, side), inner)
         ahead = line[(inner == best[box, side]) & (inner > -np.inf)]
         where[box[ahead], side[ahead]] = spot[ahead]

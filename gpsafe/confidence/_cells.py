@@ -24,12 +24,14 @@ class Cells:
         low, high: ≤ g₀ and ≥ g₁ all over the cell, (C,).
         spot: about where g₀ is least and g₁ largest, (C, 2, d).
         rise: +1 where g_side is proved to grow with z_i all over the cell, −1 where to fall, 0 otherwise, (C, 2, d).
+        hoped: about the least g₀ and the largest g₁ in the cell: as `low` and `high`, but for remainders and rounding, (C, 2).
     """
 
     low: Array
     high: Array
     spot: Array
     rise: Array
+    hoped: Array
 
 
 class Objective(Protocol):
@@ -86,7 +88,8 @@ class Mean:
         basis, cap = taylor.basis, output.norm * output.std * (1 + 8 * EPS)
         coefficients = basis.coefficients(taylor.monomials)
         error = taylor.error(basis)
-        low, high = coefficients.min(-1) - error, coefficients.max(-1) + error
+        hoped = np.stack([coefficients.min(-1), coefficients.max(-1)], axis=1)
+        low, high = hoped[:, 0] - error, hoped[:, 1] + error
         low, high = np.maximum(finite(low, -cap), -cap), np.minimum(finite(high, cap), cap)
         if local.nearest is not None:
             least, most = output.mean_far_from_data(local)
@@ -95,7 +98,8 @@ class Mean:
         if basis.degree:
             steep, error = basis.slopes(coefficients), taylor.slope_error(basis)
             rise = _rise(steep[0] - error, steep[1] + error)
-        return low, high, _spots(basis, coefficients, coefficients, lower, upper), np.stack([rise, rise], axis=1)
+        spots = _spots(basis, coefficients, coefficients, lower, upper)
+        return low, high, spots, np.stack([rise, rise], axis=1), hoped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +132,9 @@ class Deviation:
         if basis.degree:
             steep, error = basis.slopes(coefficients), taylor.slope_error
             rise = _rise(steep[0] - error, steep[1] + error)
-        return low, high, _spots(basis, coefficients, coefficients, lower, upper), np.stack([rise, rise], axis=1)
+        hoped = np.sqrt(np.maximum(np.stack([coefficients.min(-1), coefficients.max(-1)], axis=1), 0.0))
+        spots = _spots(basis, coefficients, coefficients, lower, upper)
+        return low, high, spots, np.stack([rise, rise], axis=1), hoped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,11 +185,12 @@ class Band:
             in_blocks(lambda a, b, one=one: _band(one, a, b), one.output.rows(), lower, upper)
             for one in self.generations
         ]
-        low, high, spot, rise = found[-1]
+        low, high, spot, rise, hoped = found[-1]
         for other in found[:-1]:
             low, high = np.maximum(low, other[0]), np.minimum(high, other[1])
             rise = np.where(rise == other[3], rise, 0.0)
-        return Cells(np.maximum(low, -self.cap), np.minimum(high, self.cap), spot, rise)
+            hoped = np.stack([np.maximum(hoped[:, 0], other[4][:, 0]), np.minimum(hoped[:, 1], other[4][:, 1])], axis=1)
+        return Cells(np.maximum(low, -self.cap), np.minimum(high, self.cap), spot, rise, hoped)
 
 
 def _band(one: Generation, lower: Array, upper: Array) -> tuple[Array, ...]:
@@ -200,18 +207,21 @@ def _band(one: Generation, lower: Array, upper: Array) -> tuple[Array, ...]:
     theta = 0.5 * beta / middle
     tangent = theta[:, None] * variance
     extra = theta * taylor.error + 0.5 * beta * middle + beta * own.remainder
-    high = np.minimum(finite((mean + tangent).max(-1) + extra, np.inf), mean.max(-1) + apart) + drift
-    low = np.maximum(finite((mean - tangent).min(-1) - extra, -np.inf), mean.min(-1) - apart) - drift
+    ends = (mean - tangent).min(-1), (mean + tangent).max(-1)
+    low = np.maximum(finite(ends[0] - extra, -np.inf), mean.min(-1) - apart) - drift
+    high = np.minimum(finite(ends[1] + extra, np.inf), mean.max(-1) + apart) + drift
+    added = 0.5 * beta * middle + one.slack
+    hoped = np.stack([ends[0] - added, ends[1] + added], axis=1)
     wide = 8 * EPS * (np.abs(mean).max(-1) + np.abs(tangent).max(-1) + extra)
     low, high = finite(low - wide, -np.inf), finite(high + wide, np.inf)
     spots = _spots(basis, mean - tangent, mean + tangent, lower, upper)
     rise = np.zeros((len(low), 2, output.dim))
     if basis.degree:
         pairs = ((taylor.high, -1), (taylor.low, 1))
-        ends = [0.5 * beta / np.maximum(end, 1e-300) * (1 + sign * 8 * EPS) for end, sign in pairs]
-        error = own.slope_error(basis) + ends[1][:, None] * taylor.slope_error
+        weights = [0.5 * beta / np.maximum(end, 1e-300) * (1 + sign * 8 * EPS) for end, sign in pairs]
+        error = own.slope_error(basis) + weights[1][:, None] * taylor.slope_error
         for side, sign in enumerate((-1.0, 1.0)):
-            slopes = [basis.slopes(mean + sign * end[:, None] * variance) for end in ends]
+            slopes = [basis.slopes(mean + sign * weight[:, None] * variance) for weight in weights]
             steep = np.minimum(slopes[0][0], slopes[1][0]) - error, np.maximum(slopes[0][1], slopes[1][1]) + error
             rise[:, side] = _rise(*steep)
-    return low, high, spots, rise
+    return low, high, spots, rise, hoped

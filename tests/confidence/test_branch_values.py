@@ -33,8 +33,10 @@ def one_by_one(objective, lower, upper, *, tol, cells, rounds):
                     else:
                         free += 1
                 spot = np.clip(found.spot[0, side], low, high)
-                ends = [float(v[0]) for v in objective.at(spot[None], np.array([side]))]
-                inner, outer = ends if side else (-ends[1], -ends[0])
+                inner, outer = -np.inf, np.inf
+                if not free or sign * found.hoped[0, side] > best[side]:
+                    ends = [float(v[0]) for v in objective.at(spot[None], np.array([side]))]
+                    inner, outer = ends if side else (-ends[1], -ends[0])
                 if not free:
                     top = min(top, outer)
                 seen[side].append((low, high, top, cut, not free, inner, outer, spot))
@@ -106,7 +108,8 @@ def test_the_number_of_rounds_is_bounded():
 
         def over(self, lower, upper):
             high = np.where(lower[:, 0] == 0, np.inf, 0.0)
-            return Cells(-high, high, np.repeat(upper[:, None], 2, axis=1), np.zeros((len(lower), 2, 1)))
+            hoped = np.stack([-high, high], axis=1)
+            return Cells(-high, high, np.repeat(upper[:, None], 2, axis=1), np.zeros((len(lower), 2, 1)), hoped)
 
         def at(self, points, side):
             return np.zeros(len(points)), np.zeros(len(points))

@@ -48,6 +48,8 @@ def test_cells_of_mean_and_deviation_are_read_from_their_polynomials(nu, d, loud
             down, up = basis.slopes(coefficients)
             rise = (down - steep > 0).astype(float) - (up + steep < 0)
         assert np.array_equal(found.rise, np.stack([rise, rise], axis=1))
+        hoped = np.stack([coefficients.min(-1), coefficients.max(-1)], axis=1)
+        same(found.hoped, np.sqrt(np.maximum(hoped, 0.0)) if isinstance(objective, Deviation) else hoped, 1e-7)
 
 
 # ---------------------------------------------------------------------------------------------------------- band
@@ -112,7 +114,7 @@ def test_bands_of_cells_are_their_tangent_or_mean_and_deviation_apart(nu, d, lou
     taylor = VarianceTaylor.of(own, local, rows)
     mean = taylor.basis.coefficients(own.monomials)
     drift = own.error(taylor.basis) + slack
-    low, high, spots, rise = _cells._band(Generation(output, beta, slack), lower, upper)
+    low, high, spots, rise, hoped = _cells._band(Generation(output, beta, slack), lower, upper)
     joint = 0
     for c in range(len(lower)):
         middle = math.sqrt(max(taylor.center[c], 1e-6 * taylor.root[c] ** 2))
@@ -124,6 +126,8 @@ def test_bands_of_cells_are_their_tangent_or_mean_and_deviation_apart(nu, d, lou
         lows = (mean[c] - tangent).min() - extra, mean[c].min() - apart
         same(high[c], min(tops) + drift[c] + wide, 1e-8)
         same(low[c], max(lows) - drift[c] - wide, 1e-8)
+        near = beta * middle / 2 + slack
+        same(hoped[c], ((mean[c] - tangent).min() - near, (mean[c] + tangent).max() + near), 1e-7)
         joint += (tops[0] < tops[1]) + 100 * (tops[1] < tops[0])
         peaks = np.stack([taylor.basis.peak(v[None])[0] for v in (tangent - mean[c], tangent + mean[c])])
         place = np.clip((lower[c] + upper[c]) / 2 + (upper[c] - lower[c]) / 2 * peaks, lower[c], upper[c])
@@ -173,6 +177,8 @@ def test_a_band_is_the_narrowest_of_its_generations_within_the_cap(nu, d, cap, l
     same(found.high, np.minimum(np.minimum(each[0][1], each[1][1]), cap), 1e-7)
     np.testing.assert_allclose(found.spot, each[1][2], atol=1e-6)
     assert np.array_equal(found.rise, np.where(each[0][3] == each[1][3], each[0][3], 0.0))
+    same(found.hoped[:, 0], np.maximum(each[0][4][:, 0], each[1][4][:, 0]), 1e-7)
+    same(found.hoped[:, 1], np.minimum(each[0][4][:, 1], each[1][4][:, 1]), 1e-7)
     beyond = np.full((1, d), -1e200), np.full((1, d), 1e200)
     found = band.over(*beyond)
     assert nu == 0.5 or (found.low.tolist(), found.high.tolist()) == ([-cap], [cap])
