@@ -9,6 +9,7 @@ import torch
 
 from gpsafe.confidence import Constant, Mixture
 from gpsafe.confidence.rounding import Rounding
+from gpsafe.linalg import gamma
 from gpsafe.models import GP, LowRankGP
 from gpsafe.models._fast import usable
 from gpsafe.rkhs import kernels
@@ -128,6 +129,26 @@ def test_information_gain_costs_little_where_data_are_noisy_and_is_hadamards_whe
     tiny = GP.create(kernels.rbf(0.1), 1e-15, nx=1, nu=0, noise_std=1.0).condition_on(x, torch.sin(x))
     hadamard = 25 * math.log(1 + 1e15)
     assert hadamard <= float(Rounding.of(tiny).info_gain(tiny.info_gain())[0]) < hadamard * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("lost", [0.1, 0.499, 0.501, 3.0])
+def test_information_gain_is_the_formula_of_the_module(lost):
+    """ηT = lost·λ: half of √n ηT/(λ − ηT) and the sum's rounding, or Hadamard alone."""
+    n, lam, trace, gain = 7, 0.02, 30.0, 4.0
+    one = torch.ones(1, dtype=torch.float64)
+    gram = lost * lam / trace - 1.1 * gamma(n + 1)
+    made = Rounding(lam * one, trace * one, one, one, gram * one, n)
+    eta = gamma(n + 4)
+    found = float(made.info_gain(gain * one))
+    rounds = eta * n * (abs(math.log(lam)) + abs(math.log(trace)))
+    if lost < 0.5:
+        more = 0.5 * math.sqrt(n) * lost / (1 - lost)
+        assert found == pytest.approx(gain + more + rounds, rel=1e-14)
+        assert found - gain - more == pytest.approx(rounds, rel=0.1)
+    else:
+        hadamard = 0.5 * n * math.log(trace / (n * lam))
+        assert found == pytest.approx(hadamard + rounds, rel=1e-14)
+        assert found - hadamard == pytest.approx(rounds, rel=0.1)
 
 
 def test_margins_cost_little_where_data_are_noisy():
