@@ -205,7 +205,8 @@ class GaussianTube(OfTask):
         u = policies(x)
         feed = (0.5 * (low + high)).unsqueeze(-1) * feed
         a, b = jacobians(known, x, u)
-        center, linear = known(x, u), a @ generators + b @ feed
+        center = known(x, u).clone()  # it may be x itself, or a tensor that the known part keeps
+        linear = a @ generators + b @ feed
         error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
         z = torch.cat([x, u], dim=-1)
         error = error + remainder_outer(known, z, torch.cat([radius, high * spread], dim=-1))

@@ -232,7 +232,7 @@ class PlanTube:
         x, generators, radius = tube.center, tube.generators, tube.radius
         u, feed, kink, spread = self._inputs(tube, plans, time)
         a, b = jacobians(known, x, u)
-        center = known(x, u)
+        center = known(x, u).clone()  # it may be x itself, or a tensor that the known part keeps
         linear = a @ generators + b @ feed
         error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + self.noise_radius
         z = torch.cat([x, u], dim=-1)
