@@ -80,10 +80,20 @@ class Grid:
         return Grid(box, tuple(j - i + 1 for i, j in zip(first, last, strict=True)), self.split)
 
     def index(self, x: Tensor) -> Tensor:
-        """Row-major index of the cell of x (*b, nx), −1 outside."""
-        position = ((x - self.box.lower) / self.size).floor()
-        limits = torch.tensor(self.cells, device=position.device)
+        """Row-major index of a cell that holds x (*b, nx), −1 outside: |x − centre| ≤ size/2 as computed, since what is found
+        over a cell says nothing of a state beside it, be it by a rounding error of this division.
+        """
+        lower, size = self.box.lower, self.size
+        position, limits = ((x - lower) / size).floor(), torch.tensor(self.cells, device=x.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
+
+        def holds(place: Tensor) -> Tensor:
+            center = lower + (place + 0.5) * size
+            return (center - 0.5 * size <= x) & (x <= center + 0.5 * size)
+
+        for step in (-1.0, 1.0):
+            position = torch.where(~holds(position) & holds(position + step), position + step, position)
+        inside = inside & ((position >= 0) & (position < limits) & holds(position)).all(-1)
         position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
         return torch.where(inside, _ravel(position.unbind(-1), self.cells), -1)
 

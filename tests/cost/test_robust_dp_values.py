@@ -34,6 +34,24 @@ def phi(v: float) -> float:
 GRID = Grid(Box(tensor([-1.0, 0.5]), tensor([2.0, 1.5])), (6, 4), (2, 3))
 
 
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-1.3, 0.9), (0.1, 0.7), (-3.0, 3.0)])
+@pytest.mark.parametrize("cells", [7, 30, 100])
+def test_a_state_is_counted_to_a_cell_that_holds_it(ends, cells):
+    """Just beside an edge too, where a division rounds it to the neighbour, whose bounds say nothing of it."""
+    grid = Grid(Box(tensor([ends[0]]), tensor([ends[1]])), (cells,))
+    radius = 0.5 * grid.size
+    edge = torch.cat([grid.centers - radius, grid.centers + radius])
+    for toward in (-math.inf, math.inf):
+        x = edge
+        for _ in range(4):
+            index = grid.index(x)
+            center = grid.centers[index]
+            assert bool(((center - radius <= x) & (x <= center + radius))[index >= 0].all())
+            x = torch.nextafter(x, torch.full_like(x, toward))
+    inside = (edge > ends[0] + 1e-9) & (edge < ends[1] - 1e-9)
+    assert bool((grid.index(edge)[inside[:, 0]] >= 0).all())
+
+
 def test_cells_are_numbered_row_by_row():
     assert GRID.size.tolist() == pytest.approx([0.5, 0.25]) and GRID.num == 24
     exact = [[-1 + 0.5 * (i + 0.5), 0.5 + 0.25 * (j + 0.5)] for i in range(6) for j in range(4)]
