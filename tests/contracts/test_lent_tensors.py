@@ -14,12 +14,13 @@ from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.safety import certified_map
-from gpsafe.sets import Box
+from gpsafe.sets import Box, Polytope
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems import derived_known
 from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
-from gpsafe.tube import GPTube, KollerTube, propagate
+from gpsafe.tube import GPTube, KollerTube, LinearTube, propagate
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
 KEPT = torch.tensor([0.2], dtype=torch.float64)
@@ -123,3 +124,23 @@ def test_a_derived_known_part_that_is_x_leaves_the_task_alone():
     bound, confidence = GaussianTube(task=task), learned(known)
     first, second = (float(bound.evaluate(confidence, policies(1)).upper) for _ in range(2))
     assert first == second and torch.equal(task.initial_state, number(0.1))
+
+
+OWNED: dict[str, tuple[Callable[..., object], tuple[str, ...], tuple[Tensor, ...]]] = {
+    "box": (Box, ("lower", "upper"), (number(-1.0), number(1.0))),
+    "polytope": (Polytope, ("H", "h"), (ONE, number(1.0))),
+    "affine": (AffineKnown, ("A", "B", "c"), (ONE, ONE, number(0.0))),
+    "sine": (SineKnown, ("A", "B", "c", "amplitudes", "frequencies"), (ONE, ONE, number(0.0), ONE, torch.ones(1, 2))),
+    "linear tube": (lambda w: LinearTube(AffineKnown(ONE, ONE, number(0.0)), w), ("half_axes",), (number(0.1),)),
+}
+
+
+@pytest.mark.parametrize("name", OWNED)
+def test_sets_and_plants_own_their_numbers(name: str):
+    """What was certified is what was stated; who writes on his tensors afterwards has stated nothing."""
+    make, fields, numbers = OWNED[name]
+    given = [n.clone().double() for n in numbers]
+    made = make(*given, *([number(0.0)] if name == "sine" else []))
+    for tensor in given:
+        tensor.add_(7.0)
+    assert all(torch.equal(getattr(made, field), n.double()) for field, n in zip(fields, numbers, strict=True))
