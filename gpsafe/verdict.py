@@ -83,7 +83,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.99) -> tu
         raise _require.fail("clopper_pearson", f"successes <= trials = {trials}", successes)
     tail = (1.0 - confidence) / 2
     lower = 0.0 if successes == 0 else float(special.betaincinv(successes, trials - successes + 1, tail))
-    upper = 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - tail))
+    upper = 1.0 if successes == trials else float(special.betainccinv(successes + 1, trials - successes, tail))
     return lower, upper
 
 
@@ -94,7 +94,7 @@ def clopper_pearson_upper(successes: int, trials: int, delta: float) -> float:
     _require.probability("clopper_pearson_upper", "delta", delta)
     if successes > trials:
         raise _require.fail("clopper_pearson_upper", f"successes <= trials = {trials}", successes)
-    return 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - delta))
+    return 1.0 if successes == trials else float(special.betainccinv(successes + 1, trials - successes, delta))
 
 
 def anytime_interval(failures: int, trials: int, alpha: float) -> tuple[float, float]:

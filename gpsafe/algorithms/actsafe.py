@@ -191,7 +191,15 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         _require.nonnegative("ActSafe", "threshold", self.threshold)
         self.unsound_because()
         check_inputs("ActSafe", self.system, self.policies)
+        self._check_gap()
         SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
+
+    def _check_gap(self) -> None:
+        """A gap of fewer steps, or of a smaller cost, is no bound for the task's."""
+        gap, task = self.distance, self.cost_bound.task
+        if isinstance(gap, PolicyGap) and (gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling):
+            expected = f"a PolicyGap of T >= {task.horizon} and C >= {task.cost.ceiling:g}, as the task has"
+            raise _require.fail("ActSafe", expected, (gap.horizon, gap.ceiling))
 
     def unsound_because(self) -> str | None:
         """Why no guarantee stands behind a run (only with `unchecked`); None if one does."""

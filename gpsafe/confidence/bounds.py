@@ -129,6 +129,13 @@ class ConfidenceBound(ABC):
         """What the theorem adds to βσ, (p,), the same at every z; None for nothing."""
         return None
 
+    def covers(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Whether the theorem speaks of all z of the boxes [lower, upper], (*b, d) ×2 → (*b,): of all of space, as a rule.
+
+        For whoever takes `beta`, `slack` and `half_width` at places of its own: `interval` looks itself.
+        """
+        return torch.ones(lower.shape[:-1], dtype=torch.bool, device=lower.device)
+
     def prior_width(self, model: GP, z: Tensor) -> Tensor:
         """sup of |f*(z)| before any data, B√k(z, z) at z (*b, d), (*b, p), rounded up; +inf if no norm is assumed."""
         z = _require.floats(type(self).__name__, "z", z)  # in float64, whatever the width of z

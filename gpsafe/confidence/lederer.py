@@ -155,6 +155,11 @@ class Lederer(ConfidenceBound):
         modulus = torch.tensor([pair[1] for pair in pairs], dtype=torch.float64)
         return drift + (model.posterior_norm().cpu() + self.beta(model).cpu()) * modulus
 
+    def covers(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """See `ConfidenceBound.covers`: of boxes within the box."""
+        low, high = self.box.lower.to(lower.device), self.box.upper.to(lower.device)
+        return ((lower >= low) & (upper <= high)).all(-1)
+
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
         """[μ − √b σ − γ, μ + √b σ + γ] at z (*b, d) in the box."""
         if not bool(self.box.contains(z.detach().cpu()).all()):

@@ -118,7 +118,9 @@ class NoiseEnergy(BallProgram):
         return norm, Assumption.NOISE_ENERGY(f": {words}, R = {self.subgaussian}{where}")
 
     def noise_refusal(self, model: GP, noise_std: Tensor) -> str | None:
-        """Observations with independent Gaussian noise have no bounded energy, no correlation, and κ = 3."""
+        """Independent Gaussian noise is not bounded, nor is its energy; it has no correlation, and κ = 3."""
+        if self.noise_kind == "bounded" and bool((noise_std > 0).any()):
+            return "noise of any size, as Gaussian noise is (noise_kind is 'bounded')"
         if self.noise_kind == "energy":
             return "noise whose energy grows with n, as Gaussian noise's does (noise_kind is 'energy')"
         if self.correlated:

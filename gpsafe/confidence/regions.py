@@ -6,7 +6,8 @@
     regions.largest(confidence, z, shape, epsilon=0.05)     # the largest certified box z ± s·shape that was found
 
 **Accuracy.** |f − μ_n| ≤ ε_j for every learned output, by the interval of the newest posterior: β_nσ_n ≤ ε_j. "No" says that
-this interval is wider than ε at the witness.
+this interval is wider than ε at the witness. Of boxes beyond what the theorem covers
+(`ConfidenceBound.covers`) neither is said.
 
 **Next states.** p(z) + f(z) ∈ X for all f with l_n ≤ f ≤ h_n: the next *mean*; bounded noise is added by shrinking X. The known
 part p is enclosed by its linearisation and its `hessian_bound` (theory §5.5), the band by `gpsafe.confidence.ranges`, and boxes
@@ -167,11 +168,11 @@ def _accurate(confidence: ConfidenceSet, low: Tensor, high: Tensor, epsilon: Ten
     epsilon = epsilon.cpu()
     above = (beta * found.upper + added) * (1 + GROW)
     below = (beta * found.attained_high + added) * (1 - GROW)
-    over = below > epsilon
-    no = over.any(-1)
+    over, spoken = below > epsilon, bound.covers(low, high)
+    no = over.any(-1) & spoken
     worst = torch.where(over, below - epsilon, -torch.inf).argmax(-1)
     point = found.argmax[torch.arange(len(low)), worst]
-    return Answer((above <= epsilon).all(-1), no, torch.where(no.unsqueeze(-1), point, torch.nan))
+    return Answer((above <= epsilon).all(-1) & spoken, no, torch.where(no.unsqueeze(-1), point, torch.nan))
 
 
 def _inside(confidence: ConfidenceSet, known: KnownPart, low: Tensor, high: Tensor, within: Box, pieces: int) -> Answer:

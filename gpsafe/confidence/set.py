@@ -117,6 +117,15 @@ class ConfidenceSet:
         states = [j for j in range(self.model.nx) if j not in self.model.outputs]
         return (Assumption.KNOWN_OUTPUTS(f" (states {states})"),) if states else ()
 
+    def check_noise(self, where: str, noise_std: Tensor) -> None:
+        """Refuses a bound whose theorem does not cover observations with Gaussian noise of deviation `noise_std` (nx,).
+
+        An R below it, say, makes F_n too small, and nothing in F_n shows it. One that is `unchecked` claims nothing.
+        """
+        reason = self.bound.noise_refusal(self.model, noise_std[list(self.model.outputs)])
+        if reason is not None and not self.bound.unchecked:
+            raise _require.fail(where, reason, f"noise_std {noise_std.tolist()} and {self.bound.name}")
+
     def bounds(self, z: Tensor, *, since: int = 0) -> tuple[Tensor, Tensor]:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see
         `falsified`.

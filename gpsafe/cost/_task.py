@@ -17,15 +17,12 @@ from gpsafe.systems.task import Task, TaskFields
 def check_task(where: str, task: Task, confidence: ConfidenceSet) -> None:
     """Refuses a model of another state dimension, and a bound whose theorem does not cover the task's noise.
 
-    The data of F_n come from the plant that the task describes: an R below its σ, say, makes F_n too small, and nothing
-    in F_n shows it.
+    The data of F_n come from the plant that the task describes (`ConfidenceSet.check_noise`).
     """
     model = confidence.model
     if task.nx != model.nx:
         raise _require.fail(where, f"an initial state of dimension {model.nx}", task.nx)
-    reason = confidence.bound.noise_refusal(model, task.noise_std[list(model.outputs)])
-    if reason is not None and not confidence.bound.unchecked:
-        raise _require.fail(where, reason, f"noise_std {task.noise_std.tolist()} and {confidence.bound.name}")
+    confidence.check_noise(where, task.noise_std)
 
 
 class OfTask(TaskFields):

@@ -83,6 +83,15 @@ def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return found[..., : x.shape[-1]], found[..., x.shape[-1] :]
 
 
+def input_matrix(known: KnownPart, nx: int, nu: int) -> Tensor:
+    """∂p/∂u of a known part that is affine in u with a constant input matrix, (nx, nu).
+
+    Its stated derivative: a difference of values, p(0, e_j) − p(0, 0), would lose what is below the rounding of p(0, 0).
+    """
+    x, u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
+    return jacobians(known, x, u)[1].reshape(nx, nu)
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Enclosure:

@@ -205,7 +205,7 @@ class GaussianTube(OfTask):
         u = policies(x)
         feed = (0.5 * (low + high)).unsqueeze(-1) * feed
         a, b = jacobians(known, x, u)
-        center, linear = known(x, u), a @ generators + b @ feed
+        linear = a @ generators + b @ feed
         error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
         z = torch.cat([x, u], dim=-1)
         error = error + remainder_outer(known, z, torch.cat([radius, high * spread], dim=-1))
@@ -214,7 +214,7 @@ class GaussianTube(OfTask):
         kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
         found = local.range_outer(Displacements(torch.zeros_like(z), torch.cat([generators, feed], dim=-2), kinks))
         columns = list(confidence.model.outputs)
-        center[..., columns] += found.value
+        center = known(x, u) + confidence.model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
         linear[..., columns, :] += found.linear
         error[..., columns] += found.error
 

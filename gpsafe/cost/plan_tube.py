@@ -232,7 +232,6 @@ class PlanTube:
         x, generators, radius = tube.center, tube.generators, tube.radius
         u, feed, kink, spread = self._inputs(tube, plans, time)
         a, b = jacobians(known, x, u)
-        center = known(x, u)
         linear = a @ generators + b @ feed
         error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + self.noise_radius
         z = torch.cat([x, u], dim=-1)
@@ -244,7 +243,7 @@ class PlanTube:
         kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
         found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
         columns = list(confidence.model.outputs)
-        center[..., columns] += found.value
+        center = known(x, u) + confidence.model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
         linear[..., columns, :] += found.linear
         error[..., columns] += found.error
         center = torch.where(usable.unsqueeze(-1), center, torch.nan)

@@ -30,6 +30,8 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task
 
+EDGE = 1e-9  # of a cell's width: far more than the rounding of a position
+
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +88,18 @@ class Grid:
         inside = ((position >= 0) & (position < limits)).all(-1)
         position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
         return torch.where(inside, _ravel(position.unbind(-1), self.cells), -1)
+
+    def near(self, x: Tensor) -> Tensor:
+        """Indices of all cells that may hold x (*b, nx), (*b, 2^nx), with repetitions; −1 outside.
+
+        Beside an edge `index` may round to the neighbour, whose bounds say nothing of x: the worst of these does.
+        """
+        position, limits = (x - self.box.lower) / self.size, torch.tensor(self.cells, device=x.device)
+        inside = ((position >= 0) & (position < limits)).all(-1, keepdim=True)
+        ends = [torch.where(inside, (position + side).floor(), 0.0).long() for side in (-EDGE, EDGE)]
+        ends = [torch.minimum(end.clamp_min(0), limits - 1) for end in ends]
+        corners = itertools.product(*(pair for pair in zip(*(end.unbind(-1) for end in ends), strict=True)))
+        return torch.where(inside, torch.stack([_ravel(corner, self.cells) for corner in corners], -1), -1)
 
 
 def _average_matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
@@ -175,8 +189,8 @@ def touched(grid: Grid, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tens
     low, high = (torch.where(inside.unsqueeze(-1), end, grid.box.lower) for end in (low, high))
     sub = low.new_tensor([n * s for n, s in zip(grid.cells, grid.split, strict=True)])
     width = grid.size / low.new_tensor(grid.split)
-    first = torch.minimum(((low - grid.box.lower) / width - 1e-9).floor().clamp_min(0), sub - 1).long()
-    last = torch.minimum(((high - grid.box.lower) / width + 1e-9).floor().clamp_min(0), sub - 1).long()
+    first = torch.minimum(((low - grid.box.lower) / width - EDGE).floor().clamp_min(0), sub - 1).long()
+    last = torch.minimum(((high - grid.box.lower) / width + EDGE).floor().clamp_min(0), sub - 1).long()
     return first, torch.maximum(first, last), ~inside  # also what is empty or NaN leaves it
 
 

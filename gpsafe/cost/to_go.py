@@ -70,9 +70,9 @@ class CostToGo:
 
     def value(self, x: Tensor, left: int) -> float:
         """V̄_left at x (nx,); left·C outside the grid, and where x is not finite."""
-        cell = int(self.program.grid.index(x)) if bool(torch.isfinite(x).all()) else -1
         most = left * self.program.cost.ceiling
-        return most if cell < 0 else min(float(grow(self.values[left, cell])), most)
+        cells = self.program.grid.near(x) if bool(torch.isfinite(x).all()) else torch.tensor([-1])
+        return most if int(cells.min()) < 0 else min(float(grow(self.values[left, cells].max())), most)
 
     def ahead(self, x: Tensor, u: Tensor, left: int) -> float:
         """Q̄_left at x (nx,) and u (nu,); left·C where F_n is empty or the box of next means leaves the grid."""

@@ -121,7 +121,8 @@ def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
 
 
 def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
-    """Refuses a known part whose value at a few zeros has another shape.
+    """Refuses a known part whose value at a few zeros has another shape, and one that writes on its arguments: what it is given
+    may be the task's x_0, and certificates would then speak of another.
 
     One that cannot be evaluated there (another device, another domain) is checked at every later use.
     """
@@ -131,6 +132,10 @@ def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
             value = prior(x, u)
     except Exception:
         return
+    if not x.is_inference() and x._version + u._version > 0:  # torch counts writes, even of what was there before
+        raise _require.fail(
+            where, "a prior (known part) that leaves its arguments as they are", "one that writes on them"
+        )
     known_part(where, lambda *_: value, x, u)
 
 

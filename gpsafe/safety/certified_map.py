@@ -61,12 +61,12 @@ class CertifiedMap:
     goal: Box | None = None
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds at states (*b, nx): (P, *b) each; [0, 1] outside the grid."""
+        """Bounds at states (*b, nx): (P, *b) each; [0, 1] outside the grid. On an edge those of all cells beside it hold."""
         x = _require.points("CertifiedMap.at", "x", _require.real("CertifiedMap.at", "x", x), self.grid.box.dim)
-        index = self.grid.index(x)
-        known = index >= 0
-        index = index.clamp_min(0)
-        return torch.where(known, self.lower[:, index], 0.0), torch.where(known, self.upper[:, index], 1.0)
+        index = self.grid.near(x)
+        known, index = (index >= 0).all(-1), index.clamp_min(0)
+        lower, upper = self.lower[:, index].amin(-1), self.upper[:, index].amax(-1)
+        return torch.where(known, lower, 0.0), torch.where(known, upper, 1.0)
 
     def certainly(self, level: float) -> Tensor:
         """Whether p ≥ level on a cell, whatever f ∈ F_n, (P, N)."""

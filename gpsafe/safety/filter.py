@@ -151,9 +151,11 @@ class SafetyFilter:
 
     @property
     def assumptions(self) -> tuple[Believed, ...]:
-        """What `backed` rests on."""
+        """What `backed` rests on; with a stored plan of another model, that model's too."""
         uncertified = [Assumption.TERMINAL_INVARIANT(" under the backup after a plan's last step (not certified)")]
-        return listed(self.problem.believed, uncertified if self.invariance is None else self.invariance.assumptions)
+        earlier = () if self.stored is None else self.stored.assumptions
+        sure = uncertified if self.invariance is None else self.invariance.assumptions
+        return listed(self.problem.believed, earlier, sure)
 
     def start(self) -> SafetyFilter:
         """The filter at the start of an episode, which forgets plan and refutation.

@@ -23,11 +23,12 @@ from gpsafe._show import brief, short, table
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostBound
-from gpsafe.cost.enclosure import grow, residual_reach
+from gpsafe.cost.enclosure import grow, input_matrix, residual_reach
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.safety.safe_set import PolicyGap, Rule, Witness, through
+from gpsafe.systems.base import known_with_bound
 
 Upper = Callable[[Tensor], Tensor]  # θ (m, d) → sound UCB_n, (m,)
 Distance = Callable[[AffinePolicies, AffinePolicies], Tensor | PolicyGap]  # D, (P, Q)
@@ -257,14 +258,12 @@ def _box_upper(
     enclosure = dp.enclosure(confidence, policies)
     x, r = enclosure.centers, enclosure.radius
     spread = family.spread(center, radius, x=x, x_radius=r)  # (P, N, nu)
-    zero_x, zero_u = torch.zeros(1, model.nx).double(), torch.zeros(1, model.nu).double()
-    basis = torch.eye(model.nu, dtype=torch.float64)
-    matrix = (model.prior(zero_x.expand(model.nu, -1), basis) - model.prior(zero_x, zero_u)).abs()  # (nu, nx)
+    matrix = input_matrix(known_with_bound("box_upper", model.prior), model.nx, model.nu).abs()
     gain, _, high = policies.slopes((x - r).unsqueeze(0), (x + r).unsqueeze(0))
     reach = high * torch.einsum("pux,nx->pnu", gain.abs(), r) + spread
     dz = torch.cat([r.expand(policies.num, *r.shape), reach], dim=-1)
     metric, slack, cap = residual_reach(confidence, enclosure.z, dz)
-    known_radius = grow(enclosure.known_radius + spread @ matrix, 1e-12)
+    known_radius = grow(enclosure.known_radius + spread @ matrix.T, 1e-12)
     wide = replace(enclosure, known_radius=known_radius, metric=metric, slack=slack, cap=cap, spread=spread)
     return dp.upper(wide.refine(confidence))
 

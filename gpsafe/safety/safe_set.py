@@ -14,6 +14,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short, table
 from gpsafe.cost.drift import drift_gap, drifted, push
+from gpsafe.cost.enclosure import input_matrix
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.features import FeaturePolicies
 from gpsafe.policies.parametric import input_gap
@@ -229,9 +230,7 @@ def policy_gap(
             "policy_distance", "a known part affine in u with a constant input matrix", "curvature in u"
         )
     _require.positive("policy_distance", "noise_std", noise_std)
-    zero_x, zero_u = torch.zeros(1, nx, dtype=torch.float64), torch.zeros(1, nu, dtype=torch.float64)
-    basis = torch.eye(nu, dtype=torch.float64)
-    matrix = (known(zero_x.expand(nu, nx), basis) - known(zero_x, zero_u)).abs().T  # |∂p/∂u|, (nx, nu)
+    matrix = input_matrix(known, nx, nu).abs()
     change = _input_change(policies, policies if others is None else others)  # (P, Q, nu)
     shift = change @ matrix.T
     step = torch.cat([torch.zeros(*change.shape[:-1], nx, dtype=torch.float64), change], dim=-1)

@@ -25,8 +25,8 @@ class Box:
         def __init__(self, lower: _require.Numbers, upper: _require.Numbers) -> None: ...
 
     def __post_init__(self) -> None:
-        lower = torch.atleast_1d(_require.finite("Box", "lower", self.lower))
-        upper = torch.atleast_1d(_require.finite("Box", "upper", self.upper))
+        lower = torch.atleast_1d(_require.finite("Box", "lower", self.lower)).clone()  # its own: limits that move were
+        upper = torch.atleast_1d(_require.finite("Box", "upper", self.upper)).clone()  # never certified
         _require.shape("Box", "upper", upper, tuple(lower.shape))
         if lower.ndim != 1:
             raise _require.fail("Box", "lower of shape (d,)", f"shape {tuple(lower.shape)}")

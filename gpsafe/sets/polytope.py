@@ -52,8 +52,8 @@ class Polytope:
         H, h = _require.finite("Polytope", "H", self.H), _require.finite("Polytope", "h", self.h)
         if H.ndim != 2:
             raise _require.fail("Polytope", "H of shape (k, d)", f"shape {tuple(H.shape)}")
-        object.__setattr__(self, "H", H)
-        object.__setattr__(self, "h", _require.shape("Polytope", "h", h, (H.shape[0],)))
+        object.__setattr__(self, "H", H.clone())  # its own: limits that move were never certified
+        object.__setattr__(self, "h", _require.shape("Polytope", "h", h, (H.shape[0],)).clone())
 
     @staticmethod
     def of_box(box: Box) -> Polytope:

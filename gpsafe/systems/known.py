@@ -18,7 +18,7 @@ def _affine(x: Tensor, u: Tensor, A: Tensor, B: Tensor, c: Tensor) -> Tensor:
 
 
 def _check_affine(where: str, A: Tensor, B: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    A, B, c = (_require.finite(where, name, value) for name, value in (("A", A), ("B", B), ("c", c)))
+    A, B, c = (_require.finite(where, name, value).clone() for name, value in (("A", A), ("B", B), ("c", c)))
     if A.ndim != 2 or A.shape[0] != A.shape[1]:
         raise _require.fail(where, "A of shape (nx, nx)", f"shape {tuple(A.shape)}")
     if B.ndim != 2 or B.shape[0] != A.shape[0]:
@@ -100,7 +100,7 @@ class SineKnown:
             ("frequencies", self.frequencies, (m, nz)),
             ("phases", phases, (m,)),
         ):
-            tensor = _require.shape("SineKnown", name, _require.finite("SineKnown", name, value), shape)
+            tensor = _require.shape("SineKnown", name, _require.finite("SineKnown", name, value), shape).clone()
             object.__setattr__(self, name, tensor)
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class GPTube:
         chi_square_radius(1, self.delta, self.steps)
         if self.mode == "sound":
             known_with_bound("GPTube", self.model.prior)
+            self.confidence.check_noise("GPTube", self.model.noise_std)
 
     @property
     def model(self) -> GP:

@@ -122,6 +122,7 @@ class KollerTube:
         _require.one_of(where, "form", self.form, get_args(Form))
         chi_square_radius(1, self.delta, self.steps)
         known_with_bound(where, self.model.prior)
+        self.confidence.check_noise(where, self.model.noise_std)
         for name in ("slope", "std", "value"):
             value = _require.nonnegative(where, name, getattr(self.used, name).nan_to_num(posinf=1e300))
             _require.shape(where, name, value, (self.model.num_outputs,))
@@ -189,7 +190,9 @@ class KollerTube:
         return Linearisation(mean, A, B, (radius**2 * noise.square()).expand(x.shape))
 
     def boxes(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
-        """b¹ and b² (*mean*) or b (*known*), (*b, M, nx) each, see the module; inf where numbers are lost."""
+        """b¹ and b² (*mean*) or b (*known*), (*b, M, nx) each, see the module; inf where numbers are lost, and where the
+        section leaves what the bound's theorem covers.
+        """
         model, used = self.model, self.used
         z = torch.cat([x, u.expand(*x.shape[:-1], self.nu)], dim=-1)
         spread = torch.cat([factor, gain @ factor], dim=-2)
@@ -198,6 +201,8 @@ class KollerTube:
         r = torch.linalg.matrix_norm(spread, ord=2).unsqueeze(-1) * (1 + 1e-12)
         known = cast(KnownPart, model.prior).hessian_bound.to(x.device)
         bend = torch.linalg.matrix_norm(known, ord=2) * (1 + 1e-12)
+        reach = spread.norm(dim=-1) * (1 + 1e-12)
+        fine = fine & self.confidence.bound.covers(z - reach, z + reach)
         beta = self.confidence.bound.beta(model).to(x.device)
         _, std = model.posterior(z)
         doubt = self.confidence.bound.half_width(model, beta, std, model.prior_variance(z)) + model.mean_error(z)

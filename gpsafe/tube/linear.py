@@ -34,7 +34,7 @@ class LinearTube:
 
     def __post_init__(self) -> None:
         _require.one_of("LinearTube", "mode", self.mode, MODES)
-        half_axes = _require.nonnegative("LinearTube", "half_axes", self.half_axes)
+        half_axes = _require.nonnegative("LinearTube", "half_axes", self.half_axes).clone()
         object.__setattr__(self, "half_axes", _require.shape("LinearTube", "half_axes", half_axes, (self.nx,)))
 
     @property

@@ -1,5 +1,7 @@
 """ActSafe keeps its promises on the first reference system, and says so when an assumption is false."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import grid as regular_grid
 from gpsafe.rkhs.kernels import cross
+from gpsafe.safety.safe_set import PolicyGap
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
@@ -61,6 +64,16 @@ def test_expansion_is_followed_by_exploitation(run):
 
 def test_every_executed_policy_was_a_member_when_it_ran(run):
     assert all(e.policy in s for e, s in zip(run.episodes, run.safe_sets[1:], strict=True))
+
+
+@pytest.mark.parametrize("change", [{"horizon": -1}, {"ceiling": -0.5}])
+def test_a_gap_of_a_shorter_or_cheaper_task_is_refused(algorithm, change):
+    task, push = algorithm.cost_bound.task, torch.zeros(algorithm.policies.num, algorithm.policies.num).double()
+    own = PolicyGap(push, task.horizon, task.cost.ceiling)
+    assert algorithm.with_(distance=own).distance is own
+    other = replace(own, **{name: getattr(own, name) + less for name, less in change.items()})
+    with pytest.raises(ValueError, match="PolicyGap of T >="):
+        algorithm.with_(distance=other)
 
 
 def test_same_seed_same_run(algorithm, run):

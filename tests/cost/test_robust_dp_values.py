@@ -34,6 +34,33 @@ def phi(v: float) -> float:
 GRID = Grid(Box(tensor([-1.0, 0.5]), tensor([2.0, 1.5])), (6, 4), (2, 3))
 
 
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-1.3, 0.9), (0.1, 0.7), (-3.0, 3.0)])
+@pytest.mark.parametrize("cells", [7, 30, 100])
+def test_a_state_is_near_every_cell_that_holds_it(ends, cells):
+    """Just beside an edge, where a division rounds it to the neighbour, whose bounds say nothing of it."""
+    grid = Grid(Box(tensor([ends[0]]), tensor([ends[1]])), (cells,))
+    low, high = grid.centers - 0.5 * grid.size, grid.centers + 0.5 * grid.size
+    missed = 0
+    for toward in (-math.inf, math.inf):
+        x = torch.cat([low, high])
+        for _ in range(4):
+            holds = (x >= low.T) & (x <= high.T)  # (states, cells)
+            near = torch.zeros_like(holds).scatter(1, grid.near(x).clamp_min(0), value=True)
+            inside = grid.near(x).amin(-1) >= 0
+            assert torch.equal(inside, grid.index(x) >= 0)
+            assert not bool((holds & ~near)[inside].any())
+            missed += int((~holds[inside].gather(1, grid.index(x)[inside, None])).sum())
+            x = torch.nextafter(x, torch.full_like(x, toward))
+    assert missed > 0 or (cells, ends) != (7, (-1.0, 1.0))  # by the index alone
+
+
+def test_cells_near_a_state_are_the_product_of_those_of_its_axes():
+    x = tensor([[-0.5, 0.75], [-0.75, 0.75], [-0.75, 0.6], [-0.5, 0.5], [-1.01, 0.6], [1.99, 1.49]])
+    expected = [{0, 1, 4, 5}, {0, 1}, {0}, {0, 4}, {-1}, {23}]
+    assert [set(row) for row in GRID.near(x).tolist()] == expected
+    assert GRID.near(x).shape == (6, 4) and GRID.near(x[:2].unsqueeze(0)).shape == (1, 2, 4)
+
+
 def test_cells_are_numbered_row_by_row():
     assert GRID.size.tolist() == pytest.approx([0.5, 0.25]) and GRID.num == 24
     exact = [[-1 + 0.5 * (i + 0.5), 0.5 + 0.25 * (j + 0.5)] for i in range(6) for j in range(4)]

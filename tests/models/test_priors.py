@@ -70,6 +70,15 @@ def test_a_prior_of_another_shape_is_refused_at_creation(model, prior):
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize(
+    "prior", [lambda x, u: x.add_(0.1 * u[..., :1]), lambda x, u: x + u.mul_(0.0).sum(-1, keepdim=True)]
+)
+def test_a_prior_that_writes_on_its_arguments_is_refused_at_creation(model, prior):
+    with pytest.raises(ValueError, match="leaves its arguments as they are"):
+        MODELS[model](prior)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
 def test_a_prior_that_cannot_be_tried_is_refused_at_its_first_use(model):
     def prior(x, u):
         if bool((x == 0).any()):

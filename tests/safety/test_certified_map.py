@@ -99,6 +99,18 @@ def test_it_holds_the_exact_probability_and_closes_in_on_it(slope, offset, std, 
     assert bool((halves[0][0] >= halves[1][0]).all()) and bool((halves[0][1] <= halves[1][1]).all())
 
 
+def test_no_cell_speaks_of_a_state_beside_it():
+    """Unsafe is −x > limit, and the cell from −limit on is safe; the state just below it is not, though it rounds into it."""
+    confidence, policies, task = known_line(0.9, 0.0, 0.2, 0.6, 1)
+    limit, beside = 0.7142857142857142, vector(-0.7142857142857143)
+    grid = Grid(Box(vector(-1.0), vector(1.0)), (7,))
+    found = certified_map(
+        confidence, policies, task.with_(cost=IndicatorCost(-torch.eye(1).double(), vector(limit))), grid
+    )
+    assert float(found.lower[0, 1]) > 0.99 and float(found.task.cost(beside)) == 1.0
+    assert float(found.at(beside)[0]) == 0.0
+
+
 def test_what_it_says_of_the_horizon_the_goal_and_the_outside():
     confidence, policies, task = known_line(0.9, 0.0, 0.2, 0.6, 6)
     grid = Grid(Box(vector(-4.0), vector(3.0)), (140,))

@@ -54,6 +54,14 @@ def summed(a: float) -> float:
     return CEILING * sum(math.erf(a * math.sqrt(t / 8)) for t in range(1, HORIZON))
 
 
+def test_a_large_offset_of_the_known_part_does_not_hide_its_inputs():
+    """p(0, e) − p(0, 0) is 0 as computed here; the input matrix is not."""
+    small = AffineKnown(KNOWN.A, 1e-8 * KNOWN.B, tensor(0.0, 0.0))
+    far = AffineKnown(KNOWN.A, 1e-8 * KNOWN.B, tensor(3e8, -4e8))
+    near, moved = (distance(known=known, noise=1e-9 * NOISE, outputs=(), kernel=()) for known in (small, far))
+    assert torch.equal(near, moved) and float(moved[0, 2]) > 1.0
+
+
 def test_distances_are_their_formula():
     square, other = distance(), distance(second=SECOND)
     assert square.shape == (3, 3) and other.shape == (3, 2)

@@ -142,6 +142,16 @@ def test_a_backup_that_fails_is_told_and_backs_nothing(law, caplog):
     assert (planned.source, planned.backed, planned.reason) == ("plan", True, "")
 
 
+def test_a_plan_that_another_model_certified_brings_its_assumptions_along():
+    problem, _ = linear_case()
+    paper = replace(problem, model=replace(problem.model, mode="paper"), assumptions=("the paper's tube",))
+    _, running = SafetyFilter(paper, Moody()).decide(ORIGIN, vector(0.0))
+    taken_over = SafetyFilter(problem, Odd(None), stored=running.stored, stage=1)
+    decision, _ = taken_over.decide(running.stored.tube.center[0, 1], vector(0.0))
+    assert decision.backed and "the paper's tube" in taken_over.assumptions
+    assert "the paper's tube" not in taken_over.start().assumptions
+
+
 def test_a_stored_plan_must_be_certified_and_for_these_sets():
     _, running = linear_filter().decide(ORIGIN, vector(0.0))
     problem, _ = linear_case()

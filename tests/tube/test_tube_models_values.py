@@ -75,7 +75,8 @@ def test_remainders_of_several_sections_are_each_ones():
 def test_the_noise_of_a_plan_has_the_dimensions_that_are_noisy():
     tube = gp_tube()
     assert tube.model.noise_std.tolist()[0] > 0
-    still = ConfidenceSet(tube.confidence.bound).update(replace(tube.model, noise_std=tensor([0.0, 0.2])))
+    bound = replace(tube.confidence.bound, subgaussian=0.2)
+    still = ConfidenceSet(bound).update(replace(tube.model, noise_std=tensor([0.0, 0.2])))
     growth = GPTube(still, 7, 0.02, noise="sums").growth
     assert growth is not None
     for k, dim in ((1, 1), (2, 2), (7, 2)):  # sums of k noises have min(nx, k) dimensions
