@@ -240,7 +240,7 @@ class SafetyFilter:
             falsified = f"x left the set certified to be invariant under the backup, by {worst:.3g}: {BLAMED}"
         if plan is None or plan.tube is None or self.stage > plan.tube.steps:
             return None, None, False, falsified
-        contained = plan.tube.ellipsoids.contains(x)[:, self.stage]
+        contained = plan.tube.at(self.stage).contains(x)
         if plan.tube.mode == "paper":
             return contained, None, bool(contained.any()), falsified
         if self.members is None:

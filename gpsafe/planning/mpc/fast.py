@@ -132,7 +132,7 @@ class CondensedSQP:
         target = _array("learned", learned, (problem.nu,))
         first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
         best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
-        status, reason = "diverged", "the state or the proposed input is not finite"
+        status, reason, path = "diverged", "the state or the proposed input is not finite", None
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
@@ -154,10 +154,11 @@ class CondensedSQP:
                 if better and number < most:
                     ahead[:] = search.jumps(best)
             reason = search.reason(best)
+            path = None if search.sweep.path is None else torch.from_numpy(search.sweep.path(best.inputs)).to(x0.device)
         work.seconds = time.perf_counter() - began
         slack = best.excess - self.margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
-        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason), work
+        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason, path), work
 
 
 def shifted(inputs: Tensor) -> Tensor:
