@@ -95,7 +95,9 @@ class Certificate:
         return self.inputs[stage] + (x - self.tube.reference[stage]) @ self.tube.gain[stage].mT
 
 
-def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal | Tensor) -> Certificate:
+def judge(
+    problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal | Tensor, *, spare: bool = False
+) -> Certificate:
     """Whether the proposed inputs satisfy every constraint of the problem from x_0, for all members.
 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
@@ -104,7 +106,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     NaN or infinite states, plans and tubes, rows that overflow, proposals that hold no plan of the right shape and an x_0
     outside the states are INCONCLUSIVE, with the reason.
 
-    A bare plan, a tensor (T, nu), is judged as a proposal that tells nothing else.
+    A bare plan, a tensor (T, nu), is judged as a proposal that tells nothing else. With `spare` one that its own proposer has
+    given up (`Proposal.given_up`) is INCONCLUSIVE at once: nothing is lost but the numbers of a failure.
 
     Raises:
         ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
@@ -125,8 +128,9 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
         assert margins is None or isinstance(margins, Margins)
         assert tightest is None or isinstance(tightest, Tightest)
         assert tube is None or isinstance(tube, Tube)
-        nothing = torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64, device=x0.device)
-        plan = nothing if inputs is None else inputs
+        plan = inputs
+        if plan is None:
+            plan = torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64, device=x0.device)
         return Certificate(
             verdict,
             reason,
@@ -158,6 +162,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     if float(outside.max()) > problem.tolerance:
         row = int(outside.argmax())
         return unclear(f"infeasible initial state: row {row} of the states is exceeded by {float(outside[row]):.3g}")
+    if spare and getattr(proposal, "given_up", False) is True:
+        return unclear(f"the proposer has no plan: {proposal.reason or proposal.status}"[:400])
     with torch.no_grad():
         tube = problem.tube(x0, inputs, _path(problem, proposal, x0.device))
         margins, rounding, finite = _lowered(problem, tube)

@@ -217,6 +217,8 @@ class Proposal:
         reason: why there is no better one, in words, if the solver can say.
         path: nominal states of all members under the plan, (M, T+1, nx), as the solver has them: a claim, which saves the judge
             time where it is right (`gpsafe.tube.core.propagate`).
+        given_up: the proposer found no plan, these inputs violate least: a filter refuses them without a judgement, which would
+            take as long as one of a plan.
     """
 
     inputs: Tensor
@@ -227,6 +229,7 @@ class Proposal:
     slack: float
     reason: str = ""
     path: Tensor | None = None
+    given_up: bool = False
 
 
 class Proposer(Protocol):

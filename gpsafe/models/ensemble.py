@@ -20,7 +20,7 @@ from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
-from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, prior_jacobian, zero_prior
+from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, linearised_prior, zero_prior
 from gpsafe.models._training import Fit, Training, soft_clamp, train
 from gpsafe.models.base import Prediction
 from gpsafe.sets.box import Box
@@ -226,7 +226,9 @@ class Ensemble:
         return self._mean(x, u, self.network(rows).reshape(self.members, *batch, 2 * self.nx))
 
     def _mean(self, x: Tensor, u: Tensor, out: Tensor) -> Tensor:
-        known = known_part("Ensemble", self.prior, x, u)
+        return self._plus(known_part("Ensemble", self.prior, x, u), out)
+
+    def _plus(self, known: Tensor, out: Tensor) -> Tensor:
         return known + self.targets.offset + self.targets.scale * out[..., : self.nx]
 
     def evaluate(self, x: Tensor, u: Tensor, *, paired: bool = False) -> tuple[Tensor, Tensor]:
@@ -258,11 +260,10 @@ class Ensemble:
         x, u, rows, batch = self._rows(x, u, paired)
         out, jacobian = self.network.linearize(rows, self.nx)
         out = out.reshape(self.members, *batch, 2 * self.nx)
-        slope = self.targets.scale.unsqueeze(-1) / self.inputs.scale
-        jacobian = prior_jacobian("Ensemble.linearize", self.prior, x, u) + slope * jacobian.reshape(
-            self.members, *batch, self.nx, self.nx + self.nu
-        )
-        return Linearization(self._mean(x, u, out), self._log_var(out[..., self.nx :]), jacobian)
+        value, slope = linearised_prior("Ensemble", self.prior, x, u)
+        jacobian = jacobian.reshape(self.members, *batch, self.nx, self.nx + self.nu)
+        jacobian = slope + self.targets.scale.unsqueeze(-1) / self.inputs.scale * jacobian
+        return Linearization(self._plus(value, out), self._log_var(out[..., self.nx :]), jacobian)
 
     def hessian_bound(self, box: Box) -> Tensor:
         """H (M, nx, nz, nz) ≥ |∂²μ_m,i/∂z_j∂z_l| over a box of z = (x, u): rigorous, rounding included.

@@ -294,7 +294,7 @@ class SafetyFilter:
         if not isinstance(proposal, Proposal):
             return None, self._failed(f"it returned a {type(proposal).__name__}, no Proposal")
         try:
-            certificate = judge(self.problem, x, learned, proposal)
+            certificate = judge(self.problem, x, learned, proposal, spare=True)
         except Exception as error:  # of the model, at a plan that no model needs to bear
             return None, f"the plan's tube could not be made: {_require.told(error)}"
         return certificate, certificate.reason
