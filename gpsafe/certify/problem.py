@@ -188,9 +188,8 @@ class CertificationProblem:
 
     def margins(self, tube: Tube) -> Margins:
         """Of a tube; differentiable where the tube is."""
-        reach = tube.state_support(self.states.H)[..., 1:, :]
-        F = self.terminal.H
-        last = tube.center[..., -1, :] @ F.mT + (F @ tube.factor[..., -1, :, :]).norm(dim=-1)
+        both = tube.state_support(torch.cat([self.states.H, self.terminal.H]))
+        reach, last = both[..., 1:, : self.states.rows], both[..., -1, self.states.rows :]
         sure = tube.center[..., 1:, :0]
         if self.certainty is not None:
             apart = (tube.center - tube.reference.unsqueeze(-3))[..., 1:, :]

@@ -232,7 +232,7 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor, path: 
         raise _require.fail("propagate", f"inputs of shape (*b, T, {model.nu})", f"shape {tuple(inputs.shape)}")
     steps, members, nx = inputs.shape[-2], model.num_members, model.nx
     gain = gains(gain, steps, nx, model.nu)
-    batch = torch.broadcast_shapes(x0.shape[:-1], inputs.shape[:-2])
+    batch = tuple(_require.batch(x0, inputs[..., 0, :]))
     start, plan = x0.to(torch.float64).expand(*batch, nx), inputs.to(torch.float64).expand(*batch, steps, model.nu)
     found = None
     if path is not None:
@@ -243,7 +243,7 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor, path: 
         found = _followed(model, start, plan, gain)
     return Tube(
         found.centers.movedim(0, -2).contiguous(),
-        torch.stack(_factors(model, found, gain), dim=-3),
+        _factors(model, found, gain).movedim(0, -3).contiguous(),
         found.nominal.movedim(0, -2),
         found.references.movedim(0, -2),
         gain,
@@ -266,10 +266,11 @@ def _claimed(model: TubeModel, x0: Tensor, plan: Tensor, path: Tensor) -> _Paths
     y, u = path.movedim(-2, 0), plan.movedim(-2, 0).unsqueeze(-2)
     u = u.expand(*u.shape[:-2], y.shape[-2], u.shape[-1])
     local = model.linearise(y[:-1], u)
-    away = [(x0.unsqueeze(-2) - y[0]).unsqueeze(-1)]
-    for gap, A in zip((local.mean - y[1:]).unsqueeze(-1).unbind(), local.A.unbind(), strict=True):
-        away.append(gap + A @ away[-1])
-    e = torch.stack(away).squeeze(-1)
+    away = [(x0.unsqueeze(-2) - y[0]).reshape(-1, model.nx, 1)]
+    gaps = (local.mean - y[1:]).reshape(len(u), -1, model.nx, 1)
+    for gap, A in zip(gaps.unbind(), local.A.reshape(len(u), -1, model.nx, model.nx).unbind(), strict=True):
+        away.append(torch.baddbmm(gap, A, away[-1]))
+    e = torch.stack(away).reshape(y.shape)
     if not bool((e.abs() <= CLAIMED * (1.0 + y.abs())).all()):
         return None
     centers = y + e
@@ -304,17 +305,20 @@ def _followed(model: TubeModel, x0: Tensor, plan: Tensor, gain: Tensor) -> _Path
     return _Paths(x, v, torch.stack(references), whole)
 
 
-def _factors(model: TubeModel, paths: _Paths, gain: Tensor) -> list[Tensor]:
-    """L of all stages, (*b, M, nx, nx) each."""
+def _factors(model: TubeModel, paths: _Paths, gain: Tensor) -> Tensor:
+    """L of all stages, (T+1, *b, M, nx, nx)."""
     local, nx = paths.local, model.nx
     loops = local.A + local.B @ gain.reshape(len(gain), *(local.A.ndim - 3) * [1], model.nu, nx)
     noises = torch.diag_embed(local.variance.sqrt())
     eye = torch.eye(nx, dtype=torch.float64, device=loops.device).expand(loops.shape[1:])
     if model.mode == "paper":
-        factors = [START * eye]
-        for loop, noise in zip(loops.unbind(), noises.unbind(), strict=True):
-            factors.append(outer_sum([loop @ factors[-1], noise]))
-        return factors
+        flat, factors = (
+            (len(gain), -1, nx, nx),
+            [START * eye.reshape(-1, nx, nx)],
+        )  # few operations: each costs as much as its call
+        for loop, noise in zip(loops.reshape(flat).unbind(), noises.reshape(flat).unbind(), strict=True):
+            factors.append(outer_sum([torch.bmm(loop, factors[-1]), noise]))
+        return torch.stack(factors).reshape(-1, *eye.shape)
     factors = [0.0 * eye]
     growth, boxes = getattr(model, "growth", None), getattr(model, "boxes", None)
     sure = drawn = factor = factors[0]
@@ -336,4 +340,4 @@ def _factors(model: TubeModel, paths: _Paths, gain: Tensor) -> list[Tensor]:
             drawn = _square(torch.cat([loop @ drawn, noise], dim=-1)) * (1 + ROUNDING)
             factor = outer_sum([sure, growth(k + 1) * drawn]) * (1 + ROUNDING)
         factors.append(factor)
-    return factors
+    return torch.stack(factors)
