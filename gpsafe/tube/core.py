@@ -49,7 +49,7 @@ from gpsafe.sets.ellipsoid import Ellipsoid
 Mode = Literal["paper", "sound"]
 MODES: tuple[Mode, ...] = ("paper", "sound")
 START = 1e-6  # half-axis of the first ellipsoid in paper mode, as published: Q_0 = 1e-12 I
-CLAIMED = 1e-13  # share of 1 + |x̄| within which a claimed nominal path must be right
+CLAIMED = 2e-14  # share of 1 + |x̄| within which a claimed nominal path must be right: fifty times less than `ROUNDING`
 ROUNDING = 1e-12  # sound tubes widen by this share of all `sizes` in every step: more than the rounding of one step
 
 
@@ -271,7 +271,7 @@ def _claimed(model: TubeModel, x0: Tensor, plan: Tensor, path: Tensor) -> _Paths
     for gap, A in zip(gaps.unbind(), local.A.reshape(len(u), -1, model.nx, model.nx).unbind(), strict=True):
         away.append(torch.baddbmm(gap, A, away[-1]))
     e = torch.stack(away).reshape(y.shape)
-    if not bool((e.abs() <= CLAIMED * (1.0 + y.abs())).all()):
+    if not bool((e.abs() < CLAIMED * (1.0 + y.abs())).all()):  # nor where y is infinite
         return None
     centers = y + e
     centers[0] = x0.unsqueeze(-2)
