@@ -141,7 +141,7 @@ def _episode(
         row |= {
             "source": "none" if decision is None else decision.source,
             "backed": decision is not None and decision.backed,
-            "tightest": "" if decision is None else _tightest(decision),
+            "tightest": "" if decision is None else _tightest(decision, measured, u_learned),
             "learned": float(u_learned[0]),
             "applied": float(u[0]),
             "violated": violated,
@@ -159,12 +159,13 @@ def _episode(
             return
 
 
-def _tightest(decision: Decision) -> str:
+def _tightest(decision: Decision, measured: Tensor, learned: Tensor) -> str:
     """Kind of the row by which the proposed plan fails; empty if it does not."""
-    certificate = decision.certificate
+    told = decision.certificate
     if decision.source == "plan":
         return ""
-    return "no tube" if certificate is None or certificate.tightest is None else certificate.tightest.kind
+    found = None if told is None else judge(told.problem, measured, learned, told.proposal).tightest
+    return "no tube" if found is None else found.kind
 
 
 def _contained(decision: Decision, following: SafetyFilter, x: Tensor, seen: Tensor) -> dict[str, Any]:

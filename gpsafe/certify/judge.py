@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -96,7 +95,9 @@ class Certificate:
         return self.inputs[stage] + (x - self.tube.reference[stage]) @ self.tube.gain[stage].mT
 
 
-def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal | Tensor) -> Certificate:
+def judge(
+    problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: Proposal | Tensor, *, spare: bool = False
+) -> Certificate:
     """Whether the proposed inputs satisfy every constraint of the problem from x_0, for all members.
 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
@@ -105,7 +106,8 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     NaN or infinite states, plans and tubes, rows that overflow, proposals that hold no plan of the right shape and an x_0
     outside the states are INCONCLUSIVE, with the reason.
 
-    A bare plan, a tensor (T, nu), is judged as a proposal that tells nothing else.
+    A bare plan, a tensor (T, nu), is judged as a proposal that tells nothing else. With `spare` one that its own proposer has
+    given up (`Proposal.given_up`) is INCONCLUSIVE at once: nothing is lost but the numbers of a failure.
 
     Raises:
         ValueError: if x_0 or u_L have the wrong dimension: the caller's error, not the proposer's.
@@ -126,8 +128,9 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
         assert margins is None or isinstance(margins, Margins)
         assert tightest is None or isinstance(tightest, Tightest)
         assert tube is None or isinstance(tube, Tube)
-        nothing = torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64, device=x0.device)
-        plan = nothing if inputs is None else inputs
+        plan = inputs
+        if plan is None:
+            plan = torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64, device=x0.device)
         return Certificate(
             verdict,
             reason,
@@ -159,24 +162,23 @@ def judge(problem: CertificationProblem, x0: Tensor, learned: Tensor, proposal: 
     if float(outside.max()) > problem.tolerance:
         row = int(outside.argmax())
         return unclear(f"infeasible initial state: row {row} of the states is exceeded by {float(outside[row]):.3g}")
+    if spare and getattr(proposal, "given_up", False) is True:
+        return unclear(f"the proposer has no plan: {proposal.reason or proposal.status}"[:400])
     with torch.no_grad():
-        tube = problem.tube(x0, inputs)
+        tube = problem.tube(x0, inputs, _path(problem, proposal, x0.device))
+        margins, rounding, finite = _lowered(problem, tube)
+        rows = margins.rows
+        tightest, upper = _tightest(problem, rows), -float(rows.min())
+        lower = min(upper, -float((rows + 2 * rounding).min()))
+    if not finite:
         bad = ~(torch.isfinite(tube.center).all(-1) & torch.isfinite(tube.factor).all(-1).all(-1))
         if bool(bad.any()):
             stage = int(bad.any(0).nonzero()[0])
             member = int(bad[:, stage].nonzero()[0])
             return unclear(f"the tube of member {member} is not finite at stage {stage}")
-        computed, rounding = problem.margins(tube), _rounding(problem, tube)
-    if not all(bool(torch.isfinite(t).all()) for t in (*_groups(computed), *_groups(rounding))):
         return unclear("rows of the constraints overflow on the tube")
-    margins = Margins(*(m - r for m, r in zip(_groups(computed), _groups(rounding), strict=True)))
-    tightest = _tightest(margins, problem.steps)
-    upper = -tightest.margin
-    lower = -min(
-        float((m + 2 * r).min()) for m, r in zip(_groups(margins), _groups(rounding), strict=True) if m.numel()
-    )
     where = f"{tightest.kind} row {tightest.row} of member {tightest.member} at stage {tightest.stage}"
-    verdict = Verdict(min(lower, upper), upper, problem.tolerance, witness=f"{where}: margin {tightest.margin:.3e}")
+    verdict = Verdict(lower, upper, problem.tolerance, witness=f"{where}: margin {tightest.margin:.3e}")
     reason = "" if verdict.outcome is Outcome.HOLDS else f"{where} has margin {tightest.margin:.3e}"
     return answer(verdict, reason, margins, tightest, tube)
 
@@ -198,43 +200,54 @@ def _plan(problem: CertificationProblem, proposal: Proposal, device: torch.devic
         return None, f"{expected}: {_require.told(error)}"
 
 
-def _groups(margins: Margins) -> Sequence[Tensor]:
-    return (margins.state, margins.input, margins.terminal, margins.certainty)
+def _path(problem: CertificationProblem, proposal: Proposal, device: torch.device) -> Tensor | None:
+    """The claimed nominal path in own memory; None if there is none of the right kind: nothing but time rests on it."""
+    shape = (problem.num_members, problem.steps + 1, problem.nx)
+    try:
+        path = proposal.path
+        if type(path) is not Tensor or path.dtype is not torch.float64 or path.shape != shape:
+            return None
+        return torch.empty(shape, dtype=torch.float64, device=device).copy_(path.detach())
+    except Exception:  # as in `_plan`
+        return None
 
 
-def _rounding(problem: CertificationProblem, tube: Tube) -> Margins:
-    """`ROUNDING` of the sum of the absolute terms of every row."""
-
-    def of(H: Tensor, h: Tensor, center: Tensor, factor: Tensor) -> Tensor:
-        return ROUNDING * (center.abs() @ H.abs().mT + (H.abs() @ factor.abs()).sum(-1) + h.abs())
-
+def _lowered(problem: CertificationProblem, tube: Tube) -> tuple[Margins, Tensor, bool]:
+    """The margins less `ROUNDING` of the sum of the absolute terms of every row; this share, (M, R) in the order of
+    `Margins.rows`; whether the tube and the rows are finite."""
     X, U, F = problem.states, problem.inputs, problem.terminal
+    spread = tube.center.abs() + tube.factor.abs().sum(-1)
     # The law K(x − c) rounds in units of |K|(|x| + |c|).
-    reach = tube.center.abs() + tube.reference.abs().unsqueeze(-3) + tube.factor.abs().sum(-1)
-    moved = tube.gain.abs() @ reach[..., :-1, :].unsqueeze(-1)
+    reach = spread + tube.reference.abs().unsqueeze(-3)
+    moved = tube.inputs.abs() + (tube.gain.abs() @ reach[..., :-1, :].unsqueeze(-1)).squeeze(-1)
     sure = reach[..., 1:, :0]
     if problem.certainty is not None:
-        sure = ROUNDING * (problem.certainty + reach[..., 1:, :]).repeat(1, 1, 2)
-    return Margins(
-        of(X.H, X.h, tube.center[..., 1:, :], tube.factor[..., 1:, :, :]),
-        of(U.H, U.h, tube.inputs, moved),
-        of(F.H, F.h, tube.center[..., -1, :], tube.factor[..., -1, :, :]),
+        sure = (problem.certainty + reach[..., 1:, :]).repeat(1, 1, 2)
+    sums = Margins(
+        spread[..., 1:, :] @ X.H.abs().mT + X.h.abs(),
+        moved @ U.H.abs().mT + U.h.abs(),
+        spread[..., -1, :] @ F.H.abs().mT + F.h.abs(),
         sure,
     )
+    computed, share = problem.margins(tube), ROUNDING * sums.rows
+    rows = computed.rows - share
+    groups = (computed.state, computed.input, computed.terminal, computed.certainty)
+    parts = rows.split([group[0].numel() for group in groups], dim=-1)
+    lowered = Margins(*(part.reshape(group.shape) for part, group in zip(parts, groups, strict=True)))
+    return lowered, share, math.isfinite(float(spread.sum() + rows.sum()))
 
 
-def _tightest(margins: Margins, steps: int) -> Tightest:
-    """Of unbatched margins: (M, T, k), (M, T, k), (M, k), (M, T, k)."""
-    found = []
-    for kind, table, first in (
-        ("state", margins.state, 1),
-        ("input", margins.input, 0),
-        ("terminal", margins.terminal.unsqueeze(1), steps),
-        ("certainty", margins.certainty, 1),
+def _tightest(problem: CertificationProblem, rows: Tensor) -> Tightest:
+    """Of rows (M, R)."""
+    member, place = divmod(int(rows.argmin()), rows.shape[-1])
+    steps, margin = problem.steps, float(rows[member, place])
+    for kind, first, stages, size in (
+        ("state", 1, steps, problem.states.rows),
+        ("input", 0, steps, problem.inputs.rows),
+        ("terminal", steps, 1, problem.terminal.rows),
+        ("certainty", 1, steps, 2 * problem.nx),
     ):
-        if table.numel():
-            place = int(table.argmin())
-            before, row = divmod(place, table.shape[-1])
-            member, stage = divmod(before, table.shape[-2])
-            found.append(Tightest(kind, first + stage, member, row, float(table.reshape(-1)[place])))
-    return min(found, key=lambda t: t.margin)
+        if place < stages * size:
+            return Tightest(kind, first + place // size, member, place % size, margin)
+        place -= stages * size
+    raise AssertionError("a row beyond the last")

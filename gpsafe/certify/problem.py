@@ -182,19 +182,17 @@ class CertificationProblem:
         gap = learned - action
         return gap.square().sum(-1) if self.weight is None else (gap * (gap @ self.weight.to(gap.device))).sum(-1)
 
-    def tube(self, x0: Tensor, inputs: Tensor) -> Tube:
-        """Of plans (*b, T, nu) from x_0."""
-        return propagate(self.model, x0, inputs, self.gain)
+    def tube(self, x0: Tensor, inputs: Tensor, path: Tensor | None = None) -> Tube:
+        """Of plans (*b, T, nu) from x_0; a claimed nominal path (*b, M, T+1, nx) saves time, see `propagate`."""
+        return propagate(self.model, x0, inputs, self.gain, path)
 
     def margins(self, tube: Tube) -> Margins:
         """Of a tube; differentiable where the tube is."""
-        reach = tube.state_support(self.states.H)[..., 1:, :]
-        last = tube.center[..., -1, :] @ self.terminal.H.mT + (self.terminal.H @ tube.factor[..., -1, :, :]).norm(
-            dim=-1
-        )
-        apart = (tube.center - tube.reference.unsqueeze(-3))[..., 1:, :]
-        sure = apart[..., :0]
+        both = tube.state_support(torch.cat([self.states.H, self.terminal.H]))
+        reach, last = both[..., 1:, : self.states.rows], both[..., -1, self.states.rows :]
+        sure = tube.center[..., 1:, :0]
         if self.certainty is not None:
+            apart = (tube.center - tube.reference.unsqueeze(-3))[..., 1:, :]
             sure = torch.cat([self.certainty - apart, self.certainty + apart], dim=-1)
         pushed = tube.input_support(self.inputs.H)
         return Margins(self.states.h - reach, self.inputs.h - pushed, self.terminal.h - last, sure)
@@ -206,7 +204,7 @@ _LENT: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDi
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """A plan by someone who is not believed: only `inputs` counts, the rest is information.
+    """A plan by someone who is not believed: only `inputs` counts, the rest is information or checked.
 
     Attributes:
         inputs: ū, (T, nu).
@@ -216,6 +214,10 @@ class Proposal:
         proposer: name.
         slack: the largest violation the solver believes to have, ≤ 0 if it believes to be feasible.
         reason: why there is no better one, in words, if the solver can say.
+        path: nominal states of all members under the plan, (M, T+1, nx), as the solver has them: a claim, which saves the judge
+            time where it is right (`gpsafe.tube.core.propagate`).
+        given_up: the proposer found no plan, these inputs violate least: a filter refuses them without a judgement, which would
+            take as long as one of a plan.
     """
 
     inputs: Tensor
@@ -225,6 +227,8 @@ class Proposal:
     proposer: str
     slack: float
     reason: str = ""
+    path: Tensor | None = None
+    given_up: bool = False
 
 
 class Proposer(Protocol):

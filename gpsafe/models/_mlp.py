@@ -78,14 +78,15 @@ class MLP:
             z = torch.baddbmm(b.unsqueeze(1), torch.tanh(z) if i > 0 else z, w)
         return z
 
-    def linearize(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (M, n, d_out) and Jacobians ∂out/∂z (M, n, d_out, d_in) at z (M, n, d_in), in one forward sweep."""
-        value, jacobian = z, None
+    def linearize(self, z: Tensor, first: int | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs (M, n, d_out) at z (M, n, d_in), and Jacobians ∂out/∂z (M, n, first, d_in) of the first ones, of all by
+        default, in one forward sweep."""
+        value, jacobian, last = z, None, len(self.weights) - 1
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             value = torch.baddbmm(b.unsqueeze(1), value, w)
-            turned = w.mT.unsqueeze(1)  # (M, 1, d_out, d_in)
+            turned = (w if i < last else w[..., :first]).mT.unsqueeze(1)  # (M, 1, d_out, d_in)
             jacobian = turned.expand(-1, z.shape[1], -1, -1) if jacobian is None else turned @ jacobian
-            if i < len(self.weights) - 1:
+            if i < last:
                 value = torch.tanh(value)
                 jacobian = (1.0 - value.square()).unsqueeze(-1) * jacobian
         assert jacobian is not None

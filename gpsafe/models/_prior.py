@@ -139,6 +139,17 @@ def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
     known_part(where, lambda *_: value, x, u)
 
 
+def linearised_prior(where: str, prior: Prior, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`known_part` and `prior_jacobian`, in one call where the known part has a `linearise` of its own."""
+    both = getattr(prior, "linearise", None)
+    if both is None:
+        return known_part(where, prior, x, u), prior_jacobian(where, prior, x, u)
+    value, by_x, by_u = both(x, u)
+    value = known_part(where, lambda *_: value, x, u)
+    jacobian = torch.cat([by_x, by_u], dim=-1)
+    return value, _require.shape(where, "the prior's jacobian", jacobian, (*value.shape, x.shape[-1] + u.shape[-1]))
+
+
 def prior_jacobian(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
     """∂prior/∂(x, u) at x (*b, nx), u (*b, nu): (*b, nx, nx + nu), or (nx, nx + nu) where it is the same everywhere.
 

@@ -20,7 +20,7 @@ from gpsafe.data import Transitions
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models._mlp import MLP
 from gpsafe.models._normalizer import Normalizer
-from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, prior_jacobian, zero_prior
+from gpsafe.models._prior import Prior, check_prior, identity_prior, known_part, linearised_prior, zero_prior
 from gpsafe.models._training import Fit, Training, soft_clamp, train
 from gpsafe.models.base import Prediction
 from gpsafe.sets.box import Box
@@ -29,12 +29,11 @@ from gpsafe.sets.box import Box
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Linearization:
-    """All members at given points: mean and log-variance (M, *b, nx), their Jacobians in z = (x, u), (M, *b, nx, nx + nu)."""
+    """All members at given points: mean and log-variance (M, *b, nx); Jacobian of the mean in z = (x, u), (M, *b, nx, nz)."""
 
     mean: Tensor
     log_var: Tensor
     jacobian: Tensor
-    log_var_jacobian: Tensor
 
 
 @short
@@ -227,7 +226,9 @@ class Ensemble:
         return self._mean(x, u, self.network(rows).reshape(self.members, *batch, 2 * self.nx))
 
     def _mean(self, x: Tensor, u: Tensor, out: Tensor) -> Tensor:
-        known = known_part("Ensemble", self.prior, x, u)
+        return self._plus(known_part("Ensemble", self.prior, x, u), out)
+
+    def _plus(self, known: Tensor, out: Tensor) -> Tensor:
         return known + self.targets.offset + self.targets.scale * out[..., : self.nx]
 
     def evaluate(self, x: Tensor, u: Tensor, *, paired: bool = False) -> tuple[Tensor, Tensor]:
@@ -252,28 +253,17 @@ class Ensemble:
         return Prediction(average, std, noise.square().mean(0).sqrt())
 
     def linearize(self, x: Tensor, u: Tensor, *, paired: bool = False) -> Linearization:
-        """Means, log-variances and their exact Jacobians in one sweep; arguments as in :meth:`evaluate`.
+        """Means, their exact Jacobians, and log-variances in one sweep; arguments as in :meth:`evaluate`.
 
         The known part's own `jacobian` is used if it has one; else it is differentiated.
         """
         x, u, rows, batch = self._rows(x, u, paired)
-        out, jacobian = self.network.linearize(rows)
+        out, jacobian = self.network.linearize(rows, self.nx)
         out = out.reshape(self.members, *batch, 2 * self.nx)
-        jacobian = (jacobian / self.inputs.scale).reshape(self.members, *batch, 2 * self.nx, self.nx + self.nu)
-        mean = self._mean(x, u, out)
-        raw, scale = out[..., self.nx :], self.targets.scale.unsqueeze(-1)
-        slope = self._clamp_slope(raw).unsqueeze(-1)
-        known = prior_jacobian("Ensemble.linearize", self.prior, x, u)
-        return Linearization(
-            mean, self._log_var(raw), known + scale * jacobian[..., : self.nx, :], slope * jacobian[..., self.nx :, :]
-        )
-
-    def _clamp_slope(self, raw: Tensor) -> Tensor:
-        physical, (low, high) = raw + 2 * self.targets.scale.log(), self.log_var_limits
-        if self.clamp == "hard":
-            return ((physical > low) & (physical < high)).to(raw.dtype)
-        inner = high - torch.nn.functional.softplus(high - physical)
-        return torch.sigmoid(inner - low) * torch.sigmoid(high - physical)
+        value, slope = linearised_prior("Ensemble", self.prior, x, u)
+        jacobian = jacobian.reshape(self.members, *batch, self.nx, self.nx + self.nu)
+        jacobian = slope + self.targets.scale.unsqueeze(-1) / self.inputs.scale * jacobian
+        return Linearization(self._plus(value, out), self._log_var(out[..., self.nx :]), jacobian)
 
     def hessian_bound(self, box: Box) -> Tensor:
         """H (M, nx, nz, nz) ≥ |∂²μ_m,i/∂z_j∂z_l| over a box of z = (x, u): rigorous, rounding included.

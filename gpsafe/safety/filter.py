@@ -242,7 +242,7 @@ class SafetyFilter:
             falsified = f"x left the set certified to be invariant under the backup, by {worst:.3g}: {BLAMED}"
         if plan is None or plan.tube is None or self.stage > plan.tube.steps:
             return None, None, False, falsified
-        contained = plan.tube.ellipsoids.contains(x)[:, self.stage]
+        contained = plan.tube.at(self.stage).contains(x)
         if plan.tube.mode == "paper":
             return contained, None, bool(contained.any()), falsified
         if self.members is None:
@@ -296,7 +296,7 @@ class SafetyFilter:
         if not isinstance(proposal, Proposal):
             return None, self._failed(f"it returned a {type(proposal).__name__}, no Proposal")
         try:
-            certificate = judge(self.problem, x, learned, proposal)
+            certificate = judge(self.problem, x, learned, proposal, spare=True)
         except Exception as error:  # of the model, at a plan that no model needs to bear
             return None, f"the plan's tube could not be made: {_require.told(error)}"
         return certificate, certificate.reason

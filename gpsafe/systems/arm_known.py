@@ -11,7 +11,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.systems._magnitude import Magnitude, leaf
-from gpsafe.systems.cartpole import soft_clip
+from gpsafe.systems.cartpole import soft_clip, soft_clips
 
 
 @short
@@ -61,6 +61,27 @@ class Links:
         faster = torch.stack([a3 * left - across * right, (a1 + 2 * cosine) * right - across * left], dim=-1)
         return faster / least.unsqueeze(-1)
 
+    def linearise(self, bend: Tensor, omega: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """ω′ (*b, 2) and ∂ω′/∂(θ₂, ω, u) (*b, 2, 5), arguments as in `accelerations`: M⁻¹ (∂(u − C − Bω) − ∂M ω′)."""
+        a1, a2, a3 = self.parameters
+        sine, cosine, friction = a2 * torch.sin(bend), a2 * torch.cos(bend), self.friction.to(omega.device)
+        across = -(a3 + cosine)
+        inverse = torch.cat([torch.full_like(across, a3), across, across, a1 + 2 * cosine], dim=-1).unflatten(
+            -1, (2, 2)
+        )
+        inverse = inverse / (a1 * a3 - a3**2 - cosine.square()).unsqueeze(-1)
+        first, second = omega[..., :1], omega[..., 1:]
+        both = first + second
+        whirl = torch.cat([-second * (first + both), first.square()], dim=-1)  # C without its sin θ₂
+        faster = (inverse @ (u - sine * whirl - omega @ friction.mT).unsqueeze(-1)).squeeze(-1)
+        # −∂M/∂θ₂ = sin θ₂ [2, 1; 1, 0]
+        heavier = torch.cat([2 * faster[..., :1] + faster[..., 1:], faster[..., :1]], dim=-1)
+        by_bend = sine * heavier - cosine * whirl
+        by_omega = torch.cat([second, both, -first, torch.zeros_like(first)], dim=-1).unflatten(-1, (2, 2))
+        by_omega = (2 * sine).unsqueeze(-1) * by_omega - friction
+        push = torch.eye(2, dtype=omega.dtype, device=omega.device).expand(by_omega.shape)
+        return faster, inverse @ torch.cat([by_bend.unsqueeze(-1), by_omega, push], dim=-1)
+
     def end(self, theta: Tensor) -> Tensor:
         """End-effector l₁(cos θ₁, sin θ₁) + l₂(cos, sin)(θ₁ + θ₂), (*b, 2) → (*b, 2)."""
         first, both = theta[..., 0], theta.sum(-1)
@@ -98,6 +119,32 @@ class TwoLinkArmKnown:
         after = theta + self.dt * omega
         end = self.links.end(after)
         return torch.cat([end, end - goal, after / 10, (omega + self.dt * faster) / 10], dim=-1)
+
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """∂p/∂x (*b, 8, 8) and ∂p/∂u (*b, 8, 2), in closed form."""
+        return self.linearise(x, u)[1:]
+
+    def linearise(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, ∂p/∂x and ∂p/∂u, in closed form: a judge asks for them at every stage of every plan."""
+        batch, dt, limits = _require.batch(x, u), self.dt, 2 * [self.speed_limit] + 2 * [1.0]
+        x, u = x.expand(*batch, 8), u.expand(*batch, 2)
+        theta, omega, eye = 10 * x[..., 4:6], 10 * x[..., 6:8], torch.eye(2, dtype=x.dtype, device=x.device)
+        soft, slopes = soft_clips(torch.cat([omega, u], dim=-1), limits, 2 * [0.25 * self.speed_limit] + 2 * [1.0])
+        faster, by = self.links.linearise(theta[..., 1:], soft[..., :2], soft[..., 2:])
+        after, reach = theta + dt * omega, self.links.lengths[1]
+        end, both = self.links.end(after), after.sum(-1, keepdim=True)
+        value = torch.cat([end, end - (x[..., :2] - x[..., 2:4]), after / 10, (omega + dt * faster) / 10], dim=-1)
+        wave = reach * torch.cat([torch.sin(both), torch.cos(both)], dim=-1)
+        turned = torch.cat([-end[..., 1:], -wave[..., :1], end[..., :1], wave[..., 1:]], dim=-1).unflatten(-1, (2, 2))
+        turned = torch.cat([10 * turned, 10 * dt * turned], dim=-1)
+        found = x.new_zeros(*batch, 8, 10)
+        found[..., 2:4, :4] = torch.cat([-eye, eye], dim=-1)
+        found[..., :2, 4:8] = found[..., 2:4, 4:8] = turned
+        found[..., 4:6, 4:8] = torch.cat([eye, dt * eye], dim=-1)
+        found[..., 6:, 5] = dt * by[..., 0]
+        found[..., 6:, 6:] = (dt * by[..., 1:]) * (slopes * x.new_tensor([1.0, 1.0, 0.1, 0.1])).unsqueeze(-2)
+        found[..., 6:, 6:8] += eye
+        return value, found[..., :8], found[..., 8:]
 
     @property
     def hessian_bound(self) -> Tensor:

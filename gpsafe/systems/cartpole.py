@@ -49,6 +49,15 @@ def soft_clip_slope(y: Tensor, limit: float, margin: float) -> Tensor:
     return 1.0 - (y.abs() - limit).clamp(0.0, margin) / margin
 
 
+def soft_clips(y: Tensor, limits: list[float], margins: list[float]) -> tuple[Tensor, Tensor]:
+    """s(y) and s′(y) of :func:`soft_clip`, for y (*b, k) with a limit and a margin for each of k: fewer operations."""
+    limit, margin = y.new_tensor(limits), y.new_tensor(margins)
+    over = y.abs() - limit
+    excess = over.clamp_min(0.0).minimum(margin)
+    bent = excess.square() / (2 * margin) + (over - margin).clamp_min(0.0)
+    return y - torch.copysign(bent, y), 1.0 - excess / margin
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class CartPoleKnown:

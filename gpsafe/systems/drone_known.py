@@ -10,7 +10,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.systems._magnitude import Magnitude, leaf
-from gpsafe.systems.cartpole import soft_clip
+from gpsafe.systems.cartpole import soft_clip, soft_clips
 
 
 def upward(sines: Tensor, cosines: Tensor) -> Tensor:
@@ -18,6 +18,15 @@ def upward(sines: Tensor, cosines: Tensor) -> Tensor:
     (sr, sp, sy), (cr, cp, cy) = sines.unbind(-1), cosines.unbind(-1)
     lean = sp * cr
     return torch.stack([cy * lean + sy * sr, sy * lean - cy * sr, cp * cr], dim=-1)
+
+
+def upward_slopes(sines: Tensor, cosines: Tensor) -> Tensor:
+    """∂(R e_z)/∂(roll, pitch, yaw) of :func:`upward`, (*b, 3, 3)."""
+    (sr, sp, sy), (cr, cp, cy) = sines.unbind(-1), cosines.unbind(-1)
+    lean, level, sunk = sp * cr, cp * cr, sp * sr
+    rows = (sy * cr - cy * sunk, cy * level, cy * sr - sy * lean)
+    rows += (-sy * sunk - cy * cr, sy * level, cy * lean + sy * sr)
+    return torch.stack([*rows, -cp * sr, -lean, torch.zeros_like(lean)], dim=-1).unflatten(-1, (3, 3))
 
 
 @short
@@ -69,6 +78,34 @@ class DroneKnown:
         return torch.cat(
             [place + self.dt * speed, turned, speed + self.dt * (lift + down), wanted + left * gap], dim=-1
         )
+
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """∂p/∂x (*b, 12, 12) and ∂p/∂u (*b, 12, 4), in closed form."""
+        return self.linearise(x, u)[1:]
+
+    def linearise(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, ∂p/∂x and ∂p/∂u, in closed form: a judge asks for them at every stage of every plan.
+
+        p is a linear map of (x, u) but for the lift in the rows of the velocity.
+        """
+        batch, dt, force = _require.batch(x, u), self.dt, self.dt * self.thrust / self.mass
+        x, u = x.expand(*batch, 12), u.expand(*batch, 4)
+        left = torch.exp(-self.lags.to(x.device) * dt)
+        lag = (1.0 - left) / self.lags.to(x.device)
+        plain = torch.eye(12, 16, dtype=x.dtype, device=x.device)
+        plain[:3, 6:9].fill_diagonal_(dt)
+        plain[3:6, 9:12], plain[9:, 9:12] = lag.diag(), left.diag()
+        plain[3:6, 13:], plain[9:, 13:] = self.rate * (dt - lag).diag(), self.rate * (1.0 - left).diag()
+        soft, slope = soft_clips(u[..., :1], [1.0], [1.0])
+        sines, cosines = torch.sin(x[..., 3:6]), torch.cos(x[..., 3:6])
+        up, push = upward(sines, cosines), force * (1.0 + soft)
+        after = torch.cat([x, u], dim=-1) @ plain.mT
+        after[..., 6:9] += push * up
+        after[..., 8] -= dt * self.gravity
+        found = plain.repeat(*batch, 1, 1)
+        found[..., 6:9, 3:6] = push.unsqueeze(-1) * upward_slopes(sines, cosines)
+        found[..., 6:9, 12] = force * slope * up
+        return after, found[..., :12], found[..., 12:]
 
     @property
     def hessian_bound(self) -> Tensor:

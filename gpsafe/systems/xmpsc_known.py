@@ -11,7 +11,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.systems._magnitude import leaf
-from gpsafe.systems.cartpole import soft_clip, soft_clip_slope
+from gpsafe.systems.cartpole import soft_clip, soft_clips
 
 
 @short
@@ -68,45 +68,51 @@ class SafeCartPoleKnown:
         )
 
     def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """∂p/∂x (*b, 4, 4) and ∂p/∂u (*b, 4, 1), in closed form: a judge asks for them at every stage of every plan."""
-        _, speed, theta, omega, push = torch.broadcast_tensors(*x.unbind(-1), u[..., 0])
-        margin, m, p = 0.25 * self.speed_limit, self.pole, self.pole * self.length
-        turn, total = soft_clip(omega, self.speed_limit, margin), self.cart + self.pole
-        sine, cosine = torch.sin(theta), torch.cos(theta)
-        pull = self.force * soft_clip(push, 1.0, 1.0) - self.friction * soft_clip(speed, self.speed_limit, margin)
-        by_speed = -self.friction * soft_clip_slope(speed, self.speed_limit, margin)
-        by_push = self.force * soft_clip_slope(push, 1.0, 1.0)
-        inertia, inertia_slope = 4 * total - 3 * m * cosine.square(), 6 * m * cosine * sine
-        whirl, whirl_theta = p * turn.square() * sine, p * turn.square() * cosine
-        whirl_omega = 2 * p * turn * sine * soft_clip_slope(omega, self.speed_limit, margin)
-        double = cosine.square() - sine.square()
-        faster = (-2 * whirl + 3 * m * self.gravity * sine * cosine + 4 * pull) / inertia
-        faster_theta = (-2 * whirl_theta + 3 * m * self.gravity * double - faster * inertia_slope) / inertia
-        heavy = self.length * inertia
-        turning = (-3 * whirl * cosine + 6 * total * self.gravity * sine + 6 * pull * cosine) / heavy
-        turning_theta = -3 * (whirl_theta * cosine - whirl * sine) + 6 * total * self.gravity * cosine - 6 * pull * sine
-        turning_theta = (turning_theta - turning * self.length * inertia_slope) / heavy
-        zero, one, dt = torch.zeros_like(theta), torch.ones_like(theta), self.dt
-        rows = (
-            (one, dt * one, zero, zero, zero),
-            (
-                zero,
-                1.0 + dt * 4 * by_speed / inertia,
-                dt * faster_theta,
-                -2 * dt * whirl_omega / inertia,
-                dt * 4 * by_push / inertia,
-            ),
-            (zero, zero, one, dt * one, zero),
-            (
-                zero,
-                dt * 6 * by_speed * cosine / heavy,
-                dt * turning_theta,
-                1.0 - 3 * dt * whirl_omega * cosine / heavy,
-                dt * 6 * by_push * cosine / heavy,
-            ),
+        """∂p/∂x (*b, 4, 4) and ∂p/∂u (*b, 4, 1), in closed form."""
+        return self.linearise(x, u)[1:]
+
+    def linearise(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, ∂p/∂x and ∂p/∂u, in closed form: a judge asks for them at every stage of every plan.
+
+        The accelerations are N/I with N₁ = q + 3mg sin θ cos θ, N₂ = r q + 6m_t g/L sin θ, q = 4·pull − 2mLω² sin θ,
+        r = 3/(2L) cos θ and I = 4m_t − 3m cos² θ; speed, ω and u are in q alone.
+        """
+        batch, m, heavy, dt = (
+            _require.batch(x, u),
+            self.pole,
+            6 * (self.cart + self.pole) * self.gravity / self.length,
+            self.dt,
         )
-        found = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-        return found[..., :4], found[..., 4:]
+        x, u = x.expand(*batch, 4), u.expand(*batch, 1)
+        limits, margins = (
+            [self.speed_limit, self.speed_limit, 1.0],
+            [0.25 * self.speed_limit, 0.25 * self.speed_limit, 1.0],
+        )
+        soft, slopes = soft_clips(torch.cat([x[..., 1::2], u], dim=-1), limits, margins)
+        slow, turn, push = soft.unbind(-1)
+        sine, cosine = torch.sin(x[..., 2]), torch.cos(x[..., 2])
+        square, lever, weight = cosine.square(), 2 * m * self.length * turn, 3 * m * self.gravity
+        q, r = 4 * (self.force * push - self.friction * slow) - lever * turn * sine, (1.5 / self.length) * cosine
+        inertia = 4 * (self.cart + m) - 3 * m * square
+        faster = torch.stack([q + weight * sine * cosine, r * q + heavy * sine], dim=-1) / inertia.unsqueeze(-1)
+        after = x + dt * torch.stack([x[..., 1], faster[..., 0], x[..., 3], faster[..., 1]], dim=-1)
+        # Rows of N's derivative: by θ, then by speed, ω and u, which the second row has r times.
+        by_theta = -lever * turn * cosine
+        tilted = torch.stack(
+            [by_theta + weight * (2 * square - 1), r * by_theta - (1.5 / self.length) * sine * q + heavy * cosine],
+            dim=-1,
+        )
+        tilted = tilted - faster * (6 * m * cosine * sine).unsqueeze(-1)
+        first = torch.stack(
+            [torch.full_like(q, -4 * self.friction), -2 * lever * sine, torch.full_like(q, 4 * self.force)], dim=-1
+        )
+        first = slopes * first
+        others = torch.stack([first, r.unsqueeze(-1) * first], dim=-2)
+        rates = torch.cat([others[..., :1], tilted.unsqueeze(-1), others[..., 1:]], dim=-1) / inertia[..., None, None]
+        found = torch.eye(4, 5, dtype=x.dtype, device=x.device).repeat(*batch, 1, 1)
+        found[..., 0, 1] = found[..., 2, 3] = dt
+        found[..., 1::2, 1:] += dt * rates
+        return after, found[..., :4], found[..., 4:]
 
     @property
     def hessian_bound(self) -> Tensor:

@@ -49,6 +49,7 @@ from gpsafe.sets.ellipsoid import Ellipsoid
 Mode = Literal["paper", "sound"]
 MODES: tuple[Mode, ...] = ("paper", "sound")
 START = 1e-6  # half-axis of the first ellipsoid in paper mode, as published: Q_0 = 1e-12 I
+CLAIMED = 2e-14  # share of 1 + |x̄| within which a claimed nominal path must be right: fifty times less than `ROUNDING`
 ROUNDING = 1e-12  # sound tubes widen by this share of all `sizes` in every step: more than the rounding of one step
 
 
@@ -143,6 +144,10 @@ class Tube:
         """All cross-sections as one batch (*b, M, T+1). Refuses a tube that is not finite."""
         return Ellipsoid(self.center, self.factor)
 
+    def at(self, stage: int) -> Ellipsoid:
+        """The cross-sections of one stage, (*b, M). Refuses ones that are not finite."""
+        return Ellipsoid(self.center[..., stage, :], self.factor[..., stage, :, :])
+
     def state_support(self, H: Tensor) -> Tensor:
         """max of H_i x over every cross-section, H_i x̄ + √(H_i Q H_iᵀ), (*b, M, T+1, k) for H (k, nx)."""
         return self.center @ H.mT + (H @ self.factor).norm(dim=-1)
@@ -178,13 +183,13 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
     The box is the sum of its nx segments. Differentiable where the sum has full rank. (*b, d, m_j), (*b, d) → (*b, d, d).
     """
     # A flat summand of size 0 gets the size 1e-150: its columns stay 0, and no 0/0 arises here or in derivatives.
-    sizes = [factor.square().sum((-2, -1)).clamp_min(1e-300).sqrt() for factor in factors]
+    sizes = [torch.linalg.vector_norm(factor, dim=(-2, -1), keepdim=True).clamp_min(1e-150) for factor in factors]
     total = sum(sizes[1:], start=sizes[0])
     if box is not None:
-        total = total + box.sum(-1)
-    columns = [(total / size).sqrt()[..., None, None] * factor for size, factor in zip(sizes, factors, strict=True)]
+        total = total + box.sum(-1)[..., None, None]
+    columns = [(total / size).sqrt() * factor for size, factor in zip(sizes, factors, strict=True)]
     if box is not None:
-        columns.append(torch.diag_embed((total.unsqueeze(-1) * box).sqrt()))
+        columns.append(torch.diag_embed((total.squeeze(-1) * box).sqrt()))
     return _square(torch.cat(columns, dim=-1))
 
 
@@ -198,16 +203,25 @@ def _square(factor: Tensor) -> Tensor:
     return torch.linalg.qr(factor.mT)[1].mT
 
 
-def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tube:
+def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor, path: Tensor | None = None) -> Tube:
     """The tube of a plan, see the module.
 
     NaN and overflow stay in the result as NaN or inf: a diverging plan is a value, judged by whoever reads the tube.
+
+    A nominal path goes from stage to stage, which takes most of the time. A claimed one, y, is checked at all stages at once
+    instead (paper mode, models with `mean`): with r_k = μ(y_k, ū_k) − y_{k+1} and A_k at y_k, the path is y + e with
+
+        e_0 = x_0 − y_0,   e_{k+1} = r_k + A_k e_k + O(|e_k|²).
+
+    If |e| ≤ `CLAIMED` (1 + |y|), y + e is taken: what it misses is of second order, far below rounding; A_k and W are those at
+    y. Any other claim has no effect.
 
     Args:
         model: gives the mode.
         x0: measured state, (nx,) or (*b, nx).
         inputs: ū, (*b, T, nu); differentiable in paper mode with an ensemble.
         gain: K, (nu, nx) or (T, nu, nx).
+        path: claimed by anybody, (*b, M, T+1, nx); the tube is differentiable without one only.
 
     Raises:
         ValueError: on wrong shapes.
@@ -218,60 +232,112 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor) -> Tub
         raise _require.fail("propagate", f"inputs of shape (*b, T, {model.nu})", f"shape {tuple(inputs.shape)}")
     steps, members, nx = inputs.shape[-2], model.num_members, model.nx
     gain = gains(gain, steps, nx, model.nu)
-    batch = torch.broadcast_shapes(x0.shape[:-1], inputs.shape[:-2])
-    x = x0.to(torch.float64).unsqueeze(-2).expand(*batch, members, nx)
-    plan = inputs.to(torch.float64).expand(*batch, steps, model.nu)
-    sound = model.mode == "sound"
-    # Nominal paths need means alone. Where the model gives them, all stages are then linearised in one call: a Jacobian costs
-    # three times what a mean does, and the time of few members is that of calls, not of numbers.
-    mean = getattr(model, "mean", None)
-    centers, nominal, references, locals_ = [x], [], [x0.to(torch.float64).expand(*batch, nx)], []
-    for k in range(steps):
-        u = plan[..., k, :].unsqueeze(-2).expand(*batch, members, model.nu)
-        if sound and members > 1 and k > 0:
-            u = u + (centers[-1] - references[-1].unsqueeze(-2)) @ gain[k].mT
-        if mean is None:
-            locals_.append(model.linearise(centers[-1], u))
-        centers.append(locals_[-1].mean if mean is None else mean(centers[-1], u))
-        nominal.append(u)
-        references.append(centers[-1].mean(-2))
-    if mean is not None:
-        local = model.linearise(torch.stack(centers[:-1]), torch.stack(nominal))
-        locals_ = [Linearisation(*part) for part in zip(centers[1:], local.A, local.B, local.variance, strict=True)]
-
-    eye = torch.eye(nx, dtype=torch.float64, device=x.device).expand(*batch, members, nx, nx)
-    factor = (0.0 if sound else START) * eye
-    factors, growth = [factor], getattr(model, "growth", None) if sound else None
-    boxes = getattr(model, "boxes", None) if sound else None
-    sure = drawn = factor
-    for k, local in enumerate(locals_):
-        carried = (local.A + local.B @ gain[k]) @ factor
-        noise = torch.diag_embed(local.variance.sqrt())
-        if sound:
-            x, u = centers[k], nominal[k]
-            parts = None if boxes is None else boxes(x, u, factor, gain[k])
-            rest = model.remainder(x, u, factor, gain[k]) if parts is None else torch.stack(parts).sum(0)
-            reach = x.abs() + references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
-            size = sizes(model, local, reach, u, gain[k]) + carried.abs().sum(-1) + rest
-            rest = rest + ROUNDING * size
-            if parts is not None:
-                around = [around_box(box) for box in (parts[0] + ROUNDING * size, *parts[1:])]
-                factor = outer_sum([carried, noise, *around]) * (1 + ROUNDING)
-            elif growth is None:
-                factor = outer_sum([carried, noise], rest) * (1 + ROUNDING)
-            else:
-                loop = local.A + local.B @ gain[k]
-                sure = outer_sum([loop @ sure], rest) * (1 + ROUNDING)
-                drawn = _square(torch.cat([loop @ drawn, noise], dim=-1)) * (1 + ROUNDING)
-                factor = outer_sum([sure, growth(k + 1) * drawn]) * (1 + ROUNDING)
-        else:
-            factor = outer_sum([carried, noise])
-        factors.append(factor)
+    batch = tuple(_require.batch(x0, inputs[..., 0, :]))
+    start, plan = x0.to(torch.float64).expand(*batch, nx), inputs.to(torch.float64).expand(*batch, steps, model.nu)
+    found = None
+    if path is not None:
+        _require.shape("propagate", "path", path, (*batch, members, steps + 1, nx))
+        if model.mode == "paper" and hasattr(model, "mean"):
+            found = _claimed(model, start, plan, path.detach().to(torch.float64))
+    if found is None:
+        found = _followed(model, start, plan, gain)
     return Tube(
-        torch.stack(centers, dim=-2),
-        torch.stack(factors, dim=-3),
-        torch.stack(nominal, dim=-2),
-        torch.stack(references, dim=-2),
+        found.centers.movedim(0, -2).contiguous(),
+        _factors(model, found, gain).movedim(0, -3).contiguous(),
+        found.nominal.movedim(0, -2),
+        found.references.movedim(0, -2),
         gain,
         model.mode,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Paths:
+    """Stages first: x̄ (T+1, *b, M, nx), v (T, *b, M, nu), c (T+1, *b, nx), and the model at all (x̄, v), (T, *b, M, …)."""
+
+    centers: Tensor
+    nominal: Tensor
+    references: Tensor
+    local: Linearisation
+
+
+def _claimed(model: TubeModel, x0: Tensor, plan: Tensor, path: Tensor) -> _Paths | None:
+    """Paths in paper mode from a claim, see `propagate`; None where it is not close enough."""
+    y, u = path.movedim(-2, 0), plan.movedim(-2, 0).unsqueeze(-2)
+    u = u.expand(*u.shape[:-2], y.shape[-2], u.shape[-1])
+    local = model.linearise(y[:-1], u)
+    away = [(x0.unsqueeze(-2) - y[0]).reshape(-1, model.nx, 1)]
+    gaps = (local.mean - y[1:]).reshape(len(u), -1, model.nx, 1)
+    for gap, A in zip(gaps.unbind(), local.A.reshape(len(u), -1, model.nx, model.nx).unbind(), strict=True):
+        away.append(torch.baddbmm(gap, A, away[-1]))
+    e = torch.stack(away).reshape(y.shape)
+    if not bool((e.abs() < CLAIMED * (1.0 + y.abs())).all()):  # nor where y is infinite
+        return None
+    centers = y + e
+    centers[0] = x0.unsqueeze(-2)
+    return _Paths(centers, u, centers.mean(-2), local)
+
+
+def _followed(model: TubeModel, x0: Tensor, plan: Tensor, gain: Tensor) -> _Paths:
+    """Paths from stage to stage.
+
+    They need means alone. Where the model gives them, all stages are then linearised in one call: a Jacobian costs three times
+    what a mean does, and the time of few members is that of calls, not of numbers.
+    """
+    members, mean = model.num_members, getattr(model, "mean", None)
+    apart = model.mode == "sound" and members > 1
+    centers, nominal, references = [x0.unsqueeze(-2).expand(*x0.shape[:-1], members, -1)], [], [x0]
+    local: list[Linearisation] = []
+    for k, u in enumerate(plan.unbind(-2)):
+        u = u.unsqueeze(-2).expand(*u.shape[:-1], members, -1)
+        if apart and k > 0:
+            u = u + (centers[-1] - references[-1].unsqueeze(-2)) @ gain[k].mT
+        if mean is None:
+            local.append(model.linearise(centers[-1], u))
+        centers.append(local[-1].mean if mean is None else mean(centers[-1], u))
+        nominal.append(u)
+        references.append(centers[-1].mean(-2))
+    x, v = torch.stack(centers), torch.stack(nominal)
+    if mean is None:
+        whole = Linearisation(*(torch.stack([getattr(at, name) for at in local]) for name in Linearisation.__slots__))
+    else:
+        whole = model.linearise(x[:-1], v)
+    return _Paths(x, v, torch.stack(references), whole)
+
+
+def _factors(model: TubeModel, paths: _Paths, gain: Tensor) -> Tensor:
+    """L of all stages, (T+1, *b, M, nx, nx)."""
+    local, nx = paths.local, model.nx
+    loops = local.A + local.B @ gain.reshape(len(gain), *(local.A.ndim - 3) * [1], model.nu, nx)
+    noises = torch.diag_embed(local.variance.sqrt())
+    eye = torch.eye(nx, dtype=torch.float64, device=loops.device).expand(loops.shape[1:])
+    if model.mode == "paper":
+        flat, factors = (
+            (len(gain), -1, nx, nx),
+            [START * eye.reshape(-1, nx, nx)],
+        )  # few operations: each costs as much as its call
+        for loop, noise in zip(loops.reshape(flat).unbind(), noises.reshape(flat).unbind(), strict=True):
+            factors.append(outer_sum([torch.bmm(loop, factors[-1]), noise]))
+        return torch.stack(factors).reshape(-1, *eye.shape)
+    factors = [0.0 * eye]
+    growth, boxes = getattr(model, "growth", None), getattr(model, "boxes", None)
+    sure = drawn = factor = factors[0]
+    for k, (loop, noise) in enumerate(zip(loops.unbind(), noises.unbind(), strict=True)):
+        at = Linearisation(paths.centers[k + 1], local.A[k], local.B[k], local.variance[k])
+        x, u, carried = paths.centers[k], paths.nominal[k], loop @ factor
+        parts = None if boxes is None else boxes(x, u, factor, gain[k])
+        rest = model.remainder(x, u, factor, gain[k]) if parts is None else torch.stack(parts).sum(0)
+        reach = x.abs() + paths.references[k].abs().unsqueeze(-2) + factor.abs().sum(-1)
+        size = sizes(model, at, reach, u, gain[k]) + carried.abs().sum(-1) + rest
+        rest = rest + ROUNDING * size
+        if parts is not None:
+            around = [around_box(box) for box in (parts[0] + ROUNDING * size, *parts[1:])]
+            factor = outer_sum([carried, noise, *around]) * (1 + ROUNDING)
+        elif growth is None:
+            factor = outer_sum([carried, noise], rest) * (1 + ROUNDING)
+        else:
+            sure = outer_sum([loop @ sure], rest) * (1 + ROUNDING)
+            drawn = _square(torch.cat([loop @ drawn, noise], dim=-1)) * (1 + ROUNDING)
+            factor = outer_sum([sure, growth(k + 1) * drawn]) * (1 + ROUNDING)
+        factors.append(factor)
+    return torch.stack(factors)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from gpsafe.certify import CertificationProblem, Proposal
+from gpsafe.certify import CertificationProblem, Proposal, judge
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
@@ -76,6 +76,28 @@ def test_a_liar_is_not_believed():
     assert decision.source == "backup"
     assert decision.certificate is not None
     assert not decision.certificate.certified
+
+
+def test_a_plan_that_its_proposer_has_given_up_is_refused_without_a_judgement():
+    """Though it is a good one: nothing but time rests on the proposer's word, and refusing is safe."""
+
+    class Faint:
+        def propose(self, problem, x0, learned, *, warm=None):
+            plan = torch.zeros(problem.steps, 1).double()
+            return Proposal(plan, "infeasible", 1, 0.0, "faint", 1.0, "no heart", given_up=True)
+
+    x, proposed = vector(0.1, 0.0), vector(0.0)
+    safe = linear_filter(proposer=Faint())
+    decision, _ = safe.decide(x, proposed)
+    told = decision.certificate
+    assert decision.source == "backup" and "no heart" in decision.reason
+    assert told is not None and told.tube is None and told.outcome.value == "INCONCLUSIVE"
+    assert torch.equal(told.inputs, torch.zeros(safe.problem.steps, 1).double())
+    proposal = Faint().propose(safe.problem, x, proposed)
+    assert judge(safe.problem, x, proposed, proposal).certified  # a judge who is asked does judge
+    assert judge(safe.problem, x, proposed, replace(proposal, given_up=False), spare=True).certified
+    for wrong in ("yes", 1, None):  # not the word
+        assert judge(safe.problem, x, proposed, replace(proposal, given_up=wrong), spare=True).certified
 
 
 class Memory:

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.models._prior import prior_jacobian
 from gpsafe.sets import Box
+from gpsafe.systems.arm import TwoLinkArm
 from gpsafe.systems.base import KnownPart
 from gpsafe.systems.cartpole import CartPole, CartPoleKnown, soft_clip
 from gpsafe.systems.double_integrator import DoubleIntegrator
+from gpsafe.systems.drone import Drone
 from gpsafe.systems.known import AffineKnown, SineKnown, pendulum_known
 from gpsafe.systems.pendulum import Pendulum
+from gpsafe.systems.xmpsc import SafeCartPole
 from tests.strategies import dear, seeds
 from tests.systems import _claims as claims
 
@@ -50,6 +53,21 @@ def test_a_jacobian_in_closed_form_is_that_of_differentiation(name: str, seed: i
     torch.testing.assert_close(torch.cat(jacobians(known, x, u), dim=-1), automatic, rtol=1e-12, atol=1e-12)
     derived = prior_jacobian("test", known.__call__, x, u)  # nothing but its values is used
     torch.testing.assert_close(derived, automatic, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cart-pole", "drone", "two-link-arm"])
+@dear()
+@given(seed=seeds(), size=st.sampled_from([0.1, 1.0, 30.0]))
+def test_value_and_jacobian_in_one_call_are_those_of_the_function(name: str, seed: int, size: float) -> None:
+    """Beyond the limits of the soft clips, too."""
+    plant = {"cart-pole": SafeCartPole, "drone": Drone, "two-link-arm": TwoLinkArm}[name]()
+    known, generator = plant.prior(), torch.Generator().manual_seed(seed)
+    x = size * torch.randn(3, 2, plant.nx, dtype=torch.float64, generator=generator)
+    u = min(size, 2.0) * torch.randn(2, plant.nu, dtype=torch.float64, generator=generator)  # broadcast against x
+    value, by_x, by_u = known.linearise(x, u)
+    torch.testing.assert_close(value, known(x, u.expand(3, 2, -1)), rtol=1e-12, atol=1e-12)
+    derived = prior_jacobian("test", known.__call__, x, u)
+    torch.testing.assert_close(torch.cat([by_x, by_u], dim=-1), derived, rtol=1e-11, atol=1e-11)
 
 
 def hessian_gap(known: KnownPart, bound: torch.Tensor, box: Box, nx: int) -> float:

@@ -28,10 +28,11 @@ TOWARDS = 0.2  # the same if it promises no smaller cost: other optima lie as ne
 CLOSE = 1e-3  # largest violation of a plan whose cost tells where it leads
 PATIENCE = 8.0  # steps like the next one, after which it must be cheaper than the best plan
 AGREE = 0.05  # two starts whose least violations differ by a smaller share agree
+SMALLER = 0.9  # share of a violation that may be left after `STALL` iterations
 CORRECT = 0.25  # share of the predicted decrease below which a step gets its second-order correction
 
 DIVERGED, OPTIMAL, FEASIBLE, INFEASIBLE, DOMINATED, BEATEN = range(6)
-STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, TOLD = range(8)  # places in what is told
+STATUS, ITERATIONS, PROGRAMS, CORRECTIONS, COST, EXCESS, LIMIT, STALL, TOLD = range(9)  # places in what is told
 
 
 def descend(
@@ -50,7 +51,8 @@ def descend(
         prune: whether to give up what is on its way to the best plan known (DOMINATED), or to nothing better: no smaller
             violation (DOMINATED), or so slowly to a smaller cost that the best one is `PATIENCE` steps away (BEATEN).
         known, least: that plan (T, nu) and its largest row, +inf if there is none.
-        told: (TOLD,), output but for `LIMIT`, the most iterations, which may be lowered at any yield.
+        told: (TOLD,), output but for `LIMIT`, the most iterations, which may be lowered at any yield, and `STALL`, those in
+            which a violation above `CLOSE` must become `SMALLER`.
     """
     p, inputs, best, count = scale.shape[0], plan.reshape(-1), known.reshape(-1), rows.shape[0]
     program_room = (
@@ -71,7 +73,7 @@ def descend(
     at_cost, at_excess = distance(inputs, learned, weight), excess(rows, jacobian)
     record = distance(best, learned, weight)
     status, reach, rho, iterations = DIVERGED, 1.0, PENALTIES[0], 0
-    going = math.isfinite(at_excess)
+    going, mark, since = math.isfinite(at_excess), at_excess, 0
     if going and at_excess <= enough and at_cost <= CONVERGED:
         status, going = OPTIMAL, False
     elif going:
@@ -151,6 +153,11 @@ def descend(
             copy(at_rows, rows)
             copy_rows(at_jacobian, jacobian)
             at_cost, at_excess = to_cost, to_excess
+        if at_excess <= max(SMALLER * mark, CLOSE):
+            mark, since = at_excess, iterations
+        elif iterations - since >= told[STALL]:
+            status = INFEASIBLE
+            break
         if ratio > 0.75 and length > 0.8 * reach:
             reach = 3 * length
         elif not ratio >= CORRECT:

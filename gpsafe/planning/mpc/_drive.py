@@ -1,11 +1,12 @@
-"""A start's loop and its sweeps, and a survey's, each in one compiled call."""
+"""A start's loop and its sweeps, a survey's, and a plan's nominal path, each in one compiled call."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gpsafe.planning.mpc import _descent
-from gpsafe.planning.mpc._kernel import sweep, workroom
+from gpsafe.planning.mpc._kernel import _member, sweep, workroom
+from gpsafe.planning.mpc._lanes import LANES
 from gpsafe.planning.mpc._numba import njit
 
 _descend = njit(cache=False)(_descent.descend)  # numba forgets what a generator is when it loads one from disk
@@ -32,3 +33,22 @@ def values(before, x0, given, after, plans, rows):
     room, nothing = workroom(before), np.zeros((0, 0))
     for b in range(plans.shape[0]):
         sweep(before, x0, given, plans[b], after, room, rows[b], nothing)
+
+
+@njit(cache=True)
+def path(before, x0, plan, out):
+    """x̄ of every member (M, T+1, nx) under a plan (T, nu)."""
+    everyone, theta, model = before
+    room, x = workroom(before), np.empty((x0.shape[0], LANES))
+    for group in range(theta.shape[0]):
+        first = group * LANES
+        for i in range(x0.shape[0]):
+            x[i, :] = x0[i]
+        for k in range(out.shape[1]):
+            for m in range(min(LANES, everyone - first)):
+                for i in range(x0.shape[0]):
+                    out[first + m, k, i] = x[i, m]
+            if k < plan.shape[0]:
+                _member(theta[group], model, x, plan[k], np.bool_(False), room)
+                for i in range(x0.shape[0]):
+                    x[i, :] = room[2][1][i]

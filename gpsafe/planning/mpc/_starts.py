@@ -23,7 +23,7 @@ def starts(steps: int, lower: Array, upper: Array, learned: Array, count: int) -
     plain[0] = np.clip(learned, lower, upper)
     if not np.isfinite(upper - lower).all():
         return [plain]
-    return [plain, *(lower + share * (upper - lower) for share in _drawn(steps, len(lower), count - 1))]
+    return [plain, *(lower + _drawn(steps, len(lower), count - 1) * (upper - lower))]
 
 
 def neighbours(plan: Array, lower: Array, upper: Array) -> tuple[Array, NDArray[np.int64]]:

@@ -44,6 +44,7 @@ class Sweep:
         linearise: the map.
         values: plans (B, T, nu) ↦ rows (B, R), for less than it takes to linearise them.
         drive: arguments of `_descent.descend` ↦ the sweeps it took, all in compiled code; None where sweeps are not.
+        path: ū ↦ x̄ of all members (M, T+1, nx); None likewise.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Sweep:
     linearise: Callable[[Array], tuple[Array, Array]]
     values: Callable[[Array], Array]
     drive: Callable[..., int] | None = None
+    path: Callable[[Array], Array] | None = None
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         return self.linearise(inputs)
@@ -172,7 +174,7 @@ def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: A
 
     size = problem.steps * problem.nu
     kernel, driven, valued = cast(Any, _kernel.sweep), cast(Any, _drive.drive), cast(Any, _drive.values)
-    workroom = cast(Any, _kernel.workroom)
+    workroom, followed = cast(Any, _kernel.workroom), cast(Any, _drive.path)
     before, after, count = arrays
 
     def jets(inputs: Array) -> Any:
@@ -195,9 +197,14 @@ def _compiled(problem: CertificationProblem, arrays: _Arrays, x0: Array, part: A
     def drive(*arguments: Any) -> int:
         return driven(before, x0, _NOTHING, after, *arguments)
 
+    def path(inputs: Array) -> Array:
+        out = np.empty((problem.num_members, problem.steps + 1, problem.nx))
+        followed(before, x0, inputs, out)
+        return out
+
     if part is not None:
         return Sweep("given", count, sweep, values)
-    return Sweep("compiled", count, sweep, values, drive)
+    return Sweep("compiled", count, sweep, values, drive, path)
 
 
 _NOTHING = np.zeros((0, 0, 0)), np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0, 0, 0))

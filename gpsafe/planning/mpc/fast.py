@@ -85,6 +85,8 @@ class CondensedSQP:
         iterations: of each start.
         starts: how many of them, beside `warm`, at most.
         sweeps: after so many no more start begins, unless `exhaustive`.
+        fruitless: the same as long as there is no plan.
+        patience: iterations in which the violation of a start must fall by a tenth, or it is given up.
         exhaustive: use all of them, each to its end, whatever it takes.
         margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
         time_limit: seconds; then the best plan so far is returned.
@@ -96,15 +98,16 @@ class CondensedSQP:
     iterations: int = 50
     starts: int = 32
     sweeps: int = 250
+    fruitless: int = 250
+    patience: int = 50
     exhaustive: bool = False
     margin: float = 1e-9
     time_limit: float = math.inf
     hardness: float = 1.0
 
     def __post_init__(self) -> None:
-        _require.count("CondensedSQP", "iterations", self.iterations)
-        _require.count("CondensedSQP", "starts", self.starts)
-        _require.count("CondensedSQP", "sweeps", self.sweeps)
+        for name in ("iterations", "starts", "sweeps", "fruitless", "patience"):
+            _require.count("CondensedSQP", name, getattr(self, name))
         _require.positive("CondensedSQP", "margin", self.margin)
         _require.positive("CondensedSQP", "hardness", self.hardness)
         if not self.time_limit > 0:
@@ -132,7 +135,7 @@ class CondensedSQP:
         target = _array("learned", learned, (problem.nu,))
         first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
         best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
-        status, reason = "diverged", "the state or the proposed input is not finite"
+        status, reason, path = "diverged", "the state or the proposed input is not finite", None
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
@@ -154,10 +157,11 @@ class CondensedSQP:
                 if better and number < most:
                     ahead[:] = search.jumps(best)
             reason = search.reason(best)
+            path = None if search.sweep.path is None else torch.from_numpy(search.sweep.path(best.inputs)).to(x0.device)
         work.seconds = time.perf_counter() - began
         slack = best.excess - self.margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
-        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason), work
+        return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason, path, slack > 0), work
 
 
 def shifted(inputs: Tensor) -> Tensor:
@@ -234,7 +238,7 @@ class _Search:
         """
         plan, count, told = np.array(start), self.sweep.count, np.zeros(_descent.TOLD)
         rows, jacobian, multipliers = np.empty(count), np.zeros((count, self.size)), np.empty(count)
-        told[_descent.LIMIT] = self.options.iterations
+        told[_descent.LIMIT], told[_descent.STALL] = self.options.iterations, self.options.patience
         arguments = (
             plan, rows, jacobian, multipliers, self.learned, self.weight, self.lowest, self.highest, self.scale, self.curvature,
             self.enough, not self.options.exhaustive, best.inputs, best.excess, told,
@@ -256,10 +260,10 @@ class _Search:
 
     def finished(self, best: _Point, agreed: int) -> bool:
         """Whether starts that agree, or the effort, end the search."""
+        if best.excess > self.enough:
+            return agreed >= REFUTE or self.work.sweeps >= min(self.options.fruitless, self.options.sweeps)
         if self.work.sweeps >= self.options.sweeps:
             return True
-        if best.excess > self.enough:
-            return agreed >= REFUTE
         return agreed >= (CONFIRM if self.work.sweeps >= LEAST else 2 * CONFIRM)
 
     def jumps(self, best: _Point) -> list[Array]:

@@ -65,7 +65,7 @@ class Tightened:
                 certainty=_lower(problem.certainty, believed.certainty - found.certainty),
             )
             proposal = self.search.propose(stricter, x0, learned, warm=proposal.inputs)
-        return proposal
+        return replace(proposal, given_up=False)  # by rows that are not the problem's
 
 
 _PLAIN: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDictionary()  # one: its arrays are kept

@@ -14,8 +14,8 @@ from gpsafe.certify import CertificationProblem, judge
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
-from gpsafe.planning.mpc import _known, _steps, _sweeps
-from gpsafe.planning.mpc.fast import PROXIMAL, CondensedSQP, shifted
+from gpsafe.planning.mpc import _descent, _known, _steps, _sweeps
+from gpsafe.planning.mpc.fast import PROXIMAL, STATUS, CondensedSQP, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
 
@@ -461,3 +461,49 @@ def test_hardness_changes_no_plan_that_can_be_certified():
         assert certificates[0].certified == certificates[1].certified
         if certificates[0].certified:
             assert certificates[1].distance == pytest.approx(certificates[0].distance, abs=1e-6)
+
+
+def sweeps_of(patience: int, rows) -> tuple[int, str, float]:
+    """Sweeps, status and violation of one descent in one input from 0, for rows (value, slope) of it and of its number."""
+    plan, known, values, slopes = np.zeros((1, 1)), np.zeros((1, 1)), np.empty(1), np.empty((1, 1))
+    one, told, count = np.ones(1), np.zeros(_descent.TOLD), 0
+    told[_descent.LIMIT], told[_descent.STALL] = 50, patience
+    arguments = (
+        plan,
+        values,
+        slopes,
+        np.empty(1),
+        np.zeros(1),
+        np.ones((1, 1)),
+        -5 * one,
+        5 * one,
+        one,
+        np.diag([2.0, 1.0]),
+    )
+    for _ in _descent.descend(*arguments, 1e-9, False, known, math.inf, told):
+        values[0], slopes[0, 0] = rows(count, plan[0, 0])
+        count += 1
+    return count, STATUS[int(told[_descent.STATUS])], float(told[_descent.EXCESS])
+
+
+def test_a_start_whose_violation_stalls_is_given_up():
+    """A row that promises to fall and does not; one that falls by a fifth an iteration; one that is all but satisfied."""
+    lie = lambda count, u: (0.1, -1.0)  # noqa: E731
+    many, few = sweeps_of(50, lie), sweeps_of(3, lie)
+    assert few[1] == many[1] == "infeasible" and few[2] == 0.1 and few[0] <= 2 * 3 + 1 < many[0]
+    falls = lambda count, u: (0.8**count, -1.0)  # noqa: E731
+    assert sweeps_of(2, falls) == sweeps_of(50, falls)
+    close = lambda count, u: (9e-4, -1.0)  # noqa: E731
+    assert sweeps_of(2, close) == sweeps_of(50, close)
+
+
+def test_a_patient_and_an_impatient_search_find_the_same_plans():
+    problem, optimal = ensemble_pendulum(), 0
+    for case in STATES:
+        x0, asked = vector(*case[:2]), vector(case[2])
+        long, short = (CondensedSQP(patience=p).propose(problem, x0, asked) for p in (50, 4))
+        assert long.status == short.status and short.given_up == (long.status == "infeasible")
+        optimal += long.status == "optimal" and torch.equal(long.inputs, short.inputs)
+    assert optimal >= 2
+    proposal = CondensedSQP(patience=4, fruitless=1).propose(problem, vector(math.pi + 1.3, 2.0), vector(0.7))
+    assert proposal.status == "infeasible" and proposal.given_up

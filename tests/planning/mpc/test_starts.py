@@ -155,3 +155,8 @@ def test_when_a_search_ends():
     assert search.finished(known, fast.CONFIRM) and not search.finished(known, fast.CONFIRM - 1)
     work.sweeps = CondensedSQP().sweeps
     assert search.finished(known, 0) and search.finished(none, 0)
+    search.options = CondensedSQP(fruitless=7)
+    work.sweeps = 6
+    assert not search.finished(none, 0)
+    work.sweeps = 7
+    assert search.finished(none, 0) and not search.finished(known, 0)
