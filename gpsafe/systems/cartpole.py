@@ -44,11 +44,6 @@ def soft_clip(y: Tensor, limit: float, margin: float) -> Tensor:
     return y - torch.sign(y) * (excess.square() / (2 * margin) + over)
 
 
-def soft_clip_slope(y: Tensor, limit: float, margin: float) -> Tensor:
-    """s′(y) of :func:`soft_clip`."""
-    return 1.0 - (y.abs() - limit).clamp(0.0, margin) / margin
-
-
 def soft_clips(y: Tensor, limits: list[float], margins: list[float]) -> tuple[Tensor, Tensor]:
     """s(y) and s′(y) of :func:`soft_clip`, for y (*b, k) with a limit and a margin for each of k: fewer operations."""
     limit, margin = y.new_tensor(limits), y.new_tensor(margins)
