@@ -206,7 +206,7 @@ CHECKS = (
         judge=_judge,
         plot=_plot,
         grades=(
-            *tube_grades(scenario_tube, EDGES),
+            *tube_grades(scenario_tube, EDGES, kink="chords"),
             graded("distance from the anchor", ("anchored",), EDGES, around(scenario_tube, "_anchored", _less_offset)),
         ),
     ),
