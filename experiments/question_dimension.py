@@ -54,7 +54,7 @@ class Arguments:
     """Episodes of exploration."""
     samples: int = 300
     """Noise paths of the Monte-Carlo bounds."""
-    pieces: int = 16
+    pieces: int = 8
     """Boxes into which scenario tubes cut their sets."""
     compare: bool = True
     """Ask every bound, on the last F_n and on data of one policy; no: explore only."""
