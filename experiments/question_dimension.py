@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe import plotting
@@ -51,8 +52,12 @@ class Arguments:
     """Set-points."""
     episodes: int = 10
     """Episodes of exploration."""
-    samples: int = 600
+    samples: int = 300
     """Noise paths of the Monte-Carlo bounds."""
+    pieces: int = 8
+    """Boxes into which scenario tubes cut their sets."""
+    compare: bool = True
+    """Ask every bound, on the last F_n and on data of one policy; no: explore only."""
     data: tuple[int, ...] = (40, 160, 640)
     """Transitions of one policy, in the second part."""
 
@@ -84,12 +89,15 @@ class Setting:
         bound = ConvexProgram(rkhs_norm=norm, subgaussian=float(noise[0]), delta=0.1, method="table")
         return Setting(plant, chain_policies(nx, nu, targets), model, bound)
 
-    def bounds(self, samples: int) -> dict[str, CostBound]:
+    def bounds(self, arguments: Arguments) -> dict[str, CostBound]:
         """Every sound bound that applies in this dimension, none of them giving up early."""
+        samples = arguments.samples
         plant = self.plant
         common: dict[str, Any] = {"task": Task.of(plant), "seed": 77}
         found: dict[str, CostBound] = {
-            "scenario-tube": ScenarioTube(**common, samples=samples, limit=3.0),
+            "scenario-tube": ScenarioTube(
+                **common, samples=samples, limit=3.0, anchors=4, pilot=8, pieces=arguments.pieces
+            ),
             "total-variation": TotalVariation(**common, samples=samples),
         }
         if plant.nx in GRIDS:
@@ -118,7 +126,8 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
     jobs: list[tuple[str, Callable[[], Piece]]] = []
     for dimension in arguments.dimensions:
         jobs.append((f"explore/{dimension}", partial(_explore, arguments, dimension, seed)))
-        jobs.append((f"data/{dimension}", partial(_data, arguments, dimension, seed)))
+        if arguments.compare:
+            jobs.append((f"data/{dimension}", partial(_data, arguments, dimension, seed)))
     for i, (key, compute) in enumerate(jobs):
         record.progress(i, len(jobs), key)
         record.piece(key, compute)
@@ -128,11 +137,11 @@ def run(arguments: Arguments, seed: int, record: Record) -> None:
 def _explore(arguments: Arguments, dimension: int, seed: int) -> Piece:
     task = Setting.create(dimension, arguments.policies, seed)
     budget = task.plant.budget
-    tube = task.bounds(arguments.samples)["scenario-tube"]
+    tube = task.bounds(arguments)["scenario-tube"]
     assert isinstance(tube, ScenarioTube)
     algorithm = ActSafe(
         task.plant, task.policies, [0, 1, 2], task.model, task.bound, tube.with_(give_up=budget),
-        episodes=arguments.episodes,
+        episodes=arguments.episodes, patience=0,
     )  # fmt: skip
     begun = time.perf_counter()
     found = algorithm.run(_generator(7 * seed + 1))
@@ -151,16 +160,18 @@ def _explore(arguments: Arguments, dimension: int, seed: int) -> Piece:
         "data": 0 if found.confidence.model.inputs is None else len(found.confidence.model.inputs),
     }
     row |= {f"share_{n}": int(safe[s.members].sum()) / int(safe.sum()) for n, s in enumerate(found.safe_sets)}
-    return Piece([row, *_measure(task, found.confidence, arguments.samples, truth, {"part": "bounds", "data": 0})])
+    if not arguments.compare:
+        return Piece([row])
+    return Piece([row, *_measure(task, found.confidence, arguments, truth, {"part": "bounds", "data": 0})])
 
 
 def _measure(
-    task: Setting, confidence: ConfidenceSet, samples: int, truth: Tensor, about: dict[str, Any]
+    task: Setting, confidence: ConfidenceSet, arguments: Arguments, truth: Tensor, about: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Each bound on F_n: seconds and memory of one evaluation of all policies, excess over the truth, vacuous share."""
     rows = []
     ceiling = task.plant.horizon * task.plant.cost.ceiling
-    for name, bound in task.bounds(samples).items():
+    for name, bound in task.bounds(arguments).items():
         interval, seconds, memory = peak_memory(partial(bound.evaluate, confidence, task.policies))
         safe = truth <= task.plant.budget
         upper = interval.upper
@@ -195,7 +206,7 @@ def _data(arguments: Arguments, dimension: int, seed: int) -> Piece:
         model, used = model.condition(transitions(states[0], inputs[0])), used + episodes * plant.horizon
         confidence = confidence.update(model)
         if float(truth.min()) <= plant.budget:
-            rows += _measure(near, confidence, arguments.samples, truth, {"part": "data", "data": count})
+            rows += _measure(near, confidence, arguments, truth, {"part": "data", "data": count})
     return Piece(rows)
 
 
@@ -206,6 +217,8 @@ def report(runs: Sequence[Run]) -> Report:
     bounds = grouped([r for r in rows if r["part"] == "bounds"], "dimension", "bound")
     data = grouped([r for r in rows if r["part"] == "data"], "dimension", "data", "bound")
     dimensions = [d for (d,) in explore]
+    if not bounds:
+        return Report(figures={"dimension": _exploration(explore)}, tables={"exploration": _exploration_table(explore)})
     figure = plotting.figure("screen", 6.2)
     panels = figure.subplots(2, 3)
     _growth(panels[0, 0], explore)
@@ -234,6 +247,23 @@ def report(runs: Sequence[Run]) -> Report:
         axes.legend()
     tables = {"exploration": _exploration_table(explore), "bounds": _bound_table(bounds), "data": _data_table(data)}
     return Report(figures={"dimension": figure}, tables=tables)
+
+
+def _exploration(explore: dict[tuple[Any, ...], list[Any]]) -> Figure:
+    """S_n against n, and where every run ends."""
+    figure = plotting.figure("screen", 3.2)
+    left, right = figure.subplots(1, 2)
+    _growth(left, explore)
+    for (dimension,), group in explore.items():
+        last = max(int(key[6:]) for key in group[0] if key.startswith("share_"))
+        for key, marker in (("share_0", "_"), (f"share_{last}", "o")):
+            right.plot(
+                [dimension] * len(group), [r[key] for r in group], marker, color=plotting.colour("scenario-tube")
+            )
+    dimensions = [d for (d,) in explore]
+    right.set(xlabel="nx + nu", ylabel="safe |S_n| / |S*|", title="every run: S_0 (–) and the last S_n (o)",
+              ylim=(0, 1.05), xticks=dimensions, xlim=(min(dimensions) - 0.5, max(dimensions) + 0.5))  # fmt: skip
+    return figure
 
 
 def _growth(axes: Axes, explore: dict[tuple[Any, ...], list[Any]]) -> None:
@@ -330,9 +360,9 @@ EXPERIMENT = Experiment(
     title="Q3: cost and guarantee against the dimension of (x, u), 2 to 8",
     arguments=Arguments,
     budgets={
-        "smoke": Arguments(dimensions=(2, 3), policies=4, episodes=1, samples=16, data=(16,)),
+        "smoke": Arguments(dimensions=(2, 3), policies=4, episodes=1, samples=16, pieces=4, data=(16,)),
         "quick": Arguments(),
-        "full": Arguments(policies=32, episodes=30, samples=2000, data=(40, 160, 640, 2000)),
+        "full": Arguments(policies=32, episodes=30, samples=2000, pieces=64, data=(40, 160, 640, 2000)),
     },
     seeds={"smoke": 1, "quick": 5, "full": 10},
     run=run,

@@ -142,8 +142,21 @@ def _less_kink(secants: tuple[Tensor, Tensor], factor: float) -> tuple[Tensor, T
     return middle - half, middle + half
 
 
-def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
-    """The terms that all tubes share; `module` is where the tube finds `remainder_outer`, `order` numbers the pieces."""
+def _less_strip(chords: tuple[Tensor, Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor, Tensor]:
+    middle, slope, half = chords
+    return middle, slope, factor * half
+
+
+KINKS = {
+    "secants": ("secant kink of the policy", around(AffinePolicies, "secants", _less_kink)),
+    "chords": ("strip about the chord of the policy", around(AffinePolicies, "chords", _less_strip)),
+}
+
+
+def tube_grades(module: Any, order: tuple[str, ...], *, kink: str = "secants") -> tuple[Grade, ...]:
+    """The terms that all tubes share; `module` is where the tube finds `remainder_outer`, `order` numbers the pieces, `kink`
+    says how the tube encloses clipped inputs.
+    """
     terms: tuple[tuple[str, str, Scaled], ...] = (
         ("confidence width β", "value", around(Mixture, "beta", times)),
         ("value interval at the anchor", "value", _local(lambda local, g: replace(local, half=g * local.half))),
@@ -157,7 +170,7 @@ def tube_grades(module: Any, order: tuple[str, ...]) -> tuple[Grade, ...]:
         ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
         ("inputs in the Hessian remainder", "curved by input", replaced(module, "remainder_outer", _less_reach)),
         ("clipped part of the residual's inputs", "clipped residual", replaced(module, "Displacements", _less_error)),
-        ("secant kink of the policy", "clipped", around(AffinePolicies, "secants", _less_kink)),
+        (KINKS[kink][0], "clipped", KINKS[kink][1]),
         ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
     )
     return tuple(graded(term, (name,), order, scaled) for term, name, scaled in terms)

@@ -333,6 +333,7 @@ _MAKERS: Mapping[str, Callable[[], Edge]] = {
     "drift": _drift,
     "landing": _drift,
     "anchored": lambda: _anchored(by_noise=True),
+    "in pieces": lambda: _taylor(),
     "on a grid": lambda: _anchored(by_noise=False),
     "noise": lambda: _pushed_by_noise(_linear(slope=-1.0)),
     "curved by noise": lambda: _curved(TINY, noise=vector(0.2, 0.0, 0.0, 0.0).reshape(2, 2)),

@@ -27,6 +27,7 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop, transitions
+from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.reference import (
     reference_1d,
@@ -42,7 +43,7 @@ from gpsafe.verdict import Verdict
 from ._defects import around, graded, tube_grades
 from ._edges import COMMON, Edge, edge, share
 
-EDGES = (*COMMON, "anchored")
+EDGES = (*COMMON, "anchored", "in pieces")
 PATHS = 40
 RUNS = {"1d": (0, 4, 20, 40), "pendulum": (0, 5, 14, 24, 30)}  # policies that were run, by index
 TESTED = {"1d": (2, 25, 45, 60), "pendulum": (2, 10, 18, 24, 32)}
@@ -103,11 +104,11 @@ def _members(confidence: ConfidenceSet, policies: AffinePolicies, start: Tensor,
     return found
 
 
-def _edge_sample(found: Edge) -> Sample:
+def _edge_sample(found: Edge, pieces: int = 1) -> Sample:
     """The share of the last set that the members of an edge use. Two more paths, without noise, draw the anchor to them."""
     none = torch.zeros_like(found.noise)
     noise = torch.stack([none, none, found.noise], dim=1).unsqueeze(1)
-    tube = ScenarioTube(task=found.task(), seed=0, order=found.order, anchors=1)
+    tube = ScenarioTube(task=found.task(), seed=0, order=found.order, anchors=1, pieces=pieces)
     tubes = tube.tubes(found.confidence, found.policies, noise)
     support = tubes.sets[-1].support(found.normal[None])[0, -1, 0]
     worst = share(tubes.sets[-1].center[0, -1], support, found.reached(), found.normal)
@@ -117,7 +118,9 @@ def _edge_sample(found: Edge) -> Sample:
 def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     """Tubes of one set, and the trajectories of f* and of two members at the edge of F_n."""
     with mock.patch.object(LocalAffine, "range_outer", _shrunk) if broken else nullcontext():
-        return _edge_sample(edge(EDGES[shard])) if shard < len(EDGES) else _learned_sample(shard - len(EDGES) + 2)
+        if shard < len(EDGES):
+            return _edge_sample(edge(EDGES[shard]), 4 if EDGES[shard] == "in pieces" else 1)
+        return _learned_sample(shard - len(EDGES) + 2)
 
 
 def _learned_sample(shard: int) -> Sample:
@@ -128,7 +131,7 @@ def _learned_sample(shard: int) -> Sample:
     model, horizon = confidence.model, system.horizon
     generator = torch.Generator().manual_seed(9_000 + shard)
     noise = sample_noise(system.noise_std, (horizon, 1, PATHS), generator)
-    tube = ScenarioTube(task=Task.of(system), seed=shard)
+    tube = ScenarioTube(task=Task.of(system), seed=shard, pieces=(1, 4)[shard // 2 % 2])
     tubes = tube.tubes(confidence, policies, noise)
     chosen, last = shard % policies.num, 2 + (3 * shard) % (horizon // 2)
     members = _members(confidence, policies, system.initial_state, noise[:last, 0, 0], chosen)
@@ -154,6 +157,10 @@ def _learned_sample(shard: int) -> Sample:
         "system": name, "data": model.num_data, "worst": worst, "used": float(np.mean(used)), "width": float(wide),
         "picture": picture,
     }  # fmt: skip
+
+
+def _less_cover(pieces: Zonotope, factor: float) -> Zonotope:
+    return replace(pieces, generators=factor * pieces.generators)
 
 
 def _less_offset(found: tuple[LocalAffine, Tensor], factor: float) -> tuple[LocalAffine, Tensor]:
@@ -206,7 +213,8 @@ CHECKS = (
         judge=_judge,
         plot=_plot,
         grades=(
-            *tube_grades(scenario_tube, EDGES),
+            *tube_grades(scenario_tube, EDGES, kink="chords"),
+            graded("sides of the pieces", ("in pieces",), EDGES, around(scenario_tube, "cut", _less_cover)),
             graded("distance from the anchor", ("anchored",), EDGES, around(scenario_tube, "_anchored", _less_offset)),
         ),
     ),

@@ -71,6 +71,7 @@ def _dp() -> RobustDP:
 COST_BOUNDS: dict[str, Callable[[], CostBound]] = {
     "ScenarioTube": lambda: ScenarioTube(**task(), samples=12, anchors=3),
     "ScenarioTube, own anchors": lambda: ScenarioTube(**task(), samples=6, anchors=None),
+    "ScenarioTube, in pieces": lambda: ScenarioTube(**task(), samples=6, anchors=2, pieces=4),
     "GaussianTube": lambda: GaussianTube(task=task()["task"]),
     "TotalVariation": lambda: TotalVariation(**task(), samples=12),
     "RobustDP": _dp,

@@ -81,22 +81,22 @@ class Step:
 
 
 def one_step(F: ConfidenceSet, one: AffinePolicies, c: Tensor, G: Tensor, *, rest: float | None = None) -> Step:
-    """`rest` None: secants along K; else slopes over the box, and what the gain leaves out. The residual is not yet in it."""
+    """`rest` None: the chord along K; else slopes over the box, and what the gain leaves out. No residual."""
     known, K, r = F.model.prior, one.gain[0], G.abs().sum(-1)
     spread = (K @ G).abs().sum(-1) + (rest or 0.0)
     if rest is None:
-        low, high = (s[0, 0] for s in one.secants(c[None, None], spread[None, None]))
+        u, slope, kink = (s[0, 0] for s in one.chords(c[None, None], spread[None, None]))
     else:
         low, high = (s[0, 0] for s in one.slopes((c - r)[None, None], (c + r)[None, None])[1:])
-    kink = (high - low) / 2 * spread + (high + low) / 2 * (rest or 0.0)
-    u = one(c[None, None])[0, 0]
+        u, slope = one(c[None, None])[0, 0], (low + high) / 2
+        kink = (high - low) / 2 * spread + slope * rest
     A, B = jacobians(known, c[None], u[None])
-    feed = ((low + high) / 2)[:, None] * (K @ G)
+    feed = slope[:, None] * (K @ G)
     z = torch.cat([c, u])
-    bend = remainder_outer(known, z[None], torch.cat([r, high * spread])[None])[0]
+    bend = remainder_outer(known, z[None], torch.cat([r, slope * (K @ G).abs().sum(-1) + kink])[None])[0]
     moves = Displacements(0 * z, torch.cat([G, feed]), torch.cat([0 * c, kink]))
     center, linear = known(c[None], u[None])[0], A[0] @ G + B[0] @ feed
-    return Step(center, linear, B[0].abs() @ kink + bend, z, moves, bool((low < high).all()))
+    return Step(center, linear, B[0].abs() @ kink + bend, z, moves, bool((slope < 1 - 1e-9).all()))
 
 
 def learned(F: ConfidenceSet, step: Step, anchor: Tensor) -> Step:

@@ -14,6 +14,10 @@ One step, with x = c + Gξ: u = π(c) + s∘K(x − c), s ∈ [low, high]; the k
 *closed-loop* Jacobian (A + B s̄ K)G, so that plant and feedback cancel, plus |B|·½(high − low)·|K(x − c)| and the
 Hessian remainder; the residual by an affine enclosure around the nearest of `anchors` points (`LocalAffine`). Paths of
 one policy stay together, so a few dozen anchors serve thousands of paths: the posterior is evaluated P·anchors·T times.
+
+With `pieces` a second tube of boxes goes along: each is cut into pieces, whose images are enclosed one by one, and the next is
+the hull of these within that of the zonotope. The residual's gradient and curvature, which are bounded by B where there are
+no data, then act over a piece only; what is lost is the correlation between states.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
+from gpsafe.cost._pieces import common, cut, hull, take
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer, wide_axes
@@ -120,6 +125,8 @@ class ScenarioTube(MonteCarloBound):
             followed further (upper = T·C).
         pilot: number of paths that decide which policies clearly exceed `give_up`.
         gradients: use gradients of the posterior (False: kernel metric only).
+        pieces: a power of two. Beside the zonotopes a tube of boxes is followed, each cut into so many pieces for the next
+            step; the smaller charge counts. 1: no boxes. Costs about as many times as much.
         chunk: number of policy-paths worked on at a time (memory).
     """
 
@@ -130,6 +137,7 @@ class ScenarioTube(MonteCarloBound):
     give_up: float = math.inf
     pilot: int = 64
     gradients: bool = True
+    pieces: int = 1
     chunk: int = 40_000
     name: str = field(default="scenario-tube", init=False)
     sound: bool = field(default=True, init=False)
@@ -141,6 +149,8 @@ class ScenarioTube(MonteCarloBound):
         _require.count("ScenarioTube", "order", self.order)
         _require.count("ScenarioTube", "pilot", self.pilot, minimum=2)
         _require.positive("ScenarioTube", "limit", self.limit)
+        if _require.count("ScenarioTube", "pieces", self.pieces) & (self.pieces - 1):
+            raise _require.fail("ScenarioTube", "a power of two of pieces", self.pieces)
 
     def evaluate(self, confidence: ConfidenceSet, policies: PolicyClass) -> CostInterval:
         """[0, upper] for every policy; upper ≥ sup_{f ∈ F_n} J_c for all of them but with probability delta_n."""
@@ -149,7 +159,7 @@ class ScenarioTube(MonteCarloBound):
         ceiling = self.total_ceiling
         upper = torch.full((policies.num,), ceiling, dtype=torch.float64, device=noise.device)
         plausible = self._plausible(confidence, policies, noise)
-        for part in plausible.split(max(1, self.chunk // self.samples)):
+        for part in plausible.split(max(1, self.chunk // (self.samples * self.pieces))):
             if part.numel() == 0:
                 break
             charges = self.charges(confidence, policies.select(part), noise)
@@ -179,7 +189,7 @@ class ScenarioTube(MonteCarloBound):
         if math.isinf(self.give_up) or self.pilot >= self.samples:
             return everything
         kept = []
-        for part in everything.split(max(1, self.chunk // self.pilot)):
+        for part in everything.split(max(1, self.chunk // (self.pilot * self.pieces))):
             charges = self.charges(confidence, policies.select(part), noise[:, :, : self.pilot])
             kept.append(part[monte_carlo.mean_lower(charges, self.total_ceiling, 0.05) <= self.give_up])
         return torch.cat(kept)
@@ -204,14 +214,15 @@ class ScenarioTube(MonteCarloBound):
         return total
 
     def tubes(self, confidence: ConfidenceSet, policies: PolicyClass, noise: Tensor) -> Tubes:
-        """The sets themselves for noise paths (T, 1, N, nx)."""
+        """The sets themselves for noise paths (T, 1, N, nx); with pieces, the boxes."""
         self.check(confidence)
         walk = _Walk.start(self, policies, noise.shape[2])
         sets, lost = [walk.tube], torch.full_like(walk.lost, self.horizon, dtype=torch.long)
         for t in range(1, self.horizon):
             walk = walk.step(self, confidence, noise[t - 1])
-            lost = torch.where(walk.lost & (lost == self.horizon), torch.full_like(lost, t), lost)
-            sets.append(walk.tube)
+            told = walk if walk.boxes is None else walk.boxes
+            lost = torch.where(told.lost & (lost == self.horizon), torch.full_like(lost, t), lost)
+            sets.append(told.tube)
         return Tubes(tuple(sets), lost)
 
     def with_(self, **changes: object) -> ScenarioTube:
@@ -221,82 +232,153 @@ class ScenarioTube(MonteCarloBound):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Walk:
-    """X_t for P policies and N paths, and which tubes are lost."""
+    """X_t for P policies and N paths, and which tubes are lost.
+
+    `boxes`, with pieces: within the interval hulls of X_t, lost only together with them.
+    """
 
     policies: PolicyClass
     tube: Zonotope
     lost: Tensor
+    boxes: _Walk | None = None
 
     @staticmethod
     def start(task: ScenarioTube, policies: PolicyClass, paths: int) -> _Walk:
         x0 = task.initial_state.expand(policies.num, paths, -1)
-        return _Walk(policies, Zonotope.point(x0), torch.zeros(policies.num, paths, dtype=torch.bool, device=x0.device))
+        lost = torch.zeros(policies.num, paths, dtype=torch.bool, device=x0.device)
+        walk = _Walk(policies, Zonotope.point(x0), lost)
+        return walk if task.pieces == 1 else replace(walk, boxes=walk)
 
     def select(self, keep: Tensor) -> _Walk:
         part = Zonotope(self.tube.center[keep], self.tube.generators[keep])
-        return _Walk(self.policies.select(torch.nonzero(keep).flatten()), part, self.lost[keep])
+        boxes = None if self.boxes is None else self.boxes.select(keep)
+        return _Walk(self.policies.select(torch.nonzero(keep).flatten()), part, self.lost[keep], boxes)
 
     def charge(self, cost: Cost) -> Tensor:
         """sup of c over X_t, C where lost, (P, N)."""
-        return torch.where(
+        own = torch.where(
             self.lost, torch.full_like(self.tube.center[..., 0], cost.ceiling), charge_upper(cost, self.tube)
         )
+        return own if self.boxes is None else torch.minimum(own, self.boxes.charge(cost))
 
     def step(self, task: ScenarioTube, confidence: ConfidenceSet, noise: Tensor) -> _Walk:
         """X_{t+1}; noise (1, N, nx)."""
-        known = known_with_bound("ScenarioTube", confidence.model.prior)
-        policies, x = self.policies, self.tube.center
-        generators, radius = self.tube.generators, self.tube.radius
-        slope = feedback(policies, x - radius, x + radius)
-        low, high = slope.low, slope.high
-        feed = slope.gain @ generators
-        spread = feed.abs().sum(-1) + slope.remainder  # sup |K(x − c) + e|, (P, N, nu)
-        if isinstance(policies, AffinePolicies):
-            low, high = policies.secants(x, spread)  # sharper: along K, not over the box
-        kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * slope.remainder
-        u = policies(x)
-        feed = (0.5 * (low + high)).unsqueeze(-1) * feed
-        a, b = jacobians(known, x, u)
-        center = known(x, u) + noise
-        linear = a @ generators + b @ feed
-        error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
-        z = torch.cat([x, u], dim=-1)
-        error = error + remainder_outer(known, z, torch.cat([radius, high * spread], dim=-1))
+        groups = _Groups.of(task, confidence, self.policies, self.tube.center)
+        following, empty = _image(task, confidence, self.policies, self.tube, noise, groups)
+        found = self._landed(task, following, self.lost | empty)
+        if self.boxes is None:
+            return found
+        return replace(found, boxes=self.boxes._in_pieces(task, confidence, noise, found, empty))
 
-        local, offset = _anchored(task, confidence, z)
-        kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
-        found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
-        columns = list(confidence.model.outputs)
-        center[..., columns] += found.value
-        linear[..., columns, :] += found.linear
-        error[..., columns] += found.error
-        error, axes = error * (1 + 1e-12), wide_axes(known, confidence.model.outputs)
-        following = Zonotope(center, linear).plus_box(error, axes).reduce_outer(task.order)
-        lost = self.lost | ~following.within(task.limit) | found.empty
-        if bool(lost.any()):  # a lost tube is parked at x₀: it is charged C whatever it holds
+    def _in_pieces(
+        self, task: ScenarioTube, confidence: ConfidenceSet, noise: Tensor, whole: _Walk, empty: Tensor
+    ) -> _Walk:
+        """The boxes at the next step: hulls of the images of their pieces, cut to those of the sets of `whole`; where F_n came
+        out empty, in either, nothing is claimed.
+        """
+        count = task.pieces
+        groups = _Groups.of(task, confidence, self.policies, self.tube.center)
+        sides = groups.lent(self.tube.radius) / _scales(confidence, self.tube.center)[: self.tube.center.shape[-1]]
+        repeated = noise.repeat_interleave(count, dim=1)
+        pieces = cut(self.tube, count, sides)
+        parts, void = _image(task, confidence, self.policies, pieces, repeated, groups.repeated(count))
+        boxes, void = hull(parts, count), void.unflatten(1, (-1, count)).any(-1)
+        gone = self.lost | ~boxes.within(task.limit)
+        return self._landed(task, common(boxes, gone, whole.tube, whole.lost), (gone & whole.lost) | void | empty)
+
+    def _landed(self, task: ScenarioTube, following: Zonotope, lost: Tensor) -> _Walk:
+        """With lost tubes parked at x₀: they are charged C whatever they hold."""
+        lost = lost | ~following.within(task.limit)
+        if bool(lost.any()):
             center = torch.where(lost.unsqueeze(-1), task.initial_state, following.center)
             rays = torch.where(lost[..., None, None], torch.zeros_like(following.generators), following.generators)
             following = Zonotope(center, rays)
-        return _Walk(policies, following, lost)
+        return _Walk(self.policies, following, lost)
 
 
-def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor) -> tuple[LocalAffine, Tensor]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Groups:
+    """Which paths lend their sets' centres as anchors, (P, A), and whose each path uses, (P, N) into A."""
+
+    chosen: Tensor
+    nearest: Tensor
+
+    @staticmethod
+    def of(task: ScenarioTube, confidence: ConfidenceSet, policies: PolicyClass, x: Tensor) -> _Groups:
+        if task.anchors is None or task.anchors >= x.shape[1]:
+            own = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+            return _Groups(own, own)
+        z = torch.cat([x, policies(x)], dim=-1)
+        return _Groups(*farthest_points(z / _scales(confidence, z), task.anchors))
+
+    def repeated(self, count: int) -> _Groups:
+        """For sets cut into `count` pieces each, one after the other: a piece uses the same piece of its path's anchor."""
+        part = torch.arange(count, device=self.chosen.device)
+        return _Groups(*((index.unsqueeze(-1) * count + part).flatten(1) for index in (self.chosen, self.nearest)))
+
+    def lent(self, value: Tensor) -> Tensor:
+        """Values of the paths (P, N, d) → those of each path's anchor, (P, N, d)."""
+        return take(take(value, self.chosen), self.nearest)
+
+
+def _image(
+    task: ScenarioTube,
+    confidence: ConfidenceSet,
+    policies: PolicyClass,
+    tube: Zonotope,
+    noise: Tensor,
+    groups: _Groups,
+) -> tuple[Zonotope, Tensor]:
+    """⊇ {f(x, π(x)) + w : x in the set, f ∈ F_n} for sets (P, N) and w (1, N, nx), and where F_n came out empty, (P, N)."""
+    known = known_with_bound("ScenarioTube", confidence.model.prior)
+    x, generators, radius = tube.center, tube.generators, tube.radius
+    u, slope, gain, kink = _inputs(policies, tube)
+    feed = slope.unsqueeze(-1) * (gain @ generators)
+    a, b = jacobians(known, x, u)
+    center = known(x, u) + noise
+    linear = a @ generators + b @ feed
+    error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
+    z = torch.cat([x, u], dim=-1)
+    error = error + remainder_outer(known, z, torch.cat([radius, feed.abs().sum(-1) + kink], dim=-1))
+
+    local, offset = _anchored(task, confidence, z, groups)
+    kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
+    found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
+    columns = list(confidence.model.outputs)
+    center[..., columns] += found.value
+    linear[..., columns, :] += found.linear
+    error[..., columns] += found.error
+    error, axes = error * (1 + 1e-12), wide_axes(known, confidence.model.outputs)
+    return Zonotope(center, linear).plus_box(error, axes).reduce_outer(task.order), found.empty
+
+
+def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor, groups: _Groups) -> tuple[LocalAffine, Tensor]:
     """F_n around each z (P, N, d), and z minus its anchor."""
-    if task.anchors is None or task.anchors >= z.shape[1]:
-        return LocalAffine.at(confidence, z, gradients=task.gradients, multipliers=True), torch.zeros_like(z)
-    index, nearest = farthest_points(z / _scales(confidence, z), task.anchors)
-    anchors = torch.gather(z, 1, index.unsqueeze(-1).expand(*index.shape, z.shape[-1]))
-    local = LocalAffine.at(confidence, anchors, gradients=task.gradients, multipliers=True).gather(nearest)
-    own = torch.gather(anchors, 1, nearest.unsqueeze(-1).expand(*nearest.shape, z.shape[-1]))
-    return local, z - own
+    anchors = take(z, groups.chosen)
+    local = LocalAffine.at(confidence, anchors, gradients=task.gradients, multipliers=True).gather(groups.nearest)
+    return local, z - take(anchors, groups.nearest)
 
 
-def _scales(confidence: ConfidenceSet, z: Tensor) -> Tensor:
-    """Smallest length-scale per input dimension (1 for inactive ones), (d,): only chooses anchors."""
-    scales = torch.full((z.shape[-1],), torch.inf, dtype=z.dtype, device=z.device)
-    for kernel in confidence.model.kernels:
+def _inputs(policies: PolicyClass, tube: Zonotope) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """π(x) = u + slope∘gain (x − c) + e, |e| ≤ kink, over {c + Gξ}: u, slope, kink (P, N, nu), gain (P, N or 1, nu, nx)."""
+    x, radius = tube.center, tube.radius
+    if isinstance(policies, AffinePolicies):
+        gain = policies.gain.unsqueeze(1)
+        u, slope, kink = policies.chords(x, (gain @ tube.generators).abs().sum(-1))
+        return u, slope, gain, kink
+    found = feedback(policies, x - radius, x + radius)
+    reach = (found.gain @ tube.generators).abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
+    slope = 0.5 * (found.low + found.high)
+    return policies(x), slope, found.gain, 0.5 * (found.high - found.low) * reach + slope * found.remainder
+
+
+def _scales(confidence: ConfidenceSet, like: Tensor) -> Tensor:
+    """Smallest length-scale per input dimension (1 for inactive ones), (d,): only chooses anchors and cuts."""
+    model = confidence.model
+    scales = torch.full((model.nx + model.nu,), torch.inf, dtype=like.dtype, device=like.device)
+    for kernel in model.kernels:
         form = kernels.stationary(kernel)
         if form is not None:
-            active = slice(None) if form.dims is None else form.dims.to(z.device)
-            scales[active] = torch.minimum(scales[active], form.lengthscale.to(z.device).expand_as(scales[active]))
+            active = slice(None) if form.dims is None else form.dims.to(like.device)
+            scales[active] = torch.minimum(scales[active], form.lengthscale.to(like.device).expand_as(scales[active]))
     return torch.where(torch.isfinite(scales), scales, torch.ones_like(scales))

@@ -136,6 +136,10 @@ class AffinePolicies:
         """
         return secants(self._raw(x), reach, self.input_box)
 
+    def chords(self, x: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """π_i(x′) = middle + slope∘gain_i (x′ − x) + e, |e| ≤ half, for |gain_i (x′ − x)| ≤ reach: see :func:`chords`."""
+        return chords(self._raw(x), reach, self.input_box)
+
 
 def secants(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Range of (clip(v′) − clip(v))/(v′ − v) over |v′ − v| ≤ reach, see :meth:`AffinePolicies.secants`; all (*b, nu)."""
@@ -152,6 +156,23 @@ def secants(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     high = (travel - excess).clamp_min(0.0) / travel.clamp_min(tiny)
     high = torch.where(above | below, high, torch.ones_like(v))
     return low, torch.where(high > 0, high + 1e-12, high).clamp(0.0, 1.0)
+
+
+def chords(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor, Tensor]:
+    """clip(v′) ∈ middle + slope (v′ − v) ± half for |v′ − v| ≤ reach, all (*b, nu): the narrowest such strip along the chord.
+
+    The slope is that of the chord over [v − reach, v + reach]. clip(v′) − slope (v′ − v) is linear between the ends and the
+    limits of the box, so its extremes are at these. Where clip bends once, half is from half (at the bend) to all of what
+    secants from v leave open. Rounded outwards.
+    """
+    reach = reach + 1e-12 * (1.0 + v.abs() + reach)  # of rounding in v and reach
+    ends = v - reach, v + reach
+    clipped = [box.clip(end) for end in ends]
+    slope = ((clipped[1] - clipped[0]) / (2 * reach)).clamp(0.0, 1.0)
+    turns = [torch.minimum(torch.maximum(limit.expand_as(v), ends[0]), ends[1]) for limit in (box.lower, box.upper)]
+    gaps = torch.stack([box.clip(at) - slope * (at - v) for at in (*ends, *turns)])
+    least, most = gaps.amin(0), gaps.amax(0)
+    return 0.5 * (least + most), slope, 0.5 * (most - least) + 1e-14 * (1.0 + v.abs() + reach)
 
 
 def set_point_policies(targets: Tensor, gain: Tensor, feedforward: Tensor, input_box: Box) -> AffinePolicies:

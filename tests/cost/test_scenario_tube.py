@@ -1,5 +1,7 @@
 """Scenario tubes contain every trajectory of every member of F_n, and their bound is never below the true cost."""
 
+import itertools
+
 import pytest
 import torch
 from cost_cases import alone, extremal_member, generator, make_case, trajectories
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import dear, seeds
 
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
+from gpsafe.cost import scenario_tube
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.cost.monte_carlo import mean_lower
 from gpsafe.cost.scenario_tube import ScenarioTube, charge_upper, farthest_points
@@ -59,8 +62,14 @@ def policies_of(case):
 
 
 @dear()
-@given(seeds(), st.sampled_from([None, 3]), st.sampled_from([4, 24]), st.sampled_from([1.0, -1.0]))
-def test_trajectories_of_members_stay_inside(case, seed, anchors, order, sign):
+@given(
+    seeds(),
+    st.sampled_from([None, 3]),
+    st.sampled_from([4, 24]),
+    st.sampled_from([1.0, -1.0]),
+    st.sampled_from([1, 2, 8]),
+)
+def test_trajectories_of_members_stay_inside(case, seed, anchors, order, sign, pieces):
     case = alone(case)
     policies, horizon = policies_of(case), 12
     noise = sample_noise(case.system.noise_std, (horizon, 1, 8), generator(seed))
@@ -73,14 +82,15 @@ def test_trajectories_of_members_stay_inside(case, seed, anchors, order, sign):
         case.confidence.contains(lambda v: f(v).unsqueeze(-1), case.system.region.sample(100, generator(1))).outcome
         == "HOLDS"
     )
-    tube = tube_of(case, anchors=anchors, order=order, **case.task_with(horizon=horizon))
+    tube = tube_of(case, anchors=anchors, order=order, pieces=pieces, **case.task_with(horizon=horizon))
     assert not bool(escapes(case, f, policies, noise, tube).any())
 
 
-def test_the_true_plant_stays_inside(case):
+@pytest.mark.parametrize("pieces", [1, 8])
+def test_the_true_plant_stays_inside(case, pieces):
     noise = sample_noise(case.system.noise_std, (case.system.horizon, 1, 60), generator(1))
     true = lambda z: case.system.residual_fn(z)[..., 0]  # noqa: E731
-    assert not bool(escapes(case, true, policies_of(case), noise, tube_of(case)).any())
+    assert not bool(escapes(case, true, policies_of(case), noise, tube_of(case, pieces=pieces)).any())
 
 
 def extremal_set(case, policies, noise):
@@ -107,6 +117,40 @@ def test_control_a_shrunk_tube_is_left(pendulum, monkeypatch):
     )
     monkeypatch.setattr(LocalAffine, "range_outer", shrunk)
     assert any(bool(escapes(pendulum, f, policies, noise, tube).any()) for f in extremal_set(pendulum, policies, noise))
+
+
+def test_control_a_set_that_is_not_covered_by_its_pieces_is_left(pendulum, monkeypatch):
+    """Pieces of a quarter of the side leave most of the set out."""
+    policies, noise = pendulum.choose(18), sample_noise(pendulum.system.noise_std, (30, 1, 12), generator(5))
+    tube, whole = tube_of(pendulum, pieces=4), scenario_tube.cut
+
+    def holes(tube, count, sides):
+        return whole(Zonotope(tube.center, 0.25 * tube.generators), count, sides)
+
+    members = list(extremal_set(pendulum, policies, noise))
+    assert not any(bool(escapes(pendulum, f, policies, noise, tube).any()) for f in members)
+    monkeypatch.setattr(scenario_tube, "cut", holes)
+    assert any(bool(escapes(pendulum, f, policies, noise, tube).any()) for f in members)
+
+
+def test_pieces_never_widen_a_charge_and_narrow_it_where_gradients_are_unknown():
+    """Without data the residual's slope is all that is known of it: a hinge over the first state sees the narrower boxes."""
+    case = alone(CASES["1d-prior"]())
+    policies, noise = policies_of(case), sample_noise(case.system.noise_std, (6, 1, 5), generator(5))
+    cost = HingeCost(torch.ones(1).double(), -5.0, 100.0)
+    task = case.task_with(horizon=6, cost=cost)
+    charges = [
+        tube_of(case, pieces=k, limit=50.0, **task).charges(case.confidence, policies, noise) for k in (1, 2, 16)
+    ]
+    for coarse, fine in itertools.pairwise(charges):
+        assert bool((fine <= coarse * (1 + 1e-9)).all())
+    assert float((charges[2] / charges[0]).min()) < 0.99
+
+
+def test_pieces_are_a_power_of_two(pendulum):
+    for wrong in (0, 3, 2.0, True):
+        with pytest.raises(ValueError, match="pieces"):
+            tube_of(pendulum, pieces=wrong)
 
 
 def test_control_a_norm_bound_that_is_too_small_is_caught(pendulum):

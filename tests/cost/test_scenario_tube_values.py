@@ -7,8 +7,17 @@ import pytest
 import torch
 from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturating, tensor
 
-from gpsafe.cost import monte_carlo
-from gpsafe.cost.scenario_tube import SLACK, ScenarioTube, Tubes, _scales, _Walk, charge_upper, farthest_points
+from gpsafe.cost import monte_carlo, scenario_tube
+from gpsafe.cost._pieces import common, cut
+from gpsafe.cost.scenario_tube import (
+    SLACK,
+    ScenarioTube,
+    Tubes,
+    _scales,
+    _Walk,
+    charge_upper,
+    farthest_points,
+)
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import Zonotope
@@ -53,6 +62,103 @@ def test_a_step_is_its_formula(curved, anchors):
                 assert float(found.tube.support(normal[None])[p, n, 0]) == pytest.approx(reach, rel=1e-9)
             kinked.append(step.kinked)
     assert any(kinked) and not all(kinked)
+
+
+@pytest.mark.parametrize("anchors", [None, 2])
+def test_a_step_in_pieces_is_the_hull_of_their_images_within_that_of_the_whole(anchors):
+    """Boxes by hand: halved across the widest side of the anchor's box, in length-scales."""
+    F, case = bent_pendulum()
+    affine, noise, never = saturating(case), 0.02 * draw(4, 1, 4, 2), torch.zeros(2, 4, dtype=torch.bool)
+    x = case.system.initial_state + 0.05 * draw(5, 2, 4, 2)
+    tube = Zonotope(x, 0.2 * draw(6, 2, 4, 2, 3))
+    box = Zonotope(x, torch.diag_embed(0.9 * tube.radius))
+    walk = _Walk(affine, tube, never, _Walk(affine, box, never))
+    found = walk.step(bound_of(case, anchors=anchors, pieces=4), F, noise)
+    whole = replace(walk, boxes=None).step(bound_of(case, anchors=anchors), F, noise).tube
+    assert torch.equal(found.tube.generators, whole.generators) and found.boxes is not None
+    z = torch.cat([x, affine(x)], -1)
+    chosen, nearest = farthest_points(z / _scales(F, z), anchors or 4)
+    smaller = []
+    for p in range(2):
+        one, boxes = affine.select(torch.tensor([p])), {}
+        for n in range(4):
+            lender = n if anchors is None else int(chosen[p, nearest[p, n]])
+            side = box.radius[p, lender] / _scales(F, z)[:2]
+            shifts, radius = [torch.zeros(2).double()], box.radius[p, n].clone()
+            for _ in range(2):
+                i = int(side.argmax())
+                side[i], radius[i] = side[i] / 2, radius[i] / 2
+                move = torch.zeros(2).double()
+                move[i] = radius[i]
+                shifts = [shift - move for shift in shifts] + [shift + move for shift in shifts]
+            boxes[n] = lender, [x[p, n] + shift for shift in shifts], radius
+        for n, (lender, centers, radius) in boxes.items():
+            ends = []
+            for k, center in enumerate(centers):
+                anchor = one_step(F, one, boxes[lender][1][k], torch.diag(boxes[lender][2])).z
+                step = learned(F, one_step(F, one, center, torch.diag(radius)), anchor)
+                reach = step.linear.abs().sum(-1) + step.error
+                ends.append(torch.stack([step.center - reach, step.center + reach]) + noise[0, n])
+            low, high = torch.stack(ends)[:, 0].amin(0), torch.stack(ends)[:, 1].amax(0)
+            c, r = whole.center[p, n], whole.radius[p, n]
+            smaller += [bool((low > c - r).any()), bool((low < c - r).any())]
+            low, high = torch.maximum(low, c - r), torch.minimum(high, c + r)
+            torch.testing.assert_close(found.boxes.tube.center[p, n], 0.5 * (low + high), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found.boxes.tube.radius[p, n], 0.5 * (high - low), rtol=1e-9, atol=1e-12)
+    assert any(smaller[::2])
+
+
+def test_boxes_are_lost_only_with_the_whole_or_without_a_claim(monkeypatch):
+    """Too wide: the whole's hull stands in; both too wide, or F_n empty: charged for good."""
+    F, case = bent_pendulum()
+    never, x = torch.zeros(2, 3, dtype=torch.bool), case.system.initial_state.expand(2, 3, 2)
+    small, none = Zonotope(x, 0.01 * draw(1, 2, 3, 2, 2)), torch.zeros(1, 3, 2).double()
+    policies = case.policies.select(torch.tensor([0, 1]))
+    walk = _Walk(
+        policies, small, never, _Walk(policies, Zonotope(x, torch.diag_embed(torch.full((2, 3, 2), 3.0))), never)
+    )
+    bound = bound_of(case, pieces=2, limit=1.0)
+    found = walk.step(bound, F, none)
+    torch.testing.assert_close(found.boxes.tube.radius, found.tube.radius)
+    assert not bool(found.boxes.lost.any())
+    wide = Zonotope(x, 9.0 * draw(1, 2, 3, 2, 2))
+    found = replace(walk, tube=wide).step(bound, F, none)
+    assert bool(found.lost.all()) and bool(found.boxes.lost.all()) and torch.equal(found.boxes.tube.center, x)
+    cost = HingeCost(tensor([1.0, 0.0]), -9.0, 2.0)
+    assert bool((found.charge(cost) == 2.0).all()) and bool((found.step(bound, F, none).charge(cost) == 2.0).all())
+    image, calls = scenario_tube._image, []
+
+    def void(*arguments):
+        calls.append(None)
+        tube, empty = image(*arguments)
+        return tube, empty | (len(calls) == 2)
+
+    monkeypatch.setattr(scenario_tube, "_image", void)
+    good = replace(walk, boxes=_Walk(policies, Zonotope(x, torch.diag_embed(small.radius)), never)).step(bound, F, none)
+    assert not bool(good.lost.any()) and bool(good.boxes.lost.all())
+    assert bool((good.charge(cost) < 2.0 * 9).all()) and not bool(good.step(bound, F, none).boxes.lost.any())
+
+
+def test_pieces_cover_the_hull_and_no_more():
+    tube = Zonotope(draw(1, 2, 5, 3), draw(2, 2, 5, 3, 4))
+    parts = cut(tube, 8, tube.radius)
+    points = tube.center + tube.radius * (2 * torch.rand(200, 2, 5, 3, dtype=torch.float64) - 1)
+    center, radius = (value.unflatten(1, (5, 8)) for value in (parts.center, parts.radius))
+    gap = ((points.unsqueeze(3) - center).abs() - radius).amax(-1)
+    assert bool((gap.amin(-1) <= 0).all())
+    assert bool(((center - tube.center.unsqueeze(2)).abs() + radius <= tube.radius.unsqueeze(2) * (1 + 1e-9)).all())
+    torch.testing.assert_close(radius.prod(-1).sum(-1), tube.radius.prod(-1))
+
+
+def test_what_two_boxes_have_in_common():
+    a, b = Zonotope(tensor([[0.0, 0.0]]), torch.eye(2).double()[None]), Zonotope.point(tensor([[0.5, 1.0 + 1e-13]]))
+    yes, no = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
+    both = common(a, no, b, no)
+    assert both.center[0].tolist() == pytest.approx([0.5, 1.0]) and float(both.radius.max()) < 1e-12
+    for found, part in ((common(a, no, b, yes), a), (common(a, yes, b, no), b)):
+        torch.testing.assert_close(found.center, part.center)
+        torch.testing.assert_close(found.radius, part.radius)
+    assert not bool(common(a, yes, b, yes).within(1e9))
 
 
 def test_the_error_of_a_step_is_rounded_outwards():
@@ -137,9 +243,10 @@ def test_anchors_are_taken_farthest_first_from_the_point_in_the_middle():
 
 def test_scales_are_the_smallest_of_all_kernels_and_one_where_none_looks():
     parts = (kernels.rbf([0.5, 2.0], 1.0, dims=[0, 2]), kernels.rbf([0.7, 1.5], 1.0, dims=[0, 2]))
-    F = SimpleNamespace(model=SimpleNamespace(kernels=parts))
+    F = SimpleNamespace(model=SimpleNamespace(kernels=parts, nx=3, nu=1))
     assert _scales(F, torch.zeros(1, 4).double()).tolist() == [0.5, 1.0, 1.5, 1.0]
-    whole = SimpleNamespace(model=SimpleNamespace(kernels=(kernels.rbf([0.5, 2.0], 1.0), kernels.linear(1.0))))
+    parts = (kernels.rbf([0.5, 2.0], 1.0), kernels.linear(1.0))
+    whole = SimpleNamespace(model=SimpleNamespace(kernels=parts, nx=1, nu=1))
     assert _scales(whole, torch.zeros(1, 2).double()).tolist() == [0.5, 2.0]
 
 

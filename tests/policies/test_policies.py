@@ -60,6 +60,38 @@ def test_secants_are_attained(seed):
     assert torch.allclose(secant.amax(-1, keepdim=True), high, atol=2e-3)
 
 
+@given(seeds(), st.integers(1, 3), st.integers(1, 2), st.floats(-8, 1))
+def test_strips_about_chords_are_the_narrowest_that_hold_the_input(seed, nx, nu, exponent):
+    """Every input lies in the strip, and both of its sides are touched."""
+    policies, x, _, g = draw(seed, nx, nu)
+    reach = 10.0**exponent * torch.rand(3, 20, nu, dtype=torch.float64, generator=g)
+    middle, slope, half = policies.chords(x, reach)
+    raw = policies.offset.unsqueeze(-2) + x @ policies.gain.mT
+    ends = [raw - reach, raw + reach]
+    inner = [
+        torch.minimum(torch.maximum(limit.expand_as(raw), ends[0]), ends[1])
+        for limit in (policies.input_box.lower, policies.input_box.upper)
+    ]
+    steps = torch.linspace(-1, 1, 21, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    v = torch.cat([raw + reach * steps, torch.stack(ends + inner)])
+    gap = policies.input_box.clip(v) - slope * (v - raw) - middle
+    assert bool((gap.abs() <= half).all()) and bool(((slope >= 0) & (slope <= 1)).all())
+    slack = 1e-11 * (1 + raw.abs() + reach)
+    assert bool((gap.amax(0) >= half - slack).all()) and bool((gap.amin(0) <= slack - half).all())
+    low, high = policies.secants(x, reach)
+    once = (inner[0] == ends[0]) | (inner[1] == ends[1])
+    assert bool((half <= 0.5 * (high - low) * reach + slack)[once].all())
+
+
+def test_a_corner_is_held_by_half_the_width_that_secants_need():
+    policies = AffinePolicies([[1.0]], [[[-1.0]]], Box([-1.0], [1.0]))
+    reach = torch.full((1, 1, 1), 0.4, dtype=torch.float64)
+    middle, slope, half = policies.chords(torch.zeros(1, 1, 1).double(), reach)
+    low, high = policies.secants(torch.zeros(1, 1, 1).double(), reach)
+    found = [float(middle), float(slope), float(half), float(0.5 * (high - low) * reach)]
+    assert found == pytest.approx([0.9, 0.5, 0.1, 0.2], abs=1e-10)
+
+
 def test_control_slopes_of_the_center_alone_are_no_enclosure():
     policies, x, _, g = draw(5, 2, 1)
     radius = torch.ones_like(x)
