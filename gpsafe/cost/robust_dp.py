@@ -85,7 +85,7 @@ class Grid:
         limits = torch.tensor(self.cells, device=position.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
         position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
-        return torch.where(inside, _ravel(position.unbind(-1), self.cells), -1)
+        return torch.where(inside, ravel(position.unbind(-1), self.cells), -1)
 
 
 def _average_matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
@@ -139,15 +139,17 @@ def _blocks(inner: Tensor, strip: Tensor, device: torch.device, rows: int = 64) 
 
 
 class Averager:
-    """sup over sub-cells' positions of E V(m + w), for batched V, padded by the value outside."""
+    """sup over sub-cells' positions of E V(m + w), for batched V, padded by the value outside; not for means in the outermost
+    `margin` cells of each axis."""
 
-    def __init__(self, grid: Grid, noise_std: Tensor, device: torch.device) -> None:
+    def __init__(self, grid: Grid, noise_std: Tensor, device: torch.device, margin: Sequence[int] = (0, 0, 0, 0)) -> None:
         self.grid = grid
         self.axes = []
         for i in range(grid.box.dim):
             low, width = float(grid.box.lower[i]), float(grid.size[i])
             matrices = _average_matrices(low, width, grid.cells[i], grid.split[i], float(noise_std[i]))
-            self.axes.append(_blocks(*matrices, device))
+            rows = slice(margin[i] * grid.split[i], (grid.cells[i] - margin[i]) * grid.split[i])
+            self.axes.append(_blocks(*(matrix[rows] for matrix in matrices), device))
 
     def _along_last(self, value: Tensor, outside: float, axis: int) -> Tensor:
         padded = torch.nn.functional.pad(value, (1, 1), value=outside)
@@ -193,6 +195,12 @@ class RangeMax:
         """Index boxes of the mean boxes [low, high], both (P, N, nx)."""
         firsts, lasts, outside = touched(grid, low, high)
         sub = [n * s for n, s in zip(grid.cells, grid.split, strict=True)]
+        return RangeMax.among(firsts, lasts, outside, sub)
+
+    @staticmethod
+    def among(firsts: Tensor, lasts: Tensor, outside: Tensor, sub: Sequence[int], table: Tensor | None = None) -> RangeMax:
+        """Index boxes firsts … lasts (P, N, nx) in tables of that many sub-cells: policy p's in the p-th, or all in one
+        sequence of tables, P = 1, each in the one numbered in `table` (1, N)."""
         starts, stops, levels = [], [], []
         for first, last, size in zip(firsts.unbind(-1), lasts.unbind(-1), sub, strict=True):
             level = torch.zeros_like(first)
@@ -202,9 +210,12 @@ class RangeMax:
             stops.append(last - (1 << level) + 1)
             levels.append(level)
         counts = tuple(int(level.max()) + 1 for level in levels)
-        base = _ravel(levels, counts) * math.prod(sub)
+        base = ravel(levels, counts)
+        if table is not None:
+            base = base + table * math.prod(counts)
+        base = base * math.prod(sub)
         corners = itertools.product(*zip(starts, stops, strict=True))
-        return RangeMax(tuple(base + _ravel(corner, sub) for corner in corners), counts, outside)
+        return RangeMax(tuple(base + ravel(corner, sub) for corner in corners), counts, outside)
 
     def __call__(self, table: Tensor, outside: float) -> Tensor:
         shape = table.shape
@@ -216,14 +227,14 @@ class RangeMax:
                 source, target = ((k - 1) * filled, k * filled), (k * filled, (k + 1) * filled)
                 _double(stack[:, slice(*source)], stack[:, slice(*target)], 1 << (k - 1), axis - len(self.levels))
             filled *= self.levels[axis]
-        flat = stack.reshape(shape[0], -1)
+        flat = stack.reshape(len(self.outside), -1)
         result = torch.gather(flat, 1, self.queries[0])
         for query in self.queries[1:]:
             torch.maximum(result, torch.gather(flat, 1, query), out=result)
         return result.masked_fill_(self.outside, outside)
 
 
-def _ravel(position: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+def ravel(position: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     """Row-major number of a position."""
     flat = position[0]
     for part, size in zip(position[1:], shape[1:], strict=True):

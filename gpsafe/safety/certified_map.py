@@ -31,12 +31,16 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, RobustDP
+from gpsafe.cost.enclosure import enclose
+from gpsafe.cost.multilevel import Multilevel
+from gpsafe.cost.partition import Partition
+from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # added to each bound: far more than T sums of products of probabilities can err
+CHUNK = 50_000  # policy-cells enclosed at a time: the posterior's matrices stay small
 
 
 @short
@@ -45,25 +49,32 @@ class CertifiedMap:
     """lower ≤ p(x; f) ≤ upper for all f ∈ F_n and all x of a cell; see the module.
 
     Attributes:
-        grid: N cells.
+        cells: N cells, their boxes of next means and labels.
         lower, upper: of each policy over each cell, (P, N), in [0, 1].
-        assumptions: what that rests on.
+        by_cells: estimate, (P, N): how much of the gap is due to the size of cells, and not to the confidence set. Not believed.
+        assumptions: what the bounds rest on.
         confidence, policies, task, goal: of what it is a statement.
     """
 
-    grid: Grid
+    cells: Cells
     lower: Tensor
     upper: Tensor
+    by_cells: Tensor
     assumptions: tuple[Believed, ...]
     confidence: ConfidenceSet
     policies: PolicyClass
     task: Task
     goal: Box | None = None
 
+    @property
+    def partition(self) -> Partition:
+        """The cells; as many cells of a `Grid` until it is refined."""
+        return self.cells.partition
+
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds at states (*b, nx): (P, *b) each; [0, 1] outside the grid."""
-        x = _require.points("CertifiedMap.at", "x", _require.real("CertifiedMap.at", "x", x), self.grid.box.dim)
-        index = self.grid.index(x)
+        x = _require.points("CertifiedMap.at", "x", _require.real("CertifiedMap.at", "x", x), self.task.nx)
+        index = self.partition.index(x)
         known = index >= 0
         index = index.clamp_min(0)
         return torch.where(known, self.lower[:, index], 0.0), torch.where(known, self.upper[:, index], 1.0)
@@ -85,20 +96,33 @@ class CertifiedMap:
         """upper − lower, (P, N)."""
         return self.upper - self.lower
 
-    def refined(self, *, tolerance: float, cells: int = 512) -> CertifiedMap:
-        """Cells halved along all axes until no gap exceeds the tolerance, or the next grid had more than `cells` along an axis.
+    def mean(self, value: Tensor) -> Tensor:
+        """Average over the grid of what has a value on each cell, (P, N), by volume, (P,): shares of a verdict, the mean gap."""
+        return (self.partition.share * value).sum(-1)
 
-        Bounds only tighten: the coarse ones hold on the halves as well, and are intersected with theirs.
+    def refined(self, *, tolerance: float, cells: int = 512) -> CertifiedMap:
+        """Cells halved along all axes where the gap, and the part of it that is due to cells, exceed the tolerance for a policy;
+        again, until there is none or its halves would be smaller than 1/`cells` of the grid along an axis.
+
+        Bounds only tighten: those of a cell hold on its halves as well, and are intersected with theirs. Which cells are halved
+        rests on an estimate, and the bounds do not: the gap that is left can be the cells' where it errs. `open` says what is left.
         """
         _require.positive("CertifiedMap.refined", "tolerance", tolerance)
         _require.count("CertifiedMap.refined", "cells", cells)
+        most = 0
+        while max(self.partition.grid.cells) << (most + 1) <= cells:
+            most += 1
         found = self
-        while float(found.gap.max()) > tolerance and 2 * max(found.grid.cells) <= cells:
-            grid = Grid(found.grid.box, tuple(2 * n for n in found.grid.cells), found.grid.split)
-            finer = certified_map(found.confidence, found.policies, found.task, grid, goal=found.goal)
-            low, high = (_halved(bound, found.grid) for bound in (found.lower, found.upper))
-            found = replace(finer, lower=torch.maximum(finer.lower, low), upper=torch.minimum(finer.upper, high))
+        while bool((where := found.reducible(tolerance).any(0) & (found.partition.level < most)).any()):
+            parts, source = found.cells.halved(found, where)
+            finer = _solved(parts, found.confidence, found.policies, found.task, found.goal)
+            lower = torch.maximum(finer.lower, found.lower[:, source])
+            found = replace(finer, lower=lower, upper=torch.minimum(finer.upper, found.upper[:, source]))
         return found
+
+    def reducible(self, tolerance: float) -> Tensor:
+        """Where a gap exceeds the tolerance and smaller cells are estimated to narrow it, (P, N)."""
+        return torch.minimum(self.gap, self.by_cells) > tolerance
 
 
 def certified_map(
@@ -117,38 +141,54 @@ def certified_map(
         ValueError: for a goal or a grid of another dimension, and as `RobustDP` does for what it does not know.
     """
     cells = Cells.of(confidence, policies, task, grid, goal)
-    meets, inside, nowhere = cells.unsafe, cells.surely_unsafe, torch.zeros_like(cells.unsafe)
+    return _solved(cells, confidence, policies, task, goal)
+
+
+def _solved(cells: Cells, confidence: ConfidenceSet, policies: PolicyClass, task: Task, goal: Box | None) -> CertifiedMap:
+    """The bounds over given cells."""
+    nowhere = torch.zeros_like(cells.unsafe)
     if goal is None:
-        bad, good = _Event(meets, nowhere, 0.0), _Event(nowhere, inside, 1.0)
+        bad, good = _Event(cells.unsafe, nowhere, 0.0), _Event(nowhere, cells.surely_unsafe, 1.0)
+        inner = _Event(cells.surely_unsafe, nowhere, 0.0), _Event(nowhere, cells.unsafe, 1.0)
     else:
-        bad, good = _Event(meets, cells.surely_goal, 1.0), _Event(cells.goal, inside, 0.0)
-    program = cells.program
-    boxes, step = (cells.low, cells.high), max(1, program.chunk // grid.num)
-    parts = [tuple(end[i : i + step] for end in boxes) for i in range(0, policies.num, step)]
-    failed, reached = (
-        torch.cat([event.most(program.average, *part, steps=task.horizon - 1) for part in parts])
-        for event in (bad, good)
-    )
+        bad, good = _Event(cells.unsafe, cells.surely_goal, 1.0), _Event(cells.goal, cells.surely_unsafe, 0.0)
+        inner = _Event(cells.surely_unsafe, cells.goal, 1.0), _Event(cells.surely_goal, cells.unsafe, 0.0)
+    program, steps = cells.program, task.horizon - 1
+    number, outer, middle = max(1, program.chunk // cells.partition.num), [], []
+    for i in range(0, policies.num, number):
+        part = slice(i, i + number)
+        step = Multilevel.build(cells.partition, task.noise_std, cells.low[part], cells.high[part])
+        outer.append(torch.stack([event.most(step, steps) for event in (bad, good)]))
+        step = Multilevel.build(cells.partition, task.noise_std, cells.middle_low[part], cells.middle_high[part])
+        middle.append(torch.stack([event.most(step, steps, -1.0) for event in inner]))
+    (failed, reached), least = torch.cat(outer, 1), torch.cat(middle, 1)
     lower = (1.0 - failed - ROUNDING).clamp(0.0, 1.0)
     upper = torch.maximum((reached + ROUNDING).clamp(0.0, 1.0), lower)
+    by_cells = torch.maximum(failed - least[0], reached - least[1])
     believed = program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
-    return CertifiedMap(grid, lower, upper, believed, confidence, policies, task, goal)
+    return CertifiedMap(cells, lower, upper, by_cells, believed, confidence, policies, task, goal)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
     """What the programs of a map run on.
 
     Attributes:
         program: on the grid.
+        partition: N cells.
         low, high: boxes of next means, (P, N, nx).
+        middle_low, middle_high: those of the centres of cells alone, (P, N, nx).
         unsafe, surely_unsafe: cells that meet {c > 0}, and that lie in it, (N,).
         goal, surely_goal: cells that meet G and do not lie in {c > 0}; that lie in G and do not meet {c > 0}, (N,).
     """
 
     program: RobustDP
+    partition: Partition
     low: Tensor
     high: Tensor
+    middle_low: Tensor
+    middle_high: Tensor
     unsafe: Tensor
     surely_unsafe: Tensor
     goal: Tensor
@@ -163,17 +203,42 @@ class Cells:
         if goal is not None and goal.dim != grid.box.dim:
             raise _require.fail(where, f"a goal of dimension {grid.box.dim}", goal.dim)
         program = RobustDP(grid, task.with_(initial_state=grid.centers[0]))
-        enclosure = program.enclosure(confidence, policies).refine(confidence)
-        low, high = (end[:, : grid.num] for end in enclosure.boxes())
-        centers, radius = enclosure.centers[: grid.num], enclosure.radius[: grid.num]
-        ends = centers - radius, centers + radius
+        program.check(confidence)
+        partition = Partition.of(grid)
+        return Cells(program, partition, *_enclosed(confidence, policies, task, goal, *partition.boxes()))
+
+    def halved(self, of: CertifiedMap, where: Tensor) -> tuple[Cells, Tensor]:
+        """With some cells (N,) of a map halved, and for each new cell the old one that it is or came from."""
+        partition, source = self.partition.halved(where)
+        fresh = torch.nonzero(where[source]).flatten()
+        found = _enclosed(of.confidence, of.policies, of.task, of.goal, *(end[fresh] for end in partition.boxes()))
+        parts = []
+        for name, new in zip(_ENCLOSED, found, strict=True):
+            axis = 1 if new.ndim > 1 else 0
+            parts.append(getattr(self, name).index_select(axis, source).index_copy(axis, fresh, new))
+        return Cells(self.program, partition, *parts), source
+
+
+_ENCLOSED = ("low", "high", "middle_low", "middle_high", "unsafe", "surely_unsafe", "goal", "surely_goal")
+
+
+def _enclosed(
+    confidence: ConfidenceSet, policies: PolicyClass, task: Task, goal: Box | None, centers: Tensor, radius: Tensor
+) -> tuple[Tensor, ...]:
+    """`_ENCLOSED` of some cells, (n, nx) centres and radii."""
+    number, parts = max(1, CHUNK // policies.num), []
+    for i in range(0, len(centers), number):
+        center, half = centers[i : i + number], radius[i : i + number]
+        enclosure = enclose(center, half, confidence, policies).refine(confidence)
+        ends = center - half, center + half
         meets = ~(task.cost.upper(*ends) <= 0.0)  # NaN is unsafe
         inside = task.cost.lower(*ends) > 0.0
         touches = within = torch.zeros_like(meets)
         if goal is not None:
             within = ((ends[0] >= goal.lower) & (ends[1] <= goal.upper)).all(-1)
             touches = ((ends[1] >= goal.lower) & (ends[0] <= goal.upper)).all(-1)
-        return Cells(program, low, high, meets, inside, touches & ~inside, within & ~meets)
+        parts.append((*enclosure.boxes(), *enclosure.middle(), meets, inside, touches & ~inside, within & ~meets))
+    return tuple(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,21 +250,12 @@ class _Event:
     no: Tensor
     last: float
 
-    def most(self, average: Averager, low: Tensor, high: Tensor, *, steps: int) -> Tensor:
-        """Supremum of its probability for next means in [low, high] (P, N, nx), rounded up, (P, N)."""
-        grid, lookup = average.grid, RangeMax.build(average.grid, low, high)
-        value = self._decided(torch.full(low.shape[:2], self.last, dtype=low.dtype, device=low.device))
+    def most(self, step: Multilevel, steps: int, rounding: float = 1.0) -> Tensor:
+        """Supremum of its probability, (P, N), rounded up; or down: then of averages, not of labels and boxes."""
+        value = self._decided(torch.full(step.shape, self.last, dtype=torch.float64, device=self.yes.device))
         for _ in range(steps):
-            value = self._decided(lookup(average(value.reshape(-1, *grid.cells), 1.0), 1.0).clamp_max(1.0))
+            value = self._decided(step(value, 1.0, rounding).clamp(0.0, 1.0))
         return value
 
     def _decided(self, value: Tensor) -> Tensor:
         return torch.where(self.yes, 1.0, torch.where(self.no, 0.0, value))
-
-
-def _halved(bound: Tensor, grid: Grid) -> Tensor:
-    """A bound over cells, (P, N), over their halves."""
-    value = bound.reshape(-1, *grid.cells)
-    for axis in range(1, value.ndim):
-        value = value.repeat_interleave(2, axis)
-    return value.reshape(bound.shape[0], -1)

@@ -1,0 +1,135 @@
+"""One step of the robust program on a partition: the largest average over each box of next means (theory §3.3, §3.12).
+
+A leaf's box of next means is looked up on the finest level, no finer than its own, on which it spans few enough sub-cells; there
+V is its largest value over the leaves of each cell (or that of the leaf that holds the cell), which is no smaller. A level is worked on
+in *tiles*, blocks of cells with a margin for the noise, and only where boxes lie. A margin of seven σ leaves out a probability below
+3e-12, which is charged the value outside, the largest there is, as everything beyond the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe.cost.partition import Partition
+from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, ravel, touched
+from gpsafe.sets import Box
+
+TILE = {1: 1024, 2: 32, 3: 16}  # cells along an axis, at least; four coordinates are worked on whole
+TABLES = 400_000  # numbers in the tables that are worked on at a time: few enough to stay in cache
+MARGIN = 7.0  # standard deviations
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tiles:
+    """Some tiles of a level, for some boxes: K tiles of (c_1, …) cells, Q boxes."""
+
+    average: Averager
+    cells: Tensor  # nodes of the cells, (K, c_1, …)
+    lookup: RangeMax  # of Q boxes in P · K tables
+    answers: Tensor  # which entries of the flattened (P, N) they are, (Q,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Multilevel:
+    """sup over m in [low, high] of E V(m + w), for V on the leaves of a partition, rounded up."""
+
+    partition: Partition
+    shape: tuple[int, int]  # (P, N)
+    tiles: tuple[_Tiles, ...]
+
+    @staticmethod
+    def build(partition: Partition, noise_std: Tensor, low: Tensor, high: Tensor) -> Multilevel:
+        """For boxes [low, high] of the next means of P policies from N leaves, (P, N, nx) each."""
+        open_, tiles = torch.ones(low.shape[1], dtype=torch.bool, device=low.device), []
+        levels = partition.level
+        for level in reversed(range(partition.depth)):
+            grid = partition.level_grid(level)
+            tried = torch.nonzero(open_ & (levels >= level)).flatten()
+            first, last, outside = touched(grid, low[:, tried], high[:, tried])
+            if level:
+                few = (last - first < torch.tensor(_tile(grid, noise_std)[0], device=low.device)).all(-1).all(0)
+                tried, first, last, outside = tried[few], first[:, few], last[:, few], outside[:, few]
+            open_[tried] = False
+            tiles += _tiled(partition, level, noise_std, tried, (first, last), outside)
+        return Multilevel(partition, (low.shape[0], low.shape[1]), tuple(tiles))
+
+    def __call__(self, value: Tensor, outside: float, rounding: float = 1.0) -> Tensor:
+        """V on the leaves (P, N) → the suprema, (P, N); V ≤ outside, which is charged beyond the grid.
+
+        Args:
+            value: V.
+            outside: of what leaves the grid.
+            rounding: 1: averages and V on coarser cells are rounded up; −1: down.
+        """
+        nodes = torch.nn.functional.pad(rounding * self.partition.spread(rounding * value), (0, 1), value=outside)
+        result = torch.full((math.prod(self.shape),), outside, dtype=value.dtype, device=value.device)
+        for part in self.tiles:
+            cells = nodes[:, part.cells].flatten(0, 1)
+            table = part.average(cells, outside) if rounding > 0 else -part.average(-cells, -outside)
+            result[part.answers] = part.lookup(table, outside)[0]
+        return result.reshape(self.shape)
+
+
+def _tile(grid: Grid, noise_std: Tensor) -> tuple[list[int], list[int], list[int]]:
+    """Along each axis of a level: the sub-cells a box may span, the cells of a tile, those of its margin."""
+    least = TILE.get(grid.box.dim, max(grid.cells))
+    margins = [math.ceil(MARGIN * float(std) / float(size)) + 1 for std, size in zip(noise_std, grid.size, strict=True)]
+    sizes = [max(least, 1 << (2 * margin).bit_length()) for margin in margins]
+    return [n * s for n, s in zip(sizes, grid.split, strict=True)], sizes, margins
+
+
+def _tiled(
+    partition: Partition, level: int, noise_std: Tensor, leaves: Tensor, ends: tuple[Tensor, Tensor], outside: Tensor
+) -> list[_Tiles]:
+    """The tiles of a level for the boxes of some leaves (n,), index boxes `ends` (P, n, nx) twice, and which lie outside (P, n)."""
+    grid, found = partition.level_grid(level), []
+    policies, axes = outside.shape[0], range(grid.box.dim)
+    policy, row = torch.nonzero(~outside, as_tuple=True)
+    if not len(row):
+        return found
+    first, last = (end[policy, row] for end in ends)
+    reach = [-(-int(most) // s) for most, s in zip((last - first).amax(0), grid.split, strict=True)]
+    _, sizes, margins = _tile(grid, noise_std)
+    for i in axes:  # a tile that is nearly all of an axis is all of it, and has no margin
+        if sizes[i] + reach[i] + 2 * margins[i] >= grid.cells[i]:
+            sizes[i], reach[i], margins[i] = grid.cells[i], 0, 0
+    steps = [n * s for n, s in zip(sizes, grid.split, strict=True)]
+    at = first // torch.tensor(steps, device=first.device)
+    counts = [-(-n // size) for n, size in zip(grid.cells, sizes, strict=True)]
+    used, which = torch.unique(ravel(at.unbind(-1), counts), return_inverse=True)
+    corner = first - at * torch.tensor(steps, device=first.device)
+    places = torch.stack(torch.unravel_index(used, counts), dim=-1)
+    widths = [sizes[i] + reach[i] + 2 * margins[i] for i in axes]
+    rows = [(sizes[i] + reach[i]) * grid.split[i] for i in axes]
+    patch = Grid(Box(torch.zeros_like(grid.size), grid.size * grid.size.new_tensor(widths)), tuple(widths), grid.split)
+    average = Averager(patch, noise_std, first.device, margins)
+    cover, order = partition.cover(level).flatten(), torch.argsort(which, stable=True)
+    group = max(1, TABLES // (policies * math.prod(rows)))
+    for start in range(0, len(used), group):
+        part = places[start : start + group]
+        mine = order[slice(*torch.searchsorted(which[order], torch.tensor([start, start + group], device=which.device)).tolist())]
+        table = policy[mine] * len(part) + which[mine] - start
+        boxes = (end[mine].unsqueeze(0) for end in (corner, corner + last - first))
+        inside = torch.zeros_like(table, dtype=torch.bool).unsqueeze(0)
+        lookup = RangeMax.among(*boxes, inside, rows, table.unsqueeze(0))
+        answers = policy[mine] * partition.num + leaves[row[mine]]
+        found.append(_Tiles(average, _cells(cover, grid, part, sizes, margins, widths, partition.nodes), lookup, answers))
+    return found
+
+
+def _cells(
+    cover: Tensor, grid: Grid, places: Tensor, sizes: Sequence[int], margins: Sequence[int], widths: Sequence[int], beyond: int
+) -> Tensor:
+    """Nodes of the cells of tiles at `places` (K, nx), margin included; `beyond` for what lies outside the grid."""
+    cell, inside = torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.bool)
+    for i, n in enumerate(grid.cells):
+        along = places[:, i : i + 1] * sizes[i] - margins[i] + torch.arange(widths[i], device=places.device)
+        along = along.reshape(len(along), *(widths[i] if j == i else 1 for j in range(len(widths))))
+        cell = cell.to(along.device) * n + along.clamp(0, n - 1)
+        inside = inside.to(along.device) & (along >= 0) & (along < n)
+    return torch.where(inside, cover[cell], beyond)
