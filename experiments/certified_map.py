@@ -41,8 +41,12 @@ class Arguments:
 
     counts: tuple[int, ...] = (0, 50, 300)
     """Transitions known."""
-    cells: int = 256
-    """Along each axis."""
+    first: int = 64
+    """Cells along each axis to begin with."""
+    cells: int = 512
+    """Along each axis, if all were as small as the smallest."""
+    tolerance: float = 0.01
+    """Of upper − lower, beyond which a cell is halved if that is estimated to help."""
     horizon: int = 50
     """T."""
     policy: int = 20
@@ -82,24 +86,32 @@ def _truth(arguments: Arguments, seed: int) -> Piece:
     return Piece(tensors={"safe": safe.sum(-1)})
 
 
-def _mapped(arguments: Arguments, seed: int, count: int) -> Piece:
-    system, policies = reference_pendulum(), reference_pendulum_policies()[0].select(torch.tensor([arguments.policy]))
-    generator = torch.Generator().manual_seed(seed)
+def learned(seed: int, count: int) -> ConfidenceSet:
+    """F_n after that many transitions from anywhere."""
+    system, generator = reference_pendulum(), torch.Generator().manual_seed(seed)
     x, u = system.state_box.sample(count, generator), system.input_box.sample(count, generator)
     y = system.mean(x, u) + sample_noise(system.noise_std, (count,), generator)
     model = GP.create(
         system.kernels, 1e-4, nx=2, nu=1, noise_std=system.noise_std, outputs=system.outputs, prior=system.known
     )
     bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=float(system.noise_std[1]), delta=0.1)
-    confidence = ConfidenceSet(bound).update(model.condition(Transitions(x, u, y)) if count else model)
+    return ConfidenceSet(bound).update(model.condition(Transitions(x, u, y)) if count else model)
+
+
+def _mapped(arguments: Arguments, seed: int, count: int) -> Piece:
+    system, policies = reference_pendulum(), reference_pendulum_policies()[0].select(torch.tensor([arguments.policy]))
+    confidence, task = learned(seed, count), Task.of(system).with_(horizon=arguments.horizon)
     begun = time.process_time()
-    grid = Grid(AROUND, (arguments.cells, arguments.cells), (2, 2))
-    found = certified_map(confidence, policies, Task.of(system).with_(horizon=arguments.horizon), grid)
-    row = {"count": count, "seconds": time.process_time() - begun, "gap": float(found.gap.mean())}
-    row |= {"certain": float(found.certainly(arguments.level).double().mean())}
-    row |= {"certainly_not": float(found.certainly_not(arguments.level).double().mean())}
+    coarse = certified_map(confidence, policies, task, Grid(AROUND, (arguments.first, arguments.first), (2, 2)))
+    found = coarse.refined(tolerance=arguments.tolerance, cells=arguments.cells)
+    row = {"count": count, "seconds": time.process_time() - begun, "gap": float(found.mean(found.gap))}
+    row |= {"certain": float(found.mean(found.certainly(arguments.level).double()))}
+    row |= {"certainly_not": float(found.mean(found.certainly_not(arguments.level).double()))}
+    row |= {"cells": found.partition.num, "reducible": float(found.mean(found.reducible(arguments.tolerance).double()))}
     low, high = found.at(_states(arguments))
-    return Piece([row], {"lower": low[0], "upper": high[0]})
+    centers, radius = found.partition.boxes()
+    cells = torch.cat([centers - radius, centers + radius], dim=-1)
+    return Piece([row], {"lower": low[0], "upper": high[0], "cells": cells})
 
 
 # ------------------------------------------------------------------------------------------------------------ report

@@ -1,9 +1,9 @@
 """One step of the robust program on a partition: the largest average over each box of next means (theory §3.3, §3.12).
 
-A leaf's box of next means is looked up on the finest level, no finer than its own, on which it spans few enough sub-cells; there
-V is its largest value over the leaves of each cell (or that of the leaf that holds the cell), which is no smaller. A level is worked on
-in *tiles*, blocks of cells with a margin for the noise, and only where boxes lie. A margin of seven σ leaves out a probability below
-3e-12, which is charged the value outside, the largest there is, as everything beyond the grid.
+A leaf's box of next means is looked up on the finest level, no finer than its own, on which it spans few enough sub-cells;
+there V in a cell is the largest value of the leaves in it, or that of the leaf that holds it, which is no smaller than V. A
+level is worked on in *tiles*, blocks of cells with a margin for the noise, and only where boxes lie. A margin of seven σ leaves
+out a probability below 3e-12, which is charged the value outside, the largest there is, as is everything beyond the grid.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from gpsafe.cost.partition import Partition
 from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, ravel, touched
 from gpsafe.sets import Box
 
-TILE = {1: 1024, 2: 32, 3: 16}  # cells along an axis, at least; four coordinates are worked on whole
-TABLES = 400_000  # numbers in the tables that are worked on at a time: few enough to stay in cache
+TILE = {1: 1024, 2: 16, 3: 8}  # cells along an axis, at least; four coordinates are worked on whole
+SPAN = {1: 1024, 2: 128, 3: 32, 4: 32}  # sub-cells of a level that a box may span along an axis
+TABLES = 200_000  # numbers in the tables that are worked on at a time: few enough to stay in cache
 MARGIN = 7.0  # standard deviations
 
 
@@ -45,17 +46,16 @@ class Multilevel:
     @staticmethod
     def build(partition: Partition, noise_std: Tensor, low: Tensor, high: Tensor) -> Multilevel:
         """For boxes [low, high] of the next means of P policies from N leaves, (P, N, nx) each."""
-        open_, tiles = torch.ones(low.shape[1], dtype=torch.bool, device=low.device), []
-        levels = partition.level
+        waiting, tiles, levels = torch.ones(low.shape[1], dtype=torch.bool, device=low.device), [], partition.level
         for level in reversed(range(partition.depth)):
             grid = partition.level_grid(level)
-            tried = torch.nonzero(open_ & (levels >= level)).flatten()
+            tried = torch.nonzero(waiting & (levels >= level)).flatten()
             first, last, outside = touched(grid, low[:, tried], high[:, tried])
-            if level:
-                few = (last - first < torch.tensor(_tile(grid, noise_std)[0], device=low.device)).all(-1).all(0)
-                tried, first, last, outside = tried[few], first[:, few], last[:, few], outside[:, few]
-            open_[tried] = False
-            tiles += _tiled(partition, level, noise_std, tried, (first, last), outside)
+            span = (last - first).amax((0, 2))
+            few = torch.ones_like(span, dtype=torch.bool) if level == 0 else span < SPAN[grid.box.dim]
+            waiting[tried[few]] = False
+            boxes = first[:, few], last[:, few]
+            tiles += _tiled(partition, level, noise_std, tried[few], boxes, outside[:, few])
         return Multilevel(partition, (low.shape[0], low.shape[1]), tuple(tiles))
 
     def __call__(self, value: Tensor, outside: float, rounding: float = 1.0) -> Tensor:
@@ -75,26 +75,20 @@ class Multilevel:
         return result.reshape(self.shape)
 
 
-def _tile(grid: Grid, noise_std: Tensor) -> tuple[list[int], list[int], list[int]]:
-    """Along each axis of a level: the sub-cells a box may span, the cells of a tile, those of its margin."""
-    least = TILE.get(grid.box.dim, max(grid.cells))
-    margins = [math.ceil(MARGIN * float(std) / float(size)) + 1 for std, size in zip(noise_std, grid.size, strict=True)]
-    sizes = [max(least, 1 << (2 * margin).bit_length()) for margin in margins]
-    return [n * s for n, s in zip(sizes, grid.split, strict=True)], sizes, margins
-
-
 def _tiled(
-    partition: Partition, level: int, noise_std: Tensor, leaves: Tensor, ends: tuple[Tensor, Tensor], outside: Tensor
+    partition: Partition, level: int, noise_std: Tensor, leaves: Tensor, boxes: tuple[Tensor, Tensor], outside: Tensor
 ) -> list[_Tiles]:
-    """The tiles of a level for the boxes of some leaves (n,), index boxes `ends` (P, n, nx) twice, and which lie outside (P, n)."""
+    """The tiles of a level for some leaves (n,): their index boxes, first and last (P, n, nx), and which lie outside (P, n)."""
     grid, found = partition.level_grid(level), []
     policies, axes = outside.shape[0], range(grid.box.dim)
-    policy, row = torch.nonzero(~outside, as_tuple=True)
+    policy, row = torch.nonzero(~outside).unbind(-1)
     if not len(row):
         return found
-    first, last = (end[policy, row] for end in ends)
+    first, last = (end[policy, row] for end in boxes)
     reach = [-(-int(most) // s) for most, s in zip((last - first).amax(0), grid.split, strict=True)]
-    _, sizes, margins = _tile(grid, noise_std)
+    margins = [math.ceil(MARGIN * float(std) / float(size)) + 1 for std, size in zip(noise_std, grid.size, strict=True)]
+    least = TILE.get(grid.box.dim, max(grid.cells))
+    sizes = [max(least, 1 << (max(2 * m, r) - 1).bit_length()) for m, r in zip(margins, reach, strict=True)]
     for i in axes:  # a tile that is nearly all of an axis is all of it, and has no margin
         if sizes[i] + reach[i] + 2 * margins[i] >= grid.cells[i]:
             sizes[i], reach[i], margins[i] = grid.cells[i], 0, 0
@@ -109,21 +103,30 @@ def _tiled(
     patch = Grid(Box(torch.zeros_like(grid.size), grid.size * grid.size.new_tensor(widths)), tuple(widths), grid.split)
     average = Averager(patch, noise_std, first.device, margins)
     cover, order = partition.cover(level).flatten(), torch.argsort(which, stable=True)
+    ends = torch.nn.functional.pad(torch.bincount(which, minlength=len(used)).cumsum(0), (1, 0))
     group = max(1, TABLES // (policies * math.prod(rows)))
     for start in range(0, len(used), group):
         part = places[start : start + group]
-        mine = order[slice(*torch.searchsorted(which[order], torch.tensor([start, start + group], device=which.device)).tolist())]
+        mine = order[int(ends[start]) : int(ends[min(start + group, len(used))])]
         table = policy[mine] * len(part) + which[mine] - start
-        boxes = (end[mine].unsqueeze(0) for end in (corner, corner + last - first))
+        spans = [end[mine].unsqueeze(0) for end in (corner, corner + last - first)]
         inside = torch.zeros_like(table, dtype=torch.bool).unsqueeze(0)
-        lookup = RangeMax.among(*boxes, inside, rows, table.unsqueeze(0))
+        lookup = RangeMax.among(spans[0], spans[1], inside, rows, table.unsqueeze(0))
         answers = policy[mine] * partition.num + leaves[row[mine]]
-        found.append(_Tiles(average, _cells(cover, grid, part, sizes, margins, widths, partition.nodes), lookup, answers))
+        found.append(
+            _Tiles(average, _cells(cover, grid, part, sizes, margins, widths, partition.nodes), lookup, answers)
+        )
     return found
 
 
 def _cells(
-    cover: Tensor, grid: Grid, places: Tensor, sizes: Sequence[int], margins: Sequence[int], widths: Sequence[int], beyond: int
+    cover: Tensor,
+    grid: Grid,
+    places: Tensor,
+    sizes: Sequence[int],
+    margins: Sequence[int],
+    widths: Sequence[int],
+    beyond: int,
 ) -> Tensor:
     """Nodes of the cells of tiles at `places` (K, nx), margin included; `beyond` for what lies outside the grid."""
     cell, inside = torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.bool)

@@ -1,7 +1,8 @@
 """Partitions of a box into cells of unequal size: a grid, some of whose cells are halved along all axes, and so on.
 
-Level l is the grid with 2^l times as many cells along each axis; a *node* is a cell of a level, and the 2^nx halves of a node that
-is split stand behind one another on the next. Nodes that are not split are *leaves*: half open, disjoint, their union is the box.
+Level l is the grid with 2^l times as many cells along each axis; a *node* is a cell of a level, and the 2^nx halves of a node
+that is split stand behind one another on the next. Nodes that are not split are *leaves*: half open, disjoint, and their union
+is the box.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ class Partition:
             climbing = climbing & split[node]
             if level + 1 < self.depth:
                 half = (place >> (self.depth - 2 - level)) & 1
-                child = ((split.cumsum(0) - 1)[node] << self.grid.box.dim) + ravel(half.unbind(-1), (2,) * half.shape[-1])
+                child = ((split.cumsum(0) - 1)[node] << self.grid.box.dim) + ravel(
+                    half.unbind(-1), (2,) * half.shape[-1]
+                )
                 node = torch.where(climbing, child, 0)
         return torch.where(inside, found, -1)
 

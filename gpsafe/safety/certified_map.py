@@ -14,8 +14,9 @@ Cells are labelled outwards: for the bad event a cell that meets {c > 0} counts 
 for the good event the other way round. What leaves the grid counts against us in both. f may differ from step to step and from
 cell to cell in the program, so the bounds are outer. ∎
 
-What is neither certainly safe nor certainly unsafe is undecided: for want of data, or of cells. `CertifiedMap.refined` halves
-the cells; the gap that is left then is the confidence set's.
+What is neither certainly safe nor certainly unsafe is undecided: for want of data, or of small cells. `CertifiedMap.refined`
+halves cells where the latter is estimated to be the reason; the claim holds for cells of unequal size
+(`gpsafe.cost.multilevel`).
 
 Source: theory §3.3; interval Markov models of Gaussian processes (Jackson, Laurenti, Frew & Lahijanian, CDC 2021).
 """
@@ -51,7 +52,6 @@ class CertifiedMap:
     Attributes:
         cells: N cells, their boxes of next means and labels.
         lower, upper: of each policy over each cell, (P, N), in [0, 1].
-        by_cells: estimate, (P, N): how much of the gap is due to the size of cells, and not to the confidence set. Not believed.
         assumptions: what the bounds rest on.
         confidence, policies, task, goal: of what it is a statement.
     """
@@ -59,7 +59,6 @@ class CertifiedMap:
     cells: Cells
     lower: Tensor
     upper: Tensor
-    by_cells: Tensor
     assumptions: tuple[Believed, ...]
     confidence: ConfidenceSet
     policies: PolicyClass
@@ -97,23 +96,22 @@ class CertifiedMap:
         return self.upper - self.lower
 
     def mean(self, value: Tensor) -> Tensor:
-        """Average over the grid of what has a value on each cell, (P, N), by volume, (P,): shares of a verdict, the mean gap."""
+        """Average over the grid, by volume, of what has values on cells, (P, N) → (P,): a verdict's share, the mean gap."""
         return (self.partition.share * value).sum(-1)
 
     def refined(self, *, tolerance: float, cells: int = 512) -> CertifiedMap:
-        """Cells halved along all axes where the gap, and the part of it that is due to cells, exceed the tolerance for a policy;
-        again, until there is none or its halves would be smaller than 1/`cells` of the grid along an axis.
+        """Cells halved along all axes where smaller ones are estimated to narrow a gap beyond the tolerance, again and again,
+        until there is none, or until more than `cells` of the smallest would fit along an axis (`why_open` says what is left).
 
         Bounds only tighten: those of a cell hold on its halves as well, and are intersected with theirs. Which cells are halved
-        rests on an estimate, and the bounds do not: the gap that is left can be the cells' where it errs. `open` says what is left.
+        rests on an estimate, what is proven of them does not.
         """
-        _require.positive("CertifiedMap.refined", "tolerance", tolerance)
         _require.count("CertifiedMap.refined", "cells", cells)
-        most = 0
-        while max(self.partition.grid.cells) << (most + 1) <= cells:
-            most += 1
         found = self
-        while bool((where := found.reducible(tolerance).any(0) & (found.partition.level < most)).any()):
+        while max(found.partition.grid.cells) << found.partition.depth <= cells:
+            where = found.reducible(tolerance).any(0)
+            if not bool(where.any()):
+                break
             parts, source = found.cells.halved(found, where)
             finer = _solved(parts, found.confidence, found.policies, found.task, found.goal)
             lower = torch.maximum(finer.lower, found.lower[:, source])
@@ -121,8 +119,31 @@ class CertifiedMap:
         return found
 
     def reducible(self, tolerance: float) -> Tensor:
-        """Where a gap exceeds the tolerance and smaller cells are estimated to narrow it, (P, N)."""
-        return torch.minimum(self.gap, self.by_cells) > tolerance
+        """Where a gap exceeds the tolerance, and so does the part of it that is due to cells, (P, N)."""
+        _require.positive("CertifiedMap.reducible", "tolerance", tolerance)
+        return torch.minimum(self.gap, self.by_cells()) > tolerance
+
+    def why_open(self, tolerance: float) -> str:
+        """Whether all gaps are within the tolerance; if not, where the others come from."""
+        small = self.reducible(tolerance)
+        wide, small = (float(self.mean(where.double()).mean()) for where in (self.gap > tolerance, small))
+        if not wide:
+            return f"no gap exceeds {tolerance:g}"
+        return (
+            f"the gap exceeds {tolerance:g} on {100 * wide:.3g} % of the grid: on {100 * small:.3g} % smaller cells narrow it, "
+            f"on {100 * (wide - small):.3g} % more data or a larger grid (estimated)"
+        )
+
+    def by_cells(self) -> Tensor:
+        """How much of the gap is due to the size of cells and not to the confidence set, (P, N): an estimate, not believed.
+
+        That is between suprema that are rounded up and suprema over the means of cells' centres, of averages that are rounded
+        down, on labels that are rounded inwards: both go to the same limit as cells shrink.
+        """
+        cells = self.cells
+        middle = replace(cells, low=cells.middle_low, high=cells.middle_high)
+        failed, reached = _suprema(middle, self.task, self.goal, inwards=True)
+        return torch.maximum(1.0 - self.lower - failed, self.upper - reached)
 
 
 def certified_map(
@@ -144,29 +165,15 @@ def certified_map(
     return _solved(cells, confidence, policies, task, goal)
 
 
-def _solved(cells: Cells, confidence: ConfidenceSet, policies: PolicyClass, task: Task, goal: Box | None) -> CertifiedMap:
+def _solved(
+    cells: Cells, confidence: ConfidenceSet, policies: PolicyClass, task: Task, goal: Box | None
+) -> CertifiedMap:
     """The bounds over given cells."""
-    nowhere = torch.zeros_like(cells.unsafe)
-    if goal is None:
-        bad, good = _Event(cells.unsafe, nowhere, 0.0), _Event(nowhere, cells.surely_unsafe, 1.0)
-        inner = _Event(cells.surely_unsafe, nowhere, 0.0), _Event(nowhere, cells.unsafe, 1.0)
-    else:
-        bad, good = _Event(cells.unsafe, cells.surely_goal, 1.0), _Event(cells.goal, cells.surely_unsafe, 0.0)
-        inner = _Event(cells.surely_unsafe, cells.goal, 1.0), _Event(cells.surely_goal, cells.unsafe, 0.0)
-    program, steps = cells.program, task.horizon - 1
-    number, outer, middle = max(1, program.chunk // cells.partition.num), [], []
-    for i in range(0, policies.num, number):
-        part = slice(i, i + number)
-        step = Multilevel.build(cells.partition, task.noise_std, cells.low[part], cells.high[part])
-        outer.append(torch.stack([event.most(step, steps) for event in (bad, good)]))
-        step = Multilevel.build(cells.partition, task.noise_std, cells.middle_low[part], cells.middle_high[part])
-        middle.append(torch.stack([event.most(step, steps, -1.0) for event in inner]))
-    (failed, reached), least = torch.cat(outer, 1), torch.cat(middle, 1)
+    failed, reached = _suprema(cells, task, goal)
     lower = (1.0 - failed - ROUNDING).clamp(0.0, 1.0)
     upper = torch.maximum((reached + ROUNDING).clamp(0.0, 1.0), lower)
-    by_cells = torch.maximum(failed - least[0], reached - least[1])
-    believed = program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
-    return CertifiedMap(cells, lower, upper, by_cells, believed, confidence, policies, task, goal)
+    believed = cells.program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
+    return CertifiedMap(cells, lower, upper, believed, confidence, policies, task, goal)
 
 
 @short
@@ -241,21 +248,29 @@ def _enclosed(
     return tuple(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in zip(*parts, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """What happens on cells of `yes` and can no longer on cells of `no`, both (N,); elsewhere it has happened at the last state
-    with probability `last`."""
+def _suprema(cells: Cells, task: Task, goal: Box | None, *, inwards: bool = False) -> Tensor:
+    """Of the probabilities of the bad and of the good event over the cells, (2, P, N), rounded up. Inwards: averages and labels
+    are rounded down."""
+    unsafe, lost, there, held = cells.unsafe, cells.surely_unsafe, cells.goal, cells.surely_goal
+    if inwards:
+        unsafe, lost, there, held = lost, unsafe, held, there
+    last = 0.0 if goal is None else 1.0
+    events, rounding = ((unsafe, held, last), (there, lost, 1.0 - last)), -1.0 if inwards else 1.0
+    parts, number = [], max(1, cells.program.chunk // cells.partition.num)
+    for low, high in zip(cells.low.split(number), cells.high.split(number), strict=True):
+        step = Multilevel.build(cells.partition, task.noise_std, low, high)
+        parts.append(torch.stack([_most(step, *event, task.horizon - 1, rounding) for event in events]))
+    return torch.cat(parts, dim=1)
 
-    yes: Tensor
-    no: Tensor
-    last: float
 
-    def most(self, step: Multilevel, steps: int, rounding: float = 1.0) -> Tensor:
-        """Supremum of its probability, (P, N), rounded up; or down: then of averages, not of labels and boxes."""
-        value = self._decided(torch.full(step.shape, self.last, dtype=torch.float64, device=self.yes.device))
-        for _ in range(steps):
-            value = self._decided(step(value, 1.0, rounding).clamp(0.0, 1.0))
-        return value
+def _most(step: Multilevel, yes: Tensor, no: Tensor, last: float, steps: int, rounding: float) -> Tensor:
+    """Supremum of the probability of an event, (P, N): it happens on cells of `yes` and can no longer on cells of `no`, both
+    (N,); elsewhere it has happened at the last state with probability `last`."""
 
-    def _decided(self, value: Tensor) -> Tensor:
-        return torch.where(self.yes, 1.0, torch.where(self.no, 0.0, value))
+    def decided(value: Tensor) -> Tensor:
+        return torch.where(yes, 1.0, torch.where(no, 0.0, value))
+
+    value = decided(torch.full(step.shape, last, dtype=torch.float64, device=yes.device))
+    for _ in range(steps):
+        value = decided(step(value, 1.0, rounding).clamp(0.0, 1.0))
+    return value
