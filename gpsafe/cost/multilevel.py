@@ -2,8 +2,8 @@
 
 A leaf's box of next means is looked up on the finest level, no finer than its own, on which it spans few enough sub-cells;
 there V in a cell is the largest value of the leaves in it, or that of the leaf that holds it, which is no smaller than V. A
-level is worked on in *tiles*, blocks of cells with a margin for the noise, and only where boxes lie. A margin of seven σ leaves
-out a probability below 3e-12, which is charged the value outside, the largest there is, as is everything beyond the grid.
+level is worked on in *tiles*, blocks of cells with a margin for the noise, and only where boxes lie. A margin of six σ leaves
+out a probability below 2e-9, which is charged the value outside, the largest there is, as is everything beyond the grid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpsafe.sets import Box
 TILE = {1: 1024, 2: 16, 3: 8}  # cells along an axis, at least; four coordinates are worked on whole
 SPAN = {1: 1024, 2: 128, 3: 32, 4: 32}  # sub-cells of a level that a box may span along an axis
 TABLES = 200_000  # numbers in the tables that are worked on at a time: few enough to stay in cache
-MARGIN = 7.0  # standard deviations
+MARGIN = 6.0  # standard deviations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +86,7 @@ def _tiled(
         return found
     first, last = (end[policy, row] for end in boxes)
     reach = [-(-int(most) // s) for most, s in zip((last - first).amax(0), grid.split, strict=True)]
-    margins = [math.ceil(MARGIN * float(std) / float(size)) + 1 for std, size in zip(noise_std, grid.size, strict=True)]
+    margins = [math.ceil(MARGIN * float(std) / float(size)) for std, size in zip(noise_std, grid.size, strict=True)]
     least = TILE.get(grid.box.dim, max(grid.cells))
     sizes = [max(least, 1 << (max(2 * m, r) - 1).bit_length()) for m, r in zip(margins, reach, strict=True)]
     for i in axes:  # a tile that is nearly all of an axis is all of it, and has no margin

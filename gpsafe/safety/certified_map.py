@@ -109,7 +109,7 @@ class CertifiedMap:
         _require.count("CertifiedMap.refined", "cells", cells)
         found = self
         while max(found.partition.grid.cells) << found.partition.depth <= cells:
-            where = found.reducible(tolerance).any(0)
+            where = found.reducible(tolerance, cells).any(0)
             if not bool(where.any()):
                 break
             parts, source = found.cells.halved(found, where)
@@ -118,10 +118,24 @@ class CertifiedMap:
             found = replace(finer, lower=lower, upper=torch.minimum(finer.upper, found.upper[:, source]))
         return found
 
-    def reducible(self, tolerance: float) -> Tensor:
-        """Where a gap exceeds the tolerance, and so does the part of it that is due to cells, (P, N)."""
+    def reducible(self, tolerance: float, cells: int | None = None) -> Tensor:
+        """Where a gap exceeds the tolerance, and so does what smaller cells would take off it (`by_cells`), (P, N)."""
         _require.positive("CertifiedMap.reducible", "tolerance", tolerance)
-        return torch.minimum(self.gap, self.by_cells()) > tolerance
+        return torch.minimum(self.gap, self.by_cells(cells)) > tolerance
+
+    def by_cells(self, cells: int | None = None) -> Tensor:
+        """How much of the gap is due to the size of cells, (P, N): what cells as small as `cells` along an axis would take off it,
+        or any number of them. An estimate, not believed.
+
+        The limit of small cells is the supremum over the means of a cell's centre of averages on labels that are rounded inwards.
+        Of what a step adds to that, a cell that is to be halved k times keeps the share 2^−k.
+        """
+        remains = torch.zeros(self.partition.num, dtype=torch.float64)
+        if cells is not None:
+            most = max(cells // max(self.partition.grid.cells), 1).bit_length() - 1
+            remains = 0.5 ** (most - self.partition.level).clamp_min(0).double()
+        failed, reached = _suprema(self.cells, self.task, self.goal, 0.5 * (1.0 + remains))
+        return torch.maximum(1.0 - self.lower - failed, self.upper - reached)
 
     def why_open(self, tolerance: float) -> str:
         """Whether all gaps are within the tolerance; if not, where the others come from."""
@@ -133,17 +147,6 @@ class CertifiedMap:
             f"the gap exceeds {tolerance:g} on {100 * wide:.3g} % of the grid: on {100 * small:.3g} % smaller cells narrow it, "
             f"on {100 * (wide - small):.3g} % more data or a larger grid (estimated)"
         )
-
-    def by_cells(self) -> Tensor:
-        """How much of the gap is due to the size of cells and not to the confidence set, (P, N): an estimate, not believed.
-
-        That is between suprema that are rounded up and suprema over the means of cells' centres, of averages that are rounded
-        down, on labels that are rounded inwards: both go to the same limit as cells shrink.
-        """
-        cells = self.cells
-        middle = replace(cells, low=cells.middle_low, high=cells.middle_high)
-        failed, reached = _suprema(middle, self.task, self.goal, inwards=True)
-        return torch.maximum(1.0 - self.lower - failed, self.upper - reached)
 
 
 def certified_map(
@@ -248,29 +251,55 @@ def _enclosed(
     return tuple(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in zip(*parts, strict=True))
 
 
-def _suprema(cells: Cells, task: Task, goal: Box | None, *, inwards: bool = False) -> Tensor:
-    """Of the probabilities of the bad and of the good event over the cells, (2, P, N), rounded up. Inwards: averages and labels
-    are rounded down."""
-    unsafe, lost, there, held = cells.unsafe, cells.surely_unsafe, cells.goal, cells.surely_goal
-    if inwards:
-        unsafe, lost, there, held = lost, unsafe, held, there
+def _suprema(cells: Cells, task: Task, goal: Box | None, remains: Tensor | None = None) -> Tensor:
+    """Of the probabilities of the bad and of the good event over the cells, (2, P, N), rounded up; or, an estimate, with that share
+    (N,) of what rounding adds to each step."""
     last = 0.0 if goal is None else 1.0
-    events, rounding = ((unsafe, held, last), (there, lost, 1.0 - last)), -1.0 if inwards else 1.0
+    events = (cells.unsafe, cells.surely_goal, last), (cells.goal, cells.surely_unsafe, 1.0 - last)
+    inwards = (cells.surely_unsafe, cells.goal), (cells.surely_goal, cells.unsafe)
     parts, number = [], max(1, cells.program.chunk // cells.partition.num)
-    for low, high in zip(cells.low.split(number), cells.high.split(number), strict=True):
-        step = Multilevel.build(cells.partition, task.noise_std, low, high)
-        parts.append(torch.stack([_most(step, *event, task.horizon - 1, rounding) for event in events]))
+    for i in range(0, len(cells.low), number):
+        boxes = [end[i : i + number] for end in (cells.low, cells.high, cells.middle_low, cells.middle_high)]
+        outer = Multilevel.build(cells.partition, task.noise_std, *boxes[:2])
+        if remains is None:
+            found = [_most(outer, *event, task.horizon - 1) for event in events]
+        else:
+            inner = Multilevel.build(cells.partition, task.noise_std, *boxes[2:])
+            found = [
+                _estimated((outer, inner), (event[:2], within), remains, event[2], task.horizon - 1)
+                for event, within in zip(events, inwards, strict=True)
+            ]
+        parts.append(torch.stack(found))
     return torch.cat(parts, dim=1)
 
 
-def _most(step: Multilevel, yes: Tensor, no: Tensor, last: float, steps: int, rounding: float) -> Tensor:
-    """Supremum of the probability of an event, (P, N): it happens on cells of `yes` and can no longer on cells of `no`, both
-    (N,); elsewhere it has happened at the last state with probability `last`."""
+def _decided(value: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(yes, 1.0, torch.where(no, 0.0, value))
 
-    def decided(value: Tensor) -> Tensor:
-        return torch.where(yes, 1.0, torch.where(no, 0.0, value))
 
-    value = decided(torch.full(step.shape, last, dtype=torch.float64, device=yes.device))
+def _most(step: Multilevel, yes: Tensor, no: Tensor, last: float, steps: int) -> Tensor:
+    """Supremum of the probability of an event, (P, N), rounded up: it happens on cells of `yes` and can no longer on cells of `no`,
+    both (N,); elsewhere it has happened at the last state with probability `last`."""
+    value = _decided(torch.full(step.shape, last, dtype=torch.float64, device=yes.device), yes, no)
     for _ in range(steps):
-        value = decided(step(value, 1.0, rounding).clamp(0.0, 1.0))
+        value = _decided(step(value, 1.0).clamp_max(1.0), yes, no)
     return value
+
+
+def _estimated(
+    steps: tuple[Multilevel, Multilevel],
+    labels: tuple[tuple[Tensor, ...], ...],
+    remains: Tensor,
+    last: float,
+    number: int,
+) -> Tensor:
+    """As `_most`, with a mean of what is rounded up and down at every step: a share `remains` (N,) of the former."""
+    value = torch.full(steps[0].shape, last, dtype=torch.float64, device=remains.device)
+    ways = [_decided(value, *label) for label in labels]
+    for _ in range(number):
+        value = torch.lerp(ways[1], ways[0], remains)
+        ways = [
+            _decided(step(value, 1.0, rounding).clamp(0.0, 1.0), *label)
+            for step, label, rounding in zip(steps, labels, (1.0, -1.0), strict=True)
+        ]
+    return torch.lerp(ways[1], ways[0], remains)
