@@ -124,16 +124,18 @@ class CertifiedMap:
         return torch.minimum(self.gap, self.by_cells(cells)) > tolerance
 
     def by_cells(self, cells: int | None = None) -> Tensor:
-        """How much of the gap is due to the size of cells, (P, N): what cells as small as `cells` along an axis would take off it,
-        or any number of them. An estimate, not believed.
+        """How much of the gap is due to the size of cells, (P, N): what the smallest, of which `cells` fit along an axis (None:
+        any number), would take off it. An estimate, not believed.
 
-        The limit of small cells is the supremum over the means of a cell's centre of averages on labels that are rounded inwards.
-        Of what a step adds to that, a cell that is to be halved k times keeps the share 2^−k.
+        From steps whose rounding nearly cancels: the mean of one that is rounded up and one that is rounded down (suprema over
+        the means of a cell's centre, of averages and labels rounded inwards). Where a cell is to be halved k times the former
+        counts with ½(1 + 2^−k), which leaves 2^−k of its rounding.
         """
-        remains = torch.zeros(self.partition.num, dtype=torch.float64)
+        level = self.partition.level
+        remains = torch.zeros(self.partition.num, dtype=torch.float64, device=level.device)
         if cells is not None:
             most = max(cells // max(self.partition.grid.cells), 1).bit_length() - 1
-            remains = 0.5 ** (most - self.partition.level).clamp_min(0).double()
+            remains = 0.5 ** (most - level).clamp_min(0).double()
         failed, reached = _suprema(self.cells, self.task, self.goal, 0.5 * (1.0 + remains))
         return torch.maximum(1.0 - self.lower - failed, self.upper - reached)
 
@@ -251,9 +253,9 @@ def _enclosed(
     return tuple(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in zip(*parts, strict=True))
 
 
-def _suprema(cells: Cells, task: Task, goal: Box | None, remains: Tensor | None = None) -> Tensor:
-    """Of the probabilities of the bad and of the good event over the cells, (2, P, N), rounded up; or, an estimate, with that share
-    (N,) of what rounding adds to each step."""
+def _suprema(cells: Cells, task: Task, goal: Box | None, up: Tensor | None = None) -> Tensor:
+    """Of the probabilities of the bad and of the good event over the cells, (2, P, N), rounded up; or estimates, with steps
+    that are rounded up in that share (N,) and else down."""
     last = 0.0 if goal is None else 1.0
     events = (cells.unsafe, cells.surely_goal, last), (cells.goal, cells.surely_unsafe, 1.0 - last)
     inwards = (cells.surely_unsafe, cells.goal), (cells.surely_goal, cells.unsafe)
@@ -261,12 +263,12 @@ def _suprema(cells: Cells, task: Task, goal: Box | None, remains: Tensor | None 
     for i in range(0, len(cells.low), number):
         boxes = [end[i : i + number] for end in (cells.low, cells.high, cells.middle_low, cells.middle_high)]
         outer = Multilevel.build(cells.partition, task.noise_std, *boxes[:2])
-        if remains is None:
+        if up is None:
             found = [_most(outer, *event, task.horizon - 1) for event in events]
         else:
             inner = Multilevel.build(cells.partition, task.noise_std, *boxes[2:])
             found = [
-                _estimated((outer, inner), (event[:2], within), remains, event[2], task.horizon - 1)
+                _estimated((outer, inner), (event[:2], within), up, event[2], task.horizon - 1)
                 for event, within in zip(events, inwards, strict=True)
             ]
         parts.append(torch.stack(found))
@@ -278,8 +280,8 @@ def _decided(value: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 
 
 def _most(step: Multilevel, yes: Tensor, no: Tensor, last: float, steps: int) -> Tensor:
-    """Supremum of the probability of an event, (P, N), rounded up: it happens on cells of `yes` and can no longer on cells of `no`,
-    both (N,); elsewhere it has happened at the last state with probability `last`."""
+    """Supremum of the probability of an event, (P, N), rounded up: it happens on cells of `yes` and can no longer on cells of
+    `no`, both (N,); elsewhere it has happened at the last state with probability `last`."""
     value = _decided(torch.full(step.shape, last, dtype=torch.float64, device=yes.device), yes, no)
     for _ in range(steps):
         value = _decided(step(value, 1.0).clamp_max(1.0), yes, no)
@@ -289,17 +291,17 @@ def _most(step: Multilevel, yes: Tensor, no: Tensor, last: float, steps: int) ->
 def _estimated(
     steps: tuple[Multilevel, Multilevel],
     labels: tuple[tuple[Tensor, ...], ...],
-    remains: Tensor,
+    up: Tensor,
     last: float,
     number: int,
 ) -> Tensor:
-    """As `_most`, with a mean of what is rounded up and down at every step: a share `remains` (N,) of the former."""
-    value = torch.full(steps[0].shape, last, dtype=torch.float64, device=remains.device)
+    """As `_most`, with a mean of what is rounded up and down at every step: a share `up` (N,) of the former."""
+    value = torch.full(steps[0].shape, last, dtype=torch.float64, device=up.device)
     ways = [_decided(value, *label) for label in labels]
     for _ in range(number):
-        value = torch.lerp(ways[1], ways[0], remains)
+        value = torch.lerp(ways[1], ways[0], up)
         ways = [
             _decided(step(value, 1.0, rounding).clamp(0.0, 1.0), *label)
             for step, label, rounding in zip(steps, labels, (1.0, -1.0), strict=True)
         ]
-    return torch.lerp(ways[1], ways[0], remains)
+    return torch.lerp(ways[1], ways[0], up)
