@@ -106,6 +106,7 @@ class CertifiedMap:
         Bounds only tighten: those of a cell hold on its halves as well, and are intersected with theirs. Which cells are halved
         rests on an estimate, what is proven of them does not.
         """
+        _require.positive("CertifiedMap.refined", "tolerance", tolerance)
         _require.count("CertifiedMap.refined", "cells", cells)
         found = self
         while max(found.partition.grid.cells) << found.partition.depth <= cells:
