@@ -21,6 +21,7 @@ from gpsafe.sets import Box
 
 TILE = {1: 1024, 2: 16, 3: 8}  # cells along an axis, at least; four coordinates are worked on whole
 SPAN = {1: 1024, 2: 128, 3: 32, 4: 32}  # sub-cells of a level that a box may span along an axis
+WHOLE = 300_000  # sub-cells of a level that is worked on whole if its tiles were no fewer cells
 TABLES = 200_000  # numbers in the tables that are worked on at a time: few enough to stay in cache
 MARGIN = 6.0  # standard deviations
 
@@ -86,19 +87,16 @@ def _tiled(
         return found
     first, last = (end[policy, row] for end in boxes)
     reach = [-(-int(most) // s) for most, s in zip((last - first).amax(0), grid.split, strict=True)]
-    margins = [math.ceil(MARGIN * float(std) / float(size)) for std, size in zip(noise_std, grid.size, strict=True)]
-    least = TILE.get(grid.box.dim, max(grid.cells))
-    sizes = [max(least, 1 << (max(2 * m, r) - 1).bit_length()) for m, r in zip(margins, reach, strict=True)]
-    for i in axes:  # a tile that is nearly all of an axis is all of it, and has no margin
-        if sizes[i] + reach[i] + 2 * margins[i] >= grid.cells[i]:
-            sizes[i], reach[i], margins[i] = grid.cells[i], 0, 0
-    steps = [n * s for n, s in zip(sizes, grid.split, strict=True)]
-    at = first // torch.tensor(steps, device=first.device)
+    sizes, reach, margins = _tile(grid, noise_std, reach)
+    at = first // _subcells(grid, sizes)
     counts = [-(-n // size) for n, size in zip(grid.cells, sizes, strict=True)]
     used, which = torch.unique(ravel(at.unbind(-1), counts), return_inverse=True)
-    corner = first - at * torch.tensor(steps, device=first.device)
-    places = torch.stack(torch.unravel_index(used, counts), dim=-1)
     widths = [sizes[i] + reach[i] + 2 * margins[i] for i in axes]
+    if len(used) * math.prod(widths) >= grid.num and grid.num * math.prod(grid.split) <= WHOLE:
+        sizes, reach, margins = list(grid.cells), [0] * len(axes), [0] * len(axes)
+        at, counts, widths, used, which = torch.zeros_like(at), [1] * len(axes), sizes, used[:1] * 0, which * 0
+    corner = first - at * _subcells(grid, sizes)
+    places = torch.stack(torch.unravel_index(used, counts), dim=-1)
     rows = [(sizes[i] + reach[i]) * grid.split[i] for i in axes]
     patch = Grid(Box(torch.zeros_like(grid.size), grid.size * grid.size.new_tensor(widths)), tuple(widths), grid.split)
     average = Averager(patch, noise_std, first.device, margins)
@@ -117,6 +115,21 @@ def _tiled(
             _Tiles(average, _cells(cover, grid, part, sizes, margins, widths, partition.nodes), lookup, answers)
         )
     return found
+
+
+def _tile(grid: Grid, noise_std: Tensor, reach: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Cells of a tile, of what boxes reach beyond it and of its margins, along each axis."""
+    margins = [math.ceil(MARGIN * float(std) / float(size)) for std, size in zip(noise_std, grid.size, strict=True)]
+    least = TILE.get(grid.box.dim, max(grid.cells))
+    sizes = [max(least, 1 << (max(2 * m, r) - 1).bit_length()) for m, r in zip(margins, reach, strict=True)]
+    for i, n in enumerate(grid.cells):  # a tile that is nearly all of an axis is all of it, and has no margin
+        if sizes[i] + reach[i] + 2 * margins[i] >= n:
+            sizes[i], reach[i], margins[i] = n, 0, 0
+    return sizes, reach, margins
+
+
+def _subcells(grid: Grid, cells: Sequence[int]) -> Tensor:
+    return torch.tensor([n * s for n, s in zip(cells, grid.split, strict=True)], device=grid.box.lower.device)
 
 
 def _cells(
