@@ -1,8 +1,9 @@
 """Certified maps of the pendulum twin: where staying safe is certain, where it is not, and what waits for data or cells.
 
-One policy of the reference class over T states, with 0, some and more transitions from anywhere in the state box. Of each cell:
-bounds of the probability of staying safe for every f in F_n (`gpsafe.safety.certified_map`). The plant is flown from states all
-over the grid: how often its share of safe runs contradicts a bound (Clopper–Pearson), and what the certificate misses.
+One policy of the reference class over T states, with 0, some and more transitions from anywhere in the state box. The map is
+refined where smaller cells are estimated to narrow a gap (`CertifiedMap.refined`). Of each cell: bounds of the probability of
+staying safe for every f in F_n (`gpsafe.safety.certified_map`). The plant is flown from states all over the grid: how often its
+share of safe runs contradicts a bound (Clopper–Pearson), and what the certificate misses.
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ class Arguments:
 
     counts: tuple[int, ...] = (0, 50, 300)
     """Transitions known."""
-    cells: int = 256
-    """Along each axis."""
+    first: int = 64
+    """Cells along each axis to begin with."""
+    cells: int = 512
+    """Along each axis, if all were as small as the smallest."""
+    tolerance: float = 0.01
+    """Of upper − lower, beyond which a cell is halved if that is estimated to help."""
     horizon: int = 50
     """T."""
     policy: int = 20
@@ -82,24 +87,32 @@ def _truth(arguments: Arguments, seed: int) -> Piece:
     return Piece(tensors={"safe": safe.sum(-1)})
 
 
-def _mapped(arguments: Arguments, seed: int, count: int) -> Piece:
-    system, policies = reference_pendulum(), reference_pendulum_policies()[0].select(torch.tensor([arguments.policy]))
-    generator = torch.Generator().manual_seed(seed)
+def learned(seed: int, count: int) -> ConfidenceSet:
+    """F_n after that many transitions from anywhere."""
+    system, generator = reference_pendulum(), torch.Generator().manual_seed(seed)
     x, u = system.state_box.sample(count, generator), system.input_box.sample(count, generator)
     y = system.mean(x, u) + sample_noise(system.noise_std, (count,), generator)
     model = GP.create(
         system.kernels, 1e-4, nx=2, nu=1, noise_std=system.noise_std, outputs=system.outputs, prior=system.known
     )
     bound = Mixture(rkhs_norm=tuple(system.rkhs_norm.tolist()), subgaussian=float(system.noise_std[1]), delta=0.1)
-    confidence = ConfidenceSet(bound).update(model.condition(Transitions(x, u, y)) if count else model)
+    return ConfidenceSet(bound).update(model.condition(Transitions(x, u, y)) if count else model)
+
+
+def _mapped(arguments: Arguments, seed: int, count: int) -> Piece:
+    system, policies = reference_pendulum(), reference_pendulum_policies()[0].select(torch.tensor([arguments.policy]))
+    confidence, task = learned(seed, count), Task.of(system).with_(horizon=arguments.horizon)
     begun = time.process_time()
-    grid = Grid(AROUND, (arguments.cells, arguments.cells), (2, 2))
-    found = certified_map(confidence, policies, Task.of(system).with_(horizon=arguments.horizon), grid)
-    row = {"count": count, "seconds": time.process_time() - begun, "gap": float(found.gap.mean())}
-    row |= {"certain": float(found.certainly(arguments.level).double().mean())}
-    row |= {"certainly_not": float(found.certainly_not(arguments.level).double().mean())}
+    coarse = certified_map(confidence, policies, task, Grid(AROUND, (arguments.first, arguments.first), (2, 2)))
+    found = coarse.refined(tolerance=arguments.tolerance, cells=arguments.cells)
+    row = {"count": count, "seconds": time.process_time() - begun, "gap": float(found.mean(found.gap))}
+    row |= {"certain": float(found.mean(found.certainly(arguments.level).double()))}
+    row |= {"certainly_not": float(found.mean(found.certainly_not(arguments.level).double()))}
+    row |= {"cells": found.partition.num, "reducible": float(found.mean(found.reducible(arguments.tolerance).double()))}
     low, high = found.at(_states(arguments))
-    return Piece([row], {"lower": low[0], "upper": high[0]})
+    centers, radius = found.partition.boxes()
+    cells = torch.cat([centers - radius, centers + radius], dim=-1)
+    return Piece([row], {"lower": low[0], "upper": high[0], "cells": cells})
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -126,18 +139,22 @@ def _table(runs: Sequence[Run]) -> Table:
                 len(runs),
                 *(plus_minus(part) if len(runs) > 1 else f"{part[0]:.3g}" for part in parts),
                 plus_minus([row["gap"] for row in found]) if len(runs) > 1 else f"{found[0]['gap']:.3g}",
+                f"{np.median([row['cells'] for row in found]):.0f}",
+                f"{100 * np.mean([row['reducible'] for row in found]):.3g}",
                 str(Share(wrong, tried)),
                 f"{np.median([row['seconds'] for row in found]):.3g}",
             )
         )
     columns = (
-        "transitions", "seeds", f"safe with probability ≥ {arguments.level:g}, % of cells", "certainly not, %", "undecided, %",
-        "mean of upper − lower", "states at which runs contradict a bound", "CPU s",
+        "transitions", "seeds", f"safe with probability ≥ {arguments.level:g}, % of the grid", "certainly not, %",
+        "undecided, %", "mean of upper − lower", "cells", "smaller ones would help, % of the grid (estimated)",
+        "states at which runs contradict a bound", "CPU s",
     )  # fmt: skip
     caption = (
-        f"{arguments.cells} × {arguments.cells} cells, T = {arguments.horizon}. {arguments.runs} runs of the plant from each "
-        f"of {arguments.states}² states a seed; each bound is tried at level {CHANCE:g}. Means ± 95 %. F_n at δ = 0.1, "
-        "norm and kernel known."
+        f"From {arguments.first}² cells to cells of 1/{arguments.cells} of the grid along an axis, where a gap of more than "
+        f"{arguments.tolerance:g} is estimated to be due to cells; T = {arguments.horizon}. {arguments.runs} runs of the plant "
+        f"from each of {arguments.states}² states a seed; each bound is tried at level {CHANCE:g}. Means ± 95 %. F_n at "
+        "δ = 0.1, norm and kernel known."
     )
     return Table(columns, rows, caption)
 
@@ -153,6 +170,9 @@ def _figure(run: Run) -> Figure:
         plotting.certified_map(
             panel, x[:, 0, 0].numpy(), x[0, :, 1].numpy(), (lower >= arguments.level).T.numpy(), safe=safe.T.numpy()
         )
+        cells = run.pieces[f"map/{count}"].tensors["cells"].numpy()
+        plotting.outlines(panel, cells[:, :2], cells[:, 2:])
+        panel.set(xlim=(cells[:, 0].min(), cells[:, 2].max()), ylim=(cells[:, 1].min(), cells[:, 3].max()))
         panel.set_xlabel(f"angle (rad), {count} transitions")
     axes[0].set_ylabel("speed (rad/s)")
     return figure
@@ -170,9 +190,9 @@ EXPERIMENT = Experiment(
     run=run,
     report=report,
     budgets={
-        "smoke": Arguments(counts=(20,), cells=12, horizon=3, states=3, runs=4),
+        "smoke": Arguments(counts=(20,), first=6, cells=12, horizon=3, states=3, runs=4),
         "quick": Arguments(),
-        "full": Arguments(cells=512, runs=1000),
+        "full": Arguments(cells=1024, runs=1000),
     },
     seeds={"smoke": 1, "quick": 3, "full": 5},
 )

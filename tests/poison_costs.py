@@ -20,6 +20,8 @@ from gpsafe.cost import monte_carlo
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.cost.multilevel import Multilevel
+from gpsafe.cost.partition import Partition
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, sweep
@@ -147,6 +149,20 @@ def swept(low: Tensor, high: Tensor) -> Results:
     average = Averager(grid, vector(0.1), torch.device("cpu"))
     stage = torch.zeros(ROWS, 8).double()
     return (sweep(average, low, high, stage, horizon=3, outside_rate=1.0),)
+
+
+def halves() -> Partition:
+    """Of a grid of eight cells, the third."""
+    return Partition.of(Grid(Box(vector(-1.0), vector(1.0)), (8,))).halved(torch.arange(8) == 2)[0]
+
+
+def stepped(low: Tensor, high: Tensor) -> Results:
+    step = Multilevel.build(halves(), vector(0.1), low, high)
+    return (step(torch.zeros(ROWS, 9).double(), 1.0),)
+
+
+def leaves() -> Arguments:
+    return {name: torch.nn.functional.pad(end, (0, 0, 0, 1)) for name, end in cells().items()}
 
 
 def cells() -> Arguments:
@@ -305,6 +321,7 @@ PARTS = {
     "sweep": PoisonCase(
         swept, cells, lambda value: (value >= 2.0).any(-1)
     ),
+    "Multilevel.build": PoisonCase(stepped, leaves, lambda value: (value == 1.0).any(-1)),
     "LocalAffine.range_outer": PoisonCase(
         local_range,
         lambda: {

@@ -89,7 +89,7 @@ def test_a_naive_reader_of_the_process_finds_the_bounds_of_the_map(nx, goal, hor
         else:
             lower = 1 - until(labels, choices, steps, max, stay=set(), reach={"unsafe", "out"})
             upper = 1 - until(labels, choices, steps, min, stay=set(), reach={"surely_unsafe"})
-        count = made.grid.num
+        count = made.partition.num
         for ends, theirs in ((made.lower, lower), (made.upper, upper)):
             assert float((ends[policy] - torch.from_numpy(theirs[:count])).abs().max()) < 3e-9
         between = torch.stack([made.lower[policy], made.upper[policy]])
@@ -111,6 +111,8 @@ def test_control_a_probability_that_is_moved_changes_the_bounds():
 def test_what_has_no_process_is_refused():
     with pytest.raises(ValueError, match=r"a policy in 0\.\.1"):
         export_map(found(), 2)
+    with pytest.raises(ValueError, match="cells of a grid, got one refined on 2 levels"):
+        export_map(found().refined(tolerance=0.01, cells=24))
 
 
 @pytest.mark.slow
@@ -125,6 +127,6 @@ def test_storm_finds_the_bounds_of_the_map(nx, goal, horizon, tmp_path):
         formula = line.split(" = ", 1)[1].removeprefix("1 - ")
         (asked,) = stormpy.parse_properties(formula)
         values = stormpy.model_checking(model, asked)
-        theirs = np.array([values.get_value(i) for i in range(made.grid.num)])
+        theirs = np.array([values.get_value(i) for i in range(made.partition.num)])
         theirs = 1 - theirs if "= 1 - " in line else theirs
         assert float((ends[0] - torch.from_numpy(theirs)).abs().max()) < 1e-6

@@ -31,6 +31,7 @@ MODULES = (
     "baselines",
     "sweep",
     "ranges",
+    "maps",
     "lab",
 )
 

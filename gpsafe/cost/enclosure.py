@@ -197,6 +197,14 @@ class Enclosure:
         """Whether F_n is empty at some z: a falsified assumption."""
         return bool((self.low > self.high + tol).any())
 
+    def middle(self) -> tuple[Tensor, Tensor]:
+        """Boxes of the next mean from the centres of the cells alone, low and high, both (P, N, nx): what is left of `boxes` as
+        cells shrink."""
+        low, high = self.known.clone(), self.known.clone()
+        low[..., list(self.outputs)] += torch.maximum(self.low, -self.cap)
+        high[..., list(self.outputs)] += torch.minimum(self.high, self.cap)
+        return low, high
+
     def boxes(self) -> tuple[Tensor, Tensor]:
         """Outer boxes of the next mean, low and high, both (P, N, nx); the whole space where F_n came out empty: nothing is
         claimed there.

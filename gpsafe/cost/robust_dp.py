@@ -87,7 +87,7 @@ class Grid:
         limits = torch.tensor(self.cells, device=position.device)
         inside = ((position >= 0) & (position < limits)).all(-1)
         position = torch.where(inside.unsqueeze(-1), position, 0.0).long()
-        return torch.where(inside, _ravel(position.unbind(-1), self.cells), -1)
+        return torch.where(inside, ravel(position.unbind(-1), self.cells), -1)
 
     def near(self, x: Tensor) -> Tensor:
         """Indices of all cells that may hold x (*b, nx), (*b, 2^nx), with repetitions; −1 outside.
@@ -99,7 +99,7 @@ class Grid:
         ends = [torch.where(inside, (position + side).floor(), 0.0).long() for side in (-EDGE, EDGE)]
         ends = [torch.minimum(end.clamp_min(0), limits - 1) for end in ends]
         corners = itertools.product(*(pair for pair in zip(*(end.unbind(-1) for end in ends), strict=True)))
-        return torch.where(inside, torch.stack([_ravel(corner, self.cells) for corner in corners], -1), -1)
+        return torch.where(inside, torch.stack([ravel(corner, self.cells) for corner in corners], -1), -1)
 
 
 def _average_matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
@@ -153,15 +153,19 @@ def _blocks(inner: Tensor, strip: Tensor, device: torch.device, rows: int = 64) 
 
 
 class Averager:
-    """sup over sub-cells' positions of E V(m + w), for batched V, padded by the value outside."""
+    """sup over sub-cells' positions of E V(m + w), for batched V, padded by the value outside; not for means in the outermost
+    `margin` cells of each axis."""
 
-    def __init__(self, grid: Grid, noise_std: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, grid: Grid, noise_std: Tensor, device: torch.device, margin: Sequence[int] = (0, 0, 0, 0)
+    ) -> None:
         self.grid = grid
         self.axes = []
         for i in range(grid.box.dim):
             low, width = float(grid.box.lower[i]), float(grid.size[i])
             matrices = _average_matrices(low, width, grid.cells[i], grid.split[i], float(noise_std[i]))
-            self.axes.append(_blocks(*matrices, device))
+            rows = slice(margin[i] * grid.split[i], (grid.cells[i] - margin[i]) * grid.split[i])
+            self.axes.append(_blocks(matrices[0][rows], matrices[1][rows], device))
 
     def _along_last(self, value: Tensor, outside: float, axis: int) -> Tensor:
         padded = torch.nn.functional.pad(value, (1, 1), value=outside)
@@ -199,7 +203,7 @@ class RangeMax:
     """max of a table (P, S1[, S2[, S3]]) over index boxes, by a sparse table of power-of-two windows."""
 
     queries: tuple[Tensor, ...]  # flat indices into the stacked levels, (P, N) each
-    levels: tuple[int, ...]
+    levels: tuple[range, ...]  # logarithms of the windows in use along each axis
     outside: Tensor  # (P, N): the box leaves the grid
 
     @staticmethod
@@ -207,6 +211,14 @@ class RangeMax:
         """Index boxes of the mean boxes [low, high], both (P, N, nx)."""
         firsts, lasts, outside = touched(grid, low, high)
         sub = [n * s for n, s in zip(grid.cells, grid.split, strict=True)]
+        return RangeMax.among(firsts, lasts, outside, sub)
+
+    @staticmethod
+    def among(
+        firsts: Tensor, lasts: Tensor, outside: Tensor, sub: Sequence[int], table: Tensor | None = None
+    ) -> RangeMax:
+        """Index boxes firsts … lasts (P, N, nx) in tables of that many sub-cells: policy p's in the p-th, or all in one
+        sequence of tables, P = 1, each in the one numbered in `table` (1, N)."""
         starts, stops, levels = [], [], []
         for first, last, size in zip(firsts.unbind(-1), lasts.unbind(-1), sub, strict=True):
             level = torch.zeros_like(first)
@@ -215,29 +227,37 @@ class RangeMax:
             starts.append(first)
             stops.append(last - (1 << level) + 1)
             levels.append(level)
-        counts = tuple(int(level.max()) + 1 for level in levels)
-        base = _ravel(levels, counts) * math.prod(sub)
+        ranges = tuple(range(int(level.min()), int(level.max()) + 1) for level in levels)
+        counts = [len(used) for used in ranges]
+        base = ravel([level - used.start for level, used in zip(levels, ranges, strict=True)], counts)
+        if table is not None:
+            base = base + table * math.prod(counts)
         corners = itertools.product(*zip(starts, stops, strict=True))
-        return RangeMax(tuple(base + _ravel(corner, sub) for corner in corners), counts, outside)
+        return RangeMax(tuple(base * math.prod(sub) + ravel(corner, sub) for corner in corners), ranges, outside)
 
     def __call__(self, table: Tensor, outside: float) -> Tensor:
-        shape = table.shape
-        stack = table.new_empty(shape[0], math.prod(self.levels), *shape[1:])
+        shape, counts = table.shape, [len(used) for used in self.levels]
+        for axis, used in enumerate(self.levels):
+            for k in range(used.start):
+                table, shorter = torch.empty_like(table), table
+                _double(shorter, table, 1 << k, axis - len(counts))
+        stack = table.new_empty(shape[0], math.prod(counts), *shape[1:])
         stack[:, 0] = table
         filled = 1  # tables of the axes behind
-        for axis in reversed(range(len(self.levels))):
-            for k in range(1, self.levels[axis]):
+        for axis in reversed(range(len(counts))):
+            for k in range(1, counts[axis]):
                 source, target = ((k - 1) * filled, k * filled), (k * filled, (k + 1) * filled)
-                _double(stack[:, slice(*source)], stack[:, slice(*target)], 1 << (k - 1), axis - len(self.levels))
-            filled *= self.levels[axis]
-        flat = stack.reshape(shape[0], -1)
+                shift = 1 << (self.levels[axis].start + k - 1)
+                _double(stack[:, slice(*source)], stack[:, slice(*target)], shift, axis - len(counts))
+            filled *= counts[axis]
+        flat = stack.reshape(len(self.outside), -1)
         result = torch.gather(flat, 1, self.queries[0])
         for query in self.queries[1:]:
             torch.maximum(result, torch.gather(flat, 1, query), out=result)
         return result.masked_fill_(self.outside, outside)
 
 
-def _ravel(position: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+def ravel(position: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     """Row-major number of a position."""
     flat = position[0]
     for part, size in zip(position[1:], shape[1:], strict=True):

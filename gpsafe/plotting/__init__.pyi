@@ -27,6 +27,7 @@ from .labels import legend_beside as legend_beside
 from .labels import spread as spread
 from .maps import certified_map as certified_map
 from .maps import colour_map as colour_map
+from .maps import outlines as outlines
 from .pages import WIDTHS as WIDTHS
 from .pages import figure as figure
 from .pages import limit as limit

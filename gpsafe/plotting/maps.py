@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.patches import Patch
 
@@ -58,4 +59,22 @@ def certified_map(axes: Axes, x: Any, y: Any, certified: Any, *, safe: Any = Non
     if legend:
         columns = 1 if len(handles) < 2 else 2
         axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+    return axes
+
+
+def outlines(axes: Axes, lower: Any, upper: Any) -> Axes:
+    """The cells of a partition of a plane, as hairlines: the smaller the cells, the darker.
+
+    Args:
+        axes: to draw on.
+        lower, upper: (N, 2) corners of boxes.
+    """
+    a, b = (np.asarray(v, dtype=float) for v in (lower, upper))
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2:
+        raise _require.fail("outlines", "corners (N, 2) twice", f"{a.shape} and {b.shape}")
+    corners = np.stack([a, np.stack([b[:, 0], a[:, 1]], -1), b, np.stack([a[:, 0], b[:, 1]], -1)], axis=1)
+    lines = PolyCollection(
+        corners, facecolors="none", edgecolors=to_rgba(colour("ink"), 0.5), linewidths=0.12, zorder=2
+    )
+    axes.add_collection(lines)
     return axes

@@ -14,8 +14,9 @@ Cells are labelled outwards: for the bad event a cell that meets {c > 0} counts 
 for the good event the other way round. What leaves the grid counts against us in both. f may differ from step to step and from
 cell to cell in the program, so the bounds are outer. ∎
 
-What is neither certainly safe nor certainly unsafe is undecided: for want of data, or of cells. `CertifiedMap.refined` halves
-the cells; the gap that is left then is the confidence set's.
+What is neither certainly safe nor certainly unsafe is undecided: for want of data, or of small cells. `CertifiedMap.refined`
+halves cells where the latter is estimated to be the reason; the claim holds for cells of unequal size
+(`gpsafe.cost.multilevel`).
 
 Source: theory §3.3; interval Markov models of Gaussian processes (Jackson, Laurenti, Frew & Lahijanian, CDC 2021).
 """
@@ -31,12 +32,16 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, RobustDP
+from gpsafe.cost.enclosure import enclose
+from gpsafe.cost.multilevel import Multilevel
+from gpsafe.cost.partition import Partition
+from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # added to each bound: far more than T sums of products of probabilities can err
+CHUNK = 50_000  # policy-cells enclosed at a time: the posterior's matrices stay small
 
 
 @short
@@ -45,13 +50,13 @@ class CertifiedMap:
     """lower ≤ p(x; f) ≤ upper for all f ∈ F_n and all x of a cell; see the module.
 
     Attributes:
-        grid: N cells.
+        cells: N cells, their boxes of next means and labels.
         lower, upper: of each policy over each cell, (P, N), in [0, 1].
-        assumptions: what that rests on.
+        assumptions: what the bounds rest on.
         confidence, policies, task, goal: of what it is a statement.
     """
 
-    grid: Grid
+    cells: Cells
     lower: Tensor
     upper: Tensor
     assumptions: tuple[Believed, ...]
@@ -60,10 +65,15 @@ class CertifiedMap:
     task: Task
     goal: Box | None = None
 
+    @property
+    def partition(self) -> Partition:
+        """The cells; as many cells of a `Grid` until it is refined."""
+        return self.cells.partition
+
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds at states (*b, nx): (P, *b) each; [0, 1] outside the grid. On an edge those of all cells beside it hold."""
-        x = _require.points("CertifiedMap.at", "x", _require.real("CertifiedMap.at", "x", x), self.grid.box.dim)
-        index = self.grid.near(x)
+        x = _require.points("CertifiedMap.at", "x", _require.real("CertifiedMap.at", "x", x), self.task.nx)
+        index = self.partition.near(x)
         known, index = (index >= 0).all(-1), index.clamp_min(0)
         lower, upper = self.lower[:, index].amin(-1), self.upper[:, index].amax(-1)
         return torch.where(known, lower, 0.0), torch.where(known, upper, 1.0)
@@ -85,20 +95,61 @@ class CertifiedMap:
         """upper − lower, (P, N)."""
         return self.upper - self.lower
 
-    def refined(self, *, tolerance: float, cells: int = 512) -> CertifiedMap:
-        """Cells halved along all axes until no gap exceeds the tolerance, or the next grid had more than `cells` along an axis.
+    def mean(self, value: Tensor) -> Tensor:
+        """Average over the grid, by volume, of what has values on cells, (P, N) → (P,): a verdict's share, the mean gap."""
+        return (self.partition.share * value).sum(-1)
 
-        Bounds only tighten: the coarse ones hold on the halves as well, and are intersected with theirs.
+    def refined(self, *, tolerance: float, cells: int = 512) -> CertifiedMap:
+        """Cells halved along all axes where smaller ones are estimated to narrow a gap beyond the tolerance, again and again,
+        until there is none, or until more than `cells` of the smallest would fit along an axis (`why_open` says what is left).
+
+        Bounds only tighten: those of a cell hold on its halves as well, and are intersected with theirs. Which cells are halved
+        rests on an estimate, what is proven of them does not.
         """
         _require.positive("CertifiedMap.refined", "tolerance", tolerance)
         _require.count("CertifiedMap.refined", "cells", cells)
         found = self
-        while float(found.gap.max()) > tolerance and 2 * max(found.grid.cells) <= cells:
-            grid = Grid(found.grid.box, tuple(2 * n for n in found.grid.cells), found.grid.split)
-            finer = certified_map(found.confidence, found.policies, found.task, grid, goal=found.goal)
-            low, high = (_halved(bound, found.grid) for bound in (found.lower, found.upper))
-            found = replace(finer, lower=torch.maximum(finer.lower, low), upper=torch.minimum(finer.upper, high))
+        while max(found.partition.grid.cells) << found.partition.depth <= cells:
+            where = found.reducible(tolerance, cells).any(0)
+            if not bool(where.any()):
+                break
+            parts, source = found.cells.halved(found, where)
+            finer = _solved(parts, found.confidence, found.policies, found.task, found.goal)
+            lower = torch.maximum(finer.lower, found.lower[:, source])
+            found = replace(finer, lower=lower, upper=torch.minimum(finer.upper, found.upper[:, source]))
         return found
+
+    def reducible(self, tolerance: float, cells: int | None = None) -> Tensor:
+        """Where a gap exceeds the tolerance, and so does what smaller cells would take off it (`by_cells`), (P, N)."""
+        _require.positive("CertifiedMap.reducible", "tolerance", tolerance)
+        return torch.minimum(self.gap, self.by_cells(cells)) > tolerance
+
+    def by_cells(self, cells: int | None = None) -> Tensor:
+        """How much of the gap is due to the size of cells, (P, N): what the smallest, of which `cells` fit along an axis (None:
+        any number), would take off it. An estimate, not believed.
+
+        From steps whose rounding nearly cancels: the mean of one that is rounded up and one that is rounded down (suprema over
+        the means of a cell's centre, of averages and labels rounded inwards). Where a cell is to be halved k times the former
+        counts with ½(1 + 2^−k), which leaves 2^−k of its rounding.
+        """
+        level = self.partition.level
+        remains = torch.zeros(self.partition.num, dtype=torch.float64, device=level.device)
+        if cells is not None:
+            most = max(cells // max(self.partition.grid.cells), 1).bit_length() - 1
+            remains = 0.5 ** (most - level).clamp_min(0).double()
+        failed, reached = _suprema(self.cells, self.task, self.goal, 0.5 * (1.0 + remains))
+        return torch.maximum(1.0 - self.lower - failed, self.upper - reached)
+
+    def why_open(self, tolerance: float) -> str:
+        """Whether all gaps are within the tolerance; if not, where the others come from."""
+        small = self.reducible(tolerance)
+        wide, small = (float(self.mean(where.double()).mean()) for where in (self.gap > tolerance, small))
+        if not wide:
+            return f"no gap exceeds {tolerance:g}"
+        return (
+            f"the gap exceeds {tolerance:g} on {100 * wide:.3g} % of the grid: on {100 * small:.3g} % smaller cells narrow it, "
+            f"on {100 * (wide - small):.3g} % more data or a larger grid (estimated)"
+        )
 
 
 def certified_map(
@@ -117,38 +168,40 @@ def certified_map(
         ValueError: for a goal or a grid of another dimension, and as `RobustDP` does for what it does not know.
     """
     cells = Cells.of(confidence, policies, task, grid, goal)
-    meets, inside, nowhere = cells.unsafe, cells.surely_unsafe, torch.zeros_like(cells.unsafe)
-    if goal is None:
-        bad, good = _Event(meets, nowhere, 0.0), _Event(nowhere, inside, 1.0)
-    else:
-        bad, good = _Event(meets, cells.surely_goal, 1.0), _Event(cells.goal, inside, 0.0)
-    program = cells.program
-    boxes, step = (cells.low, cells.high), max(1, program.chunk // grid.num)
-    parts = [tuple(end[i : i + step] for end in boxes) for i in range(0, policies.num, step)]
-    failed, reached = (
-        torch.cat([event.most(program.average, *part, steps=task.horizon - 1) for part in parts])
-        for event in (bad, good)
-    )
+    return _solved(cells, confidence, policies, task, goal)
+
+
+def _solved(
+    cells: Cells, confidence: ConfidenceSet, policies: PolicyClass, task: Task, goal: Box | None
+) -> CertifiedMap:
+    """The bounds over given cells."""
+    failed, reached = _suprema(cells, task, goal)
     lower = (1.0 - failed - ROUNDING).clamp(0.0, 1.0)
     upper = torch.maximum((reached + ROUNDING).clamp(0.0, 1.0), lower)
-    believed = program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
-    return CertifiedMap(grid, lower, upper, believed, confidence, policies, task, goal)
+    believed = cells.program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
+    return CertifiedMap(cells, lower, upper, believed, confidence, policies, task, goal)
 
 
+@short
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
     """What the programs of a map run on.
 
     Attributes:
         program: on the grid.
+        partition: N cells.
         low, high: boxes of next means, (P, N, nx).
+        middle_low, middle_high: those of the centres of cells alone, (P, N, nx).
         unsafe, surely_unsafe: cells that meet {c > 0}, and that lie in it, (N,).
         goal, surely_goal: cells that meet G and do not lie in {c > 0}; that lie in G and do not meet {c > 0}, (N,).
     """
 
     program: RobustDP
+    partition: Partition
     low: Tensor
     high: Tensor
+    middle_low: Tensor
+    middle_high: Tensor
     unsafe: Tensor
     surely_unsafe: Tensor
     goal: Tensor
@@ -163,43 +216,93 @@ class Cells:
         if goal is not None and goal.dim != grid.box.dim:
             raise _require.fail(where, f"a goal of dimension {grid.box.dim}", goal.dim)
         program = RobustDP(grid, task.with_(initial_state=grid.centers[0]))
-        enclosure = program.enclosure(confidence, policies).refine(confidence)
-        low, high = (end[:, : grid.num] for end in enclosure.boxes())
-        centers, radius = enclosure.centers[: grid.num], enclosure.radius[: grid.num]
-        ends = centers - radius, centers + radius
+        program.check(confidence)
+        partition = Partition.of(grid)
+        return Cells(program, partition, *_enclosed(confidence, policies, task, goal, *partition.boxes()))
+
+    def halved(self, of: CertifiedMap, where: Tensor) -> tuple[Cells, Tensor]:
+        """With some cells (N,) of a map halved, and for each new cell the old one that it is or came from."""
+        partition, source = self.partition.halved(where)
+        fresh = torch.nonzero(where[source]).flatten()
+        found = _enclosed(of.confidence, of.policies, of.task, of.goal, *(end[fresh] for end in partition.boxes()))
+        parts = []
+        for name, new in zip(_ENCLOSED, found, strict=True):
+            axis = 1 if new.ndim > 1 else 0
+            parts.append(getattr(self, name).index_select(axis, source).index_copy(axis, fresh, new))
+        return Cells(self.program, partition, *parts), source
+
+
+_ENCLOSED = ("low", "high", "middle_low", "middle_high", "unsafe", "surely_unsafe", "goal", "surely_goal")
+
+
+def _enclosed(
+    confidence: ConfidenceSet, policies: PolicyClass, task: Task, goal: Box | None, centers: Tensor, radius: Tensor
+) -> tuple[Tensor, ...]:
+    """`_ENCLOSED` of some cells, (n, nx) centres and radii."""
+    number, parts = max(1, CHUNK // policies.num), []
+    for i in range(0, len(centers), number):
+        center, half = centers[i : i + number], radius[i : i + number]
+        enclosure = enclose(center, half, confidence, policies).refine(confidence)
+        ends = center - half, center + half
         meets = ~(task.cost.upper(*ends) <= 0.0)  # NaN is unsafe
         inside = task.cost.lower(*ends) > 0.0
         touches = within = torch.zeros_like(meets)
         if goal is not None:
             within = ((ends[0] >= goal.lower) & (ends[1] <= goal.upper)).all(-1)
             touches = ((ends[1] >= goal.lower) & (ends[0] <= goal.upper)).all(-1)
-        return Cells(program, low, high, meets, inside, touches & ~inside, within & ~meets)
+        parts.append((*enclosure.boxes(), *enclosure.middle(), meets, inside, touches & ~inside, within & ~meets))
+    return tuple(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in zip(*parts, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """What happens on cells of `yes` and can no longer on cells of `no`, both (N,); elsewhere it has happened at the last state
-    with probability `last`."""
+def _suprema(cells: Cells, task: Task, goal: Box | None, up: Tensor | None = None) -> Tensor:
+    """Of the probabilities of the bad and of the good event over the cells, (2, P, N), rounded up; or estimates, with steps
+    that are rounded up in that share (N,) and else down."""
+    last = 0.0 if goal is None else 1.0
+    events = (cells.unsafe, cells.surely_goal, last), (cells.goal, cells.surely_unsafe, 1.0 - last)
+    inwards = (cells.surely_unsafe, cells.goal), (cells.surely_goal, cells.unsafe)
+    parts, number = [], max(1, cells.program.chunk // cells.partition.num)
+    for i in range(0, len(cells.low), number):
+        boxes = [end[i : i + number] for end in (cells.low, cells.high, cells.middle_low, cells.middle_high)]
+        outer = Multilevel.build(cells.partition, task.noise_std, *boxes[:2])
+        if up is None:
+            found = [_most(outer, *event, task.horizon - 1) for event in events]
+        else:
+            inner = Multilevel.build(cells.partition, task.noise_std, *boxes[2:])
+            found = [
+                _estimated((outer, inner), (event[:2], within), up, event[2], task.horizon - 1)
+                for event, within in zip(events, inwards, strict=True)
+            ]
+        parts.append(torch.stack(found))
+    return torch.cat(parts, dim=1)
 
-    yes: Tensor
-    no: Tensor
-    last: float
 
-    def most(self, average: Averager, low: Tensor, high: Tensor, *, steps: int) -> Tensor:
-        """Supremum of its probability for next means in [low, high] (P, N, nx), rounded up, (P, N)."""
-        grid, lookup = average.grid, RangeMax.build(average.grid, low, high)
-        value = self._decided(torch.full(low.shape[:2], self.last, dtype=low.dtype, device=low.device))
-        for _ in range(steps):
-            value = self._decided(lookup(average(value.reshape(-1, *grid.cells), 1.0), 1.0).clamp_max(1.0))
-        return value
-
-    def _decided(self, value: Tensor) -> Tensor:
-        return torch.where(self.yes, 1.0, torch.where(self.no, 0.0, value))
+def _decided(value: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(yes, 1.0, torch.where(no, 0.0, value))
 
 
-def _halved(bound: Tensor, grid: Grid) -> Tensor:
-    """A bound over cells, (P, N), over their halves."""
-    value = bound.reshape(-1, *grid.cells)
-    for axis in range(1, value.ndim):
-        value = value.repeat_interleave(2, axis)
-    return value.reshape(bound.shape[0], -1)
+def _most(step: Multilevel, yes: Tensor, no: Tensor, last: float, steps: int) -> Tensor:
+    """Supremum of the probability of an event, (P, N), rounded up: it happens on cells of `yes` and can no longer on cells of
+    `no`, both (N,); elsewhere it has happened at the last state with probability `last`."""
+    value = _decided(torch.full(step.shape, last, dtype=torch.float64, device=yes.device), yes, no)
+    for _ in range(steps):
+        value = _decided(step(value, 1.0).clamp_max(1.0), yes, no)
+    return value
+
+
+def _estimated(
+    steps: tuple[Multilevel, Multilevel],
+    labels: tuple[tuple[Tensor, ...], ...],
+    up: Tensor,
+    last: float,
+    number: int,
+) -> Tensor:
+    """As `_most`, with a mean of what is rounded up and down at every step: a share `up` (N,) of the former."""
+    value = torch.full(steps[0].shape, last, dtype=torch.float64, device=up.device)
+    ways = [_decided(value, *label) for label in labels]
+    for _ in range(number):
+        value = torch.lerp(ways[1], ways[0], up)
+        ways = [
+            _decided(step(value, 1.0, rounding).clamp(0.0, 1.0), *label)
+            for step, label, rounding in zip(steps, labels, (1.0, -1.0), strict=True)
+        ]
+    return torch.lerp(ways[1], ways[0], up)

@@ -37,22 +37,25 @@ def export_map(found: CertifiedMap, policy: int = 0) -> str:
     """The process of one policy of a map, in the DRN format, with the properties to ask in its first lines.
 
     Args:
-        found: as `certified_map` gives it. A refined one has bounds of coarser grids intersected, which its process has not.
+        found: as `certified_map` gives it. A refined one has cells of several sizes and bounds of coarser ones intersected: no
+            such process has them as its values.
         policy: index.
 
     Raises:
-        ValueError: for more than a million states.
+        ValueError: for a refined map, and for more than a million states.
     """
-    where = "export_map"
+    where, grid = "export_map", found.partition.grid
+    if found.partition.depth > 1:
+        raise _require.fail(where, "a map on the cells of a grid", f"one refined on {found.partition.depth} levels")
     if _require.index(where, "policy", policy) >= found.policies.num:
         raise _require.fail(where, f"a policy in 0..{found.policies.num - 1}", policy)
     chosen = found.policies.select(torch.tensor([policy]))
-    cells = Cells.of(found.confidence, chosen, found.task, found.grid, found.goal)
-    process = _Process(found.grid, cells, found.task.noise_std)
+    cells = Cells.of(found.confidence, chosen, found.task, grid, found.goal)
+    process = _Process(grid, cells, found.task.noise_std)
     rows = _explored(where, process)
     number = {state: i for i, (state, _) in enumerate(rows)}
-    steps = (1 + 2 * found.grid.box.dim) * (found.task.horizon - 1)
-    start = int(found.grid.index(found.task.initial_state))
+    steps = (1 + 2 * grid.box.dim) * (found.task.horizon - 1)
+    start = int(grid.index(found.task.initial_state))
     labels = [process.labels(state) for state, _ in rows]
     lines = [f"// {line}" for line in _properties(steps, set().union(*labels), goal=found.goal is not None)]
     lines += ["@type: MDP", "@parameters", "", "@reward_models", "", "@nr_states", f"{len(rows)}"]

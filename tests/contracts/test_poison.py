@@ -29,7 +29,7 @@ PACKAGES = {
     "sets": "zonotope ellipsoid box _containment",
     "tube": "core linear ensemble gp koller",
     "cost": "curvature drift enclosure in_cell local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube"
-    " total_variation plan_tube to_go",
+    " total_variation plan_tube to_go partition multilevel",
     "certify": "judge",
     "confidence": "set bounds functionals ranges regions",
 }
@@ -42,6 +42,7 @@ PARTS = {
     "TotalVariation": "TotalVariation.paths",
     "RobustDP": "Grid.index Averager.__call__ RangeMax.build RangeMax.__call__ stages RobustDP.rates RobustDP.exploration"
     " touched enclose grow residual_reach around linearised bend InCell.of Loop.rows Loop.seminorm turn",
+    "Multilevel.build": "Multilevel.__call__ RangeMax.among ravel",
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
     "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula",
@@ -59,6 +60,7 @@ NO_CLAIM = {
     "Stage": "select",
     "LocalAffine": "gather",
     "Enclosure": "select with_residual",
+    "Partition": "spread halved",
     "Plans": "of_fallbacks open_loop select act",
     "AnchorGrid": "create",
     "Certificate": "law",
@@ -66,6 +68,7 @@ NO_CLAIM = {
 # Tested elsewhere: they refuse, or answer for all rows at once.
 ELSEWHERE = {
     "noise_radius": "tests/safety/test_shield.py",
+    "Partition.index": "tests/cost/test_partition.py: NaN lies outside",
     "CostToGo.value": "tests/safety/test_budget.py: one state at a time",
     "CostToGo.ahead": "tests/safety/test_budget.py: one state at a time",
     "noise_risk": "test_a_risk_of_nothing_is_refused",

@@ -44,6 +44,7 @@ CALLS = {  # every function of the face that takes axes, with something to draw
     "learning_curves": lambda axes: plotting.learning_curves(axes, {"sound": RUNS, "paper": RUNS}, kind="bootstrap"),
     "legend_beside": lambda axes: plotting.legend_beside(plotting.band(axes, X, X, X + 1, label="band")),
     "limit": lambda axes: plotting.limit(plotting.limit(axes, 0.5, label="limit"), 0.5, upright=True, label="limit"),
+    "outlines": lambda axes: plotting.outlines(axes, np.stack([X, X], 1), np.stack([X, X], 1) + 0.1),
     "phase": lambda axes: plotting.phase(axes, [np.stack([X, X], 1)] * 3, box=LIMITS, names=["a", "b", "c"]),
     "reliability": lambda axes: plotting.reliability(axes, X, X**2, low=X**2, high=X, label="GP"),
     "sets": lambda axes: plotting.sets(axes, {"safe": Box([-1.0, -1], [1, 1]), "terminal": BALL}),
@@ -304,8 +305,17 @@ def test_a_certificate_that_is_wrong_cannot_be_overlooked():
         plotting.certified_map(axes, X[:3], X[:3], certified.astype(float))
 
 
+def test_outlines_are_the_boxes():
+    axes = plotting.outlines(Figure().subplots(), [[0.0, 1.0], [2.0, 3.0]], [[0.5, 2.0], [4.0, 3.5]])
+    (drawn,) = axes.collections
+    ends = [path.get_extents().extents.tolist() for path in drawn.get_paths()]
+    assert ends == [[0.0, 1.0, 0.5, 2.0], [2.0, 3.0, 4.0, 3.5]]
+
+
 def test_bad_input_is_refused_in_words():
     axes = Figure().subplots()
+    with pytest.raises(ValueError, match="outlines: expected corners"):
+        plotting.outlines(axes, [0.0, 1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="learning_curves: expected a with 2 axes"):
         plotting.learning_curves(axes, {"a": X})
     with pytest.raises(ValueError, match=r"forest: expected lower ≤ upper .* a: \[1"):
