@@ -74,7 +74,7 @@ def outlines(axes: Axes, lower: Any, upper: Any) -> Axes:
         raise _require.fail("outlines", "corners (N, 2) twice", f"{a.shape} and {b.shape}")
     corners = np.stack([a, np.stack([b[:, 0], a[:, 1]], -1), b, np.stack([a[:, 0], b[:, 1]], -1)], axis=1)
     lines = PolyCollection(
-        corners, facecolors="none", edgecolors=to_rgba(colour("ink"), 0.5), linewidths=0.12, zorder=2
+        list(corners), facecolors="none", edgecolors=to_rgba(colour("ink"), 0.5), linewidths=0.12, zorder=2
     )
     axes.add_collection(lines)
     return axes

@@ -78,6 +78,7 @@ ELSEWHERE = {
     "ConfidenceBound.covers": "tests/contracts/test_theorem_limits.py, by those who ask: NaN is in no box",
     "ConfidenceSet.check_noise": "tests/contracts/test_theorem_limits.py: refuses, or answers for the whole set",
     "Grid.near": "CertifiedMap.at and CostToGo.value ask it",
+    "Partition.near": "CertifiedMap.at asks it",
     "input_matrix": "tests/safety/test_safe_set_values.py: of a known part at one point",
     "interpolation": "tests/confidence/test_ranges.py: one grid, refused as a whole",
     "ConfidenceSet.falsified": "test_nan_accuses_nobody",

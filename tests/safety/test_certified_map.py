@@ -107,6 +107,8 @@ def test_no_cell_speaks_of_a_state_beside_it():
     )
     assert float(found.lower[0, 1]) > 0.99 and float(found.task.cost(beside)) == 1.0
     assert float(found.at(beside)[0]) == 0.0
+    halved, _ = found.partition.halved(torch.arange(7) == 1)  # the same edge, between a leaf and a smaller one
+    assert sorted({*halved.near(beside).tolist()}) == [0, 6]
 
 
 def test_what_it_says_of_the_horizon_the_goal_and_the_outside():
