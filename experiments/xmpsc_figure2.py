@@ -213,6 +213,7 @@ def _table(cells: Cells, shares: Mapping[tuple[str, str], set[float]], chosen: s
         every = [row for rows in runs for row in rows]
         steps = sum(row["steps"] for row in every)
         late = [_mean(row["reward"] for row in rows[-max(len(rows) // 5, 1) :]) for rows in runs]
+        late = [value for value in late if np.isfinite(value)]  # a short run may end no episode there
         episodes = sum(row.get("episodes", 1) for row in every)
         name = NAMES[arm].format(chosen)
         violations = [sum(row["violations"] for row in rows) for rows in runs]
@@ -231,7 +232,7 @@ def _table(cells: Cells, shares: Mapping[tuple[str, str], set[float]], chosen: s
                 f"{1000 * sum(violations) / steps:.3g}",
                 str(Share(min(sum(violations), episodes), episodes)),
                 f"{np.mean([sum(r['violations'] for r in rows) for rows in warm]):.1f}" if arm != "safe" else "–",
-                plus_minus(late) if len(runs) > 1 else f"{late[0]:.1f}",
+                plus_minus(late) if len(late) > 1 else f"{late[0]:.1f}" if late else "–",
                 " / ".join(f"{s / steps:.3f}" for s in sources) if certified else "–",
                 f"{captured / of:.3f} of {of}" if of else "–",
                 f"{np.median(times):.3g}" if times else "–",
@@ -315,10 +316,10 @@ def _figure(cells: Cells, chosen: str) -> Figure:
             if apart:
                 here.set_xscale("log")
             if name == "reward":  # bands of two seeds are wider than any reward
-                lines = [np.asarray(found.get_ydata(), float) for found in here.get_lines()]
-                low, high = min(y.min() for y in lines), max(y.max() for y in lines)
-                room = 0.15 * max(high - low, 1e-9)
-                here.set_ylim(low - room, high + room)
+                lines = np.concatenate([np.asarray(found.get_ydata(), float) for found in here.get_lines()])
+                if lines.size:  # a run may be too short for an episode's reward
+                    room = 0.15 * max(np.ptp(lines), 1e-9)
+                    here.set_ylim(lines.min() - room, lines.max() + room)
         axes[0, column].set_title(task)
         axes[0, column].set_ylabel("reward of an episode" if column == 0 else "")
         axes[1, column].set_ylabel("violations so far" if column == 0 else "")
