@@ -6,7 +6,7 @@ premise each and must be caught.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from gpsafe.certify import Certificate, CertificationProblem, Margins
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, certify_invariance
-from gpsafe.confidence import ConfidenceSet
+from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member
 from gpsafe.rkhs import RKHSFunction
 from gpsafe.safety.filter import SafetyFilter
@@ -284,24 +284,33 @@ class OffByOne(Plant):
         return decision, following
 
 
-class SmallerNorm(AnyMember):
-    """The tube believes in a hundredth of the norm."""
+@dataclass(frozen=True, kw_only=True)
+class Narrow(Mixture):
+    """A hundredth of β: as with a hundredth of B and of R, but that R is looked at."""
+
+    def formula(self, info_gain, count, regularizer, *, norm, noise, log_inv_delta):
+        rest = {"norm": 0.01 * norm, "noise": 0.01 * noise, "log_inv_delta": log_inv_delta}
+        return super().formula(info_gain, count, regularizer, **rest)
+
+
+class SmallerBeta(AnyMember):
+    """The tube believes in a hundredth of β."""
 
     def build(self) -> SafetyFilter:
         problem, sure = gp_case()
         model = problem.model
         assert isinstance(model, GPTube)
         bound = model.confidence.bound
-        norms = tuple(0.01 * norm for norm in bound.norms(1).tolist())
-        narrow = ConfidenceSet(replace(bound, rkhs_norm=norms, subgaussian=0.01 * float(bound.noise(1))))
+        assert type(bound) is Mixture
+        narrow = ConfidenceSet(Narrow(rkhs_norm=bound.rkhs_norm, subgaussian=bound.subgaussian, delta=bound.delta))
         small = replace(problem, model=replace(model, confidence=narrow.update(model.confidence.model)))
         return SafetyFilter(small, Moody(), forged(small, sure.law, sure))
 
 
 @pytest.mark.slow
-def test_control_a_gp_tube_that_believes_in_too_small_a_norm_is_caught():
+def test_control_a_gp_tube_that_believes_in_too_small_a_beta_is_caught():
     with pytest.raises(AssertionError):
-        execute(SmallerNorm, examples=30, steps=8, derandomize=True)
+        execute(SmallerBeta, examples=30, steps=8, derandomize=True)
 
 
 @pytest.mark.parametrize("broken", [ShrunkTube, NotInvariant, OffByOne])
