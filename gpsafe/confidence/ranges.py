@@ -21,7 +21,6 @@ of f*.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +30,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe._threads import one_blas_thread
-from gpsafe.confidence._branch import Extremes, extremes
+from gpsafe.confidence._branch import extremes
 from gpsafe.confidence._cells import Band, Deviation, Generation, Mean, Objective, Output
 from gpsafe.confidence._taylor import EPS, MAX_DIM, Array, chord
 from gpsafe.confidence.bounds import ConfidenceBound
@@ -42,7 +40,6 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 
 TOL, CELLS = 0.01, 4096
-SHARE = 64  # boxes for which another thread is worth while
 
 
 @short
@@ -285,28 +282,11 @@ def _constant(low: Array, high: Array, good: NDArray[np.bool_], ends: tuple[floa
     return (*values, center, center, np.where(good, 0.0, np.inf))
 
 
-def _extremes(objective: Objective, lower: Array, upper: Array, tol: float, cells: int) -> Extremes:
-    """Boxes shared out among torch's threads: no box sees another."""
-    threads = min(torch.get_num_threads(), len(lower) // SHARE + 1)
-
-    def run(part: slice) -> Extremes:
-        with np.errstate(all="ignore"), torch.no_grad():
-            return extremes(objective, lower[part], upper[part], tol=tol, cells=cells)
-
-    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        found = list(
-            pool.map(run, [slice(i * len(lower) // threads, (i + 1) * len(lower) // threads) for i in range(threads)])
-        )
-    return Extremes(
-        *(np.concatenate([getattr(part, name) for part in found]) for name in ("bound", "attained", "where", "cells"))
-    )
-
-
 def _solve(
     task: _Task, low: Array, high: Array, good: NDArray[np.bool_], active: NDArray[np.intp], tol: float, cells: int
 ) -> tuple[Array, ...]:
     a, b = np.ascontiguousarray(low[good][:, active]), np.ascontiguousarray(high[good][:, active])
-    found = _extremes(task.objective, a, b, tol, cells)
+    found = extremes(task.objective, a, b, tol=tol, cells=cells)
     inside, outside = (0.0, 0.0) if task.drift is None else task.drift(a, b)
     lower = np.maximum(found.bound[:, 0] - outside, -task.cap)
     upper = np.minimum(found.bound[:, 1] + outside, task.cap)

@@ -29,7 +29,6 @@ Array = NDArray[np.float64]
 SCRATCH = 2**19  # numbers
 PANEL = 256  # columns
 RATIO = 1.25
-_MEASURING = threading.Lock()
 
 
 def usable(z: Tensor) -> bool:
@@ -212,7 +211,7 @@ def triangular_product(root: Array, rows: Array, *, scale: float = 1.0) -> Array
 
     By BLAS's dtrmm, or from `PANEL` rows on by products of whole panels (`by_panels`) where dtrmm is far slower than they are.
     """
-    if len(root) > PANEL and _panels():
+    if len(root) > PANEL and panels_are_faster():
         return by_panels(root, rows, scale=scale)
     return _by_trmm(root, rows, scale=scale)
 
@@ -225,11 +224,6 @@ def by_panels(root: Array, rows: Array, *, scale: float = 1.0) -> Array:
         panel = np.triu(root[:stop, start:stop], -start)  # dtrmm does not read what is below the diagonal either
         np.multiply(rows[:, :stop] @ panel, scale, out=rows[:, start:stop])
     return rows
-
-
-def _panels() -> bool:
-    with _MEASURING:  # threads must not come to two answers
-        return panels_are_faster()
 
 
 @cache

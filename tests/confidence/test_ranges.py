@@ -279,19 +279,6 @@ def test_no_box_sees_another(nu):
                 assert torch.equal(a[pick], b)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_the_number_of_threads_changes_no_digit(threads, monkeypatch):
-    model = learned(2.5, [0.4, 0.7], 1e-3)
-    lower = uniform(11, 2)
-    monkeypatch.setattr(ranges, "SHARE", 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone = ranges.std(model, (lower, lower + 0.3))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    shared = ranges.std(model, (lower, lower + 0.3))
-    for name in ("lower", "upper", "attained_low", "attained_high", "argmin", "argmax", "gap"):
-        assert torch.equal(getattr(shared, name), getattr(alone, name))
-
-
 @given(st.integers(0, 10**6), st.sampled_from(["rbf", "matern 5/2", "matern 3/2"]))
 @settings(max_examples=12, deadline=None)
 def test_attained_values_of_a_part_lie_in_the_range_of_the_whole(seed, name):
