@@ -208,7 +208,7 @@ def _path(problem: CertificationProblem, proposal: Proposal, device: torch.devic
         if type(path) is not Tensor or path.dtype is not torch.float64 or path.shape != shape:
             return None
         return torch.empty(shape, dtype=torch.float64, device=device).copy_(path.detach())
-    except Exception:  # as in `_plan`
+    except Exception:  # of whatever was handed in, as in `_plan`: it is no path, and the judge makes its own
         return None
 
 

@@ -67,9 +67,8 @@ class Spectrum:
         """R_n² for c = scale and R = noise (*b,), rounded outwards."""
         ratio = (scale / noise.square()).unsqueeze(-1) * self.values
         fit = (self.targets.square() / (1 + ratio)).sum(-1)
-        share = (
-            ratio.amax(-1) * 2 * EPS
-        )  # error of r: 1/(1 + r) moves by 2·share of itself, ln(1 + r) by 2·share/(1 + r) at most
+        # The error of r: 1/(1 + r) moves by 2·share of itself, ln(1 + r) by 2·share/(1 + r) at most.
+        share = ratio.amax(-1) * 2 * EPS
         value = fit + noise.square() * (torch.log1p(ratio).sum(-1) + 2 * log_inv_delta)
         return value * (1 + 1e-12) + 2 * share * (fit + noise.square() * (1 / (1 + ratio)).sum(-1))
 
