@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe import plotting
-from gpsafe.algorithms.certification import Certification
+from gpsafe.algorithms.certification import Certification, invariant_about_rest
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Training
@@ -33,7 +33,7 @@ from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import Share, draw_shares, grouped
-from ._report.xmpsc_runs import proposals
+from ._report.xmpsc_runs import proposals, tilt_error
 
 Plant = SimplePendulum | SafeCartPole | Drone
 PLANTS: dict[str, Callable[[], Plant]] = {
@@ -146,24 +146,12 @@ class _Models:
 
 def certification(plant: Plant, *, sound: bool = False) -> Certification:
     """Paper mode with the published gains and N; the drone's with the LQR gain of roll and pitch, which its limits are on."""
-    mode: Any = {"mode": "sound", "feedback": None, "delta": 0.1} if sound else {}
+    how: dict[str, Any] = {"mode": "sound", "feedback": None, "delta": 0.1} if sound else {"feedback": 0.5}
     if isinstance(plant, SafeCartPole):
-        return Certification(states=7, terminal="invariant", **mode)
+        return invariant_about_rest(plant, states=7, **how)
     if isinstance(plant, SimplePendulum):
-        error = 2 * plant.observation_noise * plant.state_box.radius
-        return Certification(states=5, terminal="invariant", error=error, **mode)
-    error = torch.zeros(12, dtype=torch.float64)
-    error[3:5] = 3 * plant.observation_noise
-    about: Any = {
-        "feedback": None,
-        "dims": (3, 4, 9, 10),
-        "rest": (plant.initial_state, vector(plant.hover, 0.0, 0.0, 0.0)),
-    }
-    about |= {"around": torch.full((12,), 4.0, dtype=torch.float64), "input_weight": 0.1}
-    about |= {
-        "state_weight": vector(*(3 * [1.0]), 50.0, 50.0, *(7 * [1.0]))
-    }  # an error of the tilt decays in half a second
-    return Certification(states=4, terminal="invariant", error=error, **(mode | about))
+        return invariant_about_rest(plant, states=5, error=2 * plant.observation_noise * plant.state_box.radius, **how)
+    return invariant_about_rest(plant, error=tilt_error(plant), **(how | {"feedback": None}))
 
 
 def push(plant: Plant, x: Tensor, drawn: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.models import Ensemble, Training, identity_prior
 from gpsafe.planning.mbpo import Preset, Settings
 from gpsafe.safety.flight import SOURCES
+from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import Episodic
 
 SAVE_EVERY = 10  # episodes between two saves of a run that may be stopped
@@ -37,6 +38,13 @@ def trained(one: XMPSC, budget: int, scratch: Path, told: Callable[[str], None])
         told(f"{one.steps} of {budget} steps")
     names = (*KEPT, *(f"from_{name}" for name in SOURCES))
     return [{name: row[name] for name in names if name in row} for row in one.logger.rows]
+
+
+def tilt_error(plant: Drone) -> Tensor:
+    """Three times the measurement noise in roll and pitch, (12,): with limits drawn in by once it was seen to violate."""
+    error = torch.zeros(12, dtype=torch.float64)
+    error[3:5] = 3 * plant.observation_noise
+    return error
 
 
 def untrained(

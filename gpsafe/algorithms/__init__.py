@@ -2,7 +2,7 @@
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
-from gpsafe.algorithms.certification import Certification
+from gpsafe.algorithms.certification import Certification, invariant_about_rest
 from gpsafe.algorithms.defaults import sound_learner
 from gpsafe.algorithms.episode import Pilot, Trajectory, proposals, unverified_episode, verified_episode
 from gpsafe.algorithms.explain import Explanation
@@ -39,6 +39,7 @@ __all__ = [
     "Trajectory",
     "TrueModel",
     "estimate",
+    "invariant_about_rest",
     "proposals",
     "sound_learner",
     "unverified_episode",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +28,14 @@ from gpsafe.certify.problem import CertificationProblem, Proposer
 from gpsafe.certify.terminal_set import AffineLaw, Invariance, TerminalSet, certify_invariance
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.data import Transitions
+from gpsafe.linalg import vector
 from gpsafe.models.ensemble import Ensemble
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
+from gpsafe.systems.arm import TwoLinkArm
 from gpsafe.systems.base import HalfspaceCost, System
+from gpsafe.systems.drone import Drone
+from gpsafe.systems.episodic import Episodic
 from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
 from gpsafe.tube.core import Mode, TubeModel
 
@@ -291,6 +295,26 @@ class Certification:
         closed = A + B @ gain
         law = AffineLaw.about(gain @ torch.eye(tube.nx, dtype=torch.float64)[dims], rest, still)
         return _Rest(rest, law, closed, after - closed @ rest[dims], spread)
+
+
+def invariant_about_rest(plant: Episodic, **changes: Any) -> Certification:
+    """Certification with an invariant terminal set and its LQR gain, tuned for a stock plant; `changes` are its arguments.
+
+    Drone: in roll, pitch and their rates about hovering, with a law under which a tilt decays in half a second. Arm: in the
+    end-effector's place and the joints' rates about a bent elbow. Others: in all coordinates about the plant's initial state.
+    """
+    chosen: dict[str, Any] = {"terminal": "invariant", "feedback": None}
+    if isinstance(plant, Drone):
+        about, weight = torch.full((12,), 4.0, dtype=torch.float64), torch.ones(12, dtype=torch.float64)
+        weight[3:5] = 50.0
+        hover = vector(plant.hover, 0.0, 0.0, 0.0)
+        chosen |= {"states": 4, "dims": (3, 4, 9, 10), "rest": (plant.initial_state, hover)}
+        chosen |= {"around": about, "state_weight": weight, "input_weight": 0.1}
+    if isinstance(plant, TwoLinkArm):
+        bent = plant.of(vector(0.0, 1.5), torch.zeros(2).double(), vector(0.2, 0.2))
+        chosen |= {"dims": (0, 1, 6, 7), "rest": (bent, torch.zeros(2).double())}
+        chosen["around"] = vector(0.15, 0.15, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+    return Certification(**(chosen | changes))
 
 
 def _of_mode(model: TubeModel, mode: Mode) -> TubeModel:

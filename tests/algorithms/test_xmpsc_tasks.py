@@ -18,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpsafe
-from gpsafe.algorithms.certification import Certification, NoInvariantSetError
+from gpsafe.algorithms.certification import Certification, NoInvariantSetError, invariant_about_rest
 from gpsafe.algorithms.xmpsc import XMPSC
 from gpsafe.certify import Proposal
-from gpsafe.linalg import vector
 from gpsafe.models import Ensemble
 from gpsafe.models._normalizer import Normalizer
 from gpsafe.systems import Drone, TwoLinkArm
@@ -40,20 +39,7 @@ def certification(plant: Any, mode: Any, terminal: Any) -> Certification:
     if terminal == "hull":
         gain = 1e-4 if isinstance(plant, Drone | TwoLinkArm) else 0.5
         return Certification(states=3, mode=mode, dims=plant.limited, feedback=gain)
-    about: dict[str, Any] = {}
-    if isinstance(plant, Drone):
-        about = {"dims": (3, 4, 9, 10), "rest": (plant.initial_state, vector(plant.hover, 0.0, 0.0, 0.0))}
-        about |= {
-            "around": torch.full((12,), 4.0).double(),
-            "state_weight": torch.ones(12).double(),
-            "input_weight": 0.1,
-        }
-        about["state_weight"][3:5] = 50.0
-    if isinstance(plant, TwoLinkArm):
-        bent = plant.of(vector(0.0, 1.5), torch.zeros(2).double(), vector(0.2, 0.2))
-        around = vector(0.15, 0.15, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
-        about = {"dims": (0, 1, 6, 7), "rest": (bent, torch.zeros(2).double()), "around": around}
-    return Certification(states=3, mode=mode, terminal="invariant", feedback=None, **about)
+    return invariant_about_rest(plant, states=3, mode=mode)
 
 
 def one_of(task: str, mode: str, terminal: str) -> XMPSC:
@@ -149,6 +135,16 @@ class Moody:
         )
         inputs[0] = inputs[0] if mood == "rest" else learned
         return Proposal(inputs, mood, 1, 0.0, "", 0.0)
+
+
+def test_the_drone_has_plans_that_may_tilt():
+    """Its invariant set is in roll, pitch and their rates; the hull of its starts is 0.005 rad wide."""
+    one = trained(one_of("drone", "paper", "invariant"), 30)
+    rows, safe = [row for row in one.logger.rows if row["phase"] == "train"], one.filter()
+    assert sum(row["from_plan"] for row in rows) > 0.9 * sum(row["steps"] for row in rows)
+    assert safe is not None
+    tilts = safe.problem.terminal.support(torch.eye(12, dtype=torch.float64)[3:5])
+    assert bool((tilts > 0.1).all()) and bool((tilts < float(one.system.state_box.upper[3])).all())
 
 
 @settings(max_examples=4, deadline=None)
