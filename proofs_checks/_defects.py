@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpsafe.confidence import Mixture
+from gpsafe.cost import _closed_loop
 from gpsafe.cost.local_affine import Displacements, LocalAffine, Moduli
 from gpsafe.policies import AffinePolicies
 from gpsafe.sets.zonotope import Zonotope
@@ -136,27 +137,14 @@ def _less_box(original: Callable[[Zonotope, int], Zonotope]) -> Scaled:
     return scaled
 
 
-def _less_kink(secants: tuple[Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor]:
-    low, high = secants
-    middle, half = 0.5 * (low + high), 0.5 * factor * (high - low)
-    return middle - half, middle + half
-
-
 def _less_strip(chords: tuple[Tensor, Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor, Tensor]:
     middle, slope, half = chords
     return middle, slope, factor * half
 
 
-KINKS = {
-    "secants": ("secant kink of the policy", around(AffinePolicies, "secants", _less_kink)),
-    "chords": ("strip about the chord of the policy", around(AffinePolicies, "chords", _less_strip)),
-}
-
-
-def tube_grades(module: Any, order: tuple[str, ...], *, kink: str = "secants") -> tuple[Grade, ...]:
-    """The terms that all tubes share; `module` is where the tube finds `remainder_outer`, `order` numbers the pieces, `kink`
-    says how the tube encloses clipped inputs.
-    """
+def tube_grades(order: tuple[str, ...]) -> tuple[Grade, ...]:
+    """The terms that all tubes share; `order` numbers the pieces."""
+    module = _closed_loop
     terms: tuple[tuple[str, str, Scaled], ...] = (
         ("confidence width β", "value", around(Mixture, "beta", times)),
         ("value interval at the anchor", "value", _local(lambda local, g: replace(local, half=g * local.half))),
@@ -170,7 +158,7 @@ def tube_grades(module: Any, order: tuple[str, ...], *, kink: str = "secants") -
         ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
         ("inputs in the Hessian remainder", "curved by input", replaced(module, "remainder_outer", _less_reach)),
         ("clipped part of the residual's inputs", "clipped residual", replaced(module, "Displacements", _less_error)),
-        (KINKS[kink][0], "clipped", KINKS[kink][1]),
+        ("strip about the chord of the policy", "clipped", around(AffinePolicies, "chords", _less_strip)),
         ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
     )
     return tuple(graded(term, (name,), order, scaled) for term, name, scaled in terms)

@@ -281,7 +281,7 @@ def _clipped_residual() -> Edge:
 
 
 def _clipped() -> Edge:
-    """x_2⁺ = clip(1 + x_1, ±1) about its corner: the secant slopes range over all of [0, 1]."""
+    """x_2⁺ = clip(1 + x_1, ±1) about its corner: the strip about its chord is at its widest."""
     box = Box(vector(-1.0), vector(1.0))
     policies = AffinePolicies(vector(1.0).reshape(1, 1), vector(1.0, 0.0).reshape(1, 1, 2), box)
     given = _silent(0.3, vector(10.0, 10.0), sign=-1.0)

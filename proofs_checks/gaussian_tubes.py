@@ -20,7 +20,6 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet
-from gpsafe.cost import gaussian_tube
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.policies.rollout import closed_loop
@@ -153,7 +152,7 @@ CHECKS = (
         judge=_judge,
         plot=_plot,
         grades=(
-            *tube_grades(gaussian_tube, EDGES),
+            *tube_grades(EDGES),
             graded("κ in R_t", ("curved by noise",), EDGES, _less_kappa),
         ),
     ),

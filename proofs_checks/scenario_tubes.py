@@ -213,7 +213,7 @@ CHECKS = (
         judge=_judge,
         plot=_plot,
         grades=(
-            *tube_grades(scenario_tube, EDGES, kink="chords"),
+            *tube_grades(EDGES),
             graded("sides of the pieces", ("in pieces",), EDGES, around(scenario_tube, "cut", _less_cover)),
             graded("distance from the anchor", ("anchored",), EDGES, around(scenario_tube, "_anchored", _less_offset)),
         ),

@@ -23,7 +23,6 @@ from torch import Tensor
 from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member, member_share
-from gpsafe.cost import plan_tube
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.local_affine import AffineRange, Displacements, LocalAffine
 from gpsafe.cost.plan_tube import Plans, PlanTube
@@ -306,7 +305,7 @@ CHECKS = (
         judge=_judge,
         plot=_plot,
         grades=(
-            *tube_grades(plan_tube, EDGES),
+            *tube_grades(EDGES),
             graded("noise box w̄", ("noise",), EDGES, _less_noise),
             graded("steps for which a landing set is certified", ("landing",), EDGES, _shorter_landing),
             graded(

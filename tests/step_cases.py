@@ -80,19 +80,17 @@ class Step:
     kinked: bool
 
 
-def one_step(
-    F: ConfidenceSet, one: AffinePolicies, c: Tensor, G: Tensor, *, rest: float | None = None, chord: bool = True
-) -> Step:
-    """`rest` None: the chord along K, or secants; else slopes over the box, and what the gain leaves out. No residual."""
+def one_step(F: ConfidenceSet, one: AffinePolicies, c: Tensor, G: Tensor, *, rest: float | None = None) -> Step:
+    """`rest` None: the chord along K; else slopes over the box, and what the gain leaves out. No residual."""
     known, K, r = F.model.prior, one.gain[0], G.abs().sum(-1)
     spread = (K @ G).abs().sum(-1) + (rest or 0.0)
-    if rest is None and chord:
+    if rest is None:
         u, slope, kink = (s[0, 0] for s in one.chords(c[None, None], spread[None, None]))
     else:
         ends = one.slopes((c - r)[None, None], (c + r)[None, None])[1:]
-        low, high = (s[0, 0] for s in (one.secants(c[None, None], spread[None, None]) if rest is None else ends))
+        low, high = (s[0, 0] for s in ends)
         u, slope = one(c[None, None])[0, 0], (low + high) / 2
-        kink = (high - low) / 2 * spread + slope * (rest or 0.0)
+        kink = (high - low) / 2 * spread + slope * rest
     A, B = jacobians(known, c[None], u[None])
     feed = slope[:, None] * (K @ G)
     z = torch.cat([c, u])

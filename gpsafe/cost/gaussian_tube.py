@@ -7,7 +7,7 @@ policy one sequence (c_t, Z_t, M_t) is computed with
     x_t = c_t + ζ_t + ν_t,   ζ_t ∈ Z_t (a zonotope),   ν_{t+1} = M_t ν_t + w_t,   ν_0 = 0.
 
 **The sequence.** Let Σ_t = cov ν_t = L_t L_tᵀ and R_t = {c_t} ⊕ Z_t ⊕ κ L_t [−1, 1]^nx. Linearise the closed loop at c_t
-(known part with its remainder, policy by secant slopes, residual by `LocalAffine`) over all of R_t: for every f ∈ F_n with
+(`gpsafe.cost._closed_loop`) over all of R_t: for every f ∈ F_n with
 ‖f‖_k ≤ B and every x ∈ R_t
 
     f(x, π(x)) ∈ c_{t+1} + M_t (x − c_t) ⊕ E_t,   E_t a box,
@@ -42,13 +42,13 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet, Falsification
+from gpsafe.cost._closed_loop import Inputs, image
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.curvature import remainder_outer, wide_axes
-from gpsafe.cost.enclosure import jacobians
-from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.cost.curvature import wide_axes
+from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.policies import PolicyClass
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
@@ -194,32 +194,12 @@ class GaussianTube(OfTask):
         x = stage.sure.center.unsqueeze(1)  # (P, 1, nx): one point per policy
         count = stage.sure.order
         generators = torch.cat([stage.sure.generators, self.width * stage.factor], dim=-1).unsqueeze(1)
-        radius = generators.abs().sum(-1)
-        slope = feedback(policies, x - radius, x + radius)
-        low, high = slope.low, slope.high
-        feed = slope.gain @ generators
-        spread = feed.abs().sum(-1) + slope.remainder  # sup |K(x − c) + e|, (P, 1, nu)
-        if isinstance(policies, AffinePolicies):
-            low, high = policies.secants(x, spread)  # sharper: along K, not over the box
-        kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * slope.remainder
-        u = policies(x)
-        feed = (0.5 * (low + high)).unsqueeze(-1) * feed
-        a, b = jacobians(known, x, u)
-        linear = a @ generators + b @ feed
-        error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
-        z = torch.cat([x, u], dim=-1)
-        error = error + remainder_outer(known, z, torch.cat([radius, high * spread], dim=-1))
-
+        inputs = Inputs.over(policies, x, generators)
+        z = torch.cat([x, inputs.u], dim=-1)
         local = LocalAffine.at(confidence, z, gradients=self.gradients, multipliers=True)
-        kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
-        found = local.range_outer(Displacements(torch.zeros_like(z), torch.cat([generators, feed], dim=-2), kinks))
-        columns = list(confidence.model.outputs)
-        center = known(x, u) + confidence.model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
-        linear[..., columns, :] += found.linear
-        error[..., columns] += found.error
-
-        center, linear, error = center.squeeze(1), linear.squeeze(1), error.squeeze(1)
-        error, axes = error * (1 + 1e-12), wide_axes(known, confidence.model.outputs)
+        found = image(confidence, x, generators, inputs, local, torch.zeros_like(z))
+        center, linear, error = found.center.squeeze(1), found.linear.squeeze(1), found.error.squeeze(1)
+        axes = wide_axes(known, confidence.model.outputs)
         sure = Zonotope(center, linear[..., :count]).plus_box(error, axes).reduce_outer(self.order)
         noise = torch.diag_embed(self.noise_std.expand_as(center))
         pushed = torch.cat([linear[..., count:] / self.width, noise], dim=-1)

@@ -9,9 +9,8 @@ f may differ from step to step, which is what is given away. A plan is admitted 
 {x : normals x ≤ offsets} up to the last step, or up to a step at which X_t lies in a *landing set*: a box from which the
 fallback was certified for at least as many steps as remain. The plan then ends there, and the fallback takes over.
 
-One step is that of the scenario tubes: the known part by its closed-loop Jacobian (plant and feedback cancel) and a bound of
-its Hessian, the residual by an affine enclosure around an anchor (`LocalAffine`), tabulated on a grid (`AnchorGrid`)
-or computed at the tube's own centre.
+One step is that of `gpsafe.cost._closed_loop`, with the residual enclosed around anchors tabulated on a grid (`AnchorGrid`)
+or at the tube's own centre.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost._closed_loop import Inputs, image
 from gpsafe.cost._task import check_task
 from gpsafe.cost.anchor_grid import AnchorGrid
-from gpsafe.cost.curvature import remainder_outer, wide_axes
-from gpsafe.cost.enclosure import jacobians
-from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.cost.curvature import wide_axes
+from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.policies import AffinePolicies, PolicyClass
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE, Zonotope
-from gpsafe.systems.base import IndicatorCost, KnownPart, known_with_bound
+from gpsafe.systems.base import IndicatorCost, known_with_bound
 from gpsafe.systems.task import Task
 
 SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
@@ -228,56 +227,26 @@ class PlanTube:
         if not bool(usable.all()):
             offset, gain = (torch.nan_to_num(law, 0.0, 0.0, 0.0) for law in (plans.offset, plans.gain))
             plans = replace(plans, offset=offset, gain=gain)  # so that the laws can be formed; given up below
-        known = cast(KnownPart, confidence.model.prior)  # checked by refine
-        x, generators, radius = tube.center, tube.generators, tube.radius
-        u, feed, kink, spread = self._inputs(tube, plans, time)
-        a, b = jacobians(known, x, u)
-        linear = a @ generators + b @ feed
-        error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + self.noise_radius
-        z = torch.cat([x, u], dim=-1)
-        error = error + remainder_outer(known, z, torch.cat([radius, spread], dim=-1))
+        inputs = self._inputs(tube, plans, time)
+        z = torch.cat([tube.center, inputs.u], dim=-1)
         if self.anchors is None:
             local, offset = LocalAffine.at(confidence, z), torch.zeros_like(z)
         else:
             local, offset = self.anchors.around(z)
-        kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
-        found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
-        columns = list(confidence.model.outputs)
-        center = known(x, u) + confidence.model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
-        linear[..., columns, :] += found.linear
-        error[..., columns] += found.error
-        center = torch.where(usable.unsqueeze(-1), center, torch.nan)
-        following = Zonotope(center, linear).plus_box(error * (1 + 1e-12), self.axes)
-        return following.reduce_outer(self.order), found.empty
+        found = image(confidence, tube.center, tube.generators, inputs, local, offset)
+        center = torch.where(usable.unsqueeze(-1), found.center, torch.nan)
+        error = found.error + self.noise_radius * (1 + 1e-12)
+        return Zonotope(center, found.linear).plus_box(error, self.axes).reduce_outer(self.order), found.empty
 
-    def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u = c + Fξ + e over X_t, |e| ≤ kink: c (P, nu), F (P, nu, m), kink, and sup |u − c|, both (P, nu)."""
-        parts = plans.law(time, self.fallbacks, self.input_box)
-        if len(parts) == 1:
-            return self._feedback(tube, parts[0][1])
-        shape, order = (plans.num, self.input_box.dim), tube.order
-        u, kink, spread = (tube.center.new_zeros(shape) for _ in range(3))
-        feed = tube.center.new_zeros(*shape, order)
-        for mask, policies in parts:
-            u[mask], feed[mask], kink[mask], spread[mask] = self._feedback(tube.select(mask), policies)
-        return u, feed, kink, spread
-
-    def _feedback(self, tube: Zonotope, policies: PolicyClass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = tube.center.unsqueeze(1)
-        if isinstance(policies, AffinePolicies):  # secants along K, sharper than slopes over the box
-            feed = policies.gain @ tube.generators
-            spread = feed.abs().sum(-1)  # sup |K(x − c)|, (P, nu)
-            low, high = (s.squeeze(1) for s in policies.secants(x, spread.unsqueeze(1)))
-            kink = 0.5 * (high - low) * spread
-        else:
-            radius = tube.radius.unsqueeze(1)
-            slope = feedback(policies, x - radius, x + radius)
-            low, high = slope.low.squeeze(1), slope.high.squeeze(1)
-            remainder = slope.remainder.expand_as(slope.low).squeeze(1)
-            feed = slope.gain.squeeze(1) @ tube.generators
-            spread = feed.abs().sum(-1) + remainder
-            kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * remainder
-        return policies(x).squeeze(1), (0.5 * (low + high)).unsqueeze(-1) * feed, kink, high * spread
+    def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> Inputs:
+        """Of P plans over their sets, all (P, …)."""
+        shape = (plans.num, self.input_box.dim)
+        u, kink, feed = (tube.center.new_zeros(*shape, *rest) for rest in ((), (), (tube.order,)))
+        for mask, policies in plans.law(time, self.fallbacks, self.input_box):
+            part = tube.select(mask)
+            found = Inputs.over(policies, part.center.unsqueeze(1), part.generators.unsqueeze(1))
+            u[mask], feed[mask], kink[mask] = found.u.squeeze(1), found.feed.squeeze(1), found.kink.squeeze(1)
+        return Inputs(u, feed, kink)
 
     # -------------------------------------------------------------- whole plans
     def verify(self, start: Zonotope, plans: Plans, steps: int) -> Verification:

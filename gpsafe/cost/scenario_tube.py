@@ -10,10 +10,8 @@ path. For a fixed f (f*, or one that attains sup_f J_c) the Z are i.i.d. with me
 `monte_carlo.dominating_mean_upper`. Then limit(Y) ≥ limit(Z) ≥ J_c but with probability δ. (f may even depend on the
 noise path: that is what is given away.)
 
-One step, with x = c + Gξ: u = π(c) + s∘K(x − c), s ∈ [low, high]; the known part is linearised at (c, π(c)) with its
-*closed-loop* Jacobian (A + B s̄ K)G, so that plant and feedback cancel, plus |B|·½(high − low)·|K(x − c)| and the
-Hessian remainder; the residual by an affine enclosure around the nearest of `anchors` points (`LocalAffine`). Paths of
-one policy stay together, so a few dozen anchors serve thousands of paths: the posterior is evaluated P·anchors·T times.
+One step is that of `gpsafe.cost._closed_loop`, with the residual enclosed around the nearest of `anchors` points. Paths of one
+policy stay together, so a few dozen anchors serve thousands of paths: the posterior is evaluated P·anchors·T times.
 
 With `pieces` a second tube of boxes goes along: each is cut into pieces, whose images are enclosed one by one, and the next is
 the hull of these within that of the zonotope. The residual's gradient and curvature, which are bounded by B where there are
@@ -33,13 +31,13 @@ from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost import monte_carlo
+from gpsafe.cost._closed_loop import Inputs, image
 from gpsafe.cost._pieces import common, cut, hull, take
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.curvature import remainder_outer, wide_axes
-from gpsafe.cost.enclosure import jacobians
-from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.cost.curvature import wide_axes
+from gpsafe.cost.local_affine import LocalAffine
+from gpsafe.policies import PolicyClass
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
@@ -331,25 +329,12 @@ def _image(
 ) -> tuple[Zonotope, Tensor]:
     """⊇ {f(x, π(x)) + w : x in the set, f ∈ F_n} for sets (P, N) and w (1, N, nx), and where F_n came out empty, (P, N)."""
     known = known_with_bound("ScenarioTube", confidence.model.prior)
-    x, generators, radius = tube.center, tube.generators, tube.radius
-    u, slope, gain, kink = _inputs(policies, tube)
-    feed = slope.unsqueeze(-1) * (gain @ generators)
-    a, b = jacobians(known, x, u)
-    center = known(x, u) + noise
-    linear = a @ generators + b @ feed
-    error = torch.einsum("pnxu,pnu->pnx", b.abs(), kink)
-    z = torch.cat([x, u], dim=-1)
-    error = error + remainder_outer(known, z, torch.cat([radius, feed.abs().sum(-1) + kink], dim=-1))
-
-    local, offset = _anchored(task, confidence, z, groups)
-    kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
-    found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
-    columns = list(confidence.model.outputs)
-    center[..., columns] += found.value
-    linear[..., columns, :] += found.linear
-    error[..., columns] += found.error
-    error, axes = error * (1 + 1e-12), wide_axes(known, confidence.model.outputs)
-    return Zonotope(center, linear).plus_box(error, axes).reduce_outer(task.order), found.empty
+    inputs = Inputs.over(policies, tube.center, tube.generators)
+    local, offset = _anchored(task, confidence, torch.cat([tube.center, inputs.u], dim=-1), groups)
+    found = image(confidence, tube.center, tube.generators, inputs, local, offset)
+    following = Zonotope(found.center + noise, found.linear)
+    following = following.plus_box(found.error, wide_axes(known, confidence.model.outputs))
+    return following.reduce_outer(task.order), found.empty
 
 
 def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor, groups: _Groups) -> tuple[LocalAffine, Tensor]:
@@ -357,19 +342,6 @@ def _anchored(task: ScenarioTube, confidence: ConfidenceSet, z: Tensor, groups: 
     anchors = take(z, groups.chosen)
     local = LocalAffine.at(confidence, anchors, gradients=task.gradients, multipliers=True).gather(groups.nearest)
     return local, z - take(anchors, groups.nearest)
-
-
-def _inputs(policies: PolicyClass, tube: Zonotope) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """π(x) = u + slope∘gain (x − c) + e, |e| ≤ kink, over {c + Gξ}: u, slope, kink (P, N, nu), gain (P, N or 1, nu, nx)."""
-    x, radius = tube.center, tube.radius
-    if isinstance(policies, AffinePolicies):
-        gain = policies.gain.unsqueeze(1)
-        u, slope, kink = policies.chords(x, (gain @ tube.generators).abs().sum(-1))
-        return u, slope, gain, kink
-    found = feedback(policies, x - radius, x + radius)
-    reach = (found.gain @ tube.generators).abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
-    slope = 0.5 * (found.low + found.high)
-    return policies(x), slope, found.gain, 0.5 * (found.high - found.low) * reach + slope * found.remainder
 
 
 def _scales(confidence: ConfidenceSet, like: Tensor) -> Tensor:

@@ -54,9 +54,7 @@ def test_a_step_is_its_formula(curved, tabulated):
         law = affine.select(torch.tensor([max(0, p - 2)]))
         if p < 2:
             law = AffinePolicies(offset[p, 1:], gain[p, 1:], case.system.input_box)
-        step = one_step(
-            F, law, tube.center[p], tube.generators[p], rest=0.07 if curved and p >= 2 else None, chord=False
-        )
+        step = one_step(F, law, tube.center[p], tube.generators[p], rest=0.07 if curved and p >= 2 else None)
         anchor = step.z
         if tabulated:
             spacing = tensor([0.5, 0.5, 0.25])
@@ -81,7 +79,7 @@ def test_error_in_a_step_is_rounded_outwards_and_a_plan_without_numbers_poisons_
     before, _ = judge.reach(tube, plans, 0)
     for p in range(3):
         law = AffinePolicies(plans.offset[p, :1], plans.gain[p, :1], case.system.input_box)
-        step = one_step(F, law, tube.center[p], tube.generators[p], chord=False)
+        step = one_step(F, law, tube.center[p], tube.generators[p])
         exact = learned(F, step, step.z).error + NOISE
         grown = before.radius[p] / exact - 1
         assert bool((grown > 4e-13).all()) and bool((grown < 4e-12).all())

@@ -1,0 +1,80 @@
+"""f(x, π(x)) over sets {c + Gξ : ξ ∈ [−1, 1]^m}: the step that scenario, Gaussian and plan tubes share (theory §3.5).
+
+The input is affine but for a strip, π(x) = u + Fξ + e with |e| ≤ kink: about the chord of clipped affine laws
+(`AffinePolicies.chords`), by slopes over the box for others. The known part is linearised at (c, u) with its *closed-loop*
+Jacobian AG + BF, so that plant and feedback cancel, plus |B|·kink and the Hessian remainder; the residual is enclosed about an
+anchor (`LocalAffine`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpsafe._show import short
+from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.enclosure import jacobians
+from gpsafe.cost.local_affine import Displacements, LocalAffine
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.systems.base import KnownPart
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """{u + Fξ + e : |e| ≤ kink} ∋ π(c + Gξ): u, kink (*b, nu), F = feed (*b, nu, m)."""
+
+    u: Tensor
+    feed: Tensor
+    kink: Tensor
+
+    @staticmethod
+    def over(policies: PolicyClass, x: Tensor, generators: Tensor) -> Inputs:
+        """Of P policies, each over its N sets: c = x (P, N, nx), G = generators (P, N, nx, m)."""
+        if isinstance(policies, AffinePolicies):
+            feed = policies.gain.unsqueeze(1) @ generators
+            u, slope, kink = policies.chords(x, feed.abs().sum(-1))
+            return Inputs(u, slope.unsqueeze(-1) * feed, kink)
+        radius = generators.abs().sum(-1)
+        found = feedback(policies, x - radius, x + radius)
+        feed, slope = found.gain @ generators, 0.5 * (found.low + found.high)
+        reach = feed.abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
+        kink = 0.5 * (found.high - found.low) * reach + slope * found.remainder
+        return Inputs(policies(x), slope.unsqueeze(-1) * feed, kink)
+
+
+@short
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """{center + linear ξ + e : |e| ≤ error} ∋ f(x, π(x)) for every f ∈ F_n; center, error (*b, nx), linear (*b, nx, m).
+
+    `empty` (*b,) marks where F_n came out empty: no claim is made there.
+    """
+
+    center: Tensor
+    linear: Tensor
+    error: Tensor
+    empty: Tensor
+
+
+def image(
+    confidence: ConfidenceSet, x: Tensor, generators: Tensor, inputs: Inputs, local: LocalAffine, offset: Tensor
+) -> Image:
+    """Over the sets {x + generators ξ}, with the residual enclosed about anchors, which are (x, u) − offset, (*b, nx + nu)."""
+    known, model = confidence.model.prior, confidence.model
+    assert isinstance(known, KnownPart)  # tubes check that there are bounds of its curvature
+    u, feed, kink = inputs.u, inputs.feed, inputs.kink
+    a, b = jacobians(known, x, u)
+    linear = a @ generators + b @ feed
+    radius = torch.cat([generators.abs().sum(-1), feed.abs().sum(-1) + kink], dim=-1)
+    error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + remainder_outer(known, torch.cat([x, u], dim=-1), radius)
+    kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
+    found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
+    columns = list(model.outputs)
+    linear[..., columns, :] += found.linear
+    error[..., columns] += found.error
+    center = known(x, u) + model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
+    return Image(center, linear, error * (1 + 1e-12), found.empty)
