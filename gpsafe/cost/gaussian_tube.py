@@ -48,7 +48,7 @@ from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback, inputs_at
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
@@ -202,7 +202,7 @@ class GaussianTube(OfTask):
         if isinstance(policies, AffinePolicies):
             low, high = policies.secants(x, spread)  # sharper: along K, not over the box
         kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * slope.remainder
-        u = policies(x)
+        u = inputs_at(policies, x)
         feed = (0.5 * (low + high)).unsqueeze(-1) * feed
         a, b = jacobians(known, x, u)
         linear = a @ generators + b @ feed
@@ -278,7 +278,7 @@ class TubeSession:
         value = torch.zeros(policies.num, dtype=torch.float64)
         for stage in self.bound.stages(self.confidence, policies):
             x = stage.sure.center.unsqueeze(1)
-            std = model.posterior(torch.cat([x, policies(x)], dim=-1).squeeze(1))[1].norm(dim=-1)
+            std = model.posterior(torch.cat([x, inputs_at(policies, x)], dim=-1).squeeze(1))[1].norm(dim=-1)
             value = value + torch.where(stage.lost, torch.zeros_like(std), std)
         return value
 

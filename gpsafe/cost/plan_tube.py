@@ -32,7 +32,7 @@ from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback, inputs_at
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import IndicatorCost, KnownPart, known_with_bound
@@ -165,7 +165,7 @@ class PlanTube:
     axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius)
+        noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius).clone()
         if not isinstance(self.task.cost, IndicatorCost):
             raise _require.fail("PlanTube", "a task whose cost is an IndicatorCost", type(self.task.cost).__name__)
         nx = self.task.nx
@@ -277,7 +277,7 @@ class PlanTube:
             feed = slope.gain.squeeze(1) @ tube.generators
             spread = feed.abs().sum(-1) + remainder
             kink = 0.5 * (high - low) * spread + 0.5 * (low + high) * remainder
-        return policies(x).squeeze(1), (0.5 * (low + high)).unsqueeze(-1) * feed, kink, high * spread
+        return inputs_at(policies, x).squeeze(1), (0.5 * (low + high)).unsqueeze(-1) * feed, kink, high * spread
 
     # -------------------------------------------------------------- whole plans
     def verify(self, start: Zonotope, plans: Plans, steps: int) -> Verification:

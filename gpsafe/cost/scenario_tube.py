@@ -39,7 +39,7 @@ from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback, inputs_at
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
@@ -308,7 +308,7 @@ class _Groups:
         if task.anchors is None or task.anchors >= x.shape[1]:
             own = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
             return _Groups(own, own)
-        z = torch.cat([x, policies(x)], dim=-1)
+        z = torch.cat([x, inputs_at(policies, x)], dim=-1)
         return _Groups(*farthest_points(z / _scales(confidence, z), task.anchors))
 
     def repeated(self, count: int) -> _Groups:
@@ -369,7 +369,7 @@ def _inputs(policies: PolicyClass, tube: Zonotope) -> tuple[Tensor, Tensor, Tens
     found = feedback(policies, x - radius, x + radius)
     reach = (found.gain @ tube.generators).abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
     slope = 0.5 * (found.low + found.high)
-    return policies(x), slope, found.gain, 0.5 * (found.high - found.low) * reach + slope * found.remainder
+    return inputs_at(policies, x), slope, found.gain, 0.5 * (found.high - found.low) * reach + slope * found.remainder
 
 
 def _scales(confidence: ConfidenceSet, like: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class FeaturePolicies:
     input_box: Box
 
     def __post_init__(self) -> None:
-        theta = _require.finite("FeaturePolicies", "coefficients", self.coefficients)
+        theta = _require.finite("FeaturePolicies", "coefficients", self.coefficients).clone()  # its own
         m = len(self.features)
         if theta.ndim != 3 or theta.shape[1:] != (self.input_box.dim, m) or m == 0:
             expected = f"coefficients (P, {self.input_box.dim}, {m}), one column for each of the features"

@@ -36,6 +36,13 @@ class PolicyClass(Protocol):
         ...
 
 
+def inputs_at(policies: PolicyClass, x: Tensor) -> Tensor:
+    """π_i(x), x (P or 1, N, nx) → (P, N, nu), asked of a copy: a policy of a user's own may write on what it is given, and x
+    goes on as the centre of a set, as data, as the task's x_0.
+    """
+    return policies(x.clone())
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Feedback:
@@ -92,8 +99,8 @@ class AffinePolicies:
         def __init__(self, offset: _require.Numbers, gain: _require.Numbers, input_box: Box) -> None: ...
 
     def __post_init__(self) -> None:
-        offset = _require.finite("AffinePolicies", "offset", self.offset)
-        gain = _require.finite("AffinePolicies", "gain", self.gain)
+        offset = _require.finite("AffinePolicies", "offset", self.offset).clone()  # its own: what was certified stays
+        gain = _require.finite("AffinePolicies", "gain", self.gain).clone()
         if gain.ndim != 3 or offset.shape != gain.shape[:2] or offset.shape[-1] != self.input_box.dim:
             expected = f"offset (P, {self.input_box.dim}) and gain (P, {self.input_box.dim}, nx)"
             raise _require.fail("AffinePolicies", expected, f"{tuple(offset.shape)} and {tuple(gain.shape)}")

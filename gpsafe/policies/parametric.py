@@ -52,7 +52,9 @@ class ParametricPolicies:
     def __call__(self, theta: Tensor) -> AffinePolicies:
         """The policies of θ (P, d), physical units."""
         _require.last_dim("ParametricPolicies", "theta", theta, self.dim)
-        return AffinePolicies(*self.build(theta), self.input_box)
+        return AffinePolicies(
+            *self.build(theta.clone()), self.input_box
+        )  # a copy: certified parameters stay what they are
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """θ of points of the unit cube (*b, d)."""
@@ -87,10 +89,10 @@ class ParametricPolicies:
             (P, N, nu).
         """
         corners = self.vertices(center, radius)
-        offset, gain = self.build(corners.reshape(-1, self.dim))
+        offset, gain = self.build(corners.reshape(-1, self.dim).clone())
         offset = offset.reshape(*corners.shape[:2], -1)
         gain = gain.reshape(*corners.shape[:2], *gain.shape[1:])
-        middle_offset, middle_gain = self.build(center)
+        middle_offset, middle_gain = self.build(center.clone())
 
         def ranges(o: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:  # value at x and reach over the cell, (P, V, N, nu)
             value = o.unsqueeze(-2) + torch.einsum("pvux,nx->pvnu", g, x)

@@ -54,7 +54,7 @@ class SafeParameters:
     @staticmethod
     def initial(theta: Tensor, *, budget: float) -> SafeParameters:
         """S_0, assumed safe."""
-        theta = _require.finite("SafeParameters", "theta", theta)
+        theta = _require.finite("SafeParameters", "theta", theta).clone()
         if theta.ndim != 2:
             raise _require.fail("SafeParameters", "theta of shape (m, d)", f"shape {tuple(theta.shape)}")
         _require.nonnegative("SafeParameters", "budget", budget)

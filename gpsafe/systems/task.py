@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from gpsafe import _require
@@ -50,6 +51,7 @@ class Task:
         if not isinstance(self.cost, Cost):
             raise _require.fail("Task", "a Cost (ceiling, upper and lower over boxes)", type(self.cost).__name__)
         _require.positive("Task", "cost.ceiling", self.cost.ceiling)
+        _check_cost(self.cost, x0.numel())
 
     @staticmethod
     def of(system: System) -> Task:
@@ -113,6 +115,22 @@ class TaskFields:
     def noise_std(self) -> Tensor:
         """Standard deviations of w, (nx,)."""
         return self.task.noise_std
+
+
+def _check_cost(cost: Cost, nx: int) -> None:
+    """Refuses a cost that writes on states, ends of cells or data: what is asked of them next would be of others.
+
+    One that cannot be evaluated at a few zeros (another device, another domain) is not checked.
+    """
+    x, lower, upper = (torch.zeros(nx + 2, nx, dtype=torch.float64) for _ in range(3))
+    try:
+        with torch.no_grad():
+            for ask, given in ((cost, (x,)), (cost.upper, (lower, upper)), (cost.lower, (lower, upper))):
+                ask(*given)
+    except Exception:
+        return
+    if _require.written(x, lower, upper):
+        raise _require.fail("Task", "a cost that leaves its arguments as they are", "one that writes on them")
 
 
 def _same(a: Any, b: Any) -> bool:
