@@ -310,8 +310,7 @@ class PlanTube:
     def slack(self, tube: Zonotope) -> Tensor:
         """min_i offset_i − sup_{X} normal_i x, rounded down, (P,); −inf for sets that are not numbers."""
         normals, offsets = (v.to(tube.center.device) for v in (self.constraint.normals, self.constraint.offsets))
-        support = tube.support(normals)
-        room = (offsets - support - SLACK * (1.0 + support.abs())).amin(-1)
+        room = (offsets - tube.support(normals) - SLACK * (1.0 + tube.terms(normals))).amin(-1)
         return torch.where(tube.within(HUGE) & (room >= -HUGE), room, -torch.inf)
 
     def _inside_landing(self, tube: Zonotope, plans: Plans, time: int, steps: int) -> Tensor:

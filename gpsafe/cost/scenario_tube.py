@@ -53,8 +53,8 @@ def charge_upper(cost: Cost, tube: Zonotope) -> Tensor:
     or its cost is not a number.
     """
     if isinstance(cost, HalfspaceCost):
-        reach = tube.support(cost.directions.to(tube.center.device))
-        charge = cost.of_reach(reach + SLACK * (1.0 + reach.abs()))
+        normals = cost.directions.to(tube.center.device)
+        charge = cost.of_reach(tube.support(normals) + SLACK * (1.0 + tube.terms(normals)))
     else:
         radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
         charge = cost.upper(tube.center - radius, tube.center + radius)
