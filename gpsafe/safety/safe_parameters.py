@@ -305,6 +305,7 @@ def lipschitz_boxes(
     """
     if family.input_box.dim != 1:
         raise _require.fail("lipschitz_boxes", "one input", family.input_box.dim)
+    family.require_multiaffine("lipschitz_boxes")
     members = torch.arange(len(safe))
     low, high = torch.zeros(len(safe)).double(), torch.ones(len(safe)).double()
     for _ in range(rounds):
