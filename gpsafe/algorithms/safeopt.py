@@ -138,6 +138,8 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         points = _require.finite(where, "points", _require.real(where, "points", self.points))
         if points.ndim != 2 or len(points) != self.policies.num:
             raise _require.fail(where, f"points ({self.policies.num}, d)", tuple(points.shape))
+        if len(points.unique(dim=0)) < len(points):  # J_c would be no function of them, of whatever norm
+            raise _require.fail(where, "points that tell the policies apart", "two policies at one point")
         object.__setattr__(self, "points", points)
         for name in ("models", "bounds"):
             object.__setattr__(self, name, tuple(_require.listing(where, name, getattr(self, name))))

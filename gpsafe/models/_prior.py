@@ -142,6 +142,23 @@ def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
             where, "a prior (known part) that leaves its arguments as they are", "one that writes on them"
         )
     known_part(where, lambda *_: value, x, u)
+    _check_rows(where, prior, nx, nu)
+
+
+def _check_rows(where: str, prior: Prior, nx: int, nu: int) -> None:
+    """Refuses a known part whose value at a point depends on what else is asked, as by a norm over the whole batch: data would
+    leave out another part of the plant than is added again. One that cannot be evaluated at drawn points is not checked.
+    """
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(3, nx + nu, dtype=torch.float64, generator=generator)
+    try:
+        with torch.no_grad():
+            whole, alone = (known_part(where, prior, part[:, :nx], part[:, nx:]) for part in (z, z[:1]))
+    except Exception:
+        return
+    if not torch.allclose(whole[:1].double(), alone.double(), rtol=1e-6, atol=1e-9, equal_nan=True):
+        expected = "a prior (known part) of each row of a batch for itself"
+        raise _require.fail(where, expected, "rows that depend on each other (a sum or norm over the whole batch?)")
 
 
 def linearised_prior(where: str, prior: Prior, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

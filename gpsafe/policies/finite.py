@@ -104,6 +104,12 @@ def _try(policies: PolicyClass, lower: Tensor, upper: Tensor, stated: Feedback) 
     share = torch.rand(lower.shape, dtype=lower.dtype, generator=torch.Generator().manual_seed(0)).to(lower.device)
     x, center = lower + share * (upper - lower), 0.5 * (lower + upper)
     ends = inputs_at(policies, x), inputs_at(policies, center)
+    one = slice(x.shape[1] // 2, x.shape[1] // 2 + 1)
+    if not torch.allclose(inputs_at(policies, x[:, one]), ends[0][:, one], rtol=1e-6, atol=1e-9, equal_nan=True):
+        expected = f"a {type(policies).__name__} of each state for itself"
+        raise _require.fail(
+            "feedback", expected, "states that depend on each other (a sum or norm over the whole batch?)"
+        )
     moved = (stated.gain @ (x - center).unsqueeze(-1)).squeeze(-1)
     raw = moved - stated.remainder, moved + stated.remainder
     change, corners = ends[0] - ends[1], torch.stack([s * v for s in (stated.low, stated.high) for v in raw])

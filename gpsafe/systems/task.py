@@ -118,19 +118,26 @@ class TaskFields:
 
 
 def _check_cost(cost: Cost, nx: int) -> None:
-    """Refuses a cost that writes on states, ends of cells or data: what is asked of them next would be of others.
+    """Refuses a cost that writes on states, ends of cells or data: what is asked of them next would be of others; and one whose
+    value at a state depends on what else is asked.
 
     One that cannot be evaluated at a few zeros (another device, another domain) is not checked.
     """
     x, lower, upper = (torch.zeros(nx + 2, nx, dtype=torch.float64) for _ in range(3))
+    drawn = 3 * torch.randn(64, nx, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
+            whole, alone = cost(drawn.clone()), torch.cat([cost(drawn[i : i + 1].clone()) for i in range(3)])
             for ask, given in ((cost, (x,)), (cost.upper, (lower, upper)), (cost.lower, (lower, upper))):
                 ask(*given)
     except Exception:
         return
     if _require.written(x, lower, upper):
         raise _require.fail("Task", "a cost that leaves its arguments as they are", "one that writes on them")
+    if whole.shape != (64,) or not torch.allclose(whole[:3].double(), alone.double(), 1e-6, 1e-9, equal_nan=True):
+        raise _require.fail(
+            "Task", "a cost of each state for itself, (*b, nx) → (*b,)", "states that depend on each other"
+        )
 
 
 def _same(a: Any, b: Any) -> bool:

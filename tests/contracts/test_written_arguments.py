@@ -40,7 +40,7 @@ class Towards:
         return -0.1 * (x - 0.5)
 
     def select(self, index: Tensor) -> "Towards":
-        return Towards(len(index), writes=self.writes)
+        return type(self)(len(index), writes=self.writes)
 
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones(self.num, lower.shape[1], 1, dtype=torch.float64)
@@ -205,6 +205,45 @@ class Derivative(Returned):
         if self.where == "hessian_over":
             upper.sub_(lower)
         return torch.zeros(*lower.shape[:-1], 1, 2, 2, dtype=torch.float64)
+
+
+class Normed(Returned):
+    """p(x, u) = x + 0.3 x/|x|, where the norm may be that of the whole batch: an axis forgotten."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__(constant=False, own=True)
+        self.whole = whole
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        size = x.norm() if self.whole else x.norm(dim=-1, keepdim=True)
+        return x + 0.3 * x / (1e-9 + size)
+
+
+class Total(Written):
+    """c(x) = 1{x > 1.2}, of the largest state that is asked for."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.amax() > 1.2).double().expand(x.shape[:-1])
+
+
+class Joint(Towards):
+    """u = −0.1(x − 0.5) over the largest |x| of the batch."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) / (1.0 + x.abs().amax())
+
+
+def test_what_depends_on_the_rest_of_its_batch_is_refused():
+    """Interval of a next mean that was sound but for that: [−2.99, −2.69], where f* is −2.61."""
+    make = {"nx": 1, "nu": 1, "noise_std": 0.1}
+    GP.create(kernels.rbf([1.0, 1.0]), 1e-2, prior=Normed(whole=False), **make)
+    with pytest.raises(ValueError, match="of each row of a batch for itself"):
+        GP.create(kernels.rbf([1.0, 1.0]), 1e-2, prior=Normed(whole=True), **make)
+    with pytest.raises(ValueError, match="a cost of each state for itself"):
+        Task(number(0.1), 4, Total("nowhere"), 0.1, number(0.01))
+    confidence = lent.learned(Returned(constant=False, own=True))
+    with pytest.raises(ValueError, match="a Joint of each state for itself"):
+        RobustDP(lent.GRID, task()).evaluate(confidence, Joint(1, writes=False))
 
 
 @pytest.mark.parametrize("where", ["jacobian", "hessian_over"])
