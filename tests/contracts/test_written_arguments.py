@@ -110,6 +110,33 @@ def test_a_cost_that_writes_is_refused(where: str):
         Task(number(0.1), 4, Written(where), 0.1, number(0.01))
 
 
+class Corners(Written):
+    """c(x) = 1{0.4 < x < 0.6}, whose supremum over a box is said to be at its ends: as of a cost without an obstacle."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ((x[..., 0] > 0.4) & (x[..., 0] < 0.6)).double()
+
+    def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.maximum(self(lower), self(upper))
+
+    def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.zeros_like(lower[..., 0])
+
+
+class High(Corners):
+    """Right over boxes, but above its ceiling."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 1.5 * (x[..., 0] > 0.4).double()
+
+
+def test_a_cost_that_refutes_itself_is_refused():
+    """A scenario tube said 0.98 of a policy past the obstacle whose cost is 1.01."""
+    for cost in (Corners("nowhere"), High("nowhere")):
+        with pytest.raises(ValueError, match="between its own lower and upper over boxes"):
+            Task(number(0.1), 4, cost, 0.1, number(0.01))
+
+
 def dynamics(x: Tensor, u: Tensor) -> Tensor:
     """As simulators are written."""
     x *= 0.9
