@@ -237,6 +237,13 @@ def listing(where: str, name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def written(*given: Tensor) -> bool:
+    """Whether somebody wrote on tensors that were fresh when they were handed over; inference tensors do not tell."""
+    return any(
+        not t.is_inference() and t._version > 0 for t in given
+    )  # torch counts writes, even of what was there before
+
+
 def told(error: BaseException) -> str:
     """Kind and message of an exception in one line, even if its message cannot be made."""
     try:

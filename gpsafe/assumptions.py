@@ -57,7 +57,8 @@ class Assumption(Enum):
     )
     KNOWN_DERIVATIVES = (
         "known part's derivatives correct",
-        "`jacobian` is the derivative of the known part and `hessian_bound` bounds its second derivatives everywhere.",
+        "`jacobian` is the derivative of the known part and `hessian_bound` bounds its second derivatives everywhere; what a"
+        " policy class of one's own states of its slopes holds over boxes.",
     )
     IN_SET = (
         "f* in F_n",

@@ -97,6 +97,7 @@ ZONOTOPES = {
     "Zonotope.affine": PoisonCase(made(Zonotope.affine), bodies(matrix=(ROWS, 2, 2), offset=(ROWS, 2)), wide),
     "Zonotope.reduce_outer": PoisonCase(made(lambda body: body.reduce_outer(4)), bodies(9), wide),
     "Zonotope.support": PoisonCase(asked(lambda body: body.support(vector(1, -2, 0, 1).reshape(2, 2))), bodies()),
+    "Zonotope.terms": PoisonCase(asked(lambda body: body.terms(vector(1, -2, 0, 1).reshape(2, 2))), bodies()),
     "Zonotope.within": PoisonCase(asked(lambda body: body.within(10.0)), bodies(), no),
     "charge_upper, indicator": PoisonCase(
         asked(lambda body: charge_upper(INDICATOR, body)), bodies(), lambda c: c == 1

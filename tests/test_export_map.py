@@ -1,6 +1,7 @@
 """The process of a certified map, read back by others: naive value iteration, and Storm where it is installed."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,25 @@ def test_a_naive_reader_of_the_process_finds_the_bounds_of_the_map(nx, goal, hor
         between = torch.stack([made.lower[policy], made.upper[policy]])
         assert horizon == 1 or bool(((between > 0.05) & (between < 0.95)).any())  # not all 0 or 1
         assert sum("init" in one for one in labels) == 1
+
+
+def test_the_process_begins_where_the_task_does():
+    """Beyond the grid nothing is claimed (it began in cell 0, as if x_0 were there); on an edge the worst cell counts."""
+    made, cell = found(), 3.2 / 12
+
+    def begins(x: float) -> set[int]:
+        labels, _ = parsed(export_map(replace(made, task=made.task.with_(initial_state=vector(x)))))
+        starts = {i for i, one in enumerate(labels) if "init" in one}
+        if any("out" in labels[i] for i in starts):
+            return {-1}
+        lower, upper = made.at(vector(x))
+        assert float(made.lower[0, list(starts)].min()) == float(lower[0])
+        assert float(made.upper[0, list(starts)].max()) == float(upper[0])
+        return starts
+
+    assert begins(2.0) == begins(-1.8) == {-1} and begins(-1.7 + 0.5 * cell) == {0}
+    for k in range(1, 12):
+        assert begins(-1.7 + k * cell) == {k - 1, k}
 
 
 def test_control_a_probability_that_is_moved_changes_the_bounds():

@@ -12,7 +12,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.algorithms.learner import BEST, PLANNER, START, EpisodePolicy, Learner
 from gpsafe.confidence import Falsification
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 
 
 class Standing(Protocol):
@@ -102,4 +102,4 @@ class ClassLearner(Learner, Generic[S, C]):
 
 def _alone(policies: PolicyClass) -> Callable[[Tensor], Tensor]:
     """A class of one as x (nx,) ↦ u (nu,)."""
-    return lambda x: policies(x.reshape(1, 1, -1))[0, 0]
+    return lambda x: inputs_at(policies, x.reshape(1, 1, -1))[0, 0]

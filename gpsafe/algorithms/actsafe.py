@@ -14,7 +14,7 @@ from gpsafe import _require
 from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
-from gpsafe.algorithms.learner import Book, Stream, stream
+from gpsafe.algorithms.learner import Book, Stream, realised, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
@@ -142,6 +142,13 @@ def check_inputs(where: str, system: System, policies: object) -> None:
         raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
 
 
+def check_gap(where: str, gap: object, task: Task) -> None:
+    """Refuses a gap of fewer steps, or of a smaller cost: it is no bound for the task's."""
+    if isinstance(gap, PolicyGap) and (gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling):
+        expected = f"a PolicyGap of T >= {task.horizon} and C >= {task.cost.ceiling:g}, as the task has"
+        raise _require.fail(where, expected, (gap.horizon, gap.ceiling))
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     """The algorithm's arguments, and a learner of the shape of all (`gpsafe.algorithms.learner`).
@@ -191,15 +198,8 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         _require.nonnegative("ActSafe", "threshold", self.threshold)
         self.unsound_because()
         check_inputs("ActSafe", self.system, self.policies)
-        self._check_gap()
+        check_gap("ActSafe", self.distance, self.cost_bound.task)
         SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
-
-    def _check_gap(self) -> None:
-        """A gap of fewer steps, or of a smaller cost, is no bound for the task's."""
-        gap, task = self.distance, self.cost_bound.task
-        if isinstance(gap, PolicyGap) and (gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling):
-            expected = f"a PolicyGap of T >= {task.horizon} and C >= {task.cost.ceiling:g}, as the task has"
-            raise _require.fail("ActSafe", expected, (gap.horizon, gap.ceiling))
 
     def unsound_because(self) -> str | None:
         """Why no guarantee stands behind a run (only with `unchecked`); None if one does."""
@@ -228,7 +228,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
             if until is not None and until(at.safe_set):
                 break
             states, inputs = self._execute(choice.policy, generator)
-            cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
+            cost, reward = realised(self.system, states, inputs)
             episodes.append(replace(choice, cost=float(cost), reward=float(reward), states=states))
             at = self._conclude(at, states, inputs)
         return ActSafeRun(tuple(episodes), at.safe_sets, at.confidence, at.falsified, self.unsound_because(), self)

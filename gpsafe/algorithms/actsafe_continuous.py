@@ -23,18 +23,19 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
-from gpsafe.algorithms.actsafe import check_inputs, check_parts
+from gpsafe.algorithms.actsafe import check_gap, check_inputs, check_parts
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
-from gpsafe.algorithms.learner import Book, Stream, stream
+from gpsafe.algorithms.learner import Book, Stream, realised, stream
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
 from gpsafe.planning.search.problem import Proposals, Search
 from gpsafe.planning.search.rollouts import Goal, Pessimism, Rollouts
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import AffinePolicies, PolicyClass
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_parameters import Decisions, Distance, SafeParameters, admit, sound_upper
+from gpsafe.safety.safe_set import PolicyGap
 from gpsafe.systems.base import System, sample_noise
 
 
@@ -151,6 +152,15 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         check_parts("ContinuousActSafe", self.system, self.model, self.bound, self.cost_bound, unchecked=False)
         theta = torch.as_tensor(self.initial)
         check_inputs("ContinuousActSafe", self.system, self.family(theta))
+        if self.distance is not None:
+            self._gap(self.family(theta[:1]), self.family(theta[:1]))
+
+    def _gap(self, first: AffinePolicies, second: AffinePolicies) -> Tensor | PolicyGap:
+        """D, refused where it is of another task."""
+        assert self.distance is not None
+        found = self.distance(first, second)
+        check_gap("ContinuousActSafe", found, self.cost_bound.task)
+        return found
 
     @property
     def unsound(self) -> None:
@@ -164,7 +174,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         while at.falsified is None and len(episodes) < self.episodes + self.exploit:
             at, choice = self._decide(at, generator)
             states, inputs = self._execute(choice.theta, generator)
-            cost, reward = self.system.cost(states[:-1]).sum(), self.system.reward(states[:-1], inputs).sum()
+            cost, reward = realised(self.system, states, inputs)
             episodes.append(replace(choice, cost=float(cost), reward=float(reward), states=states))
             at = self._conclude(at, states, inputs)
         return ContinuousRun(tuple(episodes), at.safe, at.confidence, at.falsified)
@@ -201,7 +211,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
             episode=number,
             bound=self.cost_bound.name,
             rounds=self.rounds,
-            distance=self.distance,
+            distance=None if self.distance is None else self._gap,
         )
         judged = time.perf_counter()
         best, objective = self._best_of(safe, problem)

@@ -47,6 +47,12 @@ def stream(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+def realised(system: System, states: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ c(x_t) and Σ r(x_t, u_t) of an episode (T + 1, nx), (T, nu); asked of copies, since the episode is data afterwards."""
+    past = states[:-1]
+    return system.cost(past.clone()).sum(), system.reward(past.clone(), inputs.clone()).sum()
+
+
 class EpisodePolicy:
     """x ↦ u for one episode: what `ask` gives. It remembers, so ask it once a step, in order, from the first state on.
 
@@ -217,11 +223,12 @@ class Learner(ABC):
             expected = f"states (t + 1, {nx}) and inputs (t, {nu})"
             raise _require.fail(where, expected, f"{tuple(x.shape)} and {tuple(u.shape)}")
         asked, number = self._book.asked, self.told
+        cost, reward = realised(self.system, x, u)
         row = {
             "episode": number,
             "steps": len(u),
-            "cost": float(self.system.cost(x[:-1]).sum()),
-            "reward": float(self.system.reward(x[:-1], u).sum()),
+            "cost": float(cost),
+            "reward": float(reward),
             "followed": asked is not None and asked.followed(x, u),
             "unsound": asked.unsound if asked is not None else "not flown by this learner",
         }

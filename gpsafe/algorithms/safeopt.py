@@ -17,11 +17,11 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs
-from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, stream
+from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
 from gpsafe.models import GP
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.systems.base import HalfspaceCost, System
@@ -39,8 +39,8 @@ class Totals:
 
     def __call__(self, states: Tensor, inputs: Tensor) -> Tensor:
         """States (T + 1, nx), inputs (T, nu)."""
-        past, system = states[:-1], self.system
-        return torch.stack([system.reward(past, inputs).sum(), system.budget - system.cost(past).sum()])
+        cost, reward = realised(self.system, states, inputs)
+        return torch.stack([reward, self.system.budget - cost])
 
 
 @short
@@ -138,6 +138,8 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         points = _require.finite(where, "points", _require.real(where, "points", self.points))
         if points.ndim != 2 or len(points) != self.policies.num:
             raise _require.fail(where, f"points ({self.policies.num}, d)", tuple(points.shape))
+        if len(points.unique(dim=0)) < len(points):  # J_c would be no function of them, of whatever norm
+            raise _require.fail(where, "points that tell the policies apart", "two policies at one point")
         object.__setattr__(self, "points", points)
         for name in ("models", "bounds"):
             object.__setattr__(self, name, tuple(_require.listing(where, name, getattr(self, name))))
@@ -193,7 +195,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     def _next(self, at: SafeOptStanding) -> SafeOptStanding:
         """Iteration n: sets from the newest posteriors, and whom to fly."""
         beliefs = Beliefs.of(at.models, self.bounds, self.points, covariance=self.rule.needs_covariance)
-        distance = None if self.rule.lipschitz is None else torch.cdist(self.points, self.points)
+        distance = None if self.rule.lipschitz is None else _distances(self.points)
         sets = self.rule.step(at.sets[-1], beliefs, distance)
         return self._chosen(replace(at, sets=(*at.sets, sets), falsified=_empty(sets, self.points)))
 
@@ -244,7 +246,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
 
     def _act(self, policy: int) -> Callable[[Tensor], Tensor]:
         alone = self.policies.select(torch.tensor([policy]))
-        return lambda x: alone(x.reshape(1, 1, -1))[0, 0]
+        return lambda x: inputs_at(alone, x.reshape(1, 1, -1))[0, 0]
 
     def _policy(self, choice: SafeOptEpisode) -> PolicyClass:
         return self.policies.select(torch.tensor([choice.policy]))
@@ -335,6 +337,15 @@ def _same(policy: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor) ->
     """Whether these inputs are the policy's at these states, in their order."""
     own = torch.stack([policy(x) for x in states[:-1]])
     return bool(((own - inputs).abs() <= _SAME * (1 + own.abs())).all())
+
+
+def _distances(points: Tensor) -> Tensor:
+    """Between all points (P, d), (P, P), rounded up.
+
+    From differences: differences of squares, which `cdist` takes for more than 25 points, are 0 for points that are 10⁻⁹ of
+    their size apart, and S_n would then hold policies that no L says anything of.
+    """
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") * (1 + 1e-12)
 
 
 def _empty(sets: SafeOptSets, points: Tensor) -> Falsification | None:

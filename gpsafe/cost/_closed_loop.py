@@ -18,7 +18,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass, feedback
+from gpsafe.policies import AffinePolicies, PolicyClass, feedback, inputs_at
 from gpsafe.systems.base import KnownPart
 
 
@@ -43,7 +43,7 @@ class Inputs:
         feed, slope = found.gain @ generators, 0.5 * (found.low + found.high)
         reach = feed.abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
         kink = 0.5 * (found.high - found.low) * reach + slope * found.remainder
-        return Inputs(policies(x), slope.unsqueeze(-1) * feed, kink)
+        return Inputs(inputs_at(policies, x), slope.unsqueeze(-1) * feed, kink)
 
 
 @short

@@ -15,7 +15,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.cost.in_cell import InCell, Loop
 from gpsafe.models._prior import prior_jacobian
-from gpsafe.policies import PolicyClass, feedback
+from gpsafe.policies import PolicyClass, feedback, inputs_at
 from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart, known_with_bound
 
@@ -61,7 +61,7 @@ def around(policies: PolicyClass, centers: Tensor, radius: Tensor, spread: Tenso
 
 def linearised(known: KnownPart, policies: PolicyClass, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """p, ∂p/∂x and ∂p/∂u at (c, π(c)): (P, N, nx), (P, N, nx, nx), (P, N, nx, nu)."""
-    u = policies(centers.unsqueeze(0))
+    u = inputs_at(policies, centers.unsqueeze(0))
     x = centers.expand(u.shape[0], *centers.shape)
     return known(x, u), *jacobians(known, x, u)
 
@@ -245,7 +245,7 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     """Enclosure before any data: residuals in ±B√k(z, z). Cells are (N, nx) centres and radii."""
     model = confidence.model
     known, known_radius, u_reach = closed_loop_range(model.prior, policies, centers, radius)  # type: ignore[arg-type]
-    z = torch.cat([centers.expand(policies.num, *centers.shape), policies(centers.unsqueeze(0))], dim=-1)
+    z = torch.cat([centers.expand(policies.num, *centers.shape), inputs_at(policies, centers.unsqueeze(0))], dim=-1)
     dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
     metric, slack, cap = residual_reach(confidence, z, dz)
     wide = confidence.bound.prior_width(model, z)

@@ -48,7 +48,7 @@ from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
@@ -258,7 +258,7 @@ class TubeSession:
         value = torch.zeros(policies.num, dtype=torch.float64)
         for stage in self.bound.stages(self.confidence, policies):
             x = stage.sure.center.unsqueeze(1)
-            std = model.posterior(torch.cat([x, policies(x)], dim=-1).squeeze(1))[1].norm(dim=-1)
+            std = model.posterior(torch.cat([x, inputs_at(policies, x)], dim=-1).squeeze(1))[1].norm(dim=-1)
             value = value + torch.where(stage.lost, torch.zeros_like(std), std)
         return value
 

@@ -23,7 +23,7 @@ from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.sampled import Sampled
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import HalfspaceCost
 
@@ -186,7 +186,7 @@ class Hallucinated(MonteCarloBound):
         states = [x]
         for t in range(self.horizon - 1):
             flat = x.reshape(policies.num, count * paths, -1)
-            u = policies(flat)
+            u = inputs_at(policies, flat)
             z = torch.cat([flat, u], dim=-1)
             if smooth:
                 low, high = confidence.bound.interval(model, z)

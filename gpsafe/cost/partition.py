@@ -75,7 +75,7 @@ class Partition:
         centers, radii = [], []
         for level, (positions, split) in enumerate(zip(self.positions, self.split, strict=True)):
             size, at = self.level_grid(level).size, positions[~split]
-            centers.append(self.grid.box.lower + (at + 0.5) * size)
+            centers.append(self.grid.box.lower + (at.to(size.dtype) + 0.5) * size)
             radii.append((0.5 * size).expand(len(at), -1))
         return torch.cat(centers), torch.cat(radii)
 

@@ -164,7 +164,7 @@ class PlanTube:
     axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius)
+        noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius).clone()
         if not isinstance(self.task.cost, IndicatorCost):
             raise _require.fail("PlanTube", "a task whose cost is an IndicatorCost", type(self.task.cost).__name__)
         nx = self.task.nx
@@ -279,8 +279,7 @@ class PlanTube:
     def slack(self, tube: Zonotope) -> Tensor:
         """min_i offset_i − sup_{X} normal_i x, rounded down, (P,); −inf for sets that are not numbers."""
         normals, offsets = (v.to(tube.center.device) for v in (self.constraint.normals, self.constraint.offsets))
-        support = tube.support(normals)
-        room = (offsets - support - SLACK * (1.0 + support.abs())).amin(-1)
+        room = (offsets - tube.support(normals) - SLACK * (1.0 + tube.terms(normals))).amin(-1)
         return torch.where(tube.within(HUGE) & (room >= -HUGE), room, -torch.inf)
 
     def _inside_landing(self, tube: Zonotope, plans: Plans, time: int, steps: int) -> Tensor:

@@ -28,7 +28,7 @@ from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost.robust_dp import RobustDP
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 
@@ -76,7 +76,7 @@ def probe(
     lower, upper = x.amin(1), x.amax(1)
     for t in range(dp.horizon):
         cost = cost + dp.cost(x)
-        u = policies(x)
+        u = inputs_at(policies, x)
         low, high = confidence.bounds(torch.cat([x, u], dim=-1))
         half = (0.5 * (high - low)).clamp_min(0.0)
         eta = signs + torch.einsum("kj,pkj->pk", along, torch.sign(x))

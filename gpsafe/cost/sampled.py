@@ -17,7 +17,7 @@ from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.models.samples import sample_functions
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 
 _NOISE, _DRAWS = 1, 2
 
@@ -66,7 +66,7 @@ class Sampled(MonteCarloBound):
         total = torch.zeros(policies.num, count, paths, dtype=torch.float64, device=x.device)
         for t in range(self.horizon):
             total = total + self.cost(x).reshape(total.shape)
-            u = policies(x)
+            u = inputs_at(policies, x)
             z = torch.cat([x, u], dim=-1)
             low, high = confidence.bounds(z)
             if functions is not None:

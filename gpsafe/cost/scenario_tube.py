@@ -37,7 +37,7 @@ from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
@@ -51,8 +51,8 @@ def charge_upper(cost: Cost, tube: Zonotope) -> Tensor:
     or its cost is not a number.
     """
     if isinstance(cost, HalfspaceCost):
-        reach = tube.support(cost.directions.to(tube.center.device))
-        charge = cost.of_reach(reach + SLACK * (1.0 + reach.abs()))
+        normals = cost.directions.to(tube.center.device)
+        charge = cost.of_reach(tube.support(normals) + SLACK * (1.0 + tube.terms(normals)))
     else:
         radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
         charge = cost.upper(tube.center - radius, tube.center + radius)
@@ -306,7 +306,7 @@ class _Groups:
         if task.anchors is None or task.anchors >= x.shape[1]:
             own = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
             return _Groups(own, own)
-        z = torch.cat([x, policies(x)], dim=-1)
+        z = torch.cat([x, inputs_at(policies, x)], dim=-1)
         return _Groups(*farthest_points(z / _scales(confidence, z), task.anchors))
 
     def repeated(self, count: int) -> _Groups:

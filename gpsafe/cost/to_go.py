@@ -81,7 +81,9 @@ class CostToGo:
             raise _require.fail("CostToGo.ahead", "left >= 1", left)
         here, point = x.unsqueeze(0), torch.zeros_like(x).unsqueeze(0)
         now = program.rates(here, point)[0, 0]
-        constant = AffinePolicies(u.reshape(1, -1), u.new_zeros(1, len(u), len(x)), self.inputs)
+        constant = AffinePolicies(
+            u.reshape(1, -1), u.new_zeros(1, len(u), len(x)), Box(u, u)
+        )  # no other input, clipped
         low, high = enclose(here, point, self.confidence, constant).refine(self.confidence).boxes()
         outside = (left - 1) * ceiling
         most = RangeMax.build(program.grid, low, high)(self.tables[left - 1 : left], outside)[0, 0]

@@ -42,7 +42,7 @@ from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.drift import drifted, push
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at
 
 _NOISE = 3
 RADII = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # r of the module
@@ -100,7 +100,7 @@ class TotalVariation(MonteCarloBound):
         for t in range(self.horizon):
             cost = self.cost(x)
             total = total + torch.where((cost >= 0) & (cost <= self.cost.ceiling), cost, self.cost.ceiling)
-            u = policies(x)
+            u = inputs_at(policies, x)
             low, high = confidence.bounds(torch.cat([x, u], dim=-1))
             rate = parting_rate(model.embed((0.5 * (high - low)).clamp_min(0.0)), self.noise_std)
             rates.append(torch.where((low <= high + 1e-9).all(-1), rate, 1.0))

@@ -57,9 +57,14 @@ def check_kernel(kernel: Kernel, dim: int) -> None:
     probe = torch.zeros(2, dim, dtype=torch.float64)
     device = next((p.device for p in kernel.parameters()), probe.device)
     try:
-        gram = kernels.cross(kernels.freeze(kernel), probe.to(device), probe.to(device))
+        probe = probe.to(device)
+        gram = kernels.cross(kernels.freeze(kernel), probe, probe)
     except Exception as error:
         reason = str(error).splitlines()[0][:120]
         raise _require.fail("GP", f"a kernel on {dim} inputs (nx + nu)", f"one that fails: {reason}") from error
+    if _require.written(probe):
+        raise _require.fail(
+            "GP", "a kernel that leaves its arguments, the data, as they are", "one that writes on them"
+        )
     if tuple(gram.shape) != (2, 2) or not bool(torch.isfinite(gram).all()):
         raise _require.fail("GP", f"a kernel on {dim} inputs with one output", f"a Gram matrix {gram.tolist()}")

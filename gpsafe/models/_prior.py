@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -121,8 +122,8 @@ def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
 
 
 def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
-    """Refuses a known part whose value at a few zeros has another shape, and one that writes on its arguments: what it is given
-    may be the task's x_0, and certificates would then speak of another.
+    """Refuses a known part whose value at a few zeros has another shape, and one that writes on its arguments, itself or in a
+    derivative that it states: what it is given may be the task's x_0, and certificates would then speak of another.
 
     One that cannot be evaluated there (another device, another domain) is checked at every later use.
     """
@@ -132,11 +133,32 @@ def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
             value = prior(x, u)
     except Exception:
         return
-    if not x.is_inference() and x._version + u._version > 0:  # torch counts writes, even of what was there before
+    z, w = (torch.zeros(nx + 2, nx + nu, dtype=torch.float64) for _ in range(2))
+    for name, given in (("jacobian", (x, u)), ("linearise", (x, u)), ("hessian_over", (z, w))):
+        with contextlib.suppress(Exception), torch.no_grad():  # one that is not there, or not for these
+            getattr(prior, name)(*given)
+    if _require.written(x, u, z, w):
         raise _require.fail(
             where, "a prior (known part) that leaves its arguments as they are", "one that writes on them"
         )
     known_part(where, lambda *_: value, x, u)
+    _check_rows(where, prior, nx, nu)
+
+
+def _check_rows(where: str, prior: Prior, nx: int, nu: int) -> None:
+    """Refuses a known part whose value at a point depends on what else is asked, as by a norm over the whole batch: data would
+    leave out another part of the plant than is added again. One that cannot be evaluated at drawn points is not checked.
+    """
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(3, nx + nu, dtype=torch.float64, generator=generator)
+    try:
+        with torch.no_grad():
+            whole, alone = (known_part(where, prior, part[:, :nx], part[:, nx:]) for part in (z, z[:1]))
+    except Exception:
+        return
+    if not torch.allclose(whole[:1].double(), alone.double(), rtol=1e-6, atol=1e-9, equal_nan=True):
+        expected = "a prior (known part) of each row of a batch for itself"
+        raise _require.fail(where, expected, "rows that depend on each other (a sum or norm over the whole batch?)")
 
 
 def linearised_prior(where: str, prior: Prior, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from gpsafe.policies.finite import (
     Feedback,
     PolicyClass,
     feedback,
+    inputs_at,
     set_point_policies,
 )
 from gpsafe.policies.parametric import ParametricPolicies, feedback_family, input_gap, set_point_family
@@ -24,6 +25,7 @@ __all__ = [
     "feedback",
     "feedback_family",
     "input_gap",
+    "inputs_at",
     "pendulum_coefficients",
     "pendulum_features",
     "set_point_family",

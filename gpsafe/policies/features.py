@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.policies.finite import Feedback, secants
+from gpsafe.policies.finite import Feedback, no_other_policy, secants
 from gpsafe.sets import Box
 
 _ROUNDING = 1e-13  # relative to Σ_k |θ_k φ_k|, far more than the rounding of a dot product of tens of terms
@@ -140,8 +140,11 @@ class FeaturePolicies:
     features: tuple[Feature, ...]
     input_box: Box
 
+    def __init_subclass__(cls) -> None:
+        no_other_policy(cls, "FeaturePolicies")
+
     def __post_init__(self) -> None:
-        theta = _require.finite("FeaturePolicies", "coefficients", self.coefficients)
+        theta = _require.finite("FeaturePolicies", "coefficients", self.coefficients).clone()  # its own
         m = len(self.features)
         if theta.ndim != 3 or theta.shape[1:] != (self.input_box.dim, m) or m == 0:
             expected = f"coefficients (P, {self.input_box.dim}, {m}), one column for each of the features"

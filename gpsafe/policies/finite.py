@@ -12,6 +12,16 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.sets import Box
 
+_PROVEN = ("gpsafe.policies.finite", "gpsafe.policies.features")  # whose slopes are theorems
+
+
+def no_other_policy(cls: type, base: str) -> None:
+    """For `__init_subclass__` of policies whose slopes are theorems: refuses a subclass with inputs that bounds do not know."""
+    changed = [name for name in ("__call__", "_raw", "basis") if name in cls.__dict__]
+    if changed:
+        expected = f"a policy class of its own (gpsafe.policies.PolicyClass), with slopes of what it answers, not one of {base}"
+        raise _require.fail(cls.__name__, expected, f"another {changed[0]}")
+
 
 @runtime_checkable
 class PolicyClass(Protocol):
@@ -34,6 +44,13 @@ class PolicyClass(Protocol):
         lower, upper: (P or 1, N, nx). gain: (P, nu, nx); low, high: (P, N, nu), between 0 and 1.
         """
         ...
+
+
+def inputs_at(policies: PolicyClass, x: Tensor) -> Tensor:
+    """π_i(x), x (P or 1, N, nx) → (P, N, nu), asked of a copy: a policy of a user's own may write on what it is given, and x
+    goes on as the centre of a set, as data, as the task's x_0.
+    """
+    return policies(x.clone())
 
 
 @short
@@ -65,11 +82,44 @@ class CurvedPolicyClass(PolicyClass, Protocol):
 
 
 def feedback(policies: PolicyClass, lower: Tensor, upper: Tensor) -> Feedback:
-    """Closed-loop changes of any policy class over boxes (P or 1, N, nx): its own, or `slopes` with remainder 0."""
+    """Closed-loop changes of any policy class over boxes (P or 1, N, nx): its own, or `slopes` with remainder 0.
+
+    What a class of a user's own says of itself is tried at a drawn point of every box. None found wrong is no proof.
+
+    Raises:
+        ValueError: where the inputs there are not as stated.
+    """
     if isinstance(policies, CurvedPolicyClass):
-        return policies.feedback(lower, upper)
-    gain, low, high = policies.slopes(lower, upper)
-    return Feedback(gain.unsqueeze(1), low, high, torch.zeros_like(low[:, :1]))
+        found = policies.feedback(lower, upper)
+    else:
+        gain, low, high = policies.slopes(lower, upper)
+        found = Feedback(gain.unsqueeze(1), low, high, torch.zeros_like(low[:, :1]))
+    if type(policies).__module__ not in _PROVEN:
+        _try(policies, lower, upper, found)
+    return found
+
+
+def _try(policies: PolicyClass, lower: Tensor, upper: Tensor, stated: Feedback) -> None:
+    """See `feedback`. What is not a number accuses nobody."""
+    share = torch.rand(lower.shape, dtype=lower.dtype, generator=torch.Generator().manual_seed(0)).to(lower.device)
+    x, center = lower + share * (upper - lower), 0.5 * (lower + upper)
+    ends = inputs_at(policies, x), inputs_at(policies, center)
+    one = slice(x.shape[1] // 2, x.shape[1] // 2 + 1)
+    if not torch.allclose(inputs_at(policies, x[:, one]), ends[0][:, one], rtol=1e-6, atol=1e-9, equal_nan=True):
+        expected = f"a {type(policies).__name__} of each state for itself"
+        raise _require.fail(
+            "feedback", expected, "states that depend on each other (a sum or norm over the whole batch?)"
+        )
+    moved = (stated.gain @ (x - center).unsqueeze(-1)).squeeze(-1)
+    raw = moved - stated.remainder, moved + stated.remainder
+    change, corners = ends[0] - ends[1], torch.stack([s * v for s in (stated.low, stated.high) for v in raw])
+    room = 1e-7 * (1.0 + ends[0].abs() + ends[1].abs() + moved.abs())
+    wrong = (change < corners.amin(0) - room) | (change > corners.amax(0) + room)
+    if bool(wrong.any()):
+        p, n, i = torch.nonzero(wrong)[0].tolist()
+        told = f"u_{i} moves by {float(change[p, n, i]):.4g} in a box where {type(policies).__name__} states "
+        told += f"{float(corners[:, p, n, i].amin()):.4g} to {float(corners[:, p, n, i].amax()):.4g}"
+        raise _require.fail("feedback", "policies that move over boxes as their own slopes state", told)
 
 
 @short
@@ -91,9 +141,12 @@ class AffinePolicies:
 
         def __init__(self, offset: _require.Numbers, gain: _require.Numbers, input_box: Box) -> None: ...
 
+    def __init_subclass__(cls) -> None:
+        no_other_policy(cls, "AffinePolicies")
+
     def __post_init__(self) -> None:
-        offset = _require.finite("AffinePolicies", "offset", self.offset)
-        gain = _require.finite("AffinePolicies", "gain", self.gain)
+        offset = _require.finite("AffinePolicies", "offset", self.offset).clone()  # its own: what was certified stays
+        gain = _require.finite("AffinePolicies", "gain", self.gain).clone()
         if gain.ndim != 3 or offset.shape != gain.shape[:2] or offset.shape[-1] != self.input_box.dim:
             expected = f"offset (P, {self.input_box.dim}) and gain (P, {self.input_box.dim}, nx)"
             raise _require.fail("AffinePolicies", expected, f"{tuple(offset.shape)} and {tuple(gain.shape)}")

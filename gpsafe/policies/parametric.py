@@ -14,6 +14,7 @@ from gpsafe._show import short
 from gpsafe.policies.finite import AffinePolicies
 from gpsafe.sets import Box
 
+_PROBES = 32  # of every parameter
 Build = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -52,7 +53,9 @@ class ParametricPolicies:
     def __call__(self, theta: Tensor) -> AffinePolicies:
         """The policies of θ (P, d), physical units."""
         _require.last_dim("ParametricPolicies", "theta", theta, self.dim)
-        return AffinePolicies(*self.build(theta), self.input_box)
+        return AffinePolicies(
+            *self.build(theta.clone()), self.input_box
+        )  # a copy: certified parameters stay what they are
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """θ of points of the unit cube (*b, d)."""
@@ -72,6 +75,26 @@ class ParametricPolicies:
         signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=self.dim)), dtype=torch.float64)
         return center.unsqueeze(-2) + signs * radius.unsqueeze(-2)
 
+    def require_multiaffine(self, where: str) -> None:
+        """Raises ValueError if offset or gain is not affine in one of the parameters, at points drawn from the box.
+
+        What a box is said to hold by its vertices would not be all that it holds, where an angle, say, goes round once.
+        """
+        generator = torch.Generator().manual_seed(0)
+        first, second, share = (self.box.sample(_PROBES * self.dim, generator) for _ in range(3))
+        share = (share - self.box.lower) / (self.box.upper - self.box.lower)
+        axis = torch.eye(self.dim, dtype=torch.float64).repeat(_PROBES, 1)
+        points = torch.stack([first, first + axis * (second - first), first + axis * share * (second - first)])
+        share = (axis * share).sum(-1)
+        for part in self.build(points.reshape(-1, self.dim)):
+            a, b, between = part.reshape(3, len(first), -1)
+            away = (between - torch.lerp(a, b, share.unsqueeze(-1))).abs()
+            if not bool((away <= 1e-9 * (1e-300 + torch.maximum(a.abs(), b.abs()).amax(-1, keepdim=True))).all()):
+                i = int(away.amax(-1).argmax()) % self.dim
+                raise _require.fail(
+                    where, "offset and gain affine in every parameter alone", f"{self.names[i]} bends them"
+                )
+
     def spread(self, center: Tensor, radius: Tensor, *, x: Tensor, x_radius: Tensor) -> Tensor:
         """sup |π_θ(x′) − π_center(x′)| over |θ − center| ≤ radius and |x′ − x| ≤ x_radius, rounded outwards.
 
@@ -85,12 +108,16 @@ class ParametricPolicies:
 
         Returns:
             (P, N, nu).
+
+        Raises:
+            ValueError: where offset or gain bends in a parameter (`require_multiaffine`).
         """
+        self.require_multiaffine("ParametricPolicies.spread")
         corners = self.vertices(center, radius)
-        offset, gain = self.build(corners.reshape(-1, self.dim))
+        offset, gain = self.build(corners.reshape(-1, self.dim).clone())
         offset = offset.reshape(*corners.shape[:2], -1)
         gain = gain.reshape(*corners.shape[:2], *gain.shape[1:])
-        middle_offset, middle_gain = self.build(center)
+        middle_offset, middle_gain = self.build(center.clone())
 
         def ranges(o: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:  # value at x and reach over the cell, (P, V, N, nu)
             value = o.unsqueeze(-2) + torch.einsum("pvux,nx->pvnu", g, x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpsafe.data import Transitions
-from gpsafe.policies.finite import PolicyClass
+from gpsafe.policies.finite import PolicyClass, inputs_at
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,8 +29,8 @@ def closed_loop(mean: Dynamics, policies: PolicyClass, x0: Tensor, noise: Tensor
     x = x0.expand(policies.num, paths, nx)
     states, inputs = [x], []
     for t in range(steps):
-        u = policies(x)
-        x = mean(x, u) + noise[t]
+        u = inputs_at(policies, x)
+        x = mean(x.clone(), u.clone()) + noise[t]  # of copies, as `inputs_at`: what was recorded stays
         states.append(x)
         inputs.append(u)
     return torch.stack(states, dim=-2), torch.stack(inputs, dim=-2)
@@ -50,8 +50,8 @@ def one_episode(mean: Dynamics, policy: Callable[[Tensor], Tensor], x0: Tensor, 
     """
     x, states, inputs = x0, [x0], []
     for w in noise:
-        u = policy(x)
-        x = mean(x, u) + w
+        u = policy(x.clone())
+        x = mean(x.clone(), u.clone()) + w
         states.append(x)
         inputs.append(u)
     return torch.stack(states), torch.stack(inputs)

@@ -24,6 +24,11 @@ OVER = (
     "B from the first rows: later rows add no more to the norm than the second half of the first ones did",
 )
 MARTINGALE = "noise has mean 0 given everything before it"
+DRAWN = (
+    "noise has mean 0 given all inputs and the noise of other rows (one-step data are put in a drawn order, so that no input "
+    "may have been chosen by what was measured elsewhere)"
+)
+REPEATED = "what was measured at an input had no say in whether it was measured again"
 JOINT = "kernel, B and R as claimed, all three: one of them is false if this is"
 Number = Callable[[Output], float]
 
@@ -59,6 +64,11 @@ def _tested(
         name, claim, ruling, text, statistic(worst), threshold(worst), None, case.share * len(case.outputs), assumes, strength,
         ("output", *head, ""), table,
     )  # fmt: skip
+
+
+def _noise(case: Case) -> str:
+    """What is assumed of the noise: rows of runs stand in their order, others in one that was drawn."""
+    return MARTINGALE if case.rows.runs or case.origin == "drawn" else DRAWN
 
 
 def _repair(wrong: Sequence[Output]) -> str:
@@ -106,7 +116,7 @@ def _repeats(case: Case) -> list[Finding]:
         first = Finding(
             "repeats", claim, Ruling.REFUTED if wrong else Ruling.STANDS, text + ("" if wrong else " That does not "
             "make it true."),
-            low[worst.name], worst.design.noise, None, delta, (MARTINGALE, "nothing about f, k or B"), "",
+            low[worst.name], worst.design.noise, None, delta, (_noise(case), REPEATED, "nothing about f, k or B"), "",
             ("output", "R at least", "r.m.s. seen", "R claimed"),
             tuple((o.name, low[o.name], s, o.design.noise) for o, s in zip(case.outputs, seen.size, strict=True)),
         )  # fmt: skip
@@ -144,7 +154,7 @@ def _level(case: Case) -> Finding:
         "Every f with ‖f‖ ≤ B leaves residuals of {state} that need R ≥ {statistic}, against {threshold} claimed ({ratio} "
         "times){which}.",
         "The residuals of {state} that the best f of the ball leaves need R ≥ {statistic}; {threshold} is claimed.",
-        assumes=(JOINT, MARTINGALE), head=("R at least", "R claimed"),
+        assumes=(JOINT, _noise(case)), head=("R at least", "R claimed"),
     )  # fmt: skip
 
 
@@ -156,7 +166,7 @@ def _tail(case: Case) -> Finding:
         "exact binomial "
         "probability 1e−{statistic}{which}.",
         "The numbers of large residuals are within what R-sub-Gaussian noise may do (worst output {state}).",
-        assumes=(JOINT, MARTINGALE), head=("−log₁₀ p", "needed to refute"),
+        assumes=(JOINT, _noise(case)), head=("−log₁₀ p", "needed to refute"),
     )  # fmt: skip
     m = case.outputs[0].design.judging
     shares = []
@@ -198,7 +208,7 @@ def _time(case: Case) -> list[Finding]:
         "of norm below "
         "{statistic}; B is {threshold}{which}." + told,
         "Explaining {state} with independent noise takes a norm of at least {statistic}; B is {threshold}." + told,
-        assumes=(JOINT, MARTINGALE), head=("norm at least", "B"),
+        assumes=(JOINT, _noise(case)), head=("norm at least", "B"),
     )  # fmt: skip
     heard = [o for o in case.outputs if o.refuted("memory")]
     if heard and all(o.quiet() for o in heard):
@@ -231,7 +241,7 @@ def of_norm(case: Case) -> list[Finding]:
         lambda o: o.design.norm,
         "Every f that these rows allow has ‖f‖ ≥ {statistic} for {state}, against B = {threshold} ({ratio} times){which}.",
         "‖f‖ ≥ {statistic} is what these rows prove of {state}, {ratio} of B = {threshold}.",
-        assumes=(JOINT, MARTINGALE), head=("norm at least", "B"),
+        assumes=(JOINT, _noise(case)), head=("norm at least", "B"),
     )  # fmt: skip
     return [found, _growth(case), _upper(case)]
 
@@ -304,7 +314,7 @@ def _shape(case: Case) -> list[Finding]:
         "below {statistic} "
         "could; B is {threshold}{which}.",
         "What these forecasters predict of {state} could be done by some f of norm {statistic}; B is {threshold}.",
-        assumes=(JOINT, MARTINGALE), head=("norm at least", "B"),
+        assumes=(JOINT, _noise(case)), head=("norm at least", "B"),
     )  # fmt: skip
     return [first, _ratio(
         case, "shape", claims[1],
@@ -321,7 +331,7 @@ def _held(case: Case) -> Finding:
         lambda o: float(o.tried.held[0]), lambda o: 0.0,
         "A row of {state} is {statistic} R further outside the band than the noise may carry it{which}.",
         "No row is further outside the band than the noise may carry it (closest: {state}, {statistic} R).",
-        assumes=(JOINT, MARTINGALE), head=("largest excess, R", "allowed"),
+        assumes=(JOINT, _noise(case)), head=("largest excess, R", "allowed"),
     )  # fmt: skip
 
 

@@ -32,7 +32,11 @@ class Repeats:
 
 
 def repeated(rows: Rows, y: Tensor, delta: float) -> Repeats:
-    """Of the judging rows; `delta` of each output's limit, whose form is that of the level test (`gpsafe.referee.trials`)."""
+    """Of the judging rows; `delta` of each output's limit, whose form is that of the level test (`gpsafe.referee.trials`).
+
+    For inputs that are repeated whatever was measured there: a row that was measured again *because* it looked odd has more
+    than its share of noise, and the limit then exceeds a true R far more often than `delta`.
+    """
     pairs = repeats(rows.data.z[rows.first :])
     gap = y[rows.first :][pairs[:, 0]] - y[rows.first :][pairs[:, 1]] if len(pairs) else y[:0]
     copies = int((gap == 0).all(-1).sum())

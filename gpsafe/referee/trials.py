@@ -1,7 +1,9 @@
 """What rows say about (k, B, R): every test of the referee for one output, for many columns of observations at once.
 
-On trial: y_i = f(z_i) + ε_i with ‖f‖_k ≤ B, and ε_i R-sub-Gaussian given everything before it. Many columns, because the
-power of a test on *these* inputs is found by trying it on observations made up with a known defect (`gpsafe.referee.power`).
+On trial: y_i = f(z_i) + ε_i with ‖f‖_k ≤ B, and ε_i R-sub-Gaussian given everything before it, z_i included, in the order in
+which rows stand here: their own within runs, a drawn one for one-step data (then no z may depend on noise). Many columns,
+because the power of a test on *these* inputs is found by trying it on observations made up with a known defect
+(`gpsafe.referee.power`).
 
 **Radius.** Let m_i be any prediction of y_i from what came before, drawn from N(m̂_i, v_i) chosen before ε_i. For the true f
 

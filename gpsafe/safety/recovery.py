@@ -32,6 +32,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Believed
 from gpsafe.cost.to_go import CostToGo
+from gpsafe.policies import inputs_at
 from gpsafe.systems.base import IndicatorCost
 
 
@@ -105,4 +106,4 @@ class RecoveryShield:
         following = replace(self, stage=self.stage + 1, mass=mass)
         if chance <= self.level and mass + chance <= self.total:
             return Recovery(to_go.inputs.clip(learned), "learner", chance), replace(following, mass=mass + chance)
-        return Recovery(to_go.policy(x.reshape(1, 1, -1))[0, 0], "backup", 0.0), following
+        return Recovery(inputs_at(to_go.policy, x.reshape(1, 1, -1))[0, 0], "backup", 0.0), following

@@ -54,7 +54,7 @@ class SafeParameters:
     @staticmethod
     def initial(theta: Tensor, *, budget: float) -> SafeParameters:
         """S_0, assumed safe."""
-        theta = _require.finite("SafeParameters", "theta", theta)
+        theta = _require.finite("SafeParameters", "theta", theta).clone()
         if theta.ndim != 2:
             raise _require.fail("SafeParameters", "theta of shape (m, d)", f"shape {tuple(theta.shape)}")
         _require.nonnegative("SafeParameters", "budget", budget)
@@ -305,6 +305,7 @@ def lipschitz_boxes(
     """
     if family.input_box.dim != 1:
         raise _require.fail("lipschitz_boxes", "one input", family.input_box.dim)
+    family.require_multiaffine("lipschitz_boxes")
     members = torch.arange(len(safe))
     low, high = torch.zeros(len(safe)).double(), torch.ones(len(safe)).double()
     for _ in range(rounds):

@@ -253,7 +253,12 @@ class Shield:
                     plan, margin = trimmed.select(torch.tensor([row], device=x.device)), float(margins[index].max())
                     source = "plan"
         u = plan.act(x.unsqueeze(0), judge.fallbacks, judge.input_box)[0]
-        expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
+        try:
+            expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
+        except (
+            Exception
+        ) as error:  # of a fallback, say, whose own slopes turn out wrong: an answer there is all the same
+            expected, falsified = None, falsified or f"the next set could not be made: {_require.told(error)}"
         time, stored = self.time + 1, plan.shifted()
         following = replace(self, time=time, stored=stored, margin=margin, expected=expected, falsified=falsified)
         return Decision(u, source, index, margin, admitted, falsified, reason), following

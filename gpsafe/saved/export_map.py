@@ -51,17 +51,17 @@ def export_map(found: CertifiedMap, policy: int = 0) -> str:
         raise _require.fail(where, f"a policy in 0..{found.policies.num - 1}", policy)
     chosen = found.policies.select(torch.tensor([policy]))
     cells = Cells.of(found.confidence, chosen, found.task, grid, found.goal)
-    process = _Process(grid, cells, found.task.noise_std)
-    rows = _explored(where, process)
+    process, starts = _Process(grid, cells, found.task.noise_std), _starts(found)
+    rows = _explored(where, process, starts)
     number = {state: i for i, (state, _) in enumerate(rows)}
+    initial = {number[state] for state in starts}
     steps = (1 + 2 * grid.box.dim) * (found.task.horizon - 1)
-    start = int(grid.index(found.task.initial_state))
     labels = [process.labels(state) for state, _ in rows]
     lines = [f"// {line}" for line in _properties(steps, set().union(*labels), goal=found.goal is not None)]
     lines += ["@type: MDP", "@parameters", "", "@reward_models", "", "@nr_states", f"{len(rows)}"]
     lines += ["@nr_choices", f"{sum(len(choices) for _, choices in rows)}", "@model"]
     for i, (_, choices) in enumerate(rows):
-        lines.append(" ".join([f"state {i}", *(["init"] if i == max(start, 0) else []), *labels[i]]))
+        lines.append(" ".join([f"state {i}", *(["init"] if i in initial else []), *labels[i]]))
         for a, choice in enumerate(choices):
             lines.append(f"\taction {a}")
             lines += [f"\t\t{number[after]} : {share!r}" for after, share in choice]
@@ -83,9 +83,19 @@ def _properties(steps: int, carried: set[str], *, goal: bool) -> list[str]:
     ]
 
 
-def _explored(where: str, process: _Process) -> list[tuple[State, Choices]]:
+def _starts(found: CertifiedMap) -> list[State]:
+    """Where the task's x_0 is: out of the grid, in a cell, or beside an edge of several: the worst of these is true of it."""
+    near = found.partition.near(found.task.initial_state).unique()
+    if int(near.min()) < 0:
+        return [OUT]
+    places = torch.stack(torch.unravel_index(near, found.partition.grid.cells), dim=-1)
+    return [("cell", *place) for place in places.tolist()]
+
+
+def _explored(where: str, process: _Process, starts: list[State]) -> list[tuple[State, Choices]]:
     """All states with their choices: the cells in row-major order, then what they lead to, in the order found."""
     queue: deque[State] = deque(("cell", *index) for index in itertools.product(*map(range, process.grid.cells)))
+    queue.extend(state for state in starts if state == OUT)
     seen, rows = set(queue), []
     while queue:
         state = queue.popleft()

@@ -71,6 +71,10 @@ class Zonotope:
         along = torch.einsum("kd,...dm->...km", directions, self.generators).abs().sum(-1)
         return torch.einsum("kd,...d->...k", directions, self.center) + along
 
+    def terms(self, directions: Tensor) -> Tensor:
+        """Σ_i |n_i|·max|x_i| over the set, (*b, k): the terms of `support`, of which its rounding is a share, cancel or not."""
+        return (self.center.abs() + self.radius) @ directions.abs().mT
+
     def affine(self, matrix: Tensor, offset: Tensor) -> Zonotope:
         """{Mx + o}, M (*b, e, d), o (*b, e): exact."""
         return Zonotope((matrix @ self.center.unsqueeze(-1)).squeeze(-1) + offset, matrix @ self.generators)

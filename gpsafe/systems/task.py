@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from gpsafe import _require
@@ -13,6 +14,9 @@ from gpsafe.systems.base import Cost
 
 if TYPE_CHECKING:
     from gpsafe.systems.base import System
+
+
+_SIZES = torch.tensor([0.03, 0.3, 3.0], dtype=torch.float64).reshape(3, 1, 1)  # of boxes on which a cost is tried
 
 
 @short
@@ -50,6 +54,7 @@ class Task:
         if not isinstance(self.cost, Cost):
             raise _require.fail("Task", "a Cost (ceiling, upper and lower over boxes)", type(self.cost).__name__)
         _require.positive("Task", "cost.ceiling", self.cost.ceiling)
+        _check_cost(self.cost, x0)
 
     @staticmethod
     def of(system: System) -> Task:
@@ -113,6 +118,45 @@ class TaskFields:
     def noise_std(self) -> Tensor:
         """Standard deviations of w, (nx,)."""
         return self.task.noise_std
+
+
+def _check_cost(cost: Cost, x0: Tensor) -> None:
+    """Refuses a cost that writes on states, ends of cells or data; one whose value at a state depends on what else is asked;
+    and one that leaves [0, C] or what it says of boxes itself, at drawn points (none found is no proof).
+
+    One that cannot be evaluated there (another device, another domain) is not checked.
+    """
+    nx, generator = x0.numel(), torch.Generator().manual_seed(0)
+    center = torch.stack([torch.zeros_like(x0), x0]).repeat(32, 1)
+    sizes = _SIZES * (1.0 + x0.abs())
+    a, b = (center + sizes * torch.randn(3, 64, nx, dtype=torch.float64, generator=generator) for _ in "ab")
+    between = a + torch.rand(a.shape, dtype=torch.float64, generator=generator) * (b - a)
+    points = torch.stack([a, b, between]).reshape(3, -1, nx)
+    low, high = points[:2].amin(0), points[:2].amax(0)
+    given = [part.clone() for part in (points, low, high, low, high)]
+    try:
+        with torch.no_grad():
+            c, alone = cost(given[0]), torch.stack([cost(point.clone()) for point in points[:, :1]])
+            most, least = cost.upper(*given[1:3]), cost.lower(*given[3:])
+    except Exception:
+        return
+    if _require.written(*given):
+        raise _require.fail("Task", "a cost that leaves its arguments as they are", "one that writes on them")
+    if c.shape != points.shape[:-1] or not torch.allclose(c[:, :1], alone, 1e-6, 1e-9, equal_nan=True):
+        raise _require.fail(
+            "Task", "a cost of each state for itself, (*b, nx) → (*b,)", "states that depend on each other"
+        )
+    room, top = (
+        1e-6 * cost.ceiling,
+        torch.where(most >= 0, most.clamp_max(cost.ceiling), cost.ceiling),
+    )  # as bounds take it
+    wrong = (c > top + room) | (c < least.nan_to_num(nan=-torch.inf).clamp_min(0.0) - room)
+    if bool(wrong.any()):
+        k, i = torch.nonzero(wrong)[0].tolist()
+        told = f"{float(c[k, i]):.4g} at {points[k, i].tolist()}, but {float(least[i]):.4g} to {float(most[i]):.4g} "
+        told += f"on the box from {low[i].tolist()} to {high[i].tolist()}"
+        expected = f"a cost in [0, {cost.ceiling:g}] and between its own lower and upper over boxes"
+        raise _require.fail("Task", expected, told)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -9,6 +9,7 @@ from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.models import GP
 from gpsafe.planning.search import FiniteGrid, LogBarrier, RandomSearch
 from gpsafe.policies.parametric import feedback_family, set_point_family
+from gpsafe.safety.safe_set import PolicyGap
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_pendulum
 from gpsafe.systems.task import Task
@@ -88,6 +89,22 @@ def test_heuristic_confidence_is_refused(algorithm):
     wrong = Constant(rkhs_norm=4.47, subgaussian=0.01, delta=0.1, value=2.0)
     with pytest.raises(ValueError, match="sound"):
         algorithm.with_(bound=wrong, search=RandomSearch(4)).run(torch.Generator().manual_seed(0))
+
+
+def test_a_gap_of_fewer_steps_than_the_task_has_is_refused(algorithm):
+    """Its D is too small, and policies would be admitted that nobody certified; as in `ActSafe`, it is refused."""
+    task = algorithm.cost_bound.task
+
+    def gap(horizons: list[int], ceiling: float):
+        return lambda first, second: PolicyGap(torch.zeros(first.num, second.num).double(), horizons.pop(), ceiling)
+
+    algorithm.with_(distance=gap([task.horizon], 1.0))
+    for horizon, ceiling in ((task.horizon - 1, 1.0), (task.horizon, 0.5)):
+        with pytest.raises(ValueError, match="ContinuousActSafe: expected a PolicyGap of T >="):
+            algorithm.with_(distance=gap([horizon], ceiling))
+    later = algorithm.with_(distance=gap([task.horizon - 1, task.horizon], 1.0))
+    with pytest.raises(ValueError, match="ContinuousActSafe: expected a PolicyGap of T >="):
+        later._gap(algorithm.family(algorithm.initial), algorithm.family(algorithm.initial))
 
 
 def test_a_false_norm_is_reported(algorithm):

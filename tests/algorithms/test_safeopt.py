@@ -69,6 +69,7 @@ def test_parts_that_do_not_fit_are_refused():
     given = safeopt()
     for change in (
         {"points": given.points[:-1]},
+        {"points": torch.cat([given.points[:-1], given.points[:1]])},
         {"models": given.models[:1]},
         {"models": (given.models[0], GP.regression(kernels.rbf([1.0, 1.0]), dim=2, noise_std=1.0))},
         {"rule": SafeOptRule(vector(-torch.inf, 0.5))},
@@ -76,6 +77,18 @@ def test_parts_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=r"SafeOpt|S_0"):
             given.with_(**change)
+
+
+def test_policies_are_neighbours_by_differences_not_by_differences_of_squares():
+    """Parameters 10⁻⁶ apart at 1000, a slope of 2·10⁵ to the budget: nobody is safe through a neighbour. `cdist` had 0 between
+    them, and S_1 was S_0 and its neighbours, although d − J_c may be −0.2 there."""
+    given, count = safeopt(), 30
+    policies = AffinePolicies(torch.zeros(count, 1), -torch.ones(count, 1, 1), Box([-1.0], [1.0]))
+    points = 1000.0 + 1e-6 * torch.arange(count, dtype=torch.float64).unsqueeze(-1)
+    rule = SafeOptRule(vector(-torch.inf, 0.0), vector(0.0, 2e5))
+    learner = given.with_(policies=policies, points=points, initial_safe=[10], rule=rule)
+    assert learner.unsound is None
+    assert torch.nonzero(learner.standing.sets[-1].safe).flatten().tolist() == [10]
 
 
 # ------------------------------------------------------------------------------------------- a gap between safe sets

@@ -191,7 +191,12 @@ class Blind(IndicatorCost):
 
 def cost_range(true: bool) -> World:
     rows = (torch.eye(1).double(), vector(LIMIT))
-    return World(belief(STILL + 0.5), task_of(cost=IndicatorCost(*rows) if true else Blind(*rows)), constant(0.5))
+    task = task_of(cost=IndicatorCost(*rows))
+    if not true:
+        object.__setattr__(
+            task, "cost", Blind(*rows)
+        )  # a task refuses one that drawn points refute, and need not find them
+    return World(belief(STILL + 0.5), task, constant(0.5))
 
 
 @dataclass(frozen=True)

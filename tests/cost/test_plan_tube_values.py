@@ -138,7 +138,8 @@ def test_the_slack_is_the_room_in_the_tightest_half_space_rounded_down():
         rooms = []
         for n, o in zip(cost.normals, cost.offsets, strict=True):
             support = float(n @ tube.center[p] + (n @ tube.generators[p]).abs().sum())
-            rooms.append(float(o) - support - SLACK * (1 + abs(support)))
+            terms = float(n.abs() @ (tube.center[p].abs() + tube.generators[p].abs().sum(-1)))
+            rooms.append(float(o) - support - SLACK * (1 + terms))
         assert float(found[p]) == pytest.approx(min(rooms), abs=1e-13)
     assert found[3:].tolist() == [-math.inf] * 2
 

@@ -283,7 +283,7 @@ class Strange(HingeCost):
 
     def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
         middle = (lower + upper)[..., 0] / 2
-        value = torch.where(middle > 0.25, torch.nan, 0.0 * middle)
+        value = torch.where((middle > 0.25) | (upper[..., 0] > 0.6), torch.nan, 0.0 * middle)
         return torch.where(middle < -0.8, -1.0, torch.where(middle < -0.5, 9.0, value))
 
 

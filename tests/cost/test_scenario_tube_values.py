@@ -202,7 +202,8 @@ def test_a_charge_is_the_cost_of_the_farthest_point_rounded_up():
         for n in range(4):
             c, G = tube.center[p, n], tube.generators[p, n]
             reach = [float(v @ c + (v @ G).abs().sum()) for v in normals]
-            worst = max(r + SLACK * (1 + abs(r)) - float(o) for r, o in zip(reach, offsets, strict=True))
+            terms = [float(v.abs() @ (c.abs() + G.abs().sum(-1))) for v in normals]
+            worst = max(r + SLACK * (1 + t) - float(o) for r, t, o in zip(reach, terms, offsets, strict=True))
             assert float(found[p, n]) == pytest.approx(min(1.2, max(0.0, worst)), abs=1e-12)
     assert found[2, :3].tolist() == [1.2] * 3
 

@@ -155,6 +155,34 @@ def test_repeated_inputs_bound_the_noise_whatever_f_is():
     assert copied.copies == copied.pairs > 10 and copied.low[0] == 0.0
 
 
+def test_rows_repeated_for_what_they_showed_refute_a_true_level():
+    """Measured once more where the first value was beyond 1.5 R: refuted in half of the cases, at a level of 1 %. The finding
+    names what is assumed."""
+
+    def limit(seed: int, *, odd: float) -> float:
+        g, x, y = torch.Generator().manual_seed(seed), [], []
+        while len(x) < 300:
+            one = torch.rand(1, dtype=torch.float64, generator=g)
+            first, again = torch.randn(2, 1, dtype=torch.float64, generator=g)
+            more = bool(first.abs() > odd) if odd else bool(one < 0.13)
+            x += [one, one] if more else [one]
+            y += [first, again] if more else [first]
+        rows = arranged(gs.Transitions(torch.stack(x), torch.zeros(len(x), 0), torch.stack(y)), None)
+        return noise.repeated(rows, rows.data.x_next, 0.01).low[0]
+
+    assert sum(limit(seed, odd=1.5) > 1.0 for seed in range(60)) > 15
+    assert sum(limit(seed, odd=0.0) > 1.0 for seed in range(60)) <= 3
+
+
+def test_findings_say_in_which_order_noise_is_new(found):
+    data = recorded(40)
+    twice = gs.Transitions(data.x.repeat(2, 1), data.u.repeat(2, 1), data.x_next.repeat(2, 1))
+    assert "had no say" in " ".join(examine(twice, **STATED)["repeats"].assumes)
+    assert "drawn order" in " ".join(found["level"].assumes)
+    runs = examine(recorded(120), [i // 30 for i in range(120)], **STATED)
+    assert "everything before it" in " ".join(runs["level"].assumes)
+
+
 def test_lattices_are_seen_and_rounding_is_none():
     x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert math.isclose(noise.lattice((x / 0.05).round() * 0.05), 0.05, rel_tol=1e-6)

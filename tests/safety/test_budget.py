@@ -112,6 +112,24 @@ def test_without_noise_both_rules_are_one_and_keep_the_budget_in_every_run():
     )  # the last one is never charged
 
 
+def test_the_prior_earns_nothing_by_an_input_that_is_not_admitted():
+    """The prior steps to 0.95, 0.95 away, and costs 0.69; with inputs up to 0.5 admitted alone, its step was priced as one of
+    0.5, which left 0.405 on the account of 0.061: the learner could then spend 0.69 + 0.345 = 1.03 of 0.75."""
+    known = AffineKnown(torch.ones(1, 1), torch.ones(1, 1), torch.zeros(1))
+    task = Task(scalar(0.0), 3, IndicatorCost(torch.ones(1, 1), torch.ones(1)), 0.75, scalar(0.1))
+    model = GP.create(kernels.rbf([1.0, 1.0]), 1e-4, nx=1, nu=1, noise_std=0.1, prior=known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=1e-6, subgaussian=0.1, delta=0.1)).update(model)
+    prior = AffinePolicies([[0.95]], [[[-1.0]]], INPUTS)
+    program = RobustDP(Grid(Box(scalar(-4.0), scalar(6.0)), (1000,)), task)
+    for most in (2.0, 0.5):
+        to_go = CostToGo.of(program, confidence, prior, Box([-most], [most]))
+        start = BudgetFilter(to_go).start()
+        allowed, after = start.decide(scalar(0.0), scalar(math.nan))
+        assert allowed.source == "prior" and float(allowed.u) == 0.95 and allowed.price > -0.05
+        assert to_go.ahead(scalar(0.0), allowed.u, 3) >= to_go.value(scalar(0.0), 3) - 0.05
+        assert after.decide(scalar(0.95), scalar(0.04))[0].source == "prior"  # x + u = 0.99: it costs 0.1 more
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=seeds(), spread=st.floats(0.0, 1.0))
 def test_the_account_adds_up(learned, seed, spread):

@@ -12,7 +12,7 @@ from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.robust_dp import Grid, RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
-from gpsafe.policies.parametric import set_point_family
+from gpsafe.policies.parametric import ParametricPolicies, set_point_family
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_parameters import (
     SafeParameters,
@@ -150,6 +150,31 @@ def test_certified_boxes_hold_only_certified_policies(learned):
     assert bool(boxed.covers(theta).all())
     assert bool((sound_upper(dp, confidence, FAMILY)(theta) <= 0.2).all())
     assert not bool(boxed.covers(vector(1.3, 5.0)[None]))
+
+
+def test_boxes_of_families_that_bend_are_refused(learned):
+    """u = 0.9 sin(πθ) is 0 at −1, 0 and 1: the box about 0 was one of u = 0 alone, and held u = 0.9 at ½. Of a gain that turns,
+    a box was certified to cost at most 1e-9 that held a policy of cost 13."""
+    _, confidence, dp = learned
+    center, radius = torch.zeros(1, 1).double(), torch.ones(1, 1).double()
+
+    def angle(theta):
+        return 0.9 * torch.sin(math.pi * theta), torch.zeros(len(theta), 1, 1, dtype=torch.float64)
+
+    def turned(theta):
+        return 0.9 * theta, torch.zeros(len(theta), 1, 1, dtype=torch.float64)
+
+    plain, bent = (ParametricPolicies(("angle",), Box([-1.0], [1.0]), UNIT, build) for build in (turned, angle))
+    assert float(box_upper(dp, confidence, plain, center, radius)) >= 0.9  # of costs that inputs of 0.9 have
+    safe = SafeParameters.initial(center, budget=0.2).add(center, vector(0.1), episode=1, bound="planted", rule="bound")
+    far = lambda a, b: 10 * (a.offset - b.offset.mT).abs()  # noqa: E731
+    for ask in (
+        lambda: box_upper(dp, confidence, bent, center, radius),
+        lambda: lipschitz_boxes(safe, bent, far, shape=vector(1.0)),
+    ):
+        with pytest.raises(ValueError, match="angle bends them"):
+            ask()
+    assert float(lipschitz_boxes(safe, plain, far, shape=vector(1.0))[1, 0]) == pytest.approx(0.1 / 9, rel=1e-6)
 
 
 def test_boxes_certified_one_after_the_other_cover_nothing_that_neither_covers():

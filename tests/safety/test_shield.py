@@ -192,6 +192,18 @@ def test_whatever_completes_the_candidates_only_costs_the_candidates(answer):
     assert again.source == "fallback"
 
 
+def test_a_set_that_cannot_be_made_costs_the_guarantee_and_not_the_answer():
+    """A fallback whose own slopes turn out wrong in flight, say."""
+    case = case_of()
+    shield = shield_of(case)
+    with mock.patch.object(PlanTube, "reach", side_effect=ValueError("slopes")):
+        decision, after = shield.decide(case.system.initial_state, pushes(0, 2))
+    plain, _ = shield.decide(case.system.initial_state, pushes(0, 0))
+    assert decision.source == "fallback" and torch.equal(decision.u, plain.u)
+    assert "could not be made: ValueError: slopes" in str(decision.falsified) and after.expected is None
+    assert after.decide(case.system.initial_state, pushes(0, 2))[0].falsified == decision.falsified
+
+
 def test_a_state_that_the_assumptions_exclude_is_reported():
     case = case_of()
     _, following = shield_of(case, judged()).decide(case.system.initial_state, NONE)

@@ -1,0 +1,109 @@
+"""Policy classes of a user's own: what they state of their slopes is tried, and what a bound would overlook is refused."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost import GaussianTube, RobustDP, ScenarioTube
+from gpsafe.cost.robust_dp import Grid
+from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies, Feature, FeaturePolicies, Feedback, closed_loop, feedback
+from gpsafe.rkhs import kernels
+from gpsafe.sets import Box
+from gpsafe.systems.base import IndicatorCost, sample_noise
+from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
+
+
+class Waves:
+    """u = 0.1 + 0.5 sin(3x), in slopes that are right, or those of sin(x): the 3 forgotten."""
+
+    num = 1
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 0.1 + 0.5 * torch.sin(3 * x)
+
+    def select(self, index: Tensor) -> "Waves":
+        return self
+
+    def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
+        center, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
+        one = torch.ones_like(center)
+        gain = 0.5 * self.factor * torch.cos(3 * center).unsqueeze(-1)
+        return Feedback(gain, one, one, 0.25 * (self.factor * radius).square())
+
+
+class Steep(Waves):
+    """By secants of one gain: s·1.5(x − c) with s between −1 and 1 does not fit 0 ≤ s, so that s ≤ ⅓ is stated wrongly."""
+
+    def feedback(self, lower: Tensor, upper: Tensor) -> Feedback:
+        zero = torch.zeros_like(lower)
+        return Feedback(1.5 * torch.ones_like(lower).unsqueeze(-1), zero, zero + 1 / 3, zero)
+
+
+def case() -> tuple[Task, ConfidenceSet]:
+    """x⁺ = x + u + w, known but for a residual of norm 1e-6."""
+    task = Task(number(0.0), 6, IndicatorCost([[1.0]], [1.0]), 0.1, number(0.05))
+    known = AffineKnown([[1.0]], [[1.0]], [0.0])
+    model = GP.create(kernels.rbf([1.0, 1.0]), 1e-4, nx=1, nu=1, noise_std=0.05, prior=known)
+    return task, ConfidenceSet(Mixture(rkhs_norm=1e-6, subgaussian=0.05, delta=0.1)).update(model)
+
+
+def bounds(task: Task):
+    grid = Grid(Box([-3.0], [3.0]), (300,))
+    return ScenarioTube(task=task, seed=0, samples=200), GaussianTube(task=task), RobustDP(grid, task)
+
+
+def test_slopes_that_the_class_itself_refutes_are_refused():
+    """A Gaussian tube said 1.63 of a policy whose cost is 2.15."""
+    task, confidence = case()
+    noise = sample_noise(task.noise_std, (6, 1, 4000), torch.Generator().manual_seed(0))
+    states, _ = closed_loop(lambda x, u: x + u, Waves(3.0), task.initial_state, noise)
+    true = float(task.cost(states[..., :-1, :]).sum(-1).mean())
+    for bound in bounds(task):
+        assert float(bound.evaluate(confidence, Waves(3.0)).upper) >= true - 0.05
+        for wrong in (Waves(1.0), Steep(0.0)):
+            with pytest.raises(ValueError, match="move over boxes as their own slopes state"):
+                bound.evaluate(confidence, wrong)
+
+
+def test_boxes_without_numbers_accuse_nobody():
+    nothing = torch.full((1, 3, 1), torch.nan, dtype=torch.float64)
+    assert bool(feedback(Waves(3.0), nothing, nothing).gain.isnan().all())
+    point = torch.zeros(1, 3, 1, dtype=torch.float64)
+    assert float(feedback(Waves(1.0), point, point).remainder.max()) == 0.0
+
+
+def test_other_inputs_under_the_slopes_of_affine_policies_are_refused():
+    """With u = 0.3 throughout, certified as u = −0.5x: a robust program said 0 of a policy whose cost is 2.09."""
+    with pytest.raises(ValueError, match="Dead: expected a policy class of its own"):
+
+        class Dead(AffinePolicies):
+            def __call__(self, x: Tensor) -> Tensor:
+                return torch.full_like(x, 0.3)
+
+    with pytest.raises(ValueError, match="Turned: expected a policy class of its own"):
+
+        @dataclass(frozen=True, slots=True, eq=False)
+        class Turned(FeaturePolicies):
+            def basis(self, x: Tensor) -> Tensor:
+                return -super().basis(x)
+
+    class Named(FeaturePolicies):
+        """Nothing else than a name."""
+
+    made = Named(torch.ones(1, 1, 1), (Feature(("x",)),), Box([-1.0], [1.0]))
+    assert float(feedback(made, torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double()).gain) == 1.0
