@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._lent import copied
 from gpsafe.models.base import DynamicsModel
 from gpsafe.planning.explorers import Planner
 from gpsafe.planning.icem import Plan
@@ -119,6 +120,10 @@ class Pilot:
     falsified: str | None = None
     failures: dict[int, str] = field(default_factory=dict)
     wanted: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.shield is not None:  # which knows the same data: the planner gets a copy to write on
+            self.model = copied("Pilot", self.model)
 
     def __call__(self, x: Tensor) -> Tensor:
         """u (nu,) at the measured state x (nx,); one call a step."""

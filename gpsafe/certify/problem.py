@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Protocol, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._lent import lent
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.sets.polytope import Polytope
@@ -164,13 +163,7 @@ class CertificationProblem:
         Raises:
             ValueError: if the model cannot be copied.
         """
-        if self not in _LENT:
-            try:
-                _LENT[self] = copy.deepcopy(self)
-            except Exception as error:
-                expected = "a model that can be copied, for proposers to use"
-                raise _require.fail("CertificationProblem", expected, _require.told(error)) from error
-        return _LENT[self]
+        return lent("CertificationProblem", self)
 
     def asks_as(self, other: CertificationProblem) -> bool:
         """Whether states, inputs and terminal set are those of the other: a plan certified for one then serves the other."""
@@ -196,9 +189,6 @@ class CertificationProblem:
             sure = torch.cat([self.certainty - apart, self.certainty + apart], dim=-1)
         pushed = tube.input_support(self.inputs.H)
         return Margins(self.states.h - reach, self.inputs.h - pushed, self.terminal.h - last, sure)
-
-
-_LENT: WeakKeyDictionary[CertificationProblem, CertificationProblem] = WeakKeyDictionary()
 
 
 @short

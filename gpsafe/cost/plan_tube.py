@@ -136,7 +136,7 @@ class Verification:
 
 
 @short
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
 class PlanTube:
     """The judge of plans, for one confidence set. It trusts no proposer: it re-propagates what it is given.
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._lent import lent
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
@@ -65,7 +66,7 @@ class Completer(Protocol):
         """K·M plans of `steps` laws from the measured state x (nx,), candidate-major, M ≥ 1 of each candidate.
 
         Args:
-            judge: refined for the confidence set of the episode.
+            judge: refined for the confidence set of the episode, a copy.
             x: measured state.
             candidates: (K, H, nu).
             lengths: (K,), inputs used of each candidate.
@@ -181,6 +182,7 @@ class Shield:
         found = judge.verify(Zonotope.point(x0.expand(len(fallbacks), -1)), plans, horizon)
         best = int(found.margin.argmax())
         falsified = _empty(judge)
+        lent("Shield.start", judge)  # what cannot be copied for `tracking` is refused here, not in flight
         certified = bool(found.admitted[best]) and falsified is None
         if not certified and (not assume or falsified is not None):
             longest = int(found.steps.argmax())
@@ -237,7 +239,7 @@ class Shield:
             usable = torch.where(finite[:, None, None], candidates, 0.0)
             length = lengths.clamp(0, candidates.shape[1])
             try:
-                plans = self.tracking.plans(judge, x.clone(), usable.clone(), length.clone(), remaining)
+                plans = self.tracking.plans(lent("Shield", judge), x.clone(), usable.clone(), length.clone(), remaining)
                 found = judge.verify(Zonotope.point(x.expand(plans.num, -1)), plans, remaining)
                 by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
                 margins = torch.where(by_candidate, found.margin.reshape(count, -1), -torch.inf)

@@ -14,7 +14,7 @@ from scipy import stats
 from shield_cases import HORIZON, case_of, corners, judge_of, judged, pushes, shield_of, tracking_of
 from strategies import seeds
 
-from gpsafe.algorithms.episode import verified_episode
+from gpsafe.algorithms.episode import Pilot, verified_episode
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
@@ -190,6 +190,48 @@ def test_whatever_completes_the_candidates_only_costs_the_candidates(answer):
     assert torch.equal(start, vector(0.05, 0.1)) and bool((candidates == 0.1).all())
     again, _ = following.decide(vector(0.05, 0.1), NONE)
     assert again.source == "fallback"
+
+
+class Vandal(Tracking):
+    """Completes well, and widens the noise box, F_n's data and the limits of the judge that it was given."""
+
+    def plans(self, judge, x, candidates, lengths, steps):
+        judge.noise_radius.zero_()
+        judge.confidence.model.targets.zero_()
+        judge.task.initial_state.fill_(9.0)
+        judge.task.cost.offsets.fill_(9.0)
+        return super().plans(judge, x, candidates, lengths, steps)
+
+
+class Scribbler:
+    """A planner that writes on its model."""
+
+    def propose(self, model, x, *, generator, warm_start=None):
+        model.targets.fill_(7.0)
+        raise ArithmeticError("no plan")
+
+
+def test_who_completes_and_who_plans_write_on_copies():
+    case, judge = case_of(), judged()
+    base = tracking_of(case)
+    vandal = Vandal(
+        brakes=base.brakes, authority=base.authority, state_weight=base.state_weight, input_weight=base.input_weight
+    )
+    shield, start = shield_of(case, judge), case.system.initial_state
+    own = shield.judge
+    kept = [v.clone() for v in (own.noise_radius, own.confidence.model.targets, own.task.initial_state)]
+    reach = own.constraint.excess(start)
+    for seed in range(3):
+        expected, _ = shield.decide(start, pushes(seed, 2))
+        replace(shield, tracking=vandal).decide(start, pushes(seed, 2))
+        decision, _ = shield.decide(start, pushes(seed, 2))
+        assert torch.equal(decision.u, expected.u) and decision.margin == expected.margin
+    pilot = Pilot(Scribbler(), own.confidence.model, case.system.input_box, generator(0), shield)
+    pilot(start)
+    assert "no plan" in pilot.failures[0]
+    for before, after in zip(kept, (own.noise_radius, own.confidence.model.targets, own.task.initial_state), strict=True):
+        assert torch.equal(before, after)
+    assert torch.equal(own.constraint.excess(start), reach)
 
 
 def test_a_set_that_cannot_be_made_costs_the_guarantee_and_not_the_answer():

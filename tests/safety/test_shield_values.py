@@ -31,6 +31,12 @@ def verdicts(margin, *, steps=None, landed=None) -> Verification:
     )
 
 
+class Stub(SimpleNamespace):
+    """Told apart by identity, as judges are."""
+
+    __hash__ = object.__hash__
+
+
 def judge(found: Verification, asked: list, *, empty=None):
     """Answers `found` to whatever it is asked, and notes what that was."""
 
@@ -38,7 +44,7 @@ def judge(found: Verification, asked: list, *, empty=None):
         asked.append((start, plans, remaining))
         return found
 
-    self = SimpleNamespace(
+    self = Stub(
         fallbacks=FALLBACKS, input_box=BOX, task=SimpleNamespace(horizon=6), noise_radius=tensor([0.1, 0.1]), verify=verify,
         anchors=None if empty is None else SimpleNamespace(empty=empty), believed=lambda: (),
         reach=lambda start, plan, time: (Zonotope(start.center + 1.0 + time, tensor([[[0.2], [0.4]]])), None),
