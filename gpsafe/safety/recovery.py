@@ -78,7 +78,10 @@ class RecoveryShield:
 
     @property
     def safety(self) -> float:
-        """The theorem's bound of P(no violation in an episode from the task's x_0), for every f ∈ F_n."""
+        """The theorem's bound of P(no violation in an episode from the task's x_0), for every f ∈ F_n; 0 where no theorem says
+        that f* ∈ F_n."""
+        if not self.to_go.confidence.sound:
+            return 0.0
         task = self.to_go.program.task
         start = self.to_go.value(task.initial_state, task.horizon)
         return max(0.0, 1.0 - max(start, min(self.total, start + task.horizon * self.level)))

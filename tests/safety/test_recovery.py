@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpsafe.confidence import ConfidenceSet, Constant
 from gpsafe.safety import BudgetFilter, RecoveryShield
 from tests.safety.test_budget import gamble, scalar
 
@@ -45,6 +47,14 @@ def test_epsilon_alone_is_paid_at_every_step_and_the_mass_once(gambler):
     sources, mass = flown(bounded, 0.8)
     assert 1 <= sources[:7].count("learner") <= 2 and mass <= 0.06
     assert 1 - bounded.safety == pytest.approx(0.06) and 1 - (1 - STEP) ** sources[:7].count("learner") <= 0.06
+
+
+def test_a_set_that_no_theorem_speaks_of_promises_nothing(gambler):
+    guessed = ConfidenceSet(Constant(rkhs_norm=gambler.confidence.bound.rkhs_norm, subgaussian=0.1, value=2.0)).update(gambler.confidence.model)
+    assert not guessed.sound
+    unsure = RecoveryShield(replace(gambler, confidence=guessed), level=0.0, total=0.0)
+    assert unsure.safety == 0.0 and unsure.decide(scalar(0.0), scalar(0.1))[0].source == "backup"
+    assert replace(unsure, to_go=gambler).safety > 0.9
 
 
 def test_control_a_chance_that_is_told_a_third_is_caught(gambler, monkeypatch):
