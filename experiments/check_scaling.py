@@ -17,7 +17,8 @@ import torch
 
 from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.models.low_rank import LowRankGP

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe, ContinuousRun
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.planning.search import AugmentedLagrangian, BotorchSearch, FiniteGrid, LogBarrier, RandomSearch, Search

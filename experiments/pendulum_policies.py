@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, ConvexProgram
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.pruned import PrunedSession
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
 from gpsafe.policies.features import FeaturePolicies
 from gpsafe.policies.rollout import transitions

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession
 from gpsafe.linalg import vector
 from gpsafe.models import GP

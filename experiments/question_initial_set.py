@@ -19,7 +19,8 @@ from torch import Tensor
 from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies

@@ -19,7 +19,8 @@ from torch import Tensor
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, Fiedler, Lederer, Mixture, Srinivas
 from gpsafe.confidence.bounds import ClosedForm
-from gpsafe.confidence.convex_program import Program, Spectrum
+from gpsafe.confidence.dual_program import Program, Spectrum
 from gpsafe.testbed.check import Grade
 
 from ._defects import Scaled, around, scaled_argument, times

@@ -19,7 +19,8 @@ from torch import Tensor
 from gpsafe import plotting, rkhs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies

@@ -14,7 +14,8 @@ from torch import Tensor
 from gpsafe import plotting
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import Constant, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.sets import Box

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from gpsafe import plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost import enclosure, in_cell, robust_dp, total_variation
+from gpsafe.cost import enclosure, grid, in_cell, robust_dp, total_variation
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Hallucinated
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
@@ -240,7 +241,7 @@ def _less_hessian(factor: float) -> AbstractContextManager[object]:
     return mock.patch.object(SineKnown, "hessian_bound", property(lambda self: factor * original.__get__(self)))
 
 
-_MATRICES = robust_dp._average_matrices
+_MATRICES = grid._average_matrices
 
 
 def _less_shift(factor: float) -> AbstractContextManager[object]:
@@ -256,7 +257,7 @@ def _less_shift(factor: float) -> AbstractContextManager[object]:
         middle = torch.cat([below[:, :1], below.diff(dim=-1), 1.0 - below[:, -1:]], -1)
         return factor * inner + (1.0 - factor) * middle, factor * strip
 
-    return mock.patch.object(robust_dp, "_average_matrices", matrices)
+    return mock.patch.object(grid, "_average_matrices", matrices)
 
 
 _RUN, _UPPER = RobustDP._run, IndicatorCost.upper
@@ -361,7 +362,7 @@ _SOUND_GRADES = (
     _on("robust: Hessian remainder of the known part", ("known curve",), EDGES, _less_hessian),
     _on("robust: shift of the mean inside a sub-cell", ("averaged",), EDGES, _less_shift),
     _on("robust: charge outside the grid", ("outside", "outside later", "outside below"), EDGES, _less_outside),
-    _on("robust: probability that leaves the grid", ("spilled",), EDGES, around(robust_dp, "_blocks", _less_rest)),
+    _on("robust: probability that leaves the grid", ("spilled",), EDGES, around(grid, "_blocks", _less_rest)),
     _on(
         "robust: slope of the policy over a cell",
         ("clipped in a cell",),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpsafe.confidence import Mixture, NoiseEnergy
-from gpsafe.confidence.convex_program import Program, Spectrum
+from gpsafe.confidence.dual_program import Program, Spectrum
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import clopper_pearson
 

@@ -11,7 +11,7 @@ import gpsafe as gs
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import RobustDP
-from gpsafe.cost.robust_dp import Grid
+from gpsafe.cost.grid import Grid
 from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, identity_prior
 from gpsafe.models._mlp import MLP

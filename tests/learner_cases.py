@@ -18,7 +18,8 @@ from gpsafe.algorithms.learner import Learner
 from gpsafe.algorithms.receding import RecedingActSafe
 from gpsafe.algorithms.safeopt import GoSafe, Margins, SafeOpt
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.planning import ICEM, Constraint, Planner, untrained

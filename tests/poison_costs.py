@@ -19,12 +19,13 @@ from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import monte_carlo
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube, Stage
+from gpsafe.cost.grid import Averager, Grid
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.cost.multilevel import Multilevel
 from gpsafe.cost.partition import Partition
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.cost.pruned import PrunedSession
-from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, sweep
+from gpsafe.cost.robust_dp import RobustDP, sweep
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.session import DPSession, Session
 from gpsafe.cost.total_variation import TotalVariation, parting_rate, simulation_gap

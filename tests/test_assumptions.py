@@ -10,8 +10,9 @@ from shield_cases import case_of, shield_of
 
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Hallucinated
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation

@@ -16,7 +16,7 @@ import gpsafe_check
 from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, Fiedler
 from gpsafe.confidence.members import extremal_member
 from gpsafe.cost import RobustDP
-from gpsafe.cost.robust_dp import Grid
+from gpsafe.cost.grid import Grid
 from gpsafe.linalg import vector
 from gpsafe.models import identity_prior, zero_prior
 from gpsafe.saved import export_bound, export_membership, export_plan

@@ -11,7 +11,7 @@ from strategies import make_kernel
 
 import gpsafe as gs
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid
+from gpsafe.cost.grid import Grid
 from gpsafe.linalg import vector
 from gpsafe.policies import AffinePolicies
 from gpsafe.safety import CertifiedMap, certified_map

@@ -18,7 +18,8 @@ from xmpsc_cases import gp_pendulum, plan
 
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import set_point_policies

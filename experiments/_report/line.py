@@ -16,7 +16,8 @@ from gpsafe import rkhs
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Mixture
 from gpsafe.confidence.history import posterior_history
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies

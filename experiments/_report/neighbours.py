@@ -15,7 +15,8 @@ from gpsafe.algorithms.learner import Learner
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Constant, Mixture
 from gpsafe.confidence.members import extremal_member
 from gpsafe.cost import CostToGo
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.pruned import windowed
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.rkhs import RKHSFunction, kernels

@@ -10,7 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop, transitions

@@ -33,8 +33,9 @@ from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.plan_tube import Plans, PlanTube
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import _NOISE, ScenarioTube
 from gpsafe.data import Transitions
 from gpsafe.models import GP

@@ -23,217 +23,19 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._show import short
 from gpsafe.confidence.bounds import ConfidenceBound, Mixture
-from gpsafe.confidence.rounding import MARGIN
+from gpsafe.confidence.dual_program import Program, Spectrum, bound_at
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
-EPS = 2.0**-52
 TABLE = tuple(4.0**power for power in range(-3, 8))  # η/λ of the method "table"
-EMPTY = 1e-9  # relative margin below zero at which s(η) counts as negative
-
-
-@short
-@dataclass(frozen=True, slots=True, eq=False)
-class Spectrum:
-    """K = U diag(values) Uᵀ and the data in that basis; all shapes may have leading batch dims.
-
-    Args:
-        values: eigenvalues, (*b, n), ≥ 0.
-        vectors: U, (*b, n, n).
-        targets: Uᵀy, (*b, n).
-    """
-
-    values: Tensor
-    vectors: Tensor
-    targets: Tensor
-
-    @staticmethod
-    def of(gram: Tensor, targets: Tensor) -> Spectrum:
-        """From K (*b, n, n) and y (*b, n)."""
-        values, vectors = torch.linalg.eigh(gram)
-        rotated = (vectors.mT @ targets.unsqueeze(-1)).squeeze(-1)
-        return Spectrum(values.clamp_min(0.0), vectors, rotated)
-
-    def radius_sq(self, scale: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
-        """R_n² for c = scale and R = noise (*b,), rounded outwards."""
-        ratio = (scale / noise.square()).unsqueeze(-1) * self.values
-        fit = (self.targets.square() / (1 + ratio)).sum(-1)
-        # The error of r: 1/(1 + r) moves by 2·share of itself, ln(1 + r) by 2·share/(1 + r) at most.
-        share = ratio.amax(-1) * 2 * EPS
-        value = fit + noise.square() * (torch.log1p(ratio).sum(-1) + 2 * log_inv_delta)
-        return value * (1 + 1e-12) + 2 * share * (fit + noise.square() * (1 / (1 + ratio)).sum(-1))
-
-
-class Gap(NamedTuple):
-    """s(η) as computed, the sum of its terms' sizes, and a bound of its rounding."""
-
-    value: Tensor
-    size: Tensor
-    error: Tensor
-
-    @property
-    def upper(self) -> Tensor:
-        """≥ s(η), at least 0."""
-        return self.value.clamp_min(0.0) + self.error
-
-    @property
-    def negative(self) -> Tensor:
-        """Whether s(η) < 0, beyond rounding."""
-        return self.value < -EMPTY * self.size - self.error
-
-
-@short
-@dataclass(frozen=True, slots=True, eq=False)
-class Program:
-    """max and min of f(z) over C_n at m points z.
-
-    Args:
-        spectrum: of the data, batch shape *b.
-        cross: Uᵀk(X, z), (*b, n, m).
-        prior: k(z, z), (*b, m).
-        radius_sq: R_n², (*b,).
-        norm: B, (*b,).
-        blur: relative error of K and of k(X, z) where they are results of products, as M K Mᵀ and M k(X, z) are; beside that of
-            the eigen-decomposition.
-    """
-
-    spectrum: Spectrum
-    cross: Tensor
-    prior: Tensor
-    radius_sq: Tensor
-    norm: Tensor
-    blur: float = 0.0
-
-    def gap(self, eta: Tensor) -> Gap:
-        """s(η), the size of its terms, and how far rounding may have moved it, η (*b, h) → (*b, h).
-
-        Beside a share of the size: e ≥ ‖E‖, E the error of the decomposed matrix, moves η yᵀ(K + ηI)⁻¹y by e/(η − e) of itself
-        at most, since (K + E + ηI)⁻¹ ⪯ (K + (η − e)I)⁻¹ ⪯ η/(η − e) (K + ηI)⁻¹.
-        """
-        values, targets = self.spectrum.values.unsqueeze(-1), self.spectrum.targets.unsqueeze(-1)
-        fit = eta * (targets.square() / (values + eta.unsqueeze(-2))).sum(-2)
-        room = self.radius_sq.unsqueeze(-1) + eta * self.norm.square().unsqueeze(-1)
-        error, size = self._matrix_error().unsqueeze(-1), room + fit
-        return Gap(room - fit, size, (1e-13 + self.blur) * size + error / (eta - error).clamp_min(0.0) * fit)
-
-    def _matrix_error(self) -> Tensor:
-        """≥ the error of the decomposed matrix, in operator norm, (*b,)."""
-        return (2 * EPS + self.blur) * self.spectrum.values.amax(-1)
-
-    def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
-
-        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of
-        errors (2ε + blur)‖K‖ of the decomposed matrix and blur·√(‖K‖k(z, z)) ≥ blur·‖k(X, z)‖ on mean and
-        variance). Where s(η) is negative by rounding only, 0 is used.
-        """
-        shifted = self.spectrum.values.unsqueeze(-1) + eta.unsqueeze(-2)
-        weights = self.spectrum.targets.unsqueeze(-1) / shifted
-        mean = (self.cross * weights).sum(-2)
-        explained = (self.cross.square() / shifted).sum(-2)
-        half = self._half(eta, explained, self.prior, torch.linalg.vector_norm(weights, dim=-2), self.gap(eta))
-        return mean + half, mean - half
-
-    def dual_table(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """`dual` at every point for every one of h shared multipliers: η (*b, h) → (*b, h, m), by matrix
-        products.
-        """
-        shifted = self.spectrum.values.unsqueeze(-2) + eta.unsqueeze(-1)  # (*b, h, n)
-        weights = self.spectrum.targets.unsqueeze(-2) / shifted
-        mean = weights @ self.cross
-        explained = shifted.reciprocal() @ self.cross.square()
-        gap = Gap(*(term.unsqueeze(-1) for term in self.gap(eta)))
-        length = torch.linalg.vector_norm(weights, dim=-1).unsqueeze(-1)
-        half = self._half(eta.unsqueeze(-1), explained, self.prior.unsqueeze(-2), length, gap)
-        return mean + half, mean - half
-
-    def _half(self, eta: Tensor, explained: Tensor, prior: Tensor, length: Tensor, gap: Gap) -> Tensor:
-        """σ_η/√η·√s(η), outwards; `length` is ‖(K + ηI)⁻¹y‖."""
-        error = self._matrix_error()
-        error = error.reshape(*error.shape, *(1 for _ in range(explained.ndim - error.ndim)))
-        variance = (prior - explained).clamp_min(0.0) + (MARGIN + error / (4 * eta)) * prior
-        if self.blur:
-            variance = variance + 2 * (self.blur * error / eta).sqrt() * prior
-        half = (variance * gap.upper / eta).sqrt()
-        return half + (error * (prior / eta).sqrt() / 2 + (self.blur * error * prior).sqrt()) * length
-
-    def range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest η worth trying, (*b,): below, rounding dominates; above, η = ∞ is as good."""
-        top = self.spectrum.values.amax(-1)
-        room = self.radius_sq / self.norm.square()
-        low = torch.maximum(1e-9 * top, 1e-9 * room)
-        return low, torch.maximum(1e6 * top, 1e3 * room)
-
-    def empty(self) -> Tensor:
-        """Whether C_n is found to be empty, (*b,): min_η s(η) < 0 beyond rounding.
-
-        s′(η) = B² − ‖μ_η‖² increases in η, so its zero is found by bisection (in log η).
-        """
-        low, high = (edge.log() for edge in self.range())
-        values, targets = self.spectrum.values, self.spectrum.targets
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            size = (targets.square() * values / (values + middle.exp().unsqueeze(-1)).square()).sum(-1)
-            grow = size > self.norm.square()
-            low, high = torch.where(grow, middle, low), torch.where(grow, high, middle)
-        return self.gap(torch.stack([low.exp(), high.exp()], dim=-1)).negative.any(-1)
-
-    def solve(self, *, grid: int = 24, sections: int = 18) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Best dual bounds over η: upper and lower (*b, m), and the η of each (+∞ where B√k is the best)."""
-        low, high = (edge.log() for edge in self.range())
-        ceiling = self.norm.unsqueeze(-1) * self.prior.sqrt()
-        steps = torch.linspace(0, 1, grid, dtype=low.dtype, device=low.device)
-        nodes = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * steps  # (*b, h)
-        tables = self.dual_table(nodes.exp())
-        step = ((high - low) / (grid - 1)).unsqueeze(-1)
-        ends, multipliers = [], []
-        for side, sign in ((0, 1.0), (1, -1.0)):
-            start, index = (sign * tables[side]).min(-2)
-            center = low.unsqueeze(-1) + step * index
-            best, best_at = self._golden(center - step, center + step, side, sign, sections)
-            best, best_at = _better(start, center.exp(), best, best_at)
-            best, best_at = _better(ceiling, torch.full_like(ceiling, math.inf), best, best_at)
-            ends.append(sign * best)
-            multipliers.append(best_at)
-        return ends[0], ends[1], multipliers[0], multipliers[1]
-
-    def table(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """The best of the dual bounds at η (h,) and of B√k, upper and lower, (*b, m)."""
-        upper, lower = self.dual_table(eta)
-        ceiling = self.norm.unsqueeze(-1) * self.prior.sqrt()
-        return torch.minimum(upper.amin(-2), ceiling), torch.maximum(lower.amax(-2), -ceiling)
-
-    def _golden(self, left: Tensor, right: Tensor, side: int, sign: float, sections: int) -> tuple[Tensor, Tensor]:
-        """Golden-section search in log η on per-point brackets (*b, m): best value found and its η."""
-        ratio = (math.sqrt(5) - 1) / 2
-        inner = [right - ratio * (right - left), left + ratio * (right - left)]
-        values = [sign * self.dual(point.exp())[side] for point in inner]
-        for _ in range(sections):
-            go_left = values[0] <= values[1]
-            left, right = torch.where(go_left, left, inner[0]), torch.where(go_left, inner[1], right)
-            kept = torch.where(go_left, inner[0], inner[1])
-            kept_value = torch.where(go_left, values[0], values[1])
-            fresh = torch.where(go_left, right - ratio * (right - left), left + ratio * (right - left))
-            fresh_value = sign * self.dual(fresh.exp())[side]
-            inner = [torch.where(go_left, fresh, kept), torch.where(go_left, kept, fresh)]
-            values = [torch.where(go_left, fresh_value, kept_value), torch.where(go_left, kept_value, fresh_value)]
-        best, at = _better(values[0], inner[0], values[1], inner[1])
-        return best, at.exp()
-
-
-def _better(value: Tensor, at: Tensor, other: Tensor, other_at: Tensor) -> tuple[Tensor, Tensor]:
-    """The smaller of two values, with its argument."""
-    take = value <= other
-    return torch.where(take, value, other), torch.where(take, at, other_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,27 +207,6 @@ class ConvexProgram(BallProgram):
         if self.scale is None or model.inputs is None:
             return self._mixture()._beta(model, norm, noise, log_inv_delta)
         return super()._beta(model, norm, noise, log_inv_delta)
-
-
-def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: float) -> tuple[Tensor, Tensor]:
-    """Dual bounds (m,) from proposed η (upper side, lower side), each (m,), whatever they are.
-
-    Tries the proposals, their neighbours within ±1 %, λ, and ∞; NaN, zero, negative or infinite proposals
-    count as ∞.
-    """
-    smallest, largest = program.range()
-    ceiling = program.norm * program.prior.sqrt()
-    ends = []
-    for side, sign in ((0, 1.0), (1, -1.0)):
-        best = ceiling
-        proposed = torch.nan_to_num(proposals[side], nan=0.0, posinf=0.0, neginf=0.0)
-        usable = torch.where(proposed > 0, proposed, regularizer)
-        tries = [usable * factor for factor in (1.0, 0.99, 1.01)]
-        for eta in (*tries, torch.full_like(usable, regularizer)):
-            clipped = torch.minimum(torch.maximum(eta, smallest), largest)
-            best = torch.minimum(best, sign * program.dual(clipped)[side])
-        ends.append(sign * best)
-    return ends[0], ends[1]
 
 
 @plain_tensors

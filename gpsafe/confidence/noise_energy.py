@@ -24,7 +24,8 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import MATCH
-from gpsafe.confidence.convex_program import EPS, BallProgram, Program, Spectrum, _spectrum
+from gpsafe.confidence.convex_program import BallProgram, _spectrum
+from gpsafe.confidence.dual_program import EPS, Program, Spectrum
 from gpsafe.models._gp_checks import plain_tensors
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels

@@ -3,10 +3,11 @@
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.base import CostBound, CostInterval
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Adversary, Hallucinated
 from gpsafe.cost.plan_tube import Plans, PlanTube, Verification
 from gpsafe.cost.pruned import PrunedSession
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.to_go import CostToGo

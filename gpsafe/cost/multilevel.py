@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpsafe.cost.grid import Averager, Grid, RangeMax, ravel, touched
 from gpsafe.cost.partition import Partition
-from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, ravel, touched
 from gpsafe.sets import Box
 
 TILE = {1: 1024, 2: 16, 3: 8}  # cells along an axis, at least; four coordinates are worked on whole

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.cost.robust_dp import Grid, ravel
+from gpsafe.cost.grid import Grid, ravel
 
 
 @short

@@ -12,7 +12,8 @@ from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.enclosure import enclose, grow
-from gpsafe.cost.robust_dp import RangeMax, RobustDP, stages
+from gpsafe.cost.grid import RangeMax
+from gpsafe.cost.robust_dp import RobustDP, stages
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.finite import AffinePolicies
 from gpsafe.sets import Box

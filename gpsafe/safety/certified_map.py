@@ -33,9 +33,10 @@ from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.enclosure import enclose
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.multilevel import Multilevel
 from gpsafe.cost.partition import Partition
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.policies import PolicyClass
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.cost.robust_dp import Grid, _average_matrices, touched
+from gpsafe.cost.grid import Grid, _average_matrices, touched
 from gpsafe.safety.certified_map import Cells, CertifiedMap
 
 LEAST = 1e-18  # smaller probabilities go out, as in the program

@@ -15,7 +15,8 @@ from gpsafe import _require
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import RobustDP
-from gpsafe.cost.robust_dp import Grid, RangeMax, stages
+from gpsafe.cost.grid import Grid, RangeMax
+from gpsafe.cost.robust_dp import stages
 from gpsafe.policies import AffinePolicies
 from gpsafe.saved._certificate import believed_of, believed_of_data, number, numbers, observed, process, proven, written
 from gpsafe.systems import AffineKnown

@@ -5,7 +5,8 @@ import torch
 
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
 from gpsafe.planning.search import FiniteGrid, LogBarrier, RandomSearch
 from gpsafe.policies.parametric import feedback_family, set_point_family

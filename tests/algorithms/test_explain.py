@@ -13,7 +13,8 @@ from gpsafe.algorithms import explain as module
 from gpsafe.algorithms.actsafe import ActSafeRun
 from gpsafe.algorithms.explain import REMOVABLE, Explanation, explain_cost, first_stall
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.linalg import vector
 from gpsafe.sets import Box

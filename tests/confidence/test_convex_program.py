@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpsafe.confidence import ConfidenceSet, ConvexProgram, Mixture
-from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
 from gpsafe.confidence.convex_proposer import Proposer
+from gpsafe.confidence.dual_program import Program, Spectrum, bound_at
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
 from tests.strategies import dear, seeds

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gpsafe.confidence import ConvexProgram, Mixture
-from gpsafe.confidence.convex_program import Program, Spectrum, bound_at
 from gpsafe.confidence.convex_proposer import Proposer, _number
+from gpsafe.confidence.dual_program import Program, Spectrum, bound_at
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels
 

@@ -6,8 +6,9 @@ from cost_cases import make_case
 
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Hallucinated
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation

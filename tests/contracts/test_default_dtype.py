@@ -9,7 +9,7 @@ import test_lent_tensors as lent
 import torch
 from test_lent_tensors import ONE, Returned, number
 
-from gpsafe.cost.robust_dp import Grid
+from gpsafe.cost.grid import Grid
 from gpsafe.policies import AffinePolicies
 from gpsafe.safety import certified_map
 from gpsafe.sets import Box

@@ -17,9 +17,10 @@ from xmpsc_cases import pendulum_ensemble, pendulum_terminal
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.certify.problem import Proposal
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Hallucinated
 from gpsafe.cost.plan_tube import Plans
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation

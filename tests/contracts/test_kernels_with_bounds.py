@@ -25,10 +25,11 @@ from gpsafe.confidence.members import extremal_member
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.enclosure import Enclosure, enclose
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.cost.monte_carlo import mean_lower, mean_upper
 from gpsafe.cost.plan_tube import Plans, PlanTube
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.session import DPSession
 from gpsafe.cost.total_variation import TotalVariation

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture, regions
 from gpsafe.cost import GaussianTube, PlanTube, RobustDP, ScenarioTube, TotalVariation
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.plan_tube import Plans
-from gpsafe.cost.robust_dp import Grid
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels

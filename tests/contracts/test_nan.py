@@ -12,9 +12,10 @@ from shield_cases import case_of, judge_of, judged, shield_of
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.cost.pruned import PrunedSession
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP

@@ -28,7 +28,7 @@ CASES = {**poison_sets.CASES, **poison_tubes.CASES, **poison_costs.CASES, **pois
 PACKAGES = {
     "sets": "zonotope ellipsoid box _containment",
     "tube": "core linear ensemble gp koller",
-    "cost": "curvature drift enclosure in_cell local_affine anchor_grid monte_carlo robust_dp scenario_tube gaussian_tube"
+    "cost": "curvature drift enclosure in_cell local_affine anchor_grid monte_carlo grid robust_dp scenario_tube gaussian_tube"
     " total_variation plan_tube to_go partition multilevel",
     "certify": "judge",
     "confidence": "set bounds functionals ranges regions",

@@ -6,7 +6,7 @@ import torch
 from gpsafe import AffineKnown
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Lederer, Mixture, NoiseEnergy, regions
 from gpsafe.cost import RobustDP
-from gpsafe.cost.robust_dp import Grid
+from gpsafe.cost.grid import Grid
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels

@@ -14,9 +14,10 @@ from step_cases import Curved, draw
 from gpsafe.confidence import ConfidenceSet, Constant, ConvexProgram, Mixture, functionals, members
 from gpsafe.cost import in_cell
 from gpsafe.cost.enclosure import Enclosure, enclose
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.in_cell import InCell, Loop, turn
 from gpsafe.cost.local_affine import Displacements, LocalAffine
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.data import Transitions
 from gpsafe.models import GP

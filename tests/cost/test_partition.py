@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from gpsafe.cost import multilevel
+from gpsafe.cost.grid import Averager, Grid, RangeMax
 from gpsafe.cost.multilevel import Multilevel
 from gpsafe.cost.partition import Partition
-from gpsafe.cost.robust_dp import Averager, Grid, RangeMax
 from gpsafe.linalg import vector
 from gpsafe.sets import Box
 

@@ -11,8 +11,9 @@ from strategies import dear, seeds
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import pruned
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.pruned import PrunedSession, probe, windowed
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies

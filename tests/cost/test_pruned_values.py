@@ -10,8 +10,9 @@ from cost_cases import generator, make_case
 
 from gpsafe.confidence import ConfidenceSet
 from gpsafe.cost import pruned
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.pruned import Probe, PrunedSession, probe, windowed
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.sets import Box
 from gpsafe.systems.base import HingeCost, sample_noise
 from gpsafe.systems.task import Task

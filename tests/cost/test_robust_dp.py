@@ -12,7 +12,8 @@ from strategies import dear, seeds
 
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.enclosure import enclose
-from gpsafe.cost.robust_dp import Averager, Grid, RobustDP, sweep
+from gpsafe.cost.grid import Averager, Grid
+from gpsafe.cost.robust_dp import RobustDP, sweep
 from gpsafe.cost.session import DPSession
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import grow
-from gpsafe.cost.robust_dp import Averager, Grid, RangeMax, RobustDP, _average_matrices, sweep
+from gpsafe.cost.grid import Averager, Grid, RangeMax, _average_matrices
+from gpsafe.cost.robust_dp import RobustDP, sweep
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels

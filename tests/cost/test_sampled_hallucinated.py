@@ -5,8 +5,9 @@ import torch
 from cost_cases import generator, make_case
 from reference import robust_cost_1d
 
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Adversary, Hallucinated
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.sampled import Sampled
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation

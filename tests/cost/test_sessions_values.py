@@ -12,7 +12,8 @@ from gpsafe.cost import monte_carlo
 from gpsafe.cost._lineage import _equal, continues, require_continuation
 from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.models import GP

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import GaussianTube, RobustDP, ScenarioTube
-from gpsafe.cost.robust_dp import Grid
+from gpsafe.cost.grid import Grid
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, Feature, FeaturePolicies, Feedback, closed_loop, feedback
 from gpsafe.rkhs import kernels

@@ -5,9 +5,9 @@ import torch
 from scipy.stats import beta
 
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.multilevel import Multilevel
 from gpsafe.cost.partition import Partition
-from gpsafe.cost.robust_dp import Grid
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies

@@ -14,7 +14,7 @@ from strategies import seeds
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.members import extremal_member
 from gpsafe.cost.enclosure import Enclosure
-from gpsafe.cost.robust_dp import Averager, Grid, RangeMax
+from gpsafe.cost.grid import Averager, Grid, RangeMax
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.robust_dp import Grid, RangeMax
+from gpsafe.cost.grid import Grid, RangeMax
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP

@@ -50,7 +50,9 @@ def test_epsilon_alone_is_paid_at_every_step_and_the_mass_once(gambler):
 
 
 def test_a_set_that_no_theorem_speaks_of_promises_nothing(gambler):
-    guessed = ConfidenceSet(Constant(rkhs_norm=gambler.confidence.bound.rkhs_norm, subgaussian=0.1, value=2.0)).update(gambler.confidence.model)
+    known = gambler.confidence
+    bound = Constant(rkhs_norm=known.bound.rkhs_norm, subgaussian=0.1, value=2.0)
+    guessed = ConfidenceSet(bound).update(known.model)
     assert not guessed.sound
     unsure = RecoveryShield(replace(gambler, confidence=guessed), level=0.0, total=0.0)
     assert unsure.safety == 0.0 and unsure.decide(scalar(0.0), scalar(0.1))[0].source == "backup"

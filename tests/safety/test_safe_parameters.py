@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
 from gpsafe.policies.parametric import ParametricPolicies, set_point_family

@@ -12,7 +12,8 @@ from test_safe_parameters import FAMILY, UNIT, generator, learned, planted, star
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.grid import Grid
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
 from gpsafe.policies.parametric import feedback_family
 from gpsafe.rkhs import kernels

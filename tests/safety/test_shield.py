@@ -229,7 +229,9 @@ def test_who_completes_and_who_plans_write_on_copies():
     pilot = Pilot(Scribbler(), own.confidence.model, case.system.input_box, generator(0), shield)
     pilot(start)
     assert "no plan" in pilot.failures[0]
-    for before, after in zip(kept, (own.noise_radius, own.confidence.model.targets, own.task.initial_state), strict=True):
+    for before, after in zip(
+        kept, (own.noise_radius, own.confidence.model.targets, own.task.initial_state), strict=True
+    ):
         assert torch.equal(before, after)
     assert torch.equal(own.constraint.excess(start), reach)
 

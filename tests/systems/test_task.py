@@ -10,8 +10,9 @@ from shield_cases import case_of, judge_of
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Lederer, Mixture
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.grid import Grid
 from gpsafe.cost.hallucinated import Hallucinated
-from gpsafe.cost.robust_dp import Grid, RobustDP
+from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.session import DPSession, EvaluationSession
 from gpsafe.linalg import vector
