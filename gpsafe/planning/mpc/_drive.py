@@ -9,7 +9,15 @@ from gpsafe.planning.mpc._kernel import _member, sweep, workroom
 from gpsafe.planning.mpc._lanes import LANES
 from gpsafe.planning.mpc._numba import njit
 
-_descend = njit(cache=False)(_descent.descend)  # numba forgets what a generator is when it loads one from disk
+
+@njit(cache=True)
+def _ask(asking, plan, rows, jacobian):
+    before, x0, given, after, room, sweeps = asking
+    sweep(before, x0, given, plan, after, room, rows, jacobian)
+    sweeps[0] += 1
+
+
+_descend = njit(cache=False)(_descent.descending(_ask))  # `drive` is kept with what it calls
 
 
 @njit(cache=True)
@@ -17,14 +25,13 @@ def drive(
     before, x0, given, after, plan, rows, jacobian, multipliers, learned, weight, lowest, highest, scale, fixed, enough, prune,
     known, least, told,
 ):  # fmt: skip
-    """`_descent.descend` answered by `_kernel.sweep`; how many sweeps it took."""
-    sweeps, room = 0, workroom(before)
-    for _ in _descend(
-        plan, rows, jacobian, multipliers, learned, weight, lowest, highest, scale, fixed, enough, prune, known, least, told
-    ):  # fmt: skip
-        sweep(before, x0, given, plan, after, room, rows, jacobian)
-        sweeps += 1
-    return sweeps
+    """`descend` answered by `_kernel.sweep`; how many sweeps it took."""
+    sweeps = np.zeros(1, np.int64)
+    _descend(
+        (before, x0, given, after, workroom(before), sweeps), plan, rows, jacobian, multipliers, learned, weight, lowest,
+        highest, scale, fixed, enough, prune, known, least, told,
+    )  # fmt: skip
+    return sweeps[0]
 
 
 @njit(cache=True)

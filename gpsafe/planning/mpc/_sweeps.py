@@ -43,7 +43,7 @@ class Sweep:
         count: R.
         linearise: the map.
         values: plans (B, T, nu) ↦ rows (B, R), for less than it takes to linearise them.
-        drive: arguments of `_descent.descend` ↦ the sweeps it took, all in compiled code; None where sweeps are not.
+        drive: arguments of `_descent`'s loop but the first ↦ the sweeps it took, all in compiled code; None where they are not.
         path: ū ↦ x̄ of all members (M, T+1, nx); None likewise.
     """
 

@@ -28,6 +28,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -199,6 +200,9 @@ class _Point:
         return (self.excess if self.excess > enough else 0.0), self.cost
 
 
+_descend = _descent.descending(lambda asking, *asked: asking(*asked))  # in Python
+
+
 class _Search:
     """One problem from one state. Rows are c + margin − tolerance: ≤ 0 is sought, ≤ `enough` is feasible."""
 
@@ -247,16 +251,19 @@ class _Search:
         if self.sweep.drive is not None and math.isinf(self.deadline):
             self.work.sweeps += self.sweep.drive(*arguments)
         else:
-            for _ in _descent.descend(*arguments):
-                rows[:], jacobian[:] = self.sweep(plan)
-                self.work.sweeps += 1
-                if time.perf_counter() > self.deadline:
-                    told[_descent.LIMIT] = 1
+            _descend(partial(self._answer, told), *arguments)
         self.work.descent_seconds += time.perf_counter() - began
         self.work.programs += int(told[_descent.PROGRAMS])
         self.work.corrections += int(told[_descent.CORRECTIONS])
         point = _Point(plan, rows, multipliers, float(told[_descent.COST]), float(told[_descent.EXCESS]))
         return point, STATUS[int(told[_descent.STATUS])], int(told[_descent.ITERATIONS])
+
+    def _answer(self, told: Array, plan: Array, rows: Array, jacobian: Array) -> None:
+        """Rows and Jacobian of a plan; after the deadline the descent is told to end."""
+        rows[:], jacobian[:] = self.sweep(plan)
+        self.work.sweeps += 1
+        if time.perf_counter() > self.deadline:
+            told[_descent.LIMIT] = 1
 
     def finished(self, best: _Point, agreed: int) -> bool:
         """Whether starts that agree, or the effort, end the search."""

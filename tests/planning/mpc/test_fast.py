@@ -1,6 +1,7 @@
 """The condensed SQP: its sweep against finite differences, autograd and the judge's tubes, its plans against a grid."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.models import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.planning.mpc import _descent, _known, _steps, _sweeps
-from gpsafe.planning.mpc.fast import PROXIMAL, STATUS, CondensedSQP, shifted
+from gpsafe.planning.mpc.fast import PROXIMAL, STATUS, CondensedSQP, Work, _Point, _Search, shifted
 from gpsafe.sets import Box, Polytope
 from gpsafe.tube import EnsembleTube
 
@@ -466,7 +467,7 @@ def test_hardness_changes_no_plan_that_can_be_certified():
 def sweeps_of(patience: int, rows) -> tuple[int, str, float]:
     """Sweeps, status and violation of one descent in one input from 0, for rows (value, slope) of it and of its number."""
     plan, known, values, slopes = np.zeros((1, 1)), np.zeros((1, 1)), np.empty(1), np.empty((1, 1))
-    one, told, count = np.ones(1), np.zeros(_descent.TOLD), 0
+    one, told = np.ones(1), np.zeros(_descent.TOLD)
     told[_descent.LIMIT], told[_descent.STALL] = 50, patience
     arguments = (
         plan,
@@ -480,10 +481,27 @@ def sweeps_of(patience: int, rows) -> tuple[int, str, float]:
         one,
         np.diag([2.0, 1.0]),
     )
-    for _ in _descent.descend(*arguments, 1e-9, False, known, math.inf, told):
-        values[0], slopes[0, 0] = rows(count, plan[0, 0])
-        count += 1
-    return count, STATUS[int(told[_descent.STATUS])], float(told[_descent.EXCESS])
+
+    def ask(asked: list, plan, values, slopes) -> None:
+        values[0], slopes[0, 0] = rows(len(asked), plan[0, 0])
+        asked.append(None)
+
+    asked: list = []
+    _descent.descending(ask)(asked, *arguments, 1e-9, False, known, math.inf, told)
+    return len(asked), STATUS[int(told[_descent.STATUS])], float(told[_descent.EXCESS])
+
+
+def test_nothing_that_a_search_was_given_is_held_after_it():
+    """A filter that runs for days would fill the memory: compiled generators never let go of their arguments."""
+    problem, x0 = ensemble_pendulum(), np.array([0.2, 0.3])
+    search = _Search(problem, x0, np.array([1.0]), CondensedSQP(), Work(), math.inf)
+    assert search.sweep.kind == "compiled"
+    best, start = _Point.nowhere(problem.steps, 1), np.zeros((problem.steps, 1))
+    search.run(start, best)
+    held = [sys.getrefcount(part) for part in (search.curvature, search.lowest, best.inputs)]
+    for _ in range(5):
+        search.run(start, best)
+    assert [sys.getrefcount(part) for part in (search.curvature, search.lowest, best.inputs)] == held
 
 
 def test_a_start_whose_violation_stalls_is_given_up():
