@@ -238,10 +238,10 @@ def listing(where: str, name: str, value: Any) -> tuple[Any, ...]:
 
 
 def written(*given: Tensor) -> bool:
-    """Whether somebody wrote on tensors that were fresh when they were handed over; inference tensors do not tell."""
-    return any(
-        not t.is_inference() and t._version > 0 for t in given
-    )  # torch counts writes, even of what was there before
+    """Whether somebody wrote on tensors that were fresh when they were handed over, even what was there before: torch counts
+    writes, but on inference tensors.
+    """
+    return any(not t.is_inference() and t._version > 0 for t in given)
 
 
 def told(error: BaseException) -> str:

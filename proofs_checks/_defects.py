@@ -144,7 +144,6 @@ def _less_strip(chords: tuple[Tensor, Tensor, Tensor], factor: float) -> tuple[T
 
 def tube_grades(order: tuple[str, ...]) -> tuple[Grade, ...]:
     """The terms that all tubes share; `order` numbers the pieces."""
-    module = _closed_loop
     terms: tuple[tuple[str, str, Scaled], ...] = (
         ("confidence width β", "value", around(Mixture, "beta", times)),
         ("value interval at the anchor", "value", _local(lambda local, g: replace(local, half=g * local.half))),
@@ -155,9 +154,13 @@ def tube_grades(order: tuple[str, ...]) -> tuple[Grade, ...]:
         ("kernel metric", "metric", around(Moduli, "metric", times)),
         ("correlation of value and gradient", "tilted", _local(_less_correlation)),
         ("gradient's confidence width", "gradient", _local(_less_gradient)),
-        ("Hessian remainder of the known part", "curved", around(module, "remainder_outer", times)),
-        ("inputs in the Hessian remainder", "curved by input", replaced(module, "remainder_outer", _less_reach)),
-        ("clipped part of the residual's inputs", "clipped residual", replaced(module, "Displacements", _less_error)),
+        ("Hessian remainder of the known part", "curved", around(_closed_loop, "remainder_outer", times)),
+        ("inputs in the Hessian remainder", "curved by input", replaced(_closed_loop, "remainder_outer", _less_reach)),
+        (
+            "clipped part of the residual's inputs",
+            "clipped residual",
+            replaced(_closed_loop, "Displacements", _less_error),
+        ),
         ("strip about the chord of the policy", "clipped", around(AffinePolicies, "chords", _less_strip)),
         ("box that replaces old generators", "drift", _less_box(Zonotope.reduce_outer)),
     )

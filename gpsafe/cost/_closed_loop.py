@@ -9,6 +9,7 @@ anchor (`LocalAffine`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,8 +65,8 @@ def image(
     confidence: ConfidenceSet, x: Tensor, generators: Tensor, inputs: Inputs, local: LocalAffine, offset: Tensor
 ) -> Image:
     """Over the sets {x + generators ξ}, with the residual enclosed about anchors, which are (x, u) − offset, (*b, nx + nu)."""
-    known, model = confidence.model.prior, confidence.model
-    assert isinstance(known, KnownPart)  # tubes check that there are bounds of its curvature
+    model = confidence.model
+    known = cast(KnownPart, model.prior)  # checked once by the tubes: a look at a protocol is dear in every step
     u, feed, kink = inputs.u, inputs.feed, inputs.kink
     a, b = jacobians(known, x, u)
     linear = a @ generators + b @ feed

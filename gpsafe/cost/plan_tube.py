@@ -240,12 +240,14 @@ class PlanTube:
 
     def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> Inputs:
         """Of P plans over their sets, all (P, …)."""
+        parts = plans.law(time, self.fallbacks, self.input_box)
+        if len(parts) == 1:
+            return _over(parts[0][1], tube)
         shape = (plans.num, self.input_box.dim)
         u, kink, feed = (tube.center.new_zeros(*shape, *rest) for rest in ((), (), (tube.order,)))
-        for mask, policies in plans.law(time, self.fallbacks, self.input_box):
-            part = tube.select(mask)
-            found = Inputs.over(policies, part.center.unsqueeze(1), part.generators.unsqueeze(1))
-            u[mask], feed[mask], kink[mask] = found.u.squeeze(1), found.feed.squeeze(1), found.kink.squeeze(1)
+        for mask, policies in parts:
+            found = _over(policies, tube.select(mask))
+            u[mask], feed[mask], kink[mask] = found.u, found.feed, found.kink
         return Inputs(u, feed, kink)
 
     # -------------------------------------------------------------- whole plans
@@ -297,3 +299,9 @@ class PlanTube:
         if self.confidence is None:
             raise _require.fail("PlanTube", "refine with a confidence set before use", "none")
         return self.confidence
+
+
+def _over(policies: PolicyClass, tube: Zonotope) -> Inputs:
+    """Of P policies, each over one set, all (P, …)."""
+    found = Inputs.over(policies, tube.center.unsqueeze(1), tube.generators.unsqueeze(1))
+    return Inputs(found.u.squeeze(1), found.feed.squeeze(1), found.kink.squeeze(1))

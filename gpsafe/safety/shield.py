@@ -182,11 +182,11 @@ class Shield:
         found = judge.verify(Zonotope.point(x0.expand(len(fallbacks), -1)), plans, horizon)
         best = int(found.margin.argmax())
         falsified = _empty(judge)
-        lent("Shield.start", judge)  # what cannot be copied for `tracking` is refused here, not in flight
         certified = bool(found.admitted[best]) and falsified is None
         if not certified and (not assume or falsified is not None):
             longest = int(found.steps.argmax())
             return NotCertified(float(found.margin[best]), int(found.steps[longest]), falsified)
+        lent("Shield.start", judge)  # what cannot be copied for `tracking` is refused here, not in flight
         chosen = plans.select(torch.tensor([best if certified else 0], device=x0.device))
         return Shield(
             judge=judge,
@@ -259,7 +259,7 @@ class Shield:
             expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
         except (
             Exception
-        ) as error:  # of a fallback, say, whose own slopes turn out wrong: an answer there is all the same
+        ) as error:  # of a fallback, say, whose own slopes turn out wrong: there is an answer all the same
             expected, falsified = None, falsified or f"the next set could not be made: {_require.told(error)}"
         time, stored = self.time + 1, plan.shifted()
         following = replace(self, time=time, stored=stored, margin=margin, expected=expected, falsified=falsified)
