@@ -41,8 +41,9 @@ def test_a_right_claim_gives_the_tube_that_is_followed(name, batch, seed):
         g = torch.Generator().manual_seed(seed)
         error = 1e-14 * torch.rand(expected.center.shape, dtype=torch.float64, generator=g)
         found = propagate(model, x0, plan, gain, expected.center + error)
-    # The first-order correction takes the claim's error out of the centres; Jacobians are those at the claim.
-    torch.testing.assert_close(found.center, expected.center, rtol=1e-15, atol=2e-14)
+    # The first-order correction takes the claim's error, of some 1e-14, out of the centres; Jacobians are those at the claim.
+    # What stays is rounding: of the pendulum's four steps at π up to 4.6e-15 in 1500 seeds.
+    torch.testing.assert_close(found.center, expected.center, rtol=1e-15, atol=6e-15)
     for ours, theirs in zip(parts(found), parts(expected), strict=True):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=5e-12)
