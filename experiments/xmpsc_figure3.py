@@ -22,10 +22,11 @@ from gpsafe.planning.mbpo import Preset, preset
 from gpsafe.systems import SimplePendulum
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
-from ._report.statistics import mean_interval, plus_minus
+from ._report.statistics import Share, mean_interval, plus_minus
 from ._report.xmpsc_runs import toy, trained
 
 FACTORS = ("members", "prior", "delay", "horizon")
+CLAIMED = {"members": "fewer", "prior": "fewer", "delay": "fewer, less reward", "horizon": "–"}  # by the paper
 NAMES = {"members": "members of the ensemble", "prior": "known part", "delay": "delay ℓ", "horizon": "states N"}
 MEMORY = 2e8  # bytes of a virtual ring
 
@@ -161,6 +162,8 @@ def _effects(rows: Sequence[Row]) -> Table:
                 f"{fewer} fewer, {more} more, {len(pairs) - fewer - more} equal",
                 f"{sum(b['violations'] for b, _ in pairs)} → {sum(a['violations'] for _, a in pairs)}",
                 plus_minus(change["reward"]),
+                CLAIMED[factor],
+                _verdict(factor, fewer, more, change["reward"]),
             )
         )
     columns = (
@@ -171,12 +174,27 @@ def _effects(rows: Sequence[Row]) -> Table:
         "pairs with",
         "violations in all",
         "reward, difference",
+        "claimed",
+        "verdict",
     )
     caption = (
         "The same seed and the same other three settings, one factor changed: mean difference ± 95 % (Student over pairs; "
-        "those of one seed share its warm-up)."
+        "those of one seed share its warm-up). Of violations the verdict is a sign test's (the exact 95 % interval of the "
+        "share of pairs with fewer, of those that differ, against one half), of reward the interval's."
     )
     return Table(columns=columns, rows=table, caption=caption)
+
+
+def _verdict(factor: str, fewer: int, more: int, reward: Sequence[float]) -> str:
+    """Of what the paper claims of a factor."""
+    if CLAIMED[factor] == "–":
+        return "–"
+    low, high = Share(fewer, fewer + more).interval if fewer + more else (0.0, 1.0)
+    found = ["confirmed" if low > 0.5 else "refuted" if high < 0.5 else "open"]
+    if "reward" in CLAIMED[factor]:
+        mean, half = mean_interval(reward)
+        found.append("confirmed" if mean + half < 0 else "refuted" if mean - half > 0 else "open")
+    return ", ".join(found)
 
 
 def report(runs: Sequence[Run]) -> Report:
@@ -186,24 +204,21 @@ def report(runs: Sequence[Run]) -> Report:
 
 
 def _figure(rows: Sequence[Row]) -> Figure:
-    figure = plotting.figure("screen", 3.0)
-    panels = figure.subplots(1, len(FACTORS))
-    for axes, factor in zip(panels, FACTORS, strict=True):
+    figure = plotting.figure("screen", 4.4)
+    panels = figure.subplots(2, len(FACTORS), sharey="row", sharex="col")
+    for column, factor in enumerate(FACTORS):
         levels = sorted({row[factor] for row in rows})
-        twin = axes.twinx()
-        for side, name, shift in ((axes, "violations", -0.06), (twin, "reward", 0.06)):
+        for axes, name in zip(panels[:, column], ("violations", "reward"), strict=True):
             found = [mean_interval(row[name] for row in rows if row[factor] == level) for level in levels]
-            at = [i + shift for i in range(len(levels))]
             half = [0.0 if np.isnan(h) else h for _, h in found]
-            side.errorbar(at, [m for m, _ in found], yerr=half, capsize=2, markersize=4, **plotting.look(name).marked)
-            side.tick_params(axis="y", colors=plotting.colour(name))
-        axes.set_xticks(
-            range(len(levels)), ["no", "yes"][: len(levels)] if factor == "prior" else [str(n) for n in levels]
-        )
-        axes.set_xlabel(NAMES[factor])
-        axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("violations a run", color=plotting.colour("violations"))
-    figure.suptitle("violations (red) and reward of the last fifth (blue), averaged over all other factors")
+            look = plotting.look(name).marked
+            axes.errorbar(range(len(levels)), [m for m, _ in found], yerr=half, capsize=2, markersize=4, **look)
+        ticks = ["no", "yes"][: len(levels)] if factor == "prior" else [str(n) for n in levels]
+        panels[1, column].set_xticks(range(len(levels)), ticks)
+        panels[1, column].set_xlabel(NAMES[factor])
+    panels[0, 0].set_ylim(bottom=0)  # of all panels, once all is drawn
+    panels[0, 0].set_ylabel("violations a run")
+    panels[1, 0].set_ylabel("reward of the last fifth")
     return figure
 
 

@@ -74,6 +74,43 @@ def plus_minus(values: Iterable[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+@dataclass(frozen=True, slots=True)
+class RateRatio:
+    """(k/n)/(k′/n′) for counts in n and n′ steps, with its exact two-sided 95 % interval.
+
+    Given k + k′, the first of two Poisson counts whose rates have the ratio ρ is binomial with p = ρn/(ρn + n′); the ends are
+    those of Clopper and Pearson's interval of p. Counts that differ between seeds by more than chance make it too narrow.
+    """
+
+    count: int
+    steps: int
+    other: int
+    other_steps: int
+
+    @property
+    def value(self) -> float:
+        """ρ as counted; nan if both counts are 0."""
+        if not self.count + self.other:
+            return math.nan
+        return self.count * self.other_steps / (self.other * self.steps) if self.other else math.inf
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the interval."""
+        if not self.count + self.other:
+            return 0.0, math.inf
+        scale = self.other_steps / self.steps
+        low, high = (
+            scale * p / (1 - p) if p < 1 else math.inf
+            for p in clopper_pearson(self.count, self.count + self.other, 0.95)
+        )
+        return low, high
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.3g} [{low:.3g}, {high:.3g}]" if self.count + self.other else "–"
+
+
 def bootstrap_ratio(
     above: Sequence[float],
     below: Sequence[float],
