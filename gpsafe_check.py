@@ -790,7 +790,7 @@ def check_gp_plan(report: Report, tree: dict) -> None:
     report.check("outputs", fine, f"{outputs} of 0..{nx - 1}")
     report.check("signs", all(float(v) >= 0 for v in std), "noise >= 0")
     for output, f in zip(outputs, processes, strict=True):
-        report.check("noise", float(f.R) * (1 + 1e-9) >= float(std[output]), f"R {f.R} >= noise_std {std[output]}")
+        report.check("noise", float(f.R) >= float(std[output]), f"R {f.R} >= noise_std {std[output]}")
     rest = [j for j in range(nx) if j not in outputs]
     if rest:
         needed.append(("KNOWN_OUTPUTS", f"unlearned outputs equal the known part (states {rest})"))
@@ -1064,7 +1064,7 @@ def check_membership(report: Report, tree: dict) -> None:
     )
     counts = read_counts(report, counts, len(inputs))
     report.check(
-        "noise", float(f.R) * (1 + 1e-9) >= float(std), f"R {f.R} is not below the deviation {std} of the noise"
+        "noise", float(f.R) >= float(std), f"R {f.R} is not below the deviation {std} of the noise"
     )
     needed = f.needed() + about_data(scales) + [("TASK", "task as stated")]
     needed += [GAUSSIAN, *EXACT]

@@ -21,7 +21,7 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.rounding import EPS, Rounding
 from gpsafe.models.gp import GP
 
-MATCH = 1e-9  # relative agreement required between the model's λ and the λ of a theorem
+MATCH = 1e-15  # relative agreement required between the model's λ and the λ of a theorem: rounding of a product or two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class ConfidenceBound(ABC):
 
     def noise_refusal(self, model: GP, noise_std: Tensor) -> str | None:
         """Why the theorem does not cover observations with Gaussian noise of deviation `noise_std` (p,); None if it does."""
-        needed = noise_std.cpu() * (1 - MATCH)
+        needed = noise_std.cpu()
         if self.frequentist and not bool((self.noise(model.num_outputs) >= needed).all()):
             return f"subgaussian R >= the task's noise deviation (R = {self.subgaussian})"
         return None

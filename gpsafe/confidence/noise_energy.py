@@ -23,7 +23,6 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.assumptions import Assumption, Believed
-from gpsafe.confidence.bounds import MATCH
 from gpsafe.confidence.convex_program import BallProgram, _spectrum
 from gpsafe.confidence.dual_program import EPS, Program, Spectrum
 from gpsafe.models._gp_checks import plain_tensors
@@ -126,7 +125,7 @@ class NoiseEnergy(BallProgram):
             return "noise whose energy grows with n, as Gaussian noise's does (noise_kind is 'energy')"
         if self.correlated:
             return "independent noise, as the task's is (correlation is not 0)"
-        if self.noise_kind == "moments" and self.kurtosis < 3 * (1 - MATCH):
+        if self.noise_kind == "moments" and self.kurtosis < 3:
             return f"kurtosis >= 3, as Gaussian noise has (kurtosis = {self.kurtosis})"
         return super().noise_refusal(model, noise_std)
 

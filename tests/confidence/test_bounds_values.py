@@ -140,22 +140,22 @@ def test_where_the_prior_has_no_variance_the_width_is_zero_even_without_a_norm()
 N = 20
 FIXED = 1 + 2 / N
 REFUSED = [
-    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 1.2e-9), FIXED), {}, r"lambda = 1 \+ 2/max_data = 1.1 "),
-    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED * (1 - 1.2e-9)), {}, r"lambda = 1 \+ 2/max_data"),
+    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 1.3e-15), FIXED), {}, r"lambda = 1 \+ 2/max_data = 1.1 "),
+    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED * (1 - 1.3e-15)), {}, r"lambda = 1 \+ 2/max_data"),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N + 1}, f"n <= max_data = {N}"),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N}, None),
-    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 0.8e-9), FIXED), {}, None),
+    (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED * (1 + 0.7e-15), FIXED), {}, None),
     (ChowdhuryGopalan(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
-    (ChowdhuryGopalan(**ASSUMED, max_data=1), (3.0 * (1 + 0.8e-9), 3.0), {"count": 1}, None),
+    (ChowdhuryGopalan(**ASSUMED, max_data=1), (3.0 * (1 + 0.7e-15), 3.0), {"count": 1}, None),
     (ActSafeForm(**ASSUMED), (0.3, 0.3), {}, "max_data"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"mode": "practical"}, "theory-mode"),
     (ActSafeForm(**ASSUMED, max_data=N), (FIXED, FIXED), {"count": N + 1}, "n <= max_data"),
     (Fiedler(**ASSUMED, convention="published"), (0.3, 1.0 + 1e-9), {}, "lambda <= 1"),
     (Fiedler(**ASSUMED, convention="published"), (0.3, 1.0), {}, None),
     (Fiedler(**ASSUMED), (0.3, 1.5), {"mode": "practical"}, "theory-mode"),
-    (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2 * (1 + 1.2e-9)), {}, r"lambda = subgaussian\^2"),
-    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 - 1.2e-9), NOISE[1] ** 2), {}, r"lambda = subgaussian\^2"),
-    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 + 0.8e-9), NOISE[1] ** 2), {}, None),
+    (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2 * (1 + 1.3e-15)), {}, r"lambda = subgaussian\^2"),
+    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 - 1.3e-15), NOISE[1] ** 2), {}, r"lambda = subgaussian\^2"),
+    (Srinivas(**ASSUMED), (NOISE[0] ** 2 * (1 + 0.7e-15), NOISE[1] ** 2), {}, None),
     (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2), {"count": 0}, None),
     (Srinivas(**ASSUMED), (NOISE[0] ** 2, NOISE[1] ** 2), {"mode": "practical"}, "theory-mode"),
     (Mixture(**ASSUMED), (0.3, 0.3), {"mode": "practical"}, "theory-mode"),
@@ -212,8 +212,9 @@ def test_a_claimed_noise_below_the_tasks_is_refused_output_by_output():
     posterior = model(0.3, 2.5)
     sigma = torch.tensor(NOISE, dtype=torch.float64)
     for j in range(2):
-        for factor, accepted in ((1 + 0.8e-9, True), (1 + 1.2e-9, False)):
+        for ceiling, accepted in ((0.0, True), (math.inf, False)):  # one ulp down, one up
             larger = sigma.clone()
-            larger[j] *= factor
+            larger[j] = math.nextafter(NOISE[j], ceiling)
             assert (Mixture(**ASSUMED).noise_refusal(posterior, larger) is None) == accepted
+    assert Mixture(**ASSUMED).noise_refusal(posterior, sigma) is None
     assert Constant(subgaussian=1e-9).noise_refusal(posterior, sigma) is None  # it claims nothing of the noise
