@@ -208,7 +208,8 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     inputs = problem.inputs
     pushed = law(vertices)
     computed = pushed @ inputs.H.mT - inputs.h
-    rounding = ROUNDING * (pushed.abs() @ inputs.H.abs().mT + inputs.h.abs())
+    terms = vertices.abs() @ law.gain.abs().mT + law.offset.abs()  # not their sum: they may cancel
+    rounding = ROUNDING * (terms @ inputs.H.abs().mT + inputs.h.abs())
     lower = float((computed - rounding).max())
     highest = region.support_outer(inputs.H @ law.gain) + inputs.H @ law.offset - inputs.h
     upper = max(float((highest + rounding.amax(0)).max()), lower)
@@ -224,7 +225,7 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     high, low = region.support_outer(eye), -region.support_outer(-eye)
     if not bool((torch.isfinite(high) & torch.isfinite(low) & (low <= high)).all()):
         return Invariance(Verdict(lower, torch.inf, 0.0), region, inputs, model, law, 0, witness, told)
-    box = Box(low, high)
+    box, reach = Box(low, high), torch.maximum(low.abs(), high.abs())
     centers, radii, used = box.center.unsqueeze(0), box.radius.unsqueeze(0), 0
     settled = upper
     while centers.shape[0]:
@@ -234,7 +235,7 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
         if not centers.shape[0]:
             break
         used += centers.shape[0]
-        found = _excess(problem, law, region, centers, radii, hull)
+        found = _excess(problem, law, region, centers, _Cells(radii, hull, reach))
         failed = ~(found <= 0.0)
         if bool((~failed).any()):
             settled = max(settled, float(found[~failed].max()))
@@ -278,27 +279,33 @@ class _Hull:
         return (normals @ (self.middle - x).unsqueeze(-1)).squeeze(-1) + (1.0 + self.growth) * beyond
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cells:
+    """Half-widths r (n, nx) of cells of S, S itself, and the largest |x| in it, (nx,)."""
+
+    radii: Tensor
+    hull: _Hull
+    reach: Tensor
+
+
 def _excess(
-    problem: CertificationProblem,
-    law: AffineLaw,
-    region: Polytope,
-    centers: Tensor,
-    radii: Tensor | None = None,
-    hull: _Hull | None = None,
+    problem: CertificationProblem, law: AffineLaw, region: Polytope, centers: Tensor, cells: _Cells | None = None
 ) -> Tensor:
-    """Largest excess of the rows of S after one step, (n,): from above over cells, or, without radii, of μ + W at points."""
+    """Largest excess of the rows of S after one step, (n,): from above over cells, or else from below, of μ + W at points."""
     model, H = problem.model, region.H
     x = centers.unsqueeze(-2).expand(-1, problem.num_members, -1)
     u = law(x)
     with torch.no_grad():
         local = model.linearise(x, u)
         reach = local.mean @ H.mT + (H * local.variance.sqrt().unsqueeze(-2)).norm(dim=-1)
-        size = sizes(model, local, x.abs(), u, law.gain) @ H.abs().mT + region.h.abs()
-        if radii is None or hull is None:
+        far = x.abs() if cells is None else cells.reach.expand_as(x)
+        size = sizes(model, local, far, u, law.gain) @ H.abs().mT + region.h.abs()
+        if cells is None:
             return (reach - region.h - ROUNDING * size).amax(-1).amax(-1)
+        radii = cells.radii
         moved = H @ (local.A + local.B @ law.gain)  # (n, M, k, nx)
         boxed = (moved.abs() @ radii.unsqueeze(-2).unsqueeze(-1)).squeeze(-1)
-        most = hull.highest(moved, x)
+        most = cells.hull.highest(moved, x)
         factor = torch.diag_embed(radii * centers.shape[-1] ** 0.5 * (1 + 1e-12)).unsqueeze(-3)
         rest = model.remainder(x, u, factor.expand(-1, problem.num_members, -1, -1), law.gain)
         reach = reach + torch.minimum(boxed, most) + rest @ H.abs().mT

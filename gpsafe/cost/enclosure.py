@@ -16,6 +16,7 @@ from gpsafe.cost._lineage import continues
 from gpsafe.cost.in_cell import InCell, Loop
 from gpsafe.models._prior import prior_jacobian
 from gpsafe.policies import PolicyClass, feedback, inputs_at
+from gpsafe.policies.finite import ROUNDING
 from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart, known_with_bound
 
@@ -48,7 +49,8 @@ def closed_loop_range(
     known_with_bound("closed_loop_range", known)
     loop = around(policies, centers, radius)
     middle, a, b = linearised(known, policies, centers)
-    return middle, grow(loop.rows(a, b) + bend(known, loop), 1e-12), loop.inputs
+    reach = grow(loop.rows(a, b) + bend(known, loop), 1e-12)
+    return middle, reach + blur(middle, a, b, _points(policies, centers), loop), loop.inputs
 
 
 def around(policies: PolicyClass, centers: Tensor, radius: Tensor, spread: Tensor | None = None) -> Loop:
@@ -64,6 +66,17 @@ def linearised(known: KnownPart, policies: PolicyClass, centers: Tensor) -> tupl
     u = inputs_at(policies, centers.unsqueeze(0))
     x = centers.expand(u.shape[0], *centers.shape)
     return known(x, u), *jacobians(known, x, u)
+
+
+def _points(policies: PolicyClass, centers: Tensor) -> Tensor:
+    """(c, π_i(c)), (P, N, nz)."""
+    return torch.cat([centers.expand(policies.num, *centers.shape), inputs_at(policies, centers.unsqueeze(0))], dim=-1)
+
+
+def blur(middle: Tensor, a: Tensor, b: Tensor, z: Tensor, loop: Loop) -> Tensor:
+    """More than p(x, u) and slopes over cells about z = (c, π(c)) err by, (P, N, nx): a share of terms that may cancel."""
+    terms = torch.einsum("pnij,pnj->pni", torch.cat([a, b], dim=-1).abs(), z.abs() + loop.reach)
+    return ROUNDING * (middle.abs() + terms)
 
 
 def bend(known: KnownPart, loop: Loop) -> Tensor:
@@ -171,7 +184,7 @@ class Enclosure:
         a, b = (part.expand(*self.known.shape, part.shape[-1]).clone() for part in linear)
         a[..., columns, :] += found.slope[..., :nx]
         b[..., columns, :] += found.slope[..., nx:]
-        reach = grow(loop.rows(a, b) + bent, 1e-12)
+        reach = grow(loop.rows(a, b) + bent, 1e-12) + blur(self.known, a, b, self.z, loop)
         low, high = self.known - reach, self.known + reach
         low[..., columns] += torch.maximum(self.low - found.error, found.value - found.half)
         high[..., columns] += torch.minimum(self.high + found.error, found.value + found.half)
@@ -245,7 +258,7 @@ def enclose(centers: Tensor, radius: Tensor, confidence: ConfidenceSet, policies
     """Enclosure before any data: residuals in ±B√k(z, z). Cells are (N, nx) centres and radii."""
     model = confidence.model
     known, known_radius, u_reach = closed_loop_range(model.prior, policies, centers, radius)  # type: ignore[arg-type]
-    z = torch.cat([centers.expand(policies.num, *centers.shape), inputs_at(policies, centers.unsqueeze(0))], dim=-1)
+    z = _points(policies, centers)
     dz = torch.cat([radius.expand(policies.num, *radius.shape), u_reach], dim=-1)
     metric, slack, cap = residual_reach(confidence, z, dz)
     wide = confidence.bound.prior_width(model, z)

@@ -21,10 +21,8 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.policies.finite import Feedback, no_other_policy, secants
+from gpsafe.policies.finite import ROUNDING, Feedback, no_other_policy, secants
 from gpsafe.sets import Box
-
-_ROUNDING = 1e-13  # relative to Σ_k |θ_k φ_k|, far more than the rounding of a dot product of tens of terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ class FeaturePolicies:
         gradients = torch.stack([feature.gradient(center) for feature in self.features], dim=-2)  # (P|1, N, m, nx)
         gain = torch.einsum("pum,pnmx->pnux", self.coefficients, gradients)
         rest = torch.stack([feature.remainder(lower, upper) for feature in self.features], dim=-1) @ size
-        rest = rest + _ROUNDING * (basis.abs() @ size)
+        rest = rest + ROUNDING * (basis.abs() @ size)
         reach = torch.einsum("pnux,pnx->pnu", gain.abs(), radius)
         low, high = secants(raw, reach + rest, self.input_box)
         return Feedback(gain, low, high, rest)

@@ -12,6 +12,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.sets import Box
 
+ROUNDING = 1e-13  # of a sum of tens of products, relative to the sum of their sizes: far more than it errs by
 _PROVEN = ("gpsafe.policies.finite", "gpsafe.policies.features")  # whose slopes are theorems
 
 
@@ -165,6 +166,10 @@ class AffinePolicies:
     def _raw(self, x: Tensor) -> Tensor:
         return self.offset.unsqueeze(-2) + x @ self.gain.transpose(-1, -2)
 
+    def _rounding(self, x: Tensor) -> Tensor:
+        """≥ what `_raw` errs by: a share of its terms, which may cancel."""
+        return ROUNDING * (self.offset.abs().unsqueeze(-2) + x.abs() @ self.gain.abs().transpose(-1, -2))
+
     def __call__(self, x: Tensor) -> Tensor:
         """Inputs, x (P or 1, N, nx) → (P, N, nu)."""
         return self.input_box.clip(self._raw(_require.points("AffinePolicies", "x", x, self.gain.shape[-1])))
@@ -187,11 +192,13 @@ class AffinePolicies:
         Returns:
             low, high: (P, N, nu), between 0 and 1.
         """
-        return secants(self._raw(x), reach, self.input_box)
+        return secants(self._raw(x), reach + self._rounding(x), self.input_box)
 
     def chords(self, x: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """π_i(x′) = middle + slope∘gain_i (x′ − x) + e, |e| ≤ half, for |gain_i (x′ − x)| ≤ reach: see :func:`chords`."""
-        return chords(self._raw(x), reach, self.input_box)
+        rounding = self._rounding(x)
+        middle, slope, half = chords(self._raw(x), reach + rounding, self.input_box)
+        return middle, slope, half + rounding
 
 
 def secants(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.policies.finite import AffinePolicies
+from gpsafe.policies.finite import ROUNDING, AffinePolicies
 from gpsafe.sets import Box
 
 _PROBES = 32  # of every parameter
@@ -128,7 +128,8 @@ class ParametricPolicies:
         value, reach = ranges(offset, gain)
         high, low = (value + reach).amax(1), (value - reach).amin(1)
         apart = torch.minimum(apart, self.input_box.clip(high) - self.input_box.clip(low))
-        return apart + 1e-12 * (1.0 + torch.maximum(high.abs(), low.abs()))
+        terms = offset.abs().unsqueeze(-2) + torch.einsum("pvux,nx->pvnu", gain.abs(), x.abs())
+        return apart + 1e-12 * (1.0 + torch.maximum(high.abs(), low.abs())) + 2 * ROUNDING * terms.amax(1)
 
 
 def input_gap(first: AffinePolicies, second: AffinePolicies) -> Tensor:
