@@ -16,6 +16,7 @@ from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
     TerminalSet,
+    _Cells,
     _excess,
     _halved,
     _Hull,
@@ -25,6 +26,7 @@ from gpsafe.sets import Box, Polytope
 from gpsafe.verdict import Outcome
 
 tensor = partial(torch.tensor, dtype=torch.float64)
+FARTHEST = tensor([1.5, 1.25])  # stated, not that of the region: a factor of its own
 LAW = AffineLaw(tensor([[0.3, -0.2], [0.1, 0.4]]), tensor([0.05, -0.1]))
 
 
@@ -39,12 +41,13 @@ def problem(model: Stated, **changes) -> CertificationProblem:
 
 
 def one_step(model: Stated, x: Tensor, H: Tensor, h: Tensor, r: Tensor | None, corners: Tensor):
-    """(excess without rounding, sizes) of the worst row and member at one centre."""
+    """(excess without rounding, sizes) of the worst row and member at one centre; over cells, the sizes of `FARTHEST`."""
+    far = x.abs() if r is None else FARTHEST
     u, rows = LAW.gain @ x + LAW.offset, []
     for m in range(model.num_members):
         A, B, c, W = model.A[m], model.B[m], model.c[m], model.variance[m]
         mean = A @ x + B @ u + c
-        size = 1 + mean.abs() + A.abs() @ x.abs() + B.abs() @ (u.abs() + LAW.gain.abs() @ x.abs())
+        size = 1 + mean.abs() + A.abs() @ far + B.abs() @ (u.abs() + LAW.gain.abs() @ far)
         for a, offset in zip(H, h, strict=True):
             value, total = a @ mean + (a.square() @ W).sqrt() - offset, a.abs() @ size + offset.abs()
             if r is not None:
@@ -69,7 +72,7 @@ def test_the_excess_of_a_cell_is_its_formula(radius):
     corners = hull.middle + (1 + hull.growth) * (hull.vertices - hull.middle)
     centers = tensor([[0.1, -0.3], [0.7, 0.2], [-0.6, -0.8]])
     radii = radius * tensor([[1.0, 0.5], [0.3, 1.0], [1.0, 1.0]])
-    over, at = _excess(case, LAW, region, centers, radii, hull), _excess(case, LAW, region, centers)
+    over, at = _excess(case, LAW, region, centers, _Cells(radii, hull, FARTHEST)), _excess(case, LAW, region, centers)
     for n in range(3):
         cell = one_step(model, centers[n], region.H, region.h, radii[n], corners)
         assert float(over[n]) == pytest.approx(max(v + ROUNDING * s for v, s in cell), rel=0, abs=5e-14)
@@ -155,7 +158,7 @@ def test_limits_of_inputs_on_the_other_side_of_zero_count_with_their_size():
     found = certify_invariance(problem(contraction(), terminal=box(1.0), inputs=inputs), law)
     near = 5.0 - 3.9999
     assert found.certified
-    assert found.verdict.lower == pytest.approx(1.0 - near - ROUNDING * (near + 1.0), rel=0, abs=1e-15)
+    assert found.verdict.lower == pytest.approx(1.0 - near - ROUNDING * (5.0 + 3.9999 + 1.0), rel=0, abs=1e-15)
 
 
 def test_remainders_need_cells_and_a_spent_budget_is_inconclusive():
@@ -185,7 +188,9 @@ def refine(case, law, region, hull, center, radius, scale, found: list[float]) -
     cell = Polytope.of_box(Box(center - radius, center + radius))
     if cell.intersect(region).is_empty():
         return
-    (excess,) = _excess(case, law, region, center[None], radius[None], hull).tolist()
+    reach = region.bounding_box()
+    cells = _Cells(radius[None], hull, torch.maximum(reach.lower.abs(), reach.upper.abs()))
+    (excess,) = _excess(case, law, region, center[None], cells).tolist()
     found.append(excess)
     if excess > 0.0:
         for half in zip(*_halved(center[None], radius[None], scale), strict=True):

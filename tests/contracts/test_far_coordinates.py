@@ -42,7 +42,7 @@ def interval(high: float, low: float) -> Polytope:
 
 
 def law_far_from_zero(generator: torch.Generator, share: float):
-    """u = K x + o over [10⁶, 10⁶ + 1], and a limit that its largest value exceeds by `share`; x⁺ halves the distance to a middle."""
+    """u = K x + o over [10⁶, 10⁶ + 1], its limit exceeded by `share`; x⁺ halves the distance to a middle."""
     K, H = drawn(generator, (0.3, 1.3), (0.3, 1.3))
     offset, gain = -K * FAR, K * ONE
     top = Exact(H) * (Exact(K) * Exact(FAR + 1) + Exact(offset))

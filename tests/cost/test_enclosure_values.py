@@ -60,10 +60,15 @@ def test_the_closed_loop_range_is_its_formula(nu, curved):
                     exact += sum(abs(B[v]) * 0.5 * (S[v] - s[v]) * rows[v] for v in range(2))
                 exact += sum(abs(B[v]) * S[v] * rest for v in range(nu))
                 exact += 0.5 * sum(float(H[j, k]) * dz[j] * dz[k] for j in range(2 + nu) for k in range(2 + nu))
-                assert 0.9e-12 < float(reach[p, n, i]) - exact < 1.1e-12 * (1 + exact)
                 mean = sum(a * x for a, x in zip(A, centers[n].tolist(), strict=True)) + float(known.c[i])
                 mean += sum(b * v for b, v in zip(B, u[p, n].tolist(), strict=True))
                 assert float(middle[p, n, i]) == pytest.approx(mean, rel=1e-12, abs=1e-14)
+                terms = sum(
+                    abs(v) * (abs(c) + d)
+                    for v, c, d in zip(A + B, centers[n].tolist() + u[p, n].tolist(), dz, strict=True)
+                )
+                margin = 1e-12 * (1 + exact) + 1e-13 * (abs(mean) + terms)
+                assert float(reach[p, n, i]) - exact == pytest.approx(margin, rel=0, abs=2e-15)
     assert 2 < partly < 18
 
 
@@ -179,6 +184,7 @@ def test_boxes_of_gradients_are_those_of_the_closed_loop_with_the_slope_of_the_m
     centers, radius = 0.7 * draw(7, 5, 2), 0.05 * draw(8, 5, 2).abs()
     bare = enclose(centers, radius, F, policies)
     monkeypatch.setattr(enclosure, "grow", lambda value, relative: value + 1e10 * relative)
+    monkeypatch.setattr(enclosure, "ROUNDING", 0.02)
     found, loop = bare.refine(F), enclosure.around(policies, centers, radius)
     (said,) = InCell.of(F, bare.z, loop)
     assert found.inner is not None and found.peak is not None
@@ -192,7 +198,8 @@ def test_boxes_of_gradients_are_those_of_the_closed_loop_with_the_slope_of_the_m
         for n in range(5):
             c = [float(v) for v in known(centers[n], policies(centers[n][None, None])[p, 0])]
             for i in range(2):
-                reach = float(rows[p, n, i]) + 0.01
+                slope, far = torch.cat([a[p, n, i], b[p, n, i]]).abs(), bare.z[p, n].abs() + dz[p, n]
+                reach = float(rows[p, n, i]) + 0.01 + 0.02 * (abs(c[i]) + float(slope @ far))
                 reach += 0.5 * float(dz[p, n] @ known.hessian_bound[i] @ dz[p, n])
                 least = most = 0.0
                 if i == 1:
