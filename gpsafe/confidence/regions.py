@@ -226,7 +226,9 @@ def _known_over(model: GP, known: KnownPart, low: Tensor, high: Tensor) -> tuple
     half = (slope.abs() @ radius.unsqueeze(-1)).squeeze(-1) + 0.5 * torch.einsum(
         "bijk,bj,bk->bi", hessian, radius, radius
     )
-    return known_part("regions.certified", model.prior, x, u), half * (1 + GROW)
+    middle = known_part("regions.certified", model.prior, x, u)
+    terms = (slope.abs() @ (center.abs() + radius).unsqueeze(-1)).squeeze(-1)  # not their sum: they may cancel
+    return middle, half * (1 + GROW) + GROW * (middle.abs() + terms)
 
 
 def _leaves(confidence: ConfidenceSet, z: Tensor, within: Box) -> Tensor:
