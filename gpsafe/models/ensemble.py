@@ -86,6 +86,7 @@ class Ensemble:
         _require.shape("Ensemble", "log_var_limits", limits, (2, self.nx))
         if not bool((limits[0] < limits[1]).all()):
             raise _require.fail("Ensemble", "log_var_limits in increasing order", limits.tolist())
+        object.__setattr__(self, "log_var_limits", limits.detach().clone())
 
     @staticmethod
     @plain_tensors

@@ -143,7 +143,7 @@ class BudgetFilter:
             elif seen:
                 price = min(to_go.ahead(x, u, left) - value, 0.0)
         slack -= price
-        broken = self.broken or not self._sound or not slack >= 0.0
+        broken = self.broken or not self._sound or not slack >= 0.0 or bool(to_go.moved)
         now = float(task.cost.upper(x.unsqueeze(0), x.unsqueeze(0))[0])
         after = replace(self, stage=self.stage + 1, spent=self.spent + now, slack=slack, broken=broken)
         return Allowance(u, source, price, slack, not broken, reason), after
