@@ -8,6 +8,7 @@ attributes. Whole numbers, lists and dictionaries are not looked at: functions c
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ def _parts(value: Any) -> Iterator[Any]:
                 yield cell.cell_contents
         yield from value.__defaults__ or ()
         yield from (value.__kwdefaults__ or {}).values()
-        yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
+        yield from (value.__globals__[name] for name in _named(value.__code__) if name in value.__globals__)
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
     elif isinstance(value, functools.partial):
@@ -133,3 +134,9 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (getattr(value, field.name) for field in fields(value) if field.compare)
     else:
         yield from getattr(value, "__dict__", {}).values()
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(code: types.CodeType) -> tuple[str, ...]:
+    """Globals that a function reads; `co_names` holds those of attributes, too."""
+    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))

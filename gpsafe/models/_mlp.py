@@ -45,8 +45,8 @@ class MLP:
             _require.shape("MLP", f"biases[{i}]", b, (w.shape[0], w.shape[2]))
             size = w.shape[2]
         # Its own: networks that are trained on in place were never certified.
-        object.__setattr__(self, "weights", tuple(w.detach().clone() for w in weights))
-        object.__setattr__(self, "biases", tuple(b.detach().clone() for b in biases))
+        object.__setattr__(self, "weights", tuple(w.clone() for w in weights))
+        object.__setattr__(self, "biases", tuple(b.clone() for b in biases))
 
     @property
     def members(self) -> int:

@@ -88,6 +88,17 @@ def test_a_function_may_count_its_calls_and_keep_a_log():
     assert float(made.hessian_bound.max()) == 0.0 and count["calls"] > 1
 
 
+mean = number(1.0)  # a global of the name of a method that the next function calls
+
+
+def test_a_global_that_only_bears_the_name_of_an_attribute_may_move():
+    made = derived_known(
+        lambda x, u: x + 0.0 * x.mean(-1, keepdim=True), states=([-2.0], [2.0]), inputs=([-1.0], [1.0])
+    )
+    mean.add_(1.0)
+    assert float(made.hessian_bound.max()) == 0.0
+
+
 class Moving(Returned):
     """p(x, u) = x + shift."""
 
