@@ -148,6 +148,9 @@ class SafetyFilter:
                 raise _require.fail(where, "a certified plan in stored", self.stored)
             if not self.problem.asks_as(self.stored.problem):
                 raise _require.fail(where, "a stored plan certified for these sets (start forgets it)", "another's")
+            if self.stored.verdict.threshold > self.problem.tolerance:
+                granted = f"{self.stored.verdict.threshold:g}"
+                raise _require.fail(where, f"a stored plan within a tolerance of {self.problem.tolerance:g}", granted)
 
     @property
     def assumptions(self) -> tuple[Believed, ...]:
