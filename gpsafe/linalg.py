@@ -73,10 +73,14 @@ def psd_root(matrix: Tensor) -> Tensor:
     """A square root S with S Sᵀ = matrix for a symmetric positive semi-definite matrix, shape (*b, n, n).
 
     From the eigendecomposition; eigenvalues that rounding made negative count as 0. Needs no positive
-    definiteness.
+    definiteness. Rows and columns are first brought to diagonals in [½, 2], by powers of two: eigenvalues err by a share of the
+    largest, so that what one coordinate's units make small would be lost.
     """
-    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
-    return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+    matrix = 0.5 * (matrix + matrix.mT)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    scale = torch.exp2(torch.where(diagonal > 0, 0.5 * diagonal.clamp_min(1e-300).log2(), 0.0).round())
+    values, vectors = torch.linalg.eigh(matrix / scale.unsqueeze(-1) / scale.unsqueeze(-2))
+    return scale.unsqueeze(-1) * (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2))
 
 
 def safe_sqrt(value: Tensor) -> Tensor:

@@ -241,6 +241,28 @@ def test_units_leave_containment_of_ellipsoids(seed, dim, size):
     assert torch.equal(found.margin, other.margin)
 
 
+@pytest.mark.parametrize("unit", [2.0**10, 2.0**20, 2.0**26])
+def test_units_of_a_state_and_an_input_leave_the_remainder_of_a_process(unit):
+    """Value and gradient of very different sizes: for 1e8 beside 1e-8 a quarter of the joint band was left, at 1e10 it was 3e-5
+    of itself too narrow, and 1e-10 is what rounding was granted."""
+    z, y = 2 * draw(7, 40, 2), draw(8, 40, 1)
+    x, u, factor = draw(9, 30, 1, 1), draw(10, 30, 1, 1), 0.1 * draw(11, 30, 1, 1, 1).abs()
+
+    def remainder(s: float) -> torch.Tensor:
+        units = vector(s, 1.0 / s)
+        known = AffineKnown(torch.zeros(1, 1).double(), torch.zeros(1, 1).double(), torch.zeros(1).double())
+        model = GP.create(
+            kernels.rbf((vector(0.7, 1.1) * units).tolist()), 1e-4, nx=1, nu=1, noise_std=0.1, prior=known
+        )
+        used = ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)).update(
+            model.condition_on(z * units, y)
+        )
+        gain = torch.full((1, 1), -0.5 / s**2, dtype=torch.float64)
+        return GPTube(used, 3, 0.1).remainder(x * s, u / s, factor * s, gain)
+
+    close(remainder(unit), remainder(1.0), rtol=1e-9)
+
+
 # ---------------------------------------------------------------------------------------------------------- monotone
 @given(seeds(), st.sampled_from(["norm", "noise", "delta"]), st.floats(1.0, 20.0))
 @settings(max_examples=8)

@@ -9,7 +9,7 @@ next state, which a tube believes.
     scale       the interval of x⁺            `ScaledStd`                       its assumptions
     isotonic    the interval of x⁺            `Isotonic`                        its assumptions
     conformal   the interval of x⁺            `Conformal`                       its assumptions
-    theory      μ ± βσ                        μ ± (βσ + zσ_w)                   the GP's theorem, or twice ‖μ_n‖ for B
+    theory      μ ± βσ                        μ ± (βσ + zσ_w)                   the GP's theorem (or 2‖μ_n‖ for B), normal noise
 
 Held-out rows show next states alone, so that a recalibrated model has one interval for both. It claims less of f*: if the noise
 is symmetric and f* lies outside on one side, so does x⁺ with probability ≥ ½, hence P(f* outside) ≤ 2 P(x⁺ outside).
@@ -123,7 +123,8 @@ def bars(
         beta = torch.zeros(model.nx, dtype=torch.float64)
         beta[outputs] = found.beta if len(found.beta) == len(outputs) else found.beta.max()
         borrowed = [] if exact else [Assumption.NOT_A_THEOREM(": β is that of a Gaussian process on the same rows")]
-        return Bars(model, scale, beta, z, delta, listed(found.assumptions, borrowed))
+        gaussian = Assumption.GAUSSIAN_NOISE()  # zσ_w of the next state: sub-Gaussian noise leaves it more often
+        return Bars(model, scale, beta, z, delta, listed(found.assumptions, borrowed, gaussian))
     told = listed(Assumption.NOT_A_THEOREM(f": the model's own spread ({scale})"))
     constant = torch.full((model.nx,), CONSTANT, dtype=torch.float64)
     return Bars(model, scale, constant if scale == "plain" else None, 1.0 if scale == "plain" else z, delta, told)

@@ -98,7 +98,7 @@ def simultaneous(y: Tensor, mean: Tensor, std: Tensor, scale: Tensor | float, gr
     inside = ratios(y, mean, std) <= _scale("simultaneous", scale)
     held = inside.flatten(1).all(1) if inside.ndim > 1 else inside
     if groups is None:
-        return Rate(int(held.all()), 1)
+        return Rate(int(held.all()), 1) if len(held) else Rate(0, 0)
     places = members("simultaneous", groups, len(held))
     return Rate(sum(bool(held[rows].all()) for rows in places), len(places))
 

@@ -73,7 +73,7 @@ def likelihood_ratio(old: Tensor, new: Tensor, *, penalty: float = 1e-3, steps: 
 class Weighted(Recalibrated):
     """μ ± q(z)σ, all outputs jointly: q(z) the 1 − δ quantile of Σ_i w(z_i)δ_{s_i} + w(z)δ_∞, normalised.
 
-    Where w(z) is so large that the rows say nothing, q(z) is infinite, and so is the spread.
+    Where w(z) is so large that the rows say nothing, q(z) is infinite, and so is the spread of all states.
     """
 
     ratio: Callable[[Tensor], Tensor]
@@ -120,8 +120,8 @@ class Weighted(Recalibrated):
 
 
 def _times(std: Tensor, factor: Tensor) -> Tensor:
-    """std·factor, with 0·∞ = 0: what is known exactly stays so."""
-    return torch.where(std == 0, torch.zeros_like(std * 0.0), std * factor)
+    """std·factor, with 0·∞ = ∞: an interval that is everything is so for states of no spread, too, of which a model may err."""
+    return torch.where(torch.isinf(factor), factor, std * factor)
 
 
 @short

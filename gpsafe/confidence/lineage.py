@@ -24,8 +24,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gpsafe._pinned import Pinned
 from gpsafe._show import short
-from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
@@ -44,7 +44,7 @@ class Lineage:
         shape: (nx, nu, outputs).
         regularizer, noise_std: λ (p,) and aleatoric standard deviation (nx,).
         inputs, targets, noise_scale: data, (n, d), (n, p), (n,) or None.
-        probes, values: points (m, d) and the known part there, (m, nx), or None if it could not be evaluated.
+        known: the known part at points, and the numbers that it captures.
     """
 
     model: GP
@@ -55,14 +55,12 @@ class Lineage:
     inputs: Tensor | None
     targets: Tensor | None
     noise_scale: Tensor | None
-    probes: tuple[Tensor, ...]
-    values: tuple[Tensor | None, ...]
+    known: tuple[Pinned, ...]
 
     @staticmethod
     def of(model: GP) -> Lineage:
         """The lineage that starts with this posterior."""
         inputs, targets, scale = model.inputs, model.targets, getattr(model, "noise_scale", None)
-        probes = _probes(model)
         return Lineage(
             model,
             _kernels(model),
@@ -72,8 +70,7 @@ class Lineage:
             None if inputs is None else inputs.clone(),
             None if targets is None else targets.clone(),
             None if scale is None else scale.clone(),
-            probes,
-            tuple(_known(model, points) for points in probes),
+            tuple(Pinned.of(model.prior, z[:, : model.nx], z[:, model.nx :]) for z in _probes(model)),
         )
 
     def extend(self, model: GP) -> Lineage:
@@ -92,9 +89,15 @@ class Lineage:
             return "the same noise_std as the last generation"
         if not provably_equal(model.prior, self.model.prior):
             return "the same known part (prior) as the last generation"
-        if not all(_agree(_known(model, z), v) for z, v in zip(self.probes, self.values, strict=True)):
+        if not all(pinned.agrees(model.prior) for pinned in self.known):
             return "a known part (prior) that still has the values which it had in the last generation"
         return self._data_refusal(model)
+
+    def edited(self) -> str | None:
+        """What of the newest generation is not what it was when it was accepted; None if all is."""
+        if any(pinned.moved for pinned in self.known):
+            return "a known part (prior) that is still the one with which the data were learned"
+        return inconsistency(self.model) or self._data_refusal(self.model)
 
     def _data_refusal(self, model: GP) -> str | None:
         if self.inputs is None or self.targets is None:
@@ -203,18 +206,3 @@ def _probes(model: GP) -> tuple[Tensor, ...]:
     points = torch.randn(PROBES, model.nx + model.nu, dtype=torch.float64, generator=generator)
     points = points.to(model.regularizer.device)
     return (points,) if model.inputs is None else (points, model.inputs[:PROBES].clone())
-
-
-def _known(model: GP, points: Tensor) -> Tensor | None:
-    """The known part there; None where it cannot be evaluated (outside its domain)."""
-    try:
-        with torch.no_grad():
-            return known_part("ConfidenceSet", model.prior, points[:, : model.nx], points[:, model.nx :]).clone()
-    except Exception:
-        return None
-
-
-def _agree(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return torch.allclose(one, other.to(one.device), rtol=1e-12, atol=1e-12, equal_nan=True)

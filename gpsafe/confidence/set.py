@@ -120,11 +120,19 @@ class ConfidenceSet:
     def check_noise(self, where: str, noise_std: Tensor) -> None:
         """Refuses a bound whose theorem does not cover observations with Gaussian noise of deviation `noise_std` (nx,).
 
-        An R below it, say, makes F_n too small, and nothing in F_n shows it. One that is `unchecked` claims nothing.
+        An R below it, say, makes F_n too small, and nothing in F_n shows it. One that is `unchecked` claims nothing. What was
+        edited since it was accepted is refused, too (`edited`).
         """
+        if self.edited is not None:
+            raise _require.fail(where, self.edited, "a set that was edited since, or captures numbers which moved")
         reason = self.bound.noise_refusal(self.model, noise_std[list(self.model.outputs)])
         if reason is not None and not self.bound.unchecked:
             raise _require.fail(where, reason, f"noise_std {noise_std.tolist()} and {self.bound.name}")
+
+    @property
+    def edited(self) -> str | None:
+        """What of the last generation, its known part, kernels or data, is no longer as when it was accepted; None: nothing."""
+        return None if self._lineage is None else self._lineage.edited()
 
     def bounds(self, z: Tensor, *, since: int = 0) -> tuple[Tensor, Tensor]:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
@@ -17,6 +18,8 @@ from gpsafe.cost.robust_dp import RobustDP, stages
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.finite import AffinePolicies
 from gpsafe.sets import Box
+
+PINS = 64  # about so many states at which the policy must stay what it was
 
 
 @short
@@ -44,6 +47,7 @@ class CostToGo:
     inputs: Box
     values: Tensor
     tables: Tensor
+    _pinned: Pinned = field(repr=False, compare=False)
 
     @staticmethod
     def of(program: RobustDP, confidence: ConfidenceSet, policy: PolicyClass, inputs: Box) -> CostToGo:
@@ -62,7 +66,15 @@ class CostToGo:
         rates = program.rates(enclosure.centers, enclosure.radius)[:, :n]
         rows += stages(average, low[:, :n], high[:, :n], rates, horizon=program.horizon, outside_rate=ceiling)
         tables = [average(value.reshape(1, *grid.cells), k * ceiling) for k, value in enumerate(rows[:-1])]
-        return CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables))
+        pinned = Pinned.of(policy, grid.centers[:: max(1, n // PINS)].unsqueeze(0))
+        return CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables), pinned)
+
+    @property
+    def moved(self) -> str:
+        """Why V̄ is about another policy or F_n than those that are asked now, in words; empty if it is not."""
+        if self._pinned.moved:
+            return "the policy is no longer the one that was certified"
+        return self.confidence.edited or ""
 
     @property
     def assumptions(self) -> tuple[Believed, ...]:

@@ -44,8 +44,9 @@ class MLP:
                 raise _require.fail("MLP", expected, f"shape {tuple(w.shape)}")
             _require.shape("MLP", f"biases[{i}]", b, (w.shape[0], w.shape[2]))
             size = w.shape[2]
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "biases", biases)
+        # Its own: networks that are trained on in place were never certified.
+        object.__setattr__(self, "weights", tuple(w.clone() for w in weights))
+        object.__setattr__(self, "biases", tuple(b.clone() for b in biases))
 
     @property
     def members(self) -> int:

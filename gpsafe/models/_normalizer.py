@@ -18,8 +18,9 @@ class Normalizer:
     scale: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "offset", _require.finite("Normalizer", "offset", self.offset))
-        object.__setattr__(self, "scale", _require.positive("Normalizer", "scale", self.scale))
+        offset, scale = _require.finite("Normalizer", "offset", self.offset), self.scale
+        object.__setattr__(self, "offset", offset.detach().clone())
+        object.__setattr__(self, "scale", _require.positive("Normalizer", "scale", scale).detach().clone())
         _require.shape("Normalizer", "scale", self.scale, tuple(self.offset.shape))
 
     @staticmethod

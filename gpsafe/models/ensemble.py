@@ -86,6 +86,7 @@ class Ensemble:
         _require.shape("Ensemble", "log_var_limits", limits, (2, self.nx))
         if not bool((limits[0] < limits[1]).all()):
             raise _require.fail("Ensemble", "log_var_limits in increasing order", limits.tolist())
+        object.__setattr__(self, "log_var_limits", limits.detach().clone())
 
     @staticmethod
     @plain_tensors
@@ -161,7 +162,9 @@ class Ensemble:
         if log_var_limits is None:
             log_var_limits = linalg.vector(1e-6, 1e-2).log().unsqueeze(1).expand(2, nx).clone()
         return Ensemble(
-            MLP(tuple(weights), tuple(biases)),
+            MLP(
+                tuple(torch.as_tensor(w).detach() for w in weights), tuple(torch.as_tensor(b).detach() for b in biases)
+            ),
             nx,
             nu,
             Normalizer.identity(nx + nu) if inputs is None else inputs,

@@ -25,6 +25,7 @@ with; it is backed without noise alone.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from gpsafe.policies import inputs_at
 __all__ = ["Allowance", "BudgetFilter"]
 
 Rule = Literal["account", "pointwise"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +135,7 @@ class BudgetFilter:
         u, price, reason = to_go.inputs.clip(learned), math.inf, "the proposed input or the state is not finite"
         if seen and bool(torch.isfinite(learned).all()):
             ahead = to_go.ahead(x, u, left)
-            guess = ahead if self.surrogate is None else float(self.surrogate(x, u, left))
+            guess = ahead if self.surrogate is None else self._guessed(x, u, left)
             price, reason = ahead - value, self._refusal(guess, ahead - value, slack)
         source: Literal["learner", "prior"] = "prior" if reason else "learner"
         if reason:
@@ -143,7 +145,7 @@ class BudgetFilter:
             elif seen:
                 price = min(to_go.ahead(x, u, left) - value, 0.0)
         slack -= price
-        broken = self.broken or not self._sound or not slack >= 0.0
+        broken = self.broken or not self._sound or not slack >= 0.0 or bool(to_go.moved)
         now = float(task.cost.upper(x.unsqueeze(0), x.unsqueeze(0))[0])
         after = replace(self, stage=self.stage + 1, spent=self.spent + now, slack=slack, broken=broken)
         return Allowance(u, source, price, slack, not broken, reason), after
@@ -162,6 +164,15 @@ class BudgetFilter:
     def _sound(self) -> bool:
         """Whether the theorem speaks of this rule, model and task."""
         return self.to_go.confidence.sound and self.surrogate is None and (self.rule == "account" or self._still)
+
+    def _guessed(self, x: Tensor, u: Tensor, left: int) -> float:
+        """The learner's word, which it does not share memory with; NaN where it has none."""
+        assert self.surrogate is not None
+        try:
+            return float(self.surrogate(x.clone(), u.clone(), left))
+        except Exception as error:
+            _log.warning("the surrogate failed: %s", _require.told(error))
+            return math.nan
 
     def _refusal(self, guess: float, price: float, slack: float) -> str:
         """Why an input does not pass; empty if it does. NaN does not."""

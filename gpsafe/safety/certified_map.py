@@ -23,12 +23,13 @@ Source: theory §3.3; interval Markov models of Gaussian processes (Jackson, Lau
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
@@ -37,6 +38,7 @@ from gpsafe.cost.grid import Grid
 from gpsafe.cost.multilevel import Multilevel
 from gpsafe.cost.partition import Partition
 from gpsafe.cost.robust_dp import RobustDP
+from gpsafe.cost.to_go import PINS
 from gpsafe.policies import PolicyClass
 from gpsafe.sets import Box
 from gpsafe.systems.task import Task
@@ -64,7 +66,8 @@ class CertifiedMap:
     confidence: ConfidenceSet
     policies: PolicyClass
     task: Task
-    goal: Box | None = None
+    goal: Box | None
+    _pinned: Pinned = field(repr=False, compare=False)
 
     @property
     def partition(self) -> Partition:
@@ -106,7 +109,12 @@ class CertifiedMap:
 
         Bounds only tighten: those of a cell hold on its halves as well, and are intersected with theirs. Which cells are halved
         rests on an estimate, what is proven of them does not.
+
+        Raises:
+            ValueError: if the policies, or F_n, are no longer those of the map.
         """
+        self._pinned.require("CertifiedMap.refined", "policies")
+        self.cells.program.check(self.confidence)
         _require.positive("CertifiedMap.refined", "tolerance", tolerance)
         _require.count("CertifiedMap.refined", "cells", cells)
         found = self
@@ -180,7 +188,9 @@ def _solved(
     lower = (1.0 - failed - ROUNDING).clamp(0.0, 1.0)
     upper = torch.maximum((reached + ROUNDING).clamp(0.0, 1.0), lower)
     believed = cells.program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
-    return CertifiedMap(cells, lower, upper, believed, confidence, policies, task, goal)
+    centers = cells.program.grid.centers
+    pinned = Pinned.of(policies, centers[:: max(1, len(centers) // PINS)].unsqueeze(0))
+    return CertifiedMap(cells, lower, upper, believed, confidence, policies, task, goal, pinned)
 
 
 @short

@@ -148,6 +148,9 @@ class SafetyFilter:
                 raise _require.fail(where, "a certified plan in stored", self.stored)
             if not self.problem.asks_as(self.stored.problem):
                 raise _require.fail(where, "a stored plan certified for these sets (start forgets it)", "another's")
+            if self.stored.verdict.threshold > self.problem.tolerance:
+                granted = f"{self.stored.verdict.threshold:g}"
+                raise _require.fail(where, f"a stored plan within a tolerance of {self.problem.tolerance:g}", granted)
 
     @property
     def assumptions(self) -> tuple[Believed, ...]:
@@ -193,6 +196,9 @@ class SafetyFilter:
         x = _vector("x", x, problem.nx)
         learned = _vector("learned", learned, problem.nu)
         contained, members, inside, falsified = self._whereabouts(x)
+        edited = getattr(problem.model, "edited", None)  # a certificate in hand speaks of what the model was
+        if falsified is None and edited is not None:
+            falsified = f"the model was changed: expected {edited}"
         usable = bool(torch.isfinite(problem.distance(learned, torch.zeros_like(learned))))
         rest, reasons = None, []
         if not usable:

@@ -79,8 +79,8 @@ class RecoveryShield:
     @property
     def safety(self) -> float:
         """The theorem's bound of P(no violation in an episode from the task's x_0), for every f ∈ F_n; 0 where no theorem says
-        that f* ∈ F_n."""
-        if not self.to_go.confidence.sound:
+        that f* ∈ F_n, or where the policy or F_n moved since."""
+        if not self.to_go.confidence.sound or self.to_go.moved:
             return 0.0
         task = self.to_go.program.task
         start = self.to_go.value(task.initial_state, task.horizon)
@@ -93,6 +93,8 @@ class RecoveryShield:
     def decide(self, x: Tensor, learned: Tensor) -> tuple[Recovery, RecoveryShield]:
         """The input for the state x (nx,) and the proposed u_L (nu,), and the shield for the next step.
 
+        Where x is not finite the backup answers as far as it can, and the middle of the inputs where it cannot.
+
         Raises:
             ValueError: on wrong shapes, or after the task's last step.
         """
@@ -104,9 +106,10 @@ class RecoveryShield:
         learned = _require.shape(where, "learned", torch.as_tensor(learned, dtype=torch.float64), (to_go.inputs.dim,))
         mass, seen = to_go.value(x, left) if self.mass is None else self.mass, bool(torch.isfinite(x).all())
         chance = math.inf
-        if seen and bool(torch.isfinite(learned).all()):
+        if seen and bool(torch.isfinite(learned).all()) and not to_go.moved:
             chance = to_go.ahead(x, to_go.inputs.clip(learned), left)
         following = replace(self, stage=self.stage + 1, mass=mass)
         if chance <= self.level and mass + chance <= self.total:
             return Recovery(to_go.inputs.clip(learned), "learner", chance), replace(following, mass=mass + chance)
-        return Recovery(inputs_at(to_go.policy, x.reshape(1, 1, -1))[0, 0], "backup", 0.0), following
+        u = inputs_at(to_go.policy, x.reshape(1, 1, -1))[0, 0]
+        return Recovery(u if bool(torch.isfinite(u).all()) else to_go.inputs.center, "backup", 0.0), following

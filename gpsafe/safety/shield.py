@@ -34,6 +34,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._lent import lent
+from gpsafe._pinned import Pinned
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
@@ -146,6 +147,7 @@ class Shield:
         expected: what the present state must lie in: {x_0} at t = 0, then the one-step set, by (a) and (b); None if nothing
             is claimed.
         falsified: the first measurement that refuted the assumptions, in words; it stays to the end of the episode.
+        fallbacks: what the judge's fallback policies gave at the start of the episode.
     """
 
     judge: PlanTube
@@ -156,6 +158,7 @@ class Shield:
     margin: float
     expected: Zonotope | None = None
     falsified: str | None = None
+    fallbacks: Pinned | None = None
 
     @staticmethod
     def start(
@@ -196,6 +199,7 @@ class Shield:
             stored=chosen,
             margin=float(found.margin[best]) if certified else math.nan,
             expected=Zonotope.point(x0.clone().unsqueeze(0)),
+            fallbacks=Pinned.of(judge.fallbacks, _around(x0).unsqueeze(0)),
         )
 
     @property
@@ -230,7 +234,7 @@ class Shield:
         if lengths is None:
             lengths = torch.full((count,), candidates.shape[1], device=candidates.device)
         _require.shape("Shield.decide", "lengths", lengths, (count,))
-        falsified = self.falsified or self._outside(x)
+        falsified = self.falsified or self._outside(x) or self._moved()
         admitted = torch.zeros(count, dtype=torch.bool, device=x.device)
         plan, index, margin, reason = self.stored, None, self.margin, ""
         source: Source = "stored" if bool((plan.lengths > 0).all()) else "fallback"
@@ -265,6 +269,13 @@ class Shield:
         following = replace(self, time=time, stored=stored, margin=margin, expected=expected, falsified=falsified)
         return Decision(u, source, index, margin, admitted, falsified, reason), following
 
+    def _moved(self) -> str | None:
+        """What is no longer what the plans in hand were certified for; None if nothing."""
+        if self.fallbacks is not None and self.fallbacks.moved:
+            return "the fallback policies are no longer those that were certified"
+        edited = None if self.judge.confidence is None else self.judge.confidence.edited
+        return None if edited is None else f"F_n was edited: expected {edited}"
+
     def _outside(self, x: Tensor) -> str | None:
         """Why x refutes the assumptions: it is outside the interval hull of the tube's one-step set; None if it is not."""
         if self.expected is None or not bool(self.expected.within(torch.inf)):  # nothing was claimed
@@ -280,6 +291,14 @@ class Shield:
             f"state {worst} at t = {self.time} is {float(excess[worst]):.3g} beyond its one-step set "
             f"(half-width {float(radius[worst]):.3g}): f* is not in F_n, or the noise left its box"
         )
+
+
+def _around(x0: Tensor) -> Tensor:
+    """x_0 and states about it near and far, (64, nx)."""
+    generator = torch.Generator().manual_seed(0)
+    away = torch.randn(63, x0.numel(), dtype=torch.float64, generator=generator).to(x0.device)
+    far = torch.logspace(-2, 1, 63, dtype=torch.float64, device=x0.device).unsqueeze(-1)
+    return torch.cat([x0.unsqueeze(0), x0 + far * away])
 
 
 def _empty(judge: PlanTube) -> str | None:

@@ -170,7 +170,7 @@ class _MeanValue(EnsembleTube):
 
 def _of_ensemble(where: str, certificate: Certificate, tube: EnsembleTube) -> str:
     model = tube.ensemble
-    terms = {field.name: getattr(tube, field.name) for field in fields(EnsembleTube)}
+    terms = {field.name: getattr(tube, field.name) for field in fields(EnsembleTube) if field.init}
     again = _made_anew(where, certificate, _MeanValue(**terms))
     assert again.tube is not None
     problem = {

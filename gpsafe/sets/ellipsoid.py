@@ -142,14 +142,16 @@ class Ellipsoid:
 
     # -------------------------------------------------------------- containment
     def gauge(self, x: Tensor, *, tol: float = 1e-10) -> Tensor:
-        """min ‖ξ‖ with c + Lξ = x, for x (*b, d): (*b,); inf off the set's affine span (farther than tol ‖(x − c, L)‖), and
-        where x is no number or too large to tell.
+        """min ‖ξ‖ with c + Lξ = x, for x (*b, d): (*b,); inf off the set's affine span (farther than tol ‖(x − c, L)‖, in units
+        in which every coordinate extends over about 1), and where x is no number or too large to tell.
         """
-        gap = _require.points("Ellipsoid", "x", x, self.dim) - self.center
-        inverse, span = _pseudo_inverse(self.factor)
+        unit = _units(self.factor)
+        gap = (_require.points("Ellipsoid", "x", x, self.dim) - self.center) / unit
+        factor = self.factor / unit.unsqueeze(-1)
+        inverse, span = _pseudo_inverse(factor)
         xi = (inverse @ gap.unsqueeze(-1)).squeeze(-1)
         off = (gap.unsqueeze(-1) - span @ (span.mT @ gap.unsqueeze(-1))).squeeze(-1).norm(dim=-1)
-        scale = gap.norm(dim=-1) + self.factor.norm(dim=(-2, -1))
+        scale = gap.norm(dim=-1) + factor.norm(dim=(-2, -1))
         return torch.where((off <= tol * scale) & torch.isfinite(scale), xi.norm(dim=-1), torch.inf)
 
     def contains(self, x: Tensor, *, tol: float = 1e-10) -> Tensor:
@@ -166,15 +168,18 @@ class Ellipsoid:
         """Is the set in another ellipsoid? Margin 1 − max gauge of `other`; exact by the S-procedure, from below.
 
         Up to rounding, about 1e-16 times the condition number of `other` (3e-9 measured at 1e8).
-        If the other one is flat: −inf when this set leaves its affine span by more than tol of the two sets' size.
+        If the other one is flat: −inf when this set leaves its affine span by more than tol of the two sets' size, in units in
+        which every coordinate of the other extends over about 1.
         """
-        inverse, span = _pseudo_inverse(other.factor)
-        gap = (self.center - other.center).unsqueeze(-1)
-        upper, xi = maximize_square((inverse @ gap).squeeze(-1), inverse @ self.factor)
+        unit = _units(other.factor)
+        mine, others = self.factor / unit.unsqueeze(-1), other.factor / unit.unsqueeze(-1)
+        inverse, span = _pseudo_inverse(others)
+        gap = ((self.center - other.center) / unit).unsqueeze(-1)
+        upper, xi = maximize_square((inverse @ gap).squeeze(-1), inverse @ mine)
         margin = 1.0 - upper.sqrt()
-        off_gap, off = gap - span @ (span.mT @ gap), self.factor - span @ (span.mT @ self.factor)
+        off_gap, off = gap - span @ (span.mT @ gap), mine - span @ (span.mT @ mine)
         distance, off_xi = maximize_square(off_gap.squeeze(-1), off)
-        scale = gap.squeeze(-1).norm(dim=-1) + self.factor.norm(dim=(-2, -1)) + other.factor.norm(dim=(-2, -1))
+        scale = gap.squeeze(-1).norm(dim=-1) + mine.norm(dim=(-2, -1)) + others.norm(dim=(-2, -1))
         leaves = ~((distance.sqrt() <= tol * scale) & torch.isfinite(scale))
         xi = torch.where(leaves.unsqueeze(-1), off_xi, xi)
         witness = self.center + (self.factor @ xi.unsqueeze(-1)).squeeze(-1)
@@ -225,6 +230,19 @@ class Ellipsoid:
             )
             ray = ray * (unit ** (1.0 / present.sum(-1).clamp_min(1))).unsqueeze(-1)
         return self.center + (U @ (s * ray).unsqueeze(-1)).squeeze(-1)
+
+
+def _units(factor: Tensor) -> Tensor:
+    """The extent of each coordinate to a power of two, (*b, d); where a set has none, that of all of it (1 for a point).
+
+    In other units an axis of 1e-8 beside one of 1e8 would count as none, and what is tolerated off the span as a share of the
+    longest would be thousands of times the shortest.
+    """
+    extent = factor.norm(dim=-1) if factor.shape[-1] else factor.new_zeros(factor.shape[:-1])
+    whole = extent.norm(dim=-1, keepdim=True)
+    extent = torch.where(extent > 0, extent, torch.where(whole > 0, whole, 1.0))
+    usable = torch.isfinite(extent) & (extent > 1e-300)
+    return torch.exp2(torch.where(usable, extent, 1.0).log2().round())
 
 
 def _pseudo_inverse(factor: Tensor) -> tuple[Tensor, Tensor]:

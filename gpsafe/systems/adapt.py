@@ -235,7 +235,7 @@ class KnownFunction:
     samples: int = 256
 
     def __post_init__(self) -> None:
-        bound = _require.nonnegative("KnownFunction", "hessian_bound", self.hessian_bound)
+        bound = _require.nonnegative("KnownFunction", "hessian_bound", self.hessian_bound).clone()
         nz = self.region.dim
         if bound.ndim != 3 or bound.shape[1:] != (nz, nz):
             raise _require.fail("KnownFunction", f"hessian_bound of shape (nx, {nz}, {nz})", tuple(bound.shape))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned
 from gpsafe._show import short
 from gpsafe.sets import Box
 from gpsafe.systems._curvature import Jet, box, leaves, ranges
@@ -40,25 +41,33 @@ BY_HAND = "(else state the bound: KnownFunction(p, hessian_bound, region))"
 class DerivedKnown:
     """A known part with derived bounds of its second derivatives; make it with `derived_known`.
 
+    The bounds are refused once the function captures other numbers than those of which they were derived.
+
     Attributes:
         function: p as given, (*b, nx), (*b, nu) → (*b, nx).
         region: of z = (x, u).
         saturated: whether it is p∘s beyond the region (see the module).
-        hessian_bound: H (nx, nz, nz), |∂²p_i/∂z_j∂z_k| ≤ H_ijk everywhere.
     """
 
     function: Dynamics
     region: Box
     saturated: bool
-    hessian_bound: Tensor
+    _bound: Tensor = field(repr=False)
     _tape: Tape = field(repr=False)
+    _pinned: Pinned = field(repr=False, compare=False)
+
+    @property
+    def hessian_bound(self) -> Tensor:
+        """H (nx, nz, nz), |∂²p_i/∂z_j∂z_k| ≤ H_ijk everywhere."""
+        self._pinned.require("known part", "a function")
+        return self._bound
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """p(x, u), or p(s(x), s(u))."""
         x, u = _require.floats("known part", "x", x), _require.floats("known part", "u", u)
         if not self.saturated:
             return self.function(x, u)
-        nx = self.hessian_bound.shape[0]
+        nx = self._bound.shape[0]
         (low, high), (below, above) = ((end[:nx], end[nx:]) for end in (self.region.lower, self.region.upper))
         return self.function(_saturate(x, low, below), _saturate(u, high, above))
 
@@ -92,8 +101,8 @@ def derived_known(function: Dynamics, *, states: Limits, inputs: Limits, saturat
     nx, region = x.dim, Box(torch.cat([x.lower, u.lower]), torch.cat([x.upper, u.upper]))
     if saturated and not bool((region.radius > 0).all()):
         raise _require.fail(where, "a region with width along every axis", region.radius.tolist())
-    tape = _traced(where, function, nx, u.dim, region)
-    probe = DerivedKnown(function, region, saturated, torch.zeros(nx, region.dim, region.dim), tape)
+    tape, pinned = _traced(where, function, nx, u.dim, region)
+    probe = DerivedKnown(function, region, saturated, torch.zeros(nx, region.dim, region.dim), tape, pinned)
     end = np.full((1, region.dim), np.inf)
     jets = ranges(tape, probe._leaves(-end, end))
     more = "" if saturated else " or saturated=True"
@@ -105,7 +114,7 @@ def derived_known(function: Dynamics, *, states: Limits, inputs: Limits, saturat
         i, j, k = (int(n) for n in np.argwhere(~np.isfinite(bound))[0])
         expected = f"second derivatives that interval arithmetic can bound everywhere {BY_HAND}{more}"
         raise _require.fail(where, expected, f"none for d2p_{i}/dz_{j}dz_{k}")
-    return DerivedKnown(function, region, saturated, torch.from_numpy(bound), tape)
+    return DerivedKnown(function, region, saturated, torch.from_numpy(bound), tape, pinned)
 
 
 def _hessians(tape: Tape, given: list[Jet]) -> Array:
@@ -144,8 +153,11 @@ def _saturated(lower: Array, upper: Array, region: Box) -> list[Jet]:
     return leaves(exact, Interval(least, np.ones_like(least)), second)
 
 
-def _traced(where: str, function: Dynamics, nx: int, nu: int, region: Box) -> Tape:
-    """The tape of a function, refused where it is not one, or not the function at drawn points in and beyond the region."""
+def _traced(where: str, function: Dynamics, nx: int, nu: int, region: Box) -> tuple[Tape, Pinned]:
+    """The tape of a function, and what it is held to from now on.
+
+    Refused where there is none, or it is not the function at drawn points in and beyond the region.
+    """
     try:
         tape = read(function, nx, nu, strict=True)
     except NotReadableError as error:
@@ -156,6 +168,7 @@ def _traced(where: str, function: Dynamics, nx: int, nu: int, region: Box) -> Ta
     inside = region.sample(512, generator)
     wide = torch.logspace(-2, 2, 128, dtype=torch.float64).unsqueeze(-1)
     z = torch.cat([inside, wide * torch.randn(128, nx + nu, dtype=torch.float64, generator=generator)])
+    pinned = Pinned.of(function, z[:, :nx], z[:, nx:])
     with torch.no_grad():
         expected = function(z[:, :nx], z[:, nx:])
         alone = torch.cat([function(p[None, :nx], p[None, nx:]) for p in z[::40]])
@@ -172,7 +185,7 @@ def _traced(where: str, function: Dynamics, nx: int, nu: int, region: Box) -> Ta
             raise _require.fail(
                 where, f"a function that its own trace computes {BY_HAND}", f"p_{i} differs at z = {place}"
             )
-    return tape
+    return tape, pinned
 
 
 @short
@@ -196,16 +209,21 @@ class DerivedCost:
     nx: int
     ceiling: float = 1.0
     _tape: Tape = field(init=False, repr=False)
+    _pinned: Pinned = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         where, nx = "DerivedCost", _require.count("DerivedCost", "nx", self.nx)
         object.__setattr__(self, "ceiling", float(_require.positive(where, "ceiling", self.ceiling)))
 
+        function = self.function
+
         def repeated(x: Tensor, u: Tensor) -> Tensor:
-            return self.function(x).unsqueeze(-1).expand(*x.shape)
+            return function(x).unsqueeze(-1).expand(*x.shape)
 
         one = torch.ones(nx, dtype=torch.float64)
-        object.__setattr__(self, "_tape", _traced(where, repeated, nx, 0, Box(-one, one)))
+        tape, pinned = _traced(where, repeated, nx, 0, Box(-one, one))
+        object.__setattr__(self, "_tape", tape)
+        object.__setattr__(self, "_pinned", pinned)
 
     def __call__(self, x: Tensor) -> Tensor:
         """c(x), (*b, nx) → (*b,)."""
@@ -213,6 +231,7 @@ class DerivedCost:
         return torch.nan_to_num(self.function(x), nan=self.ceiling).clamp(0.0, self.ceiling)
 
     def _range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._pinned.require("DerivedCost", "a function")
         lower, upper = (_require.points("DerivedCost", "x", e, self.nx) for e in (lower, upper))
         lead = lower.shape[:-1]
         ends = [e.detach().cpu().numpy().reshape(-1, self.nx) for e in (lower, upper)]

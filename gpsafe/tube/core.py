@@ -75,7 +75,7 @@ class TubeModel(Protocol):
 
     It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module;
     `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`);
-    and `unseen`, see `sizes`.
+    `unseen`, see `sizes`; and `edited`, what it expects to be as when it was made and is no longer, None if all is.
     """
 
     @property

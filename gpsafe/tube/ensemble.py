@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned, pinned_prior
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.curvature import remainder_outer
@@ -65,6 +66,7 @@ class EnsembleTube:
     assumptions: tuple[Believed, ...] = ()
     cells: int = 64
     steps: int | None = None
+    _pinned: Pinned = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
@@ -73,6 +75,7 @@ class EnsembleTube:
         object.__setattr__(self, "assumptions", listed(self.assumptions))
         if self.steps is not None:
             _require.count("EnsembleTube", "steps", self.steps)
+        object.__setattr__(self, "_pinned", pinned_prior(self.ensemble.prior, self.nx, self.nu))
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -139,6 +142,12 @@ class EnsembleTube:
             Assumption.ROUNDING(),
         )
         return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told, steps=steps)
+
+    @property
+    def edited(self) -> str | None:
+        """See `TubeModel`; of the published tube nothing is claimed."""
+        moved = self.mode == "sound" and self._pinned.moved
+        return "the known part with which the networks were trained and calibrated" if moved else None
 
     @property
     def nx(self) -> int:

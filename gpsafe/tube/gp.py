@@ -84,6 +84,11 @@ class GPTube:
         return self.confidence.model
 
     @property
+    def edited(self) -> str | None:
+        """See `TubeModel`."""
+        return self.confidence.edited if self.mode == "sound" else None
+
+    @property
     def nx(self) -> int:
         """State dimension."""
         return self.model.nx

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned, pinned_prior
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.curvature import remainder_outer
@@ -38,6 +39,7 @@ class KnownTube:
     error: Tensor
     nx: int = field(init=False)
     nu: int = field(init=False)
+    _pinned: Pinned = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         nx, nz, _ = known_with_bound("KnownTube", self.known).hessian_bound.shape
@@ -45,6 +47,12 @@ class KnownTube:
         object.__setattr__(self, "nu", nz - nx)
         error = _require.nonnegative("KnownTube", "error", _require.real("KnownTube", "error", self.error))
         object.__setattr__(self, "error", _require.shape("KnownTube", "error", error, (self.nu,)))
+        object.__setattr__(self, "_pinned", pinned_prior(self.known, self.nx, self.nu))
+
+    @property
+    def edited(self) -> str | None:
+        """See `TubeModel`."""
+        return "the known part of which this tube was made" if self._pinned.moved else None
 
     @property
     def num_members(self) -> int:

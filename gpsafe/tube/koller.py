@@ -138,6 +138,11 @@ class KollerTube:
         return Constants.of(self.confidence) if self.constants is None else self.constants
 
     @property
+    def edited(self) -> str | None:
+        """See `TubeModel`."""
+        return self.confidence.edited
+
+    @property
     def nx(self) -> int:
         """State dimension."""
         return self.model.nx

@@ -28,6 +28,8 @@ def test_one_miss_anywhere_fails_a_trajectory():
     assert calibration.pointwise(*args, 2.0) == Rate(11, 12)
     assert calibration.simultaneous(*args, 2.0, runs) == Rate(2, 3)
     assert calibration.simultaneous(*args, 2.0) == Rate(0, 1)
+    nothing = calibration.simultaneous(*(one[:0] for one in args), 2.0)  # was one of one
+    assert nothing == Rate(0, 0) and nothing.interval() == (0.0, 1.0)
     assert calibration.needed_scale(*args, runs).tolist() == [0.0, 0.0, 2.5]
     assert calibration.simultaneous(*args, torch.tensor([0.0, 2.5])) == Rate(1, 1)  # one scale for each output
 

@@ -187,6 +187,22 @@ def test_a_learned_critic_and_an_unchecked_set_back_nothing(gambler):
     assert not BudgetFilter(wrong).decide(scalar(0.0), scalar(0.0))[0].backed
 
 
+def test_a_surrogate_that_fails_or_writes_costs_the_proposal_alone(gambler):
+    def writes(x, u, left):
+        x += 9.0
+        u += 9.0
+        return 0.0
+
+    def fails(x, u, left):
+        raise ArithmeticError("no guess")
+
+    for surrogate, source in ((writes, "learner"), (fails, "prior")):
+        rule, x = BudgetFilter(gambler, rule="pointwise", surrogate=surrogate).start(), scalar(0.0)
+        found, after = rule.decide(x, scalar(0.1))
+        assert (found.source, float(x), after.spent) == (source, 0.0, 0.0) and float(found.u) in (0.1, 0.0)
+        assert not found.backed
+
+
 def test_what_is_not_finite_falls_to_the_prior_and_ends_the_guarantee(gambler):
     safe = BudgetFilter(gambler).start()
     for bad in (math.nan, math.inf, -math.inf):

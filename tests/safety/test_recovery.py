@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpsafe.confidence import ConfidenceSet, Constant
+from gpsafe.cost import CostToGo
 from gpsafe.safety import BudgetFilter, RecoveryShield
 from tests.safety.test_budget import gamble, scalar
 
@@ -57,6 +58,30 @@ def test_a_set_that_no_theorem_speaks_of_promises_nothing(gambler):
     unsure = RecoveryShield(replace(gambler, confidence=guessed), level=0.0, total=0.0)
     assert unsure.safety == 0.0 and unsure.decide(scalar(0.0), scalar(0.1))[0].source == "backup"
     assert replace(unsure, to_go=gambler).safety > 0.9
+
+
+class Still:
+    """u = −x, which is as much a number as x is."""
+
+    num = 1
+
+    def __call__(self, x):
+        return -x
+
+    def select(self, index):
+        return self
+
+    def slopes(self, lower, upper):
+        one = torch.ones(1, lower.shape[1], 1, dtype=torch.float64)
+        return -torch.ones(1, 1, 1, dtype=torch.float64), one, one
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_state_that_is_no_number_is_answered_by_an_input_that_is_one(gambler, value):
+    """The backup's answer to NaN was NaN, and went to the plant."""
+    made = CostToGo.of(gambler.program, gambler.confidence, Still(), gambler.inputs)
+    found, after = RecoveryShield(made, level=1.0).decide(scalar(value), scalar(0.1))
+    assert found.source == "backup" and torch.equal(found.u, gambler.inputs.center) and after.stage == 1
 
 
 def test_control_a_chance_that_is_told_a_third_is_caught(gambler, monkeypatch):

@@ -161,6 +161,10 @@ def test_a_stored_plan_must_be_certified_and_for_these_sets():
     small = Polytope(problem.states.H, 0.9 * problem.states.h)
     with pytest.raises(ValueError, match="these sets"):
         SafetyFilter(replace(problem, states=small), Moody(), stored=running.stored, stage=1)
+    wide = judge(replace(problem, tolerance=1.0), ORIGIN, vector(0.0), told(torch.full((4, 1), 0.4).double()))
+    assert wide.certified
+    with pytest.raises(ValueError, match="within a tolerance of 0"):  # it may leave X by 1, and was backed
+        replace(running, stored=wide)
     for wrong in ({"stage": True}, {"stage": 1.0}, {"stage": -1}, {"failures": 0.5}, {"soften": True}):
         with pytest.raises(ValueError, match="integer"):
             replace(running, **wrong)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
+from gpsafe import linalg
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.sets._containment import maximize_square
 
@@ -184,6 +185,34 @@ def test_flat_sets_contain_only_what_lies_in_their_span():
     assert not bool(flat.contains(tensor([0.6, 0.7, 1e-3])))
     point = Ellipsoid.point(torch.ones(3).double())
     assert bool(point.inside(point)) and not bool(point.inside(flat)) and not bool(flat.inside(point))
+
+
+@pytest.mark.parametrize("axes", [(1e8, 1e-8), (1e4, 1e-10), (1e-8, 1.0)])
+def test_an_axis_of_small_units_is_one_all_the_same(axes):
+    """Beside 1e8 an axis of 1e-8 counted as none: 5e-3 along it, which is 5e5 of them, was inside."""
+    unit = torch.tensor(axes, dtype=torch.float64)
+    one = Ellipsoid(torch.zeros(2, dtype=torch.float64), torch.diag(unit))
+    for share in (0.5, 1.0 - 1e-6, 1.0 + 1e-6, 2.0, 5e5):
+        for axis in range(2):
+            x = share * unit * torch.eye(2, dtype=torch.float64)[axis]
+            assert float(one.gauge(x)) == pytest.approx(share) and bool(one.contains(x)) == (share < 1.0)
+    wide = Ellipsoid(one.center, torch.diag(unit * torch.tensor([2.0, 1e3], dtype=torch.float64)))
+    assert bool(one.inside(wide)) and not bool(wide.inside(one))
+    assert float(wide.inside(one).margin) == pytest.approx(1.0 - 1e3)
+
+
+@given(seeds(), st.integers(-26, 26), st.integers(-26, 26))
+def test_units_of_coordinates_leave_roots_and_gauges(seed, first, second):
+    unit = torch.exp2(torch.tensor([first, second, 0.0], dtype=torch.float64))
+    source = torch.Generator().manual_seed(seed)
+    L, x = (torch.randn(3, n, dtype=torch.float64, generator=source) for n in (3, 1))
+    Q = L @ L.mT
+    root, moved = linalg.psd_root(Q), linalg.psd_root(unit[:, None] * Q * unit) / unit[:, None]
+    assert torch.allclose(root @ root.mT, Q, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(moved @ moved.mT, Q, rtol=1e-12, atol=1e-13)
+    zero = torch.zeros(3, dtype=torch.float64)
+    gauges = [Ellipsoid(zero, s[:, None] * L).gauge(s * x[:, 0]) for s in (torch.ones_like(unit), unit)]
+    assert torch.equal(*gauges)
 
 
 @given(seeds(), st.integers(1, 4), st.integers(0, 5))

@@ -226,11 +226,14 @@ def test_samples_fill_the_span_uniformly(order):
 
 
 def test_ranks_count_what_is_above_rounding():
-    """Columns 1e-13 of the largest are no direction of the set; 1e-11 are."""
+    """Columns 1e-13 of the largest are no direction of the set; 1e-11 are. Of coordinates each has its own size."""
     for thin, present in ((0.9e-12, False), (1.1e-12, True)):
         body = Ellipsoid(torch.zeros(2).double(), torch.diag(tensor([1.0, thin])))
         assert bool((body.sample(5, torch.Generator().manual_seed(0))[:, 1] != 0).all()) == present
-        gauge = float(body.gauge(tensor([0.0, 3 * thin]), tol=1e-13))
+        half = math.sqrt(0.5)  # both coordinates of one extent: a direction is thin, no coordinate is
+        across = tensor([half, -half])
+        body = Ellipsoid(torch.zeros(2).double(), torch.stack([tensor([half, half]), thin * across], dim=-1))
+        gauge = float(body.gauge(3 * thin * across, tol=1e-13))
         assert (gauge == pytest.approx(3.0, rel=1e-3)) if present else (gauge == math.inf)
 
 

@@ -1,0 +1,225 @@
+"""Numbers that functions and networks of a user's own rest on, moved after something was certified of them: whoever holds the
+certificate has a copy of them, or notices.
+
+A robust program said 1.75, and a scenario tube 1.33, of a plant that costs 4 from its x_0: the limit in a derived cost had
+moved, and its suprema over boxes were those of the old one. A derived known part bent with 160 where 0.1 was said to bound it,
+a budget filter called an unstable prior backed, and a set stayed "invariant" under networks that were trained on in place.
+"""
+
+import math
+
+import pytest
+import test_lent_tensors as lent
+import torch
+from filter_cases import Odd
+from shield_cases import case_of, judge_of, tracking_of
+from test_lent_tensors import ONE, Returned, number
+from torch import Tensor
+
+from gpsafe.certify import AffineLaw, CertificationProblem, certify_invariance
+from gpsafe.cost import CostToGo, RobustDP
+from gpsafe.models import Ensemble, Normalizer
+from gpsafe.policies import AffinePolicies
+from gpsafe.safety import BudgetFilter, RecoveryShield, SafetyFilter, certified_map
+from gpsafe.safety.shield import Shield
+from gpsafe.sets import Box, Polytope
+from gpsafe.systems import DerivedCost, derived_known
+from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.task import Task
+from gpsafe.tube import EnsembleTube, GPTube, KnownTube
+
+
+def task() -> Task:
+    return Task(number(0.1), 4, IndicatorCost(ONE, number(1.2)), 0.1, number(0.01))
+
+
+def test_a_derived_cost_whose_limit_moved_is_refused():
+    limit = number(1.2)
+    cost = DerivedCost(lambda x: (x[..., 0] > limit).double(), nx=1)
+    about, confidence = Task(number(0.1), 4, cost, 0.1, number(0.01)), lent.learned(Returned(constant=False, own=True))
+    bound = RobustDP(lent.GRID, about)
+    assert float(bound.evaluate(confidence, lent.policies(1)).upper) < 2.0
+    limit.fill_(0.0)  # costs 4 from x_0 = 0.1 now
+    with pytest.raises(ValueError, match="still the one of which this was derived"):
+        bound.evaluate(confidence, lent.policies(1))
+    limit.fill_(1.2)
+    assert float(bound.evaluate(confidence, lent.policies(1)).upper) < 2.0
+    limit.sub_(1e-9)  # no drawn state tells the two apart
+    with pytest.raises(ValueError, match="still the one of which this was derived"):
+        bound.evaluate(confidence, lent.policies(1))
+
+
+FACTOR = [1.0]
+
+
+@pytest.mark.parametrize("kept", ["tensor", "array", "list", "attribute", "default", "global"])
+def test_a_derived_known_part_whose_numbers_moved_is_refused(kept: str):
+    held = number(1.0)[0]
+    array, numbers, owner = held.clone().numpy(), [1.0], type("Owner", (), {"rate": 1.0})()
+    FACTOR[0] = 1.0
+    known = {
+        "tensor": lambda x, u: x + 0.1 * torch.sin(held * x),
+        "array": lambda x, u: x + 0.1 * torch.sin(float(array) * x),
+        "list": lambda x, u: x + 0.1 * torch.sin(numbers[0] * x),
+        "attribute": lambda x, u: x + 0.1 * torch.sin(owner.rate * x),
+        "default": lambda x, u, rate=held: x + 0.1 * torch.sin(rate * x),
+        "global": lambda x, u: x + 0.1 * torch.sin(FACTOR[0] * x),
+    }[kept]
+    made = derived_known(known, states=([-2.0], [2.0]), inputs=([-1.0], [1.0]))
+    assert float(made.hessian_bound[0, 0, 0]) == pytest.approx(0.1)
+    held.fill_(40.0)
+    array[...] = numbers[0] = FACTOR[0] = owner.rate = 40.0
+    box = torch.zeros(1, 2).double(), torch.ones(1, 2).double()
+    for ask in (lambda: made.hessian_bound, lambda: made.hessian_over(*box)):
+        with pytest.raises(ValueError, match="still the one of which this was derived"):
+            ask()
+
+
+def test_a_function_may_count_its_calls_and_keep_a_log():
+    log: list[Tensor] = []
+    count = {"calls": 0}
+
+    def known(x: Tensor, u: Tensor) -> Tensor:
+        count["calls"] += 1
+        log.append(x)
+        return 0.5 * x
+
+    made = derived_known(known, states=([-2.0], [2.0]), inputs=([-1.0], [1.0]))
+    assert float(made.hessian_bound.max()) == 0.0 and count["calls"] > 1
+
+
+mean = number(1.0)  # a global of the name of a method that the next function calls
+
+
+def test_a_global_that_only_bears_the_name_of_an_attribute_may_move():
+    made = derived_known(
+        lambda x, u: x + 0.0 * x.mean(-1, keepdim=True), states=([-2.0], [2.0]), inputs=([-1.0], [1.0])
+    )
+    mean.add_(1.0)
+    assert float(made.hessian_bound.max()) == 0.0
+
+
+class Moving(Returned):
+    """p(x, u) = x + shift."""
+
+    def __init__(self) -> None:
+        super().__init__(constant=False, own=True)
+        self.shift = number(0.0)
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        return x + self.shift
+
+
+@pytest.mark.parametrize("name", lent.ASKED)
+def test_a_known_part_that_moved_after_the_last_data_is_refused(name: str):
+    """The data were learned with the old one: what was added to μ_n was never taken from the targets."""
+    known = Moving()
+    confidence = lent.learned(known)
+    lent.ASKED[name](confidence, task(), number(0.1))
+    known.shift.fill_(0.3)
+    if name == "region":  # which has no task
+        assert confidence.edited is not None
+        return
+    with pytest.raises(ValueError, match="still the one with which the data were learned"):
+        lent.ASKED[name](confidence, task(), number(0.1))
+
+
+class Law:
+    """u = gain x, where the gain is anybody's to move."""
+
+    num = 1
+
+    def __init__(self, gain: Tensor) -> None:
+        self.gain = gain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+    def select(self, index: Tensor) -> "Law":
+        return self
+
+    def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one = torch.ones(1, lower.shape[1], 1, dtype=torch.float64)
+        return self.gain * torch.ones(1, 1, 1).double(), one, one
+
+
+def test_a_prior_that_moved_backs_nothing():
+    gain = number(-0.1)
+    confidence, inputs = lent.learned(Returned(constant=False, own=True)), Box([-1.0], [1.0])
+    to_go = CostToGo.of(RobustDP(lent.GRID, task()), confidence, Law(gain), inputs)
+    budget, recovery = BudgetFilter(to_go, budget=4.0).start(), RecoveryShield(to_go, 4.0).start()
+    assert budget.decide(number(0.1), number(0.0))[0].backed
+    assert recovery.decide(number(0.1), number(0.0))[0].source == "learner"
+    found = certified_map(confidence, Law(gain), task(), lent.GRID)
+    gain.fill_(5.0)
+    assert to_go.moved and not budget.decide(number(0.1), number(0.0))[0].backed
+    assert recovery.decide(number(0.1), number(0.0))[0].source == "backup" and recovery.safety == 0.0
+    with pytest.raises(ValueError, match="policies that is still the one"):
+        found.refined(tolerance=0.1, cells=64)
+
+
+def test_a_shield_whose_fallback_moved_says_so():
+    case = case_of()
+    first = judge_of(case)
+    laws = first.fallbacks
+    assert isinstance(laws, AffinePolicies)
+    shield = Shield.start(first, case.confidence, case.system.initial_state, tracking=tracking_of(case))
+    assert isinstance(shield, Shield)
+    none = torch.zeros(0, 1, 1, dtype=torch.float64)
+    decision, _ = shield.decide(case.system.initial_state, none)
+    assert decision.falsified is None
+    laws.gain.mul_(-3.0)
+    try:
+        decision, after = shield.decide(case.system.initial_state, none)
+        assert "no longer those that were certified" in str(decision.falsified) and after.falsified
+    finally:
+        laws.gain.div_(-3.0)
+
+
+def networks() -> tuple[list[Tensor], list[Tensor]]:
+    """One member: μ = 0.5 x, log-variance −12."""
+    weights = [torch.zeros(1, 2, 2, dtype=torch.float64)]
+    weights[0][0, 0, 0] = 0.5
+    return weights, [torch.tensor([[0.0, -12.0]], dtype=torch.float64)]
+
+
+def test_networks_that_are_trained_on_in_place_are_not_those_of_the_certificate():
+    weights, biases = networks()
+    offset = torch.zeros(2, dtype=torch.float64)
+    model = Ensemble.from_weights(
+        weights, biases, nx=1, nu=1, prior=lambda x, u: 0.0 * x, inputs=Normalizer(offset, torch.ones(2))
+    )
+    x, u = number(1.0), number(0.0)
+    tube = EnsembleTube(model, "sound", 1.0)
+    before = tube.mean(x.reshape(1, 1), u.reshape(1, 1)).clone()
+    weights[0].mul_(4.0), biases[0].add_(1.0), offset.add_(1.0)
+    assert torch.equal(tube.mean(x.reshape(1, 1), u.reshape(1, 1)), before)
+
+
+def lost(problem, x0, learned, warm):
+    raise ArithmeticError("none")
+
+
+def test_a_filter_whose_model_moved_backs_nothing():
+    """The invariance certificate is one of the known part as it was."""
+    rate = number(0.5)
+    known = derived_known(lambda x, u: rate * x, states=([-2.0], [2.0]), inputs=([-1.0], [1.0]))
+    box = Polytope.of_box(Box([-1.0], [1.0]))
+    problem = CertificationProblem(KnownTube(known, number(0.0)), box, box, box, torch.zeros(1, 1), 2)
+    sure = certify_invariance(problem, AffineLaw(torch.zeros(1, 1), torch.zeros(1)))
+    assert sure.certified
+    safe = SafetyFilter(problem, Odd(lost), sure).start()
+    decision, after = safe.decide(number(0.9), number(0.0))
+    assert decision.backed and decision.source == "backup"
+    rate.fill_(3.0)  # 0.9 is followed by 2.7
+    decision, after = after.decide(number(0.45), number(0.0))
+    assert not decision.backed and "the model was changed" in str(decision.falsified)
+    assert after.falsified == decision.falsified
+
+
+def test_a_tube_of_a_process_whose_known_part_moved_says_so():
+    known = Moving()
+    tube = GPTube(lent.learned(known), 3, 0.1)
+    assert tube.edited is None
+    known.shift.fill_(math.pi)
+    assert tube.edited is not None
