@@ -1063,9 +1063,7 @@ def check_membership(report: Report, tree: dict) -> None:
         "monotone", monotone, "a sum of RBF, Matern and linear kernels, whose suprema over boxes are at corners"
     )
     counts = read_counts(report, counts, len(inputs))
-    report.check(
-        "noise", float(f.R) >= float(std), f"R {f.R} is not below the deviation {std} of the noise"
-    )
+    report.check("noise", float(f.R) >= float(std), f"R {f.R} is not below the deviation {std} of the noise")
     needed = f.needed() + about_data(scales) + [("TASK", "task as stated")]
     needed += [GAUSSIAN, *EXACT]
     check_assumptions(report, tree["assumptions"], needed)

@@ -50,7 +50,7 @@ def closed_loop_range(
     loop = around(policies, centers, radius)
     middle, a, b = linearised(known, policies, centers)
     reach = grow(loop.rows(a, b) + bend(known, loop), 1e-12)
-    return middle, reach + blur(middle, a, b, _points(policies, centers), loop), loop.inputs
+    return middle, reach + _blur(middle, a, b, _points(policies, centers), loop), loop.inputs
 
 
 def around(policies: PolicyClass, centers: Tensor, radius: Tensor, spread: Tensor | None = None) -> Loop:
@@ -73,7 +73,7 @@ def _points(policies: PolicyClass, centers: Tensor) -> Tensor:
     return torch.cat([centers.expand(policies.num, *centers.shape), inputs_at(policies, centers.unsqueeze(0))], dim=-1)
 
 
-def blur(middle: Tensor, a: Tensor, b: Tensor, z: Tensor, loop: Loop) -> Tensor:
+def _blur(middle: Tensor, a: Tensor, b: Tensor, z: Tensor, loop: Loop) -> Tensor:
     """More than p(x, u) and slopes over cells about z = (c, π(c)) err by, (P, N, nx): a share of terms that may cancel."""
     terms = torch.einsum("pnij,pnj->pni", torch.cat([a, b], dim=-1).abs(), z.abs() + loop.reach)
     return ROUNDING * (middle.abs() + terms)
@@ -184,7 +184,7 @@ class Enclosure:
         a, b = (part.expand(*self.known.shape, part.shape[-1]).clone() for part in linear)
         a[..., columns, :] += found.slope[..., :nx]
         b[..., columns, :] += found.slope[..., nx:]
-        reach = grow(loop.rows(a, b) + bent, 1e-12) + blur(self.known, a, b, self.z, loop)
+        reach = grow(loop.rows(a, b) + bent, 1e-12) + _blur(self.known, a, b, self.z, loop)
         low, high = self.known - reach, self.known + reach
         low[..., columns] += torch.maximum(self.low - found.error, found.value - found.half)
         high[..., columns] += torch.minimum(self.high + found.error, found.value + found.half)

@@ -46,6 +46,7 @@ def judge(found: Verification, asked: list, *, empty=None):
 
     self = Stub(
         fallbacks=FALLBACKS, input_box=BOX, task=SimpleNamespace(horizon=6), noise_radius=tensor([0.1, 0.1]), verify=verify,
+        confidence=None,
         anchors=None if empty is None else SimpleNamespace(empty=empty), believed=lambda: (),
         reach=lambda start, plan, time: (Zonotope(start.center + 1.0 + time, tensor([[[0.2], [0.4]]])), None),
     )  # fmt: skip
