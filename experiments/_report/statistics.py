@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.verdict import clopper_pearson
 
 T = TypeVar("T")
@@ -27,9 +27,15 @@ class Share:
 
     @staticmethod
     def of(values: Iterable[Any]) -> Share:
-        """How many of the values are true."""
-        listed = [bool(v) for v in values]
-        return Share(sum(listed), len(listed))
+        """How many of the values are true; NaN, which Python calls true, is no answer.
+
+        Raises:
+            ValueError: if one of them is NaN.
+        """
+        listed = list(values)
+        if any(v != v for v in listed):
+            raise _require.fail("Share.of", "true or false", "NaN")
+        return Share(sum(map(bool, listed)), len(listed))
 
     @property
     def value(self) -> float:

@@ -142,3 +142,9 @@ def test_a_ratio_of_rates_without_counts_says_nothing():
     nothing, one = RateRatio(0, 10, 0, 20), RateRatio(3, 10, 0, 20)
     assert math.isnan(nothing.value) and nothing.interval == (0.0, math.inf) and str(nothing) == "–"
     assert one.value == math.inf and one.interval[1] == math.inf and one.interval[0] > 0
+
+
+def test_a_share_of_what_is_no_answer_is_refused():
+    assert (Share.of([True, 0, 1.0]).count, Share.of(torch.tensor([1, 0, 0])).total) == (2, 3)
+    with pytest.raises(ValueError, match="true or false"):
+        Share.of([True, math.nan])
