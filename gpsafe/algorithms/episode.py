@@ -129,7 +129,9 @@ class Pilot:
         """u (nu,) at the measured state x (nx,); one call a step."""
         begun = time.perf_counter()
         if self.shield is None:
-            plan = self.plan = self.planner.propose(self.model, x, generator=self.generator, warm_start=self.plan)
+            plan = self.plan = self.planner.propose(
+                self.model, x.clone(), generator=self.generator, warm_start=self.plan
+            )
             u, value, source = plan.actions[0], plan.value, "plan"
             self.planning_s += time.perf_counter() - begun
         else:

@@ -109,7 +109,9 @@ def fly(
     states, seen, proposed, inputs, decisions, seconds = [x[0]], [], [], [], [], []
     for _ in range(_require.count("fly", "steps", steps)):
         seen.append(system.observe(x, generator)[0])
-        proposed.append(_require.shape("fly", "proposed input", propose(seen[-1], generator), (system.nu,)))
+        # Who proposes may write on what he is given, which an exact measurement is the state of, and use his answer again.
+        wanted = propose(seen[-1].clone(), generator)
+        proposed.append(_require.shape("fly", "proposed input", wanted, (system.nu,)).clone())
         u = system.input_box.clip(proposed[-1])
         if filter is not None:
             begun = time.process_time()

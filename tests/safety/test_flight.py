@@ -8,7 +8,7 @@ from xmpsc_cases import ensemble_pendulum
 
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety import SafetyFilter, fly
-from gpsafe.systems import Pendulum, SimplePendulum
+from gpsafe.systems import Pendulum, SafeCartPole, SimplePendulum
 
 PLANT = SimplePendulum()
 
@@ -48,6 +48,26 @@ def test_the_row_adds_up_and_is_reproduced():
     assert 0 <= row["captured"] <= row["captured_of"] <= row["steps"] and row["ms"] > 0
     assert row["corrected"] == int(((one.inputs - one.proposed).abs() > 1e-6).sum())
     assert row["violated"] == bool(PLANT.terminated(one.states[-1]))
+
+
+def test_who_proposes_may_write_on_the_measurement_and_on_his_last_answer():
+    """The cart-pole's measurement is its state: both flights are the same, and every proposal is kept."""
+    plant, answer = SafeCartPole(), torch.zeros(1, dtype=torch.float64)
+
+    def fair(seen, generator):
+        return 0.1 * seen[:1] + 0.2
+
+    def writes(seen, generator):
+        answer.copy_(0.1 * seen[:1] + 0.2)
+        seen.mul_(0.0)
+        return answer
+
+    one, other = (
+        fly(plant, None, propose, steps=5, generator=torch.Generator().manual_seed(0)) for propose in (fair, writes)
+    )
+    for name in ("states", "seen", "proposed", "inputs"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    assert len(set(one.proposed[:, 0].tolist())) > 1
 
 
 def test_what_cannot_fly_is_refused():
