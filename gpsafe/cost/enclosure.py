@@ -48,9 +48,10 @@ def closed_loop_range(
     """
     known_with_bound("closed_loop_range", known)
     loop = around(policies, centers, radius)
-    middle, a, b = linearised(known, policies, centers)
+    z = _points(policies, centers)
+    middle, a, b = linearised(known, z)
     reach = grow(loop.rows(a, b) + bend(known, loop), 1e-12)
-    return middle, reach + _blur(middle, a, b, _points(policies, centers), loop), loop.inputs
+    return middle, reach + _blur(middle, a, b, z, loop), loop.inputs
 
 
 def around(policies: PolicyClass, centers: Tensor, radius: Tensor, spread: Tensor | None = None) -> Loop:
@@ -61,10 +62,10 @@ def around(policies: PolicyClass, centers: Tensor, radius: Tensor, spread: Tenso
     return Loop(radius, gain, slope.low, slope.high, bent if spread is None else bent + spread)
 
 
-def linearised(known: KnownPart, policies: PolicyClass, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """p, ∂p/∂x and ∂p/∂u at (c, π(c)): (P, N, nx), (P, N, nx, nx), (P, N, nx, nu)."""
-    u = inputs_at(policies, centers.unsqueeze(0))
-    x = centers.expand(u.shape[0], *centers.shape)
+def linearised(known: KnownPart, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, ∂p/∂x and ∂p/∂u at z = (c, π(c)), (P, N, nz): (P, N, nx), (P, N, nx, nx), (P, N, nx, nu)."""
+    nx = known.hessian_bound.shape[0]
+    x, u = z[..., :nx].clone(), z[..., nx:].clone()
     return known(x, u), *jacobians(known, x, u)
 
 
@@ -167,7 +168,7 @@ class Enclosure:
         if not found:
             return self
         assert isinstance(known, KnownPart)
-        linear, bent = linearised(known, policies, self.centers)[1:], bend(known, loop)
+        linear, bent = linearised(known, self.z)[1:], bend(known, loop)
         ends = [self._inner(cell, linear, bent, loop) for cell in found]
         peak = found[0].peak
         if self.inner is not None and self.peak is not None:
