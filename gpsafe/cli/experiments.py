@@ -104,6 +104,9 @@ def named(words: Sequence[str], usage: str, package: str) -> tuple[Experiment, s
     if not words or words[0].startswith("-"):
         raise UsageError(f"expected the name of an experiment first; there are {', '.join(found)}\n{usage}")
     name = words[0]
+    for module, why in broken.items():
+        if module.rpartition(".")[2] == name.replace("-", "_"):
+            raise UsageError(f"{module} cannot be used: {why}")
     near = difflib.get_close_matches(name, found, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     wrong = "".join(f"; {module} cannot be used: {why}" for module, why in broken.items())

@@ -287,6 +287,19 @@ def test_neither_the_mode_of_a_kernel_nor_a_closure_that_is_none_tells_things_ap
     assert make() is not make() and make().__closure__ is None and provably_equal(make(), make())
 
 
+def test_what_cannot_be_read_is_the_same_only_as_itself():
+    def make(ready):
+        def known(x, u):
+            return x + later
+
+        if ready:
+            later = 1.0
+        return known
+
+    one, other = make(False), make(False)
+    assert provably_equal(one, one) and not provably_equal(one, other) and provably_equal(make(True), make(True))
+
+
 def test_the_order_in_which_attributes_were_set_says_nothing():
     one, other = kernels.matern(2.5, 1.0), kernels.matern(2.5, 1.0)
     base = vars(other.base_kernel)

@@ -153,6 +153,19 @@ def test_generations_are_intersected_once_each():
     assert bool((late.high < early.high).any()) and bool((late.low > early.low).any())
     assert (early.generations, late.generations) == (2, len(whole.generations))
     assert late.source is whole and late.refine(whole) is late
+    assert early.inner is not None and late.inner is not None and early.peak is not None and late.peak is not None
+    alone = replace(bare, low=late.low, high=late.high)._narrowed(
+        whole
+    )  # by the gradients of the newest posterior alone
+    assert alone.inner is not None and alone.peak is not None
+    assert torch.equal(late.inner[0], torch.maximum(early.inner[0], alone.inner[0]))
+    assert torch.equal(late.inner[1], torch.minimum(early.inner[1], alone.inner[1]))
+    assert torch.equal(late.peak, torch.fmin(early.peak, alone.peak))
+    mixed = alone.inner[0] + 1e-3 * draw(3, 2, 9, 1), alone.inner[1] + 1e-3 * draw(4, 2, 9, 1)
+    found = replace(early, inner=mixed).refine(whole).inner
+    assert found is not None and bool((found[0] > alone.inner[0]).any()) and bool((found[1] < alone.inner[1]).any())
+    assert torch.equal(found[0], torch.maximum(mixed[0], alone.inner[0]))
+    assert torch.equal(found[1], torch.minimum(mixed[1], alone.inner[1]))
     narrow = replace(early, low=early.low.clamp_min(0.0), high=early.high.clamp_max(1e-3)).refine(whole)
     assert bool((narrow.low >= 0).all()) and bool((narrow.high <= 1e-3).all())
     picked = late.select(torch.tensor([1]))

@@ -282,6 +282,10 @@ def test_the_chance_of_the_noise_box_is_a_sum_over_states_and_steps():
         text = " ".join(str(item) for item in wide.believed())
         assert f"≤ {min(1.0, chance):.3g} for the task's noise" in text
         assert f"<={(factor * sigma).tolist()}" in text
+    still = sigma * torch.tensor([0.0] + [1.0] * (len(sigma) - 1)).double()  # a state without noise adds nothing
+    quiet = replace(judge, noise_radius=3.0 * still, task=judge.task.with_(noise_std=still, horizon=7))
+    chance = 7 * math.erfc(3.0 / math.sqrt(2)) * int((still > 0).sum())
+    assert 0 < chance < 1 and f"≤ {chance:.3g} for the task's noise" in " ".join(map(str, quiet.believed()))
     certain = replace(judge, noise_radius=0.1 * sigma)
     assert "≤ 1 for the task's noise" in " ".join(str(item) for item in certain.believed())
     assert "states [0]" in " ".join(str(item) for item in judge.believed())

@@ -314,8 +314,9 @@ def test_exploration_charges_the_metric_inside_and_the_largest_deviation_outside
         assert float(dp.exploration(cells, std)[p]) == pytest.approx(exact, abs=1e-12)
     gone = replace(cells, low=cells.high + 1.0, high=cells.high)
     torch.testing.assert_close(dp.exploration(gone, std), stage[:, 20] + 0.9)
-    two = replace(gone, kernels=(*cells.kernels, kernels.rbf([1.0, 1.0], 0.16)), metric=cells.metric.repeat(1, 1, 2))
-    torch.testing.assert_close(dp.exploration(two, std), std[:, 20] + 2**0.5 * cells.metric[:, 20, 0] + 1.5)
+    metric = tensor([0.3, 0.4]).expand(3, 21, 2)
+    two = replace(gone, kernels=(*cells.kernels, kernels.rbf([1.0, 1.0], 0.16)), metric=metric)
+    torch.testing.assert_close(dp.exploration(two, std), std[:, 20] + 0.5 + 1.5)
     std[:, 20] = float("nan")
     torch.testing.assert_close(dp.exploration(gone, std), torch.full((3,), 1.2).double())
     with pytest.raises(ValueError, match=r"RobustDP.exploration: expected kernels of bounded variance"):

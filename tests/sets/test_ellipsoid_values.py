@@ -96,6 +96,10 @@ def test_the_gauge_is_infinite_exactly_beyond_the_stated_distance_from_the_span(
         x = tensor([5.0, 2.0 + y, 0.0])
         gauge = float(segment.gauge(x, tol=1e-3))
         assert (gauge == pytest.approx(4 / 3)) if inside else (gauge == math.inf)
+    assert math.isfinite(
+        float(segment.gauge(tensor([5.0, 2.0 + 0.89e-9, 0.0])))
+    )  # 1e-10 of that size if nothing is said
+    assert math.isinf(float(segment.gauge(tensor([5.0, 2.0 + 1.1e-9, 0.0]))))
     for gap, inside in ((3.0 * (1 + 0.9e-3), True), (3.0 * (1 + 1.1e-3), False)):
         assert bool(segment.contains(tensor([1.0 + gap, 2.0, 0.0]), tol=1e-3)) == inside
     assert bool(segment.contains(tensor([4.0, 2.0, 0.0]))) and not bool(

@@ -1,5 +1,6 @@
 """A missing extra costs what needs it and nothing else, and says what to install."""
 
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_checks_that_need_a_missing_extra_are_named_and_the_others_found(tmp_pat
 def test_an_experiment_that_needs_a_missing_extra_says_so(tmp_path, monkeypatch, without_numba):
     package = made(tmp_path, monkeypatch, "some_experiments", {"needs": NEEDS})
     assert experiment.discover(package) == ({}, {f"{package}.needs": "needs numba: pip install 'gpsafe[mpc]'"})
+
+
+def test_the_search_says_what_it_needs_and_a_name_is_not_taken_for_a_misspelt_one():
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import gpsafe\n"
+        "from gpsafe.cli import experiments\n"
+        "for what in (lambda: gpsafe.CondensedSQP, lambda: experiments.run(['xmpsc-filter'], 'gpsafe')):\n"
+        "    try: what()\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    first, second = told.splitlines()
+    assert first == "ImportError gpsafe.planning.mpc needs numba: pip install 'gpsafe[mpc]'"
+    assert second == "UsageError gpsafe.experiments.xmpsc_filter cannot be used: needs numba: pip install 'gpsafe[mpc]'"
 
 
 def test_control_another_failure_to_import_is_no_missing_extra(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import casadi
 import numpy as np
 
 from gpsafe.certify.problem import CertificationProblem
@@ -30,6 +29,11 @@ from gpsafe.systems._tape import (
 from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
 from gpsafe.tube.linear import LinearTube
+
+try:
+    import casadi
+except ImportError as error:
+    raise ImportError("IpoptReference needs casadi: pip install 'gpsafe[mpc]'", name="casadi") from error
 
 ca: Any = casadi  # its annotations keep MX and SX apart, which share all functions used here
 PENALTY = 1e6  # of the published soft terminal set, on squared violations

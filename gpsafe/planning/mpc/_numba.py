@@ -20,10 +20,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba.core import sigutils
-from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.compiler_lock import global_compiler_lock
+try:
+    import numba
+    from numba.core import sigutils
+    from numba.core.caching import FunctionCache, IndexDataCacheFile
+    from numba.core.compiler_lock import global_compiler_lock
+except ImportError as error:
+    raise ImportError("gpsafe.planning.mpc needs numba: pip install 'gpsafe[mpc]'", name="numba") from error
 
 try:
     import fcntl
