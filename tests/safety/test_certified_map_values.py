@@ -1,5 +1,6 @@
 """The two programs of a certified map, policy by policy, from their definition."""
 
+import sys
 from dataclasses import replace
 from inspect import signature
 
@@ -64,6 +65,11 @@ def test_the_bounds_are_the_two_recursions(goal, horizon, monkeypatch):
         torch.testing.assert_close(found.lower[p], lower, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(found.upper[p], upper, rtol=1e-12, atol=1e-15)
     assert torch.equal(found.gap, found.upper - found.lower)
+    for chunk in (2, 7):  # policy-cells at a time: less than one cell for three policies, and two
+        monkeypatch.setattr(sys.modules["gpsafe.safety.certified_map"], "CHUNK", chunk)
+        again = certified_map(confidence, policies, task, grid, goal=goal)
+        torch.testing.assert_close(again.lower, found.lower, rtol=0, atol=1e-12)
+        torch.testing.assert_close(again.upper, found.upper, rtol=0, atol=1e-12)
     small = replace(cells, program=replace(cells.program, chunk=10))  # less than one policy at a time
     monkeypatch.setattr(Cells, "of", staticmethod(lambda *arguments: small))
     slowly = certified_map(confidence, policies, task, grid, goal=goal)
