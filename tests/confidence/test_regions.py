@@ -51,6 +51,8 @@ def test_nothing_is_said_where_F_n_is_empty():
     confidence = ConfidenceSet(Mixture(rkhs_norm=0.2, subgaussian=0.1, delta=0.1)).update(model).update(told)
     box = torch.tensor([[-0.2, 0.0], [40.0, 0.0]]).double(), torch.tensor([[0.2, 0.0], [40.2, 0.0]]).double()
     assert confidence.empty(box[0]).tolist() == [True, False]
+    odd = torch.tensor([[40.0, 0.0], [torch.nan, 0.0], [0.0, 0.0], [40.0, torch.nan]]).double()
+    assert confidence.empty(odd).tolist() == [False, True, True, True]  # row by row: what is no number counts as empty
     for question in ({"within": Box([-1.0], [1.0])}, {"epsilon": 6.0}):
         answer = regions.certified(confidence, box, **question)
         assert answer.undecided.tolist() == [True, False] and answer.yes.tolist() == [False, True]
