@@ -142,11 +142,19 @@ def check_inputs(where: str, system: System, policies: object) -> None:
         raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
 
 
-def check_gap(where: str, gap: object, task: Task) -> None:
-    """Refuses a gap of fewer steps, or of a smaller cost: it is no bound for the task's."""
-    if isinstance(gap, PolicyGap) and (gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling):
+def check_gap(where: str, gap: object, task: Task, norms: Tensor) -> None:
+    """Refuses a gap of fewer steps, of a smaller cost, of a noisier plant or of smaller norms B (p,): it is no bound for the
+    task's. Of a table D, or of a gap that does not say its σ and B, this cannot be read."""
+    if not isinstance(gap, PolicyGap):
+        return
+    if gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling:
         expected = f"a PolicyGap of T >= {task.horizon} and C >= {task.cost.ceiling:g}, as the task has"
         raise _require.fail(where, expected, (gap.horizon, gap.ceiling))
+    sigma, held = gap.noise_std, gap.rkhs_norm
+    if sigma is not None and not (sigma.shape == task.noise_std.shape and bool((sigma <= task.noise_std).all())):
+        raise _require.fail(where, f"a PolicyGap of noise_std <= {task.noise_std.tolist()}, the task's", sigma.tolist())
+    if held is not None and not (held.shape == norms.shape and bool((held >= norms).all())):
+        raise _require.fail(where, f"a PolicyGap of norms >= {norms.tolist()}, those of the bound", held.tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -198,7 +206,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         _require.nonnegative("ActSafe", "threshold", self.threshold)
         self.unsound_because()
         check_inputs("ActSafe", self.system, self.policies)
-        check_gap("ActSafe", self.distance, self.cost_bound.task)
+        check_gap("ActSafe", self.distance, self.cost_bound.task, self.bound.norms(self.model.num_outputs))
         SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
 
     def unsound_because(self) -> str | None:

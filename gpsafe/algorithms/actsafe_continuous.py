@@ -159,7 +159,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         """D, refused where it is of another task."""
         assert self.distance is not None
         found = self.distance(first, second)
-        check_gap("ContinuousActSafe", found, self.cost_bound.task)
+        check_gap("ContinuousActSafe", found, self.cost_bound.task, self.bound.norms(self.model.num_outputs))
         return found
 
     @property

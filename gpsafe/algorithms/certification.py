@@ -165,10 +165,10 @@ class Certification:
             episodes: measured states and inputs flown so far; needed with `certainty`.
 
         Raises:
-            ValueError: if no stabilising gain is found where one is asked for.
+            ValueError: if no stabilising gain is found where one is asked for, or the plant is noisier than a sound tube.
             NoInvariantSetError: if one is sought and there is none.
         """
-        tube, limits = self.tube(model, apart), self._limits(system)
+        tube, limits = self._tube_of(system, model, apart), self._limits(system)
         about, sure = self._about_rest(system, tube), None
         if terminal is None:
             terminal, sure = self._invariant(system, tube, limits, about)
@@ -204,8 +204,19 @@ class Certification:
         Raises:
             NoInvariantSetError: if the plant is not stabilisable about rest, or no such set is found.
         """
-        tube = self.tube(model, apart)
+        tube = self._tube_of(system, model, apart)
         return self._invariant(system, tube, self._limits(system), self._about_rest(system, tube))[0]
+
+    def _tube_of(self, system: System, model: Certifiable, apart: Transitions | None) -> TubeModel:
+        """The tube, whose noise must cover the plant's: the ellipsoids of a smaller one hold next to nothing."""
+        tube = self.tube(model, apart)
+        confidence = getattr(tube, "confidence", None)
+        if self.mode == "sound" and isinstance(confidence, ConfidenceSet):
+            stated, true = confidence.model.noise_std, system.noise_std
+            if not bool((stated >= true).all()):
+                expected = f"a model of at least the plant's noise_std {true.tolist()}"
+                raise _require.fail("Certification", expected, stated.tolist())
+        return tube
 
     def _invariant(
         self, system: System, tube: TubeModel, limits: tuple[Polytope, Polytope], about: _Rest

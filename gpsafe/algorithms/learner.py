@@ -202,6 +202,8 @@ class Learner(ABC):
         refuted = asked is not None and asked.unsound is None and self.falsified is not None
         if asked is None or asked.inputs or refuted or not torch.equal(asked.start, x):
             asked = self._book.asked = self._choose(self.told, x)
+            if self.falsified is not None:
+                asked.unsound = asked.unsound or f"an assumption was refuted ({self.falsified})"
         return asked
 
     def _start_of(self, where: str, start: Any) -> Tensor:

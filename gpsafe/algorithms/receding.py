@@ -294,6 +294,7 @@ class PilotedPolicy(EpisodePolicy):
             u = pilot(x)
             if pilot.falsified is not None:
                 refute(pilot.falsified)
+                self.unsound = self.unsound or f"an assumption was refuted ({pilot.falsified})"
             return u
 
         EpisodePolicy.__init__(self, act, system, **about)

@@ -105,7 +105,7 @@ class Weighted(Recalibrated):
         need = (1 - self.delta) * (total + own)
         place = torch.searchsorted(self.mass, need.contiguous())
         padded = torch.cat([self.scores, self.scores.new_full((1,), math.inf)])
-        return torch.where(torch.isnan(own), math.inf, padded[place])
+        return torch.where(own >= 0, padded[place], math.inf)  # a ratio that is none says nothing
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         found = self.model.predict(x, u)

@@ -74,7 +74,8 @@ def certified(
 ) -> Answer:
     """Whether all z of each box are accurate to `epsilon` (scalar or (p,)) and lead into the box `within` of states.
 
-    A box with NaN, infinities or lower > upper is undecided.
+    A box with NaN, infinities or lower > upper is undecided, and so is one in which F_n is empty at a point that was looked
+    at: an assumption is false then (`ConfidenceSet.empty`), and what no member contradicts is not proved.
 
     Raises:
         ValueError: if nothing is asked; for kernels or bounds without ranges (`gpsafe.confidence.ranges`); for `within`, if the
@@ -88,6 +89,8 @@ def certified(
     shape = lower.shape[:-1]
     low, high = lower.detach().reshape(-1, lower.shape[-1]).cpu(), upper.detach().reshape(-1, lower.shape[-1]).cpu()
     good = torch.isfinite(low).all(-1) & torch.isfinite(high).all(-1) & (low <= high).all(-1)
+    if bool(good.any()):
+        good[good.clone()] = ~confidence.empty(torch.stack([low, 0.5 * low + 0.5 * high, high], dim=1)[good]).any(-1)
     yes, no, witness = good.clone(), torch.zeros_like(good), torch.full_like(low, torch.nan)
     for part in _questions(confidence, epsilon, within, pieces):
         ask = torch.nonzero(good & ~no).flatten()
@@ -200,7 +203,7 @@ def _inside(confidence: ConfidenceSet, known: KnownPart, low: Tensor, high: Tens
             if not no[box[i]]:
                 no[box[i]], witness[box[i]] = True, point[i]
         small = ~((high - low) > 0).any(-1)
-        stuck = ~inside & (small | (used[box] >= pieces))
+        stuck = (~inside & (small | (used[box] >= pieces))) | confidence.empty(tried).any(-1)
         given_up[box[stuck]] = True
         go = ~(inside | no[box] | given_up[box])
         low, high, box = low[go], high[go], box[go]

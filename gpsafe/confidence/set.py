@@ -167,6 +167,15 @@ class ConfidenceSet:
             yield mean[i] - half, mean[i] + half
         yield from (self.bound.interval(generation, z) for generation in others)
 
+    def empty(self, z: Tensor, *, tol: float = 1e-9) -> Tensor:
+        """Where l_n > h_n + tol in some output at z (*b, d), or one is no number, (*b,): nothing may be claimed there.
+
+        Of points beyond what the theorem covers (`ConfidenceBound.covers`) it does not say so.
+        """
+        found = self.bound.covers(z, z)
+        low, high = self.bounds(z[found])
+        return found.masked_scatter(found, ~(low <= high + tol).all(-1))
+
     def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
         """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none. NaN accuses nobody."""
         z = _require.floats("ConfidenceSet.falsified", "z", z)

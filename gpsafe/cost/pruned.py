@@ -121,7 +121,7 @@ def windowed(
 
 @dataclass(slots=True, eq=False)
 class _Memo:
-    """Smallest bounds so far, and what was done. Shared by a session and its updates."""
+    """Smallest bounds so far, of one history of F_n. What was done, `log`, is shared by a session and its updates."""
 
     upper: Tensor
     exploration: Tensor
@@ -129,6 +129,11 @@ class _Memo:
     probes: dict[int, Probe] = field(default_factory=dict)
     falsified: Falsification | None = None
     log: list[dict[str, int]] = field(default_factory=list)
+
+    def handed_on(self) -> _Memo:
+        """For an update: what that finds is not true of the F_n before it, nor of another one that follows."""
+        kept = {name: getattr(self, name).clone() for name in ("upper", "exploration", "seen_width")}
+        return replace(self, **kept, probes=dict(self.probes))
 
 
 @short
@@ -160,7 +165,7 @@ class PrunedSession:
     candidates: int | None = None
     slack: float = 0.5
     finer: RobustDP | None = None
-    memo: _Memo = field(default=None, repr=False)  # type: ignore[assignment]
+    memo: _Memo = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _require.count("PrunedSession", "batch", self.batch)
@@ -168,9 +173,8 @@ class PrunedSession:
             raise _require.fail("PrunedSession", "shrink in (0, 1]", self.shrink)
         if self.finer is not None:
             self.task.require_same("PrunedSession: finer", self.finer.task)
-        if self.memo is None:
-            unknown = torch.full((self.policies.num,), math.inf, dtype=torch.float64)
-            object.__setattr__(self, "memo", _Memo(unknown, unknown.clone(), unknown.clone()))
+        unknown = torch.full((self.policies.num,), math.inf, dtype=torch.float64)
+        object.__setattr__(self, "memo", _Memo(unknown, unknown.clone(), unknown.clone()))
 
     @property
     def task(self) -> Task:
@@ -254,7 +258,9 @@ class PrunedSession:
     def update(self, confidence: ConfidenceSet) -> PrunedSession:
         """The same with a new F_n that continues the old one; the bounds found so far are kept."""
         require_continuation("PrunedSession.update", self.confidence, confidence)
-        return replace(self, confidence=confidence)
+        found = replace(self, confidence=confidence)
+        object.__setattr__(found, "memo", self.memo.handed_on())
+        return found
 
     def falsified(self) -> Falsification | None:
         """A point at which F_n is empty, among those evaluated so far and the data."""

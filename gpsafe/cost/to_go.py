@@ -82,16 +82,15 @@ class CostToGo:
         return self.program.believed(self.confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
 
     def value(self, x: Tensor, left: int) -> float:
-        """V̄_left at x (nx,); left·C outside the grid, and where x is not finite."""
-        most = left * self.program.cost.ceiling
+        """V̄_left at x (nx,), 0 <= left <= T; left·C outside the grid, and where x is not finite."""
+        most = self._within("CostToGo.value", left) * self.program.cost.ceiling
         cells = self.program.grid.near(x) if bool(torch.isfinite(x).all()) else torch.tensor([-1])
         return most if int(cells.min()) < 0 else min(float(grow(self.values[left, cells].max())), most)
 
     def ahead(self, x: Tensor, u: Tensor, left: int) -> float:
         """Q̄_left at x (nx,) and u (nu,); left·C where F_n is empty or the box of next means leaves the grid."""
         program, ceiling = self.program, self.program.cost.ceiling
-        if left < 1:
-            raise _require.fail("CostToGo.ahead", "left >= 1", left)
+        self._within("CostToGo.ahead", left, least=1)
         here, point = x.unsqueeze(0), torch.zeros_like(x).unsqueeze(0)
         now = program.rates(here, point)[0, 0]
         constant = AffinePolicies(
@@ -101,3 +100,9 @@ class CostToGo:
         outside = (left - 1) * ceiling
         most = RangeMax.build(program.grid, low, high)(self.tables[left - 1 : left], outside)[0, 0]
         return min(float(grow(now + most)), left * ceiling)
+
+    def _within(self, where: str, left: int, *, least: int = 0) -> int:
+        """Stages left that the tables know: a negative one would be read from their end."""
+        if _require.index(where, "left", left, minimum=least) > self.program.horizon:
+            raise _require.fail(where, f"left <= {self.program.horizon}", left)
+        return left

@@ -192,11 +192,14 @@ class FeaturePolicies:
         A difference in an unbounded feature (a power) gives the width of the box: there the Lipschitz rule is vacuous.
 
         Args:
-            others: Q policies on the same features; the class itself by default.
+            others: Q policies on the same features, with the same input box; the class itself by default.
         """
         others = self if others is None else others
         if others.features != self.features:
             raise _require.fail("FeaturePolicies.input_change", "policies on the same features", others.features)
+        box, other = self.input_box, others.input_box
+        if not (torch.equal(box.lower, other.lower) and torch.equal(box.upper, other.upper)):
+            raise _require.fail("FeaturePolicies.input_change", "policies with the same input box", (box, other))
         gap = (self.coefficients.unsqueeze(1) - others.coefficients.unsqueeze(0)).abs()  # (P, Q, nu, m)
         reach = torch.tensor([feature.everywhere for feature in self.features], dtype=torch.float64)
         total = torch.where(gap == 0, 0.0, gap * reach).sum(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -142,11 +142,15 @@ class PolicyGap:
         push: a = sup_x ‖Σ_w^{-1/2}δ‖ per step, see `policy_gap`, (P, Q).
         horizon: T.
         ceiling: C.
+        noise_std: σ for which the push was computed, (nx,); None if nothing is said of it.
+        rkhs_norm: B_j likewise, (p,).
     """
 
     push: Tensor
     horizon: int
     ceiling: float
+    noise_std: Tensor | None = None
+    rkhs_norm: Tensor | None = None
 
     @property
     def distance(self) -> Tensor:
@@ -156,7 +160,7 @@ class PolicyGap:
 
     def __getitem__(self, index: Tensor) -> PolicyGap:
         """Rows."""
-        return PolicyGap(self.push[index], self.horizon, self.ceiling)
+        return replace(self, push=self.push[index])
 
     def upper(self, value: Tensor) -> Tensor:
         """≥ J_c(π_j, f) for all f with J_c(π_i, f) ≤ value_i, (P,) → (P, Q): the smaller of value + D and TC·Φ(Φ⁻¹(value/TC) +
@@ -240,7 +244,7 @@ def policy_gap(
             expected = "kernels whose metric depends on z − z′ (sums of RBF, Matérn and linear kernels)"
             raise _require.fail("policy_distance", expected, kernels.describe(kernel[j]))
         shift[..., output] += rkhs_norm[j] * sup
-    return PolicyGap(push(shift, noise_std), horizon, ceiling)
+    return PolicyGap(push(shift, noise_std), horizon, ceiling, noise_std.clone(), rkhs_norm.clone())
 
 
 def _input_change(policies: AffinePolicies | FeaturePolicies, others: AffinePolicies | FeaturePolicies) -> Tensor:

@@ -147,12 +147,12 @@ def plant(
     region, box = as_box(where, "states", states), as_box(where, "inputs", inputs)
     if (safe is None) == (cost is None):
         raise _require.fail(where, "either safe or cost", "both" if cost is not None else "neither")
-    for name, size in (
+    for part, size in (
         ("x0", start.numel()),
         *((("safe", len(_limits(where, "safe", safe)[0])),) if safe is not None else ()),
     ):
         if size != region.dim:
-            raise _require.fail(where, f"{name} with as many entries as states ({region.dim})", size)
+            raise _require.fail(where, f"{part} with as many entries as states ({region.dim})", size)
     budget = _require.number(where, "budget", budget, minimum=0.0)
     charged = cost if cost is not None else _leaving(_limits(where, "safe", safe))
     std = _require.nonnegative(where, "noise_std", noise_std)

@@ -195,8 +195,8 @@ class KollerTube:
         return Linearisation(mean, A, B, (radius**2 * noise.square()).expand(x.shape))
 
     def boxes(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
-        """b¹ and b² (*mean*) or b (*known*), (*b, M, nx) each, see the module; inf where numbers are lost, and where the
-        section leaves what the bound's theorem covers.
+        """b¹ and b² (*mean*) or b (*known*), (*b, M, nx) each, see the module; inf where numbers are lost, where the section
+        leaves what the bound's theorem covers, and where F_n is empty: an assumption is then false and nothing is claimed.
         """
         model, used = self.model, self.used
         z = torch.cat([x, u.expand(*x.shape[:-1], self.nu)], dim=-1)
@@ -208,6 +208,7 @@ class KollerTube:
         bend = torch.linalg.matrix_norm(known, ord=2) * (1 + 1e-12)
         reach = spread.norm(dim=-1) * (1 + 1e-12)
         fine = fine & self.confidence.bound.covers(z - reach, z + reach)
+        fine = fine & ~self.confidence.empty(z)
         beta = self.confidence.bound.beta(model).to(x.device)
         _, std = model.posterior(z)
         doubt = self.confidence.bound.half_width(model, beta, std, model.prior_variance(z)) + model.mean_error(z)

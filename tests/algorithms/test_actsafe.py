@@ -13,7 +13,7 @@ from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import grid as regular_grid
 from gpsafe.rkhs.kernels import cross
-from gpsafe.safety.safe_set import PolicyGap
+from gpsafe.safety.safe_set import PolicyGap, policy_gap
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
@@ -75,6 +75,23 @@ def test_a_gap_of_a_shorter_or_cheaper_task_is_refused(algorithm, change):
     other = replace(own, **{name: getattr(own, name) + less for name, less in change.items()})
     with pytest.raises(ValueError, match="PolicyGap of T >="):
         algorithm.with_(distance=other)
+
+
+@pytest.mark.parametrize(("change", "told"), [({"noise_std": 100.0}, "noise_std <="), ({"rkhs_norm": 0.5}, "norms >=")])
+def test_a_gap_of_a_noisier_plant_or_of_smaller_norms_is_refused(algorithm, change, told):
+    """With a hundredfold σ all 81 policies were admitted, 23 of them unsafe."""
+    plant, policies = reference_1d(), algorithm.policies
+    parts = {"rkhs_norm": plant.rkhs_norm, "noise_std": plant.noise_std}
+
+    def gap(**factors: float) -> PolicyGap:
+        scaled = {name: factors.get(name, 1.0) * part for name, part in parts.items()}
+        about = {"outputs": plant.outputs, "horizon": plant.horizon, "ceiling": plant.cost.ceiling}
+        return policy_gap(policies, plant.known, plant.kernels, **scaled, **about)
+
+    assert algorithm.with_(distance=gap()).unsound is None
+    assert algorithm.with_(distance=gap(noise_std=0.5, rkhs_norm=2.0)).unsound is None  # larger than need be
+    with pytest.raises(ValueError, match=f"ActSafe: expected a PolicyGap of {told}"):
+        algorithm.with_(distance=gap(**change))
 
 
 def test_same_seed_same_run(algorithm, run):

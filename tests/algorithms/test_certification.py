@@ -110,6 +110,26 @@ def test_paper_filters_are_the_published_ones():
     assert decision.source == "plan"
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.1])
+def test_a_sound_process_of_less_noise_than_the_plant_has_is_refused(factor):
+    """Its ellipsoids hold next to none of the plant's disturbances: a set was certified that a step left, and plans, too."""
+    twin = reference_pendulum()
+    plant = as_episodic(twin, Box(twin.initial_state, twin.initial_state), lambda x: torch.zeros_like(x[..., :1]))
+    noise, kernel, rest = factor * twin.noise_std, kernels.rbf([2.0, 6.0, 2.0], 1e-4), torch.zeros(1, 2).double()
+    gp = GP.create(kernel, 1e-2, nx=2, nu=1, noise_std=noise, outputs=twin.outputs, prior=twin.known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=0.01, subgaussian=float(noise[1]), delta=0.1)).update(gp)
+    corners = torch.tensor([[0.3, 0.0], [-0.3, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
+    hull, how = TerminalSet.start(torch.cat([rest, corners])).polytope, Certification(mode="sound", feedback=0.1)
+    if factor == 1.0:
+        assert how.filter(plant, confidence, None, hull).problem.model.confidence is confidence
+        assert how.filter(replace(plant, noise_std=0.5 * noise), confidence, None, hull).problem.mode == "sound"
+        return
+    with pytest.raises(ValueError, match="at least the plant's noise_std"):
+        how.filter(plant, confidence, None, hull)
+    with pytest.raises(ValueError, match="at least the plant's noise_std"):
+        replace(how, terminal="invariant", feedback=None).invariant(plant, confidence)
+
+
 def test_sound_filters_have_a_certified_set_and_limits_less_the_measurement_noise():
     plant = PENDULUM
     # the networks know the noise of the input; their radius comes from rows that they never saw

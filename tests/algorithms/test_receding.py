@@ -148,6 +148,7 @@ def test_a_refutation_is_known_at_once_even_if_the_episode_is_never_told(flown):
     fly(swing().initial_state)
     fly(torch.tensor([0.0, 3.0]))
     assert "beyond its one-step set" in str(learner.falsified)
+    assert flown == "predict" or "refuted" in str(fly.unsound)
     assert learner.ask() is not waiting and "refuted" in str(learner.ask().unsound)
     assert isinstance(learner.task(), NotCertified)
 

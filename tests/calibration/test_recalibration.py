@@ -1,6 +1,7 @@
 """Each recalibration does what it says where its assumption holds, and fails where it is broken."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,6 +235,14 @@ def test_exact_weights_cover_with_few_rows():
         model = Weighted.fit(Unit(), old, lambda z: torch.exp(0.8 * z[..., 0]), delta=DELTA)
         held += bool(inside(model, new))
     assert clopper_pearson_upper(held, 600, 1e-3) >= 1 - DELTA
+
+
+@pytest.mark.parametrize("wrong", [-1.0, -50.0, math.nan, math.inf])
+def test_a_ratio_that_is_none_promises_nothing(wrong):
+    """A negative one shortened the interval, to the least score in the end; NaN never did."""
+    model = Weighted.fit(Unit(), rows(normal(0, 50)), lambda z: torch.ones_like(z[..., 0]), delta=DELTA)
+    model = replace(model, ratio=lambda z: torch.where(z[..., 0] < 0, wrong, 1.0))
+    assert torch.isinf(model.multiple(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double())).tolist() == [True, False]
 
 
 def test_weights_that_leave_the_rows_make_no_promise():

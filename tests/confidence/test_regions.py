@@ -42,6 +42,28 @@ def next_states(confidence: ConfidenceSet, z: Tensor) -> tuple[Tensor, Tensor]:
     return known + model.embed(low), known + model.embed(high)
 
 
+def test_nothing_is_said_where_F_n_is_empty():
+    """Data at 5 and B = 0.2: l_n = 4.9 and h_n = 0.2 are both "within" [−1, 1] on their side. It said yes, and so did ε."""
+    known = AffineKnown(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
+    model = GP.create(kernels.rbf([1.0, 1.0]), 1e-2, nx=1, nu=1, noise_std=0.1, prior=known)
+    z = torch.stack([torch.linspace(-0.5, 0.5, 30), torch.zeros(30)], dim=1).double()
+    told = model.condition_on(z, 5.0 + 0.1 * uniform(30, 1))
+    confidence = ConfidenceSet(Mixture(rkhs_norm=0.2, subgaussian=0.1, delta=0.1)).update(model).update(told)
+    box = torch.tensor([[-0.2, 0.0], [40.0, 0.0]]).double(), torch.tensor([[0.2, 0.0], [40.2, 0.0]]).double()
+    assert confidence.empty(box[0]).tolist() == [True, False]
+    odd = torch.tensor([[40.0, 0.0], [torch.nan, 0.0], [0.0, 0.0], [40.0, torch.nan]]).double()
+    assert confidence.empty(odd).tolist() == [False, True, True, True]  # row by row: what is no number counts as empty
+    for question in ({"within": Box([-1.0], [1.0])}, {"epsilon": 6.0}):
+        answer = regions.certified(confidence, box, **question)
+        assert answer.undecided.tolist() == [True, False] and answer.yes.tolist() == [False, True]
+    reach = regions.largest(confidence, torch.zeros(2).double(), torch.tensor([1.0, 0.0]), within=Box([-1.0], [1.0]))
+    assert float(reach.scale) == -1.0 and bool(reach.lower.isnan().all())
+    line = torch.tensor([-60.0, 0.0]).double(), torch.tensor([62.0, 0.0]).double()  # empty inside alone, off the middle
+    assert bool(confidence.empty(torch.zeros(2).double())) and not bool(
+        regions.certified(confidence, line, within=Box([-1.0], [1.0])).yes
+    )
+
+
 def test_yes_holds_at_every_point_and_no_at_its_witness(confidence):
     lower = uniform(60, 3, seed=2)
     upper = lower + 0.4 * uniform(60, 1, seed=3).abs()

@@ -124,7 +124,11 @@ def test_axes_reach_by_length_scales_and_slopes():
 
 def between(model: GP, low: float, high: float) -> ConfidenceSet:
     """A band of one output that is the same everywhere."""
-    own = SimpleNamespace(model=model, bounds=lambda z: (low + 0 * z[..., :1], high + 0 * z[..., :1]))
+    own = SimpleNamespace(
+        model=model,
+        bounds=lambda z: (low + 0 * z[..., :1], high + 0 * z[..., :1]),
+        empty=lambda z: torch.full(z.shape[:-1], low > high),
+    )
     return cast(ConfidenceSet, own)
 
 

@@ -173,7 +173,9 @@ def test_a_refuted_learner_stops_and_guarantees_nothing_more(name):
     learner.tell(states, inputs, falsified="a sensor lied")
     assert learner.falsified == "a sensor lied" and "a sensor lied" in repr(learner)
     assert learner.learn(3).told == 1
-    learner.tell(*learner.rollout(learner.ask()))
+    policy = learner.ask()
+    assert policy.unsound and "guaranteed" not in repr(policy)
+    learner.tell(*learner.rollout(policy))
     assert not learner.logger.rows[-1]["guaranteed"]
 
 

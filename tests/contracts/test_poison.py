@@ -82,6 +82,7 @@ ELSEWHERE = {
     "input_matrix": "tests/safety/test_safe_set_values.py: of a known part at one point",
     "interpolation": "tests/confidence/test_ranges.py: one grid, refused as a whole",
     "ConfidenceSet.falsified": "test_nan_accuses_nobody",
+    "ConfidenceSet.empty": "tests/confidence/test_regions.py: what is no number is empty",
     **dict.fromkeys(
         [
             *("Beliefs.of", "intersect", "lipschitz_safe", "maximisers", "lipschitz_expanders", "optimistic_expanders"),

@@ -110,6 +110,20 @@ def test_what_the_first_grid_leaves_is_asked_on_the_finer_one(case):
         session(case, finer=other)
 
 
+def test_what_an_update_certifies_is_not_said_of_the_set_before_it_nor_of_another_plants(case):
+    """The bounds were kept in one table for all that came of a session: one run's certificates passed into the next one's."""
+    early = dataclasses.replace(
+        session(case), confidence=ConfidenceSet(case.confidence.bound, case.confidence.generations[:1])
+    )
+    index = torch.arange(early.policies.num)
+    first = early.upper(index)
+    late = early.update(case.confidence).upper(index)
+    assert bool((late < first).any())
+    assert torch.equal(early.upper(index), first)
+    assert torch.equal(early.update(early.confidence).upper(index), first)
+    assert not bool(torch.isfinite(dataclasses.replace(early, policies=early.policies).memo.upper).any())
+
+
 def test_bounds_only_shrink_and_certified_policies_are_not_evaluated_again(case):
     early = dataclasses.replace(
         session(case), confidence=ConfidenceSet(case.confidence.bound, case.confidence.generations[:2])

@@ -151,7 +151,8 @@ def test_the_largest_exploration_value_is_refreshed_until_it_is_fresh(monkeypatc
     script.say([0.0] * 6, [1.0] * 6, exploration=[1.0, 3.5, 2.9, 9.0, 9.0, 9.0])
     assert session.exploration(every).tolist() == [1.0, 3.5, 3.0, 2.0, 1.0, 0.5]
     assert script.asked == [(True, [0]), (True, [1])] and session.log[-1]["refreshed"] == 2
-    session, script.asked = dataclasses.replace(session.update(script.sets[2]), batch=2), []
+    session, script.asked = session.update(script.sets[2]), []
+    object.__setattr__(session, "batch", 2)  # a copy by `replace` knows no bounds
     script.say([0.0] * 6, [1.0] * 6, exploration=[0.0, 0.1, 2.5, 9.0, 0.2, 0.3])
     assert session.exploration(torch.tensor([0, 1, 2, 3])).tolist() == [1.0, 0.1, 2.5, 2.0]
     assert script.asked == [(True, [1, 2])]

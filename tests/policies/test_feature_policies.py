@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,17 @@ def test_lipschitz_rule_of_features_equals_that_of_affine_policies():
     assert 0 < float(b[0, 1]) < float(b[0, 2]) < 1 < float(b[0, 3])
     other = FeaturePolicies(columns + torch.tensor([0.0, 1e-9, 0.0]), same.features, system.input_box)
     assert float(policy_distance(same, system.known, system.kernels, others=other, **options).min()) == 29.0
+
+
+def test_classes_of_other_input_boxes_are_not_compared():
+    """Equal coefficients, clipped at 0.1 and at 2: their inputs differ by up to 1.9, and D was 0."""
+    theta = torch.full((1, 1, 1), 5.0, dtype=torch.float64)
+    narrow, wide = (FeaturePolicies(theta, (Feature(("sin", "1")),), Box([-b], [b])) for b in (0.1, 2.0))
+    x = torch.tensor([[[math.pi / 2, 0.0]]], dtype=torch.float64)
+    assert float((narrow(x) - wide(x)).abs()) == pytest.approx(1.9)
+    with pytest.raises(ValueError, match="policies with the same input box"):
+        narrow.input_change(wide)
+    assert float(narrow.input_change(replace(narrow))) == 0.0
 
 
 def test_a_difference_in_a_power_has_no_better_bound_than_the_input_box():

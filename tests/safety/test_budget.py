@@ -241,5 +241,10 @@ def test_what_does_not_fit_is_refused(gambler):
         safe.decide(scalar(0.0), scalar(0.0))
     with pytest.raises(ValueError, match="left >= 1"):
         gambler.ahead(scalar(0.0), scalar(0.0), 0)
+    for left in (-1, 9, 1.0, True):  # −1 was read from the end of the table, and cut to −C
+        with pytest.raises(ValueError, match="left"):
+            gambler.value(scalar(0.0), left)
+    with pytest.raises(ValueError, match="left <= 8"):
+        BudgetFilter(gambler, stage=-1).decide(scalar(0.0), scalar(0.0))
     with pytest.raises(ValueError, match="learned"):
         BudgetFilter(gambler).decide(scalar(0.0), torch.zeros(2))

@@ -70,7 +70,9 @@ def test_runge_kutta_has_order_four_and_euler_one():
 
 def test_a_plant_is_a_system_with_the_task_that_was_stated():
     made = plant(from_ode(van_der_pol, dt=DT), x0=[0.5, 0.0], horizon=30, noise_std=0.01, budget=0.1, **LIMITS)
-    assert isinstance(made, System)
+    assert isinstance(made, System) and made.name == "plant"
+    named = plant(from_ode(van_der_pol, dt=DT), x0=[0.5, 0.0], horizon=30, name="van der Pol", **LIMITS)
+    assert named.name == "van der Pol"
     task = Task.of(made)
     assert (task.horizon, task.budget, task.noise_std.tolist()) == (30, 0.1, [0.01, 0.01])
     x = torch.tensor([[2.1, 0.0], [-2.1, 0.0], [0.0, 99.0]]).double()

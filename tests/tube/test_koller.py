@@ -293,3 +293,16 @@ def test_a_mean_without_a_lipschitz_gradient_claims_nothing_beyond_the_first_ste
     tube = KollerTube(ConfidenceSet(Constant(value=2.0)).update(model), 4, 0.1)
     found = propagate(tube, START, plan(0, 0, 0), GAIN)
     assert bool(torch.isfinite(found.factor[:, 1]).all()) and not bool(torch.isfinite(found.factor[:, 2]).all())
+
+
+@pytest.mark.parametrize("form", ["mean", "known"])
+def test_no_tube_where_F_n_is_empty(form):
+    """Data at 5 and B = 0.2 refute each other; Gaussian-process tubes claimed nothing there, these went on."""
+    known = AffineKnown(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
+    model = GP.create(kernels.rbf([1.0, 1.0]), 1e-2, nx=1, nu=1, noise_std=0.1, prior=known)
+    told = model.condition_on(0.1 * draw(0, 30, 2), 5.0 + 0.1 * draw(1, 30, 1))
+    confidence = ConfidenceSet(Mixture(rkhs_norm=0.2, subgaussian=0.1, delta=0.1)).update(model)
+    start, still = torch.zeros(1).double(), torch.zeros(2, 1).double()
+    for known_set, finite in ((confidence, True), (confidence.update(told), False)):
+        tube = propagate(KollerTube(known_set, 2, 0.1, form), start, still, torch.zeros(1, 1).double())
+        assert bool(torch.isfinite(tube.factor).all()) is finite
