@@ -99,7 +99,7 @@ def test_a_plan_on_the_edge_is_inconclusive_and_a_tolerance_is_stated():
         (START, plan(math.nan, *[0.0] * 7), "plan has NaN"),
         (START, plan(0.0, 0.0), r"no real plan of shape \(8, 1\)"),
         (START, None, "no real plan of shape"),
-        (START, REST + 0j, "no real plan of shape"),
+        (START, REST + 0j, r"no real plan of shape \(8, 1\): torch.complex128"),
         (START, plan(*[1e308] * 8), "not finite at stage"),
     ],
 )
