@@ -79,7 +79,7 @@ def _plant(arguments: Arguments, plant: str, seed: int) -> Iterator[dict[str, An
         train, seed, prior=contest.known, noise_std=contest.plant.noise_std.clamp_min(1e-12), kernels=contest.kernels,
         outputs=contest.outputs, effort=Effort(hyperparameters=80, steps=arguments.steps),
     )  # fmt: skip
-    truth = PolicySet.create(contest, count=arguments.policies).truth()
+    unsafe = PolicySet.create(contest, count=arguments.policies).unsafe()
     x = contest.goals(2 * arguments.points)[: arguments.points]
     u = contest.plant.input_box.sample(len(x), contest.generator(6))
     fliers: list[tuple[str, str, bars.Bars | None]] = [("none", "none", None)]
@@ -96,7 +96,7 @@ def _plant(arguments: Arguments, plant: str, seed: int) -> Iterator[dict[str, An
             low, high = claimed.of_function(x, u)
             chosen = list(contest.outputs)
             yield {
-                **about, "what": "set", **downstream.policy_set(contest, claimed, count=arguments.policies, truth=truth),
+                **about, "what": "set", **downstream.policy_set(contest, claimed, count=arguments.policies, unsafe=unsafe),
                 "missed": int(claimed.misses(contest.plant.mean, x, u).sum()), "points": len(x),
                 "half": float((0.5 * (high - low) / contest.plant.noise_std.clamp_min(1e-12))[:, chosen].mean()),
             }  # fmt: skip

@@ -223,7 +223,7 @@ def _reliability(axes: Axes, groups: dict[tuple[Any, ...], list[Any]]) -> None:
         yscale="symlog", title="reliability of the claimed level",
     )  # fmt: skip
     axes.set_yscale("symlog", linthresh=0.002)
-    axes.set_ylim(-0.0005, 100.0)
+    axes.set_ylim(-0.0005, 2.0)
     plotting.legend_beside(axes)
 
 

@@ -154,22 +154,21 @@ def worst_cost(contest: Contest, policies: AffinePolicies, claimed: Bars, *, pat
     return torch.nan_to_num(total, nan=torch.inf).unflatten(1, (len(corners), paths)).mean(-1).amax(-1)
 
 
-def policy_set(contest: Contest, claimed: Bars, *, count: int = 7, truth: Tensor | None = None) -> Row:
+def policy_set(contest: Contest, claimed: Bars, *, count: int = 7, unsafe: Tensor | None = None) -> Row:
     """One expansion of S_n over the contest's class of policies, judged by the true plant.
 
     Args:
         contest: the plant.
         claimed: the claims.
         count: the class has count² policies.
-        truth: J_c of all of them, (P,), where it was computed before.
+        unsafe: which of them are (`PolicySet.unsafe`), (P,), where it was computed before.
     """
     whole = PolicySet.create(contest, count=count)
-    truth = whole.truth() if truth is None else truth
+    safe = ~(whole.unsafe() if unsafe is None else unsafe)
     member = whole.member | (worst_cost(contest, whole.policies, claimed) <= contest.budget)
-    safe = truth <= contest.budget
     return {
         "size": int(member.sum()), "safe_members": int((member & safe).sum()), "unsafe_members": int((member & ~safe).sum()),
-        "true_safe": int(safe.sum()), "true_unsafe": int((~safe).sum()), "policies": len(truth),
+        "true_safe": int(safe.sum()), "true_unsafe": int((~safe).sum()), "policies": len(safe),
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from gpsafe.comparison.beliefs import Belief, EnsembleBelief, GaussianBelief
 from gpsafe.comparison.contest import Contest
 from gpsafe.comparison.guards import UnfitError
 from gpsafe.cost.gaussian_tube import GaussianTube
+from gpsafe.cost.monte_carlo import mean_lower
 from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import KnownPart, sample_noise
@@ -25,7 +26,7 @@ from gpsafe.systems.task import Task
 
 SCALES, OFFSETS = (-2.0, 2.0), (-0.8, 0.8)
 PARTICLES, WIDTH = 16, 2.0  # of a member's rollouts: paths, and standard deviations of its noise
-PATHS = 256  # of the truth
+PATHS, LEVEL = 256, 0.01  # of the truth: paths of a policy, and the chance that any policy is wrongly called unsafe
 
 
 @dataclass(slots=True)
@@ -40,10 +41,16 @@ class PolicySet:
 
     @staticmethod
     def create(contest: Contest, *, count: int = 9) -> PolicySet:
-        """S_0 = the safe controller's linear form."""
+        """S_0 = the safe controller's linear form.
+
+        Raises:
+            UnfitError: where the safe controller has no derivative at x_0 (the arm, folded).
+        """
         plant = contest.plant
         x0, u0 = plant.initial_state, plant.backup(plant.initial_state)
         slope = torch.func.jacrev(plant.backup)(x0)
+        if not bool(torch.isfinite(slope).all()):
+            raise UnfitError("the safe controller has no slope at x_0, about which the class is made")
         scale = torch.linspace(*SCALES, count, dtype=torch.float64)
         offset = torch.linspace(*OFFSETS, count, dtype=torch.float64)
         s, o = (v.flatten() for v in torch.meshgrid(scale, offset, indexing="ij"))
@@ -99,14 +106,21 @@ class PolicySet:
             x = found.mean
         return int(index[torch.nan_to_num(score, nan=-torch.inf).argmax()])
 
-    def truth(self) -> Tensor:
-        """J_c of all policies on the true plant, by `PATHS` paths, (P,)."""
+    def costs(self) -> Tensor:
+        """Costs of `PATHS` paths of all policies on the true plant, (P, PATHS)."""
         plant = self.contest.plant
         noise = sample_noise(plant.noise_std, (plant.horizon, 1, PATHS), self.contest.generator(5))
         states, _ = closed_loop(plant.mean, self.policies, plant.initial_state, noise)
-        return plant.cost(states[..., :-1, :]).sum(-1).mean(-1)
+        return plant.cost(states[..., :-1, :]).sum(-1)
 
-    def outside(self, truth: Tensor) -> Mapping[str, tuple[int, int]]:
+    def unsafe(self) -> Tensor:
+        """Which policies cost more than d on the true plant, (P,): their paths show it, at `LEVEL` for all of them at once."""
+        plant, costs = self.contest.plant, self.costs()
+        if not bool((plant.noise_std > 0).any()):
+            return costs[:, 0] > self.contest.budget
+        return mean_lower(costs, plant.horizon * plant.cost.ceiling, LEVEL / len(costs)) > self.contest.budget
+
+    def outside(self) -> Mapping[str, tuple[int, int]]:
         """Members that cost more than d on the true plant."""
-        members = truth[self.member]
-        return {"members of S_n cost at most d": (int((members > self.contest.budget).sum()), len(members))}
+        members = self.unsafe()[self.member]
+        return {"members of S_n cost at most d": (int(members.sum()), len(members))}

@@ -163,8 +163,8 @@ def contestant(contest: Contest, model: str, certifier: str, explorer: str, *, b
     belief = believe(model, contest)
     goals, rows, visited = contest.goals(budget.goals), [], [contest.plant.initial_state.unsqueeze(0)]
     explored: list[Trajectory] = []
-    entry = _Policies(contest) if certifier == "policy-set" else _Steps(contest, certifier, budget)
     try:
+        entry = _Policies(contest) if certifier == "policy-set" else _Steps(contest, certifier, budget)
         entry.learned(belief, 0)
     except UnfitError as error:
         return [], {**about, "unfit": str(error)}
@@ -300,11 +300,10 @@ class _Policies:
         return {**row, **certified, **about, "seconds": time.process_time() - begun}, states, inputs
 
     def outside(self) -> Mapping[str, tuple[int, int]]:
-        return self.set.outside(self.set.truth())
+        return self.set.outside()
 
     def worth(self, belief: Belief, budget: Budget) -> Row:
-        truth = self.set.truth()
-        safe, member = truth <= self.contest.budget, self.set.member
+        safe, member = ~self.set.unsafe(), self.set.member
         return {
             "rests_on": list(self.set.rests_on), "certified_policies": int((member & safe).sum()),
             "safe_policies": int(safe.sum()), "false_policies": int((member & ~safe).sum()),

@@ -143,11 +143,11 @@ def told(mean, half: float = 0.0) -> Bars:
 
 def test_the_truth_certifies_the_safe_policies_and_a_false_claim_is_counted():
     found = PolicySet.create(CART, count=5)
-    truth = found.truth()
-    right = policy_set(CART, told(CART.plant.mean), count=5, truth=truth)
+    unsafe = found.unsafe()
+    right = policy_set(CART, told(CART.plant.mean), count=5, unsafe=unsafe)
     assert right["unsafe_members"] == 0 and right["safe_members"] >= right["true_safe"] - 1 and right["true_unsafe"] > 5
     still = policy_set(
-        CART, told(lambda x, u: x.expand(*u.shape[:-1], 4)), count=5, truth=truth
+        CART, told(lambda x, u: x.expand(*u.shape[:-1], 4)), count=5, unsafe=unsafe
     )  # "nothing ever moves"
     assert still["unsafe_members"] == still["true_unsafe"]
     assert int(told(lambda x, u: x + 0 * u).misses(CART.plant.mean, CART.goals(50), torch.ones(1, **F64)).sum()) > 0

@@ -106,15 +106,15 @@ def test_the_set_of_policies_only_grows_and_holds_none_that_is_unsafe_where_all_
     chosen.expand(gp, 0)
     grown = chosen.member.clone()
     assert bool((grown | ~first).all()) and int(grown.sum()) > 1
-    truth = chosen.truth()
-    assert float(truth[grown].max()) <= TWIN.budget
-    assert bool((truth > TWIN.budget).any())  # else it is no test
+    unsafe = chosen.unsafe()
+    assert not bool(unsafe[grown].any())
+    assert bool(unsafe.any())  # else it is no test
     for explorer in ("uniform", "uncertainty", "reward"):
         assert bool(chosen.member[chosen.choose(gp, explorer, torch.Generator().manual_seed(0))])
     chosen.upper.fill_(torch.inf)
-    assert int(chosen.outside(truth)["members of S_n cost at most d"][0]) == 0
+    assert int(chosen.outside()["members of S_n cost at most d"][0]) == 0
     chosen.member[:] = True  # a set that certifies everything is caught
-    bad, n = chosen.outside(truth)["members of S_n cost at most d"]
+    bad, n = chosen.outside()["members of S_n cost at most d"]
     assert 0 < bad < n == 81
 
 
@@ -123,6 +123,24 @@ def test_what_makes_no_sense_is_a_row_that_says_so(ensemble):
         guard("shield", TWIN, ensemble)
     rows, summary = contestant(TWIN, "ensemble", "shield", "uniform", budget=SMALL)
     assert rows == [] and "F_n" in summary["unfit"]
+    rows, summary = contestant(task("arm", 0), "gp", "policy-set", "uniform", budget=SMALL)
+    assert rows == [] and "no slope at x_0" in summary["unfit"]
+
+
+def test_a_policy_is_unsafe_where_its_paths_show_it_and_not_where_they_might():
+    """With d at the expected cost of a policy half of all means are above it, and none is called unsafe; well below, all."""
+    many = [PolicySet.create(replace(TWIN, seed=seed), count=3) for seed in range(24)]
+    costs = torch.stack([found.costs() for found in many])  # (24, 9, PATHS)
+    middle = costs.mean((0, 2))
+    (at,) = torch.nonzero((middle > 1.0) & (middle < 25.0) & (costs.std((0, 2)) > 0.3)).flatten()[:1].tolist()
+    for share, most in ((1.0, 0), (0.3, 24)):
+        exact = [replace(found.contest, budget=share * float(middle[at])) for found in many]
+        called = [bool(PolicySet.create(contest, count=3).unsafe()[at]) for contest in exact]
+        assert sum(called) == most
+    assert 4 <= int((costs[:, at].mean(-1) > middle[at]).sum()) <= 20
+    still = replace(TWIN, plant=replace(TWIN.plant, noise_std=torch.zeros(TWIN.plant.nx, dtype=torch.float64)))
+    found = PolicySet.create(still, count=3)
+    assert torch.equal(found.unsafe(), found.costs()[:, 0] > still.budget)
 
 
 @pytest.mark.slow
