@@ -30,8 +30,8 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     no wrapper changes it; `state` overrides that. The theorem needs u to be applied exactly, so the wrappers inside are read
     (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a U that something on
     the way would clip. What cannot be read is listed in `assumptions`: among it that actions are rounded, if an action
-    space is float32. An environment that tells the input that its plant got as `info["applied"]` (as `gpsafe.systems.envs`
-    does) is held to it.
+    space is float32, and states, if they came so. An environment that tells the input that its plant got as
+    `info["applied"]` (as `gpsafe.systems.envs` does) is held to it.
 
     The info of each step, and of a reset with the source "reset", gets "filter", whose entries keep their types, so that vector
     environments can stack them:
@@ -85,12 +85,14 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.falsified: str | None = None
         self._state = state
         self._x: Tensor | None = None
+        self._coarse = False  # whether states came in fewer digits than float64 has
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What `backed` rests on here: the filter's, and what is believed of the environment."""
-        rounded = () if self._channel.exact else ("rounding of actions to float32 does not matter",)
-        return (*self.safety_filter.assumptions, *self._channel.believed, *rounded)
+        rounded = (("actions", not self._channel.exact), ("states", self._coarse))
+        told = (f"rounding of {what} to float32 does not matter" for what, coarse in rounded if coarse)
+        return (*self.safety_filter.assumptions, *self._channel.believed, *told)
 
     def _measure(self, observation: Any, info: dict[str, Any]) -> None:
         if self._state is not None:
@@ -102,6 +104,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise _require.fail("SafetyFilterWrapper", expected, "neither")
         else:
             measured = observation
+        self._coarse |= str(getattr(measured, "dtype", "")).endswith(("float16", "float32"))
         x = torch.as_tensor(np.array(measured, dtype=np.float64))
         self._x = _require.shape("SafetyFilterWrapper", "state", x, (self.safety_filter.problem.nx,))
 

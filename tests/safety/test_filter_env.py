@@ -308,6 +308,13 @@ def test_another_environment_is_believed_in_words():
     assert "float32" not in " ".join(wrapped().assumptions)
 
 
+@pytest.mark.parametrize(("kind", "coarse"), [(np.float32, True), (np.float64, False), (list, False)])
+def test_states_that_come_rounded_are_believed_in_words(kind, coarse):
+    env = wrapped(state=lambda seen, info: kind(info["state"].tolist()))
+    env.reset(seed=0)
+    assert ("rounding of states to float32 does not matter" in env.assumptions) == coarse
+
+
 def test_a_changed_observation_is_not_taken_for_the_state():
     pushed(wrapped(lambda env: DelayObservation(env, 2)), 0.0, 3)  # has info["state"]
     env = SafetyFilterWrapper(DelayObservation(Foreign(), 2), linear_filter())
