@@ -14,7 +14,9 @@ parameters without a transform, to the last bit; `trainable` gives back a parame
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -279,7 +281,7 @@ def _gram(kernel: Kernel, x: Tensor, z: Tensor) -> Tensor:
     if dims is not None:
         x, z = x[..., dims], z[..., dims]
     grams = [_gram(part, x, z) for part in parts]
-    return math.prod(grams[1:], start=grams[0]) if _is_product(kernel) else sum(grams[1:], grams[0])
+    return functools.reduce(operator.mul if isinstance(kernel, gpytorch.kernels.ProductKernel) else operator.add, grams)
 
 
 def _composed(kernel: Kernel) -> tuple[Kernel, ...] | Periodic | None:
@@ -294,10 +296,6 @@ def _composed(kernel: Kernel) -> tuple[Kernel, ...] | Periodic | None:
     if type(kernel) in (gpytorch.kernels.AdditiveKernel, gpytorch.kernels.ProductKernel):
         return tuple(cast(Kernel, part) for part in cast(Any, kernel).kernels)
     return None
-
-
-def _is_product(kernel: Kernel) -> bool:
-    return type(kernel) is gpytorch.kernels.ProductKernel
 
 
 def diagonal(kernel: Kernel | Stationary | ClosedForm, z: Tensor) -> Tensor:
@@ -398,6 +396,6 @@ def _foreign_error(kernel: Kernel, dim: int, largest: Tensor) -> Tensor:
         return 2 * unit * max(1.0, 2 / float(parts.lengthscale.min()))
     if parts is not None:
         errors = torch.stack([_foreign_error(part, dim, largest) for part in parts])
-        return unit + (errors.sum(0) if _is_product(kernel) else errors.amax(0))
+        return unit + (errors.sum(0) if isinstance(kernel, gpytorch.kernels.ProductKernel) else errors.amax(0))
     scales = [part.lengthscale for part in kernel.modules() if isinstance(part, Kernel) and part.has_lengthscale]
     return unit + sum(unit * (1 + 5 * dim * (largest / float(s.min())).square()) for s in scales if s is not None)
