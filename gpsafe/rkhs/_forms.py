@@ -156,6 +156,22 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Periodic:
+    """k(z, z′) = exp(−2 Σ_i sin²(π(z_i − z′_i)/period_i)/lengthscale_i) over the active dimensions."""
+
+    period: Tensor
+    lengthscale: Tensor
+    dims: Tensor | None = None
+
+    def gram(self, x: Tensor, z: Tensor) -> Tensor:
+        """(*b, n, d), (*b, m, d) → (*b, n, m): remainders are exact, so that the phase is, however far the points lie."""
+        period, lengthscale = self.period.to(z.device), self.lengthscale.to(z.device)
+        x, z = torch.fmod(_select(x, self.dims), period), torch.fmod(_select(z, self.dims), period)
+        phase = (x.unsqueeze(-2) - z.unsqueeze(-3)) * (math.pi / period)
+        return torch.exp(-2 * (phase.sin().square() / lengthscale).sum(-1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ClosedForm:
     """A sum of stationary and linear parts. Its metric depends on z − z′ only, and grows with every |z_i −
     z′_i|.

@@ -3,7 +3,8 @@
 A kernel is always a `gpytorch.kernels.Kernel`; this module builds the usual ones, freezes them, evaluates
 sums of (scaled, ARD, restricted) RBF, Matérn and linear kernels directly in float64, and gives the kernel
 metric d_k(z, z′)² = k(z, z) + k(z′, z′) − 2 k(z, z′), the Lipschitz modulus of the unit ball of the RKHS, and
-sup k(z, z) over boxes, which caps it. Every other kernel goes through ``gpytorch`` itself, and has no such suprema.
+sup k(z, z) over boxes, which caps it. Products and periodic kernels are evaluated here too, every other kernel by ``gpytorch``
+itself; they have no such suprema.
 
 **Parameters are what was asked.** ``gpytorch`` keeps a parameter behind a softplus and takes a Python float through
 float32 (0.7 becomes 0.69999998808, and 21 becomes 21 − 8e-10 even in float64). The builders here store float64
@@ -13,7 +14,9 @@ parameters without a transform, to the last bit; `trainable` gives back a parame
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -23,7 +26,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.rkhs._forms import ClosedForm, Linear, Stationary
+from gpsafe.rkhs._forms import ClosedForm, Linear, Periodic, Stationary
 
 _EPS = torch.finfo(torch.float64).eps
 MAX_SPREAD = 64.0  # squared scaled radius of the data up to which the fast path takes distances from a matrix product
@@ -139,7 +142,7 @@ def additive(*terms: Kernel) -> Kernel:
 
 
 def product(*factors: Kernel) -> Kernel:
-    """k = Π_i k_i, frozen. Evaluated through ``gpytorch``: no closed form."""
+    """k = Π_i k_i, frozen: no closed form."""
     if not factors:
         raise _require.fail("product", "at least one kernel", 0)
     return freeze(gpytorch.kernels.ProductKernel(*factors))
@@ -154,7 +157,7 @@ def periodic(
 ) -> Kernel:
     """k(z, z′) = variance · exp(−2 Σ_i sin²(π(z_i − z′_i)/period_i)/ℓ_i), frozen; `dims` as in :func:`rbf`.
 
-    ℓ is not squared, as in ``gpytorch``, which evaluates it: no closed form.
+    ℓ is not squared, as in ``gpytorch``: no closed form.
     """
     periods = torch.atleast_1d(_require.positive("periodic", "period", period))
     scales = torch.atleast_1d(_require.positive("periodic", "lengthscale", lengthscale))
@@ -259,7 +262,40 @@ def cross(kernel: Kernel | Stationary | ClosedForm, x: Tensor, z: Tensor) -> Ten
     if form is not None:
         return form.gram(x, z)
     assert isinstance(kernel, Kernel)
-    return cast(Tensor, kernel(x, z).to_dense())
+    return _gram(kernel, x, z)
+
+
+def _gram(kernel: Kernel, x: Tensor, z: Tensor) -> Tensor:
+    """Of sums, products and multiples of closed forms and periodic kernels, from true differences; of others by gpytorch."""
+    form = closed_form(kernel)
+    if form is not None:
+        return form.gram(x, z)
+    parts = _composed(kernel)
+    if parts is None:
+        return cast(Tensor, kernel(x, z).to_dense())
+    if isinstance(parts, Periodic):
+        return parts.gram(x, z)
+    if isinstance(kernel, gpytorch.kernels.ScaleKernel):
+        return float(kernel.outputscale.detach()) * _gram(parts[0], x, z)
+    dims = cast(Tensor | None, kernel.active_dims)
+    if dims is not None:
+        x, z = x[..., dims], z[..., dims]
+    grams = [_gram(part, x, z) for part in parts]
+    return functools.reduce(operator.mul if isinstance(kernel, gpytorch.kernels.ProductKernel) else operator.add, grams)
+
+
+def _composed(kernel: Kernel) -> tuple[Kernel, ...] | Periodic | None:
+    """What a kernel without a closed form is a multiple, a sum or a product of; None if it is something else."""
+    if kernel.batch_shape.numel() != 1:
+        return None
+    if type(kernel) is gpytorch.kernels.PeriodicKernel:
+        period, scale = (v.detach().reshape(-1).double() for v in (kernel.period_length, kernel.lengthscale))
+        return Periodic(period, scale, cast(Tensor | None, kernel.active_dims))
+    if type(kernel) is gpytorch.kernels.ScaleKernel:
+        return (cast(Kernel, kernel.base_kernel),)
+    if type(kernel) in (gpytorch.kernels.AdditiveKernel, gpytorch.kernels.ProductKernel):
+        return tuple(cast(Kernel, part) for part in cast(Any, kernel).kernels)
+    return None
 
 
 def diagonal(kernel: Kernel | Stationary | ClosedForm, z: Tensor) -> Tensor:
@@ -275,16 +311,18 @@ def metric(kernel: Kernel, x: Tensor, z: Tensor) -> Tensor:
     """Kernel metric d_k(x, z) elementwise, shapes (*b, d), (*b, d) → (*b,).
 
     For f with ‖f‖_k ≤ B: |f(x) − f(z)| ≤ B d_k(x, z). Closed forms err by a few ε of d_k at every distance;
-    other kernels subtract, and are rounded outwards (by at most √(32 ε (k(x, x) + k(z, z)))).
+    other kernels subtract, and are rounded outwards by what a kernel value may err.
     """
     form = closed_form(kernel)
     if form is not None:
         return form.metric_sq(x - z).sqrt()
     x, z = torch.broadcast_tensors(x, z)
     flat_x, flat_z = x.reshape(-1, x.shape[-1]), z.reshape(-1, z.shape[-1])
-    mixed = kernel(flat_x.unsqueeze(-2), flat_z.unsqueeze(-2)).to_dense().reshape(-1)
+    mixed = _gram(kernel, flat_x.unsqueeze(-2), flat_z.unsqueeze(-2)).reshape(-1)
     total = diagonal(kernel, flat_x) + diagonal(kernel, flat_z)
-    return (total - 2 * mixed + 32 * _EPS * total).clamp_min(0.0).sqrt().reshape(x.shape[:-1])
+    largest = torch.maximum(flat_x.abs(), flat_z.abs()).amax(-1)
+    error = 4 * _EPS + _foreign_error(kernel, x.shape[-1], largest)
+    return (total - 2 * mixed + error * total).clamp_min(0.0).sqrt().reshape(x.shape[:-1])
 
 
 def metric_over_box(kernel: Kernel, radius: Tensor) -> Tensor | None:
@@ -330,7 +368,9 @@ def entry_error(kernel: Kernel | ClosedForm, points: Tensor, *, product: bool = 
     form = kernel if isinstance(kernel, ClosedForm) else closed_form(kernel)
     if form is None:
         assert isinstance(kernel, Kernel)
-        return _foreign_error(kernel, points)
+        return float(
+            _foreign_error(kernel, points.shape[-1], points.abs().amax() if points.numel() else points.new_zeros(()))
+        )
     spread = 0.0
     for part in form.parts if product else ():
         if isinstance(part, Stationary):
@@ -340,22 +380,22 @@ def entry_error(kernel: Kernel | ClosedForm, points: Tensor, *, product: bool = 
     return 4 * _EPS * (points.shape[-1] + 4) * (1 + spread)
 
 
-def _foreign_error(kernel: Kernel, points: Tensor) -> float:
-    """`entry_error` of products and periodic kernels, which gpytorch evaluates: for z up to twice as far from 0 as `points`.
+def _foreign_error(kernel: Kernel, dim: int, largest: Tensor) -> Tensor:
+    """`entry_error` of kernels without a closed form, for inputs up to `largest` (*b,): (*b,).
 
-    It takes distances from matrix products of scaled inputs that are not centred, so r² errs by some u(d + 4)(‖a‖² + ‖b‖²).
-    κ has slope ≤ 1 in r² (exp(−2 sin²(r)/ℓ): 2/ℓ; Matérn ½: error √ of that of r²). Of a product the relative errors add up.
+    Of products the parts' errors add up, of sums the largest holds. A periodic kernel takes differences of exact remainders,
+    below two periods: the phase errs by 20u, κ by 2/ℓ of that for each dimension. What gpytorch evaluates (rational quadratic,
+    say) takes distances from matrix products of scaled inputs that are not centred: r² errs by some u(d + 4)(‖a‖² + ‖b‖²), for
+    z up to twice as far from 0 as `largest`, and κ has slope ≤ 1 in it.
     """
-    largest, d = float(points.abs().max()) if points.numel() else 0.0, points.shape[-1]
-    unit = 8 * _EPS * (d + 4)
-    total = unit
-    for part in kernel.modules():
-        if not isinstance(part, Kernel) or not part.has_lengthscale or part.lengthscale is None:
-            continue
-        scale, steepness = float(part.lengthscale.min()), 1.0
-        if isinstance(part, gpytorch.kernels.PeriodicKernel):
-            scale, steepness = float(part.period_length.min()) / math.pi, 2 / scale
-        error = unit * (1 + 5 * d * (largest / scale) ** 2)
-        half = isinstance(part, gpytorch.kernels.MaternKernel) and part.nu == 0.5
-        total += max(1.0, steepness) * (math.sqrt(error) if half else error)
-    return total
+    unit = torch.full_like(largest, 8 * _EPS * (dim + 4))
+    if closed_form(kernel) is not None:
+        return unit
+    parts = _composed(kernel)
+    if isinstance(parts, Periodic):
+        return 2 * unit * max(1.0, 2 / float(parts.lengthscale.min()))
+    if parts is not None:
+        errors = torch.stack([_foreign_error(part, dim, largest) for part in parts])
+        return unit + (errors.sum(0) if isinstance(kernel, gpytorch.kernels.ProductKernel) else errors.amax(0))
+    scales = [part.lengthscale for part in kernel.modules() if isinstance(part, Kernel) and part.has_lengthscale]
+    return unit + sum(unit * (1 + 5 * dim * (largest / float(s.min())).square()) for s in scales if s is not None)

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
 ULPS = 4096 * EPS  # relative error of φ, φ′, φ″ as computed: a few ulp, and |ln x| of them for powers
 TINY, HUGE = 1e-300, float(np.finfo(np.float64).max)
-FAR = 1e150  # where derivatives are evaluated in place of ∞, whose limit, 0 or ∞, is added
+FAR = 1e150  # where derivatives are evaluated in place of what is beyond, whose limit, 0 or ∞, is added
 REDUCED = 1e8  # up to where the places of sine and cosine within their period are trusted
 
 
@@ -105,15 +105,16 @@ class Smooth:
         part = self.parts[order]
         with np.errstate(all="ignore"):
             ends = [part(np.clip(end, -FAR, FAR) if order else end) for end in (low, high)]
-            least, most = np.minimum(*ends), np.maximum(*ends)
+            if order:  # beyond, what decays is below 1 there, and what grows above
+                limits = [np.where(np.abs(end) > 1, end * np.inf, 0.0) for end in ends]
+                beyond = zip((low, high), ends, limits, strict=True)
+                ends += [np.where(np.abs(x) > FAR, limit, end) for x, end, limit in beyond]
+            least, most = np.minimum.reduce(ends), np.maximum.reduce(ends)
             for turn in self.turns[order]:
                 inside = (low <= turn) & (turn <= high)
                 value = part(np.asarray(turn))
                 least = np.where(inside, np.minimum(least, value), least)
                 most = np.where(inside, np.maximum(most, value), most)
-            if order:
-                far = np.isinf(low) | np.isinf(high)
-                least, most = np.where(far, np.minimum(least, 0.0), least), np.where(far, np.maximum(most, 0.0), most)
         return outward(least, most, ULPS, TINY)
 
 

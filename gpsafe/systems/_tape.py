@@ -32,6 +32,8 @@ UNARY = ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "reciprocal", "atan"
 UNARY += ("log1p", "expm1", "asinh", "acosh", "atanh", "erf", "sign", "floor")
 FIRST_UNARY = 16
 CODES = {name: FIRST_UNARY + i for i, name in enumerate(UNARY)}
+PARTIAL = {POWER, *(CODES[name] for name in ("log", "sqrt", "reciprocal", "asin", "acos", "log1p", "acosh", "atanh"))}
+SMALLEST = 1e-290  # of what is folded: products that underflow, or overflow, are left to whoever runs the tape
 PLAIN: dict[str, Callable[[float], float]] = {name: getattr(math, name) for name in UNARY if hasattr(math, name)}
 PLAIN |= {"reciprocal": lambda v: 1.0 / v, "sign": lambda v: float(np.sign(v)), "floor": lambda v: float(np.floor(v))}
 
@@ -86,6 +88,7 @@ class Builder:
         self.nz = nz
         self.operations: list[tuple[int, int, int, int, float]] = []
         self.known: dict[tuple[int, int, int, int, float], int] = {}
+        self.partial: set[int] = set()  # slots that have no value at some z
 
     def slot(self, entry: Entry) -> int:
         return entry.index if isinstance(entry, Slot) else self.add(CONSTANT, constant=float(entry)).index
@@ -101,6 +104,8 @@ class Builder:
                 raise NotReadableError(f"more than {LONGEST} scalar operations")
             self.operations.append(key)
             self.known[key] = self.nz + len(self.operations) - 1
+            if code in PARTIAL or not self.partial.isdisjoint(slots[:used]):
+                self.partial.add(self.known[key])
         return Slot(self.known[key])
 
     def plus(self, a: Entry, b: Entry) -> Entry:
@@ -118,14 +123,23 @@ class Builder:
 
     def times(self, a: Entry, b: Entry) -> Entry:
         if not isinstance(a, Slot) and not isinstance(b, Slot):
-            return a * b
+            return a * b if _folds(a * b, a, b) else self.add(MUL, a, b)
         for one, other in ((a, b), (b, a)):
-            if not isinstance(one, Slot) and one in (0.0, 1.0):
-                return 0.0 if one == 0.0 else other
+            if isinstance(one, Slot) or one not in (0.0, 1.0):
+                continue
+            if one == 1.0:
+                return other
+            if (
+                not isinstance(other, Slot) or other.index not in self.partial
+            ):  # 0·ln z has no value where ln z has none
+                return 0.0
         return self.add(MUL, a, b)
 
     def unary(self, name: str, a: Entry) -> Entry:
-        return self.add(CODES[name], a) if isinstance(a, Slot) else PLAIN[name](a)
+        if isinstance(a, Slot):
+            return self.add(CODES[name], a)
+        found = PLAIN[name](a)
+        return found if name not in ("exp", "reciprocal") or _folds(found, a) else self.add(CODES[name], a)
 
     def over(self, a: Entry, b: Entry) -> Entry:
         if not isinstance(b, Slot) and b == 0.0:
@@ -136,12 +150,13 @@ class Builder:
         if isinstance(exponent, Slot):  # of a positive base; others disagree with p, and such a tape is not used
             return self.unary("exp", self.times(exponent, self.unary("log", a)))
         if not isinstance(a, Slot):
-            return float(np.power(np.float64(a), exponent))
+            found = float(np.power(np.float64(a), exponent))
+            return found if _folds(found, a) else self.add(POWER, a, constant=float(exponent))
         if exponent == int(exponent) and 0 <= exponent <= 4:
-            found: Entry = 1.0
+            product: Entry = 1.0
             for _ in range(int(exponent)):
-                found = self.times(found, a)
-            return found
+                product = self.times(product, a)
+            return product
         return self.add(POWER, a, constant=float(exponent))
 
     def compare(self, code: int, a: Entry, b: Entry) -> Entry:
@@ -189,6 +204,11 @@ class Builder:
         code, *slots, _ = self.operations[slot - self.nz]
         used = {CONSTANT: 0, SELECT: 3, ADD: 2, SUB: 2, MUL: 2, LESS: 2, LESS_EQUAL: 2, EQUAL: 2}.get(code, 1)
         return [int(s) for s in slots[:used]]
+
+
+def _folds(found: float, *given: float) -> bool:
+    """Whether a product or power of constants is the number it should be, to rounding."""
+    return SMALLEST <= abs(found) < math.inf or 0.0 in given or not all(map(math.isfinite, given))
 
 
 def _order(code: int, orders: list[int]) -> int:

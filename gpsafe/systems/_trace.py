@@ -36,7 +36,11 @@ class Runner:
     def table(self) -> dict[str, Callable[..., Any]]:
         """By aten's names; views and their copies are the same."""
         one, low, high = self.unary, self.low, self.high
-        no = lambda x: self.sub(1.0, x)  # noqa: E731
+        # By choices, which are exact: 1 − (1 − a)(1 − b) would be 0 to rounding only, and so undecided.
+        no = lambda x: self.where(x, 0.0, 1.0)  # noqa: E731
+        both = lambda a, b: self.where(a, b, 0.0)  # noqa: E731
+        either = lambda a, b: self.where(a, 1.0, b)  # noqa: E731
+        truth = lambda x: self.where(x, 1.0, 0.0)  # noqa: E731
 
         def clamp(x: Any, least: Any = None, most: Any = None) -> Any:
             x = x if least is None else high(x, least)
@@ -195,8 +199,8 @@ class Runner:
             "relu": lambda x: high(x, 0.0), "minimum": low, "maximum": high, "where": self.where,
             "lt": self.lt, "le": self.le, "gt": lambda a, b: self.lt(b, a), "ge": lambda a, b: self.le(b, a), "eq": self.eq,
             "ne": lambda a, b: no(self.eq(a, b)), "logical_not": no, "bitwise_not": no,
-            "logical_and": self.mul, "bitwise_and": self.mul,
-            "logical_or": lambda a, b: no(self.mul(no(a), no(b))), "bitwise_or": lambda a, b: no(self.mul(no(a), no(b))),
+            "logical_and": lambda a, b: both(a, truth(b)), "bitwise_and": both,
+            "logical_or": lambda a, b: either(a, truth(b)), "bitwise_or": either,
             "mm": matmul, "mv": matmul, "dot": matmul, "bmm": matmul, "matmul": matmul, "addmm": linear, "addmv": linear,
             "amax": reduced(high), "amin": reduced(low), "max": extreme(high), "min": extreme(low), "fmax": high, "fmin": low,
             "prod": reduced(self.mul), "cumsum": accumulated(self.add), "cumprod": accumulated(self.mul),
@@ -204,7 +208,8 @@ class Runner:
             "fmod": lambda a, b: self.sub(a, self.mul(b, trunc(self.div(a, b)))),
             "log2": lambda x: self.mul(1.0 / math.log(2.0), one["log"](x)),
             "exp2": lambda x: one["exp"](self.mul(math.log(2.0), x)),
-            "erfc": lambda x: no(one["erf"](x)), "hypot": lambda x, y: one["sqrt"](self.add(self.mul(x, x), self.mul(y, y))),
+            "erfc": lambda x: self.sub(1.0, one["erf"](x)),
+            "hypot": lambda x, y: one["sqrt"](self.add(self.mul(x, x), self.mul(y, y))),
             "logical_xor": lambda a, b: no(self.eq(a, b)), "bitwise_xor": lambda a, b: no(self.eq(a, b)),
             "gather": lambda x, dim, places, **_: np.take_along_axis(x, places.astype(np.int64), axis=dim),
             "log10": lambda x: self.mul(1.0 / math.log(10.0), one["log"](x)),

@@ -119,8 +119,11 @@ def square(d):
     return (d**2).sum(-1)
 
 
+PI = np.longdouble("3.14159265358979323846")  # np.pi would err by 1e-12 in the phase of d = 1e4
+
+
 def periodic_exact(d, x):
-    return np.exp(-2 * square(np.sin(np.pi * d / np.longdouble(1.3))) / np.longdouble(0.7))
+    return np.exp(-2 * square(np.sin(PI * d / np.longdouble(1.3))) / np.longdouble(0.7))
 
 
 def rbf_linear_exact(d, x):
@@ -142,8 +145,8 @@ FOREIGN = {
 @pytest.mark.parametrize("clustered", [False, True])
 @pytest.mark.parametrize("spread", [1.0, 100.0, 1e4])
 @pytest.mark.parametrize("name", FOREIGN)
-def test_entry_error_covers_kernels_that_gpytorch_evaluates(name, spread, clustered):
-    """Against extended precision, whole and in rows; the error grows with the distance from 0, clustered or not."""
+def test_entry_error_covers_products_and_periodic_kernels(name, spread, clustered):
+    """Against extended precision, whole and in rows, however far from 0, clustered or not."""
     kernel, exact = FOREIGN[name]
     z = spread * torch.rand(120, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     z = z * 1e-3 + spread if clustered else z
@@ -154,7 +157,41 @@ def test_entry_error_covers_kernels_that_gpytorch_evaluates(name, spread, cluste
     for gram in (kernels.cross(kernel, z, z), rows):
         error = float(np.abs((gram / torch.outer(size, size)).numpy() - expected).max())
         assert error <= kernels.entry_error(kernel, z)
-    assert kernels.entry_error(kernel, z) < (1e-2 if "1/2" in name else 1e-3)
+    assert kernels.entry_error(kernel, z) < 1e-13
+
+
+@pytest.mark.parametrize("reach", [1e2, 1e5, 1e8])
+def test_entry_error_of_a_periodic_kernel_holds_however_far_from_the_data_it_is_asked(reach):
+    """A quotient by the period errs by u of itself: the phase of z = 1e8 by 1e-8."""
+    kernel = kernels.periodic(1.3, 0.1)
+    x = torch.rand(20, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    z = reach * (1 + torch.rand(20, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    with mpmath.workdps(40):
+        for i, row in enumerate(kernels.cross(kernel, x, z).tolist()):
+            for j, got in enumerate(row):
+                phase = mpmath.pi * (mpmath.mpf(x[i].item()) - mpmath.mpf(z[j].item())) / mpmath.mpf(1.3)
+                exact = mpmath.exp(-2 * mpmath.sin(phase) ** 2 / mpmath.mpf(0.1))
+                assert abs(got - exact) <= kernels.entry_error(kernel, x)
+
+
+PAIRED = {
+    "periodic": (kernels.periodic(1.3, 0.01), lambda d: 200 * mpmath.sin(mpmath.pi * d / mpmath.mpf(1.3)) ** 2),
+    "rbf × rbf": (kernels.product(kernels.rbf(0.5), kernels.rbf(0.25)), lambda d: 10 * d * d),
+}
+
+
+@pytest.mark.parametrize("step", [1e-5, 1e-3, 0.1])
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e8])
+@pytest.mark.parametrize("name", PAIRED)
+def test_metric_without_a_closed_form_is_rounded_up_far_from_the_origin_too(name, offset, step):
+    kernel, exponent = PAIRED[name]
+    x = torch.tensor([[offset + 0.37]], dtype=torch.float64)
+    z = x + step
+    with mpmath.workdps(50):
+        scale = float(kernels.diagonal(kernel, x)[0])
+        gap = mpmath.mpf(z.item()) - mpmath.mpf(x.item())
+        exact = mpmath.sqrt(2 * scale * (1 - mpmath.exp(-exponent(gap))))
+        assert exact <= float(kernels.metric(kernel, x, z)[0]) <= exact + mpmath.mpf(1e-6)
 
 
 @pytest.mark.parametrize("nu", [1.5, 2.5, math.inf])

@@ -319,3 +319,62 @@ def test_a_derived_hinge_is_the_hinge_by_hand():
     by_hand = gs.HingeCost(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).double(), torch.tensor([0.5, 0.5]).double())
     derived = DerivedCost(COSTS["hinge"], nx=2)
     torch.testing.assert_close(derived.upper(low, high), by_hand.upper(low, high), rtol=0, atol=1e-12)
+
+
+def span(function, lower, upper, ceiling=1.0):
+    """inf and sup of a cost as derived over one box of one state."""
+    cost = DerivedCost(function, 1, ceiling)
+    return [float(f(torch.tensor([lower]).double(), torch.tensor([upper]).double())) for f in (cost.lower, cost.upper)]
+
+
+@pytest.mark.parametrize(
+    "walls",
+    [
+        lambda x: (x > 1) | (x < -1),
+        lambda x: torch.logical_or(x > 1, x < -1),
+        lambda x: ~((x <= 1) & (x >= -1)),
+        lambda x: torch.logical_not(torch.logical_and(x <= 1, x >= -1)),
+        lambda x: (x > 1) ^ (x < -1),
+        lambda x: torch.stack([x > 1, x < -1], -1).any(-1),
+        lambda x: ~torch.stack([x <= 1, x >= -1], -1).all(-1),
+    ],
+    ids=["or", "logical_or", "not and", "logical not and", "xor", "any", "all"],
+)
+def test_connectives_that_are_decided_on_a_box_are_decided_exactly(walls):
+    def function(x):
+        return torch.where(walls(x[..., 0]), 1.0, 0.0)
+
+    assert span(function, 1.5, 2.0) == [1.0, 1.0]
+    assert span(function, -0.5, 2.0) == [0.0, 1.0]
+    assert span(function, -0.5, 0.5) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "nothing", [torch.log, torch.sqrt, torch.rsqrt, lambda v: v**1.5, lambda v: torch.log(v).cos() + v]
+)
+def test_nothing_times_what_has_no_value_has_none(nothing):
+    """A weight of 0 on a term that leaves its domain: NaN in torch, which costs the ceiling."""
+
+    def function(x):
+        return 0.1 + 0.0 * nothing(x[..., 0] + 1e4)
+
+    cost = DerivedCost(function, 1)
+    assert float(cost(torch.tensor([-2e4]).double())) == 1.0
+    assert span(function, -2e4, -2e4)[1] == 1.0
+    assert span(function, -1.0, 1.0)[1] == pytest.approx(0.1)
+
+
+def test_constants_are_folded_where_that_rounds_and_no_more():
+    """1e160² overflows, and 1/∞ would be 0: far from 1e160/hypot(1, 1e160)."""
+    big = torch.tensor(1e160, dtype=torch.float64)
+    low, high = span(lambda x: 1e160 / torch.hypot(torch.ones_like(x[..., 0]), big) + 0 * x[..., 0], 0.0, 1.0, 3.0)
+    assert low <= 1.0 <= high
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.5, 2.5, -0.5])
+def test_derivatives_of_powers_beyond_where_they_are_evaluated(exponent):
+    x = Interval(np.array([1.0, 1e151]), np.array([1e180, 1e180]))
+    first = power(exponent).over(1, x)
+    for end in (1e151, 1e180):
+        true = exponent * end ** (exponent - 1)
+        assert bool(((first.low <= true) & (true <= first.high)).all())
