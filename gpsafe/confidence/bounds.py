@@ -20,6 +20,7 @@ from gpsafe import _require, linalg
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.rounding import EPS, Rounding
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 
 MATCH = 1e-15  # relative agreement required between the model's λ and the λ of a theorem: rounding of a product or two
 
@@ -78,6 +79,9 @@ class ConfidenceBound(ABC):
             )
         if getattr(model, "noise_scale", None) is not None and not self.unequal_noise:
             return f"equal noise in every observation (the theorem of {self.name} does not cover known noise scales)"
+        for kernel in getattr(model, "kernels", ()):
+            if not kernels.rounding_known(kernel):
+                return f"kernels whose values are known up to rounding, not {type(kernel).__name__}"
         return None
 
     def check(self, model: GP) -> None:

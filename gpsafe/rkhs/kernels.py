@@ -399,3 +399,16 @@ def _foreign_error(kernel: Kernel, dim: int, largest: Tensor) -> Tensor:
         return unit + (errors.sum(0) if isinstance(kernel, gpytorch.kernels.ProductKernel) else errors.amax(0))
     scales = [part.lengthscale for part in kernel.modules() if isinstance(part, Kernel) and part.has_lengthscale]
     return unit + sum(unit * (1 + 5 * dim * (largest / float(s.min())).square()) for s in scales if s is not None)
+
+
+def rounding_known(kernel: Kernel) -> bool:
+    """Whether `entry_error` is proved: closed forms, periodic, rational quadratic, constant and polynomial (power ≤ 16)
+    kernels, and their sums, products and multiples. What else gpytorch has it evaluates in its own way."""
+    if closed_form(kernel) is not None:
+        return True
+    parts = _composed(kernel)
+    if parts is not None:
+        return isinstance(parts, Periodic) or all(map(rounding_known, parts))
+    if type(kernel) is gpytorch.kernels.PolynomialKernel:
+        return int(kernel.power) <= 16
+    return type(kernel) in (gpytorch.kernels.RQKernel, gpytorch.kernels.ConstantKernel)

@@ -12,6 +12,7 @@ import pkgutil
 import re
 from dataclasses import replace
 
+import gpytorch
 import pytest
 import torch
 from gpytorch.kernels import Kernel
@@ -191,6 +192,33 @@ def program_member(bound: ConvexProgram, model: GP, z: torch.Tensor, sign: float
     f = RKHSFunction(kernel, centers, weights)
     assert float((f(model.inputs) - model.targets[:, 0]).square().sum()) <= radius_sq and f.norm_upper <= NORM
     return f
+
+
+FOREIGN = {
+    "rational quadratic": (gpytorch.kernels.RQKernel, True),
+    "constant": (gpytorch.kernels.ConstantKernel, True),
+    "square": (lambda: gpytorch.kernels.PolynomialKernel(power=2), True),
+    "a sum of these": (lambda: gpytorch.kernels.RQKernel() + gpytorch.kernels.ConstantKernel(), True),
+    "17th power": (lambda: gpytorch.kernels.PolynomialKernel(power=17), False),
+    "cosine": (lambda: gpytorch.kernels.CosineKernel(active_dims=[0]), False),
+    "spectral mixture": (lambda: gpytorch.kernels.SpectralMixtureKernel(num_mixtures=2, ard_num_dims=2), False),
+    "a multiple": (lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.CosineKernel(active_dims=[0])), False),
+    "a product": (lambda: gpytorch.kernels.RQKernel() * gpytorch.kernels.CosineKernel(active_dims=[0]), False),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN))
+@pytest.mark.parametrize("bound", sorted(n for n in BOUNDS if BOUNDS[n].sound))
+def test_kernels_whose_rounding_is_not_known_are_refused(bound, name):
+    make, known = FOREIGN[name]
+    options, regularizer = INTERVALS.get(bound, ({}, NOISE**2))
+    model = GP.create(kernels.freeze(make()), regularizer, nx=1, nu=1, noise_std=NOISE, mode="theory")
+    assert kernels.rounding_known(model.kernels[0]) == known
+    told = bound_of(bound, **options).refusal(model)
+    if known:
+        assert told is None or BOUNDS[bound] is not Mixture
+    else:
+        assert told is not None and (BOUNDS[bound] is not Mixture or "known up to rounding" in told)
 
 
 @pytest.mark.parametrize("name", sorted(n for n in BOUNDS if BOUNDS[n].sound))
