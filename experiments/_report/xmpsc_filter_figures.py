@@ -31,7 +31,7 @@ AREA = {"pendulum": "rad²/s", "pendulum-exact": "rad²/s", "cart-pole": "m rad"
 
 def rates(arms: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], arguments: Any) -> Figure:
     """Violating episodes, steps without a plan, and plans that contain the true state to their end."""
-    figure = plotting.figure("screen", 3.2)
+    figure = plotting.figure("screen", 3.6)
     panels = figure.subplots(1, 3)
     places = [(p, q) for p in arguments.plants for q in arguments.learners]
     for k, mode in enumerate(arguments.modes):
@@ -56,11 +56,12 @@ def rates(arms: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], arguments
     titles = (
         "episodes in which the true state leaves the limits",
         "steps without a certified plan",
-        f"plans followed: {arguments.copies} of {arguments.copies} copies stay in a member's tube",
+        f"plans of which {arguments.copies} of {arguments.copies} copies stay in a tube",
     )
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title)
-        axes.set_xticks(range(len(places)), [f"{_short(p)}\n{q}" for p, q in places])
+        names = [f"{_short(p)}, {q}".replace("\n", " ").replace("- ", "-") for p, q in places]
+        axes.set_xticks(range(len(places)), names, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_ylim(-0.03, 1.03)
         for i in range(1, len(places)):
             axes.axvline(i - 0.5, color=plotting.colour("faint"), linewidth=0.8)
