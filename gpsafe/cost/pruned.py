@@ -121,7 +121,7 @@ def windowed(
 
 @dataclass(slots=True, eq=False)
 class _Memo:
-    """Smallest bounds so far, and what was done. Shared by a session and its updates."""
+    """Smallest bounds so far, and what was done. An update has its own: what is found under F_{n+1} says nothing of F_n."""
 
     upper: Tensor
     exploration: Tensor
@@ -129,6 +129,11 @@ class _Memo:
     probes: dict[int, Probe] = field(default_factory=dict)
     falsified: Falsification | None = None
     log: list[dict[str, int]] = field(default_factory=list)
+
+    def copy(self) -> _Memo:
+        """To be written on by a later generation."""
+        found = {name: getattr(self, name).clone() for name in ("upper", "exploration", "seen_width")}
+        return replace(self, **found, log=[dict(row) for row in self.log])
 
 
 @short
@@ -254,7 +259,7 @@ class PrunedSession:
     def update(self, confidence: ConfidenceSet) -> PrunedSession:
         """The same with a new F_n that continues the old one; the bounds found so far are kept."""
         require_continuation("PrunedSession.update", self.confidence, confidence)
-        return replace(self, confidence=confidence)
+        return replace(self, confidence=confidence, memo=self.memo.copy())
 
     def falsified(self) -> Falsification | None:
         """A point at which F_n is empty, among those evaluated so far and the data."""

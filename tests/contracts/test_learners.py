@@ -173,6 +173,10 @@ def test_a_refuted_learner_stops_and_guarantees_nothing_more(name):
     learner.tell(states, inputs, falsified="a sensor lied")
     assert learner.falsified == "a sensor lied" and "a sensor lied" in repr(learner)
     assert learner.learn(3).told == 1
+    assert learner.ask().unsound is not None  # finite, continuous and SafeOpt handed out "guaranteed" ones
+    if name != "receding-practical":  # which certifies nothing
+        with pytest.raises(ValueError, match="a sensor lied"):
+            learner.predict(learner.system.initial_state)
     learner.tell(*learner.rollout(learner.ask()))
     assert not learner.logger.rows[-1]["guaranteed"]
 
