@@ -152,7 +152,7 @@ def test_repeated_inputs_bound_the_noise_whatever_f_is():
     assert seen.pairs > 10 and seen.low[0] > 0.02 and seen.copies == 0
     assert len(repeats(data.z)) == 0
     copied = noise.repeated(arranged(data + data, None), claim.residuals(arranged(data + data, None).data), 0.01)
-    assert copied.copies == copied.pairs > 10 and copied.low[0] == 0.0
+    assert copied.copies == 60 and copied.pairs > 10 and copied.low[0] == 0.0
 
 
 def test_rows_repeated_for_what_they_showed_refute_a_true_level():
@@ -181,6 +181,27 @@ def test_findings_say_in_which_order_noise_is_new(found):
     assert "drawn order" in " ".join(found["level"].assumes)
     runs = examine(recorded(120), [i // 30 for i in range(120)], **STATED)
     assert "everything before it" in " ".join(runs["level"].assumes)
+
+
+def test_a_recording_that_was_put_in_twice_is_told():
+    """As a second run: all copies lay on the other side of the line between choosing and judging, and a true claim was refuted
+    with "0 pairs equal".
+    """
+    once = recorded(90)
+    found = examine(once + once, [0] * 90 + [1] * 90, **STATED)
+    assert found["copies"].ruling is Ruling.REFUTED and found["copies"].statement.startswith("90 pairs")
+    assert examine(once, [0] * 90, **STATED)["copies"].ruling is Ruling.STANDS
+
+
+def test_nothing_is_proved_of_an_empty_set():
+    """With B far too small 196 of 256 cells were "proved" accurate, and the narrowest theorem had half-width −0.9."""
+    false = {**STATED, "rkhs_norm": 0.01, "subgaussian": 0.005}
+    found = examine(recorded(norm=3.0, sd=0.005), **false)
+    for name in ("states", "policies"):
+        assert found[name].ruling is Ruling.NOT_APPLICABLE and "F_n is empty" in found[name].statement
+    widths = found["widths"]
+    assert widths.ruling is Ruling.VACUOUS and "convex-program" in widths.statement.split("The band of")[1]
+    assert widths.statistic > 0 and all(not row[4] < 0 for row in widths.rows)
 
 
 def test_lattices_are_seen_and_rounding_is_none():

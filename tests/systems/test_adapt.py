@@ -69,8 +69,10 @@ def test_runge_kutta_has_order_four_and_euler_one():
 
 
 def test_a_plant_is_a_system_with_the_task_that_was_stated():
-    made = plant(from_ode(van_der_pol, dt=DT), x0=[0.5, 0.0], horizon=30, noise_std=0.01, budget=0.1, **LIMITS)
-    assert isinstance(made, System)
+    made = plant(
+        from_ode(van_der_pol, dt=DT), x0=[0.5, 0.0], horizon=30, noise_std=0.01, budget=0.1, name="mine", **LIMITS
+    )
+    assert isinstance(made, System) and made.name == "mine"
     task = Task.of(made)
     assert (task.horizon, task.budget, task.noise_std.tolist()) == (30, 0.1, [0.01, 0.01])
     x = torch.tensor([[2.1, 0.0], [-2.1, 0.0], [0.0, 99.0]]).double()
@@ -128,6 +130,16 @@ def test_an_episode_of_an_environment_is_what_a_learner_is_told():
     assert torch.allclose(states[1:], plant_of.mean(states[:-1], inputs), rtol=0, atol=1e-15)
     longer, _ = episode(env, lambda x: torch.zeros(1).double(), horizon=99)
     assert len(longer) == 7  # the environment ends it
+
+
+def test_an_action_that_an_environment_would_clip_in_silence_is_refused():
+    """9 was written down where 2 had been applied, and told as what the policy did."""
+    env = gymnasium.make("Pendulum-v1")
+    states, inputs = episode(env, lambda x: vector(2.0), horizon=3, seed=0)
+    assert states.shape == (4, 3) and inputs.flatten().tolist() == [2.0] * 3
+    for wrong in (vector(9.0), vector(math.nan)):
+        with pytest.raises(ValueError, match="episode: expected actions within"):
+            episode(env, lambda x, wrong=wrong: wrong, horizon=3, seed=0)
 
 
 def test_the_state_may_be_read_from_the_observation():
