@@ -163,7 +163,7 @@ def _clock(column: Any) -> Any:
 
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
         return column.astype("int64")
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers: Any = pd.to_numeric(column, errors="coerce")
     bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan)))
     if len(bad):
         expected = f"numbers or times in {column.name!r} (pandas.to_datetime makes times of words)"
