@@ -263,6 +263,19 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
     assert set(plain.stated) == {"subgaussian"}
 
 
+def test_a_model_of_a_twin_is_judged_by_what_it_states_itself():
+    """The twin's B, of its own kernels, was "stated" for a set with others, and its noise for R."""
+    system = gs.systems.rkhs_1d(generator=torch.Generator().manual_seed(0))
+    made = {"nx": 1, "nu": 1, "noise_std": system.noise_std, "prior": system.known, "mode": "theory"}
+    other = gs.GP.create(kernels.rbf([0.2, 0.2], 0.05), 1e-4, **made)
+    F = gs.ConfidenceSet(gs.Mixture(rkhs_norm=7.0, subgaussian=0.03, delta=0.1)).update(other)
+    found = gs.verify(system=system, model=F, rows=60)
+    assert (found["norm"].threshold, found["level"].threshold) == (7.0, 0.03)
+    alike = gs.verify(system=system, model=gs.GP.create(list(system.kernels), 1e-4, **made), rows=60)
+    assert alike["norm"].threshold == float(system.rkhs_norm)
+    assert "chosen from the first rows" in gs.verify(system=system, model=other, rows=60)["norm"].claim
+
+
 def test_a_plant_without_noise_is_heard():
     """No fit can tell its noise from none; what is correlated in its errors is the model's."""
     x = 2 * torch.rand(90, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
@@ -282,6 +295,28 @@ def test_environments_are_driven_by_random_inputs():
     for name, message in (("Nothing-v0", "that Gymnasium can make"), ("CartPole-v1", "continuous action space")):
         with pytest.raises(ValueError, match=message):
             sources.of_env(name)
+
+
+def test_an_estimate_is_judged_about_its_own_known_part():
+    """About the identity instead, every f had a norm above 4.26 B of an estimate that nothing refutes."""
+    g = torch.Generator().manual_seed(0)
+    x, u = [torch.zeros(1, dtype=torch.float64)], 2 * torch.rand(150, 1, dtype=torch.float64, generator=g) - 1
+
+    def known(x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + 0.3 * u
+
+    for v in u:
+        x.append(known(x[-1], v) + 0.05 * (3 * x[-1]).sin() + 0.01 * torch.randn(1, dtype=torch.float64, generator=g))
+    states = torch.stack(x)
+    later = gs.Transitions(states[60:-1], u[60:], states[61:])
+    for prior in (known, zero_prior):
+        found = gs.estimate(states[:60], u[:59], prior=prior)
+        judged = gs.verify(data=later, model=found)
+        assert judged["norm"].ruling is not Ruling.REFUTED and judged["norm"].threshold == found.rkhs_norm[0]
+        same = gs.verify(
+            data=later, prior=prior, kernels=found.kernels, rkhs_norm=found.rkhs_norm, subgaussian=found.noise_std
+        )
+        assert judged["norm"].statistic == same["norm"].statistic
 
 
 def test_a_model_states_kernel_norm_and_noise():
