@@ -81,6 +81,14 @@ def pinned_prior(prior: Callable[[Tensor, Tensor], Tensor], nx: int, nu: int) ->
     return Pinned.of(prior, z[:, :nx], z[:, nx:])
 
 
+def pinned_policies(policies: Callable[[Tensor], Tensor], x0: Tensor) -> Pinned:
+    """P policies, x (1, N, nx) → (P, N, nu), at x_0 and at states about it near and far, (64, nx)."""
+    generator = torch.Generator().manual_seed(0)
+    away = torch.randn(63, x0.numel(), dtype=torch.float64, generator=generator).to(x0.device)
+    far = torch.logspace(-2, 1, 63, dtype=torch.float64, device=x0.device).unsqueeze(-1)
+    return Pinned.of(policies, torch.cat([x0.unsqueeze(0), x0 + far * away]).unsqueeze(0))
+
+
 def _asked(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> Tensor | None:
     try:
         with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned
 from gpsafe.algorithms.learner import BEST, PLANNER, START, EpisodePolicy, Learner
 from gpsafe.confidence import Falsification
 from gpsafe.policies import PolicyClass, inputs_at
@@ -21,6 +22,11 @@ class Standing(Protocol):
     @property
     def falsified(self) -> Falsification | None:
         """Where F_n, or an interval, is empty."""
+        ...
+
+    @property
+    def pinned(self) -> Pinned:
+        """The policies as they were before any episode: what is known of them is known of these."""
         ...
 
 
@@ -70,6 +76,7 @@ class ClassLearner(Learner, Generic[S, C]):
     def _decided(self) -> tuple[S, C]:
         """The decision for the next episode: made once, since a certifier may spend probability on it."""
         book, at = self._book, self.standing
+        self._require_same_class(at)
         if at.falsified is not None:
             expected = "F_n that is not empty (nothing can be certified any more)"
             raise _require.fail(type(self).__name__, expected, str(at.falsified))
@@ -77,11 +84,19 @@ class ClassLearner(Learner, Generic[S, C]):
             book.state["decided"] = (self.told, *self._decide(at, self.stream(self.seed, PLANNER, self.told)))
         return book.state["decided"][1:]
 
+    def _require_same_class(self, at: S) -> None:
+        """Refuses to go on with policies that moved: members of S_n would be others than those that were certified."""
+        at.pinned.require(type(self).__name__, "a policy class")
+
     def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
         _, choice = self._decided()
+        return self._flying(_alone(self._policy(choice)), number, start)
+
+    def _flying(self, act: Callable[[Tensor], Tensor], number: int, start: Tensor) -> EpisodePolicy:
+        """An episode from x = start, and what speaks against a guarantee for it."""
         away = None if torch.equal(start, self.system.initial_state) else "policies are certified from x_0 alone"
-        act, unsound = _alone(self._policy(choice)), self.unsound or away
-        return EpisodePolicy(act, self.system, number=number, start=start, unsound=unsound)
+        refuted = None if self.falsified is None else f"an assumption was refuted ({self.falsified})"
+        return EpisodePolicy(act, self.system, number=number, start=start, unsound=self.unsound or refuted or away)
 
     def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
         at, choice = self._decided()
@@ -90,7 +105,13 @@ class ClassLearner(Learner, Generic[S, C]):
         return {**self._row(choice), "falsified": falsified}
 
     def predict(self, observation: Any, *, episode_start: bool = False) -> Tensor:
-        """u (nu,) of the certified policy with the largest expected return (an estimate), at the measured state (nx,)."""
+        """u (nu,) of the certified policy with the largest expected return (an estimate), at the measured state (nx,).
+
+        Raises:
+            ValueError: once an assumption is falsified: then none is certified.
+        """
+        if self.falsified is not None:
+            raise _require.fail("predict", "assumptions that were not refuted", self.falsified)
         at, _ = self._decided()
         found = self._book.cache.get("best", (None,))
         if found[0] != self.told:

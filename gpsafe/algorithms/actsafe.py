@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
@@ -50,7 +51,7 @@ class Episode:
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class ActSafeStanding:
-    """What stands between two episodes: model, F_n, the session that answers for the class, every S_n so far."""
+    """What stands between two episodes: model, F_n, the session that answers for the class, every S_n, the class as it was."""
 
     model: GP
     confidence: ConfidenceSet
@@ -58,6 +59,7 @@ class ActSafeStanding:
     safe_sets: tuple[SafePolicySet, ...]
     exploring: bool
     falsified: Falsification | None
+    pinned: Pinned
 
     @property
     def safe_set(self) -> SafePolicySet:
@@ -232,6 +234,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         generator = _require.generator("ActSafe.run", generator)
         at, episodes = self._start(generator), []
         while at.falsified is None and len(episodes) < self.episodes:
+            self._require_same_class(at)
             at, choice = self._decide(at, generator)
             if until is not None and until(at.safe_set):
                 break
@@ -254,10 +257,11 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
 
     def _start(self, generator: torch.Generator) -> ActSafeStanding:
         confidence = ConfidenceSet(self.bound).update(self.view(self.model))
-        session = self._session(confidence, generator)
+        pinned = pinned_policies(self.policies, self.system.initial_state)
+        session = self._session(confidence, generator, pinned)
         safe = SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
         # data that came with the model may falsify an assumption
-        return ActSafeStanding(self.model, confidence, session, (safe,), True, session.falsified())
+        return ActSafeStanding(self.model, confidence, session, (safe,), True, session.falsified(), pinned)
 
     def _decide(self, at: ActSafeStanding, generator: torch.Generator) -> tuple[ActSafeStanding, Episode]:
         number, safe, session = len(at.safe_sets), at.safe_set, at.session
@@ -302,15 +306,16 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         kept = ("phase", "policy", "size", "exploration")
         return {name: getattr(choice, name) for name in kept} | {"beta": max(choice.beta)}
 
-    def _session(self, confidence: ConfidenceSet, generator: torch.Generator) -> Session:
+    def _session(self, confidence: ConfidenceSet, generator: torch.Generator, pinned: Pinned) -> Session:
         if self.start is not None:
             session = self.start(confidence)
             self.cost_bound.task.require_same("ActSafe: session", session.task)
             if not getattr(session, "bound", self.cost_bound).sound:
                 raise _require.fail("ActSafe: session", "a sound cost bound", session.bound.name)  # type: ignore[attr-defined]
             require_continuation("ActSafe: session", getattr(session, "confidence", confidence), confidence)
-            if getattr(session, "policies", self.policies).num != self.policies.num:
-                raise _require.fail("ActSafe: session", "the policies of the run", "a class of another size")
+            own = getattr(session, "policies", None)
+            if own is not None and own is not self.policies and not pinned.agrees(own):
+                raise _require.fail("ActSafe: session", "the policies of the run", f"{own.num} others")
             return session
         if isinstance(self.cost_bound, RobustDP):
             return DPSession.start(self.cost_bound, confidence, self.policies)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_gap, check_inputs, check_parts
@@ -31,7 +32,7 @@ from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
 from gpsafe.planning.search.problem import Proposals, Search
 from gpsafe.planning.search.rollouts import Goal, Pessimism, Rollouts
-from gpsafe.policies import AffinePolicies, PolicyClass
+from gpsafe.policies import AffinePolicies, PolicyClass, inputs_at
 from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_parameters import Decisions, Distance, SafeParameters, admit, sound_upper
@@ -72,13 +73,14 @@ class ContinuousEpisode:
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class ContinuousStanding:
-    """What stands between two episodes: model, F_n, S_n, how many episodes were told."""
+    """What stands between two episodes: model, F_n, S_n, how many episodes were told, the family as it was."""
 
     model: GP
     confidence: ConfidenceSet
     safe: SafeParameters
     told: int
     falsified: Falsification | None
+    pinned: Pinned
     sizes: tuple[int, ...] = ()  # |S_0|, …
 
 
@@ -172,6 +174,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         generator = _require.generator("ContinuousActSafe.run", generator)
         at, episodes = self._start(generator), []
         while at.falsified is None and len(episodes) < self.episodes + self.exploit:
+            self._require_same_class(at)
             at, choice = self._decide(at, generator)
             states, inputs = self._execute(choice.theta, generator)
             cost, reward = realised(self.system, states, inputs)
@@ -182,7 +185,9 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
     def _start(self, generator: torch.Generator) -> ContinuousStanding:
         confidence = ConfidenceSet(self.bound).update(self.model)
         safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
-        return ContinuousStanding(self.model, confidence, safe, 0, _falsified(self.model, confidence), (len(safe),))
+        falsified, first, family = _falsified(self.model, confidence), safe.theta.clone(), self.family
+        pinned = pinned_policies(lambda x: inputs_at(family(first), x), self.system.initial_state)
+        return ContinuousStanding(self.model, confidence, safe, 0, falsified, pinned, (len(safe),))
 
     def explain(self, theta: Any) -> Explanation:
         """Why the policy of parameters (d,) is not certified by F_n: a diagnosis, not a bound (`gpsafe.algorithms.explain`)."""
@@ -227,7 +232,8 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
     def _conclude(self, at: ContinuousStanding, states: Tensor, inputs: Tensor) -> ContinuousStanding:
         model = at.model.condition(transitions(states, inputs))
         confidence = at.confidence.update(model)
-        return ContinuousStanding(model, confidence, at.safe, at.told + 1, _falsified(model, confidence), at.sizes)
+        falsified = _falsified(model, confidence)
+        return replace(at, model=model, confidence=confidence, told=at.told + 1, falsified=falsified)
 
     def _problem(
         self, at: ContinuousStanding, goal: Goal, pessimism: Pessimism, generator: torch.Generator
@@ -242,7 +248,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         with torch.no_grad():
             objective = problem.objective(self.family.to_unit(safe.theta))
         best = int(objective.argmax())
-        return safe.theta[best], float(objective[best])
+        return safe.theta[best].clone(), float(objective[best])  # no view: it is handed out
 
     def _policy(self, choice: ContinuousEpisode) -> PolicyClass:
         return self.family(choice.theta.unsqueeze(0))

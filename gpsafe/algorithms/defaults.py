@@ -20,6 +20,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import pinned_prior
 from gpsafe.algorithms.from_data import Estimate
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.receding import RecedingActSafe
@@ -214,6 +215,9 @@ def sound_learner(
     if isinstance(kernels, Estimate):
         if rkhs_norm is not None or outputs is not None:
             raise _require.fail(where, "an Estimate without rkhs_norm and outputs (it has its own)", "both")
+        if kernels.prior is not known and not pinned_prior(known, system.nx, system.nu).agrees(kernels.prior):
+            expected = "an Estimate of what the known part leaves (estimate(prior=known))"
+            raise _require.fail(where, expected, "one of what another known part leaves")
         doubt, mode = kernels.heuristic, "theory"  # fixed before what this learner will see
         kernels, rkhs_norm, outputs = kernels.kernels, kernels.rkhs_norm, kernels.outputs
     if rkhs_norm is None:

@@ -62,6 +62,7 @@ class Estimate:
         unseen: share of the prior variance that the earlier rows leave open at the rows held out, median, largest output.
         held_out: VIOLATED: a row that was held out, or the rows themselves, refute B, kernel or noise.
         declared: see `declare`.
+        prior: the known part p that the rows were taken about: all of this is of f* − p.
     """
 
     kernels: tuple[Kernel, ...]
@@ -74,6 +75,7 @@ class Estimate:
     unseen: float
     held_out: Verdict
     declared: bool = False
+    prior: Prior = zero_prior
 
     @property
     def settled(self) -> bool:
@@ -187,7 +189,7 @@ def estimate_rows(
     every[list(learned)] = deviation
     return Estimate(
         chosen, tuple(norm.tolist()), every, learned, len(data), margin, tuple(growth.tolist()),
-        float(left.median(0).values.max()), verdict,
+        float(left.median(0).values.max()), verdict, prior=prior,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs
@@ -72,6 +73,7 @@ class SafeOptStanding:
         chosen: the policy that is to fly, and why: "local" or "global".
         failed: policies that called for the backup, with the state in which they did (GoSafe).
         rollouts: B (GoSafe).
+        pinned: the class as it was.
         falsified: where an interval came out empty.
     """
 
@@ -80,6 +82,7 @@ class SafeOptStanding:
     chosen: tuple[int, Literal["local", "global"]]
     failed: Mapping[int, Tensor]
     rollouts: Rollouts
+    pinned: Pinned
     falsified: Falsification | None = None
 
 
@@ -190,7 +193,8 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     # ------------------------------------------------------------------ of a learner of classes
     def _start(self, generator: Any) -> SafeOptStanding:
         sets = self.rule.start(self.policies.num, self.initial_safe)
-        return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, Rollouts.empty(self.system.nx)))
+        pinned, none = pinned_policies(self.policies, self.system.initial_state), Rollouts.empty(self.system.nx)
+        return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, none, pinned))
 
     def _next(self, at: SafeOptStanding) -> SafeOptStanding:
         """Iteration n: sets from the newest posteriors, and whom to fly."""
@@ -214,13 +218,23 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         return at, SafeOptEpisode(len(at.sets) - 2, phase, policy, *counts, float(sets.width[policy].amax()))
 
     def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
-        """As of any class; an episode that was cut short refutes that every observation is kept."""
+        """As of any class; an episode that was begun and not finished refutes that every observation is kept."""
         at, _ = self._decided()
-        short = len(states) <= self.system.horizon and torch.equal(states[0], self.system.initial_state)
+        whole = self._whole(states) and _same(self._flight(at), states, inputs)
         row = dict(ClassLearner._learn(self, number, asked, states, inputs))
-        if short and _same(self._flight(at), states, inputs):
-            row["falsified"] = row["falsified"] or "an episode of the policy was cut short: its measurement is missing"
+        if not whole and self._begun(at, asked, states, inputs):
+            missing = "an episode of the policy was cut short or taken over: its measurement is missing"
+            row["falsified"] = row["falsified"] or missing
         return row
+
+    def _begun(self, at: SafeOptStanding, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> bool:
+        """Whether it is the chosen policy's episode from x_0: in the first input, if that one was asked, else in all.
+
+        What comes later may depend on what was seen: then the episodes that are measured are chosen by their outcome.
+        """
+        steps = 1 if asked is not None and asked.inputs else len(inputs)
+        began = torch.equal(states[0], self.system.initial_state)
+        return began and _same(self._flight(at), states[: steps + 1], inputs[:steps])
 
     def _flight(self, at: SafeOptStanding) -> _Watched:
         """What flies: the chosen policy."""
@@ -299,7 +313,7 @@ class GoSafe(SafeOpt):
 
     def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
         at, _ = self._decided()
-        return EpisodePolicy(self._flight(at), self.system, number=number, start=start, unsound=self.unsound)
+        return self._flying(self._flight(at), number, start)
 
     def _flight(self, at: SafeOptStanding) -> _Watched:
         policy, phase = at.chosen

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 KINDS = (".csv", ".npz", ".parquet")
-GAP = 1.5  # median time steps: a longer one is no transition
+GAP = 1.5  # a time step longer than the median one by this factor, or shorter, is no transition
 
 
 def read(path: str | Path) -> DataFrame:
@@ -69,8 +69,8 @@ def transitions(
         state, inputs: columns of x and u.
         following: columns of x⁺; none: x of the next row of the same run.
         run: column that labels trajectories.
-        time: column that orders the rows of a run; without `following`, a step longer than 1.5 times the median one is no
-            transition.
+        time: column that orders the rows of a run, numbers or times; without `following`, a step longer than the median one by
+            a factor of 1.5, or shorter, is no transition.
 
     Raises:
         ValueError: on columns that are missing, not numeric, with gaps (NaN) or constant, or hardly any rows.
@@ -98,6 +98,7 @@ def transitions(
                 where, f"no empty cells in {key!r}", f"{int(frame[key].isna().sum())} of {len(frame)} rows"
             )
     if time:
+        frame = frame.assign(**{time: _clock(frame[time])})
         frame = frame.sort_values(keys, kind="stable")
         if bool(frame.duplicated(keys).any()):
             row = int(np.flatnonzero(frame.duplicated(keys))[0])
@@ -121,7 +122,8 @@ def transitions(
             rows, dropped = _without_gaps(frame[time], rows)
             if dropped:
                 notes.append(
-                    f"{dropped} steps longer than {GAP} times the median one are no transitions and were left out."
+                    f"{dropped} steps longer than {GAP} times the median one, or shorter by that factor, are no transitions "
+                    "and were left out."
                 )
         after = x[1:]
         after = np.vstack([after, x[-1:]])
@@ -138,6 +140,8 @@ def _numbers(frame: Any, names: Sequence[str]) -> np.ndarray[Any, Any]:
     found = np.zeros((len(frame), len(names)))
     for j, name in enumerate(names):
         column: Any = frame[name]
+        if getattr(column.dtype, "kind", "O") in "cMm":
+            raise _require.fail("columns", f"real numbers in {name!r}", str(column.dtype))
         numbers: Any = pd.to_numeric(column, errors="coerce")
         values = numbers.to_numpy(dtype=float, na_value=np.nan)
         words = np.isnan(values) & ~column.isna().to_numpy()
@@ -153,10 +157,25 @@ def _numbers(frame: Any, names: Sequence[str]) -> np.ndarray[Any, Any]:
     return found
 
 
+def _clock(column: Any) -> Any:
+    """Times as numbers: nanoseconds of dates and durations."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
+        return column.astype("int64")
+    numbers: Any = pd.to_numeric(column, errors="coerce")
+    bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan)))
+    if len(bad):
+        expected = f"numbers or times in {column.name!r} (pandas.to_datetime makes times of words)"
+        raise _require.fail("columns", expected, f"{column.iloc[bad[0]]!r:.60} in row {bad[0] + 1}")
+    return numbers
+
+
 def _without_gaps(times: Any, rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
     clock = times.to_numpy()
     steps = (clock[rows + 1] - clock[rows]).astype(float)
     if len(steps) == 0:
         return rows, 0
-    kept = steps <= GAP * np.median(steps)
+    usual = np.median(steps)
+    kept = (steps <= GAP * usual) & (GAP * steps >= usual)
     return rows[kept], int((~kept).sum())

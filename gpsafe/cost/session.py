@@ -58,6 +58,11 @@ class DPSession:
         """Of the program."""
         return self.dp.task
 
+    @property
+    def policies(self) -> PolicyClass | None:
+        """Whose boxes these are."""
+        return self.enclosure.policies
+
     @staticmethod
     def start(dp: RobustDP, confidence: ConfidenceSet, policies: PolicyClass) -> DPSession:
         """Session before any episode."""

@@ -10,7 +10,7 @@ from gpsafe.referee.case import Case
 from gpsafe.referee.finding import BAYES, Finding, Ruling, idle, listing, shown
 from gpsafe.referee.reach import Policies, Region
 from gpsafe.referee.refit import Refit
-from gpsafe.referee.widths import Width
+from gpsafe.referee.widths import EMPTY, Width
 from gpsafe.systems.task import Task
 
 REFIT = "Hyperparameters frozen before the rows predict as well as refitted ones."
@@ -24,8 +24,10 @@ def of_widths(found: Sequence[Width], delta: float, task: Task | None) -> Findin
     claim = f"The confidence bounds are narrow enough to be of use (δ = {delta:g})."
     rows = tuple((w.name, w.status, w.beta, w.at_rows, w.in_box, w.saturated, w.episodes) for w in found)
     head = ("bound", "status", "β", "half-width at rows", "in their box", "saturated", "n*")
+    empty = [w.name for w in found if w.status == EMPTY]
+    none = f" The band of {listing(empty)} is {EMPTY}." if empty else ""
     if not sound:
-        return idle("widths", claim, "No bound of the registry is a theorem for this model.")
+        return idle("widths", claim, f"No bound of the registry is a theorem for this model that holds anything.{none}")
     best = min(sound, key=lambda w: w.in_box)
     text = (
         f"The narrowest theorem is {best.name}: half-width {shown(best.at_rows)} at the rows and {shown(best.in_box)} "
@@ -38,7 +40,7 @@ def of_widths(found: Sequence[Width], delta: float, task: Task | None) -> Findin
     if vacuous:
         text += " Wider than the output moves: vacuous in the box as a whole."
     return Finding(
-        "widths", claim, Ruling.VACUOUS if vacuous else Ruling.STANDS, text, best.in_box, 1.0, None, None,
+        "widths", claim, Ruling.VACUOUS if vacuous or empty else Ruling.STANDS, text + none, best.in_box, 1.0, None, None,
         ("kernel, B and R as claimed, chosen from none of the rows used here",), "", head, rows,
     )  # fmt: skip
 

@@ -135,6 +135,11 @@ def _reached(
         floor = task.noise_std[list(claim.outputs)].tolist()
         claim = replace(claim, noise=tuple(max(r, low) for r, low in zip(claim.noise, floor, strict=True)))
     confidence = widths.sets_of(rows, claim, delta=delta, most=MOST)
+    assert confidence.model.inputs is not None
+    empty = confidence.falsified(confidence.model.inputs)
+    if empty is not None:  # of no function everything is true
+        named = (("states", consequences.STATES), ("policies", consequences.POLICIES))
+        return [idle(name, words, f"{empty}.") for name, words in named]
     try:
         whole = (
             states

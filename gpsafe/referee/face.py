@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from gpytorch.kernels import Kernel
+
 from gpsafe import _require
+from gpsafe.confidence.lineage import fingerprint
 from gpsafe.data import Transitions
+from gpsafe.models import GP
 from gpsafe.referee.examine import Examination, examine
 from gpsafe.referee.sources import ROWS, named, of_env, of_system
 from gpsafe.systems.task import Task
@@ -84,12 +88,19 @@ def verify(
     else:
         source = of_system(named(system) if isinstance(system, str) else system, rows=rows, seed=seed)
     stated = source.stated | options
-    if model is not None:  # which says these itself
-        stated = {k: v for k, v in stated.items() if k not in ("kernels", "prior", "outputs") or k in options}
+    if model is not None:  # which says these itself; a norm is one of the RKHS of its kernels
+        same = isinstance(model, GP) and _alike(model.kernels, source.stated.get("kernels", ()))
+        said = {"kernels", "prior", "outputs", "subgaussian"} | (set() if same else {"rkhs_norm"})
+        stated = {k: v for k, v in stated.items() if k not in said or k in options}
     own = {"title": env if isinstance(env, str) else getattr(system, "name", "the plant"), "origin": source.origin}
     own |= {"states": source.states, "inputs": source.inputs, "notes": source.notes}
     task = task or source.task
     return examine(source.data, source.ids, model=model, task=task, **(own | stated))
+
+
+def _alike(one: Sequence[Kernel], other: Sequence[Kernel]) -> bool:
+    """Whether two models have equal kernels."""
+    return [fingerprint(kernel) for kernel in one] == [fingerprint(kernel) for kernel in other]
 
 
 def _table(data: Any, options: dict[str, Any]) -> tuple[Transitions, Sequence[Any] | None]:

@@ -123,13 +123,13 @@ def _repeats(case: Case) -> list[Finding]:
     if case.origin == "drawn":
         return [first, idle("copies", copies, "gpsafe drew the rows itself.")]
     if lattices or not seen.copies:
-        told = f"{seen.copies} pairs of judging rows are equal in all columns.{steps if seen.copies else ''}"
+        told = f"{seen.copies} pairs of rows are equal in all columns.{steps if seen.copies else ''}"
         stands = Finding(
             "copies", copies, Ruling.STANDS, f"{told} That does not make it true.", float(seen.copies), 0.0
         )
         return [first, stands]
     text = (
-        f"{seen.copies} pairs of judging rows are equal in every column, which noise with a density does with "
+        f"{seen.copies} pairs of rows are equal in every column, which noise with a density does with "
         "probability 0: rows "
         "were copied, and confidence sets would count them twice. For a plant without noise this is no objection."
     )

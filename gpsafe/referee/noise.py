@@ -16,11 +16,11 @@ FEW = 3  # pairs from which a level is read
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """Judging rows with exactly the same (x, u).
+    """Rows with exactly the same (x, u).
 
     Attributes:
-        pairs: disjoint ones.
-        copies: pairs with the same outcome too, in all outputs.
+        pairs: disjoint ones that judge.
+        copies: disjoint pairs of all rows, those that choose too, with the same outcome in all states.
         low: lower confidence limit of R of each output, from (y − y′)/√2, which is R-sub-Gaussian whatever f is; nan without
         pairs. size: r.m.s. of these differences.
     """
@@ -39,7 +39,7 @@ def repeated(rows: Rows, y: Tensor, delta: float) -> Repeats:
     """
     pairs = repeats(rows.data.z[rows.first :])
     gap = y[rows.first :][pairs[:, 0]] - y[rows.first :][pairs[:, 1]] if len(pairs) else y[:0]
-    copies = int((gap == 0).all(-1).sum())
+    copies = len(repeats(torch.cat([rows.data.z, rows.data.x_next], -1)))
     if len(pairs) < FEW:
         return Repeats(len(pairs), copies, (math.nan,) * y.shape[1], (math.nan,) * y.shape[1])
     size = (gap.square().sum(0) / 2 / len(pairs)).sqrt()

@@ -24,6 +24,7 @@ from gpsafe.systems.task import Task
 
 POINTS = 200  # of the box
 SATURATED = 0.9  # of B√k
+EMPTY = "empty: kernel, B or R is false, up to δ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Width:
 
     Attributes:
         name: of the bound.
-        status: "theorem", or why it is none here; a bound that refuses the model altogether has no numbers.
+        status: "theorem", or why it is none here; a bound that refuses the model altogether has no numbers, nor has one whose
+            band is empty at a point (`EMPTY`).
         beta: largest of the outputs; nan where the bound has none.
         at_rows, in_box: median half-width at the rows and at points drawn from their box, in units of what the output moves by
             (r.m.s.), the widest output.
@@ -121,6 +123,8 @@ def _measured(
     episodes = math.nan
     if task is not None and status == "theorem" and math.isfinite(beta):
         episodes = _episodes(beta, z, claim, task)
+    if min(float(at_rows.min()), float(in_box.min())) < -1e-9 * float(spread.max()):
+        return Width(name, EMPTY)
     relative = ((at_rows / spread).median(0).values.max(), (in_box / spread).median(0).values.max())
     saturated = float((in_box >= SATURATED * most).all(-1).double().mean())
     return Width(name, status, beta, float(relative[0]), float(relative[1]), saturated, episodes)

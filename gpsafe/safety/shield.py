@@ -34,7 +34,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._lent import lent
-from gpsafe._pinned import Pinned
+from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
@@ -199,7 +199,7 @@ class Shield:
             stored=chosen,
             margin=float(found.margin[best]) if certified else math.nan,
             expected=Zonotope.point(x0.clone().unsqueeze(0)),
-            fallbacks=Pinned.of(judge.fallbacks, _around(x0).unsqueeze(0)),
+            fallbacks=pinned_policies(judge.fallbacks, x0),
         )
 
     @property
@@ -291,14 +291,6 @@ class Shield:
             f"state {worst} at t = {self.time} is {float(excess[worst]):.3g} beyond its one-step set "
             f"(half-width {float(radius[worst]):.3g}): f* is not in F_n, or the noise left its box"
         )
-
-
-def _around(x0: Tensor) -> Tensor:
-    """x_0 and states about it near and far, (64, nx)."""
-    generator = torch.Generator().manual_seed(0)
-    away = torch.randn(63, x0.numel(), dtype=torch.float64, generator=generator).to(x0.device)
-    far = torch.logspace(-2, 1, 63, dtype=torch.float64, device=x0.device).unsqueeze(-1)
-    return torch.cat([x0.unsqueeze(0), x0 + far * away])
 
 
 def _empty(judge: PlanTube) -> str | None:

@@ -267,7 +267,8 @@ def episode(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One episode of a Gymnasium environment under x ↦ u: states (k + 1, nx) and the inputs (k, nu) applied, k ≤ horizon.
 
-    Shorter if the environment ends it. The input is what the environment says it applied (``info["applied"]``), if it says so.
+    Shorter if the environment ends it. The input is what the environment says it applied (``info["applied"]``), if it says so;
+    one beyond the action space is then its own to deal with, and refused where it does not say.
 
     Args:
         env: with a continuous action space.
@@ -275,6 +276,9 @@ def episode(
         horizon: most steps.
         state: (observation, info) → x; default ``info["state"]`` if the environment gives it, else the observation.
         seed: of the reset.
+
+    Raises:
+        ValueError: for states that are not finite, and an action that the environment would clip or refuse without a word.
     """
 
     def read(observation: Any, info: dict[str, Any]) -> Tensor:
@@ -285,10 +289,19 @@ def episode(
     states, inputs = [read(observation, info)], []
     for _ in range(_require.count("episode", "horizon", horizon)):
         action = policy(states[-1]).detach().cpu().numpy()
-        observation, _, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
+        given = action.astype(env.action_space.dtype)
+        observation, _, terminated, truncated, info = env.step(given)
+        if "applied" not in info and not _within(env.action_space, given):
+            limits = env.action_space.low.tolist(), env.action_space.high.tolist()
+            raise _require.fail("episode", f"actions within {limits} (or what was applied in info)", action.tolist())
         applied = np.asarray(info.get("applied", action), dtype=np.float64).copy()
         inputs.append(torch.from_numpy(applied))
         states.append(read(observation, info))
         if terminated or truncated:
             break
     return torch.stack(states), torch.stack(inputs)
+
+
+def _within(space: Any, action: Any) -> bool:
+    """Whether an action is in a space with limits, whatever its shape."""
+    return not hasattr(space, "low") or bool(((action >= space.low) & (action <= space.high)).all())

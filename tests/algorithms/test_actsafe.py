@@ -9,6 +9,7 @@ from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.grid import Grid
 from gpsafe.cost.robust_dp import RobustDP
+from gpsafe.cost.session import DPSession
 from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import grid as regular_grid
@@ -130,6 +131,18 @@ def test_unsound_cost_bounds_are_refused(algorithm):
 
     with pytest.raises(ValueError, match="sound cost bound"):
         algorithm.with_(cost_bound=Guess())
+
+
+def test_a_session_of_other_policies_is_refused(algorithm):
+    """As many of them, all harmless: 81 of 81 were "certified", and one that costs 14 of a budget of 0.2 was flown."""
+    own, dp = algorithm.policies, algorithm.cost_bound
+    harmless = replace(own, offset=own.offset[:1].expand_as(own.offset), gain=own.gain[:1].expand_as(own.gain))
+    for others in (harmless, own.select(torch.arange(80))):
+        other = algorithm.with_(start=lambda confidence, others=others: DPSession.start(dp, confidence, others))
+        with pytest.raises(ValueError, match="session: expected the policies of the run"):
+            other.run(0)
+    same = replace(own, offset=own.offset.clone())
+    assert algorithm.with_(start=lambda confidence: DPSession.start(dp, confidence, same), episodes=1).run(0).episodes
 
 
 def test_sufficient_episodes_is_finite_huge_and_monotone(algorithm):

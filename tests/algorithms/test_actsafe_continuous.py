@@ -69,6 +69,13 @@ def test_refused_proposals_are_recorded(run):
     assert any(not bool(e.decisions.accepted.all()) for e in run.episodes)
 
 
+def test_the_parameters_of_an_episode_are_no_view_of_the_safe_set(algorithm):
+    done = algorithm.with_(episodes=1, exploit=0).run(0)
+    kept = done.safe.theta.clone()
+    done.episodes[0].theta.mul_(57.3)  # to degrees, for a table
+    assert torch.equal(done.safe.theta, kept)
+
+
 def test_same_seed_same_run(algorithm, run):
     again = algorithm.with_(episodes=2, exploit=0).run(0)  # an integer is a seed
     with pytest.raises(ValueError, match=r"ContinuousActSafe.run: expected a torch.Generator or an integer seed"):

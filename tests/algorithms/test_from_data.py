@@ -136,6 +136,11 @@ def test_a_learner_takes_it_and_is_heuristic_until_declared():
         gs.sound_learner(system, known, [kernel])
     with pytest.raises(ValueError, match="without rkhs_norm"):
         gs.sound_learner(system, known, found, [1.0])
+    about_zero = gs.estimate(states, inputs, outputs=[1], kernels=kernel, noise_std=1e-3)
+    with pytest.raises(ValueError, match="Estimate of what the known part leaves"):  # its B is of another function
+        gs.sound_learner(twin, known, about_zero)
+    again = gs.AffineKnown(known.A.clone(), known.B, known.c)
+    assert gs.sound_learner(twin, again, found).unsound == learner.unsound  # the same in another object
 
 
 def test_shapes_and_kinds():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
+from gpsafe.algorithms.learner import EpisodePolicy
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Constant
 from gpsafe.linalg import vector
@@ -57,6 +58,28 @@ def test_an_episode_that_is_cut_short_is_a_missing_measurement_and_ends_the_prom
     learner.tell(states[:5], inputs[:4])
     assert "cut short" in str(learner.falsified) and not learner.logger.rows[-1]["guaranteed"]
     assert learner.standing.models[1].num_data == 0
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_an_episode_that_was_taken_over_is_a_missing_measurement_too(step):
+    """Whoever intervenes when it gets dear leaves only the cheap episodes to be measured."""
+    learner = safeopt()
+    policy, calls = learner.ask(), []
+
+    def taken(x):
+        u = policy(x)
+        calls.append(u)
+        return u if len(calls) <= step else u + 0.3
+
+    learner.tell(*learner.rollout(policy_like(policy, taken)))
+    assert (learner.falsified is None) == (step == 0)  # of an input at x_0 nothing was seen
+    assert "taken over" in str(learner.falsified) or step == 0
+    assert not learner.logger.rows[-1]["guaranteed"] and learner.standing.models[1].num_data == 0
+
+
+def policy_like(policy, act):
+    """The same episode under other inputs."""
+    return EpisodePolicy(act, one_d(), number=policy.number, start=policy.start, unsound=None)
 
 
 def test_an_empty_interval_refutes_it():

@@ -41,6 +41,21 @@ def test_time_orders_rows_and_gaps_are_no_transitions():
     assert len(data) == 6 and notes[0].startswith("3 steps longer than")
 
 
+def test_a_step_that_is_too_short_is_no_transition_either():
+    """Two rates in one recording were learnt as one plant: of 99 steps 49 took a fifth of the time."""
+    clock = np.concatenate([np.arange(50) * 0.1, 5 + np.arange(50) * 0.02])
+    table = pd.DataFrame({"t": clock, "x": np.sin(clock), "u": np.cos(3 * clock)})
+    data, _, notes = recordings.transitions(table, ["x"], ["u"], time="t")
+    assert len(data) == 50 and "49 steps" in notes[0]
+
+
+def test_times_may_be_dates():
+    plain = recordings.transitions(frame(), ["x"], ["u"], run="run", time="t")[0]
+    for zone in (None, "UTC"):
+        days = frame(t=np.tile(pd.date_range("2024-01-01", periods=4, freq="s", tz=zone), 3))
+        assert recordings.transitions(days, ["x"], ["u"], run="run", time="t")[0].x.tolist() == plain.x.tolist()
+
+
 @pytest.mark.parametrize("kind", ["csv", "npz", "parquet"])
 def test_three_kinds_of_file_say_the_same(kind, tmp_path):
     table, path = frame(), tmp_path / f"data.{kind}"
@@ -74,6 +89,8 @@ BAD = {
     "count": ({}, {"following": ["v"]}, "as many columns of the next state as of the state, 2"),
     "labels": ({"run": [None] + ["a"] * 11}, {"run": "run"}, "no empty cells in 'run', got 1 of 12 rows"),
     "times": ({"t": [0.0] * 12}, {"run": "run", "time": "t"}, "one row for each time of a run"),
+    "clock": ({"t": ["0.1", "noon"] * 6}, {"time": "t"}, "numbers or times in 't' .*, got 'noon' in row 2"),
+    "complex": ({"x": np.arange(12) * 1j}, {}, "real numbers in 'x', got complex128"),
     "alone": ({"run": list("abcdefghijkl")}, {"run": "run"}, "successive rows of one run"),
     "nothing": ({}, {"state": []}, "at least one column of the state"),
 }

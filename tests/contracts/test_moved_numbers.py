@@ -16,10 +16,13 @@ from shield_cases import case_of, judge_of, tracking_of
 from test_lent_tensors import ONE, Returned, number
 from torch import Tensor
 
+from gpsafe.algorithms import ContinuousActSafe
 from gpsafe.certify import AffineLaw, CertificationProblem, certify_invariance
 from gpsafe.cost import CostToGo, RobustDP
+from gpsafe.linalg import vector
 from gpsafe.models import Ensemble, Normalizer
 from gpsafe.policies import AffinePolicies
+from gpsafe.policies.parametric import ParametricPolicies
 from gpsafe.safety import BudgetFilter, RecoveryShield, SafetyFilter, certified_map
 from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box, Polytope
@@ -27,6 +30,7 @@ from gpsafe.systems import DerivedCost, derived_known
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.task import Task
 from gpsafe.tube import EnsembleTube, GPTube, KnownTube
+from tests.learner_cases import LEARNERS
 
 
 def task() -> Task:
@@ -223,3 +227,25 @@ def test_a_tube_of_a_process_whose_known_part_moved_says_so():
     assert tube.edited is None
     known.shift.fill_(math.pi)
     assert tube.edited is not None
+
+
+@pytest.mark.parametrize("name", ["finite", "safeopt", "continuous"])
+def test_a_learner_whose_policies_moved_flies_none_of_them(name):
+    """ "guaranteed" was an episode of what policy 21 had become, which cost 14 of a budget of 0.2."""
+    target = vector(0.0)
+    family = ParametricPolicies(
+        ("gain",), Box([1.0], [6.0]), Box([-1.0], [1.0]), lambda theta: (theta * (target - 0.5), -theta.unsqueeze(-1))
+    )
+    learner = LEARNERS[name]()
+    if isinstance(learner, ContinuousActSafe):
+        learner = learner.with_(family=family, initial=vector(3.0).unsqueeze(0))
+    learner.learn(1)
+    learner.predict(learner.system.initial_state)  # decides, so that the move comes after the decision
+    moved = target if isinstance(learner, ContinuousActSafe) else learner.policies.offset  # type: ignore[attr-defined]
+    kept = moved.clone()
+    moved.add_(2.0)
+    for question in (learner.ask, lambda: learner.predict(learner.system.initial_state)):
+        with pytest.raises(ValueError, match="policy class that is still the one"):
+            question()
+    moved.copy_(kept)
+    assert learner.ask().unsound is None

@@ -216,3 +216,15 @@ def test_a_session_is_not_updated_with_another_history(case):
     wider = dataclasses.replace(case.confidence.bound, rkhs_norm=50.0)
     with pytest.raises(ValueError, match="update: expected a confidence set that continues"):
         session(case).update(ConfidenceSet(wider, case.confidence.generations))
+
+
+def test_what_an_update_finds_says_nothing_of_the_sets_before_it(case):
+    """A second run from the same first session certified in its first episode all that the first run ever had."""
+    first = ConfidenceSet(case.confidence.bound, case.confidence.generations[:1])
+    every, index = case.policies.select(torch.arange(0, 81, 4)), torch.arange(21)
+    before, fresh = (PrunedSession(program(case.system), first, every, generator(1)) for _ in range(2))
+    after = before.update(case.confidence)
+    found = after.upper(index), after.exploration(index)
+    assert int((found[0] <= BUDGET).sum()) > 1 and int((after.upper(index) <= BUDGET).sum()) > 1
+    assert torch.equal(before.upper(index), fresh.upper(index))
+    assert torch.equal(before.exploration(index), fresh.exploration(index)) and len(before.log) == 1

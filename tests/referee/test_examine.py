@@ -152,7 +152,7 @@ def test_repeated_inputs_bound_the_noise_whatever_f_is():
     assert seen.pairs > 10 and seen.low[0] > 0.02 and seen.copies == 0
     assert len(repeats(data.z)) == 0
     copied = noise.repeated(arranged(data + data, None), claim.residuals(arranged(data + data, None).data), 0.01)
-    assert copied.copies == copied.pairs > 10 and copied.low[0] == 0.0
+    assert copied.copies == 60 and copied.pairs > 10 and copied.low[0] == 0.0
 
 
 def test_rows_repeated_for_what_they_showed_refute_a_true_level():
@@ -181,6 +181,27 @@ def test_findings_say_in_which_order_noise_is_new(found):
     assert "drawn order" in " ".join(found["level"].assumes)
     runs = examine(recorded(120), [i // 30 for i in range(120)], **STATED)
     assert "everything before it" in " ".join(runs["level"].assumes)
+
+
+def test_a_recording_that_was_put_in_twice_is_told():
+    """As a second run: all copies lay on the other side of the line between choosing and judging, and a true claim was refuted
+    with "0 pairs equal".
+    """
+    once = recorded(90)
+    found = examine(once + once, [0] * 90 + [1] * 90, **STATED)
+    assert found["copies"].ruling is Ruling.REFUTED and found["copies"].statement.startswith("90 pairs")
+    assert examine(once, [0] * 90, **STATED)["copies"].ruling is Ruling.STANDS
+
+
+def test_nothing_is_proved_of_an_empty_set():
+    """With B far too small 196 of 256 cells were "proved" accurate, and the narrowest theorem had half-width −0.9."""
+    false = {**STATED, "rkhs_norm": 0.01, "subgaussian": 0.005}
+    found = examine(recorded(norm=3.0, sd=0.005), **false)
+    for name in ("states", "policies"):
+        assert found[name].ruling is Ruling.NOT_APPLICABLE and "F_n is empty" in found[name].statement
+    widths = found["widths"]
+    assert widths.ruling is Ruling.VACUOUS and "convex-program" in widths.statement.split("The band of")[1]
+    assert widths.statistic > 0 and all(not row[4] < 0 for row in widths.rows)
 
 
 def test_lattices_are_seen_and_rounding_is_none():
@@ -242,6 +263,19 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
     assert set(plain.stated) == {"subgaussian"}
 
 
+def test_a_model_of_a_twin_is_judged_by_what_it_states_itself():
+    """The twin's B, of its own kernels, was "stated" for a set with others, and its noise for R."""
+    system = gs.systems.rkhs_1d(generator=torch.Generator().manual_seed(0))
+    made = {"nx": 1, "nu": 1, "noise_std": system.noise_std, "prior": system.known, "mode": "theory"}
+    other = gs.GP.create(kernels.rbf([0.2, 0.2], 0.05), 1e-4, **made)
+    F = gs.ConfidenceSet(gs.Mixture(rkhs_norm=7.0, subgaussian=0.03, delta=0.1)).update(other)
+    found = gs.verify(system=system, model=F, rows=60)
+    assert (found["norm"].threshold, found["level"].threshold) == (7.0, 0.03)
+    alike = gs.verify(system=system, model=gs.GP.create(list(system.kernels), 1e-4, **made), rows=60)
+    assert alike["norm"].threshold == float(system.rkhs_norm)
+    assert "chosen from the first rows" in gs.verify(system=system, model=other, rows=60)["norm"].claim
+
+
 def test_a_plant_without_noise_is_heard():
     """No fit can tell its noise from none; what is correlated in its errors is the model's."""
     x = 2 * torch.rand(90, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
@@ -261,6 +295,28 @@ def test_environments_are_driven_by_random_inputs():
     for name, message in (("Nothing-v0", "that Gymnasium can make"), ("CartPole-v1", "continuous action space")):
         with pytest.raises(ValueError, match=message):
             sources.of_env(name)
+
+
+def test_an_estimate_is_judged_about_its_own_known_part():
+    """About the identity instead, every f had a norm above 4.26 B of an estimate that nothing refutes."""
+    g = torch.Generator().manual_seed(0)
+    x, u = [torch.zeros(1, dtype=torch.float64)], 2 * torch.rand(150, 1, dtype=torch.float64, generator=g) - 1
+
+    def known(x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + 0.3 * u
+
+    for v in u:
+        x.append(known(x[-1], v) + 0.05 * (3 * x[-1]).sin() + 0.01 * torch.randn(1, dtype=torch.float64, generator=g))
+    states = torch.stack(x)
+    later = gs.Transitions(states[60:-1], u[60:], states[61:])
+    for prior in (known, zero_prior):
+        found = gs.estimate(states[:60], u[:59], prior=prior)
+        judged = gs.verify(data=later, model=found)
+        assert judged["norm"].ruling is not Ruling.REFUTED and judged["norm"].threshold == found.rkhs_norm[0]
+        same = gs.verify(
+            data=later, prior=prior, kernels=found.kernels, rkhs_norm=found.rkhs_norm, subgaussian=found.noise_std
+        )
+        assert judged["norm"].statistic == same["norm"].statistic
 
 
 def test_a_model_states_kernel_norm_and_noise():

@@ -132,6 +132,16 @@ def test_an_episode_of_an_environment_is_what_a_learner_is_told():
     assert len(longer) == 7  # the environment ends it
 
 
+def test_an_action_that_an_environment_would_clip_in_silence_is_refused():
+    """9 was written down where 2 had been applied, and told as what the policy did."""
+    env = gymnasium.make("Pendulum-v1")
+    states, inputs = episode(env, lambda x: vector(2.0), horizon=3, seed=0)
+    assert states.shape == (4, 3) and inputs.flatten().tolist() == [2.0] * 3
+    for wrong in (vector(9.0), vector(math.nan)):
+        with pytest.raises(ValueError, match="episode: expected actions within"):
+            episode(env, lambda x, wrong=wrong: wrong, horizon=3, seed=0)
+
+
 def test_the_state_may_be_read_from_the_observation():
     env = gymnasium.make("gpsafe/Pendulum-v0", observation="trig")
     states, _ = episode(
