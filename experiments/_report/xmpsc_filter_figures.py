@@ -60,8 +60,7 @@ def rates(arms: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], arguments
     )
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title)
-        names = [f"{_short(p)}, {q}".replace("\n", " ").replace("- ", "-") for p, q in places]
-        axes.set_xticks(range(len(places)), names, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(places)), [f"{_short(p)}\n{q}" for p, q in places], rotation=60, fontsize="small")
         axes.set_ylim(-0.03, 1.03)
         for i in range(1, len(places)):
             axes.axvline(i - 0.5, color=plotting.colour("faint"), linewidth=0.8)
@@ -76,7 +75,7 @@ def _called(mode: str) -> str:
 
 
 def _short(plant: str) -> str:
-    return {"pendulum": "pendulum,\nnoisy", "pendulum-exact": "pendulum,\nexact", "cart-pole": "cart-\npole"}[plant]
+    return {"pendulum": "pendulum, noisy", "pendulum-exact": "pendulum, exact", "cart-pole": "cart-pole"}[plant]
 
 
 def tubes(run: Run, arguments: Any) -> Figure:
