@@ -37,7 +37,8 @@ from gpsafe.systems.base import System, sample_noise
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PLANT, PLANNER, MODEL, START, BEST = 0, 1, 2, 3, 4  # purposes of random numbers
+# Purposes of random numbers. Monte-Carlo bounds draw from (seed, stage, …) with stages from 1 on: 0 is the plant's alone.
+PLANT, PLANNER, MODEL, START, BEST = 0, 1, 2, 3, 4
 Stream = Callable[[int, int, int], torch.Generator]
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gpsafe._files import write_bytes
-from gpsafe.algorithms.learner import Learner, stream
+from gpsafe.algorithms.learner import PLANT, Learner, stream
+from gpsafe.cost import monte_carlo
 from gpsafe.policies.rollout import one_episode
 from gpsafe.saved import _learner as _saved
 from gpsafe.systems.base import System
@@ -294,6 +295,13 @@ def test_a_forged_log_certifies_nothing(tmp_path):
     loaded = cases.finite().load(folder)
     assert loaded.logger.rows[0]["size"] == 81  # a log is what somebody wrote
     assert loaded.standing.safe_set == learnt("finite").standing.safe_set  # S_n is what the data show
+
+
+def test_the_plant_and_the_certificates_draw_from_streams_of_their_own():
+    """With one seed for both, as many use: else data would depend on the noise of the certificates that they enter."""
+    plant = {stream(7, PLANT, number).initial_seed() for number in range(200)}
+    bounds = {monte_carlo.stream(7, stage, purpose).initial_seed() for stage in range(1, 201) for purpose in range(3)}
+    assert len(plant) == 200 and not plant & bounds
 
 
 @pytest.mark.parametrize(
