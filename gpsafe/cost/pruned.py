@@ -253,7 +253,7 @@ class PrunedSession:
                     result[part] = dp.exploration(enclosure, std.norm(dim=-1))
                 else:
                     result[part] = dp.upper(enclosure)
-        return result * (1 + 1e-9) + 1e-9
+        return result * (1 + 1e-9) + 1e-9 if exploration else result
 
     def update(self, confidence: ConfidenceSet) -> PrunedSession:
         """The same with a new F_n that continues the old one; the bounds found so far are kept."""

@@ -116,7 +116,12 @@ class RobustDP(OfTask):
     def upper(self, enclosure: Enclosure) -> Tensor:
         """V_0(x₀) for every policy of the enclosure, rounded up and at most T·C, (P,)."""
         stage = self.rates(enclosure.centers, enclosure.radius)
-        return grow(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
+        return self.outward(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
+
+    def outward(self, value: Tensor) -> Tensor:
+        """Expected costs rounded up. Without noise they are sums of stage costs, with which a cost of 0 stays 0; averages over
+        noise come of differences of probabilities, which err by a share of the ceiling."""
+        return grow(value) if bool((self.task.noise_std > 0).any()) else value * (1 + 1e-9)
 
     def lower(self, enclosure: Enclosure) -> Tensor:
         """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down but to 0, (P,)."""

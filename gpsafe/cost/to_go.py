@@ -12,7 +12,7 @@ from gpsafe._pinned import Pinned
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.cost.enclosure import enclose, grow
+from gpsafe.cost.enclosure import enclose
 from gpsafe.cost.grid import RangeMax
 from gpsafe.cost.robust_dp import RobustDP, stages
 from gpsafe.policies import PolicyClass
@@ -85,7 +85,7 @@ class CostToGo:
         """V̄_left at x (nx,), 0 <= left <= T; left·C outside the grid, and where x is not finite."""
         most = self._within("CostToGo.value", left) * self.program.cost.ceiling
         cells = self.program.grid.near(x) if bool(torch.isfinite(x).all()) else torch.tensor([-1])
-        return most if int(cells.min()) < 0 else min(float(grow(self.values[left, cells].max())), most)
+        return most if int(cells.min()) < 0 else min(float(self.program.outward(self.values[left, cells].max())), most)
 
     def ahead(self, x: Tensor, u: Tensor, left: int) -> float:
         """Q̄_left at x (nx,) and u (nu,); left·C where F_n is empty or the box of next means leaves the grid."""
@@ -99,7 +99,7 @@ class CostToGo:
         low, high = enclose(here, point, self.confidence, constant).refine(self.confidence).boxes()
         outside = (left - 1) * ceiling
         most = RangeMax.build(program.grid, low, high)(self.tables[left - 1 : left], outside)[0, 0]
-        return min(float(grow(now + most)), left * ceiling)
+        return min(float(program.outward(now + most)), left * ceiling)
 
     def _within(self, where: str, left: int, *, least: int = 0) -> int:
         """Stages left that the tables know: a negative one would be read from their end."""

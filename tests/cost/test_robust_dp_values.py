@@ -12,12 +12,14 @@ from torch import Tensor
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.enclosure import grow
 from gpsafe.cost.grid import Averager, Grid, RangeMax, _average_matrices
+from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import RobustDP, sweep
+from gpsafe.cost.to_go import CostToGo
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
-from gpsafe.systems.base import HingeCost
+from gpsafe.systems.base import HingeCost, IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
 
@@ -354,3 +356,22 @@ def test_averages_on_three_axes_are_those_along_each():
         for i in range(3)
     ]  # fmt: skip
     torch.testing.assert_close(found, torch.einsum("pi,pj,pk->pijk", *along), rtol=1e-12, atol=0)
+
+
+def test_without_noise_a_policy_that_costs_nothing_is_bounded_by_nothing():
+    """So that a budget of 0 can be met: then a bound is a sum of stage costs, and 0 stays 0."""
+    one = torch.ones(1, 1).double()
+    known, still = AffineKnown(0.9 * one, 0.3 * one, tensor([0.0])), tensor([0.0])
+    model = GP.create(kernels.rbf([1.0, 1.0], 1.0), 0.01, nx=1, nu=1, noise_std=still, prior=known, mode="theory")
+    F = ConfidenceSet(Mixture(rkhs_norm=0.01, subgaussian=0.1, delta=0.1)).update(model)
+    policies = AffinePolicies(tensor([[0.0], [0.2], [0.9]]), torch.zeros(3, 1, 1).double(), Box([-1.0], [1.0]))
+    task = Task(tensor([0.5]), 10, IndicatorCost(one, tensor([1.2])), 0.0, still)
+    dp = RobustDP(Grid(Box([-3.0], [3.0]), (240,)), task)
+    upper = dp.upper(dp.enclosure(F, policies).refine(F))
+    assert upper[:2].tolist() == [0.0, 0.0] and 5.0 < float(upper[2]) < 7.0
+    session = PrunedSession(dp, F, policies, torch.Generator().manual_seed(0))
+    assert session.upper(torch.arange(3)).tolist()[:2] == [0.0, 0.0]
+    value = CostToGo.of(dp, F, policies.select(torch.tensor([1])), Box([-1.0], [1.0]))
+    assert value.value(tensor([0.5]), 10) == 0.0 == value.ahead(tensor([0.5]), tensor([0.2]), 10)
+    noisy = replace(dp, task=task.with_(noise_std=tensor([1e-6])))
+    assert 0 < float(noisy.upper(noisy.enclosure(F, policies).refine(F))[0]) <= 2e-9
