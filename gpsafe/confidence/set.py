@@ -59,6 +59,8 @@ class ConfidenceSet:
     _lineage: Lineage | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if hasattr(self.generations, "posterior"):
+            raise _require.fail("ConfidenceSet", "a sequence of models (or update with one)", type(self.generations).__name__)
         given = tuple(self.generations)
         object.__setattr__(self, "generations", ())
         for model in given:

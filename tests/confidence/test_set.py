@@ -187,7 +187,7 @@ def test_bounds_are_float64_whatever_the_points_come_in(form):
     """Rounding is accounted for in float64 only: whatever the points come in, the numbers are those of the same points."""
     exact = GRID.float().double()
     given = {"float32": exact.float(), "numpy": exact.numpy(), "list": exact.tolist()}[form]
-    models = episodes(0)[1]
+    _, models = episodes(0)
     for confidence in (build(Mixture(**ASSUMED), models[:1]), build(Mixture(**ASSUMED), models)):
         for found, same in zip(confidence.bounds(given), confidence.bounds(exact), strict=True):
             assert found.dtype == torch.float64 and torch.equal(found, same)
@@ -211,3 +211,11 @@ def test_membership_of_one_output_takes_a_flat_value_and_refuses_what_would_broa
     ):
         with pytest.raises(ValueError, match=r"ConfidenceSet.contains: expected f\(z\) of shape"):
             confidence.contains(wrong, GRID)
+
+
+def test_one_model_in_place_of_a_sequence_is_refused_by_name():
+    _, models = episodes(0)
+    with pytest.raises(
+        ValueError, match=r"ConfidenceSet: expected a sequence of models \(or update with one\), got GP"
+    ):
+        ConfidenceSet(Mixture(**ASSUMED), models[-1])

@@ -180,7 +180,9 @@ def test_bounds_are_those_of_the_windows_rounded_up_and_regions_widen_them(line)
         enclosure = window.enclosure(line.confidence, policies.select([p])).refine(line.confidence)
         std = line.confidence.model.posterior(enclosure.z)[1].norm(dim=-1)
         for name, value in ((False, window.upper(enclosure)), (True, window.exploration(enclosure, std))):
-            said = float(value[0]) * (1 + 1e-9) + 1e-9 if name else float(value[0])  # a bound of the cost is rounded already
+            said = (
+                float(value[0]) * (1 + 1e-9) + 1e-9 if name else float(value[0])
+            )  # a bound of the cost is rounded already
             assert float(found[name][i]) == pytest.approx(said, rel=1e-11, abs=1e-13)
     assert session.memo.falsified is None and session.falsified() is None
     with pytest.raises(ValueError, match=r"shrink in \(0, 1\]"):
