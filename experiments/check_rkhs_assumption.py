@@ -227,8 +227,8 @@ def report(runs: Sequence[Run]) -> Report:
     norms = [row for row in rows if "step" in row]
     recipe = [row for row in rows if "system" in row]
     trials = [row for row in rows if "family" in row]
-    figure = plotting.figure("screen", 6.5)
-    panels = figure.subplots(2, 3)
+    figure = plotting.figure(13.0, 7.0)
+    panels = [part.subplots(1, 3) for part in figure.subfigures(2, 1)]  # labels of one row take no room of the other
     least, looks = min(row["ridge"] for row in norms), plotting.looks(step.name for step in steps())
     for axes, name in zip(panels[0], ("rbf 1", "matern-5/2 1", "matern-3/2 1"), strict=True):
         for step in steps():
@@ -236,8 +236,8 @@ def report(runs: Sequence[Run]) -> Report:
             axes.plot(list(curve), list(curve.values()), label=step.name, **looks[step.name].marked)
         axes.set(xlabel=f"points n (ρ = {least:g})", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log",
                  title=f"{name.replace(' ', ', ℓ = ')}")  # fmt: skip
-    plotting.label_ends(panels[0, 2])
-    axes = panels[1, 0]
+    plotting.label_ends(panels[0][2])
+    axes = panels[1][0]
     top = max(row["n"] for row in norms)
     for name, style in (("rbf 0.5", "-"), ("rbf 1", "--"), ("rbf 2", "-."), ("matern-5/2 1", ":")):
         for step in (steps()[0], steps()[2], steps()[4]):
@@ -246,7 +246,7 @@ def report(runs: Sequence[Run]) -> Report:
             axes.plot(ridges, height, color=looks[step.name].colour, linestyle=style, label=f"{step.name}: {name}")
     axes.set(xlabel="ρ (jitter)", ylabel="lower bound of ‖f‖_k", xscale="log", yscale="log", title=f"n = {top}")
     plotting.label_ends(axes)
-    for axes, belief in zip(panels[1, 1:], ("B", "length-scale"), strict=True):
+    for axes, belief in zip(panels[1][1:], ("B", "length-scale"), strict=True):
         _misspecified(axes, trials, belief)
     return Report(
         figures={"rkhs-assumption": figure},
