@@ -179,6 +179,7 @@ def through(value: Tensor, distance: Tensor | PolicyGap) -> Tensor:
     """value_i + D_ij, (m, num), or `PolicyGap.upper`; inf for a pair whose value or distance is no number ≥ 0: not admitted."""
     if isinstance(distance, PolicyGap):
         return distance.upper(value)
+    value, distance = (_require.floats("through", "value, distance", given) for given in (value, distance))
     total = value.unsqueeze(-1) + distance
     return torch.where((value >= 0).unsqueeze(-1) & (distance >= 0), total, torch.inf)
 
