@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.bounds import ClosedForm, ConfidenceBound, Mixture
 from gpsafe.confidence.convex_program import BallProgram, ConvexProgram
@@ -91,6 +92,7 @@ def taylor_modulus(form: kernels.Stationary, r: Tensor) -> Tensor:
 
     |f(z) − f(c) − ∂_{z−c}f(c)| ≤ ‖f‖_k times this. r (*b,) → (*b,).
     """
+    r = _require.floats("taylor_modulus", "r", r)
     square = r.square()
     zero = torch.zeros((), dtype=r.dtype, device=r.device)
     curvature = form.slope(zero)  # −κ″(0)
@@ -123,6 +125,7 @@ def jet(model: GP, z: Tensor, *, chunk: int = 2048) -> Jet:
     cov = diag(v, v·(−κ″(0))·ℓ⁻²) − DᵀD with D = L⁻¹(k_n(z), ∂k_n(z)), (n, 1 + d): a stationary prior has value and
     gradient at one point uncorrelated.
     """
+    z = _require.points("jet", "z", z, model.nx + model.nu)
     flat = z.reshape(-1, z.shape[-1])
     means, covs = zip(*(_jet(model, part) for part in flat.split(chunk)), strict=True)
     size, p = z.shape[-1] + 1, model.num_outputs

@@ -31,13 +31,16 @@ import math
 import torch
 from torch import Tensor
 
+from gpsafe import _require
+
 
 def push(gap: Tensor, noise_std: Tensor) -> Tensor:
     """a = ‖Σ^{-1/2}δ‖ for |δ| ≤ gap, (*b, nx) → (*b,), rounded up.
 
     A state without noise contributes +∞ as soon as its gap is not 0; so does a gap that is NaN or negative.
     """
-    noise = noise_std.to(gap.device)
+    gap = _require.floats("push", "gap", gap)
+    noise = noise_std.to(gap)
     scaled = torch.where(gap == 0, 0.0, torch.where(gap > 0, gap / noise, torch.inf))
     return torch.linalg.vector_norm(scaled, dim=-1) * (1 + 1e-14)
 
@@ -47,6 +50,7 @@ def drift_gap(pushes: Tensor, ceiling: float) -> Tensor:
 
     What is no number ≥ 0 counts as +∞.
     """
+    pushes = _require.floats("drift_gap", "pushes", pushes)
     pushes = torch.where(pushes >= 0, pushes, torch.inf)
     root = pushes[..., :-1].square().cumsum(-1).sqrt()
     found = torch.special.erf(root / math.sqrt(8.0)).sum(-1) * (1 + 1e-13)
@@ -61,6 +65,7 @@ def drifted(value: Tensor, radius: Tensor | float, ceiling: float) -> Tensor:
         radius: r.
         ceiling: K.
     """
+    value = _require.floats("drifted", "value", value)
     share, radius = value / ceiling, torch.as_tensor(radius, dtype=value.dtype, device=value.device)
     moved = torch.special.ndtr(torch.special.ndtri(share.clamp(0.0, 1.0)) + radius) * (1 + 1e-9) + 1e-300
     known = (share >= 0) & (share <= 1) & (radius >= 0) & (radius < torch.inf) & (moved <= 1)

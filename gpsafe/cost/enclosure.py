@@ -90,6 +90,7 @@ def bend(known: KnownPart, loop: Loop) -> Tensor:
 
 def jacobians(known: KnownPart, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """∂p/∂x (*b, nx, nx) and ∂p/∂u (*b, nx, nu): the known part's own `jacobian`, if it has one, else by differentiation."""
+    x, u = (_require.floats("jacobians", name, value) for name, value in (("x", x), ("u", u)))
     closed = getattr(known, "jacobian", None)
     if closed is not None:
         return closed(x, u)

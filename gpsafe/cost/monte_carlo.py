@@ -61,6 +61,7 @@ def kl_upper(mean: Tensor, trials: int, delta: float) -> Tensor:
     """
     _require.count("kl_upper", "trials", trials)
     _require.probability("kl_upper", "delta", delta)
+    mean = _require.floats("kl_upper", "mean", mean)
     level = math.log(1 / delta) / trials
     low, high = mean.clone(), torch.ones_like(mean)
     for _ in range(60):
@@ -74,7 +75,9 @@ def _scaled(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """samples/ceiling, checked to lie in [0, 1]."""
     _require.count("mean_upper", "number of samples", samples.shape[-1], minimum=2)
     _require.probability("mean_upper", "delta", delta)
-    scaled = samples / ceiling
+    scaled = (
+        _require.floats("mean_upper", "samples", samples) / ceiling
+    )  # integers over a number are torch's default type
     if not bool(((scaled >= 0) & (scaled <= 1 + 1e-12)).all()):
         raise _require.fail("mean_upper", f"samples in [0, {ceiling}]", "values outside, or NaN")
     return scaled
@@ -99,6 +102,7 @@ def betting_upper(samples: Tensor, delta: float) -> Tensor:
     *Rounding.* The crossing is bracketed from above; capital within 1e-9 of the threshold does not count as above. Rows with a
     sample outside [0, 1] get 1.
     """
+    samples = _require.floats("betting_upper", "samples", samples)
     count, log = samples.shape[-1], math.log(1 / delta)
     least = min(1.0, math.sqrt(log / count))
     bets = [2.0**-j for j in range(1 + math.ceil(-math.log2(least)))]
@@ -145,5 +149,6 @@ def _limit(samples: Tensor, ceiling: float, delta: float) -> Tensor:
 
 def mean_lower(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """A number ≤ E X except with probability δ, from i.i.d. samples X ∈ [0, ceiling], (*b, N) → (*b,)."""
+    samples = _require.floats("mean_lower", "samples", samples)
     _scaled(samples, ceiling, delta)
     return ceiling - mean_upper((ceiling - samples).clamp_min(0.0), ceiling, delta)

@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
@@ -63,7 +64,7 @@ def simulation_gap(rates: Tensor, ceiling: float) -> Tensor:
 
     Parting early costs most, so the greedy d_t = min(p_t, 1 − Σ_{s<t} d_s) is the maximum. What is no probability counts as 1.
     """
-    horizon = rates.shape[-1]
+    rates, horizon = _require.floats("simulation_gap", "rates", rates), rates.shape[-1]
     rates = torch.where((rates >= 0) & (rates <= 1), rates, 1.0)
     used = torch.minimum(rates.cumsum(-1), torch.ones_like(rates))
     parted = torch.diff(used, dim=-1, prepend=torch.zeros_like(used[..., :1]))

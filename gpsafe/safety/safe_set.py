@@ -152,6 +152,9 @@ class PolicyGap:
     noise_std: Tensor | None = None
     rkhs_norm: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "push", _require.floats("PolicyGap", "push", self.push))
+
     @property
     def distance(self) -> Tensor:
         """D ≥ |J_c(π, f) − J_c(π′, f)| whatever the costs are, (P, Q), at most T·C."""
@@ -166,7 +169,8 @@ class PolicyGap:
         """≥ J_c(π_j, f) for all f with J_c(π_i, f) ≤ value_i, (P,) → (P, Q): the smaller of value + D and TC·Φ(Φ⁻¹(value/TC) +
         a√(T−1)) (theory §4.2); inf where value is no number ≥ 0.
         """
-        value, total = value.unsqueeze(-1), self.horizon * self.ceiling
+        value = _require.floats("PolicyGap.upper", "value", value).unsqueeze(-1)
+        total = self.horizon * self.ceiling
         moved = torch.minimum(value + self.distance, drifted(value, self.push * math.sqrt(self.horizon - 1), total))
         return torch.where((value >= 0) & (self.push >= 0), moved, torch.inf)
 
@@ -175,6 +179,7 @@ def through(value: Tensor, distance: Tensor | PolicyGap) -> Tensor:
     """value_i + D_ij, (m, num), or `PolicyGap.upper`; inf for a pair whose value or distance is no number ≥ 0: not admitted."""
     if isinstance(distance, PolicyGap):
         return distance.upper(value)
+    value, distance = (_require.floats("through", "value, distance", given) for given in (value, distance))
     total = value.unsqueeze(-1) + distance
     return torch.where((value >= 0).unsqueeze(-1) & (distance >= 0), total, torch.inf)
 

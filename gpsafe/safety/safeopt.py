@@ -41,6 +41,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.bounds import ConfidenceBound
+from gpsafe.confidence.rounding import EPS
 from gpsafe.models.gp import GP
 
 Agree = Literal["some", "same", "every"]
@@ -64,6 +65,11 @@ class Beliefs:
     regularizer: Tensor
     covariance: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "half", "beta", "regularizer", "covariance"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _require.floats("Beliefs", name, getattr(self, name)))
+
     @staticmethod
     def of(
         models: Sequence[GP], bounds: Sequence[ConfidenceBound], points: Tensor, *, covariance: bool = True
@@ -84,7 +90,8 @@ class Beliefs:
         for model, bound in zip(models, bounds, strict=True):
             low, high = bound.interval(model, points)
             means.append(0.5 * (low + high)[:, 0])
-            halves.append(0.5 * (high - low)[:, 0])
+            # μ ± half holds [low, high] as it is computed: three roundings.
+            halves.append((0.5 * (high - low) + 2 * EPS * (low.abs() + high.abs()))[:, 0])
             betas.append(bound.beta(model)[0])
         joint = torch.stack([model.covariance(points)[0] for model in models]) if covariance else None
         regularizer = torch.cat([model.regularizer for model in models])
@@ -141,6 +148,9 @@ def lipschitz_safe(
         threshold: h_i, (q,); −inf where f_i is no constraint.
         strict: > instead of ≥.
     """
+    lower, distance, lipschitz = (
+        _require.floats("lipschitz_safe", "lower, distance, lipschitz", value) for value in (lower, distance, lipschitz)
+    )
     found = torch.ones_like(before)
     for i in _constrained(threshold):
         value = lower[:, i, None] - lipschitz[i] * distance

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpsafe import _require
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Containment:
@@ -40,6 +42,7 @@ def maximize_square(a: Tensor, A: Tensor, *, steps: int = 80) -> tuple[Tensor, T
     Returns:
         Upper bound (*b,), tight to rounding, and ξ (*b, m) of norm 1 (0 if m = 0).
     """
+    a, A = (_require.floats("maximize_square", name, value) for name, value in (("a", a), ("A", A)))
     base = a.square().sum(-1)
     if A.shape[-1] == 0:
         return base.nan_to_num(nan=torch.inf, posinf=torch.inf), A.new_zeros(*a.shape[:-1], 0)

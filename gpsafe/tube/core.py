@@ -182,6 +182,8 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
 
     The box is the sum of its nx segments. Differentiable where the sum has full rank. (*b, d, m_j), (*b, d) → (*b, d, d).
     """
+    factors = [_require.floats("outer_sum", "factors", factor) for factor in factors]
+    box = None if box is None else _require.floats("outer_sum", "box", box)
     # A flat summand of size 0 gets the size 1e-150: its columns stay 0, and no 0/0 arises here or in derivatives.
     sizes = [torch.linalg.vector_norm(factor, dim=(-2, -1), keepdim=True).clamp_min(1e-150) for factor in factors]
     total = sum(sizes[1:], start=sizes[0])
