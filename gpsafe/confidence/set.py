@@ -60,7 +60,9 @@ class ConfidenceSet:
 
     def __post_init__(self) -> None:
         if hasattr(self.generations, "posterior"):
-            raise _require.fail("ConfidenceSet", "a sequence of models (or update with one)", type(self.generations).__name__)
+            raise _require.fail(
+                "ConfidenceSet", "a sequence of models (or update with one)", type(self.generations).__name__
+            )
         given = tuple(self.generations)
         object.__setattr__(self, "generations", ())
         for model in given:

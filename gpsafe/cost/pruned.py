@@ -121,7 +121,7 @@ def windowed(
 
 @dataclass(slots=True, eq=False)
 class _Memo:
-    """Smallest bounds so far, and what was done, of one history of F_n."""
+    """Smallest bounds so far, of one history of F_n. What was done, `log`, is one list of a session and all its updates."""
 
     upper: Tensor
     exploration: Tensor
@@ -133,7 +133,7 @@ class _Memo:
     def handed_on(self) -> _Memo:
         """For an update: what that finds is not true of the F_n before it, nor of another one that follows."""
         kept = {name: getattr(self, name).clone() for name in ("upper", "exploration", "seen_width")}
-        return replace(self, **kept, probes=dict(self.probes), log=[dict(row) for row in self.log])
+        return replace(self, **kept, probes=dict(self.probes))
 
 
 @short
