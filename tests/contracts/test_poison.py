@@ -41,6 +41,7 @@ PARTS = {
     "GaussianTube": "TubeSession.upper TubeSession.exploration",
     "TotalVariation": "TotalVariation.paths",
     "RobustDP": "Grid.index Averager.__call__ RangeMax.build RangeMax.__call__ stages RobustDP.rates RobustDP.exploration"
+    " RobustDP.outward"
     " touched enclose grow residual_reach around linearised bend InCell.of Loop.rows Loop.seminorm turn",
     "Multilevel.build": "Multilevel.__call__ RangeMax.among ravel",
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
