@@ -118,10 +118,13 @@ def _pairs(model: GP, states: torch.Tensor, inputs: torch.Tensor, count: int) ->
 def pieces(setting: Setting) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and work of each component at one combination of sizes; what a component needs is made before it is timed."""
     plant, family = _plant(), setting.family()
-    before, program = setting.model(max(0, setting.data - plant.horizon)), setting.program()
-    after = setting.model(setting.data)
-    assert after.inputs is not None and after.targets is not None
-    new_z, new_y = after.inputs[-plant.horizon :], after.targets[-plant.horizon :]
+    whole, program, old = setting.model(setting.data), setting.program(), max(0, setting.data - plant.horizon)
+    assert whole.inputs is not None and whole.targets is not None
+    new_z, new_y = whole.inputs[old:], whole.targets[old:]
+    before = setting.model(0)
+    if old:
+        before = before.condition_on(whole.inputs[:old], whole.targets[:old])
+    after = before.condition_on(new_z, new_y)  # the same rows first: F_n continues
     points = torch.rand(5000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
     after.posterior(points[:1])
     yield "posterior of 5000 points", partial(after.posterior, points)
@@ -264,7 +267,7 @@ EXPERIMENT = Experiment(
     arguments=Arguments,
     budgets={
         "smoke": Arguments(
-            data=30, policies=2, cells=12, candidates=4, sweep_data=(30,), sweep_policies=(2,), sweep_cells=(12,),
+            data=30, policies=2, cells=12, candidates=4, sweep_data=(30, 60), sweep_policies=(2,), sweep_cells=(12,),
             sweep_candidates=(4,), repeats=1,
         ),
         "quick": Arguments(),
