@@ -129,10 +129,8 @@ class Builder:
                 continue
             if one == 1.0:
                 return other
-            if (
-                not isinstance(other, Slot) or other.index not in self.partial
-            ):  # 0·ln z has no value where ln z has none
-                return 0.0
+            if not isinstance(other, Slot) or other.index not in self.partial:
+                return 0.0  # but not of 0·ln z, which has no value where ln z has none
         return self.add(MUL, a, b)
 
     def unary(self, name: str, a: Entry) -> Entry:
