@@ -93,10 +93,9 @@ class ClassLearner(Learner, Generic[S, C]):
         return self._flying(_alone(self._policy(choice)), number, start)
 
     def _flying(self, act: Callable[[Tensor], Tensor], number: int, start: Tensor) -> EpisodePolicy:
-        """An episode from x = start, and what speaks against a guarantee for it."""
+        """An episode from x = start; `ask` adds a refutation to what speaks against a guarantee for it."""
         away = None if torch.equal(start, self.system.initial_state) else "policies are certified from x_0 alone"
-        refuted = None if self.falsified is None else f"an assumption was refuted ({self.falsified})"
-        return EpisodePolicy(act, self.system, number=number, start=start, unsound=self.unsound or refuted or away)
+        return EpisodePolicy(act, self.system, number=number, start=start, unsound=self.unsound or away)
 
     def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
         at, choice = self._decided()

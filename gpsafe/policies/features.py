@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.policies.finite import ROUNDING, Feedback, no_other_policy, secants
+from gpsafe.policies.finite import ROUNDING, Feedback, no_other_policy, require_same_box, secants
 from gpsafe.sets import Box
 
 
@@ -197,9 +197,7 @@ class FeaturePolicies:
         others = self if others is None else others
         if others.features != self.features:
             raise _require.fail("FeaturePolicies.input_change", "policies on the same features", others.features)
-        box, other = self.input_box, others.input_box
-        if not (torch.equal(box.lower, other.lower) and torch.equal(box.upper, other.upper)):
-            raise _require.fail("FeaturePolicies.input_change", "policies with the same input box", (box, other))
+        require_same_box("FeaturePolicies.input_change", self.input_box, others.input_box)
         gap = (self.coefficients.unsqueeze(1) - others.coefficients.unsqueeze(0)).abs()  # (P, Q, nu, m)
         reach = torch.tensor([feature.everywhere for feature in self.features], dtype=torch.float64)
         total = torch.where(gap == 0, 0.0, gap * reach).sum(-1)

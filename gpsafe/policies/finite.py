@@ -24,6 +24,12 @@ def no_other_policy(cls: type, base: str) -> None:
         raise _require.fail(cls.__name__, expected, f"another {changed[0]}")
 
 
+def require_same_box(where: str, one: Box, other: Box) -> None:
+    """Refuses to compare policies that are clipped to different boxes: with equal parameters their inputs differ, too."""
+    if not (torch.equal(one.lower, other.lower) and torch.equal(one.upper, other.upper)):
+        raise _require.fail(where, "policies with the same input box", (one, other))
+
+
 @runtime_checkable
 class PolicyClass(Protocol):
     """P deterministic policies u = π_i(x)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.policies.finite import ROUNDING, AffinePolicies
+from gpsafe.policies.finite import ROUNDING, AffinePolicies, require_same_box
 from gpsafe.sets import Box
 
 _PROBES = 32  # of every parameter
@@ -140,8 +140,7 @@ def input_gap(first: AffinePolicies, second: AffinePolicies) -> Tensor:
     gains: the width of the input box (attained when the gains are not parallel).
     """
     box = first.input_box
-    if not (torch.equal(box.lower, second.input_box.lower) and torch.equal(box.upper, second.input_box.upper)):
-        raise _require.fail("input_gap", "policies with the same input box", (box, second.input_box))
+    require_same_box("input_gap", box, second.input_box)
     width = (box.upper - box.lower).expand(first.num, second.num, -1)
     change = (first.offset.unsqueeze(1) - second.offset.unsqueeze(0)).abs()
     same = (first.gain.unsqueeze(1) == second.gain.unsqueeze(0)).all(-1).all(-1, keepdim=True)
