@@ -180,12 +180,13 @@ def curves(runs: Sequence[Run]) -> Figure:
             axes.plot(x, mean, label=f"{name} (n = {len(array)})", **look.line)
             axes.fill_between(x, *ends, color=look.colour, alpha=0.15, lw=0)
     published = common.PUBLISHED_MAX
-    left.plot(
+    line = left.plot(
         range(1, len(published) + 1), published, ms=4, lw=1, label="published", **plotting.look("published").marked
     )
+    left.legend(handles=line, loc="lower left", bbox_to_anchor=(0.15, 0.03))
     plotting.limit(left, LIMIT, label="limit")
     left.set(xlabel="episode", ylabel="largest |ω| in the episode (rad/s)", title="mean and range over seeds")
-    plotting.limit(right, common.PUBLISHED_SAFE_CELLS, label="published safe run, 15 episodes")
+    plotting.limit(right, common.PUBLISHED_SAFE_CELLS, label="published safe run")
     plotting.limit(right, common.PUBLISHED_FREE_CELLS, label="published unsafe run")
     right.set(xlabel="episode", ylabel="cells visited, of 320", title="mean and 95 % interval over seeds")
     for axes in (left, right):

@@ -129,15 +129,15 @@ def test_what_makes_no_sense_is_a_row_that_says_so(ensemble):
 
 def test_a_policy_is_unsafe_where_its_paths_show_it_and_not_where_they_might():
     """With d at the expected cost of a policy half of all means are above it, and none is called unsafe; well below, all."""
-    many = [PolicySet.create(replace(TWIN, seed=seed), count=3) for seed in range(24)]
-    costs = torch.stack([found.costs() for found in many])  # (24, 9, PATHS)
+    many = [PolicySet.create(replace(TWIN, seed=seed), count=3) for seed in range(12)]
+    costs = torch.stack([found.costs() for found in many])  # (12, 9, PATHS)
     middle = costs.mean((0, 2))
     (at,) = torch.nonzero((middle > 1.0) & (middle < 25.0) & (costs.std((0, 2)) > 0.3)).flatten()[:1].tolist()
-    for share, most in ((1.0, 0), (0.3, 24)):
+    for share, most in ((1.0, 0), (0.3, 12)):
         exact = [replace(found.contest, budget=share * float(middle[at])) for found in many]
         called = [bool(PolicySet.create(contest, count=3).unsafe()[at]) for contest in exact]
         assert sum(called) == most
-    assert 4 <= int((costs[:, at].mean(-1) > middle[at]).sum()) <= 20
+    assert 2 <= int((costs[:, at].mean(-1) > middle[at]).sum()) <= 10
     still = replace(TWIN, plant=replace(TWIN.plant, noise_std=torch.zeros(TWIN.plant.nx, dtype=torch.float64)))
     found = PolicySet.create(still, count=3)
     assert torch.equal(found.unsafe(), found.costs()[:, 0] > still.budget)
