@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.sets.polytope import Polytope
-from gpsafe.systems.actions import Array, Channel
+from gpsafe.systems.actions import Array, Channel, observation_kept
 
 if TYPE_CHECKING:
     from gpsafe.safety.filter import Decision, SafetyFilter
@@ -27,10 +27,10 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Filters the actions of any agent: `env = SafetyFilterWrapper(env, filter)`.
 
     The state is `info["state"]` where the environment gives it (as `gpsafe.systems.envs` does), else the observation, if
-    no wrapper changes it; `state` overrides that. The theorem needs u to be applied exactly, so the wrappers inside are read
-    (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a U that something on
-    the way would clip. What cannot be read is listed in `assumptions`: among it that actions are rounded, if an action
-    space is float32, and states, if they came so. An environment that tells the input that its plant got as
+    all wrappers inside are known to hand it on; `state` overrides that. The theorem needs u to be applied exactly, so the
+    wrappers inside are read (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a
+    U that something on the way would clip. What cannot be read is listed in `assumptions`: among it that actions are rounded,
+    if an action space is float32, and states, if they came so. An environment that tells the input that its plant got as
     `info["applied"]` (as `gpsafe.systems.envs` does) is held to it.
 
     The info of each step, and of a reset with the source "reset", gets "filter", whose entries keep their types, so that vector
@@ -99,8 +99,8 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             measured = self._state(observation, info)
         elif "state" in info:
             measured = info["state"]
-        elif any(isinstance(part, gymnasium.ObservationWrapper) for part in _stack(self.env)):
-            expected = 'info["state"], or a function `state`, as a wrapper changes the observation'
+        elif not observation_kept(self.env):
+            expected = 'info["state"], or a function `state`, as a wrapper changes the observation or may'
             raise _require.fail("SafetyFilterWrapper", expected, "neither")
         else:
             measured = observation
@@ -181,14 +181,6 @@ def _told(
         "applied": applied,
         "action": action,
     }
-
-
-def _stack(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
-    """The environment and all that it wraps."""
-    yield env
-    while isinstance(env, gymnasium.Wrapper):
-        env = env.env
-        yield env
 
 
 def _bounds(inputs: Polytope) -> tuple[Array, Array]:

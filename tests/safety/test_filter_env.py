@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import (
     ClipAction,
     DelayObservation,
+    FrameStackObservation,
     RecordEpisodeStatistics,
     RepeatAction,
     RescaleAction,
@@ -107,7 +108,7 @@ class Nudged(gymnasium.Wrapper):
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_an_applied_input_may_differ_by_its_rounding_and_by_no_more(exact, allowed, sign):
     inner = wrapped().env if exact else Foreign()
-    env = SafetyFilterWrapper(Nudged(inner), linear_filter(), passing=(Nudged,))
+    env = SafetyFilterWrapper(Nudged(inner), linear_filter(), passing=(Nudged,), state=lambda seen, info: seen)
     assert env._channel.exact == exact
     for share, refuted in ((0.9, False), (1.1, True)):
         env.env.share = sign * share * allowed
@@ -323,6 +324,56 @@ def test_a_changed_observation_is_not_taken_for_the_state():
     own = SafetyFilterWrapper(DelayObservation(Foreign(), 2), linear_filter(), state=lambda seen, info: [0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="state of shape"):
         own.reset(seed=0)
+
+
+class Shown(Foreign):
+    """The position alone, a number: two of them, stacked, look like a state."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, ())
+
+    def reset(self, *, seed=None, options=None):
+        seen, info = super().reset(seed=seed)
+        return seen[0], info
+
+    def step(self, action):
+        seen, *rest = super().step(action)
+        return seen[0], *rest
+
+
+class Blurred(gymnasium.Wrapper):
+    """Hands actions on, and observations not; neither does it when it resets."""
+
+    def reset(self, *, seed=None, options=None):
+        seen, info = self.env.reset(seed=seed, options=options)
+        return 0.0 * seen, info
+
+    def step(self, action):
+        seen, *rest = self.env.step(action)
+        return 0.0 * seen, *rest
+
+
+class BlurredAtFirst(gymnasium.Wrapper):
+    reset = Blurred.reset
+
+
+@pytest.mark.parametrize(
+    ("env", "passing"),
+    [
+        (lambda: FrameStackObservation(Shown(), 2), ()),
+        (lambda: Blurred(Foreign()), (Blurred,)),  # the word is given for actions
+        (lambda: RecordEpisodeStatistics(BlurredAtFirst(Foreign())), ()),
+    ],
+)
+def test_an_observation_that_a_wrapper_may_change_is_not_taken_for_the_state(env, passing):
+    for state in (None, lambda seen, info: [0.0, 0.0]):
+        filtered = SafetyFilterWrapper(env(), linear_filter(), passing=passing, state=state)
+        if state is None:
+            with pytest.raises(ValueError, match=r"info\[.state.\].*may"):
+                filtered.reset(seed=0)
+        else:
+            filtered.reset(seed=0)
+    kept = SafetyFilterWrapper(RecordEpisodeStatistics(TimeLimit(ClipAction(Foreign()), 9)), linear_filter())
+    assert all(info["filter"]["backed"] for info in pushed(kept, 1.0, 3))
 
 
 def test_wrong_action_spaces_are_refused():
