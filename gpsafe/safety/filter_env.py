@@ -80,6 +80,8 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             told = f"inputs in {[end.tolist() for end in box]} where {limits} pass"
             raise _require.fail(where, "a U whose inputs all reach the plant unclipped", told)
         self._channel = channel
+        ends = box if self._plant else tuple(channel.input(end) for end in box)
+        self._largest = np.maximum(*(np.abs(end) for end in ends))  # of what the plant gets
         self.safety_filter = safety_filter
         self.decision: Decision | None = None
         self.falsified: str | None = None
@@ -138,7 +140,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         due = applied if plant else channel.input(applied)
         got = np.asarray(info.get("applied", due), np.float64)
         close = 1e-12 if channel.exact else 1e-6  # the share by which tubes are widened; float32
-        if got.shape != due.shape or not bool((np.abs(got - due) <= close * (1.0 + np.abs(due))).all()):
+        if got.shape != due.shape or not bool((np.abs(got - due) <= close * (self._largest + np.abs(due))).all()):
             why = f"the environment applied {got.tolist()}, not {due.tolist()}"
             self.safety_filter = self.safety_filter.refuted(why)
         falsified = self.safety_filter.falsified

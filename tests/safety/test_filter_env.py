@@ -30,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpsafe.systems.envs  # noqa: F401 (registers)
+from gpsafe.certify.terminal_set import AffineLaw, certify_invariance
 from gpsafe.safety import SafetyFilter, SafetyFilterWrapper
 from gpsafe.safety.filter_env import _bounds
 from gpsafe.sets import Box, Polytope
@@ -115,6 +116,39 @@ def test_an_applied_input_may_differ_by_its_rounding_and_by_no_more(exact, allow
         env.reset(seed=0)
         told = env.step([0.2])[4]
         assert abs(float(told["applied"][0])) < 0.9 and bool(told["filter"]["falsified"]) == refuted
+
+
+class Milli(gymnasium.ActionWrapper):
+    """Inputs in units of 10¹³ of the plant's: what is told of them is told in these."""
+
+    unit = 1e-13
+
+    def __init__(self, env, gain):
+        super().__init__(env)
+        space, self.gain = env.action_space, gain
+        self.action_space = spaces.Box(self.unit * space.low, self.unit * space.high, dtype=np.float64)
+
+    def step(self, action):
+        *rest, info = self.env.step(self.gain * np.asarray(action) / self.unit)
+        info["applied"] = self.unit * np.asarray(info["applied"])
+        return *rest, info
+
+
+@pytest.mark.parametrize(("gain", "refuted"), [(1.0, False), (0.99, True)])
+def test_an_input_that_is_not_the_one_applied_is_noticed_in_any_units(gain, refuted):
+    problem, sure = linear_case()
+    model, unit = problem.model, Milli.unit
+    assert isinstance(model, LinearTube)
+    plant = replace(model.plant, B=model.plant.B / unit)
+    inputs = Polytope(problem.inputs.H, unit * problem.inputs.h)
+    small = replace(problem, model=replace(model, plant=plant), inputs=inputs, gain=unit * problem.gain)
+    law = AffineLaw(unit * sure.law.gain, unit * sure.law.offset)
+    safe = SafetyFilter(small, Moody(works=False), certify_invariance(small, law))
+    env = SafetyFilterWrapper(Milli(plain(), gain), safe, passing=(Milli,))
+    env.reset(options={"state": [0.2, 0.1]})
+    told = env.step([0.0])[4]["filter"]
+    assert told["source"] == "backup" and abs(float(told["applied"][0])) > 0.01 * unit
+    assert told["backed"] != refuted and bool(told["falsified"]) == refuted
 
 
 def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones():
