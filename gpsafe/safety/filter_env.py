@@ -112,6 +112,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets both."""
+        self._x = None
         observation, info = self.env.reset(seed=seed, options=options)
         self.safety_filter, self.decision = self.safety_filter.start(), None
         self._measure(observation, info)
@@ -122,7 +123,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         """One step with the filtered action.
 
         Raises:
-            ResetNeeded: before the first reset.
+            ResetNeeded: before the first reset, and after a step or a reset that broke off.
         """
         if self._x is None:
             raise gymnasium.error.ResetNeeded("SafetyFilterWrapper.step: expected a call of reset first, got none")
@@ -132,6 +133,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise _require.fail("SafetyFilterWrapper.step", f"action of shape {channel.scale.shape}", given.shape)
         proposed = channel.input(given) if plant else given
         decision, self.safety_filter = self.safety_filter.decide(self._x, torch.from_numpy(proposed.copy()))
+        self._x = None  # until it is measured again: where a step breaks off, nobody knows where the plant is
         applied = decision.u.cpu().numpy().copy()
         sent = np.clip(
             channel.action(applied) if plant else applied, channel.low, channel.high

@@ -315,6 +315,36 @@ def test_known_wrappers_and_those_that_the_user_answers_for_are_let_through():
     assert told.falsified == infos[0]["filter"]["falsified"]
 
 
+@pytest.mark.parametrize("where", ["step", "measured", "reset"])
+def test_after_a_step_that_broke_off_the_state_before_it_is_not_believed(where):
+    """The plant may have moved, or not."""
+    broken = []
+
+    class Loose(Foreign):
+        def step(self, action):
+            found = super().step(action)
+            if broken == ["step"]:
+                raise OSError("the cable is loose")
+            return (np.zeros(3), *found[1:]) if broken == ["measured"] else found
+
+        def reset(self, *, seed=None, options=None):
+            if broken == ["reset"]:
+                raise OSError("the cable is loose")
+            return super().reset(seed=seed)
+
+    env = SafetyFilterWrapper(Loose(), linear_filter())
+    env.reset(seed=0)
+    env.step([1.0])
+    broken.append(where)
+    with pytest.raises((OSError, ValueError)):
+        env.reset(seed=0) if where == "reset" else env.step([1.0])
+    broken.clear()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step([1.0])
+    env.reset(seed=1)
+    assert env.step([1.0])[4]["filter"]["backed"]
+
+
 class Foreign(gymnasium.Env):
     """An environment of somebody else: float32 spaces, no info, the state as observation."""
 
