@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from scipy import special  # not scipy.stats: it takes a second to load, in every worker
 
@@ -67,6 +69,21 @@ class Verdict:
         rows = [("claim", f"value ≤ {self.threshold:.6g}"), ("value in", f"[{self.lower:.6g}, {self.upper:.6g}]")]
         rows += [("margin", self.tol), *([("witness", self.witness)] if self.witness else [])]
         return table(self.outcome.value, rows)
+
+
+def worst_of(first: Any, *others: Any, key: Callable[[Any], float] = float) -> Any:
+    """The largest of all, and NaN if there is one: `max` passes over it, and of NaN no `Verdict` can be made.
+
+    >>> max(0.5, math.nan), worst_of(0.5, math.nan), worst_of([0.5, 2.0])
+    (0.5, nan, 2.0)
+
+    Args:
+        first, others: values, or one iterable of them; at least one value.
+        key: of a value, a number.
+    """
+    found = [first, *others] if others else list(first)
+    ranks = [float(key(value)) for value in found]
+    return found[max(range(len(found)), key=lambda i: (math.isnan(ranks[i]), ranks[i]))]
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.99) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
+from gpsafe.verdict import worst_of
 
 from ._edges import TINY, Edge, attaining, make_edge
 
@@ -69,7 +70,7 @@ def _program(
     horizon = horizon or found.steps + 1
     grid = Grid(Box(vector(-2.0), vector(upper)), (round((upper + 2.0) / CELL),))
     bound = RobustDP(grid, Task(found.initial_state, horizon, cost, 0.0, vector(noise_std)))
-    truth = max(float(cost(found.path(member)[:horizon]).sum()) for member in found.members)
+    truth = worst_of(float(cost(found.path(member)[:horizon]).sum()) for member in found.members)
     return CostEdge(bound, found.confidence, found.policies, truth)
 
 

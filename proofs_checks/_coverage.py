@@ -27,7 +27,7 @@ def closed(make: Callable[..., ClosedForm], seen: Deviations, delta: float) -> t
     setting = seen.setting
     bound = make(rkhs_norm=setting.norm, subgaussian=setting.noise_std, delta=delta)
     ratio = seen.ratio(seen.beta(bound, delta))
-    return ratio > 1, ratio
+    return ~(ratio <= 1), ratio
 
 
 def lederer(run: Run, delta: float, *, grid: bool = True) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def lederer(run: Run, delta: float, *, grid: bool = True) -> tuple[Tensor, Tenso
     )  # ‖μ_n‖_k ≥ sup|μ_n| with k(z, z) = 1: a smaller γ than the theorem's, so a stricter test
     half = run.half_width(root.expand_as(run.info_gain)) + (drift + (grown + root) * modulus).unsqueeze(-1)
     ratio = run.ratio(half if grid else run.half_width(torch.full_like(run.info_gain, 2.0)))
-    return ratio > 1, ratio
+    return ~(ratio <= 1), ratio
 
 
 def beyond(run: Run, delta: float) -> Tensor:
@@ -71,7 +71,7 @@ def convex(
     errors = run.y - run.f.gather(1, run.picks)
     fit = setting.regularizer * ((run.y - before).square() / (variance + setting.regularizer)).cumsum(-1)
     extra = beyond(run, delta) if whole else 0.0
-    outside = (errors.square().cumsum(-1) > fit + extra).any(-1)
+    outside = (~(errors.square().cumsum(-1) <= fit + extra)).any(-1)
     worst = torch.zeros(run.f.shape[0], dtype=torch.float64)
     for count in selected:
         gram, y, cross = (part[:duals] for part in run.data(count))
@@ -87,7 +87,7 @@ def convex(
         middle, half = 0.5 * (upper + lower), 0.5 * (upper - lower)
         ratio = (run.f[:duals, step] - middle).abs() / half.clamp_min(1e-3)
         worst[:duals] = torch.maximum(worst[:duals], ratio.amax(-1))
-    return outside | (worst > 1 + 1e-9), worst[:duals]
+    return outside | ~(worst <= 1 + 1e-9), worst[:duals]
 
 
 PIECES = (4, 5, 6, 7)  # one of every setting, and none with a picture

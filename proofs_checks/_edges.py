@@ -30,6 +30,7 @@ from gpsafe.sets import Box
 from gpsafe.systems.base import IndicatorCost, KnownPart
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
+from gpsafe.verdict import worst_of
 
 FAR = 50.0  # second state of all data: there nothing is learned about the pusher at x_0
 LAMBDA, SUBGAUSSIAN = 1e-6, 1e-6
@@ -77,7 +78,7 @@ class Edge:
 
     def reached(self) -> float:
         """max over the members of normal·x at the last step."""
-        return max(float(self.path(member)[-1] @ self.normal) for member in self.members)
+        return worst_of(float(self.path(member)[-1] @ self.normal) for member in self.members)
 
 
 def _joined(functions: tuple[RKHSFunction, ...]) -> Residual:

@@ -21,7 +21,7 @@ from gpsafe import plotting
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.confidence.rounding import MARGIN
 from gpsafe.rkhs import kernels
-from gpsafe.verdict import Verdict, clopper_pearson
+from gpsafe.verdict import Verdict, clopper_pearson, worst_of
 
 Mode = Literal["random", "adaptive"]
 MODES: tuple[Mode, ...] = ("random", "adaptive")
@@ -243,9 +243,9 @@ def rate_verdict(
     """
     level = 1 - (1 - CONFIDENCE) / len(failures)
     ends = [clopper_pearson(k, n, level) for k, n in zip(failures, trials, strict=True)]
-    lower = max(end[0] / delta for end, delta in zip(ends, deltas, strict=True))
-    upper = max(end[1] / delta for end, delta in zip(ends, deltas, strict=True))
-    estimate = max(k / n / delta for k, n, delta in zip(failures, trials, deltas, strict=True))
+    lower = worst_of(end[0] / delta for end, delta in zip(ends, deltas, strict=True))
+    upper = worst_of(end[1] / delta for end, delta in zip(ends, deltas, strict=True))
+    estimate = worst_of(k / n / delta for k, n, delta in zip(failures, trials, deltas, strict=True))
     return estimate, Verdict(lower, upper, 1.0, witness=witness)
 
 

@@ -20,7 +20,7 @@ from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import kernels, random_function
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict, clopper_pearson
+from gpsafe.verdict import Verdict, clopper_pearson, worst_of
 
 from . import actsafe
 from ._defects import around, times
@@ -35,7 +35,7 @@ E = math.e / (math.e - 1)
 
 def judge_ratio(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest left side over right side; it must not exceed 1."""
-    top = max(samples, key=lambda s: s["worst"])
+    top = worst_of(samples, key=lambda s: s["worst"])
     verdict = Verdict(top["worst"], top["worst"], 1.0, tol=1e-9, witness=top["about"])
     return Evidence(sum(s["cases"] for s in samples), top["worst"], verdict, {"worst": [s["worst"] for s in samples]})
 
@@ -75,11 +75,11 @@ def intersection(shard: int, budget: Budget, broken: bool) -> Sample:
             model = model.condition_on(z[kept], y[kept])
             used = used.update(model)
             before, (low, high) = (low, high), used.bounds(grid)
-            outside = bool(((truth < low) | (truth > high)).any())
+            outside = not bool(((truth >= low) & (truth <= high)).all())
             grown = bool(((low < before[0] - 1e-12) | (high > before[1] + 1e-12)).any())
             failed = failed or outside or grown
         failures += failed
-        widest = max(widest, float((high - low).mean()))
+        widest = worst_of(widest, float((high - low).mean()))
     return {"failures": failures, "trials": trials, "about": f"mean width at the end at most {widest:.3g}"}
 
 
@@ -120,8 +120,8 @@ def conditional(shard: int, budget: Budget, broken: bool) -> Sample:
             gain = 0.5 * torch.log1p(counts * stds.square() / lam).sum(-1)
             granted = (_path if broken else _granted)(gain, horizon, 1.0, lam)
             worst = torch.maximum(worst, left / granted.clamp_min(1e-300))
-        failures, trials = failures + int((worst > 1).sum()), trials + runs
-        largest = max(largest, float(worst.max()))
+        failures, trials = failures + int((~(worst <= 1)).sum()), trials + runs
+        largest = worst_of(largest, float(worst.max()))
     return {"failures": failures, "trials": trials, "about": f"largest left side over right side {largest:.3g}"}
 
 

@@ -24,7 +24,7 @@ from gpsafe.systems.reference import reference_pendulum, reference_pendulum_poli
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
-from gpsafe.verdict import Verdict, clopper_pearson_upper
+from gpsafe.verdict import Verdict, clopper_pearson_upper, worst_of
 
 DELTA = 0.1
 FAILURE = 0.01  # of the Monte-Carlo truth, split over the policies
@@ -67,7 +67,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
     violations, cost = _truth(system, members, 900 + shard, 0.6 if broken else 0.0)
     share = [clopper_pearson_upper(int(k), PATHS, FAILURE / len(members)) for k in violations]
     return {
-        "upper": float(system.horizon * max(share)),  # J_c ≤ T · P(any violation)
+        "upper": float(system.horizon * worst_of(share)),  # J_c ≤ T · P(any violation)
         "lower": float((cost - 6 * cost.clamp_min(0.01).sqrt() * (system.horizon / PATHS) ** 0.5).max()),
         "estimate": float(cost.max()),
         "sizes": [len(s) for s in run.safe_sets],
@@ -79,14 +79,14 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
 
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
-    upper, lower = max(s["upper"] for s in samples), max(0.0, max(s["lower"] for s in samples))
+    upper, lower = worst_of(s["upper"] for s in samples), worst_of(0.0, worst_of(s["lower"] for s in samples))
     sizes = [s["sizes"] for s in samples]
     realised = sum(s["realised"] for s in samples)
     witness = f"|S_n| by episode: {sizes[0]}; realised cost while learning {realised:g}"
     data = {"sizes": sizes, "paths": samples[0]["paths"], "entered": samples[0]["entered"]}
     n = PATHS * sum(s["sizes"][-1] for s in samples)
     return Evidence(
-        n, max(s["estimate"] for s in samples), Verdict(lower, max(lower, upper), 0.2, witness=witness), data
+        n, worst_of(s["estimate"] for s in samples), Verdict(lower, worst_of(lower, upper), 0.2, witness=witness), data
     )
 
 

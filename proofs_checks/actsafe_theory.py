@@ -31,7 +31,7 @@ from gpsafe.cost.total_variation import simulation_gap
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels, random_function
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import FACTORS, around, past_one, times
 from ._finite import FinitePlant
@@ -257,8 +257,8 @@ def uncertainty_sum(shard: int, budget: Budget, broken: bool) -> Sample:
 def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest ratio, bracketed; it must not exceed 1."""
     rows = [row for s in samples for row in s["rows"]]
-    top = max(rows, key=lambda row: row["upper"])
-    lower = max(row["lower"] for row in rows)
+    top = worst_of(rows, key=lambda row: row["upper"])
+    lower = worst_of(row["lower"] for row in rows)
     verdict = Verdict(lower, top["upper"], 1.0, tol=1e-9, witness=top["about"])
     return Evidence(len(rows), lower, verdict, {"ratios": sorted(row["upper"] for row in rows)[-2000:]})
 

@@ -30,7 +30,7 @@ from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 STEPS = 4
 NOISE = (0.1, 0.3)
@@ -98,7 +98,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     shares = [share for s in samples for share in s["shares"]]
-    most = max(shares)
+    most = worst_of(shares)
     at = shares.index(most) % (len(BUDGETS) * (len(CHANCES) + 1))
     d, proposer = BUDGETS[at // (len(CHANCES) + 1)], at % (len(CHANCES) + 1)
     who = "the one that spends all it may" if proposer == len(CHANCES) else f"a chance of {CHANCES[proposer]:g} a step"

@@ -31,7 +31,7 @@ from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 COUNTS = (20, 160)  # transitions known, a shard each
 NUMBERS = (30, 45, 52, 58)  # of policies: certainly safe, and around the last safe ones
@@ -105,9 +105,9 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     each = [value for s in samples for value in s["excess"]]
-    most, tried = max(each), len(each) * len(NUMBERS) * len(STARTS)
+    most, tried = worst_of(each), len(each) * len(NUMBERS) * len(STARTS)
     gaps = {str(s["count"]): s["gap"] for s in samples}
-    worst = max(samples, key=lambda s: max(s["excess"]))
+    worst = worst_of(samples, key=lambda s: worst_of(s["excess"]))
     told = f"largest after {worst['count']} transitions"
     return Evidence(tried, most, Verdict(most, most, ALLOWED, witness=told), {"gaps": gaps, "excess": each})
 

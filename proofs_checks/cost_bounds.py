@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 from unittest import mock
 
@@ -42,7 +43,7 @@ from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._cost_edges import EDGES, cost_edge
 from ._defects import FACTORS, Scaled, around, times
@@ -152,7 +153,7 @@ def _worst(samples: Sequence[Sample], truth: str) -> tuple[float, str]:
         for name, values in s["bounds"].items()
         for policy, t, b in zip(s["policies"], s[truth], values, strict=True)
     ]
-    return max(found)
+    return worst_of(found, key=itemgetter(0))
 
 
 def _judge_sound(samples: Sequence[Sample], broken: bool) -> Evidence:
@@ -162,7 +163,7 @@ def _judge_sound(samples: Sequence[Sample], broken: bool) -> Evidence:
     n = sum(len(values) for s in samples for values in s["bounds"].values())
     useful = {k: [v < 19.9 for s in learned for v in s["bounds"][k]] for k in (learned[0]["bounds"] if learned else ())}
     told = ", ".join(f"{k} {np.mean(v):.0%}" for k, v in useful.items())
-    verdict = Verdict(low, max(low, high), 0.0, witness=f"tightest: {where}; not vacuous: {told}")
+    verdict = Verdict(low, worst_of(low, high), 0.0, witness=f"tightest: {where}; not vacuous: {told}")
     return Evidence(n, high, verdict, {"samples": learned})
 
 
@@ -213,7 +214,7 @@ def _judge_order(samples: Sequence[Sample], broken: bool) -> Evidence:
         for below, above in pairs
         for policy, low, high in zip(s["policies"], s["bounds"][below], s["bounds"][above], strict=True)
     ]
-    value, where = max(found)
+    value, where = worst_of(found, key=itemgetter(0))
     return Evidence(len(found), value, Verdict(value, value, 0.0, witness=where), {"samples": list(samples)})
 
 

@@ -24,7 +24,7 @@ from gpsafe.confidence import (
 )
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
-from gpsafe.verdict import clopper_pearson
+from gpsafe.verdict import clopper_pearson, worst_of
 
 from ._coverage import GRADES, closed, convex, lederer
 from ._regression import (
@@ -205,7 +205,7 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
                 ),
             }
         )
-    worst = max(cells, key=lambda cell: cell["lower"] / cell["delta"])
+    worst = worst_of(cells, key=lambda cell: cell["lower"] / cell["delta"])
     witness = f"{worst['failures']} of {worst['trials']} trials failed ({worst['name']})"
     estimate, verdict = rate_verdict(
         [c["failures"] for c in cells], [c["trials"] for c in cells], [c["delta"] for c in cells], witness

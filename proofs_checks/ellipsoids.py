@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe.sets import Ellipsoid
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import FACTORS
 from ._regression import generator
@@ -41,7 +41,7 @@ def image(shard: int, budget: Budget, broken: bool) -> Sample:
         farthest = torch.stack([one.support_point(M.mT @ n) for n in ways]) @ M.mT + offset
         reached = ((farthest - moved.center) * ways).sum(-1)
         wide = moved.support(ways) - ways @ moved.center
-        worst = max(
+        worst = worst_of(
             worst, float(moved.gauge(points).max()), float((wide / reached).max()), float((reached / wide).max())
         )
     return {"worst": worst, "cases": DRAWS}
@@ -69,14 +69,16 @@ def inside(shard: int, budget: Budget, broken: bool) -> Sample:
             margin = float((h - H @ one.center - spread.square()).min())
         scale = float(spread.max())
         far = float((H @ witness - h).max())
-        worst = max(worst, (excess + margin) / scale, (-margin - far) / scale, float(one.gauge(witness)) - 1 - ROUNDING)
+        worst = worst_of(
+            worst, (excess + margin) / scale, (-margin - far) / scale, float(one.gauge(witness)) - 1 - ROUNDING
+        )
         wrong += (margin >= 0) != (excess <= 0)
     return {"worst": worst, "wrong": wrong, "cases": DRAWS}
 
 
 def judge(samples: Sequence[Sample], broken: bool, threshold: float) -> Evidence:
     """The largest of all cases."""
-    worst, cases = max(s["worst"] for s in samples), sum(s["cases"] for s in samples)
+    worst, cases = worst_of(s["worst"] for s in samples), sum(s["cases"] for s in samples)
     wrong = sum(s.get("wrong", 0) for s in samples)
     told = f"{wrong} of {cases} answers differ from those of the points" if "wrong" in samples[0] else ""
     return Evidence(cases, worst, Verdict(worst, worst, threshold, witness=told), {"worst": worst})

@@ -18,7 +18,7 @@ from torch import Tensor
 from gpsafe.confidence import Mixture
 from gpsafe.confidence.dual_program import Program, Spectrum
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import clopper_pearson
+from gpsafe.verdict import clopper_pearson, worst_of
 
 from ._coverage import tighter
 from ._defects import Scaled, around, replaced, times
@@ -94,7 +94,7 @@ def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
                     "alarms": int((crossed | empty).sum()),
                     "intersection": int(crossed.sum()),
                     "program": int(empty.sum()),
-                    "uncovered": int((run.ratio(half) > 1).sum()),
+                    "uncovered": int((~(run.ratio(half) <= 1)).sum()),
                 }
             )
             if shard == 0 and band is None:
@@ -121,7 +121,7 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
                 **rates,
             }
         )
-    worst = max(cells, key=lambda cell: cell["lower"] / cell["delta"])
+    worst = worst_of(cells, key=lambda cell: cell["lower"] / cell["delta"])
     witness = f"{worst['alarms']} alarms in {worst['trials']} runs ({worst['name']})"
     estimate, verdict = rate_verdict(
         [c["alarms"] for c in cells], [c["trials"] for c in cells], [c["delta"] for c in cells], witness

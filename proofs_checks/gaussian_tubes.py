@@ -26,7 +26,7 @@ from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import graded, tube_grades
 from ._edges import COMMON, Edge, edge, share
@@ -52,7 +52,7 @@ def _shares(tube: GaussianTube, stages: list, states: Tensor, noise: Tensor) -> 
         gap = (states[:, :, t] - nu - stage.sure.center.unsqueeze(1)).abs()
         share = (gap - 1e-12).clamp_min(0.0) / stage.sure.radius.unsqueeze(1).clamp_min(1e-12)
         counted = alive & ~stage.lost.unsqueeze(-1)
-        worst = max(worst, float(share.masked_fill(~counted.unsqueeze(-1), 0.0).max()))
+        worst = worst_of(worst, float(share.masked_fill(~counted.unsqueeze(-1), 0.0).max()))
     return worst, float(alive.double().mean())
 
 
@@ -118,7 +118,7 @@ def _less_kappa(factor: float) -> AbstractContextManager[object]:
 
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
-    worst = max(max(s["worst"]) for s in samples)
+    worst = worst_of(worst_of(s["worst"]) for s in samples)
     learned = [s for s in samples if s["system"] != "edge"]
     trajectories = sum(3 * PATHS * len(TESTED[s["system"]]) for s in learned) + 2 * (len(samples) - len(learned))
     kept = float(np.mean([s["kept"] for s in samples]))

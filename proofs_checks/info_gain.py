@@ -24,7 +24,7 @@ from gpsafe.confidence.info_gain import (
 )
 from gpsafe.rkhs import kernels
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import FACTORS, around, past_one, replaced, times
 from ._regression import generator
@@ -110,7 +110,7 @@ def linear(shard: int, budget: Budget, broken: bool) -> Sample:
 def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest relative shortfall (truth − bound)/truth."""
     rows = [row for s in samples for row in s["rows"]]
-    truth, bound = max(rows, key=lambda row: (row[0] - row[1]) / row[0])
+    truth, bound = worst_of(rows, key=lambda row: (row[0] - row[1]) / row[0])
     value = (truth - bound) / truth
     witness = f"brute force {truth:.9g}, bound {bound:.9g}"
     ratios = sorted(b / t for t, b in rows)

@@ -20,7 +20,7 @@ from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.policies import AffinePolicies
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import FACTORS, Scaled
 from .cost_bounds import _setting
@@ -90,7 +90,7 @@ def _sample_limits(shard: int, budget: Budget, broken: bool) -> Sample:
 
 def _judge_limits(samples: Sequence[Sample], broken: bool) -> Evidence:
     found = {key: value for s in samples for key, value in s["found"].items()}
-    where = max(found, key=found.__getitem__)
+    where = worst_of(found, key=found.__getitem__)
     verdict = Verdict(found[where], found[where], 1.0 + 1e-6, witness=f"closest: {where}")
     return Evidence(len(found), found[where], verdict, {"found": found})
 

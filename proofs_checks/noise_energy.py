@@ -15,7 +15,7 @@ from torch import Tensor
 from gpsafe.confidence import Mixture, NoiseEnergy
 from gpsafe.confidence.dual_program import Program, Spectrum
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import clopper_pearson
+from gpsafe.verdict import clopper_pearson, worst_of
 
 from ._regression import (
     CONFIDENCE,
@@ -78,7 +78,7 @@ def missed(run: Run, bound: NoiseEnergy) -> tuple[Tensor, Tensor]:
         )
         middle, half = 0.5 * (ends[0] + ends[1]), 0.5 * (ends[0] - ends[1])
         worst = torch.maximum(worst, ((run.f[:, step] - middle).abs() / half.clamp_min(1e-3)).amax(-1))
-    return fine & (worst > 1 + 1e-9), torch.where(fine, worst, 0.0).amax()
+    return fine & ~(worst <= 1 + 1e-9), torch.where(fine, worst, 0.0).amax()
 
 
 def sample(shard: int, budget: Budget, broken: bool) -> Sample:
@@ -110,8 +110,8 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
         found, trials = (sum(s["cells"][i][key] for s in samples) for key in ("failures", "trials"))
         low, high = clopper_pearson(found, trials, 1 - (1 - CONFIDENCE) / len(samples[0]["cells"]))
         counts = {"failures": found, "trials": trials, "rate": found / trials, "lower": low, "upper": high}
-        cells.append({**first, **counts, "largest": max(s["cells"][i].get("largest", 0.0) for s in samples)})
-    worst = max(cells, key=lambda cell: cell["lower"] / cell["delta"])
+        cells.append({**first, **counts, "largest": worst_of(s["cells"][i].get("largest", 0.0) for s in samples)})
+    worst = worst_of(cells, key=lambda cell: cell["lower"] / cell["delta"])
     witness = f"{worst['failures']} of {worst['trials']} trials failed ({worst['name']})"
     failed, trials, deltas = ([cell[key] for cell in cells] for key in ("failures", "trials", "delta"))
     estimate, verdict = rate_verdict(failed, trials, deltas, witness)

@@ -6,6 +6,7 @@ at every step, with a cost on one side of the start.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from gpsafe.safety.safe_set import PolicyGap, policy_gap
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
+from gpsafe.verdict import worst_of
 
 from . import actsafe
 from ._defects import FACTORS, around, replaced, times
@@ -52,7 +54,7 @@ def _random(shard: int, broken: bool) -> Sample:
     second = task.truth_lower / gap.upper(task.truth_upper)
     worst = [float(part[apart].max()) for part in (first, second)]
     about = f"largest share of D {worst[0]:.3g}, of the second form {worst[1]:.3g}"
-    return {"worst": max(worst), "cases": int(apart.sum()), "about": about}
+    return {"worst": worst_of(worst), "cases": int(apart.sum()), "about": about}
 
 
 def _attaining() -> Sample:
@@ -80,8 +82,9 @@ def _attaining() -> Sample:
         cost = torch.special.ndtr(drift.unsqueeze(-1) * steps.sqrt() / noise).sum(-1)
         first = float((cost[0] - cost[1]) / gap.distance[0, 1])
         second = float(cost[0] / gap.upper(cost)[1, 0])
-        if max(first, second) > worst:
-            worst, about = max(first, second), f"an integrator over {horizon} steps: share of D {first:.3g}"
+        most = worst_of(first, second)
+        if math.isnan(most) or most > worst:
+            worst, about = most, f"an integrator over {horizon} steps: share of D {first:.3g}"
     return {"worst": worst, "cases": PAIRS, "about": about}
 
 

@@ -25,7 +25,7 @@ from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import LinearTube, lqr_gain
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import set_to_factor
 
@@ -90,17 +90,17 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
         way = way if kind < 0.7 else torch.stack([to.cos(), to.sin()])
         pushed = half_axes * way
         x = mean + half_axes * pushed / pushed.norm()
-        worst = max(worst, float(problem.states.violation(x)))
+        worst = worst_of(worst, float(problem.states.violation(x)))
         path.append(x)
     return {"worst": worst, "unbacked": unbacked, "sources": sources, "path": torch.stack(path).tolist()}
 
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
-    worst, unbacked = max(s["worst"] for s in samples), sum(s["unbacked"] for s in samples)
+    worst, unbacked = worst_of(s["worst"] for s in samples), sum(s["unbacked"] for s in samples)
     steps = sum(len(s["sources"]) for s in samples)
     used = [source for s in samples for source in s["sources"]]
     told = ", ".join(f"{name} {used.count(name)}" for name in ("plan", "stored", "backup", "unfiltered"))
-    statistic = max(worst, unbacked / steps if unbacked else -math.inf)
+    statistic = worst_of(worst, unbacked / steps if unbacked else -math.inf)
     witness = f"largest excess of a state row {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
     data = {
         "paths": [s["path"] for s in samples],

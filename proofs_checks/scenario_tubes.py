@@ -38,7 +38,7 @@ from gpsafe.systems.reference import (
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import around, graded, tube_grades
 from ._edges import COMMON, Edge, edge, share
@@ -146,7 +146,7 @@ def _learned_sample(shard: int) -> Sample:
             follow = tubes.lost > t
             part_used = ((states[..., t, :] - part.center).abs() / part.radius.clamp_min(1e-9))[follow]
             if t > 0 and part_used.numel():
-                worst = max(worst, float(part_used.max()))
+                worst = worst_of(worst, float(part_used.max()))
                 used.append(float(part_used.max()))
         picture[str(which)] = states[chosen, 0, :, 0].tolist()
     center = torch.stack([part.center[chosen, 0, 0] for part in tubes.sets])
@@ -168,7 +168,7 @@ def _less_offset(found: tuple[LocalAffine, Tensor], factor: float) -> tuple[Loca
 
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
-    worst = max(s["worst"] for s in samples)
+    worst = worst_of(s["worst"] for s in samples)
     learned = [s for s in samples if s["system"] != "edge"]
     informed = [s for s in learned if s["data"] > 0]
     widths = {name: [s["width"] for s in informed if s["system"] == name] for name in ("1d", "pendulum")}

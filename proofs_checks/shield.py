@@ -39,7 +39,7 @@ from gpsafe.systems.reference import reference_pendulum, reference_pendulum_poli
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import FACTORS, around, graded, tube_grades
 from ._edges import COMMON, Edge, edge
@@ -110,7 +110,7 @@ def _edge_sample(name: str, found: Edge) -> Sample:
             decision, shield = shield.decide(x, nothing)
             if not torch.equal(decision.u, found.policies(x.reshape(1, 1, -1))[0, 0]):
                 raise ValueError(f"shield: expected the fallback's input, got {decision.u.tolist()}")
-            worst = max(worst, float((following @ found.normal - offset).max()))
+            worst = worst_of(worst, float((following @ found.normal - offset).max()))
         path = states[:, -1].tolist()
     return {"worst": worst, "sources": ["fallback"] * 2 * found.steps, "path": path, "plant": "edge"}
 
@@ -177,8 +177,8 @@ def _episode(shard: int, broken: bool) -> Sample:
 
 
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
-    worst = max(s["worst"] for s in samples)
-    states = sum(len(s["path"]) for s in samples)
+    worst = worst_of(s["worst"] for s in samples)
+    states = sum(max(len(s["path"]), 1) for s in samples)  # of an edge that is not certified, its start
     used = [source for s in samples for source in s["sources"]]
     told = ", ".join(f"{name} {used.count(name)}" for name in ("plan", "stored", "fallback"))
     violating = sum(s["worst"] > 0 for s in samples)
@@ -258,7 +258,7 @@ def _sample_box(shard: int, budget: Budget, broken: bool) -> Sample:
 
 def _judge_box(samples: Sequence[Sample], broken: bool) -> Evidence:
     ratios = [ratio for s in samples for ratio in s["ratios"]]
-    at = max(range(len(ratios)), key=ratios.__getitem__)
+    at = worst_of(range(len(ratios)), key=ratios.__getitem__)
     nx, steps, delta = _COUNTS[at % len(_COUNTS)]
     witness = f"closest at nx = {nx}, {steps} steps, δ = {delta:g}"
     return Evidence(len(ratios), ratios[at], Verdict(ratios[at], ratios[at], 1.0, witness=witness), {"ratios": ratios})

@@ -19,7 +19,7 @@ from gpsafe.sets.polytope import convex_hull
 from gpsafe.systems.known import AffineKnown
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import LinearTube, lqr_gain
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._regression import generator
 
@@ -59,7 +59,7 @@ def _excess(problem: CertificationProblem, model: LinearTube, law: AffineLaw, so
     u = law(x)
     after = model.plant(x, u) @ region.H.mT + (region.H * model.half_axes).norm(dim=-1) - region.h
     asked = u @ problem.inputs.H.mT - problem.inputs.h
-    return max(float((after / region.h).max()), float(asked.max()))
+    return worst_of(float((after / region.h).max()), float(asked.max()))
 
 
 def invariance(shard: int, budget: Budget, broken: bool) -> Sample:
@@ -80,12 +80,12 @@ def invariance(shard: int, budget: Budget, broken: bool) -> Sample:
             problem = CertificationProblem(model, _box(2), _box(1), terminal, law.gain, 4)
             if broken or certify_invariance(problem, law, budget=200).certified:
                 found.append(_excess(problem, model, law, source))
-    return {"worst": max(found, default=-torch.inf), "certified": len(found), "offered": offered}
+    return {"worst": worst_of(found) if found else -torch.inf, "certified": len(found), "offered": offered}
 
 
 def judge_invariance(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest excess of all certified sets."""
-    worst = max(s["worst"] for s in samples)
+    worst = worst_of(s["worst"] for s in samples)
     certified, offered = (sum(s[key] for s in samples) for key in ("certified", "offered"))
     told = f"{certified} of {offered} sets {'used' if broken else 'certified'}; largest excess {worst:.3g}"
     return Evidence(certified, worst, Verdict(worst, worst, ROUNDING, witness=told), {"worst": worst})
@@ -130,7 +130,7 @@ def growth(shard: int, budget: Budget, broken: bool) -> Sample:
             assert bool((told.H[:, free] == 0).all())
             corners = Polytope(told.H[:, list(dims)], told.h).vertices()
             reach, true = (corners @ ways.mT).amax(0), (states @ ways.mT).amax(0)
-            worst = max(worst, float(((reach - true).abs() / true.abs().clamp_min(1.0)).max()))
+            worst = worst_of(worst, float(((reach - true).abs() / true.abs().clamp_min(1.0)).max()))
             shrunk += before is not None and bool((reach < before - ROUNDING).any())
             before, cases = reach, cases + 1
     return {"worst": worst, "cases": cases, "shrunk": shrunk}
@@ -139,7 +139,7 @@ def growth(shard: int, budget: Budget, broken: bool) -> Sample:
 def judge_growth(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest difference of supports, and whether a set in use ever shrank."""
     shrunk, cases = (sum(s[key] for s in samples) for key in ("shrunk", "cases"))
-    worst = max(*(s["worst"] for s in samples), float(shrunk))
+    worst = worst_of(*(s["worst"] for s in samples), float(shrunk))
     told = f"{shrunk} of {cases} updates shrank the set in use; largest difference of supports {worst:.3g}"
     return Evidence(cases, worst, Verdict(worst, worst, ROUNDING, witness=told), {"worst": worst})
 

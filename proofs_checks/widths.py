@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels, random_function
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import Verdict
+from gpsafe.verdict import Verdict, worst_of
 
 from ._defects import FACTORS, around, times
 from ._regression import generator
@@ -84,7 +85,7 @@ def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
                     pairs = [(other, "abbasi-yadkori"), ("abbasi-yadkori", other)]
                 for narrow, wide in pairs:
                     value = excess(widths[narrow], widths[wide])
-                    if value > worst:
+                    if math.isnan(value) or value > worst:
                         worst, where = value, f"{narrow} against {wide}, λ = {lam:.3g}, n = {count}, δ = {delta}"
                 relative = {name: float((width / widths["mixture"]).mean()) for name, width in widths.items()}
                 ratios.append({"lambda": lam, "n": count, "delta": delta, **relative})
@@ -93,7 +94,7 @@ def sample(kind: str, shard: int, budget: Budget, broken: bool) -> Sample:
 
 def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest excess over all data sets, known up to rounding."""
-    worst = max(samples, key=lambda s: s["excess"])
+    worst = worst_of(samples, key=lambda s: s["excess"])
     rows: dict[tuple[float, int, float], list[dict[str, float]]] = {}
     for s in samples:
         for row in s["ratios"]:

@@ -28,7 +28,7 @@ from gpsafe.systems.xmpsc import SimplePendulum
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import EnsembleTube, GPTube, LinearTube, Tube, TubeModel, propagate
 from gpsafe.tube.core import outer_sum
-from gpsafe.verdict import Verdict, clopper_pearson
+from gpsafe.verdict import Verdict, clopper_pearson, worst_of
 
 from ._tube_defects import ENSEMBLE, LINEAR, PROCESS, conformal, outer_sums
 
@@ -80,12 +80,12 @@ def _sample_trace(shard: int, budget: Budget, broken: bool) -> Sample:
     inner = (directions @ G).norm(dim=-1) + (directions @ W).norm(dim=-1)
     outside = (inner / (directions @ factor).norm(dim=-1)).amax()
     ratio = factor.square().sum((-2, -1)) / least
-    return {"worst": max(float(ratio.max()), float(outside)), "outside": float(outside)}
+    return {"worst": worst_of(float(ratio.max()), float(outside)), "outside": float(outside)}
 
 
 def _judge_trace(samples: Sequence[Sample], broken: bool) -> Evidence:
-    worst = max(s["worst"] for s in samples)
-    outside = max(s["outside"] for s in samples)
+    worst = worst_of(s["worst"] for s in samples)
+    outside = worst_of(s["outside"] for s in samples)
     told = f"largest support of the sum over that of the ellipsoid {outside:.4f} (> 1 would not contain it)"
     return Evidence(64 * len(samples), worst, Verdict(worst, worst, 1.0 + ROUNDING, witness=told), {"worst": worst})
 
@@ -202,7 +202,7 @@ def _sample_containment(shard: int, budget: Budget, broken: bool, case: str) -> 
 
 
 def _judge_containment(samples: Sequence[Sample], broken: bool) -> Evidence:
-    worst = max(s["worst"] for s in samples)
+    worst = worst_of(s["worst"] for s in samples)
     # The first section is W itself, so that gauges of 1 are reached there: rounding is left out of the threshold.
     last, size = (np.median([s[name] for s in samples]) for name in ("last", "size"))
     told = f"medians over cases: largest gauge in the last section {last:.3f}, its half-width {size:.3f}"

@@ -22,7 +22,7 @@ from gpsafe.systems import Drone, SafeCartPole, SimplePendulum, TwoLinkArm
 from gpsafe.systems.warmup import WarmUp, safe_fraction, warm_up_data
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.tube import EnsembleTube, propagate
-from gpsafe.verdict import Verdict, clopper_pearson
+from gpsafe.verdict import Verdict, clopper_pearson, worst_of
 
 from ._defects import around, replaced, times
 from ._regression import generator
@@ -165,8 +165,8 @@ def judge(samples: Sequence[Sample], broken: bool, threshold: float) -> Evidence
     for name in names:
         failures, trials = (sum(s[key] for s in samples if s["plant"] == name) for key in ("failures", "trials"))
         cells[name] = (failures, trials, *clopper_pearson(failures, trials, 1 - (1 - CONFIDENCE) / len(names)))
-    lower, upper = (max(cell[i] for cell in cells.values()) for i in (2, 3))
-    estimate = max(cell[0] / cell[1] for cell in cells.values())
+    lower, upper = (worst_of(cell[i] for cell in cells.values()) for i in (2, 3))
+    estimate = worst_of(cell[0] / cell[1] for cell in cells.values())
     told = ", ".join(f"{name} {k} of {n}" for name, (k, n, *_) in cells.items())
     data = {"cells": {name: list(cell) for name, cell in cells.items()}, "threshold": threshold}
     total = sum(cell[1] for cell in cells.values())

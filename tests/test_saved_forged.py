@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from saved_cases import certificate, examples, grown, process, rewritten
 from xmpsc_cases import double_integrator, plan, propose
 
@@ -150,6 +151,43 @@ CERTIFICATE_FORGERIES = [narrower_tube, wider_states, better_verdict, fewer_assu
 def test_a_certificate_that_the_judge_does_not_confirm_is_refused(forge, tmp_path):
     with pytest.raises(ValueError, match="Certificate whose claims hold"):
         gs.load(rewritten(gs.save(tmp_path / "c", certificate()), forge))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-10])
+def test_what_is_loaded_is_the_judges_own_in_any_units(scale, tmp_path):
+    """A tube five times as wide, in units in which all of it is below what files of two machines may differ by."""
+    plant = gs.AffineKnown(
+        torch.tensor([[1.0, 0.1], [0.0, 1.0]]).double(), vector(0.0, 0.1).unsqueeze(-1), vector(0.0, 0.0)
+    )
+    states, inputs, terminal = (
+        gs.Polytope.of_box(gs.Box(-r * scale, r * scale)) for r in (vector(1, 1), vector(1), vector(0.5, 0.5))
+    )
+    model = gs.tube.LinearTube(plant, scale * vector(0.001, 0.004))
+    problem = gs.certify.CertificationProblem(model, states, inputs, terminal, torch.zeros(1, 2).double(), 4)
+    shown = gs.judge(problem, scale * vector(0.1, 0.1), vector(0.0), torch.zeros(4, 1).double())
+    assert shown.certified
+
+    def wider(about, arrays):
+        arrays[about["object"]["tube"]["factor"]["array"]] *= 5.0
+
+    path = gs.save(tmp_path / "c", shown)
+    assert torch.equal(gs.load(path).tube.factor, shown.tube.factor)
+    if scale == 1.0:
+        with pytest.raises(ValueError, match="other tube"):
+            gs.load(rewritten(path, wider))
+    else:
+        assert torch.equal(gs.load(rewritten(path, wider)).tube.factor, shown.tube.factor)
+
+
+@pytest.mark.parametrize("name", ["reason", "tightest"])
+def test_words_about_the_verdict_are_the_judges_own_too(name, tmp_path):
+    def other(about, arrays):
+        about["object"]["reason"] = "none whatever"
+        about["object"]["tightest"]["margin"] = 1e9
+
+    shown = certificate()
+    found = gs.load(rewritten(gs.save(tmp_path / "c", shown), other))
+    assert getattr(found, name) == getattr(shown, name)
 
 
 def test_a_refusal_cannot_be_turned_into_a_certificate(tmp_path):

@@ -25,6 +25,7 @@ from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
+from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost, System
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -220,7 +221,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     def _learn(self, number: int, asked: EpisodePolicy | None, states: Tensor, inputs: Tensor) -> Mapping[str, Any]:
         """As of any class; an episode that was begun and not finished refutes that every observation is kept."""
         at, _ = self._decided()
-        whole = self._whole(states) and _same(self._flight(at), states, inputs)
+        whole = self._whole(states) and _same(self._flight(at), states, inputs, self.system.input_box)
         row = dict(ClassLearner._learn(self, number, asked, states, inputs))
         if not whole and self._begun(at, asked, states, inputs):
             missing = "an episode of the policy was cut short or taken over: its measurement is missing"
@@ -234,7 +235,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         """
         steps = 1 if asked is not None and asked.inputs else len(inputs)
         began = torch.equal(states[0], self.system.initial_state)
-        return began and _same(self._flight(at), states[: steps + 1], inputs[:steps])
+        return began and _same(self._flight(at), states[: steps + 1], inputs[:steps], self.system.input_box)
 
     def _flight(self, at: SafeOptStanding) -> _Watched:
         """What flies: the chosen policy."""
@@ -243,7 +244,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     def _conclude(self, at: SafeOptStanding, states: Tensor, inputs: Tensor) -> SafeOptStanding:
         """Nothing is learned of an episode that was not the whole of the asked policy's, from x_0."""
         policy, _ = at.chosen
-        if not self._whole(states) or not _same(self._act(policy), states, inputs):
+        if not self._whole(states) or not _same(self._act(policy), states, inputs, self.system.input_box):
             return self._next(at)
         return self._next(replace(at, models=self._measured(at, policy, states, inputs)))
 
@@ -321,7 +322,7 @@ class GoSafe(SafeOpt):
 
     def _conclude(self, at: SafeOptStanding, states: Tensor, inputs: Tensor) -> SafeOptStanding:
         (policy, phase), flight = at.chosen, self._flight(at)
-        if not self._whole(states) or not _same(flight, states, inputs):
+        if not self._whole(states) or not _same(flight, states, inputs, self.system.input_box):
             return self._next(at)
         if flight.stopped is not None:
             return self._next(replace(at, failed={**at.failed, policy: flight.stopped}))
@@ -347,10 +348,11 @@ class _Watched:
         return self._act(x)
 
 
-def _same(policy: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor) -> bool:
-    """Whether these inputs are the policy's at these states, in their order."""
+def _same(policy: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor, box: Box) -> bool:
+    """Whether these inputs are the policy's at these states, in their order, to rounding in units of the largest in the box."""
     own = torch.stack([policy(x) for x in states[:-1]])
-    return bool(((own - inputs).abs() <= _SAME * (1 + own.abs())).all())
+    largest = torch.maximum(box.lower.abs(), box.upper.abs()).to(own.device)
+    return bool(((own - inputs).abs() <= _SAME * largest).all())
 
 
 def _distances(points: Tensor) -> Tensor:

@@ -28,10 +28,10 @@ CURVATURE = (0.2, 0.35, 0.5, 0.7, 1.0)  # N m: what the curvature may amount to,
 def certified_backup(plant: SimplePendulum | SafeCartPole, *, budget: int = 500_000) -> Invariance:
     """A set S within the limits that the plant does not leave under `plant.backup`, whatever its published noise does.
 
-    In S the law κ(x) = u_0 − K(x − x_0) does not saturate: |κ| ≤ 1 − ε with ε = input noise + |K|·measurement noise. What acts
-    is then κ(x + v) + e = κ(x) + (Kv + e), and |Kv + e| ≤ ε, so that `KnownTube` with error ε contains the step from every
-    x in S; `certify_invariance` shows that it ends in S. So S is kept in every step, for any number of steps. The known part is
-    `plant.prior(scale=1)`, which is the plant for speeds of at most 10; S lies within.
+    In S the law κ(x) = −K(x − x_0), x_0 the plant's `rest`, does not saturate: |κ| ≤ 1 − ε with ε = input noise +
+    |K|·measurement noise. What acts is then κ(x + v) + e = κ(x) + (Kv + e), and |Kv + e| ≤ ε, so that `KnownTube` with error ε
+    contains the step from every x in S; `certify_invariance` shows that it ends in S. So S is kept in every step, for any
+    number of steps. The known part is `plant.prior(scale=1)`, which is the plant for speeds of at most 10; S lies within.
 
     S is proposed from the linearisation. Where its closed loop has real eigenvalues λ_i with left eigenvectors t_i, it is
     {|t_i(x − x_0)| ≤ s_i} of largest volume within the limits (8 rows and 16 vertices in four dimensions, where the largest
@@ -40,15 +40,15 @@ def certified_backup(plant: SimplePendulum | SafeCartPole, *, budget: int = 500_
     published starts, whereas the pendulum's set holds 97 %.
 
     Args:
-        plant: with any parameters; where nothing is found, the verdict of the last try is returned.
+        plant: one of the two itself, with any parameters; where nothing is found, the verdict of the last try is returned.
         budget: of cells, see `certify_invariance`. The cart-pole needs most of it (about 15 s).
 
     Returns:
         The certificate; its `region` is S, its `law` κ.
     """
-    if not isinstance(plant, SimplePendulum | SafeCartPole):
+    if type(plant) not in (SimplePendulum, SafeCartPole):  # what a subclass does is not what is certified
         raise _require.fail("certified_backup", "a SimplePendulum or SafeCartPole", type(plant).__name__)
-    rest, gain, nx = plant.initial_state, -plant.backup_gain, plant.nx
+    rest, gain, nx = plant.rest, -plant.backup_gain, plant.nx
     law = AffineLaw.about(gain, rest, torch.zeros(1, dtype=torch.float64))
     seen, known = torch.zeros(nx, dtype=torch.float64), plant.prior(scale=1.0)
     if isinstance(plant, SimplePendulum):

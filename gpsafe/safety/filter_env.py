@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.sets.polytope import Polytope
-from gpsafe.systems.actions import Array, Channel
+from gpsafe.systems.actions import Array, Channel, observation_kept
 
 if TYPE_CHECKING:
     from gpsafe.safety.filter import Decision, SafetyFilter
@@ -27,10 +27,10 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Filters the actions of any agent: `env = SafetyFilterWrapper(env, filter)`.
 
     The state is `info["state"]` where the environment gives it (as `gpsafe.systems.envs` does), else the observation, if
-    no wrapper changes it; `state` overrides that. The theorem needs u to be applied exactly, so the wrappers inside are read
-    (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a U that something on
-    the way would clip. What cannot be read is listed in `assumptions`: among it that actions are rounded, if an action
-    space is float32, and states, if they came so. An environment that tells the input that its plant got as
+    all wrappers inside are known to hand it on; `state` overrides that. The theorem needs u to be applied exactly, so the
+    wrappers inside are read (`gpsafe.systems.actions`): one that may change actions in an unknown way is refused, and so is a
+    U that something on the way would clip. What cannot be read is listed in `assumptions`: among it that actions are rounded,
+    if an action space is float32, and states, if they came so. An environment that tells the input that its plant got as
     `info["applied"]` (as `gpsafe.systems.envs` does) is held to it.
 
     The info of each step, and of a reset with the source "reset", gets "filter", whose entries keep their types, so that vector
@@ -80,6 +80,8 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             told = f"inputs in {[end.tolist() for end in box]} where {limits} pass"
             raise _require.fail(where, "a U whose inputs all reach the plant unclipped", told)
         self._channel = channel
+        ends = box if self._plant else tuple(channel.input(end) for end in box)
+        self._largest = np.maximum(*(np.abs(end) for end in ends))  # of what the plant gets
         self.safety_filter = safety_filter
         self.decision: Decision | None = None
         self.falsified: str | None = None
@@ -99,8 +101,8 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             measured = self._state(observation, info)
         elif "state" in info:
             measured = info["state"]
-        elif any(isinstance(part, gymnasium.ObservationWrapper) for part in _stack(self.env)):
-            expected = 'info["state"], or a function `state`, as a wrapper changes the observation'
+        elif not observation_kept(self.env):
+            expected = 'info["state"], or a function `state`, as a wrapper changes the observation or may'
             raise _require.fail("SafetyFilterWrapper", expected, "neither")
         else:
             measured = observation
@@ -110,6 +112,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets both."""
+        self._x = None
         observation, info = self.env.reset(seed=seed, options=options)
         self.safety_filter, self.decision = self.safety_filter.start(), None
         self._measure(observation, info)
@@ -120,7 +123,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         """One step with the filtered action.
 
         Raises:
-            ResetNeeded: before the first reset.
+            ResetNeeded: before the first reset, and after a step or a reset that broke off.
         """
         if self._x is None:
             raise gymnasium.error.ResetNeeded("SafetyFilterWrapper.step: expected a call of reset first, got none")
@@ -130,6 +133,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise _require.fail("SafetyFilterWrapper.step", f"action of shape {channel.scale.shape}", given.shape)
         proposed = channel.input(given) if plant else given
         decision, self.safety_filter = self.safety_filter.decide(self._x, torch.from_numpy(proposed.copy()))
+        self._x = None  # until it is measured again: where a step breaks off, nobody knows where the plant is
         applied = decision.u.cpu().numpy().copy()
         sent = np.clip(
             channel.action(applied) if plant else applied, channel.low, channel.high
@@ -138,7 +142,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         due = applied if plant else channel.input(applied)
         got = np.asarray(info.get("applied", due), np.float64)
         close = 1e-12 if channel.exact else 1e-6  # the share by which tubes are widened; float32
-        if got.shape != due.shape or not bool((np.abs(got - due) <= close * (1.0 + np.abs(due))).all()):
+        if got.shape != due.shape or not bool((np.abs(got - due) <= close * (self._largest + np.abs(due))).all()):
             why = f"the environment applied {got.tolist()}, not {due.tolist()}"
             self.safety_filter = self.safety_filter.refuted(why)
         falsified = self.safety_filter.falsified
@@ -181,14 +185,6 @@ def _told(
         "applied": applied,
         "action": action,
     }
-
-
-def _stack(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
-    """The environment and all that it wraps."""
-    yield env
-    while isinstance(env, gymnasium.Wrapper):
-        env = env.env
-        yield env
 
 
 def _bounds(inputs: Polytope) -> tuple[Array, Array]:

@@ -3,7 +3,9 @@
 ``learner.json`` names the format, the class, the seed, a fingerprint of every part, the log, and the SHA-256 of
 ``episodes-HASH.npz``, which holds ``states-0000`` and ``inputs-0000`` of every episode as float64, and, if a method keeps more
 than trajectories, of ``state-HASH.npz``. All are readable without gpsafe. The arrays are written first and under names of their
-own, since the JSON vouches for them: a save that is cut off leaves the one before it whole.
+own, since the JSON vouches for them: a save that is cut off leaves the one before it whole. Its last entry, ``sha256``, is that
+of the others, so that damage is noticed: a log, or a refutation, that was edited is not what was saved. It keeps no forger out,
+who can seal anew; what certifies is derived from trajectories.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._files import write_bytes
 
-FORMAT = "gpsafe learner 2"
+FORMAT = "gpsafe learner 3"
+UNSEALED = "gpsafe learner 2"  # the same without `sha256`
 KINDS = {"episodes": "arrays", "state": "state"}  # files of arrays, and where the header has their SHA-256
 History = list[tuple[Tensor, Tensor]]
 
@@ -48,7 +51,7 @@ def write(
         about["state"] = _write_arrays(home, "state", kept)
     if segments:
         about["segments"] = list(segments)
-    write_bytes(home / "learner.json", json.dumps(about).encode())
+    write_bytes(home / "learner.json", json.dumps({**about, "sha256": seal(about)}).encode())
     named = {_name(kind, about.get(key, "")) for kind, key in KINDS.items()}
     named |= {_name("segment", each) for each in segments}
     for kind in (*KINDS, "segment"):
@@ -56,6 +59,11 @@ def write(
             if old.name not in named:
                 old.unlink(missing_ok=True)
     return home
+
+
+def seal(about: Mapping[str, Any]) -> str:
+    """SHA-256 of the entries of learner.json, in their order, without that of this name."""
+    return hashlib.sha256(json.dumps({k: v for k, v in about.items() if k != "sha256"}).encode()).hexdigest()
 
 
 def _name(kind: str, digest: str) -> str:
@@ -120,7 +128,7 @@ def read(
         found = None
     if not isinstance(found, dict) or not str(found.get("format", "")).startswith("gpsafe learner "):
         raise _require.fail(where, "a saved learner", f"{head}: missing, torn or foreign")
-    if found["format"] != FORMAT:
+    if found["format"] not in (FORMAT, UNSEALED):
         raise _require.fail(where, f"{FORMAT!r}", f"{head}: {found['format']!r}, of another version of gpsafe")
     for name in ("learner", "seed"):
         if found.get(name) != wanted[name]:
@@ -130,6 +138,8 @@ def read(
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong or found["episodes"] != (0 if batches else len(found["rows"])):
         raise _require.fail(where, "a saved learner", f"{head}: foreign in {wrong or 'rows'}")
+    if found["format"] == FORMAT and found.get("sha256") != seal(found):
+        raise _require.fail(where, "what was saved", f"{head}: damaged or edited, its sha256 is another")
     history = _trajectories(where, head, _read_arrays(where, head, "episodes", found.get("arrays")), found["episodes"])
     if "state" not in found:
         return found, history, {}

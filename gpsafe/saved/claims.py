@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,8 @@ def checked(value: Any, where: str) -> Any:
     """The value, if what it claims of itself is so.
 
     A safe set: every member entered by a value within the budget. A certificate: the judge finds the same when it looks at
-    plan and problem again. Other objects are statements, as good as who wrote them.
+    plan and problem again, and what it finds is returned: agreement is to 1e-9 of a 1, which numbers in small units pass
+    whatever they are. Other objects are statements, as good as who wrote them.
 
     Raises:
         ValueError: naming the claim that does not hold.
@@ -32,7 +33,7 @@ def checked(value: Any, where: str) -> Any:
     elif isinstance(value, SafeParameters):
         reason = _of_parameters(value)
     elif isinstance(value, Certificate):
-        reason = _of_certificate(value)
+        reason, value = _of_certificate(value)
     if reason is not None:
         raise _require.fail("load", f"a {type(value).__name__} whose claims hold at {where}", reason)
     return value
@@ -67,18 +68,21 @@ def _of_witnesses(witnesses: Iterable[tuple[int, Witness]], members: Any, budget
     return None
 
 
-def _of_certificate(found: Certificate) -> str | None:
+def _of_certificate(found: Certificate) -> tuple[str | None, Certificate]:
+    """Why it is not so, and the certificate with margins, tube and verdict by the judge of now."""
     if found.tube is None:
-        return "HOLDS without a tube" if found.certified else None
+        return ("HOLDS without a tube" if found.certified else None), found
     again = judge(found.problem, found.tube.center[0, 0], found.action, found.proposal)
     if again.outcome is not found.outcome:
-        return f"{found.outcome}, where the judge finds {again.outcome}"
+        return f"{found.outcome}, where the judge finds {again.outcome}", found
     if again.assumptions != found.assumptions:
-        return f"assumptions {found.assumptions}, where the judge lists {again.assumptions}"
+        return f"assumptions {found.assumptions}, where the judge lists {again.assumptions}", found
     wrong = [
         name for name in ("margins", "tube", "inputs", "gain", "action", "verdict") if not _agree(found, again, name)
     ]
-    return f"other {', '.join(wrong)} than the judge finds" if wrong else None
+    if wrong:
+        return f"other {', '.join(wrong)} than the judge finds", found
+    return None, replace(again, distance=found.distance, seconds=found.seconds)
 
 
 def _agree(one: Any, other: Any, name: str) -> bool:

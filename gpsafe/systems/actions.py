@@ -40,6 +40,12 @@ UNTOUCHED = frozenset(
     }
 )
 """Classes whose own `step` hands the action on as it is."""
+SEEN_THROUGH = UNTOUCHED - {
+    "gymnasium.core.ObservationWrapper",
+    "gymnasium.wrappers.stateful_observation.FrameStackObservation",
+    "gymnasium.wrappers.stateful_observation.TimeAwareObservation",
+} | {"gymnasium.core.ActionWrapper"}
+"""Classes whose own `step` and `reset` hand the observation on as it is."""
 
 
 @short
@@ -127,6 +133,17 @@ class Channel:
             lower, upper = np.minimum(*ends), np.maximum(*ends)
         slack = 4 * np.finfo(np.float64).eps * (1.0 + np.abs(lower) + np.abs(upper))  # of the divisions here
         return bool((lower >= self.low - slack).all() and (upper <= self.high + slack).all())
+
+
+def observation_kept(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether the observation is that of the innermost environment: no wrapper is there of which this is not known."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.ObservationWrapper):  # its `step` is known, what its `observation` does is not
+            return False
+        if not {_owner(env, "step"), _owner(env, "reset")} <= SEEN_THROUGH:
+            return False
+        env = env.env
+    return True
 
 
 def _box(env: gymnasium.Env[Any, Any]) -> spaces.Box:

@@ -66,7 +66,7 @@ class SimplePendulum(Published):
         check_fields("SimplePendulum", self)
         # One over the square of what is allowed (Bryson's rule), and an effort at which the law keeps within ±1 far from rest:
         # a larger one swings longer, a smaller one saturates earlier, where no linear law is certified.
-        gain = riccati(self.mean, vector(math.pi, 0.0), vector(0.0), self.state_box.radius**-2, vector(0.1))
+        gain = riccati(self.mean, self.rest, vector(0.0), self.state_box.radius**-2, vector(0.1))
         object.__setattr__(self, "backup_gain", gain)
 
     @property
@@ -83,6 +83,11 @@ class SimplePendulum(Published):
     def state_box(self) -> Box:
         """θ ∈ [0.25π, 2.0833π], ω ∈ [−8, 8]: the states that are allowed."""
         return Box(vector(0.25 * math.pi, -8.0), vector(2.0833 * math.pi, 8.0))
+
+    @property
+    def rest(self) -> Tensor:
+        """(π, 0), hanging: where `backup` takes it, wherever it starts."""
+        return vector(math.pi, 0.0)
 
     @property
     def input_box(self) -> Box:
@@ -136,7 +141,7 @@ class SimplePendulum(Published):
 
     def backup(self, x: Tensor) -> Tensor:
         """clip(−K(θ − π, ω), ±1), the Riccati law about hanging, (*b, 2) → (*b, 1)."""
-        return self.input_box.clip((vector(math.pi, 0.0).to(x.device) - x) @ self.backup_gain.T.to(x.device))
+        return self.input_box.clip((self.rest.to(x.device) - x) @ self.backup_gain.T.to(x.device))
 
     def warm_up(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform torques, as published."""
@@ -198,7 +203,7 @@ class SafeCartPole(Published):
         check_fields("SafeCartPole", self)
         # One over the square of what is allowed (Bryson's rule), 1 m/s and 1 rad/s for the speeds; the effort as above.
         limits = torch.where(self.state_box.radius < 1e4, self.state_box.radius, 1.0)
-        gain = riccati(self.mean, torch.zeros(4, dtype=torch.float64), vector(0.0), limits**-2, vector(30.0))
+        gain = riccati(self.mean, self.rest, vector(0.0), limits**-2, vector(30.0))
         object.__setattr__(self, "backup_gain", gain)
 
     @property
@@ -216,6 +221,11 @@ class SafeCartPole(Published):
         """|position| ≤ 2.4 m, |θ| ≤ 12°, and 10⁵ for the speeds, as published: no limit in effect."""
         upper = vector(2.4, 1e5, math.radians(12.0), 1e5)
         return Box(-upper, upper)
+
+    @property
+    def rest(self) -> Tensor:
+        """Upright in the middle: where `backup` takes it, wherever it starts."""
+        return torch.zeros(4, dtype=torch.float64)
 
     @property
     def input_box(self) -> Box:
@@ -272,7 +282,7 @@ class SafeCartPole(Published):
 
     def backup(self, x: Tensor) -> Tensor:
         """clip(−K x, ±1), the Riccati law about rest, upright in the middle, (*b, 4) → (*b, 1)."""
-        return self.input_box.clip(-x @ self.backup_gain.T.to(x.device))
+        return self.input_box.clip((self.rest.to(x.device) - x) @ self.backup_gain.T.to(x.device))
 
     def published_backup(self, x: Tensor) -> Tensor:
         """The hand-set law of the published code, clip(−5·position − 3·speed − 113θ − 40ω, ±1), (*b, 4) → (*b, 1)."""

@@ -30,7 +30,7 @@ class Evidence:
     """What a check found.
 
     Args:
-        n: number of independent trials (or points) behind the estimate.
+        n: number of independent trials (or points) behind the estimate, at least 1.
         estimate: point estimate of the statistic.
         verdict: its interval against the threshold.
         data: JSON-able numbers for the figure and the curious reader.
@@ -40,6 +40,9 @@ class Evidence:
     estimate: float
     verdict: Verdict
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require.count("Evidence", "n", self.n)  # nothing was looked at: no claim holds for that
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 
 from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
+from gpsafe.algorithms.safeopt import _same
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Constant
 from gpsafe.linalg import vector
@@ -80,6 +81,14 @@ def test_an_episode_that_was_taken_over_is_a_missing_measurement_too(step):
 def policy_like(policy, act):
     """The same episode under other inputs."""
     return EpisodePolicy(act, one_d(), number=policy.number, start=policy.start, unsound=None)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-12, 1e6])
+def test_inputs_are_the_policys_own_to_rounding_in_any_units(unit):
+    states, box = torch.ones(4, 2).double(), Box(-unit * vector(1.0), unit * vector(1.0))
+    own = 0.5 * unit * torch.ones(3, 1).double()
+    assert _same(lambda x: own[0], states, own * (1 + 1e-13), box)
+    assert not _same(lambda x: own[0], states, own * torch.tensor([[1.0], [1.01], [1.0]]).double(), box)
 
 
 def test_an_empty_interval_refutes_it():

@@ -153,6 +153,11 @@ def test_the_truth_certifies_the_safe_policies_and_a_false_claim_is_counted():
     assert int(told(lambda x, u: x + 0 * u).misses(CART.plant.mean, CART.goals(50), torch.ones(1, **F64)).sum()) > 0
 
 
+def test_bars_that_are_no_number_contain_nothing():
+    wild = told(lambda x, u: x + 0 * u, math.nan)
+    assert bool(wild.misses(lambda x, u: x + 0 * u, CART.goals(50), torch.ones(1, **F64)).all())
+
+
 @settings(max_examples=6)
 @given(st.floats(0, 0.02), st.floats(0, 0.02))
 def test_wider_claims_never_lower_the_worst_cost(first, second):

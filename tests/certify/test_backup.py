@@ -1,5 +1,6 @@
 """Certified backup sets of pendulum and cart-pole: the verdict, what it implies in simulation, and where it must not hold."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -57,8 +58,11 @@ def test_a_proposed_parallelotope_is_a_share_of_the_largest():
     assert 0.9 < SHARE < 1
 
 
-def test_in_the_certified_set_the_law_is_the_plants_backup():
-    plant, found = SimplePendulum(), pendulum()
+@pytest.mark.parametrize("start", [math.pi, 3.0])
+def test_in_the_certified_set_the_law_is_the_plants_backup_wherever_it_starts(start):
+    plant = SimplePendulum(initial_state=vector(start, 0.0))
+    found = certified_backup(plant)
+    assert found.certified
     x = found.region.vertices()
     torch.testing.assert_close(found.law(x), plant.backup(x), rtol=1e-12, atol=1e-12)
     assert float(found.law(x).abs().max()) <= 1 - 0.04
@@ -96,6 +100,24 @@ def test_the_cartpoles_backup_keeps_a_set_in_all_four_dimensions():
     assert pressed(plant, found, steps=500) <= 1e-9
 
 
+def test_the_cartpoles_law_is_its_backup_wherever_it_starts():
+    plant = SafeCartPole(initial_state=vector(0.6, 0.0, 0.0, 0.0))
+    found = certified_backup(plant, budget=1)
+    x = found.region.vertices()
+    torch.testing.assert_close(found.law(x), plant.backup(x), rtol=1e-12, atol=1e-12)
+
+
+class Windy(SimplePendulum):
+    """Another plant of the same class, in whose set nothing stays: the wind is no part of its prior."""
+
+    def mean(self, x, u):
+        return SimplePendulum.mean(self, x, u + 0.5)
+
+
 def test_other_plants_are_refused():
+    windy = Windy()
+    assert pressed(windy, pendulum(), steps=50) > 1e-2
+    with pytest.raises(ValueError, match="SimplePendulum or SafeCartPole, got Windy"):
+        certified_backup(windy)
     with pytest.raises(ValueError, match="SimplePendulum or SafeCartPole"):
         certified_backup(TwoLinkArm())  # type: ignore[arg-type]

@@ -87,6 +87,15 @@ def test_a_belief_that_is_wrong_is_found_to_be(gp, ensemble):
     assert bad > n / 2
 
 
+def test_an_end_that_is_no_number_contains_nothing(gp, monkeypatch):
+    x = TWIN.goals(20)
+    u = TWIN.plant.input_box.sample(len(x), torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        type(gp.confidence), "bounds", lambda self, z: 2 * (torch.full((len(z), 1), torch.nan).double(),)
+    )
+    assert list(gp.outside(TWIN, x, u).values()) == [(len(x), len(x))]
+
+
 class _Pushed:
     def __init__(self, system):
         self._system = system

@@ -248,6 +248,49 @@ def test_a_file_that_is_torn_foreign_or_of_another_learner_is_refused_by_name(na
     refused("No such file")
 
 
+def resealed(folder, about: dict) -> None:
+    """Writes learner.json as a forger would."""
+    (folder / "learner.json").write_text(json.dumps({**about, "sha256": _saved.seal(about)}))
+
+
+@every_learner
+def test_a_header_that_was_edited_is_not_what_was_saved(name, tmp_path):
+    folder = learnt(name).save(tmp_path)
+    head = folder / "learner.json"
+    text = head.read_text()
+    about = json.loads(text)
+    assert list(about)[-1] == "sha256" and about["sha256"] == _saved.seal(about)
+    edits = [
+        {"falsified": None if about["falsified"] else "nothing"},
+        {"counts": {**about["counts"], "more": 1}},
+        {"rows": [{**row, "guaranteed": True, "unsound": None} for row in about["rows"][::-1]]},
+        {"sha256": None},
+    ]
+    for edit in edits:
+        head.write_text(json.dumps({**about, **edit}))
+        with pytest.raises(ValueError, match="damaged or edited"):
+            LEARNERS[name]().load(folder)
+    del about["sha256"]
+    head.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="damaged or edited"):
+        LEARNERS[name]().load(folder)
+    head.write_text(json.dumps({**about, "format": "gpsafe learner 2"}))  # of the time before seals
+    assert LEARNERS[name]().load(folder).logger.rows == learnt(name).logger.rows
+    head.write_text(text)
+    assert LEARNERS[name]().load(folder).told == learnt(name).told
+
+
+def test_a_refutation_is_not_edited_away(tmp_path):
+    """No trajectory shows what its user said."""
+    learner = LEARNERS["finite"]().learn(1)
+    learner._book.refuted = "a camera slipped"
+    head = learner.save(tmp_path) / "learner.json"
+    assert LEARNERS["finite"]().load(tmp_path).falsified is not None
+    head.write_text(head.read_text().replace('"a camera slipped"', "null"))
+    with pytest.raises(ValueError, match="damaged or edited"):
+        LEARNERS["finite"]().load(tmp_path)
+
+
 def test_a_pickle_in_the_arrays_is_not_opened(tmp_path):
     folder = cases.finite().save(tmp_path)
     opened = []
@@ -261,7 +304,7 @@ def test_a_pickle_in_the_arrays_is_not_opened(tmp_path):
     (folder / "trap.npz").rename(folder / f"episodes-{digest[:16]}.npz")
     about = json.loads((folder / "learner.json").read_text())
     about |= {"arrays": digest, "episodes": 1, "rows": [{}]}
-    (folder / "learner.json").write_text(json.dumps(about))
+    resealed(folder, about)
     with pytest.raises(ValueError, match="1 episodes of numbers"):
         cases.finite().load(folder)
     assert not opened
@@ -291,7 +334,7 @@ def test_a_forged_log_certifies_nothing(tmp_path):
     folder = learnt("finite").save(tmp_path)
     about = json.loads((folder / "learner.json").read_text())
     about["rows"] = [{**row, "size": 81} for row in about["rows"]]
-    (folder / "learner.json").write_text(json.dumps(about))
+    resealed(folder, about)
     loaded = cases.finite().load(folder)
     assert loaded.logger.rows[0]["size"] == 81  # a log is what somebody wrote
     assert loaded.standing.safe_set == learnt("finite").standing.safe_set  # S_n is what the data show

@@ -181,6 +181,39 @@ def test_float32_and_fixed_noise_that_is_equal():
     assert narrow.inputs is not None and narrow.inputs.dtype is torch.float64
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_a_float32_model_with_input_units_is_taken_before_and_after_its_use(used):
+    """In evaluation mode BoTorch keeps the inputs in their own units aside, where a change of precision misses them."""
+    model = SingleTaskGP(INPUTS.float(), TARGETS[:, :1].float(), input_transform=Normalize(3))
+    if used:
+        ask(model, QUERIES.float())
+    gp = from_gpytorch(model)
+    assert gp.inputs is not None and torch.equal(gp.inputs, INPUTS.float().double())
+    mean, _ = ask(model, QUERIES.float())
+    found = gp.predict(QUERIES, QUERIES[:, :0])
+    torch.testing.assert_close(found.mean[:, :1], mean.double(), rtol=1e-3, atol=0.1)
+
+
+class Louder(Plain):
+    """Predicts with twice the deviation of its parts."""
+
+    def __call__(self, *inputs, **keywords):
+        found = super().__call__(*inputs, **keywords)
+        wide = 4.0 * found.lazy_covariance_matrix
+        return found if self.training else gpytorch.distributions.MultivariateNormal(found.mean, wide)
+
+
+def test_a_linear_kernel_with_data_at_the_origin_is_compared_where_it_varies():
+    """At the origin its variance is 0, and no measure of errors."""
+    z = torch.cat([torch.zeros(1, 3), small(INPUTS)])
+    y = z @ torch.tensor([1.0, 2.0, -1.0], dtype=z.dtype)
+    model = Plain(z, y, LinearKernel(ard_num_dims=3)).double()
+    mean, variance = ask(model, small(QUERIES))
+    agrees(from_gpytorch(model), mean, variance, small(QUERIES), nu=0)
+    with pytest.raises(ValueError, match="whose forward is"):
+        from_gpytorch(Louder(z, y, LinearKernel(ard_num_dims=3)).double())
+
+
 # ------------------------------------------------------------------------------------------ back and forth
 @settings(max_examples=4)
 @given(seeds(), st.sampled_from(["rbf", "matern-3/2", "additive"]))

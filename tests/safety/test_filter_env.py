@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import (
     ClipAction,
     DelayObservation,
+    FrameStackObservation,
     RecordEpisodeStatistics,
     RepeatAction,
     RescaleAction,
@@ -29,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpsafe.systems.envs  # noqa: F401 (registers)
+from gpsafe.certify.terminal_set import AffineLaw, certify_invariance
 from gpsafe.safety import SafetyFilter, SafetyFilterWrapper
 from gpsafe.safety.filter_env import _bounds
 from gpsafe.sets import Box, Polytope
@@ -107,13 +109,46 @@ class Nudged(gymnasium.Wrapper):
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_an_applied_input_may_differ_by_its_rounding_and_by_no_more(exact, allowed, sign):
     inner = wrapped().env if exact else Foreign()
-    env = SafetyFilterWrapper(Nudged(inner), linear_filter(), passing=(Nudged,))
+    env = SafetyFilterWrapper(Nudged(inner), linear_filter(), passing=(Nudged,), state=lambda seen, info: seen)
     assert env._channel.exact == exact
     for share, refuted in ((0.9, False), (1.1, True)):
         env.env.share = sign * share * allowed
         env.reset(seed=0)
         told = env.step([0.2])[4]
         assert abs(float(told["applied"][0])) < 0.9 and bool(told["filter"]["falsified"]) == refuted
+
+
+class Milli(gymnasium.ActionWrapper):
+    """Inputs in units of 10¹³ of the plant's: what is told of them is told in these."""
+
+    unit = 1e-13
+
+    def __init__(self, env, gain):
+        super().__init__(env)
+        space, self.gain = env.action_space, gain
+        self.action_space = spaces.Box(self.unit * space.low, self.unit * space.high, dtype=np.float64)
+
+    def step(self, action):
+        *rest, info = self.env.step(self.gain * np.asarray(action) / self.unit)
+        info["applied"] = self.unit * np.asarray(info["applied"])
+        return *rest, info
+
+
+@pytest.mark.parametrize(("gain", "refuted"), [(1.0, False), (0.99, True)])
+def test_an_input_that_is_not_the_one_applied_is_noticed_in_any_units(gain, refuted):
+    problem, sure = linear_case()
+    model, unit = problem.model, Milli.unit
+    assert isinstance(model, LinearTube)
+    plant = replace(model.plant, B=model.plant.B / unit)
+    inputs = Polytope(problem.inputs.H, unit * problem.inputs.h)
+    small = replace(problem, model=replace(model, plant=plant), inputs=inputs, gain=unit * problem.gain)
+    law = AffineLaw(unit * sure.law.gain, unit * sure.law.offset)
+    safe = SafetyFilter(small, Moody(works=False), certify_invariance(small, law))
+    env = SafetyFilterWrapper(Milli(plain(), gain), safe, passing=(Milli,))
+    env.reset(options={"state": [0.2, 0.1]})
+    told = env.step([0.0])[4]["filter"]
+    assert told["source"] == "backup" and abs(float(told["applied"][0])) > 0.01 * unit
+    assert told["backed"] != refuted and bool(told["falsified"]) == refuted
 
 
 def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones():
@@ -280,6 +315,36 @@ def test_known_wrappers_and_those_that_the_user_answers_for_are_let_through():
     assert told.falsified == infos[0]["filter"]["falsified"]
 
 
+@pytest.mark.parametrize("where", ["step", "measured", "reset"])
+def test_after_a_step_that_broke_off_the_state_before_it_is_not_believed(where):
+    """The plant may have moved, or not."""
+    broken = []
+
+    class Loose(Foreign):
+        def step(self, action):
+            found = super().step(action)
+            if broken == ["step"]:
+                raise OSError("the cable is loose")
+            return (np.zeros(3), *found[1:]) if broken == ["measured"] else found
+
+        def reset(self, *, seed=None, options=None):
+            if broken == ["reset"]:
+                raise OSError("the cable is loose")
+            return super().reset(seed=seed)
+
+    env = SafetyFilterWrapper(Loose(), linear_filter())
+    env.reset(seed=0)
+    env.step([1.0])
+    broken.append(where)
+    with pytest.raises((OSError, ValueError)):
+        env.reset(seed=0) if where == "reset" else env.step([1.0])
+    broken.clear()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step([1.0])
+    env.reset(seed=1)
+    assert env.step([1.0])[4]["filter"]["backed"]
+
+
 class Foreign(gymnasium.Env):
     """An environment of somebody else: float32 spaces, no info, the state as observation."""
 
@@ -323,6 +388,56 @@ def test_a_changed_observation_is_not_taken_for_the_state():
     own = SafetyFilterWrapper(DelayObservation(Foreign(), 2), linear_filter(), state=lambda seen, info: [0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="state of shape"):
         own.reset(seed=0)
+
+
+class Shown(Foreign):
+    """The position alone, a number: two of them, stacked, look like a state."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, ())
+
+    def reset(self, *, seed=None, options=None):
+        seen, info = super().reset(seed=seed)
+        return seen[0], info
+
+    def step(self, action):
+        seen, *rest = super().step(action)
+        return seen[0], *rest
+
+
+class Blurred(gymnasium.Wrapper):
+    """Hands actions on, and observations not; neither does it when it resets."""
+
+    def reset(self, *, seed=None, options=None):
+        seen, info = self.env.reset(seed=seed, options=options)
+        return 0.0 * seen, info
+
+    def step(self, action):
+        seen, *rest = self.env.step(action)
+        return 0.0 * seen, *rest
+
+
+class BlurredAtFirst(gymnasium.Wrapper):
+    reset = Blurred.reset
+
+
+@pytest.mark.parametrize(
+    ("env", "passing"),
+    [
+        (lambda: FrameStackObservation(Shown(), 2), ()),
+        (lambda: Blurred(Foreign()), (Blurred,)),  # the word is given for actions
+        (lambda: RecordEpisodeStatistics(BlurredAtFirst(Foreign())), ()),
+    ],
+)
+def test_an_observation_that_a_wrapper_may_change_is_not_taken_for_the_state(env, passing):
+    for state in (None, lambda seen, info: [0.0, 0.0]):
+        filtered = SafetyFilterWrapper(env(), linear_filter(), passing=passing, state=state)
+        if state is None:
+            with pytest.raises(ValueError, match=r"info\[.state.\].*may"):
+                filtered.reset(seed=0)
+        else:
+            filtered.reset(seed=0)
+    kept = SafetyFilterWrapper(RecordEpisodeStatistics(TimeLimit(ClipAction(Foreign()), 9)), linear_filter())
+    assert all(info["filter"]["backed"] for info in pushed(kept, 1.0, 3))
 
 
 def test_wrong_action_spaces_are_refused():
