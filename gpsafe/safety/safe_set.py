@@ -97,6 +97,7 @@ class SafePolicySet:
             bound: name of the cost bound, for the witness.
             distance: D, (num, num), the class's `PolicyGap`, or None to skip the Lipschitz rule.
         """
+        upper = _require.floats("SafePolicySet.expand", "upper", upper)
         _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
         if not bool((upper > -torch.inf).all()):
             raise _require.fail(
