@@ -149,8 +149,8 @@ def check_gap(
     where: str, gap: object, task: Task, norms: Tensor, model: GP, policies: PolicyClass | None = None
 ) -> None:
     """Refuses a gap of fewer steps, of a smaller cost, of a noisier plant or of smaller norms B (p,), of other kernels than the
-    model's, of a known part that reacts less to the input, or of other policies: it is no bound for the task's. Of a table D, or
-    of a gap that does not say what it is of, this cannot be read."""
+    model's, of a known part that reacts less to the input, or of other policies: it is no bound for the task's. Of a table D,
+    or of a gap that does not say what it is of, this cannot be read."""
     if not isinstance(gap, PolicyGap):
         return
     if gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling:

@@ -50,7 +50,7 @@ def extremal_member(
         ValueError: if no member of the family is in both: the ball and the ellipsoid do not meet, or barely.
     """
     beta = functional_beta(bound, model)
-    if beta is None or isinstance(bound, BallProgram):
+    if beta is None or (isinstance(bound, BallProgram) and model.num_data):
         expected = "a bound that holds for all linear functionals, and whose set is an ellipsoid"
         raise _require.fail("extremal_member", expected, bound.name)
     limit, kernel, z = float(bound.norms(model.num_outputs)[output]), model.kernels[output], torch.atleast_2d(z)
