@@ -20,15 +20,16 @@ from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
+from gpsafe.cost.enclosure import input_matrix
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
 from gpsafe.models import GP
 from gpsafe.planning.explore import expected_return
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.rollout import closed_loop, transitions
-from gpsafe.safety.safe_set import PolicyGap, SafePolicySet
+from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, kernels_of
 from gpsafe.sets import Box
-from gpsafe.systems.base import System, sample_noise
+from gpsafe.systems.base import System, known_with_bound, sample_noise
 from gpsafe.systems.task import Task
 
 
@@ -144,9 +145,12 @@ def check_inputs(where: str, system: System, policies: object) -> None:
         raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
 
 
-def check_gap(where: str, gap: object, task: Task, norms: Tensor) -> None:
-    """Refuses a gap of fewer steps, of a smaller cost, of a noisier plant or of smaller norms B (p,): it is no bound for the
-    task's. Of a table D, or of a gap that does not say its σ and B, this cannot be read."""
+def check_gap(
+    where: str, gap: object, task: Task, norms: Tensor, model: GP, policies: PolicyClass | None = None
+) -> None:
+    """Refuses a gap of fewer steps, of a smaller cost, of a noisier plant or of smaller norms B (p,), of other kernels than the
+    model's, of a known part that reacts less to the input, or of other policies: it is no bound for the task's. Of a table D,
+    or of a gap that does not say what it is of, this cannot be read."""
     if not isinstance(gap, PolicyGap):
         return
     if gap.horizon < task.horizon or gap.ceiling < task.cost.ceiling:
@@ -157,6 +161,14 @@ def check_gap(where: str, gap: object, task: Task, norms: Tensor) -> None:
         raise _require.fail(where, f"a PolicyGap of noise_std <= {task.noise_std.tolist()}, the task's", sigma.tolist())
     if held is not None and not (held.shape == norms.shape and bool((held >= norms).all())):
         raise _require.fail(where, f"a PolicyGap of norms >= {norms.tolist()}, those of the bound", held.tolist())
+    if gap.kernels is not None and gap.kernels != kernels_of(model.outputs, model.kernels):
+        raise _require.fail(where, "a PolicyGap of the model's outputs and kernels", "one of others")
+    if gap.reaction is not None:
+        own = input_matrix(known_with_bound(where, model.prior), model.nx, model.nu).abs()
+        if not (own.shape == gap.reaction.shape and bool((own <= gap.reaction * (1 + 1e-12)).all())):
+            raise _require.fail(where, f"a PolicyGap of |dp/du| >= {own.tolist()}, the model's", gap.reaction.tolist())
+    if policies is not None and not all(pinned.agrees(policies) for pinned in gap.pinned):
+        raise _require.fail(where, "a PolicyGap of the policies that it is to compare", "one of others")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -208,7 +220,8 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         _require.nonnegative("ActSafe", "threshold", self.threshold)
         self.unsound_because()
         check_inputs("ActSafe", self.system, self.policies)
-        check_gap("ActSafe", self.distance, self.cost_bound.task, self.bound.norms(self.model.num_outputs))
+        norms = self.bound.norms(self.model.num_outputs)
+        check_gap("ActSafe", self.distance, self.cost_bound.task, norms, self.model, self.policies)
         SafePolicySet.initial(self.policies.num, self.initial_safe, budget=self.cost_bound.task.budget)
 
     def unsound_because(self) -> str | None:

@@ -161,7 +161,8 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         """D, refused where it is of another task."""
         assert self.distance is not None
         found = self.distance(first, second)
-        check_gap("ContinuousActSafe", found, self.cost_bound.task, self.bound.norms(self.model.num_outputs))
+        norms = self.bound.norms(self.model.num_outputs)
+        check_gap("ContinuousActSafe", found, self.cost_bound.task, norms, self.model)
         return found
 
     @property

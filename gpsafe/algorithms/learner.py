@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # Purposes of random numbers. Monte-Carlo bounds draw from (seed, stage, …) with stages from 1 on: 0 is the plant's alone.
 PLANT, PLANNER, MODEL, START, BEST = 0, 1, 2, 3, 4
 Stream = Callable[[int, int, int], torch.Generator]
+UNTOLD = "a flight was begun and not told: what is missing may have been left out because of its outcome"
 
 
 def stream(*numbers: int) -> torch.Generator:
@@ -90,6 +91,12 @@ class EpisodePolicy:
         pairs = ((torch.stack(self.states), states[:-1]), (torch.stack(self.inputs), inputs))
         return all(torch.equal(mine, told.to(mine.device)) for mine, told in pairs)
 
+    def seen(self) -> list[Tensor]:
+        """The states (k, nx) that it was asked in, if an outcome is among them or may be known: of an input at the first state
+        alone, of several steps, nothing was seen.
+        """
+        return [torch.stack(self.states)] if len(self.states) >= min(2, self.horizon) else []
+
     def __repr__(self) -> str:
         told = "guaranteed" if self.unsound is None else f"heuristic: {self.unsound}"
         return f"EpisodePolicy(episode {self.number}, step {len(self.inputs)} of {self.horizon}, {told})"
@@ -123,6 +130,7 @@ class Book:
         logger: a row each.
         refuted: what spoke against its assumptions first, in words.
         asked: the policy of the episode that is being flown.
+        untold: states of flights that were begun and not told.
         counts: what else a method counts over its life; saved.
         state: what a method keeps between episodes: derived from the history, in its order.
         cache: derived from the rest: may be forgotten at any time.
@@ -132,6 +140,7 @@ class Book:
     logger: Logger = field(default_factory=Logger)
     refuted: str | None = None
     asked: EpisodePolicy | None = None
+    untold: list[Tensor] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
@@ -193,18 +202,32 @@ class Learner(ABC):
         """What refuted an assumption, in words; None while nothing did. It stays: no later episode is guaranteed."""
         return self._book.refuted
 
+    @property
+    def _lost(self) -> str | None:
+        """What ended every guarantee, in words: a refutation, or a flight of which nobody told the outcome.
+
+        The bounds speak of every observation that was made. Flights that are left out because of what was seen in them leave
+        noise with another mean in those that are told.
+        """
+        if self.falsified is not None:
+            return f"an assumption was refuted ({self.falsified})"
+        return UNTOLD if self._book.untold else None
+
     def ask(self, start: Any = None) -> EpisodePolicy:
         """A policy for the next episode. Asked again before it was told, the same one; from its start if it was used.
+
+        While a flight was begun and not told, no other is guaranteed: tell what was measured, however little it is, or tell it
+        later.
 
         Args:
             start: the measured state that the episode begins in, if it is not exactly x_0.
         """
         x, asked = self._start_of(type(self).__name__ + ".ask", start), self._book.asked
-        refuted = asked is not None and asked.unsound is None and self.falsified is not None
+        refuted = asked is not None and asked.unsound is None and self._lost is not None
         if asked is None or asked.inputs or refuted or not torch.equal(asked.start, x):
+            self._book.untold += [] if asked is None else asked.seen()
             asked = self._book.asked = self._choose(self.told, x)
-            if self.falsified is not None:
-                asked.unsound = asked.unsound or f"an assumption was refuted ({self.falsified})"
+            asked.unsound = asked.unsound or self._lost
         return asked
 
     def _start_of(self, where: str, start: Any) -> Tensor:
@@ -214,7 +237,8 @@ class Learner(ABC):
         return _require.shape(where, "start", _require.real(where, "start", start), (self.system.nx,))
 
     def tell(self, states: Any, inputs: Any, *, falsified: str | None = None) -> None:
-        """What was measured in an episode, whoever chose the inputs: states (t + 1, nx), inputs (t, nu), t ≥ 1.
+        """What was measured in an episode, whoever chose the inputs: states (t + 1, nx), inputs (t, nu), t ≥ 1. Once: a copy of
+        an episode, bit by bit, that the asked policy did not fly is no further evidence, and is refused.
 
         Args:
             states, inputs: as measured and applied.
@@ -226,13 +250,17 @@ class Learner(ABC):
             expected = f"states (t + 1, {nx}) and inputs (t, {nu})"
             raise _require.fail(where, expected, f"{tuple(x.shape)} and {tuple(u.shape)}")
         asked, number = self._book.asked, self.told
+        followed = asked is not None and asked.followed(x, u)
+        again = [i for i, told in enumerate(self._book.history) if not followed and _same_flight(*told, x, u)]
+        if again and bool((self.system.noise_std > 0).any()):
+            raise _require.fail(where, "an episode that was not told before", f"episode {again[0]} again, bit by bit")
         cost, reward = realised(self.system, x, u)
         row = {
             "episode": number,
             "steps": len(u),
             "cost": float(cost),
             "reward": float(reward),
-            "followed": asked is not None and asked.followed(x, u),
+            "followed": followed,
             "unsound": asked.unsound if asked is not None else "not flown by this learner",
         }
         row |= self._learn(number, asked, x, u)
@@ -246,7 +274,13 @@ class Learner(ABC):
         row["unsound"], row["guaranteed"] = reason or "", not reason
         self._book.history.append((x, u))
         self._book.logger.rows.append(row)
+        self._book.untold = [seen for seen in self._untold() if not _same_start(seen, x)]
         self._book.asked = None
+
+    def _untold(self) -> list[Tensor]:
+        """States of the flights that were not told, and of the one that is under way."""
+        asked = self._book.asked
+        return [*self._book.untold, *([] if asked is None else asked.seen())]
 
     def rollout(self, policy: EpisodePolicy) -> tuple[Tensor, Tensor]:
         """One episode of a policy on the plant with the noise of its number: states (T + 1, nx), inputs (T, nu)."""
@@ -304,6 +338,7 @@ class Learner(ABC):
         self._book.logger.rows[:] = header["rows"]
         self._book.refuted = self._book.refuted or header["falsified"]
         self._book.counts = header["counts"]
+        self._book.untold += [_require.points(where, "untold", states, self.system.nx) for states in header["untold"]]
         return self
 
     def _kept(self) -> dict[str, np.ndarray]:
@@ -317,7 +352,8 @@ class Learner(ABC):
     def _header(self) -> dict[str, Any]:
         book = self._book
         about = {"learner": type(self).__name__, "seed": self.seed, "parts": _saved.fingerprints(self)}
-        return {**about, "rows": book.logger.rows, "falsified": book.refuted, "counts": book.counts}
+        about |= {"rows": book.logger.rows, "falsified": book.refuted, "counts": book.counts}
+        return about | {"untold": [states.tolist() for states in self._untold()]}
 
     def with_(self, **changes: Any) -> Self:
         """A new learner with some arguments replaced. It was told nothing."""
@@ -325,11 +361,21 @@ class Learner(ABC):
 
     def __repr__(self) -> str:
         told = "guaranteed under its assumptions" if self.unsound is None else f"heuristic: {self.unsound}"
-        if self.falsified is not None:
-            told = f"falsified: {self.falsified}"
+        if self.falsified is not None or self._book.untold:
+            told = f"falsified: {self.falsified}" if self.falsified is not None else f"heuristic: {UNTOLD}"
         return f"{type(self).__name__}({self.system.name}, seed {self.seed}, {self.told} episodes, {told})"
 
     def _repr_html_(self) -> str:
         names = ("episode", "phase", "steps", "cost", "reward", "guaranteed")
         rows = [tuple(row.get(name, "") for name in names) for row in self.logger.rows[-20:]]
         return table(repr(self), rows, head=names)
+
+
+def _same_start(seen: Tensor, states: Tensor) -> bool:
+    """Whether a told episode holds the states of a flight."""
+    return len(states) >= len(seen) and torch.equal(states[: len(seen)], seen.to(states.device))
+
+
+def _same_flight(states: Tensor, inputs: Tensor, x: Tensor, u: Tensor) -> bool:
+    """Whether two episodes of several steps are one, bit by bit."""
+    return len(u) > 1 and torch.equal(states, x.to(states.device)) and torch.equal(inputs, u.to(inputs.device))

@@ -90,6 +90,11 @@ class Program:
     norm: Tensor
     blur: float = 0.0
 
+    @property
+    def ceiling(self) -> Tensor:
+        """B√k(z, z), rounded up, (*b, m)."""
+        return self.norm.unsqueeze(-1) * self.prior.sqrt() * (1 + 64 * EPS)
+
     def gap(self, eta: Tensor) -> Gap:
         """s(η), the size of its terms, and how far rounding may have moved it, η (*b, h) → (*b, h).
 
@@ -167,7 +172,7 @@ class Program:
     def solve(self, *, grid: int = 24, sections: int = 18) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best dual bounds over η: upper and lower (*b, m), and the η of each (+∞ where B√k is the best)."""
         low, high = (edge.log() for edge in self.range())
-        ceiling = self.norm.unsqueeze(-1) * self.prior.sqrt()
+        ceiling = self.ceiling
         steps = torch.linspace(0, 1, grid, dtype=low.dtype, device=low.device)
         nodes = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * steps  # (*b, h)
         tables = self.dual_table(nodes.exp())
@@ -186,8 +191,7 @@ class Program:
     def table(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """The best of the dual bounds at η (h,) and of B√k, upper and lower, (*b, m)."""
         upper, lower = self.dual_table(eta)
-        ceiling = self.norm.unsqueeze(-1) * self.prior.sqrt()
-        return torch.minimum(upper.amin(-2), ceiling), torch.maximum(lower.amax(-2), -ceiling)
+        return torch.minimum(upper.amin(-2), self.ceiling), torch.maximum(lower.amax(-2), -self.ceiling)
 
     def _golden(self, left: Tensor, right: Tensor, side: int, sign: float, sections: int) -> tuple[Tensor, Tensor]:
         """Golden-section search in log η on per-point brackets (*b, m): best value found and its η."""
@@ -220,7 +224,7 @@ def bound_at(program: Program, proposals: tuple[Tensor, Tensor], regularizer: fl
     count as ∞.
     """
     smallest, largest = program.range()
-    ceiling = program.norm * program.prior.sqrt()
+    ceiling = program.ceiling
     ends = []
     for side, sign in ((0, 1.0), (1, -1.0)):
         best = ceiling

@@ -6,7 +6,8 @@ kernel refitted in between) has no such guarantee, so `ConfidenceSet` accepts a 
 
 **Seen and refused:** other dimensions, outputs, kernels, λ or noise; another known part, or the same object with other
 values at the probes (data and fixed random points): a closure whose captured variable changed; data that are fewer, other,
-permuted or edited in place; data appended a second time as a block; kernels and λ edited after the model was made.
+permuted or edited in place; eight different rows or more that repeat eight earlier ones in their order, wherever they stand;
+kernels and λ edited after the model was made.
 
 **Not seen:** what was left out before the first posterior was built or is left out of what is appended; hyperparameters
 chosen with these data in hand and then stated as numbers; a known part that changed away from the probes; single
@@ -30,7 +31,7 @@ from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
 PROBES = 16  # points of each kind at which the known part must keep its values
-REPEATED = 8  # rows of appended data that equal the first rows bit by bit: no noise does that by chance
+REPEATED = 8  # different rows that repeat earlier ones in their order, bit by bit: no noise does that by chance
 
 
 @short
@@ -109,14 +110,29 @@ class Lineage:
             return f"the {n} observations of the last generation first, unchanged and in their order (append new ones)"
         if not _equal(scales(model)[:n], _scales(self.noise_scale, n)):
             return "the noise scales of the last generation for its observations"
-        again = min(n, model.num_data - n)
-        repeated = again >= REPEATED and bool((self.noise_std[list(self.shape[2])] > 0).any())
-        repeated = repeated and _equal(model.inputs[n : n + again], self.inputs[:again])
-        if repeated and _equal(model.targets[n : n + again], self.targets[:again]):
-            return (
-                f"new observations only (the {again} rows after the last generation repeat its first rows bit by bit)"
-            )
+        if bool((self.noise_std[list(self.shape[2])] > 0).any()):
+            again = _repeated(model.inputs, model.targets, n)
+            if again is not None:
+                return f"new observations only (rows {again[1]} and on repeat rows {again[0]} and on, bit by bit)"
         return None
+
+
+def _repeated(inputs: Tensor, targets: Tensor, old: int) -> tuple[int, int] | None:
+    """Where `REPEATED` rows that end after the first `old` ones equal as many earlier ones: (their start, its start).
+
+    Rows that differ from each other: a plant at rest on a grid of measurements repeats one by right.
+    """
+    table = torch.cat([inputs, targets], dim=-1).detach().cpu().numpy()
+    rows = [row.tobytes() for row in table]
+    first: dict[tuple[bytes, ...], int] = {}
+    for start in range(len(rows) - REPEATED + 1):
+        window = tuple(rows[start : start + REPEATED])
+        if len(set(window)) < REPEATED:
+            continue
+        before = first.setdefault(window, start)
+        if before < start and start + REPEATED > old:
+            return before, start
+    return None
 
 
 def inconsistency(model: GP) -> str | None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.confidence.bounds import ConfidenceBound
+from gpsafe.confidence.convex_program import BallProgram
 from gpsafe.confidence.functionals import functional_beta
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import RKHSFunction, kernels
@@ -39,7 +40,7 @@ def extremal_member(
     """The f of the ball and of this posterior's ellipsoid with the largest Σ_i sign_i f(z_i): see the module.
 
     Args:
-        bound: a bound with `functional_beta`.
+        bound: a bound with `functional_beta`, no convex program: the set of one is smaller than ball and ellipsoid.
         model: posterior.
         z: (d,), or (m, d).
         sign: ±1, or weights (m,), not all 0.
@@ -49,12 +50,16 @@ def extremal_member(
         ValueError: if no member of the family is in both: the ball and the ellipsoid do not meet, or barely.
     """
     beta = functional_beta(bound, model)
-    if beta is None:
-        raise _require.fail("extremal_member", "a bound that holds for all linear functionals", bound.name)
+    if beta is None or (isinstance(bound, BallProgram) and model.num_data):
+        expected = "a bound that holds for all linear functionals, and whose set is an ellipsoid"
+        raise _require.fail("extremal_member", expected, bound.name)
     limit, kernel, z = float(bound.norms(model.num_outputs)[output]), model.kernels[output], torch.atleast_2d(z)
     weights = torch.as_tensor(sign, dtype=torch.float64).expand(len(z))
     if model.inputs is None:
-        return RKHSFunction(kernel, z, weights).scaled_to(limit * (1 - 1e-12))
+        f = RKHSFunction(kernel, z, weights).scaled_to(limit)
+        while f.norm_upper > limit:  # where its parts cancel, the norm as computed is another one for every scale
+            f = RKHSFunction(kernel, z, f.weights * (limit * (1 - 1e-12) / f.norm_upper))
+        return f
     family = _Family(model, output, z, weights, limit, float(beta[output]))
     ratio = family.search()
     for inside in (_INSIDE, 1 - 1e-7, 1 - 1e-5, 1 - 1e-3):
@@ -171,11 +176,15 @@ def member_share(bound: ConfidenceBound, model: GP, f: RKHSFunction, *, output: 
     """max{‖f‖_k/B, ‖V^{1/2}(f − μ_n)‖/(√λ β)}: at most 1 for members of the ball and of this posterior's ellipsoid.
 
     Then every linear functional of f is in its interval about this posterior. f may be any Σ α_i k(z_i, ·) of the
-    output's kernel.
+    output's kernel. Of a convex program, whose set is smaller: max{‖f‖_k/B, ‖M(f(X) − y)‖/R_n}.
     """
     share = f.norm_upper / float(bound.norms(model.num_outputs)[output])
-    if model.inputs is None:
+    if model.inputs is None or model.targets is None:
         return share
+    if isinstance(bound, BallProgram):
+        misfit = bound._seen((f(model.inputs) - model.targets[:, output]).unsqueeze(-1))
+        room = bound.program(model, output, model.inputs[:1]).radius_sq
+        return max(share, float(torch.linalg.vector_norm(misfit) / room.sqrt()))
     beta = functional_beta(bound, model)
     if beta is None:
         raise _require.fail("member_share", "a bound that holds for all linear functionals", bound.name)

@@ -25,6 +25,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence import ranges
+from gpsafe.confidence.rounding import Rounding
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models._prior import known_part, prior_jacobian
 from gpsafe.models.gp import GP
@@ -169,7 +170,8 @@ def _accurate(confidence: ConfidenceSet, low: Tensor, high: Tensor, epsilon: Ten
     slack = bound.slack(model)
     added = torch.zeros_like(beta) if slack is None else slack.cpu()
     epsilon = epsilon.cpu()
-    above = (beta * found.upper + added) * (1 + GROW)
+    carried = Rounding.of(model).mean(found.upper.square(), model.prior_variance(low))  # of μ_n as it is computed
+    above = (beta * found.upper + added + carried) * (1 + GROW)
     below = (beta * found.attained_high + added) * (1 - GROW)
     over, spoken = below > epsilon, bound.covers(low, high)
     no = over.any(-1) & spoken

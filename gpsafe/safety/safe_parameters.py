@@ -82,6 +82,7 @@ class SafeParameters:
         self, theta: Tensor, values: Tensor, *, episode: int, bound: str, rule: Rule, neighbours: Tensor | None = None
     ) -> SafeParameters:
         """S_n with the vectors θ (m, d) whose `values` (m,) are at most the budget; the others are refused."""
+        values = _require.floats("SafeParameters.add", "values", values)
         if not bool(((values > -torch.inf) & (values <= self.budget)).all()):
             raise _require.fail("SafeParameters.add", f"values <= {self.budget}, above -inf", values.tolist())
         sources = [None] * len(theta) if neighbours is None else neighbours.tolist()
@@ -188,7 +189,7 @@ def admit(
         none = torch.zeros(0, dtype=torch.float64)
         return safe, Decisions(proposals, none, (), proposals, none, 0)
     width = family.box.upper - family.box.lower
-    values = upper(proposals)
+    values = _require.floats("admit", "upper(θ)", upper(proposals))
     calls = len(proposals)
     good = values <= safe.budget
     neighbour = safe.nearest(proposals, width)
@@ -214,7 +215,7 @@ def admit(
     found = torch.full((len(left),), math.inf, dtype=torch.float64)
     for _ in range(rounds if len(left) else 0):
         middle = 0.5 * (low_left + high_left)
-        value = upper(base + middle.unsqueeze(-1) * (target - base))
+        value = _require.floats("admit", "upper(θ)", upper(base + middle.unsqueeze(-1) * (target - base)))
         calls += len(left)
         ok = value <= safe.budget
         low_left, high_left = torch.where(ok, middle, low_left), torch.where(ok, high_left, middle)

@@ -12,7 +12,9 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short, table
+from gpsafe.confidence.lineage import fingerprint
 from gpsafe.cost.drift import drift_gap, drifted, push
 from gpsafe.cost.enclosure import input_matrix
 from gpsafe.policies import AffinePolicies
@@ -97,6 +99,7 @@ class SafePolicySet:
             bound: name of the cost bound, for the witness.
             distance: D, (num, num), the class's `PolicyGap`, or None to skip the Lipschitz rule.
         """
+        upper = _require.floats("SafePolicySet.expand", "upper", upper)
         _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
         if not bool((upper > -torch.inf).all()):
             raise _require.fail(
@@ -133,6 +136,11 @@ class SafePolicySet:
         return SafePolicySet(record["num"], record["budget"], witnesses)
 
 
+def kernels_of(outputs: Sequence[int], kernel: Sequence[Kernel]) -> tuple[Any, ...]:
+    """What is equal for equal kernels of the same outputs."""
+    return tuple((int(output), fingerprint(each)) for output, each in zip(outputs, kernel, strict=False))
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyGap:
@@ -144,6 +152,9 @@ class PolicyGap:
         ceiling: C.
         noise_std: σ for which the push was computed, (nx,); None if nothing is said of it.
         rkhs_norm: B_j likewise, (p,).
+        kernels: of each output and its k_j likewise.
+        reaction: |∂p/∂u| of the known part likewise, (nx, nu).
+        pinned: the classes of π and of π′ likewise.
     """
 
     push: Tensor
@@ -151,6 +162,9 @@ class PolicyGap:
     ceiling: float
     noise_std: Tensor | None = None
     rkhs_norm: Tensor | None = None
+    kernels: tuple[Any, ...] | None = None
+    reaction: Tensor | None = None
+    pinned: tuple[Pinned, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "push", _require.floats("PolicyGap", "push", self.push))
@@ -240,7 +254,8 @@ def policy_gap(
         )
     _require.positive("policy_distance", "noise_std", noise_std)
     matrix = input_matrix(known, nx, nu).abs()
-    change = _input_change(policies, policies if others is None else others)  # (P, Q, nu)
+    classes = (policies,) if others is None else (policies, others)
+    change = _input_change(classes[0], classes[-1])  # (P, Q, nu)
     shift = change @ matrix.T
     step = torch.cat([torch.zeros(*change.shape[:-1], nx, dtype=torch.float64), change], dim=-1)
     for j, output in enumerate(outputs):
@@ -249,7 +264,9 @@ def policy_gap(
             expected = "kernels whose metric depends on z − z′ (sums of RBF, Matérn and linear kernels)"
             raise _require.fail("policy_distance", expected, kernels.describe(kernel[j]))
         shift[..., output] += rkhs_norm[j] * sup
-    return PolicyGap(push(shift, noise_std), horizon, ceiling, noise_std.clone(), rkhs_norm.clone())
+    about = noise_std.clone(), rkhs_norm.clone(), kernels_of(outputs, kernel), matrix
+    pinned = tuple(pinned_policies(each, torch.zeros_like(noise_std)) for each in classes)
+    return PolicyGap(push(shift, noise_std), horizon, ceiling, *about, pinned)
 
 
 def _input_change(policies: AffinePolicies | FeaturePolicies, others: AffinePolicies | FeaturePolicies) -> Tensor:

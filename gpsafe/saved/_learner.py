@@ -134,7 +134,8 @@ def read(
         if found.get(name) != wanted[name]:
             raise _require.fail(where, f"a saved {name} {wanted[name]!r}", f"{head}: {found.get(name)!r}")
     _require_same_parts(where, head, found.get("parts"), wanted["parts"], free)
-    kinds = {"episodes": int, "rows": list, "counts": dict, "falsified": (str, types.NoneType)}
+    found.setdefault("untold", [])  # files of before know of none
+    kinds = {"episodes": int, "rows": list, "counts": dict, "falsified": (str, types.NoneType), "untold": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong or found["episodes"] != (0 if batches else len(found["rows"])):
         raise _require.fail(where, "a saved learner", f"{head}: foreign in {wrong or 'rows'}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gpsafe import AffineKnown
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost.grid import Grid
@@ -13,8 +14,9 @@ from gpsafe.cost.session import DPSession
 from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.rkhs import grid as regular_grid
+from gpsafe.rkhs import kernels
 from gpsafe.rkhs.kernels import cross
-from gpsafe.safety.safe_set import PolicyGap, policy_gap
+from gpsafe.safety.safe_set import PolicyGap, kernels_of, policy_gap
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
@@ -93,6 +95,26 @@ def test_a_gap_of_a_noisier_plant_or_of_smaller_norms_is_refused(algorithm, chan
     assert algorithm.with_(distance=gap(noise_std=0.5, rkhs_norm=2.0)).unsound is None  # larger than need be
     with pytest.raises(ValueError, match=f"ActSafe: expected a PolicyGap of {told}"):
         algorithm.with_(distance=gap(**change))
+
+
+@pytest.mark.parametrize("change", ["policies", "others", "kernels", "outputs", "known"])
+def test_a_gap_of_other_policies_or_of_another_model_is_refused(algorithm, change):
+    """Of 81 times one policy the gap is 0: with it all 81 of the class were admitted, 23 of them unsafe."""
+    plant, policies = reference_1d(), algorithm.policies
+    one = policies.select(torch.zeros(policies.num, dtype=torch.long))
+    longer = [kernels.rbf([50.0, 50.0]) for _ in plant.kernels]
+    still = AffineKnown(torch.eye(1), torch.zeros(1, 1), torch.zeros(1))
+    about = {"rkhs_norm": plant.rkhs_norm, "noise_std": plant.noise_std, "horizon": plant.horizon}
+    about |= {"ceiling": plant.cost.ceiling, "outputs": plant.outputs}
+    parts = {"policies": policies, "known": plant.known, "kernel": plant.kernels, **about}
+    assert algorithm.with_(distance=policy_gap(**parts)).unsound is None
+    wrong = {"policies": {"policies": one}, "others": {"others": one}, "kernels": {"kernel": longer}}
+    wrong |= {"outputs": {}, "known": {"known": still}}
+    gap = policy_gap(**{**parts, **wrong[change]})
+    if change == "outputs":
+        gap = replace(gap, kernels=kernels_of([1], plant.kernels))
+    with pytest.raises(ValueError, match="ActSafe: expected a PolicyGap of"):
+        algorithm.with_(distance=gap)
 
 
 def test_same_seed_same_run(algorithm, run):

@@ -93,11 +93,31 @@ def test_only_a_block_that_repeats_inputs_and_outcomes_is_a_repetition(n):
     if n < 8:
         assert confidence.update(model.condition(data)).sound
     else:
-        refused(confidence, model.condition(data), "repeat its first rows")
+        refused(confidence, model.condition(data), "repeat rows 0 and on")
         first = Transitions(data.x[:8], data.u[:8], data.x_next[:8])
-        refused(confidence, model.condition(first), "the 8 rows after the last generation repeat")
+        refused(confidence, model.condition(first), "rows 12 and on repeat rows 0 and on")
         fewer = Transitions(data.x[:7], data.u[:7], data.x_next[:7])
         assert confidence.update(model.condition(fewer)).sound
+
+
+def test_a_repetition_is_seen_wherever_it_stands():
+    """An episode that is told again, not the first, and not first in what is appended: σ_n shrinks, and nothing was seen."""
+    confidence, model, _ = start(12)
+    model = model.condition(rows(1, 20))
+    confidence = confidence.update(model)
+    again = rows(1, 20)
+    refused(confidence, model.condition(rows(2, 5) + again), "rows 37 and on repeat rows 12 and on")
+    short = Transitions(again.x[5:13], again.u[5:13], again.x_next[5:13])
+    refused(confidence, model.condition(short), "rows 32 and on repeat rows 17 and on")
+    new = rows(3, 9)
+    refused(confidence, model.condition(new + new), "rows 41 and on repeat rows 32 and on")
+    assert confidence.update(model.condition(Transitions(short.x.flip(0), short.u.flip(0), short.x_next.flip(0)))).sound
+
+
+def test_a_plant_at_rest_on_a_grid_of_measurements_repeats_by_right():
+    confidence, model, data = start(12)
+    still = Transitions(*(part[:1].repeat(30, 1) for part in (data.x, data.u, data.x_next)))
+    assert confidence.update(model.condition(still)).sound
 
 
 # -------------------------------------------------------------------------------------- what does not
@@ -144,8 +164,8 @@ DATA = {
     "one outcome by one ulp": (doctored, "unchanged"),
     "a selection filled up": (lambda: picked([0, 2, 4, 6, 8, 10]).condition(rows(9, 20)), "unchanged"),
     "new rows first": (lambda: empty().condition(rows(9, 3)).condition(rows(0, 12)), "unchanged"),
-    "all data once more": (lambda: picked(slice(None)).condition(rows(0, 12)), "repeat its first rows"),
-    "all data and new": (lambda: picked(slice(None)).condition(rows(0, 12) + rows(9, 4)), "repeat its first rows"),
+    "all data once more": (lambda: picked(slice(None)).condition(rows(0, 12)), "repeat rows 0 and on"),
+    "all data and new": (lambda: picked(slice(None)).condition(rows(0, 12) + rows(9, 4)), "repeat rows 0 and on"),
     "other noise scales": (
         lambda: empty().condition(rows(0, 12), noise_scale=torch.full((12,), 1.5).double()),
         "noise scales",

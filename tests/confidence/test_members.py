@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dear, seeds
 
-from gpsafe.confidence import Constant, Mixture, members
+from gpsafe.confidence import Constant, ConvexProgram, Mixture, members
 from gpsafe.confidence.members import _Family, extremal_member, member_share, worst_member
 from gpsafe.models import GP
 from gpsafe.rkhs import RKHSFunction, kernels, random_function
@@ -107,6 +107,36 @@ def test_without_data_the_extremal_member_is_the_balls():
     f = extremal_member(bound, model, torch.zeros(2).double(), -1.0)
     assert float(f(torch.zeros(1, 2).double())) == pytest.approx(-2.0 * 0.5**0.5)
     assert member_share(bound, model, f) == pytest.approx(1.0)
+
+
+def test_without_data_a_member_whose_parts_cancel_is_in_the_ball_too():
+    """‖f‖ = (1 + 6e-11) B in exact arithmetic where k(z, ·) − 0.999k(z′, ·) was scaled by its norm as computed."""
+    kernel = kernels.matern(1.5, [0.3, 2.0], 25.0)
+    model = GP.create(kernel, 0.01, nx=1, nu=1, noise_std=0.1)
+    bound = Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)
+    for seed in range(20):
+        at = points(seed, 1)
+        z, weights = torch.cat([at, at + 1e-5 * points(seed + 50, 1)]), torch.tensor([1.0, -1.0]).double()
+        f = extremal_member(bound, model, z, weights)
+        assert 0.99 < member_share(bound, model, f) <= 1.0
+
+
+def test_the_set_of_a_convex_program_is_no_ellipsoid():
+    """Members of ball and ellipsoid (of η = λ) left the program's interval by 2.0, of a width of 9, and were called members."""
+    model = learned(0, 0.05, count=8).reweighted(100.0)
+    assert model.targets is not None
+    stated = {"rkhs_norm": 3.0, "subgaussian": 0.05, "delta": 0.1}
+    program = ConvexProgram(**stated)
+    with pytest.raises(ValueError, match="ellipsoid"):
+        extremal_member(program, model, torch.zeros(2).double(), 1.0)
+    z, weights = functional(7)
+    f = extremal_member(Mixture(**stated), model, z, weights)
+    mean = RKHSFunction(KERNEL, model.inputs, model.reweighted(0.01).weights[:, 0])
+    for g, inside in ((f, False), (mean, True)):
+        residual = g(model.inputs) - model.targets[:, 0]
+        room = program.program(model, 0, model.inputs[:1]).radius_sq.sqrt()
+        expected = max(g.norm_upper / 3.0, float(residual.norm() / room))
+        assert member_share(program, model, g) == pytest.approx(expected, rel=1e-9) and (expected <= 1) is inside
 
 
 def test_a_ball_that_does_not_meet_the_ellipsoid_is_refused():

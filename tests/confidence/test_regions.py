@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpsafe import AffineKnown
 from gpsafe.confidence import ConfidenceSet, ConvexProgram, Mixture, regions
+from gpsafe.confidence.rounding import Rounding
 from gpsafe.models import GP
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
@@ -162,3 +163,21 @@ def test_boxes_without_sense_are_undecided_and_questions_without_sense_refused(c
     known = GP.create(kernels.rbf(1.0), 1e-2, nx=1, nu=0, noise_std=0.1)
     with pytest.raises(ValueError, match="of the form mean ± beta·std"):
         regions.certified(ConfidenceSet(program).update(known), Box([0.0], [1.0]), within=Box([0.0], [1.0]))
+
+
+def test_the_rounding_of_the_mean_is_part_of_its_accuracy():
+    """λ = 1e-12: μ_n is known to 1.42 of what is computed, and "within 41.6" was proved where the interval is 42.5 wide."""
+    generator = torch.Generator().manual_seed(60)
+    z = 2 * torch.rand(60, 2, generator=generator, dtype=torch.float64) - 1
+    y = torch.sin(3 * z[:, :1]) + 1e-6 * torch.randn(60, 1, generator=generator, dtype=torch.float64)
+    model = GP.create([kernels.rbf([1.0, 1.0])], 1e-12, nx=1, nu=1, noise_std=1e-6).condition_on(z, y)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=5.0, subgaussian=1e-6, delta=0.1)).update(model)
+    point = z[:1] + 0.01
+    low, high = confidence.bound.interval(model, point)
+    half, told = (
+        float(high - low) / 2,
+        Rounding.of(model).mean(model.prior_variance(point), model.prior_variance(point)),
+    )
+    for share, proved in ((0.5, False), (1.5, True)):
+        epsilon = half + (share - 1) * float(told)
+        assert bool(regions.certified(confidence, (point, point), epsilon=epsilon).yes[0]) is proved

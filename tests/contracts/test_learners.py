@@ -168,6 +168,48 @@ def test_an_episode_that_began_elsewhere_than_asked_carries_no_guarantee(name):
         learner.ask([0.0] * 9)
 
 
+def begun(learner: Learner, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is measured in the first steps of the next episode, which nobody tells."""
+    system = learner.system
+    return one_episode(system.mean, learner.ask(), system.initial_state, system.noise_std * noise(steps))
+
+
+def noise(steps: int) -> torch.Tensor:
+    return torch.randn(steps, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+@every_learner
+def test_nothing_is_guaranteed_while_a_flight_is_not_told(name, tmp_path):
+    """Who leaves out the flights that ended badly leaves noise of another mean in the others: no bound speaks of those."""
+    learner, before = LEARNERS[name](), LEARNERS[name]().ask().unsound
+    states, inputs = begun(learner, 4)
+    for one in (learner, LEARNERS[name]().load(learner.save(tmp_path))):
+        policy = one.ask()
+        assert "not told" in str(policy.unsound) or before is not None
+        assert "guaranteed" not in repr(one)
+        one.tell(*one.rollout(policy))
+        assert not one.logger.rows[-1]["guaranteed"]
+        one.tell(states, inputs)  # late, and by who flew it
+        assert "not told" not in str(one.ask().unsound)
+
+
+@every_learner
+def test_an_input_at_the_first_state_is_no_flight(name):
+    learner, before = LEARNERS[name](), LEARNERS[name]().ask().unsound
+    learner.ask()(learner.system.initial_state)
+    assert learner.ask().unsound == before
+
+
+@every_learner
+def test_an_episode_is_told_once(name):
+    """Copies of an episode shrink σ_n and say nothing: after twelve of one of 20 steps f* had left F_n of reference-1d."""
+    learner = LEARNERS[name]().learn(2)
+    for states, inputs in learner.history:
+        with pytest.raises(ValueError, match="not told before"):
+            learner.tell(states, inputs)
+    assert learner.told == 2
+
+
 @every_learner
 def test_a_refuted_learner_stops_and_guarantees_nothing_more(name):
     learner, (states, inputs) = LEARNERS[name](), learnt(name).history[0]

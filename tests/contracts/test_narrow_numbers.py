@@ -15,9 +15,12 @@ from gpsafe.confidence.functionals import taylor_modulus
 from gpsafe.cost.monte_carlo import kl_upper, mean_lower, mean_upper
 from gpsafe.cost.total_variation import simulation_gap
 from gpsafe.models import GP
+from gpsafe.policies.parametric import set_point_family
 from gpsafe.rkhs import kernels
+from gpsafe.safety.safe_parameters import SafeParameters, admit
 from gpsafe.safety.safe_set import SafePolicySet, reachable
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, confident_safe, lipschitz_safe
+from gpsafe.sets import Box
 
 WIDTHS: dict[str, Callable[[Tensor], Tensor]] = {"float32": Tensor.float, "int64": lambda value: value.round().long()}
 
@@ -95,3 +98,17 @@ def test_beliefs_are_no_narrower_than_the_interval():
     )
     (low, high), found = bound.interval(model, points), Beliefs.of([model], [bound], points, covariance=False)
     assert bool((found.mean - found.half <= low).all() and (found.mean + found.half >= high).all())
+
+
+def test_nobody_is_admitted_by_the_width_of_a_budget():
+    """float32(0.2) is 0.2 + 3e-9, and no more than 0.2 in float32: it was a witness above its own budget."""
+    values = torch.tensor([0.2, 0.1], dtype=torch.float32)
+    assert SafePolicySet.initial(2, [1], budget=0.2).expand(values, episode=1, bound="x").members.tolist() == [1]
+    safe = SafeParameters.initial(torch.zeros(1, 1).double(), budget=0.2)
+    with pytest.raises(ValueError, match="above -inf"):
+        safe.add(torch.ones(2, 1).double(), values, episode=1, bound="x", rule="bound")
+    family = set_point_family((-1.0, 1.0), (1.0, 2.0), input_box=Box([-1.0], [1.0]))
+    start = SafeParameters.initial(torch.tensor([[0.0, 1.5]]).double(), budget=0.2)
+    proposal, upper = torch.tensor([[0.5, 1.5]]).double(), lambda theta: torch.full((len(theta),), 0.2)
+    grown, _ = admit(start, proposal, upper, family=family, episode=1, bound="x")
+    assert len(grown) == 1

@@ -65,6 +65,16 @@ def test_constant_pushes_attain_it_and_a_norm_of_the_wrong_kind_is_caught(share)
     assert after <= share + float(drift_gap(tensor(a, a, 0.0), 1.0))
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.01, 0.5, 1.0])
+def test_rare_costs_are_rounded_up_too(radius):
+    """½(1 + erf x) loses the digits of a small probability: 1.64191e-9 for 1.64192e-9, and 0 for 6e-17."""
+    for share in (1e-4, 1e-9, 1.1e-11, 1e-15, 1e-20, 1e-40):
+        exact = NORMAL.inv_cdf(share) + radius
+        exact = 0.5 * math.erfc(-exact / math.sqrt(2))
+        found = float(drifted(tensor(share), radius, 1.0))
+        assert exact <= found <= exact * (1 + 3e-9)
+
+
 @given(st.lists(st.floats(0.0, 3.0), min_size=2, max_size=40))
 def test_it_is_below_the_sum_of_steps_and_below_pinsker(pushes):
     a = tensor(*pushes)
