@@ -230,6 +230,20 @@ def index(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
     return found
 
 
+def whole(where: str, name: str, value: Any) -> Tensor:
+    """Integers as int64, a copy: no Booleans, no floats that happen to be whole."""
+    import numpy as np
+    import torch
+
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise fail(where, f"integers in {name}", f"{type(value).__name__}: {error}") from None
+    if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        raise fail(where, f"integers in {name}", tensor.dtype)
+    return tensor.to(torch.int64, copy=True)
+
+
 def listing(where: str, name: str, value: Any) -> tuple[Any, ...]:
     """A collection as a tuple; a string, which would fall apart into letters, is refused."""
     if isinstance(value, str) or not isinstance(value, Iterable):
