@@ -146,6 +146,8 @@ class Tube:
 
     def at(self, stage: int) -> Ellipsoid:
         """The cross-sections of one stage, (*b, M). Refuses ones that are not finite."""
+        if _require.index("Tube.at", "stage", stage) > self.steps:
+            raise _require.fail("Tube.at", f"a stage in 0..{self.steps}", stage)
         return Ellipsoid(self.center[..., stage, :], self.factor[..., stage, :, :])
 
     def state_support(self, H: Tensor) -> Tensor:
