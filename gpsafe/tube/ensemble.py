@@ -73,7 +73,9 @@ class EnsembleTube:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive("EnsembleTube", "radius", _require.number("EnsembleTube", "radius", self.radius))
         _require.count("EnsembleTube", "cells", self.cells)
-        object.__setattr__(self, "assumptions", listed(self.assumptions))
+        plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
+        bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
+        object.__setattr__(self, "assumptions", listed(self.assumptions, bends))
         if self.steps is not None:
             _require.count("EnsembleTube", "steps", self.steps)
         object.__setattr__(self, "_pinned", pinned_prior(self.ensemble.prior, self.nx, self.nu))
