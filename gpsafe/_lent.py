@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
 
 from gpsafe import _require
 
@@ -30,3 +35,19 @@ def lent(where: str, thing: T) -> T:
         _LENT[thing] = copied(where, thing)
     found: T = _LENT[thing]
     return found
+
+
+@contextmanager
+def surroundings() -> Iterator[None]:
+    """For a call of those who are not believed: NumPy's error state, torch's gradients, default type and default device are
+    afterwards what they were, whatever it sets.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        with np.errstate(), torch.enable_grad():
+            yield
+    finally:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:  # None: the CPU, without a mode that every call would go through
+            torch.set_default_device(None if device.type == "cpu" else device)

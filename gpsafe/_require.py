@@ -52,16 +52,23 @@ def floats(where: str, name: str, value: Any) -> Tensor:
     return value.to(torch.float64)
 
 
+def _said_yes(value: Any) -> bool:
+    """Whether a number, or an entry of a nested list or of an array, is a Boolean."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_said_yes, value))
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+
+
 def finite(where: str, name: str, value: Tensor | Any) -> Tensor:
-    """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries."""
+    """Float64 tensor of `value`; raises ValueError if it is empty or has NaN or infinite entries. Booleans are no numbers."""
     import torch
 
     try:
         tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # words, None, rows of different lengths
         raise fail(where, f"real numbers in {name}", f"{type(value).__name__}: {error}") from None
-    if tensor.is_complex():
-        raise fail(where, f"real numbers in {name}", tensor.dtype)
+    if tensor.is_complex() or tensor.dtype is torch.bool or (tensor is not value and _said_yes(value)):
+        raise fail(where, f"real numbers in {name}", "Booleans" if not tensor.is_complex() else tensor.dtype)
     tensor = tensor.to(torch.float64)
     if tensor.numel() == 0:
         raise fail(where, f"non-empty {name}", f"shape {tuple(tensor.shape)}")
@@ -161,7 +168,7 @@ def indices(where: str, name: str, value: Any, size: int) -> list[int]:
         value = value.detach().cpu().numpy()
     if isinstance(value, (set, frozenset)):
         value = sorted(value)
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
         raise fail(where, expected, repr(value))
     kinds = {type(v) for v in value} if isinstance(value, Sequence) else set()
     if bool in kinds and len(kinds) > 1:
@@ -178,6 +185,22 @@ def indices(where: str, name: str, value: Any, size: int) -> list[int]:
     if not bool(((array >= 0) & (array < size)).all()):
         raise fail(where, expected, array.tolist())
     return sorted({int(i) for i in array})
+
+
+def positions(where: str, name: str, value: Any, size: int) -> tuple[int, ...]:
+    """The same for what goes with other things in order (the outputs of a model with its kernels): integers stay as they are
+    given, and are refused if there are none or one twice. So are sets, which have no order.
+
+    >>> positions("f", "outputs", [2, 0], 3), positions("f", "outputs", [True, False, True], 3)
+    ((2, 0), (0, 2))
+    """
+    found = indices(where, name, value, size) if not isinstance(value, (set, frozenset)) else []
+    if isinstance(value, slice) or (found and _said_yes(value)):
+        return tuple(found)
+    given = tuple(int(i) for i in value) if found else ()
+    if not found or len(given) != len(found):
+        raise fail(where, f"distinct {name} in 0..{size - 1}, at least one", repr(value))
+    return given
 
 
 def kind(where: str, name: str, value: Any, expected: type) -> Any:
@@ -228,6 +251,33 @@ def index(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
     if found is None or isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool or found < minimum:
         raise fail(where, f"integer {name} >= {minimum}", repr(value))
     return found
+
+
+def level(where: str, name: str, value: Any, *, minimum: float = -math.inf) -> float:
+    """One number ≥ `minimum`, or +inf: beyond all."""
+    is_inf = isinstance(value, float) and value == math.inf
+    return math.inf if is_inf else number(where, name, value, minimum=minimum)
+
+
+def tolerance(where: str, value: Any) -> float:
+    """One number ≥ 0 by which a comparison may miss."""
+    if type(value) is float and 0.0 <= value < math.inf:  # asked in every step of a filter
+        return value
+    return number(where, "tol", value, minimum=0.0)
+
+
+def whole(where: str, name: str, value: Any) -> Tensor:
+    """Integers as int64, a copy: no Booleans, no floats that happen to be whole."""
+    import numpy as np
+    import torch
+
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise fail(where, f"integers in {name}", f"{type(value).__name__}: {error}") from None
+    if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        raise fail(where, f"integers in {name}", tensor.dtype)
+    return tensor.to(torch.int64, copy=True)
 
 
 def listing(where: str, name: str, value: Any) -> tuple[Any, ...]:

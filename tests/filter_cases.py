@@ -114,9 +114,11 @@ def scribbled(problem, x0, learned, warm) -> Proposal:
 
 
 def unsettled(problem, x0, learned, warm):
-    """Leaves floating-point traps and no gradients behind."""
+    """Leaves floating-point traps, no gradients, another default type and another default device behind."""
     np.seterr(all="raise")
     torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float16)
+    torch.set_default_device("meta")
     raise FloatingPointError("underflow")
 
 

@@ -142,7 +142,10 @@ class ConfidenceSet:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see
         `falsified`.
         """
-        z = _require.floats("ConfidenceSet.bounds", "z", z)
+        z, since = (
+            _require.floats("ConfidenceSet.bounds", "z", z),
+            _require.index("ConfidenceSet.bounds", "since", since),
+        )
         high = self.bound.prior_width(self.model, z)
         low = -high
         for lower, upper in self._intervals(self.generations[since:], z):
@@ -176,13 +179,14 @@ class ConfidenceSet:
 
         Of points beyond what the theorem covers (`ConfidenceBound.covers`) it does not say so.
         """
+        tol = _require.tolerance("ConfidenceSet.empty", tol)
         found = self.bound.covers(z, z)
         low, high = self.bounds(z[found])
         return found.masked_scatter(found, ~(low <= high + tol).all(-1))
 
     def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
         """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none. NaN accuses nobody."""
-        z = _require.floats("ConfidenceSet.falsified", "z", z)
+        z, tol = _require.floats("ConfidenceSet.falsified", "z", z), _require.tolerance("ConfidenceSet.falsified", tol)
         low, high = self.bounds(z)
         gap = (low - high).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
         worst = int(gap.argmax())
@@ -202,7 +206,7 @@ class ConfidenceSet:
         Raises:
             ValueError: if f returns another shape, which broadcasting might otherwise take for values at other points.
         """
-        z = _require.floats("ConfidenceSet.contains", "z", z)
+        z, tol = _require.floats("ConfidenceSet.contains", "z", z), _require.tolerance("ConfidenceSet.contains", tol)
         low, high = self.bounds(z)
         value = _require.floats("ConfidenceSet.contains", "f(z)", f(z)).to(low.device)
         if low.shape[-1] == 1 and value.shape == z.shape[:-1]:

@@ -210,7 +210,7 @@ class Enclosure:
 
     def empty(self, *, tol: float = EMPTY) -> bool:
         """Whether F_n is empty at some z: a falsified assumption."""
-        return bool((self.low > self.high + tol).any())
+        return bool((self.low > self.high + _require.tolerance("Enclosure.empty", tol)).any())
 
     def middle(self) -> tuple[Tensor, Tensor]:
         """Boxes of the next mean from the centres of the cells alone, low and high, both (P, N, nx): what is left of `boxes` as

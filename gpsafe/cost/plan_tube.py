@@ -73,6 +73,30 @@ class Plans:
         """The first `lengths` of the inputs (P, H, nu), without feedback."""
         return Plans(inputs, inputs.new_zeros(*inputs.shape, nx), lengths, fallback, lengths)
 
+    def owned(self, nx: int, nu: int, fallbacks: int) -> Plans:
+        """The same plans on tensors of their own, float64 and int64: what is verified is then what is followed.
+
+        Whole numbers of another kind would not do: unsigned ones wrap where a plan is shifted, so that laws beyond its length
+        come back, and Booleans index as masks.
+
+        Raises:
+            ValueError: on other shapes or kinds of numbers, lengths outside 0..H, or fallbacks that there are not.
+        """
+        where, num = "Plans", len(self.lengths)
+        offset, gain = (
+            _require.floats(where, name, getattr(self, name)).detach().clone() for name in ("offset", "gain")
+        )
+        horizon = offset.shape[1] if offset.ndim == 3 else 0
+        _require.shape(where, "offset", offset, (num, horizon, nu))
+        _require.shape(where, "gain", gain, (num, horizon, nu, nx))
+        counts = []
+        for name, most in (("lengths", horizon), ("fallback", fallbacks - 1), ("commit", None)):
+            value = _require.shape(where, name, _require.whole(where, name, getattr(self, name)), (num,))
+            if bool((value < 0).any()) or (most is not None and bool((value > most).any())):
+                raise _require.fail(where, f"{name} in 0..{'' if most is None else most}", value.tolist())
+            counts.append(value)
+        return Plans(offset, gain, *counts)
+
     @property
     def num(self) -> int:
         """P."""
@@ -170,7 +194,7 @@ class PlanTube:
         nx = self.task.nx
         object.__setattr__(self, "noise_radius", _require.shape("PlanTube", "noise_radius", noise, (nx,)))
         _require.count("PlanTube", "order", self.order)
-        _require.positive("PlanTube", "limit", self.limit)
+        _require.positive("PlanTube", "limit", _require.number("PlanTube", "limit", self.limit))
         for box in self.landing:
             if box.dim != nx:
                 raise _require.fail("PlanTube", f"landing boxes of dimension {nx}", box.dim)
@@ -256,7 +280,12 @@ class PlanTube:
 
         Plans that are settled leave the batch where F_n is tabulated; otherwise they stay to the end, because posteriors at one
         point differ by rounding with the number of points evaluated together, and no plan is to notice another.
+
+        Raises:
+            ValueError: see `Plans.owned`.
         """
+        _require.index("PlanTube.verify", "steps", steps)
+        plans = Plans.owned(plans, self.task.nx, self.input_box.dim, self.fallbacks.num)
         margin = torch.where(plans.finite, self.slack(start), -torch.inf)
         followed = torch.zeros_like(plans.lengths)
         landed = self._inside_landing(start, plans, 0, steps) & (margin >= 0)

@@ -94,6 +94,7 @@ class Tubes:
 
     def contains_hull(self, states: Tensor, *, tol: float = SLACK) -> Tensor:
         """Whether trajectories (P, N, T or T + 1, nx) stay in the interval hulls (necessary for containment), (P, N)."""
+        tol = _require.tolerance("Tubes.contains_hull", tol)
         inside = torch.ones_like(self.lost, dtype=torch.bool)
         for t, part in enumerate(self.sets):
             gap = (states[..., t, :] - part.center).abs() - part.radius
@@ -146,7 +147,9 @@ class ScenarioTube(MonteCarloBound):
             _require.count("ScenarioTube", "anchors", self.anchors)
         _require.count("ScenarioTube", "order", self.order)
         _require.count("ScenarioTube", "pilot", self.pilot, minimum=2)
-        _require.positive("ScenarioTube", "limit", self.limit)
+        _require.positive("ScenarioTube", "limit", _require.number("ScenarioTube", "limit", self.limit))
+        _require.level("ScenarioTube", "give_up", self.give_up)
+        _require.count("ScenarioTube", "chunk", self.chunk)
         if _require.count("ScenarioTube", "pieces", self.pieces) & (self.pieces - 1):
             raise _require.fail("ScenarioTube", "a power of two of pieces", self.pieces)
 

@@ -143,6 +143,7 @@ def check_prior(where: str, prior: Prior, nx: int, nu: int) -> None:
         )
     known_part(where, lambda *_: value, x, u)
     _check_rows(where, prior, nx, nu)
+    check_derivatives(where, prior, nx, nu)
 
 
 def _check_rows(where: str, prior: Prior, nx: int, nu: int) -> None:
@@ -159,6 +160,35 @@ def _check_rows(where: str, prior: Prior, nx: int, nu: int) -> None:
     if not torch.allclose(whole[:1].double(), alone.double(), rtol=1e-6, atol=1e-9, equal_nan=True):
         expected = "a prior (known part) of each row of a batch for itself"
         raise _require.fail(where, expected, "rows that depend on each other (a sum or norm over the whole batch?)")
+
+
+def check_derivatives(where: str, prior: Prior, nx: int, nu: int) -> None:
+    """Refuses a known part that bounds its second derivatives and then leaves |p(z + δ) − p(z) − Jδ| ≤ ½ Σ_jk H_ijk |δ_jδ_k| at
+    drawn z and δ: its `jacobian` or `hessian_bound` is another function's, or it leaves torch, so that differentiation
+    sees a constant. None found is no proof. One that cannot be evaluated there is not checked.
+    """
+    bound = getattr(prior, "hessian_bound", None)
+    if not isinstance(bound, Tensor) or bound.shape != (nx, nx + nu, nx + nu):
+        return
+    generator = torch.Generator().manual_seed(0)
+    z, direction = torch.randn(2, 64, nx + nu, dtype=torch.float64, generator=generator)
+    step = direction * torch.tensor([1e-3, 0.03, 0.3, 3.0], dtype=torch.float64).repeat(16).unsqueeze(-1)
+    moved, H = z + step, bound.to(torch.float64)
+    try:
+        with torch.no_grad():
+            ends = [known_part(where, prior, p[:, :nx].clone(), p[:, nx:].clone()).double() for p in (z, moved)]
+    except Exception:
+        return
+    slope = prior_jacobian(where, prior, z[:, :nx].clone(), z[:, nx:].clone()).detach().double()
+    linear = (slope @ step.unsqueeze(-1)).squeeze(-1)
+    most = 0.5 * torch.einsum("ijk,nj,nk->ni", H, step.abs(), step.abs())
+    off, room = (ends[1] - ends[0] - linear).abs(), 1e-9 * (1.0 + ends[0].abs() + ends[1].abs() + linear.abs())
+    wrong = off > most + room  # what is not a number accuses nobody
+    if bool(wrong.any()):
+        k, i = torch.nonzero(wrong)[0].tolist()
+        told = f"state {i} {float(off[k, i]):.4g} off where hessian_bound allows {float(most[k, i]):.4g}"
+        told += f", from z = {z[k].tolist()} by {step[k].tolist()}"
+        raise _require.fail(where, "a known part within its own hessian_bound of its linearisation", told)
 
 
 def linearised_prior(where: str, prior: Prior, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,4 +223,9 @@ def prior_jacobian(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
         """Σ_i p_i(z_i) of one copy z_i of the points for each output: its gradient in z_i is that of p_i alone."""
         return known_part(where, prior, rows[..., :nx], rows[..., nx:]).diagonal(dim1=0, dim2=-1).sum()
 
-    return torch.func.grad(diagonal)(z.expand(nx, *z.shape)).movedim(0, -2)
+    try:
+        found: Tensor = torch.func.grad(diagonal)(z.expand(nx, *z.shape))
+    except RuntimeError as error:  # numbers that leave torch, say
+        expected = "a known part that torch can differentiate, or one with a `jacobian` of its own"
+        raise _require.fail(where, expected, _require.told(error)) from error
+    return found.movedim(0, -2)

@@ -47,10 +47,8 @@ class ResidualModel(ABC):
         noise = torch.atleast_1d(_require.positive(where, "noise_std", noise_std))
         if noise.numel() not in (1, nx):
             raise _require.fail(where, f"noise_std scalar or of shape ({nx},)", f"shape {tuple(noise.shape)}")
-        learned = tuple(range(nx)) if outputs is None else tuple(outputs)
-        if not learned or len(set(learned)) != len(learned) or not all(0 <= j < nx for j in learned):
-            raise _require.fail(where, f"distinct output indices in 0..{nx - 1}", learned)
-        return noise.expand(nx).clone(), learned
+        learned = slice(None) if outputs is None else outputs
+        return noise.expand(nx).clone(), _require.positions(where, "outputs", learned, nx)
 
     def condition(self, data: Transitions) -> Self:
         """Fitted to everything seen so far plus `data`; deterministic. This model is unchanged."""

@@ -63,8 +63,8 @@ def from_gpytorch(model: Any, *, nu: int = 0, outputs: Sequence[int] | None = No
     if nx < len(parts):
         got = f"{len(parts)} outputs of {inputs.shape[-1]} inputs, nu = {nu}"
         raise _require.fail(WHERE, "outputs that are entries of the state x, z = (x, u)", got)
-    chosen = list(range(len(parts))) if outputs is None else [int(j) for j in outputs]
-    if len(chosen) != len(parts) or not all(0 <= j < nx for j in chosen):
+    chosen = _require.positions(WHERE, "outputs", range(len(parts)) if outputs is None else outputs, nx)
+    if len(chosen) != len(parts):
         raise _require.fail(WHERE, f"{len(parts)} outputs in 0..{nx - 1}", chosen)
     slope, offset = inputs.new_zeros(nx, nx + nu), inputs.new_zeros(nx)
     noise_std = inputs.new_zeros(nx)

@@ -110,9 +110,7 @@ class GP:
         _require.count("GP", "nu", nu, minimum=0)
         if mode is not None:
             _require.one_of("GP", "mode", mode, ("theory", "practical"))
-        learned = tuple(range(nx)) if outputs is None else tuple(outputs)
-        if len(set(learned)) != len(learned) or not learned or not all(0 <= j < nx for j in learned):
-            raise _require.fail("GP", f"distinct output indices in 0..{nx - 1}", learned)
+        learned = _require.positions("GP", "outputs", slice(None) if outputs is None else outputs, nx)
         given = (
             [kernel] * len(learned) if isinstance(kernel, Kernel) else list(_require.listing("GP", "kernel", kernel))
         )

@@ -36,11 +36,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._lent import surroundings
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify.judge import Certificate, judge
@@ -295,7 +295,7 @@ class SafetyFilter:
             rest = self.stored.inputs[min(self.stage, self.stored.inputs.shape[0] - 1) :][:steps]
             warm = torch.cat([rest, rest[-1:].expand(steps - rest.shape[0], -1)])
         try:
-            with np.errstate(), torch.enable_grad():  # both are as before afterwards, whatever it sets
+            with surroundings():
                 proposal = self.proposer.propose(self.problem.lent(), x.clone(), learned.clone(), warm=warm)
         except Exception as error:
             return None, self._failed(_require.told(error))

@@ -128,7 +128,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._x is None:
             raise gymnasium.error.ResetNeeded("SafetyFilterWrapper.step: expected a call of reset first, got none")
         channel, plant = self._channel, self._plant
-        given = np.array(action, np.float64)
+        given = _require.floats("SafetyFilterWrapper.step", "action", action).detach().cpu().numpy().copy()
         if given.shape != channel.scale.shape:
             raise _require.fail("SafetyFilterWrapper.step", f"action of shape {channel.scale.shape}", given.shape)
         proposed = channel.input(given) if plant else given

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.safety.safeopt import SafeOptSets
+from gpsafe.safety.safeopt import SafeOptSets, constrained
 
 
 @short
@@ -84,7 +84,7 @@ class Boundary:
     @staticmethod
     def of(sets: SafeOptSets, threshold: Tensor, rollouts: Rollouts, *, lipschitz: float, jump: float) -> Boundary:
         """From the intervals of an iteration, h (q,), and B."""
-        rows = threshold > -math.inf
+        rows = constrained(threshold)
         return Boundary(rollouts, (sets.lower - threshold)[:, rows].amin(-1), lipschitz, jump)
 
     def slack_at(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +102,9 @@ class Boundary:
 
 def adopt(sets: SafeOptSets, policy: int, threshold: Tensor) -> SafeOptSets:
     """After a run of `policy` that never called for the backup: C(a) ∩ [h, ∞) and S ∪ {a}."""
+    policy = _require.index("adopt", "policy", policy)
+    if bool(threshold.isnan().any()):
+        raise _require.fail("adopt", "a threshold (q,), numbers or -inf", threshold.tolist())
     lower, safe = sets.lower.clone(), sets.safe.clone()
     lower[policy] = torch.maximum(lower[policy], threshold)
     safe[policy] = True

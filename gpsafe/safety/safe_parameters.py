@@ -57,7 +57,7 @@ class SafeParameters:
         theta = _require.finite("SafeParameters", "theta", theta).clone()
         if theta.ndim != 2:
             raise _require.fail("SafeParameters", "theta of shape (m, d)", f"shape {tuple(theta.shape)}")
-        _require.nonnegative("SafeParameters", "budget", budget)
+        budget = _require.number("SafeParameters", "budget", budget, minimum=0.0)
         given = tuple(Witness(0, "given", math.nan, "assumption") for _ in theta)
         return SafeParameters(theta, given, torch.zeros_like(theta), budget)
 
@@ -82,7 +82,10 @@ class SafeParameters:
         self, theta: Tensor, values: Tensor, *, episode: int, bound: str, rule: Rule, neighbours: Tensor | None = None
     ) -> SafeParameters:
         """S_n with the vectors θ (m, d) whose `values` (m,) are at most the budget; the others are refused."""
-        values = _require.floats("SafeParameters.add", "values", values)
+        values, theta = (
+            _require.floats("SafeParameters.add", name, v) for name, v in (("values", values), ("theta", theta))
+        )
+        _require.index("SafeParameters.add", "episode", episode)
         if not bool(((values > -torch.inf) & (values <= self.budget)).all()):
             raise _require.fail("SafeParameters.add", f"values <= {self.budget}, above -inf", values.tolist())
         sources = [None] * len(theta) if neighbours is None else neighbours.tolist()

@@ -53,11 +53,18 @@ class SafePolicySet:
     budget: float
     witnesses: Mapping[int, Witness]
 
+    def __post_init__(self) -> None:
+        _require.count("SafePolicySet", "num", self.num)
+        budget = _require.number("SafePolicySet", "budget", self.budget, minimum=0.0)
+        object.__setattr__(self, "budget", budget)
+        strangers = [i for i in self.witnesses if type(i) is not int or not 0 <= i < self.num]
+        if strangers:
+            raise _require.fail("SafePolicySet", f"members in 0..{self.num - 1}", strangers)
+
     @staticmethod
     def initial(num: int, members: Sequence[int] | Tensor | slice, *, budget: float) -> SafePolicySet:
         """S_0, assumed safe: `members` picks from 0..num − 1 as an index of an array would (`_require.indices`)."""
         _require.count("SafePolicySet", "num", num)
-        _require.nonnegative("SafePolicySet", "budget", budget)
         chosen = _require.indices("SafePolicySet", "S_0", members, num)
         if not chosen:
             raise _require.fail("SafePolicySet", f"a non-empty S_0 of indices in 0..{num - 1}", members)
@@ -99,8 +106,9 @@ class SafePolicySet:
             bound: name of the cost bound, for the witness.
             distance: D, (num, num), the class's `PolicyGap`, or None to skip the Lipschitz rule.
         """
-        upper = _require.floats("SafePolicySet.expand", "upper", upper)
-        _require.shape("SafePolicySet.expand", "upper", upper, (self.num,))
+        where = "SafePolicySet.expand"
+        upper = _require.shape(where, "upper", _require.floats(where, "upper", upper), (self.num,))
+        _require.index(where, "episode", episode)
         if not bool((upper > -torch.inf).all()):
             raise _require.fail(
                 "SafePolicySet.expand", "upper without NaN or -inf", upper[~(upper > -torch.inf)].tolist()
@@ -168,6 +176,12 @@ class PolicyGap:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "push", _require.floats("PolicyGap", "push", self.push))
+        _require.count("PolicyGap", "horizon", self.horizon)
+        _require.positive("PolicyGap", "ceiling", _require.number("PolicyGap", "ceiling", self.ceiling))
+        for name in ("noise_std", "rkhs_norm"):
+            value = getattr(self, name)
+            if value is not None and len(value):  # no norms where nothing is learned
+                _require.nonnegative("PolicyGap", name, value)
 
     @property
     def distance(self) -> Tensor:
@@ -247,12 +261,18 @@ def policy_gap(
     Returns:
         of (P, P) pairs; with `others` (Q policies): (P, Q).
     """
+    where = "policy_distance"
+    noise_std = _require.positive(where, "noise_std", noise_std)
     nx, nu = noise_std.numel(), policies.input_box.dim
+    outputs = _require.positions(where, "outputs", outputs, nx) if len(outputs) else ()
+    if len(kernel) != len(outputs):
+        raise _require.fail(where, f"{len(outputs)} kernels, one per output", len(kernel))
+    norm = _require.nonnegative(where, "rkhs_norm", rkhs_norm) if outputs else torch.zeros(0, dtype=torch.float64)
+    _require.shape(where, "rkhs_norm", norm, (len(outputs),))
     if bool((known.hessian_bound[:, :, nx:] != 0).any()):
         raise _require.fail(
             "policy_distance", "a known part affine in u with a constant input matrix", "curvature in u"
         )
-    _require.positive("policy_distance", "noise_std", noise_std)
     matrix = input_matrix(known, nx, nu).abs()
     classes = (policies,) if others is None else (policies, others)
     change = _input_change(classes[0], classes[-1])  # (P, Q, nu)
@@ -263,8 +283,8 @@ def policy_gap(
         if sup is None:
             expected = "kernels whose metric depends on z − z′ (sums of RBF, Matérn and linear kernels)"
             raise _require.fail("policy_distance", expected, kernels.describe(kernel[j]))
-        shift[..., output] += rkhs_norm[j] * sup
-    about = noise_std.clone(), rkhs_norm.clone(), kernels_of(outputs, kernel), matrix
+        shift[..., output] += norm[j] * sup
+    about = noise_std.clone(), norm.clone(), kernels_of(outputs, kernel), matrix
     pinned = tuple(pinned_policies(each, torch.zeros_like(noise_std)) for each in classes)
     return PolicyGap(push(shift, noise_std), horizon, ceiling, *about, pinned)
 
@@ -291,12 +311,15 @@ def reachable(
     Args:
         true_cost: J_c(π, f*) or an upper bound of it (which makes the set smaller), (P,).
     """
-    where, num = "reachable", len(true_cost)
+    where, true_cost = "reachable", _require.floats("reachable", "true_cost", true_cost)
+    num, distance = len(true_cost), _require.floats(where, "distance", distance)
     _check_distance(where, distance, num)
-    _require.nonnegative(where, "epsilon", epsilon)
-    _require.nonnegative(where, "budget", budget)
+    epsilon = _require.number(where, "epsilon", epsilon, minimum=0.0)
+    budget = _require.number(where, "budget", budget, minimum=0.0)
     current = set(_require.indices(where, "initial", initial, num))
-    for _ in range(len(true_cost) if rounds is None else rounds):
+    if not current:
+        raise _require.fail(where, "a non-empty initial set", initial)
+    for _ in range(num if rounds is None else _require.index(where, "rounds", rounds)):
         members = torch.tensor(sorted(current))
         value = through(true_cost[members], distance[members]).min(0).values
         grown = current | set(torch.nonzero(value <= budget - epsilon).flatten().tolist())

@@ -43,6 +43,7 @@ from gpsafe._show import short
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.rounding import EPS
 from gpsafe.models.gp import GP
+from gpsafe.sets.zonotope import HUGE
 
 Agree = Literal["some", "same", "every"]
 
@@ -97,6 +98,12 @@ class Beliefs:
         regularizer = torch.cat([model.regularizer for model in models])
         return Beliefs(torch.stack(means, -1), torch.stack(halves, -1), torch.stack(betas), regularizer, joint)
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Q = [μ − half, μ + half], (P, q) each; all of ℝ where μ is no number, or the half-width none ≥ 0."""
+        known = (self.mean.abs() <= HUGE) & (self.half >= 0)
+        low, high = self.mean - self.half, self.mean + self.half
+        return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
+
 
 @short
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,13 +154,16 @@ def lipschitz_safe(
         lipschitz: L_i ≥ 0, (q,).
         threshold: h_i, (q,); −inf where f_i is no constraint.
         strict: > instead of ≥.
+
+    A distance that is no number ≥ 0, or an infinite bound, vouches for nobody.
     """
-    lower, distance, lipschitz = (
-        _require.floats("lipschitz_safe", "lower, distance, lipschitz", value) for value in (lower, distance, lipschitz)
-    )
+    where = "lipschitz_safe"
+    lower, distance = (_require.floats(where, "lower, distance", value) for value in (lower, distance))
+    lipschitz = _require.nonnegative(where, "lipschitz", lipschitz)
     found = torch.ones_like(before)
-    for i in _constrained(threshold):
-        value = lower[:, i, None] - lipschitz[i] * distance
+    for i in constrained(threshold):
+        known = (distance >= 0) & (lower[:, i, None] <= HUGE)
+        value = torch.where(known, lower[:, i, None] - lipschitz[i] * distance, -torch.inf)
         reached = (value > threshold[i]) if strict else (value >= threshold[i])
         found &= (reached & before[:, None]).any(0)
     return found
@@ -161,7 +171,7 @@ def lipschitz_safe(
 
 def confident_safe(lower: Tensor, threshold: Tensor, *, strict: bool = False) -> Tensor:
     """{a : l_i(a) ≥ h_i for all i}, (P,): [BSK]'s S_n. See `lipschitz_safe`."""
-    rows = _constrained(threshold)
+    rows = constrained(threshold)
     found = lower[:, rows] > threshold[rows] if strict else lower[:, rows] >= threshold[rows]
     return found.all(-1)
 
@@ -180,7 +190,7 @@ def lipschitz_expanders(
     Args:
         agree: "some": for some constraint i; "same": for all i at one a′; "every": for every i at some a′ of its own.
     """
-    reached = [upper[:, i, None] - lipschitz[i] * distance >= threshold[i] for i in _constrained(threshold)]
+    reached = [upper[:, i, None] - lipschitz[i] * distance >= threshold[i] for i in constrained(threshold)]
     return safe & _agreed(reached, safe, agree)
 
 
@@ -197,7 +207,7 @@ def optimistic_expanders(
     if beliefs.covariance is None:
         raise _require.fail("optimistic_expanders", "beliefs with a covariance", None)
     reached = []
-    for i in _constrained(threshold):
+    for i in constrained(threshold):
         joint, mean = beliefs.covariance[i], beliefs.mean[:, i]
         variance = joint.diagonal()
         gain = joint / (variance + beliefs.regularizer[i]).unsqueeze(-1)
@@ -207,7 +217,10 @@ def optimistic_expanders(
     return safe & _agreed(reached, safe, agree)
 
 
-def _constrained(threshold: Tensor) -> list[int]:
+def constrained(threshold: Tensor) -> list[int]:
+    """Which f_i are constraints. A NaN is no way to say that one is none."""
+    if bool(threshold.isnan().any()):
+        raise _require.fail("SafeOptSets", "a threshold (q,), numbers or -inf", threshold.tolist())
     return [i for i, h in enumerate(threshold.tolist()) if h > -math.inf]
 
 
@@ -289,7 +302,7 @@ class SafeOptRule:
         """
         num, q = before.lower.shape
         _require.shape("SafeOptRule.step", "beliefs.mean", beliefs.mean, (num, q))
-        low, high = beliefs.mean - beliefs.half, beliefs.mean + beliefs.half
+        low, high = beliefs.ends()
         lower, upper = intersect(before, low, high) if self.intersect else (low, high)
         if self.lipschitz is not None:
             if distance is None:

@@ -33,12 +33,13 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe._lent import lent
+from gpsafe._lent import lent, surroundings
 from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.plan_tube import SLACK, Plans, PlanTube
+from gpsafe.policies import inputs_at
 from gpsafe.sets.zonotope import Zonotope
 
 Source = Literal["plan", "stored", "fallback"]
@@ -184,7 +185,7 @@ class Shield:
         plans = Plans.of_fallbacks(fallbacks, x0.numel(), judge.input_box.dim)
         found = judge.verify(Zonotope.point(x0.expand(len(fallbacks), -1)), plans, horizon)
         best = int(found.margin.argmax())
-        falsified = _empty(judge)
+        falsified = _empty(judge, x0)
         certified = bool(found.admitted[best]) and falsified is None
         if not certified and (not assume or falsified is not None):
             longest = int(found.steps.argmax())
@@ -228,12 +229,15 @@ class Shield:
         judge, remaining, nu = self.judge, self.horizon - self.time, self.judge.input_box.dim
         nx = judge.noise_radius.numel()
         x = _require.shape("Shield.decide", "x", _require.finite("Shield.decide", "x", x), (nx,))
+        candidates = _require.floats("Shield.decide", "candidates", candidates)
         if candidates.ndim != 3 or candidates.shape[-1] != nu:
             raise _require.fail("Shield.decide", f"candidates of shape (K, H, {nu})", tuple(candidates.shape))
         count = candidates.shape[0]
         if lengths is None:
             lengths = torch.full((count,), candidates.shape[1], device=candidates.device)
-        _require.shape("Shield.decide", "lengths", lengths, (count,))
+        lengths = _require.shape(
+            "Shield.decide", "lengths", _require.whole("Shield.decide", "lengths", lengths), (count,)
+        )
         falsified = self.falsified or self._outside(x) or self._moved()
         admitted = torch.zeros(count, dtype=torch.bool, device=x.device)
         plan, index, margin, reason = self.stored, None, self.margin, ""
@@ -243,7 +247,11 @@ class Shield:
             usable = torch.where(finite[:, None, None], candidates, 0.0)
             length = lengths.clamp(0, candidates.shape[1])
             try:
-                plans = self.tracking.plans(lent("Shield", judge), x.clone(), usable.clone(), length.clone(), remaining)
+                with surroundings():
+                    given = self.tracking.plans(
+                        lent("Shield", judge), x.clone(), usable.clone(), length.clone(), remaining
+                    )
+                plans = Plans.owned(given, nx, nu, judge.fallbacks.num)
                 found = judge.verify(Zonotope.point(x.expand(plans.num, -1)), plans, remaining)
                 by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
                 margins = torch.where(by_candidate, found.margin.reshape(count, -1), -torch.inf)
@@ -293,6 +301,13 @@ class Shield:
         )
 
 
-def _empty(judge: PlanTube) -> str | None:
-    points = judge.anchors.empty if judge.anchors is not None else torch.zeros(0)
-    return f"F_n is empty at {len(points)} anchors, first z = {points[0].tolist()}" if len(points) else None
+def _empty(judge: PlanTube, x0: Tensor) -> str | None:
+    """Where F_n is empty, in words: of the grid's anchors or, without a grid, of x_0 under the fallbacks; None if nowhere."""
+    if judge.anchors is not None:
+        points = judge.anchors.empty
+        return f"F_n is empty at {len(points)} anchors, first z = {points[0].tolist()}" if len(points) else None
+    if judge.confidence is None:
+        return None
+    u = inputs_at(judge.fallbacks, x0.reshape(1, 1, -1))[:, 0]
+    found = judge.confidence.falsified(torch.cat([x0.expand(len(u), -1), u], dim=-1))
+    return None if found is None else str(found)

@@ -52,6 +52,7 @@ class Box:
 
     def support(self, directions: Tensor) -> Tensor:
         """max of n·x over the box for n (k, d): (k,). Exact."""
+        directions = _require.floats("Box.support", "directions", directions)
         return directions @ self.center + directions.abs() @ self.radius
 
     def vertices(self) -> Tensor:

@@ -94,10 +94,12 @@ class Ellipsoid:
     # --------------------------------------------------------------- operations
     def support(self, directions: Tensor) -> Tensor:
         """max of n·x over the set, n·c + ‖Lᵀn‖, for n (k, d): (*b, k). Exact."""
+        directions = _require.floats("Ellipsoid.support", "directions", directions)
         return self.center @ directions.mT + (directions @ self.factor).norm(dim=-1)
 
     def support_point(self, direction: Tensor) -> Tensor:
         """A point where n·x is largest, for n broadcastable to (*b, d); the centre where the set is flat along n."""
+        direction = _require.floats("Ellipsoid.support_point", "direction", direction)
         pulled = (self.factor.mT @ direction.unsqueeze(-1)).squeeze(-1)
         length = pulled.norm(dim=-1, keepdim=True)
         unit = torch.where(length == 0, 0.0, pulled / torch.where(length == 0, 1.0, length))
@@ -145,6 +147,7 @@ class Ellipsoid:
         """min ‖ξ‖ with c + Lξ = x, for x (*b, d): (*b,); inf off the set's affine span (farther than tol ‖(x − c, L)‖, in units
         in which every coordinate extends over about 1), and where x is no number or too large to tell.
         """
+        tol = _require.tolerance("Ellipsoid.gauge", tol)
         unit = _units(self.factor)
         gap = (_require.points("Ellipsoid", "x", x, self.dim) - self.center) / unit
         factor = self.factor / unit.unsqueeze(-1)
@@ -156,7 +159,7 @@ class Ellipsoid:
 
     def contains(self, x: Tensor, *, tol: float = 1e-10) -> Tensor:
         """Boolean (*b,): gauge ≤ 1 + tol."""
-        return self.gauge(x, tol=tol) <= 1.0 + tol
+        return self.gauge(x, tol=tol) <= 1.0 + _require.tolerance("Ellipsoid.contains", tol)
 
     def inside_halfspaces(self, H: Tensor, h: Tensor) -> Containment:
         """Is the set in {Hx ≤ h}, H (k, d), h broadcastable to (*b, k)? Margin min_i (h_i − support_i), in units of Hx."""
@@ -171,6 +174,7 @@ class Ellipsoid:
         If the other one is flat: −inf when this set leaves its affine span by more than tol of the two sets' size, in units in
         which every coordinate of the other extends over about 1.
         """
+        tol = _require.tolerance("Ellipsoid.inside", tol)
         unit = _units(other.factor)
         mine, others = self.factor / unit.unsqueeze(-1), other.factor / unit.unsqueeze(-1)
         inverse, span = _pseudo_inverse(others)

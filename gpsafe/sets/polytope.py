@@ -88,7 +88,7 @@ class Polytope:
 
     def contains(self, x: Tensor, *, tol: float = 0.0) -> Tensor:
         """Boolean (*b,): violation ≤ tol, as computed; tol is in units of Hx."""
-        return self.violation(x) <= tol
+        return self.violation(x) <= _require.tolerance("Polytope.contains", tol)
 
     def contains_ellipsoid(self, ellipsoid: Ellipsoid) -> Containment:
         """E ⊆ P with the margin per batch element in units of Hx; exact."""
@@ -129,7 +129,7 @@ class Polytope:
         return self._tensor(map(_lp.up, self._maxima("support_outer", directions)))
 
     def _maxima(self, where: str, directions: Tensor) -> list[Rational]:
-        _require.last_dim(f"Polytope.{where}", "directions", directions, self.dim)
+        directions = _require.points(f"Polytope.{where}", "directions", directions, self.dim)
         if directions.numel():
             _require.finite(f"Polytope.{where}", "directions", directions)
         program = self._program()

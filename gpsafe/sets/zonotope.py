@@ -68,6 +68,7 @@ class Zonotope:
 
     def support(self, directions: Tensor) -> Tensor:
         """max of n·x over the set for directions n (k, d), (*b, k)."""
+        directions = _require.floats("Zonotope.support", "directions", directions)
         along = torch.einsum("kd,...dm->...km", directions, self.generators).abs().sum(-1)
         return torch.einsum("kd,...d->...k", directions, self.center) + along
 

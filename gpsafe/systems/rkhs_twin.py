@@ -153,10 +153,7 @@ def _split(z: Tensor, nx: int) -> tuple[Tensor, Tensor]:
 
 
 def _learned(outputs: Sequence[int], nx: int) -> tuple[int, ...]:
-    learned = tuple(outputs)
-    if not learned or len(set(learned)) != len(learned) or not all(0 <= j < nx for j in learned):
-        raise _require.fail("twin", f"distinct output indices in 0..{nx - 1}", learned)
-    return learned
+    return _require.positions("twin", "outputs", outputs, nx)
 
 
 def _product(system: System) -> Box:

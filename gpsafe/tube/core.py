@@ -146,6 +146,8 @@ class Tube:
 
     def at(self, stage: int) -> Ellipsoid:
         """The cross-sections of one stage, (*b, M). Refuses ones that are not finite."""
+        if _require.index("Tube.at", "stage", stage) > self.steps:
+            raise _require.fail("Tube.at", f"a stage in 0..{self.steps}", stage)
         return Ellipsoid(self.center[..., stage, :], self.factor[..., stage, :, :])
 
     def state_support(self, H: Tensor) -> Tensor:
@@ -240,7 +242,9 @@ def propagate(model: TubeModel, x0: Tensor, inputs: Tensor, gain: Tensor, path: 
     if path is not None:
         _require.shape("propagate", "path", path, (*batch, members, steps + 1, nx))
         if model.mode == "paper" and hasattr(model, "mean"):
-            found = _claimed(model, start, plan, path.detach().to(torch.float64))
+            found, close = _claimed(model, start, plan, path.detach().to(torch.float64))
+            if not bool(close.all()):
+                found = _either(close, found, _followed(model, start, plan, gain))
     if found is None:
         found = _followed(model, start, plan, gain)
     return Tube(
@@ -263,8 +267,22 @@ class _Paths:
     local: Linearisation
 
 
-def _claimed(model: TubeModel, x0: Tensor, plan: Tensor, path: Tensor) -> _Paths | None:
-    """Paths in paper mode from a claim, see `propagate`; None where it is not close enough."""
+def _either(close: Tensor, one: _Paths, other: _Paths) -> _Paths:
+    """The paths of `one` where `close` (*b,), else of `other`: no plan of a batch notices another's claim."""
+
+    def chosen(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(close.reshape(*close.shape, *(a.ndim - 1 - close.ndim) * [1]), a, b)
+
+    return _Paths(
+        chosen(one.centers, other.centers),
+        chosen(one.nominal, other.nominal),
+        chosen(one.references, other.references),
+        Linearisation(*(chosen(getattr(one.local, k), getattr(other.local, k)) for k in Linearisation.__slots__)),
+    )
+
+
+def _claimed(model: TubeModel, x0: Tensor, plan: Tensor, path: Tensor) -> tuple[_Paths, Tensor]:
+    """Paths in paper mode from a claim, see `propagate`, and where it is close enough, (*b,)."""
     y, u = path.movedim(-2, 0), plan.movedim(-2, 0).unsqueeze(-2)
     u = u.expand(*u.shape[:-2], y.shape[-2], u.shape[-1])
     local = model.linearise(y[:-1], u)
@@ -273,11 +291,10 @@ def _claimed(model: TubeModel, x0: Tensor, plan: Tensor, path: Tensor) -> _Paths
     for gap, A in zip(gaps.unbind(), local.A.reshape(len(u), -1, model.nx, model.nx).unbind(), strict=True):
         away.append(torch.baddbmm(gap, A, away[-1]))
     e = torch.stack(away).reshape(y.shape)
-    if not bool((e.abs() < CLAIMED * (1.0 + y.abs())).all()):  # nor where y is infinite
-        return None
+    close = (e.abs() < CLAIMED * (1.0 + y.abs())).movedim(0, -1).flatten(-3).all(-1)  # not where y is infinite
     centers = y + e
     centers[0] = x0.unsqueeze(-2)
-    return _Paths(centers, u, centers.mean(-2), local)
+    return _Paths(centers, u, centers.mean(-2), local), close
 
 
 def _followed(model: TubeModel, x0: Tensor, plan: Tensor, gain: Tensor) -> _Paths:

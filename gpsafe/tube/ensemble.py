@@ -29,6 +29,7 @@ def chi_square_radius(dim: int, delta: float, steps: int) -> float:
     """
     _require.probability("chi_square_radius", "delta", delta)
     _require.count("chi_square_radius", "steps", steps)
+    _require.index("chi_square_radius", "dim", dim)
     return math.sqrt(float(stats.chi2.isf(delta / steps, dim))) if dim > 0 else 0.0
 
 
@@ -70,9 +71,11 @@ class EnsembleTube:
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
-        _require.positive("EnsembleTube", "radius", self.radius)
+        _require.positive("EnsembleTube", "radius", _require.number("EnsembleTube", "radius", self.radius))
         _require.count("EnsembleTube", "cells", self.cells)
-        object.__setattr__(self, "assumptions", listed(self.assumptions))
+        plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
+        bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
+        object.__setattr__(self, "assumptions", listed(self.assumptions, bends))
         if self.steps is not None:
             _require.count("EnsembleTube", "steps", self.steps)
         object.__setattr__(self, "_pinned", pinned_prior(self.ensemble.prior, self.nx, self.nu))
@@ -101,8 +104,9 @@ class EnsembleTube:
         Right with probability 1 − δ if, at every z that the plan visits and for one member m, w is Gaussian with standard
         deviations ≤ aleatoric·σ_m(z), and ‖(f(z) − μ_m(z))/σ_m(z)‖ ≤ epistemic: ‖w/σ‖ + ‖(f − μ)/σ‖ ≤ radius.
         """
-        _require.nonnegative("EnsembleTube.sound", "epistemic", epistemic)
-        _require.positive("EnsembleTube.sound", "aleatoric", aleatoric)
+        where = "EnsembleTube.sound"
+        epistemic = _require.number(where, "epistemic", epistemic, minimum=0.0)
+        _require.positive(where, "aleatoric", _require.number(where, "aleatoric", aleatoric))
         radius = aleatoric * chi_square_radius(ensemble.nx, delta, steps) + epistemic
         told = listed(
             Assumption.CALIBRATED(f": one member m has noise ≤ {aleatoric:g} σ_m and ‖(f − μ_m)/σ_m‖ ≤ {epistemic:g}"),

@@ -12,7 +12,7 @@ from gpsafe._pinned import Pinned, pinned_prior
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.curvature import remainder_outer
-from gpsafe.models._prior import prior_jacobian
+from gpsafe.models._prior import check_prior, prior_jacobian
 from gpsafe.systems.base import KnownPart, known_with_bound
 from gpsafe.tube.core import Linearisation, Mode
 
@@ -45,6 +45,7 @@ class KnownTube:
         nx, nz, _ = known_with_bound("KnownTube", self.known).hessian_bound.shape
         object.__setattr__(self, "nx", nx)
         object.__setattr__(self, "nu", nz - nx)
+        check_prior("KnownTube", self.known, nx, nz - nx)
         error = _require.nonnegative("KnownTube", "error", _require.real("KnownTube", "error", self.error))
         object.__setattr__(self, "error", _require.shape("KnownTube", "error", error, (self.nu,)))
         object.__setattr__(self, "_pinned", pinned_prior(self.known, self.nx, self.nu))

@@ -86,7 +86,16 @@ ELSEWHERE = {
     "ConfidenceSet.empty": "tests/confidence/test_regions.py: what is no number is empty",
     **dict.fromkeys(
         [
-            *("Beliefs.of", "intersect", "lipschitz_safe", "maximisers", "lipschitz_expanders", "optimistic_expanders"),
+            *(
+                "Beliefs.of",
+                "Beliefs.ends",
+                "constrained",
+                "intersect",
+                "lipschitz_safe",
+                "maximisers",
+                "lipschitz_expanders",
+                "optimistic_expanders",
+            ),
             *("SafeOptRule.released", "SafeOptRule.start", "SafeOptRule.step", "SafeOptRule.choose"),
         ],
         "tests/safety/test_safeopt.py: points vouch for each other, so that rows are not alone; NaN vouches for nobody",

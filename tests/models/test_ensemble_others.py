@@ -151,7 +151,7 @@ def test_networks_learn_repeatably_and_refuse_to_guess_without_data(make):
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="rate"):
         small(Dropout, rate=1.0)
-    with pytest.raises(ValueError, match="output indices"):
+    with pytest.raises(ValueError, match="outputs as integers"):
         small(LastLayerLaplace, outputs=[2])
     with pytest.raises(ValueError, match="2 kernels"):
         SparseGP.create([KERNEL], 2, 1, noise_std=NOISE)

@@ -13,6 +13,7 @@ from gpsafe.models.sparse_gp import SparseGP
 from gpsafe.models.views import as_botorch
 from gpsafe.rkhs import kernels
 from gpsafe.sets.box import Box
+from gpsafe.tube import KnownTube
 
 NX, NU = 2, 1
 KERNEL = kernels.rbf([1.0, 1.0, 1.0])
@@ -149,3 +150,44 @@ def test_ensembles_learn_from_one_transition_whatever_the_seed():
         one = empty.condition(data(1))
         assert bool(torch.isfinite(one.predict(data(3).x, data(3).u).mean).all())
         assert bool(torch.isfinite(one.condition(data(1)).predict(data(3).x, data(3).u).mean).all())
+
+
+class Detached:
+    """x⁺ = 1.5 x as a constant to torch, which then sees no feedback through it."""
+
+    hessian_bound = torch.zeros(2, 3, 3, dtype=torch.float64)
+
+    def __call__(self, x, u):
+        return 1.5 * x.detach() + 0.0 * u
+
+
+class Elsewhere(Detached):
+    def __call__(self, x, u):
+        return torch.from_numpy(1.5 * x.detach().numpy())
+
+
+class OtherSlope(Detached):
+    def jacobian(self, x, u):
+        return torch.zeros(*x.shape[:-1], 2, 2).double(), torch.zeros(*x.shape[:-1], 2, 1).double()
+
+
+class OtherBend(Detached):
+    def __call__(self, x, u):
+        return 1.5 * x + torch.sin(x).square()
+
+
+@pytest.mark.parametrize("known", [Detached(), OtherSlope(), OtherBend()], ids=lambda k: type(k).__name__)
+def test_a_known_part_beyond_its_own_derivatives_is_refused(known):
+    """`sound_upper` was True, with tubes that did not grow with the state."""
+    for build in (
+        lambda: GP.create(kernels.rbf([1.0] * 3), 0.1, nx=2, nu=1, noise_std=0.1, prior=known),
+        lambda: Ensemble.create(nx=2, nu=1, generator=torch.Generator().manual_seed(0), prior=known),
+        lambda: KnownTube(known, torch.zeros(1)),
+    ):
+        with pytest.raises(ValueError, match="a known part within its own hessian_bound of its linearisation"):
+            build()
+
+
+def test_a_known_part_that_leaves_torch_is_told_so():
+    with pytest.raises(ValueError, match="that torch can differentiate, or one with a `jacobian` of its own"):
+        KnownTube(Elsewhere(), torch.zeros(1))

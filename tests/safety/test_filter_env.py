@@ -458,6 +458,9 @@ def test_wrong_action_spaces_are_refused():
     env.reset(seed=0)
     with pytest.raises(ValueError, match="action of shape"):
         env.step([0.0, 0.0])
+    for bad in ("a", [True], None):
+        with pytest.raises(ValueError, match=r"SafetyFilterWrapper\.step: expected"):
+            env.step(bad)
 
 
 class TwoInputs:

@@ -35,7 +35,8 @@ SECOND = policies((0.0, 0.03), (0.9, -1.9))
 
 def distance(first=FIRST, second=None, *, outputs=(1, 0), noise=NOISE, known=KNOWN, kernel=KERNELS):
     return policy_distance(
-        first, known, kernel, rkhs_norm=NORM, outputs=outputs, noise_std=noise, horizon=HORIZON, ceiling=CEILING, others=second,
+        first, known, kernel, rkhs_norm=NORM[: len(outputs)], outputs=outputs, noise_std=noise, horizon=HORIZON,
+        ceiling=CEILING, others=second,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from gpsafe.rkhs import kernels
 from gpsafe.rkhs.functions import random_function
 from gpsafe.safety import Beliefs, Boundary, Rollouts, SafeOptRule, SafeOptSets
 from gpsafe.safety.gosafe import adopt
+from gpsafe.safety.safeopt import confident_safe, lipschitz_safe
 
 POINTS = torch.linspace(-1.0, 1.0, 13).double().unsqueeze(-1)
 GAP = (POINTS - POINTS.T).abs()
@@ -185,6 +186,56 @@ def test_nan_vouches_for_nobody():
     seen = replace(nothing, covariance=torch.eye(13).double().unsqueeze(0))
     alone = SafeOptRule.released(H1).step(sets, seen)
     assert not bool(alone.safe.any() | alone.expanders.any() | alone.maximisers.any())
+
+
+SAFE_OPT_RULES = {
+    "lipschitz": SafeOptRule(H1, torch.tensor([0.1]).double()),
+    "own": SafeOptRule(H1),
+    "released": SafeOptRule.released(H1, lipschitz=torch.tensor([0.1]).double()),
+    "released, own": SafeOptRule.released(H1),
+}
+
+
+@pytest.mark.parametrize("rule", SAFE_OPT_RULES.values(), ids=list(SAFE_OPT_RULES))
+@pytest.mark.parametrize(
+    ("name", "poison"), [*(("mean", v) for v in (math.inf, 1.7e308)), *(("half", v) for v in (-math.inf, -1e9))]
+)
+def test_beliefs_that_are_no_numbers_admit_nobody(rule, name, poison):
+    """Not the point itself, and none for which it would vouch."""
+    low = torch.full((13, 1), -0.5).double()
+    seen = Beliefs(low, 0.1 * torch.ones(13, 1).double(), torch.ones(1), torch.ones(1), torch.eye(13).double()[None])
+    sets = rule.start(13, [3])
+    clean = rule.step(sets, seen, GAP)
+    for at in (3, 7):
+        struck = getattr(seen, name).clone()
+        struck[at] = poison
+        after = rule.step(sets, replace(seen, **{name: struck}), GAP)
+        assert not bool((after.safe & ~clean.safe).any())
+        again = rule.step(after, replace(seen, **{name: struck}), GAP)
+        assert not bool((again.safe & ~clean.safe).any())
+
+
+def test_a_distance_that_is_none_and_a_threshold_that_is_none_admit_nobody():
+    rule = SAFE_OPT_RULES["lipschitz"]
+    sets = rule.start(13, [3])
+    seen = Beliefs(*(torch.full((13, 1), v).double() for v in (0.0, 1.0)), torch.ones(1), torch.ones(1))
+    clean = rule.step(sets, seen, GAP).safe
+    for poison in (math.nan, math.inf, -math.inf, -1.7e308, -1.0):
+        gap = GAP.clone()
+        gap[3, 7] = poison
+        assert not bool((rule.step(sets, seen, gap).safe & ~clean).any())
+    lower, nothing = torch.full((13, 1), -1.0).double(), torch.tensor([math.nan]).double()
+    with pytest.raises(ValueError, match="numbers or -inf"):
+        confident_safe(lower, nothing)
+    with pytest.raises(ValueError, match="numbers or -inf"):
+        lipschitz_safe(sets.safe, lower, GAP, torch.ones(1).double(), nothing)
+    with pytest.raises(ValueError, match="lipschitz >= 0"):
+        lipschitz_safe(sets.safe, lower, GAP, -torch.ones(1).double(), H1)
+    with pytest.raises(ValueError, match="numbers or -inf"):
+        Boundary.of(sets, nothing, Rollouts.empty(1), lipschitz=1.0, jump=0.1)
+    for policy, threshold in ((3, nothing), (-1, H1), (True, H1)):
+        with pytest.raises(ValueError, match="adopt"):
+            adopt(sets, policy, threshold)
 
 
 def test_what_makes_no_sense_is_refused():

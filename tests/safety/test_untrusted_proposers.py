@@ -68,9 +68,12 @@ def test_whatever_a_proposer_raises_is_answered_and_told(error, caplog):
 
 @pytest.mark.parametrize("name", RETURNED)
 def test_whatever_a_proposer_returns_or_writes_on_is_answered(name):
-    settings = np.geterr(), torch.is_grad_enabled()
+    def settings():
+        return np.geterr(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+
+    before = settings()
     answered(Odd(RETURNED[name]))
-    assert (np.geterr(), torch.is_grad_enabled()) == settings
+    assert settings() == before
 
 
 @pytest.mark.parametrize("wish", [KeyboardInterrupt(), SystemExit(1)])

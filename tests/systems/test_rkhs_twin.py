@@ -216,7 +216,7 @@ def test_impossible_twins_are_refused() -> None:
     known = plant.prior()
     with pytest.raises(ValueError, match=r"twin: expected states \[0\] equal to the known part"):
         twin(plant, known, kernels=kernel, outputs=(1,), counts=(3, 3, 3))
-    with pytest.raises(ValueError, match="twin: expected distinct output indices"):
+    with pytest.raises(ValueError, match="twin: expected distinct outputs"):
         twin(plant, known, kernels=kernel, outputs=(1, 1), counts=(3, 3, 3))
     with pytest.raises(ValueError, match="twin: expected 2 kernels"):
         twin(plant, known, kernels=[kernel], outputs=(0, 1), counts=(3, 3, 3))

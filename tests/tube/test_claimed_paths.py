@@ -113,3 +113,19 @@ def test_the_searches_claim_is_its_own_plans_path():
     fast, slow = (judge(problem, x0, learned, p) for p in (proposal, replace(proposal, path=None)))
     assert fast.certified and slow.certified
     torch.testing.assert_close(fast.margins.rows, slow.margins.rows, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [1e-3, math.inf, math.nan, 1.7e308])
+def test_no_plan_of_a_batch_notices_another_s_claim(wrong):
+    """One wrong claim had all the others followed step by step, too: other bits."""
+    model, x0, plan, gain = drawn("arm", 4, 3)
+    others = [0, 2]
+    with torch.no_grad():
+        alone = propagate(model, x0, plan, gain)
+        error = 1e-14 * torch.rand(alone.center.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        claim = alone.center + error
+        right = propagate(model, x0, plan, gain, claim)
+        claim[1] = wrong
+        found = propagate(model, x0, plan, gain, claim)
+    for ours, theirs, plain in zip(parts(found)[:4], parts(right)[:4], parts(alone)[:4], strict=True):
+        assert torch.equal(ours[others], theirs[others]) and torch.equal(ours[1], plain[1])
