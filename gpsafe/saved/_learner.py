@@ -130,6 +130,7 @@ def read(
         raise _require.fail(where, "a saved learner", f"{head}: missing, torn or foreign")
     if found["format"] not in (FORMAT, UNSEALED):
         raise _require.fail(where, f"{FORMAT!r}", f"{head}: {found['format']!r}, of another version of gpsafe")
+    whole = found["format"] == UNSEALED or found.get("sha256") == seal(found)
     for name in ("learner", "seed"):
         if found.get(name) != wanted[name]:
             raise _require.fail(where, f"a saved {name} {wanted[name]!r}", f"{head}: {found.get(name)!r}")
@@ -139,7 +140,7 @@ def read(
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong or found["episodes"] != (0 if batches else len(found["rows"])):
         raise _require.fail(where, "a saved learner", f"{head}: foreign in {wrong or 'rows'}")
-    if found["format"] == FORMAT and found.get("sha256") != seal(found):
+    if not whole:
         raise _require.fail(where, "what was saved", f"{head}: damaged or edited, its sha256 is another")
     history = _trajectories(where, head, _read_arrays(where, head, "episodes", found.get("arrays")), found["episodes"])
     if "state" not in found:

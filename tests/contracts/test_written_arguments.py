@@ -235,7 +235,9 @@ class Derivative(Returned):
 
 
 class Normed(Returned):
-    """p(x, u) = x + 0.3 x/|x|, where the norm may be that of the whole batch: an axis forgotten."""
+    """p(x, u) = x + 0.3 x/(1 + |x|), where the norm may be that of the whole batch: an axis forgotten."""
+
+    hessian_bound = torch.tensor([[[0.6, 0.0], [0.0, 0.0]]], dtype=torch.float64)
 
     def __init__(self, *, whole: bool) -> None:
         super().__init__(constant=False, own=True)
@@ -243,7 +245,11 @@ class Normed(Returned):
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         size = x.norm() if self.whole else x.norm(dim=-1, keepdim=True)
-        return x + 0.3 * x / (1e-9 + size)
+        return x + 0.3 * x / (1.0 + size)
+
+    def jacobian(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        A, B = super().jacobian(x, u)
+        return A + 0.3 / (1.0 + x.abs()).square().unsqueeze(-1), B
 
 
 class Total(Written):
@@ -261,7 +267,6 @@ class Joint(Towards):
 
 
 def test_what_depends_on_the_rest_of_its_batch_is_refused():
-    """Interval of a next mean that was sound but for that: [−2.99, −2.69], where f* is −2.61."""
     make = {"nx": 1, "nu": 1, "noise_std": 0.1}
     GP.create(kernels.rbf([1.0, 1.0]), 1e-2, prior=Normed(whole=False), **make)
     with pytest.raises(ValueError, match="of each row of a batch for itself"):
