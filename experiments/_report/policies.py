@@ -93,7 +93,7 @@ def _policy_space(run: Run, members: Family, truth: Piece | None) -> Figure:
     """One panel a sub-family: target against the other parameters, coloured by the episode of entry."""
     entered = run.pieces["sound"].tensors["entered"].numpy()
     last = len(run.pieces["sound"].rows)
-    figure = plotting.figure("screen", 3.8)
+    figure = plotting.figure("screen", 4.8)
     panels = figure.subplots(1, 4)
     shown, handles = None, ([], [])
     for k, axes in enumerate(panels):
