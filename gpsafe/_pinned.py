@@ -44,15 +44,12 @@ class Pinned:
     def of(function: Callable[..., Tensor], *points: Tensor) -> Pinned:
         """As it is now."""
         value = _asked(function, points)  # first: what it keeps for later it has then
-        return Pinned(function, points, value, _numbers(function))
+        return Pinned(function, points, value, numbers_of(function))
 
     @property
     def moved(self) -> bool:
         """Whether a value or a number is another one now. False does not say that the function is the same everywhere."""
-        numbers = _numbers(self.function)
-        if len(numbers) != len(self.numbers) or not all(map(_same, numbers, self.numbers)):
-            return True
-        return not self.agrees(self.function)
+        return not (same_numbers(numbers_of(self.function), self.numbers) and self.agrees(self.function))
 
     def agrees(self, function: Callable[..., Tensor]) -> bool:
         """Whether a function has these values."""
@@ -108,9 +105,14 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _numbers(function: Any) -> tuple[Tensor, ...]:
-    """Copies of the tensors, arrays and floats that a function captures or names."""
+def numbers_of(function: Any) -> tuple[Tensor, ...]:
+    """Copies of the tensors, arrays and floats that a function (or an object with attributes) captures or names."""
     return tuple(_found(function, DEPTH, set()))
+
+
+def same_numbers(now: tuple[Tensor, ...], then: tuple[Tensor, ...]) -> bool:
+    """Whether they are as many, and bit for bit the same (NaN is NaN)."""
+    return len(now) == len(then) and all(map(_same, now, then))
 
 
 def _found(value: Any, depth: int, seen: set[int]) -> Iterator[Tensor]:

@@ -298,6 +298,19 @@ def told(error: BaseException) -> str:
     """Kind and message of an exception in one line, even if its message cannot be made."""
     try:
         message = " ".join(str(error).split())[:500]
-    except Exception:
+    except BaseException as inner:
+        if stops(inner):
+            raise
         message = "(its message fails)"
     return f"{type(error).__name__}: {message}"
+
+
+def stops(error: BaseException) -> bool:
+    """Whether it is no failure but somebody's wish to stop: KeyboardInterrupt, SystemExit, or a group that holds one.
+
+    CancelledError and GeneratorExit are none: outsiders throw them where a coroutine awaits or a generator yields, and a call
+    that does neither can only have made them itself (an `asyncio.run` in it that was cancelled, say).
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    return isinstance(error, KeyboardInterrupt | SystemExit)

@@ -26,10 +26,15 @@ def cholesky(matrix: Tensor, where: str = "cholesky") -> Tensor:
     """Lower factor L with L Lᵀ = matrix, shape (*b, n, n).
 
     Raises:
-        ValueError: if the matrix is not numerically positive definite (no silent jitter).
+        ValueError: if the matrix is not numerically positive definite (no silent jitter), or not finite: squares of numbers
+            beyond 1e154 are not.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool((info > 0).any()):
+        if not bool(torch.isfinite(matrix).all()):
+            raise _require.fail(
+                where, "a finite matrix (of numbers whose squares are finite)", "NaN or infinite entries"
+            )
         smallest = float(torch.linalg.eigvalsh(matrix).min())
         raise _require.fail(where, "a positive definite matrix", f"smallest eigenvalue {smallest:.3e}")
     return factor

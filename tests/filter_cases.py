@@ -1,5 +1,6 @@
 """Filters on which everything is provable, their adversaries, and proposers that fail."""
 
+import asyncio
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -102,6 +103,14 @@ class Vanishing(Proposal):
         raise IndexError("no plan in here")
 
 
+class Masked:
+    """Whose kind cannot be asked for."""
+
+    @property
+    def __class__(self):
+        raise asyncio.CancelledError
+
+
 def scribbled(problem, x0, learned, warm) -> Proposal:
     """Widens every set, weakens the plant and the disturbance, on all tensors within reach, then proposes to push."""
     for tensor in (problem.states.h, problem.inputs.h, problem.terminal.h):
@@ -124,6 +133,17 @@ def unsettled(problem, x0, learned, warm):
 
 class SolverError(Exception):
     """As cvxpy's and others': of no built-in kind."""
+
+
+class Lost(BaseException):
+    """No `Exception`, and nobody's wish to stop."""
+
+
+class Mute(Exception):
+    """Whose message is cancelled."""
+
+    def __str__(self) -> str:
+        raise asyncio.CancelledError
 
 
 RAISED = (
@@ -149,8 +169,14 @@ RAISED = (
     Warning("as error"),
     SolverError("unknown"),
     Wordless(),
+    asyncio.CancelledError("the task of its own"),
+    GeneratorExit("closed"),
+    Lost("no"),
+    BaseExceptionGroup("two", [GeneratorExit(), ValueError("no")]),
+    ExceptionGroup("two", [ValueError("no"), KeyError("x")]),
 )
 RETURNED: dict[str, object] = {
+    "what has no kind": Masked(),
     "nothing": None,
     "a plan without its proposal": torch.zeros(4, 1).double(),
     "a tuple": (torch.zeros(4, 1).double(), "optimal"),

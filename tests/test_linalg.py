@@ -1,5 +1,7 @@
 """Small linear algebra: factors reproduce their matrices, failures are raised."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -91,3 +93,11 @@ def test_transformed_tensors_are_recognised():
     torch.func.grad(probe)(torch.ones(2))
     torch.vmap(probe)(torch.ones(2, 2))
     assert seen == [False, True, True]
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf])
+def test_a_matrix_that_is_not_finite_is_refused_in_words(entry):
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[1, 0] = matrix[0, 1] = entry
+    with pytest.raises(ValueError, match="a finite matrix"):
+        linalg.cholesky(matrix)

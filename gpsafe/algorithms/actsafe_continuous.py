@@ -190,11 +190,15 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         pinned = pinned_policies(lambda x: inputs_at(family(first), x), self.system.initial_state)
         return ContinuousStanding(self.model, confidence, safe, 0, falsified, pinned, (len(safe),))
 
-    def explain(self, theta: Any) -> Explanation:
-        """Why the policy of parameters (d,) is not certified by F_n: a diagnosis, not a bound (`gpsafe.algorithms.explain`)."""
+    def explain(self, theta: Any, *, crowd: int = 1) -> Explanation:
+        """Why the policy of parameters (d,) is not certified by F_n: a diagnosis, not a bound (`gpsafe.algorithms.explain`).
+
+        `crowd`: how many policies share a Monte-Carlo bound's δ. An episode asks of all proposals of a round at once, so that
+        each has less of it than one alone (`Explanation.share`).
+        """
         where, size = "ContinuousActSafe.explain", self.initial.shape[-1]
         theta = _require.shape(where, "theta", _require.real(where, "theta", theta), (size,))
-        return self._explained(self.standing, theta)
+        return self._explained(self.standing, theta, crowd)
 
     def _explained(self, at: ContinuousStanding, theta: Tensor, crowd: int = 1) -> Explanation:
         policy, members = self.family(theta.unsqueeze(0)), self.family(at.safe.theta)

@@ -156,7 +156,9 @@ class Pilot:
             if candidates.ndim != 3 or candidates.shape[-1] != nu:
                 raise _require.fail("Pilot", f"a plan (H, {nu})", tuple(candidates.shape))
             value = plan.value.detach().to(torch.float64).reshape(())
-        except Exception as error:
+        except BaseException as error:
+            if _require.stops(error):
+                raise
             self.plan, self.failures[len(self.sources)] = None, _require.told(error)
             none = torch.zeros(0, dtype=torch.long, device=x.device)
             return x.new_zeros(0, 1, nu), none, x.new_full((), math.nan)

@@ -64,6 +64,8 @@ class Explanation:
         rate: what the bound gives away a step; `allowed`: what the budget allows a step (nan for plans).
         where: z with the widest F_n along the policy's path under the mean; `half_width`: of F_n there.
         floor: what a Monte-Carlo bound reports with no violation in any path (its budget cannot be lower); None for others.
+        share: δ of this policy's Monte-Carlo limit: the whole stage's, or, where it was told how many policies share that, as
+            much as each of them has. A run that asks of more at a time gives less, and may refuse what is certified here.
     """
 
     excess: float
@@ -75,6 +77,7 @@ class Explanation:
     where: tuple[float, ...]
     half_width: float
     floor: float | None = None
+    share: float | None = None
 
     @property
     def certified(self) -> bool:
@@ -117,12 +120,13 @@ class Explanation:
         return "; ".join(told[cause] for cause in self.causes) or "nothing: it is certified"
 
     def __str__(self) -> str:
+        alone = "" if self.share is None else f" (delta = {self.share:.3g} for this policy)"
         if self.certified:
-            return f"certified, {-self.excess:.3g} to spare"
+            return f"certified, {-self.excess:.3g} to spare{alone}"
         split = ", ".join(f"{name} {value:+.3g}" for name, value in self.without.items())
         step = "" if math.isnan(self.rate) else f", {self.rate:.3g} a step of {self.allowed:.3g} allowed"
         return (
-            f"not certified because of {' and '.join(self.causes)}: {self.excess:.3g} too much{step}, "
+            f"not certified because of {' and '.join(self.causes)}: {self.excess:.3g} too much{alone}{step}, "
             f"good for {self.steps} of {self.horizon} steps; without {split}; try {self.advice}"
         )
 
@@ -201,16 +205,15 @@ def _finer(bound: CostBound) -> Iterator[CostBound]:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One policy, and the share of δ that it has in its class."""
+    """One policy of a class of `crowd`, among which δ is shared."""
 
     policy: PolicyClass
-    share: float
+    crowd: int
 
     def upper(self, bound: CostBound, confidence: ConfidenceSet, *, limit: bool = True) -> float:
         """The bound's upper end; without its Monte-Carlo limit if that is not wanted."""
         if isinstance(bound, MonteCarloBound):
-            stage = bound.stage(confidence)
-            bound = replace(bound, delta=min(0.5, self.share * bound.calls * stage * (stage + 1)))
+            bound = replace(bound, delta=bound.delta / self.crowd)
             if not limit and isinstance(bound, ScenarioTube):
                 return float(bound.charges(confidence, self.policy, bound.noise(confidence, _NOISE)).mean())
             if not limit:
@@ -235,13 +238,13 @@ def explain_cost(
         raise _require.fail("explain", "a cost bound that is a dataclass (parts of it are replaced)", bound.name)
     changes: dict[str, Any] = {"give_up": math.inf} if hasattr(bound, "give_up") else {}
     bound = replace(bound, **changes)  # type: ignore[type-var]
-    share = bound.stage_delta(confidence) / crowd if isinstance(bound, MonteCarloBound) else 0.0
-    asked, budget = _Asked(policy, share), task.budget
+    share = bound.stage_delta(confidence) / crowd if isinstance(bound, MonteCarloBound) else None
+    asked, budget = _Asked(policy, _require.count("explain", "crowd", crowd)), task.budget
     upper = asked.upper(bound, confidence)
     states, inputs = paths(confidence, policy, task, 64)
     without: dict[str, float] = {}
     steps, floor = task.horizon, None
-    if isinstance(bound, MonteCarloBound):
+    if isinstance(bound, MonteCarloBound) and share is not None:
         free = torch.zeros(1, bound.samples, dtype=torch.float64)
         floor = float(monte_carlo.dominating_mean_upper(free, task.total_ceiling, share))
     if upper > budget:
@@ -261,7 +264,7 @@ def explain_cost(
         steps = _lasts(asked, bound, confidence)
     where, half = _widest(confidence, states[:, :8], inputs[:, :8])
     rate, allowed = upper / task.horizon, budget / task.horizon
-    return Explanation(upper - budget, without, steps, task.horizon, rate, allowed, where, half, floor)
+    return Explanation(upper - budget, without, steps, task.horizon, rate, allowed, where, half, floor, share)
 
 
 def _lasts(asked: _Asked, bound: CostBound, confidence: ConfidenceSet) -> int:

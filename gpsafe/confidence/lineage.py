@@ -11,13 +11,16 @@ kernels and λ edited after the model was made.
 
 **Not seen:** what was left out before the first posterior was built or is left out of what is appended; hyperparameters
 chosen with these data in hand and then stated as numbers; a known part that changed away from the probes; single
-observations repeated (noise on a grid, or none, repeats by right). These stay assumptions.
+observations repeated (noise on a grid, or none, repeats by right); an edit of the factors behind a posterior. These stay
+assumptions.
 """
 
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -98,9 +101,25 @@ class Lineage:
         """What of the newest generation is not what it was when it was accepted; None if all is."""
         if any(pinned.moved for pinned in self.known):
             return "a known part (prior) that is still the one with which the data were learned"
-        return inconsistency(self.model) or self._data_refusal(self.model)
+        if not _equal(self.model.noise_std, self.noise_std):
+            return "the noise_std with which the model was accepted"
+        return inconsistency(self.model) or self._data_refusal(self.model, again=False)
 
-    def _data_refusal(self, model: GP) -> str | None:
+    def disowns(self, earlier: Sequence[GP]) -> str | None:
+        """What of earlier generations is not as in the newest one any more (call `edited` first); None if all is."""
+        for old in earlier:
+            n, shared = old.num_data, all(map(is_, old.kernels, self.model.kernels))
+            if not _equal(old.regularizer, self.regularizer) or (not shared and inconsistency(old) is not None):
+                return "the kernels and lambda of the earlier generations"
+            if self.inputs is None or self.targets is None or old.inputs is None or old.targets is None:
+                continue
+            if not (_equal(old.inputs, self.inputs[:n]) and _equal(old.targets, self.targets[:n])):
+                return "the observations of the earlier generations"
+            if not _equal(scales(old), _scales(self.noise_scale, len(self.inputs))[:n]):
+                return "the noise scales of the earlier generations"
+        return None
+
+    def _data_refusal(self, model: GP, *, again: bool = True) -> str | None:
         if self.inputs is None or self.targets is None:
             return None
         n = len(self.inputs)
@@ -110,10 +129,10 @@ class Lineage:
             return f"the {n} observations of the last generation first, unchanged and in their order (append new ones)"
         if not _equal(scales(model)[:n], _scales(self.noise_scale, n)):
             return "the noise scales of the last generation for its observations"
-        if bool((self.noise_std[list(self.shape[2])] > 0).any()):
-            again = _repeated(model.inputs, model.targets, n)
-            if again is not None:
-                return f"new observations only (rows {again[1]} and on repeat rows {again[0]} and on, bit by bit)"
+        if again and bool((self.noise_std[list(self.shape[2])] > 0).any()):
+            found = _repeated(model.inputs, model.targets, n)
+            if found is not None:
+                return f"new observations only (rows {found[1]} and on repeat rows {found[0]} and on, bit by bit)"
         return None
 
 

@@ -34,6 +34,7 @@ from gpsafe.confidence._branch import extremes
 from gpsafe.confidence._cells import Band, Deviation, Generation, Mean, Objective, Output
 from gpsafe.confidence._taylor import EPS, MAX_DIM, Array, chord
 from gpsafe.confidence.bounds import ConfidenceBound
+from gpsafe.confidence.lineage import inconsistency
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
@@ -100,9 +101,11 @@ def band(confidence: ConfidenceSet, box: Box | tuple[Tensor, Tensor], *, tol: fl
     not noticed here.
 
     Raises:
-        ValueError: if the bound is not of the form μ ± βσ, or a generation not a `GP`.
+        ValueError: if the bound is not of the form μ ± βσ, a generation not a `GP`, or the set was edited since
+            (`ConfidenceSet.edited`).
     """
     bound, newest = confidence.bound, confidence.model
+    confidence.unedited("ranges.band")
     if type(bound).interval is not ConfidenceBound.interval:
         raise _require.fail("ranges.band", "a bound of the form mean ± beta·std", bound.name)
     generations = [_checked("ranges.band", generation) for generation in confidence.generations]
@@ -197,6 +200,9 @@ def _checked(where: str, model: GP) -> GP:
     """On the CPU."""
     if type(model) is not GP:
         raise _require.fail(where, "an exact GP", type(model).__name__)
+    reason = inconsistency(model)
+    if reason is not None:
+        raise _require.fail(where, reason, "a model whose kernels or lambda moved")
     for kernel in model.kernels:
         form = kernels.stationary(kernel)
         if form is None:

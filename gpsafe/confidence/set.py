@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import numbers_of, same_numbers
 from gpsafe._show import short, table
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
@@ -57,12 +58,14 @@ class ConfidenceSet:
     bound: ConfidenceBound
     generations: tuple[GP, ...] = ()
     _lineage: Lineage | None = field(default=None, init=False, repr=False)
+    _numbers: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if hasattr(self.generations, "posterior"):
             raise _require.fail(
                 "ConfidenceSet", "a sequence of models (or update with one)", type(self.generations).__name__
             )
+        object.__setattr__(self, "_numbers", numbers_of(self.bound))
         given = tuple(self.generations)
         object.__setattr__(self, "generations", ())
         for model in given:
@@ -127,21 +130,37 @@ class ConfidenceSet:
         An R below it, say, makes F_n too small, and nothing in F_n shows it. One that is `unchecked` claims nothing. What was
         edited since it was accepted is refused, too (`edited`).
         """
-        if self.edited is not None:
-            raise _require.fail(where, self.edited, "a set that was edited since, or captures numbers which moved")
+        self.unedited(where)
         reason = self.bound.noise_refusal(self.model, noise_std[list(self.model.outputs)])
         if reason is not None and not self.bound.unchecked:
             raise _require.fail(where, reason, f"noise_std {noise_std.tolist()} and {self.bound.name}")
 
     @property
     def edited(self) -> str | None:
-        """What of the last generation, its known part, kernels or data, is no longer as when it was accepted; None: nothing."""
-        return None if self._lineage is None else self._lineage.edited()
+        """What of the bound, of the last generation (known part, kernels, λ, noise, data) or of an earlier one (kernels, λ,
+        data) is no longer as when it was accepted; None: nothing. A set that claims nothing (`sound` False) does not look.
+        """
+        if self._lineage is None:
+            return None
+        if not same_numbers(numbers_of(self.bound), self._numbers):
+            return "the bound (B, R, delta and what else it captures) that the posteriors were accepted for"
+        return self._lineage.edited() or self._lineage.disowns(self.generations[:-1])
+
+    def unedited(self, where: str) -> None:
+        """Raises ValueError for a set that was (`edited`)."""
+        edited = self.edited
+        if edited is not None:
+            raise _require.fail(where, edited, "a set that was edited since, or captures numbers which moved")
 
     def bounds(self, z: Tensor, *, since: int = 0) -> tuple[Tensor, Tensor]:
         """l_n, h_n of the residual of the learned outputs at z (*b, d), both (*b, p). May cross: see
         `falsified`.
+
+        Raises:
+            ValueError: if the set is sound and was edited since its posteriors were accepted (`edited`). `bound.interval` of a
+                bare model has nothing to compare it with: it speaks of the model as it is.
         """
+        self.unedited("ConfidenceSet.bounds")
         z, since = (
             _require.floats("ConfidenceSet.bounds", "z", z),
             _require.index("ConfidenceSet.bounds", "since", since),

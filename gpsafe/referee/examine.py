@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.data import Transitions
@@ -23,6 +24,7 @@ from gpsafe.systems.task import Task
 
 TESTS = ("norm", "kernel", "time", "level", "tail", "held", "bars", "shape", "memory", "repeats", "refit")
 MOST = 150  # rows behind F_n where costs are bounded
+LARGEST = 1e100  # of numbers that are judged: their squares and products are finite
 
 
 class Examination(Findings):
@@ -81,15 +83,20 @@ def examine(
         stated: see `gpsafe.referee.claim.claimed`: model, kernels, rkhs_norm, subgaussian, prior, outputs.
 
     Raises:
-        ValueError: on too few rows, states that do not change, or statements that contradict each other.
+        ValueError: on too few rows, states that do not change, statements that contradict each other, or numbers beyond
+            `LARGEST`, or so much larger than their length-scales, that squares of them are none.
     """
     _require.probability("verify", "level", level)
     _require.probability("verify", "delta", delta)
     _require.kind("verify", "data", data, Transitions)
+    for name in ("x", "u", "x_next"):
+        _small(f"data.{name}", getattr(data, name).abs().max() if getattr(data, name).numel() else 0.0)
     begun, tell = time.process_time(), on_progress or (lambda _: None)
     rows = arranged(data, ids, seed=seed)
     tell("choosing what was not stated from the first rows")
     claim = claimed(rows, **stated)
+    _small("rkhs_norm", max(claim.norm))
+    _small("subgaussian", max(claim.noise))
     tell("testing")
     tried = case.heard(
         rows, claim, share=level / len(TESTS) / len(claim.outputs), names=tuple(names), origin=origin, seed=seed
@@ -106,6 +113,13 @@ def examine(
         title, tuple(findings), level, facts.facts(tried), (*notes, *outlying(data, names, ()), *rows.notes, *claim.notes),
         facts.series(tried, compared), time.process_time() - begun,
     )  # fmt: skip
+
+
+def _small(name: str, size: Tensor | float) -> None:
+    if not float(size) <= LARGEST:
+        raise _require.fail(
+            "verify", f"{name} of at most {LARGEST:g} (rescale the units: squares overflow)", float(size)
+        )
 
 
 def _told(error: Exception) -> str:

@@ -170,7 +170,9 @@ class BudgetFilter:
         assert self.surrogate is not None
         try:
             return float(self.surrogate(x.clone(), u.clone(), left))
-        except Exception as error:
+        except BaseException as error:
+            if _require.stops(error):
+                raise
             _log.warning("the surrogate failed: %s", _require.told(error))
             return math.nan
 

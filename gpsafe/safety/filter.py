@@ -185,9 +185,10 @@ class SafetyFilter:
         NaN or infinite x and u_L, plans that diverge and whatever a proposer raises or returns are answered by falling back,
         with the reason. A u_L whose square is not finite is replaced by what the fallback would do.
 
-        Of exceptions all kinds of `Exception` are the proposer's failure, `MemoryError` too: it asked for too much, and the
-        answer needs next to nothing. Only what is no failure but somebody's wish to stop passes through (KeyboardInterrupt,
-        SystemExit). A proposer that never returns is not answered: give it a time limit.
+        Of exceptions all kinds are the proposer's failure, `MemoryError` too: it asked for too much, and the answer needs next
+        to nothing; and `asyncio.CancelledError` and `GeneratorExit`, which nobody else can raise in a call that neither awaits
+        nor yields. Only what is no failure but somebody's wish to stop passes through (KeyboardInterrupt, SystemExit, and a
+        group that holds one). A proposer that never returns is not answered: give it a time limit.
 
         Raises:
             ValueError: on wrong shapes or what is no tensor of real numbers.
@@ -277,7 +278,9 @@ class SafetyFilter:
             try:
                 u = torch.as_tensor(law(x.clone())).detach().to(x, copy=True)
                 return _Rest("backup", self._clipped(_require.shape("backup", "u", u, (self.problem.nu,))), False)
-            except Exception as error:
+            except BaseException as error:
+                if _require.stops(error):
+                    raise
                 broken = f"the backup failed: {_require.told(error)}"
                 _log.warning(broken)
         return _Rest("unfiltered", self._clipped(x.new_full((self.problem.nu,), math.nan)), False, broken)
@@ -297,13 +300,17 @@ class SafetyFilter:
         try:
             with surroundings():
                 proposal = self.proposer.propose(self.problem.lent(), x.clone(), learned.clone(), warm=warm)
-        except Exception as error:
+            if not isinstance(proposal, Proposal):  # asks what was returned, so in here
+                return None, self._failed(f"it returned a {type(proposal).__name__}, no Proposal")
+        except BaseException as error:
+            if _require.stops(error):
+                raise
             return None, self._failed(_require.told(error))
-        if not isinstance(proposal, Proposal):
-            return None, self._failed(f"it returned a {type(proposal).__name__}, no Proposal")
         try:
             certificate = judge(self.problem, x, learned, proposal, spare=True)
-        except Exception as error:  # of the model, at a plan that no model needs to bear
+        except BaseException as error:  # of the model, at a plan that no model needs to bear, or of what was returned
+            if _require.stops(error):
+                raise
             return None, f"the plan's tube could not be made: {_require.told(error)}"
         return certificate, certificate.reason
 

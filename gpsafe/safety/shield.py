@@ -256,7 +256,9 @@ class Shield:
                 by_candidate = found.admitted.reshape(count, -1) & finite.unsqueeze(-1)
                 margins = torch.where(by_candidate, found.margin.reshape(count, -1), -torch.inf)
                 trimmed = found.trimmed(plans)
-            except Exception as error:
+            except BaseException as error:
+                if _require.stops(error):
+                    raise
                 reason = f"the candidates could not be judged: {_require.told(error)}"
                 _log.warning(reason)
             else:

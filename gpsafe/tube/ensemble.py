@@ -68,6 +68,7 @@ class EnsembleTube:
     cells: int = 64
     steps: int | None = None
     _pinned: Pinned = field(init=False, repr=False, compare=False)
+    _numbers: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
@@ -79,6 +80,7 @@ class EnsembleTube:
         if self.steps is not None:
             _require.count("EnsembleTube", "steps", self.steps)
         object.__setattr__(self, "_pinned", pinned_prior(self.ensemble.prior, self.nx, self.nu))
+        object.__setattr__(self, "_numbers", tuple(part.detach().clone() for part in self._parts()))
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -150,8 +152,19 @@ class EnsembleTube:
     @property
     def edited(self) -> str | None:
         """See `TubeModel`; of the published tube nothing is claimed."""
-        moved = self.mode == "sound" and self._pinned.moved
-        return "the known part with which the networks were trained and calibrated" if moved else None
+        if self.mode == "paper":
+            return None
+        if self._pinned.moved:
+            return "the known part with which the networks were trained and calibrated"
+        if not all(map(torch.equal, self._parts(), self._numbers)):
+            return "the networks, their normalisation and limits as they were calibrated"
+        return None
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        """All numbers of the ensemble."""
+        model = self.ensemble
+        scales = (model.inputs.offset, model.inputs.scale, model.targets.offset, model.targets.scale)
+        return *model.network.weights, *model.network.biases, *scales, model.log_var_limits
 
     @property
     def nx(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._pinned import numbers_of, same_numbers
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.systems.known import AffineKnown
@@ -31,11 +32,19 @@ class LinearTube:
     mode: Mode = "sound"
     unseen: ClassVar[float] = 0.0
     """Size of terms of a step beyond Ax and Bu, in which c cannot hide: none (see `gpsafe.tube.core.sizes`)."""
+    _numbers: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require.one_of("LinearTube", "mode", self.mode, MODES)
         half_axes = _require.nonnegative("LinearTube", "half_axes", self.half_axes).clone()
         object.__setattr__(self, "half_axes", _require.shape("LinearTube", "half_axes", half_axes, (self.nx,)))
+        object.__setattr__(self, "_numbers", numbers_of((self.plant, self.half_axes)))
+
+    @property
+    def edited(self) -> str | None:
+        """See `TubeModel`; of the published tube nothing is claimed."""
+        same = self.mode == "paper" or same_numbers(numbers_of((self.plant, self.half_axes)), self._numbers)
+        return None if same else "the plant and half-axes of which this tube was made"
 
     @property
     def nx(self) -> int:

@@ -95,6 +95,24 @@ def test_the_excess_is_that_of_the_bound_and_of_the_share_of_its_class():
     assert found.excess == pytest.approx(float(upper[1]), rel=1e-9)
 
 
+@pytest.mark.parametrize("crowd", [1, 3, 40])
+@pytest.mark.parametrize("delta", [0.05, 0.9])
+def test_a_diagnosis_has_the_delta_of_the_class_that_it_is_told_of_and_says_so(crowd: int, delta: float):
+    """With all of δ it is certified at budgets at which the class refuses it; and δ/crowd above a half was cut to a half."""
+    case = learned()
+    about = {"samples": 40, "anchors": 4} | case.task_with(budget=20.0) | {"delta": delta}
+    bound = ScenarioTube(**about)
+    policies = case.choose(*[12] * crowd)
+    asked = float(bound.evaluate(case.confidence, policies).upper[0])
+    found = explain_cost(bound, case.confidence, case.choose(12), case.choose(4), crowd=crowd)
+    assert found.excess + bound.task.budget == pytest.approx(asked, rel=1e-9)
+    assert found.share == pytest.approx(bound.stage_delta(case.confidence) / crowd)
+    assert f"delta = {found.share:.3g} for this policy" in str(found)
+    if crowd > 1:
+        alone = explain_cost(bound, case.confidence, case.choose(12), case.choose(4))
+        assert alone.excess < found.excess
+
+
 def test_a_continuous_learner_explains_parameters_and_refuses_others():
     learner = continuous()
     found = learner.explain([-0.45, 3.0])

@@ -68,7 +68,10 @@ class Padded(ConfidenceBound):
 
 def confidence_of(bound: ConfidenceBound, *generations: GP) -> ConfidenceSet:
     """What `ranges.band` asks of a confidence set."""
-    return cast(ConfidenceSet, SimpleNamespace(bound=bound, generations=generations, model=generations[-1]))
+    return cast(
+        ConfidenceSet,
+        SimpleNamespace(unedited=lambda where: None, bound=bound, generations=generations, model=generations[-1]),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- ranges

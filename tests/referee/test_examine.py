@@ -412,3 +412,29 @@ def test_states_need_not_be_all_learned():
 
 def _kept(x: Tensor, u: Tensor) -> Tensor:
     return torch.cat([x[..., :1], u + 0 * x[..., 1:]], -1)
+
+
+# ------------------------------------------------------------------------------------ squares that are no numbers
+@pytest.mark.parametrize("size", [1e101, 1e160, 1e300])
+@pytest.mark.parametrize("name", ["x", "u", "x_next"])
+def test_rows_whose_squares_overflow_are_refused_in_words(name: str, size: float):
+    """A raw LinAlgError of an eigenvalue solver, or an OverflowError, once."""
+    data = recorded(40)
+    far = gs.Transitions(
+        **{part: getattr(data, part) * (size if part == name else 1.0) for part in ("x", "u", "x_next")}
+    )
+    for stated in ({}, STATED):
+        with pytest.raises(ValueError, match=r"of at most 1e\+100 \(rescale the units"):
+            examine(far, **stated)
+
+
+@pytest.mark.parametrize("size", [1e101, 1e160, 1e200, 1e300])
+@pytest.mark.parametrize("name", ["rkhs_norm", "subgaussian"])
+def test_statements_whose_squares_overflow_are_refused_in_words(name: str, size: float):
+    with pytest.raises(ValueError, match=rf"{name} of at most 1e\+100 \(rescale the units"):
+        gs.verify(data=recorded(40), **(STATED | {name: size}))
+
+
+def test_rows_far_beyond_the_length_scales_are_refused_in_words():
+    with pytest.raises(ValueError, match="a finite matrix"):
+        examine(recorded(40), kernels=kernels.rbf([1e-200, 1.0]), rkhs_norm=1.0, subgaussian=0.02)

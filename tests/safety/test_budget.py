@@ -196,7 +196,10 @@ def test_a_surrogate_that_fails_or_writes_costs_the_proposal_alone(gambler):
     def fails(x, u, left):
         raise ArithmeticError("no guess")
 
-    for surrogate, source in ((writes, "learner"), (fails, "prior")):
+    def leaves(x, u, left):
+        raise GeneratorExit
+
+    for surrogate, source in ((writes, "learner"), (fails, "prior"), (leaves, "prior")):
         rule, x = BudgetFilter(gambler, rule="pointwise", surrogate=surrogate).start(), scalar(0.0)
         found, after = rule.decide(x, scalar(0.1))
         assert (found.source, float(x), after.spent) == (source, 0.0, 0.0) and float(found.u) in (0.1, 0.0)

@@ -1,5 +1,6 @@
 """The shield always has an answer, and on its event no state violates the constraint; broken shields are caught."""
 
+import asyncio
 import math
 from dataclasses import replace
 from unittest import mock
@@ -156,7 +157,7 @@ class Unfinished(Tracking):
     def plans(self, judge, x, candidates, lengths, steps):
         for given_ in (x, candidates, lengths):
             given_.zero_()
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer(judge, steps) if callable(self.answer) else self.answer
 
@@ -168,6 +169,8 @@ class Unfinished(Tracking):
         KeyError("x"),
         TimeoutError(),
         ZeroDivisionError(),
+        asyncio.CancelledError(),
+        GeneratorExit(),
         None,
         (part for part in ()),
         lambda judge, steps: Plans.of_fallbacks(torch.arange(2), 2, 1),
@@ -211,6 +214,13 @@ class Scribbler:
         raise ArithmeticError("no plan")
 
 
+class Cancelled:
+    """A planner whose own task was cancelled."""
+
+    def propose(self, model, x, *, generator, warm_start=None):
+        raise asyncio.CancelledError
+
+
 def test_who_completes_and_who_plans_write_on_copies():
     case, judge = case_of(), judged()
     base = tracking_of(case)
@@ -229,6 +239,9 @@ def test_who_completes_and_who_plans_write_on_copies():
     pilot = Pilot(Scribbler(), own.confidence.model, case.system.input_box, generator(0), shield)
     pilot(start)
     assert "no plan" in pilot.failures[0]
+    cancelled = Pilot(Cancelled(), own.confidence.model, case.system.input_box, generator(0), shield)
+    cancelled(start)
+    assert "CancelledError" in cancelled.failures[0]
     for before, after in zip(
         kept, (own.noise_radius, own.confidence.model.targets, own.task.initial_state), strict=True
     ):

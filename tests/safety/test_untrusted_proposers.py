@@ -1,5 +1,6 @@
 """The filter answers whatever a proposer raises, returns or writes on, and says so; what could never work is refused."""
 
+import asyncio
 import copy
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from filter_cases import (
     RAISED,
     RETURNED,
     Moody,
+    Mute,
     Odd,
     Pair,
     Wordless,
@@ -76,7 +78,14 @@ def test_whatever_a_proposer_returns_or_writes_on_is_answered(name):
     assert settings() == before
 
 
-@pytest.mark.parametrize("wish", [KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        KeyboardInterrupt(),
+        SystemExit(1),
+        BaseExceptionGroup("of tasks", [ValueError("no"), BaseExceptionGroup("inner", [KeyboardInterrupt()])]),
+    ],
+)
 def test_a_wish_to_stop_is_no_failure_of_a_proposer(wish):
     with pytest.raises(type(wish)):
         linear_filter(proposer=Odd(wish)).decide(ORIGIN, vector(0.0))
@@ -123,6 +132,15 @@ def test_a_proposer_that_lacks_what_it_needs_is_an_error_at_the_start():
         linear_filter(proposer=Unbuilt()).start()
 
 
+def cancelled(x):
+    raise asyncio.CancelledError
+
+
+def test_an_error_without_words_is_told():
+    decision, _ = linear_filter(proposer=Odd(Mute())).decide(vector(0.2, 0.1), vector(0.0))
+    assert "Mute: (its message fails)" in decision.reason
+
+
 @pytest.mark.parametrize("backup", [1 / 3, "κ"])
 def test_a_backup_that_is_no_law_is_refused(backup):
     with pytest.raises(ValueError, match="backup law"):
@@ -130,7 +148,8 @@ def test_a_backup_that_is_no_law_is_refused(backup):
 
 
 @pytest.mark.parametrize(
-    "law", [lambda x: 1 / 0, lambda x: None, lambda x: x, lambda x: x[0], lambda x: "left", lambda x: x.fill_(9.0)]
+    "law",
+    [cancelled, lambda x: 1 / 0, lambda x: None, lambda x: x, lambda x: x[0], lambda x: "left", lambda x: x.fill_(9.0)],
 )
 def test_a_backup_that_fails_is_told_and_backs_nothing(law, caplog):
     safe = SafetyFilter(linear_case()[0], Moody(False), backup=law)
