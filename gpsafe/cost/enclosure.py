@@ -221,8 +221,8 @@ class Enclosure:
         return low, high
 
     def boxes(self) -> tuple[Tensor, Tensor]:
-        """Outer boxes of the next mean, low and high, both (P, N, nx); the whole space where F_n came out empty: nothing is
-        claimed there.
+        """Outer boxes of the next mean, low and high, both (P, N, nx); the whole space for policies in one of whose cells F_n came
+        out empty, wherever it lies: no function is left that the other boxes could hold of.
         """
         low = self.known - self.known_radius
         high = self.known + self.known_radius
@@ -231,7 +231,7 @@ class Enclosure:
         high[..., columns] += torch.minimum(self.high + self.slack, self.cap)
         if self.inner is not None:
             low, high = torch.maximum(low, self.inner[0]), torch.minimum(high, self.inner[1])
-        empty = (self.low > self.high + EMPTY).any(-1, keepdim=True)
+        empty = (self.low > self.high + EMPTY).flatten(1).any(-1)[:, None, None]
         return torch.where(empty, -torch.inf, low), torch.where(empty, torch.inf, high)
 
 
