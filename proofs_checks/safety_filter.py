@@ -90,7 +90,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
         way = way if kind < 0.7 else torch.stack([to.cos(), to.sin()])
         pushed = half_axes * way
         x = mean + half_axes * pushed / pushed.norm()
-        worst = worst_of(worst, float(problem.states.violation(x)))
+        worst = worst_of(worst, float(problem.states.violation(x)), float(problem.inputs.violation(decision.u)))
         path.append(x)
     return {"worst": worst, "unbacked": unbacked, "sources": sources, "path": torch.stack(path).tolist()}
 
@@ -101,7 +101,7 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     used = [source for s in samples for source in s["sources"]]
     told = ", ".join(f"{name} {used.count(name)}" for name in ("plan", "stored", "backup", "unfiltered"))
     statistic = worst_of(worst, unbacked / steps if unbacked else -math.inf)
-    witness = f"largest excess of a state row {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
+    witness = f"largest excess of a row of X or U {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
     data = {
         "paths": [s["path"] for s in samples],
         "terminal": linear_case(SHRINK if broken else WHOLE)[0].terminal.vertices().tolist(),
