@@ -128,10 +128,10 @@ CHECKS = (
     Check(
         name="xmpsc-filter",
         claim="From any start in the terminal set every decision of the filter is backed and the linear plant stays in X, "
-        "under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their ellipsoid.",
+        "its inputs in U, under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their ellipsoid.",
         source="theory §6.8; gpsafe.safety.filter",
         assumptions=("disturbance in its ellipsoid", "state measured exactly"),
-        statistic="the larger of: largest excess of a row of X, share of unbacked decisions if any; threshold 0",
+        statistic="the larger of: largest excess of a row of X or U, share of unbacked decisions if any; threshold 0",
         control="the model believes in a fifth of the disturbance",
         shards={"quick": 24, "full": 400},
         control_shards={"quick": 12, "full": 40},
