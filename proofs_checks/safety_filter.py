@@ -128,7 +128,8 @@ CHECKS = (
     Check(
         name="xmpsc-filter",
         claim="From any start in the terminal set every decision of the filter is backed and the linear plant stays in X, "
-        "its inputs in U, under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their ellipsoid.",
+        "its inputs in U, under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their "
+        "ellipsoid.",
         source="theory §6.8; gpsafe.safety.filter",
         assumptions=("disturbance in its ellipsoid", "state measured exactly"),
         statistic="the larger of: largest excess of a row of X or U, share of unbacked decisions if any; threshold 0",
