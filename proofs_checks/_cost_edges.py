@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from gpsafe.confidence import ConfidenceSet
+from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.grid import Grid
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.total_variation import TotalVariation
 from gpsafe.linalg import vector
+from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
@@ -31,7 +34,7 @@ from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
 from gpsafe.verdict import worst_of
 
-from ._edges import TINY, Edge, attaining, make_edge
+from ._edges import LAMBDA, SUBGAUSSIAN, TINY, Edge, attaining, make_edge
 
 HAIR = 1e-6
 CELL = 0.5
@@ -234,6 +237,46 @@ def _leaves_its_box() -> CostEdge:
     return CostEdge(bound, found.confidence, found.policies, float(torch.trapezoid(weight * exceed, w)) - 1e-9)
 
 
+def _leaves_it_later() -> CostEdge:
+    """Two states that forget, x⁺ = w, and one that does not, y⁺ = y + Σu + w: an input is 1 where one of the two is out of its
+    box ±κσ, so that y costs from then on. J = Σ_t 1 − (1 − 2Φ(−κ))^{2(t−1)}.
+    """
+    kappa, horizon, noise_std, steep = 2.0, 10, vector(0.1, 0.1, 1e-3), 1e6
+    edge = kappa * float(noise_std[0]) * (1 + 1e-6)
+    into = torch.tensor([[0.0] * 4, [0.0] * 4, [1.0] * 4], dtype=torch.float64)
+    known = AffineKnown(torch.diag(vector(0.0, 0.0, 1.0)), into, torch.zeros(3).double())
+    model = GP.create(kernels.rbf(1.0), LAMBDA, nx=3, nu=4, noise_std=noise_std, outputs=(2,), prior=known)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=TINY, subgaussian=SUBGAUSSIAN, delta=0.1, unchecked=True)).update(
+        model
+    )
+    sides = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], dtype=torch.float64)
+    inputs = Box(torch.zeros(4).double(), torch.ones(4).double())
+    policies = AffinePolicies(torch.full((1, 4), -steep * edge).double(), steep * sides.unsqueeze(0), inputs)
+    cost = IndicatorCost(vector(0.0, 0.0, 1.0).reshape(1, 3), vector(0.5))
+    bound = GaussianTube(task=Task(torch.zeros(3).double(), horizon, cost, 0.0, noise_std), width=kappa)
+    inside = (1 - 2 * _normal(-(edge + 1 / steep) / float(noise_std[0]))) ** 2
+    return CostEdge(bound, confidence, policies, sum(1 - inside ** (t - 1) for t in range(2, horizon)) - 1e-9)
+
+
+def fewer_steps(factor: float) -> AbstractContextManager[object]:
+    """The charge at t counts 1 + g(t − 2) steps at which ν may have left its box, in place of t − 1."""
+    whole = GaussianTube.charge
+    return mock.patch.object(
+        GaussianTube, "charge", lambda tube, stage, t: whole(tube, stage, t if t < 2 else 2 + factor * (t - 2))
+    )
+
+
+def fewer_states(factor: float) -> AbstractContextManager[object]:
+    """P(ν leaves its box) is that of 1 + g(nx − 1) states in place of nx."""
+    whole = GaussianTube.failure.__get__
+
+    def failure(tube: GaussianTube) -> float:
+        number = tube.initial_state.numel()
+        return whole(tube) * (1 + factor * (number - 1)) / number
+
+    return mock.patch.object(GaussianTube, "failure", property(failure))
+
+
 def _parting() -> CostEdge:
     """x⁺ = 3x after a first step of which F_n allows ±c: whether it ends above 0 decides all later costs.
 
@@ -280,6 +323,7 @@ _MAKERS: Mapping[str, Callable[[], CostEdge]] = {
     "tails": _tails,
     "sure part": _sure_part,
     "failure": _leaves_its_box,
+    "failure later": _leaves_it_later,
     "parting": _parting,
 }
 EDGES = tuple(_MAKERS)

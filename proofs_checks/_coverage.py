@@ -11,12 +11,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, Fiedler, Lederer, Mixture, Srinivas
+from gpsafe.confidence import AbbasiYadkori, ChowdhuryGopalan, ConfidenceBound, Fiedler, Lederer, Mixture, Srinivas
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.confidence.dual_program import Program, Spectrum
 from gpsafe.testbed.check import Grade
 
-from ._defects import Scaled, around, scaled_argument, times
+from ._defects import FACTORS, Scaled, around, scaled_argument, times
+from ._handed_out import OUTPUTS, narrower
 from ._regression import Deviations, Run
 
 DUALS = 50  # trials of a shard whose dual intervals are computed (the set itself is tested in all)
@@ -42,6 +43,35 @@ def lederer(run: Run, delta: float, *, grid: bool = True) -> tuple[Tensor, Tenso
     half = run.half_width(root.expand_as(run.info_gain)) + (drift + (grown + root) * modulus).unsqueeze(-1)
     ratio = run.ratio(half if grid else run.half_width(torch.full_like(run.info_gain, 2.0)))
     return ~(ratio <= 1), ratio
+
+
+def closed_ends(run: Run, bound: ConfidenceBound, count: int, delta: float) -> tuple[Tensor, Tensor]:
+    """μ ∓ βσ with the bound's own formula, as `closed` judges it: see `_handed_out.Ends`."""
+    assert isinstance(bound, ClosedForm)
+    half = run.half_width(run.beta(bound, delta))[0, count]
+    return run.mean[0, count] - half, run.mean[0, count] + half
+
+
+def lederer_ends(run: Run, bound: ConfidenceBound, count: int, delta: float) -> tuple[Tensor, Tensor]:
+    """As `lederer` judges them."""
+    assert isinstance(bound, Lederer)
+    root = bound.grid_log(torch.tensor(count, dtype=torch.float64), math.log(1 / delta)).sqrt()
+    drift, modulus = bound.moduli(run.setting.kernel(), OUTPUTS)
+    mean = run.mean[0, count]
+    half = root * run.std[0, count] + drift + (mean.abs().amax() + root) * modulus
+    return mean - half, mean + half
+
+
+def convex_ends(run: Run, bound: ConfidenceBound, count: int, delta: float) -> tuple[Tensor, Tensor]:
+    """The ends of the program over {‖f(X) − y‖² ≤ fit + R²(2g_n + 2ln(1/δ)), ‖f‖ ≤ B}."""
+    gram, y, cross = (part[0] for part in run.data(count))
+    spectrum, lam = Spectrum.of(gram, y), run.setting.regularizer
+    fit = (spectrum.targets.square() / (1 + spectrum.values / lam)).sum(-1)
+    norm = torch.tensor(run.setting.norm, dtype=torch.float64)
+    prior = torch.ones(cross.shape[-1], dtype=torch.float64)
+    radius_sq = fit + beyond(run, delta)[0, count - 1]
+    upper, lower, _, _ = Program(spectrum, spectrum.vectors.mT @ cross, prior, radius_sq, norm).solve()
+    return lower, upper
 
 
 def beyond(run: Run, delta: float) -> Tensor:
@@ -144,7 +174,7 @@ def _less_between(moduli: tuple[float, float], factor: float) -> tuple[float, fl
     return factor * moduli[0], factor * moduli[1]
 
 
-GRADES: dict[str, tuple[Grade, ...]] = {
+_GRADES: dict[str, tuple[Grade, ...]] = {
     "mixture": _formula(Mixture),
     "abbasi-yadkori": _formula(AbbasiYadkori),
     "fiedler": _formula(Fiedler),
@@ -164,4 +194,9 @@ GRADES: dict[str, tuple[Grade, ...]] = {
             unseen=_FINE,
         ),
     ),
+}
+_HANDED = (Grade("width handed out", narrower, (0,), FACTORS),)
+GRADES = {
+    name: found + (_HANDED if name in ("mixture", "convex-program", "lederer") else ())
+    for name, found in _GRADES.items()
 }

@@ -45,7 +45,7 @@ from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict, worst_of
 
-from ._cost_edges import EDGES, cost_edge
+from ._cost_edges import EDGES, cost_edge, fewer_states, fewer_steps
 from ._defects import FACTORS, Scaled, around, times
 
 SOUND = ("robust-dp", "total-variation", "scenario-tube", "gaussian-tube")
@@ -379,6 +379,8 @@ _SOUND_GRADES = (
     _on("Gaussian tube: union of half-spaces", ("tails",), EDGES, _less_union),
     _on("Gaussian tube: deviation L_t carried on", ("tails",), EDGES, around(GaussianTube, "step", _less_deviation)),
     _on("Gaussian tube: P(ν leaves its box)", ("failure",), EDGES, _less_failure),
+    _on("Gaussian tube: steps at which it may", ("failure later",), EDGES, fewer_steps),
+    _on("Gaussian tube: states that may", ("failure later",), EDGES, fewer_states),
 )
 _ORDER_GRADES = (
     _on("confidence interval [l, h] of the program", ("value",), REACHED, _WIDTH),

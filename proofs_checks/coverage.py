@@ -17,16 +17,20 @@ from gpsafe.confidence import (
     AbbasiYadkori,
     ActSafeForm,
     ChowdhuryGopalan,
+    ConfidenceBound,
     Constant,
+    ConvexProgram,
     Fiedler,
+    Lederer,
     Mixture,
     Srinivas,
 )
 from gpsafe.confidence.bounds import ClosedForm
 from gpsafe.testbed.check import Budget, Check, Evidence, Sample
-from gpsafe.verdict import clopper_pearson, worst_of
+from gpsafe.verdict import Verdict, clopper_pearson, worst_of
 
-from ._coverage import GRADES, closed, convex, lederer
+from ._coverage import GRADES, closed, closed_ends, convex, convex_ends, lederer, lederer_ends
+from ._handed_out import ROUNDING, Ends, shortfall
 from ._regression import (
     CONFIDENCE,
     DELTAS,
@@ -101,6 +105,18 @@ CASES: dict[str, Case] = {
     "lederer": Case((BAYES,), lederer, BAYES, partial(lederer, grid=False), False),
 }
 ORDER = tuple(CASES)
+_SQUARE: dict[str, Any] = {"lower": (0.0, 0.0), "upper": (1.0, 1.0)}
+HANDED: dict[
+    str, tuple[Callable[..., ConfidenceBound], Ends]
+] = {  # as users make them, and the ends that the judges use
+    "mixture": (Mixture, closed_ends),
+    "abbasi-yadkori": (AbbasiYadkori, closed_ends),
+    "fiedler": (Fiedler, closed_ends),
+    "chowdhury-gopalan": (partial(ChowdhuryGopalan, max_data=60), closed_ends),
+    "srinivas": (partial(Srinivas, unchecked=True), closed_ends),  # at very small g_n it is refused
+    "convex-program": (ConvexProgram, convex_ends),
+    "lederer": (partial(Lederer, **_SQUARE), lederer_ends),
+}
 
 
 def _run(name: str, shard: int, broken: bool, m: int) -> Run:
@@ -113,6 +129,16 @@ def _run(name: str, shard: int, broken: bool, m: int) -> Run:
 def _deviations(name: str, shard: int, broken: bool, m: int) -> Deviations:
     """Simulated once, judged with as many defects as there are graded controls."""
     return _run(name, shard, broken, m).deviations
+
+
+def _short(name: str, shard: int) -> float:
+    """How much narrower than judged is what the bound hands out, once for each setting."""
+    settings, (make, ends) = CASES[name].settings, HANDED[name]
+    if shard >= len(settings):
+        return 0.0
+    setting = settings[shard]
+    bound = make(rkhs_norm=setting.norm, subgaussian=setting.noise_std, delta=DELTAS[0])
+    return shortfall(bound, setting, ends, generator(1, ORDER.index(name), shard, 9))
 
 
 def sample(name: str, shard: int, budget: Budget, broken: bool) -> Sample:
@@ -146,7 +172,8 @@ def sample(name: str, shard: int, budget: Budget, broken: bool) -> Sample:
             )
         if shard == 0 and m == 1:
             band = _band(name, run if isinstance(run, Run) else _run(name, shard, broken, m), broken)
-    return {"setting": shard % len(case.settings), "cells": cells, "others": others, "band": band}
+    short = 0.0 if broken else _short(name, shard)
+    return {"setting": shard % len(case.settings), "cells": cells, "others": others, "band": band, "short": short}
 
 
 def _band(name: str, run: Run, broken: bool) -> dict[str, Any]:
@@ -218,6 +245,11 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     own, refuted = rate_verdict([k for k, _ in alone], [n for _, n in alone], deltas, "one setting alone")
     if refuted.lower > refuted.threshold:
         estimate, verdict = own, refuted
+    short = worst_of(s["short"] for s in samples)
+    if not short <= ROUNDING:  # the trials were of another interval than is handed out: all count as failed
+        estimate = 1 / min(DELTAS)
+        told = f"what is handed out is narrower than what was judged, by {short:.3g} of a half-width"
+        verdict = Verdict(estimate, estimate, 1.0, witness=told)
     total = sum(cell["trials"] for cell in cells) // len(DELTAS)
     data = {"cells": cells, "others": _others(samples), "band": samples[0]["band"]}
     return Evidence(total, estimate, verdict, data)
@@ -273,7 +305,7 @@ CHECKS = tuple(
         source=text[1],
         assumptions=text[2],
         statistic="largest (failure rate)/δ over random and adaptive designs and δ ∈ {0.1, 0.01}, all settings together; one "
-        "setting may refute alone; threshold 1",
+        "setting may refute alone, and all count as failed if what is handed out for two outputs is narrower; threshold 1",
         control=text[3],
         shards=SHARDS,
         control_shards={"quick": 2, "full": 8},

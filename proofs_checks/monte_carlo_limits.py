@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -45,6 +46,22 @@ def _failure(limit: Any, count: int, delta: float) -> float:
     return float((stats.binom.pmf(k, count, means[:, None]) * missed).sum(-1).max()) / delta
 
 
+def _shared(delta: float) -> float:
+    """Sum of the δ of the limits of which `mean_upper` takes the smallest, over its own."""
+    spent, limits = 0.0, (("betting_upper", monte_carlo.betting_upper), ("kl_upper", monte_carlo.kl_upper))
+    with ExitStack() as stack:
+        for name, original in limits:
+
+            def call(*given: Any, original: Any = original) -> Tensor:
+                nonlocal spent
+                spent += given[-1]
+                return original(*given)
+
+            stack.enter_context(mock.patch.object(monte_carlo, name, call))
+        monte_carlo.mean_upper(torch.tensor([0.0, 0.5], dtype=torch.float64), 1.0, delta)
+    return spent / delta if spent else math.inf
+
+
 def _spent(bound: Any, confidence: ConfidenceSet, policies: AffinePolicies) -> float:
     """Sum of the δ of all limits that an evaluation uses, over the share δ/n(n + 1) of its stage."""
     spent = 0.0
@@ -71,16 +88,17 @@ def _sample_limits(shard: int, budget: Budget, broken: bool) -> Sample:
     """Failure probabilities over their δ (the control takes the sample mean for the limit), or how δ is divided."""
     if shard == 0:
         limits = {name: getattr(monte_carlo, name) for name in ("dominating_mean_upper", "mean_upper")}
+        limits["betting_upper"] = lambda samples, ceiling, delta: monte_carlo.betting_upper(samples, delta)
         if broken:
             limits = {"sample mean": lambda samples, ceiling, delta: samples.mean(-1)}
         cases = itertools.product(limits.items(), SIZES, DELTAS)
         return {"found": {f"{name}, N {n}, δ {delta:g}": _failure(f, n, delta) for (name, f), n, delta in cases}}
+    found = {f"shares of one limit, δ {delta:g}": _shared(delta) for delta in DELTAS}
     policies, confidence, task = _setting(0, SPENT)
     task = {"task": task["task"].with_(horizon=3)}
     # Σ_{n ≥ N} 1/n(n + 1) = 1/N: nothing is left out
-    found = {
-        "all stages": sum(monte_carlo.stage_delta(0.1, n, calls=2) * 2 for n in range(1, STAGES)) / 0.1 + 1.0 / STAGES
-    }
+    stages = sum(monte_carlo.stage_delta(0.1, n, calls=2) * 2 for n in range(1, STAGES)) / 0.1
+    found["all stages"] = stages + 1.0 / STAGES
     for n in GENERATIONS:
         part = ConfidenceSet(confidence.bound, confidence.generations[:n])
         for bound in (ScenarioTube(**task, seed=1, samples=4), TotalVariation(**task, seed=1, samples=4)):

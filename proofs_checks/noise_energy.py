@@ -12,11 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe.confidence import Mixture, NoiseEnergy
+from gpsafe.confidence import ConfidenceBound, Mixture, NoiseEnergy
 from gpsafe.confidence.dual_program import Program, Spectrum
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
-from gpsafe.verdict import clopper_pearson, worst_of
+from gpsafe.verdict import Verdict, clopper_pearson, worst_of
 
+from ._defects import FACTORS
+from ._handed_out import ROUNDING, narrower, shortfall
 from ._regression import (
     CONFIDENCE,
     DELTAS,
@@ -81,6 +83,28 @@ def missed(run: Run, bound: NoiseEnergy) -> tuple[Tensor, Tensor]:
     return fine & ~(worst <= 1 + 1e-9), torch.where(fine, worst, 0.0).amax()
 
 
+def energy_ends(run: Run, bound: ConfidenceBound, count: int, delta: float) -> tuple[Tensor, Tensor]:
+    """The ends of the program over {‖M(f(X) − y)‖² ≤ Γ_n², ‖f‖ ≤ B}, MᵀM = K_w⁻¹: see `_handed_out.Ends`."""
+    assert isinstance(bound, NoiseEnergy)
+    gram, y, cross = (part[0] for part in run.data(count))
+    root = torch.linalg.cholesky(bound.covariance(count)) if bound.correlated else torch.eye(count, dtype=torch.float64)
+    white = [torch.linalg.solve_triangular(root, part, upper=False) for part in (gram, y.unsqueeze(-1), cross)]
+    seen = torch.linalg.solve_triangular(root, white[0].mT, upper=False)
+    spectrum = Spectrum.of(0.5 * (seen + seen.mT), white[1].squeeze(-1))
+    size, norm = torch.tensor(R, dtype=torch.float64), torch.tensor(run.setting.norm, dtype=torch.float64)
+    limit = bound.energy(count, size, -math.log(delta))
+    prior = torch.ones(cross.shape[-1], dtype=torch.float64)
+    upper, lower, _, _ = Program(spectrum, spectrum.vectors.mT @ white[2], prior, limit, norm).solve()
+    return lower, upper
+
+
+def _short(law: str, shard: int) -> float:
+    """How much narrower than judged is what the bound hands out."""
+    setting = _setting(law)
+    bound = NoiseEnergy(rkhs_norm=setting.norm, subgaussian=R, delta=DELTAS[0], **LAWS[law])
+    return shortfall(bound, setting, energy_ends, generator(14, shard, 8))
+
+
 def sample(shard: int, budget: Budget, broken: bool) -> Sample:
     """Failures of one shard: of the energy for each law and δ, and of the ends for each law and mode."""
     cells, band = [], None
@@ -100,7 +124,8 @@ def sample(shard: int, budget: Budget, broken: bool) -> Sample:
             if shard == 0 and band is None:
                 half = run.half_width(run.beta(Mixture(rkhs_norm=setting.norm, subgaussian=R, delta=0.1), 0.1))
                 band = picture(run, half, MIDDLE)
-    return {"cells": cells, "band": band}
+    short = 0.0 if broken or shard else worst_of(_short(law, shard) for law in LAWS)
+    return {"cells": cells, "band": band, "short": short}
 
 
 def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
@@ -115,6 +140,11 @@ def judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     witness = f"{worst['failures']} of {worst['trials']} trials failed ({worst['name']})"
     failed, trials, deltas = ([cell[key] for cell in cells] for key in ("failures", "trials", "delta"))
     estimate, verdict = rate_verdict(failed, trials, deltas, witness)
+    short = worst_of(s["short"] for s in samples)
+    if not short <= ROUNDING:  # as in the coverage checks
+        estimate = 1 / min(DELTAS)
+        told = f"what is handed out is narrower than what was judged, by {short:.3g} of a half-width"
+        verdict = Verdict(estimate, estimate, 1.0, witness=told)
     total = sum(cell["trials"] for cell in cells if cell["delta"] == DELTAS[0])
     return Evidence(total, estimate, verdict, {"cells": cells, "band": samples[0]["band"]})
 
@@ -139,13 +169,14 @@ CHECKS = (
         "the ends found: for bounded noise with a bias, correlated Gaussian noise, and noise of four moments",
         source="Lahr et al. 2025; theory §2.14",
         assumptions=("‖f*‖_k ≤ B (exact by construction)", "the noise's size as stated", "kernel fixed before data"),
-        statistic="largest (failure rate)/δ over laws and δ ∈ {0.1, 0.01}, for the ends over designs too; threshold 1",
+        statistic="largest (failure rate)/δ over laws and δ ∈ {0.1, 0.01}, for the ends over designs too, and all "
+        "count as failed if what is handed out for two outputs is narrower; threshold 1",
         control="noise that is correlated, taken as independent (K_w = I)",
         shards=SHARDS,
         control_shards={"quick": 1, "full": 8},
         sample=sample,
         judge=judge,
-        grades=(Grade("energy Γ_n²", _energy),),
+        grades=(Grade("energy Γ_n²", _energy), Grade("width handed out", narrower, (0,), FACTORS)),
         plot=plot,
     ),
 )

@@ -58,33 +58,43 @@ def _random(shard: int, broken: bool) -> Sample:
 
 
 def _attaining() -> Sample:
-    """The same for x⁺ = x + bu + f(u) + w from 0, u = ±v, cost 1 at x > 0: both are exact.
+    """The same for x⁺ = x + Mu + f(u) + w from 0, u = ±v, one or two states and inputs, cost 1 at aᵀx > 0: both are exact.
 
-    f = B(k(v, ·) − k(−v, ·))/d_k(v, −v) has norm B and f(±v) = ±½B d_k: the means part by 2bv + B d_k at every step, the states
-    at t by t times that, with deviation σ√t: J_c(π) − J_c(π′) = Σ_t (2Φ(½a√t) − 1), which is D.
+    f_j = B_j(k(v, ·) − k(−v, ·))/d_k(v, −v) has norm B_j and f_j(±v) = ±½B_j d_k: the means part by 2δ, δ = Mv + f(v), at every
+    step. With a = Σ⁻¹δ the states aᵀx at t are t‖Σ^{-1/2}δ‖² off, with deviation √t‖Σ^{-1/2}δ‖: J_c(π) − J_c(π′) is
+    Σ_t (2Φ(√t‖Σ^{-1/2}δ‖) − 1), which is D.
     """
     worst, about = 0.0, ""
     for index in range(PAIRS):
         draw = torch.rand(5, dtype=torch.float64, generator=generator(75, index)).tolist()
-        horizon, b, norm, noise, v = 2 + int(10 * draw[0]), draw[1], 0.1 + draw[2], 0.2 + draw[3], 0.1 + 0.4 * draw[4]
-        b, norm = (0.0, norm) if index % 3 == 0 else (b, 1e-6) if index % 3 == 1 else (b, norm)
-        kernel = kernels.rbf(0.5, dims=(1,))
-        inputs = torch.tensor([[v], [-v]], dtype=torch.float64)
+        n, horizon = 1 + index % 2, 2 + int(10 * draw[0])
+        shares = torch.tensor([1.0, 0.6], dtype=torch.float64)[:n]
+        matrix = draw[1] * torch.tensor([[1.0, 0.5], [0.2, 0.8]], dtype=torch.float64)[:n, :n]
+        norm, noise, v = (0.1 + draw[2]) * shares.flip(0), (0.2 + draw[3]) * shares, (0.1 + 0.4 * draw[4]) * shares
+        matrix, norm = (
+            (0 * matrix, norm) if index % 3 == 0 else (matrix, 1e-6 + 0 * norm) if index % 3 == 1 else (matrix, norm)
+        )
+        kernel = kernels.rbf(0.5, dims=tuple(range(n, 2 * n)))
+        inputs = torch.stack([v, -v])
         ends = torch.cat([torch.zeros_like(inputs), inputs], dim=-1)
-        f = RKHSFunction(kernel, ends, torch.tensor([1.0, -1.0], dtype=torch.float64)).scaled_to(norm)
-        policies = AffinePolicies(inputs, torch.zeros(2, 1, 1).double(), Box(vector(-1.0), vector(1.0)))
+        pair = torch.tensor([1.0, -1.0], dtype=torch.float64)
+        f = torch.stack([RKHSFunction(kernel, ends, pair).scaled_to(float(size))(ends) for size in norm], -1)
+        policies = AffinePolicies(
+            inputs, torch.zeros(2, n, n).double(), Box(-torch.ones(n).double(), torch.ones(n).double())
+        )
+        known = AffineKnown(torch.eye(n).double(), matrix, torch.zeros(n).double())
         gap = policy_gap(
-            policies, _affine(b), (kernel,), rkhs_norm=vector(norm), outputs=(0,),
-            noise_std=vector(noise), horizon=horizon, ceiling=1.0,
+            policies, known, (kernel,) * n, rkhs_norm=norm, outputs=tuple(range(n)),
+            noise_std=noise, horizon=horizon, ceiling=1.0,
         )  # fmt: skip
-        drift = b * inputs[:, 0] + f(ends)
+        away = ((inputs @ matrix.mT + f) / noise)[0].norm()
         steps = torch.arange(1, horizon, dtype=torch.float64)
-        cost = torch.special.ndtr(drift.unsqueeze(-1) * steps.sqrt() / noise).sum(-1)
+        cost = torch.special.ndtr(torch.stack([away, -away]).unsqueeze(-1) * steps.sqrt()).sum(-1)
         first = float((cost[0] - cost[1]) / gap.distance[0, 1])
         second = float(cost[0] / gap.upper(cost)[1, 0])
         most = worst_of(first, second)
         if math.isnan(most) or most > worst:
-            worst, about = most, f"an integrator over {horizon} steps: share of D {first:.3g}"
+            worst, about = most, f"integrators of {n} states over {horizon} steps: share of D {first:.3g}"
     return {"worst": worst, "cases": PAIRS, "about": about}
 
 

@@ -90,7 +90,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
         way = way if kind < 0.7 else torch.stack([to.cos(), to.sin()])
         pushed = half_axes * way
         x = mean + half_axes * pushed / pushed.norm()
-        worst = worst_of(worst, float(problem.states.violation(x)))
+        worst = worst_of(worst, float(problem.states.violation(x)), float(problem.inputs.violation(decision.u)))
         path.append(x)
     return {"worst": worst, "unbacked": unbacked, "sources": sources, "path": torch.stack(path).tolist()}
 
@@ -101,7 +101,7 @@ def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     used = [source for s in samples for source in s["sources"]]
     told = ", ".join(f"{name} {used.count(name)}" for name in ("plan", "stored", "backup", "unfiltered"))
     statistic = worst_of(worst, unbacked / steps if unbacked else -math.inf)
-    witness = f"largest excess of a state row {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
+    witness = f"largest excess of a row of X or U {worst:.3g}; {unbacked} of {steps} decisions unbacked; {told}"
     data = {
         "paths": [s["path"] for s in samples],
         "terminal": linear_case(SHRINK if broken else WHOLE)[0].terminal.vertices().tolist(),
@@ -128,10 +128,11 @@ CHECKS = (
     Check(
         name="xmpsc-filter",
         claim="From any start in the terminal set every decision of the filter is backed and the linear plant stays in X, "
-        "under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their ellipsoid.",
+        "its inputs in U, under adversarial proposals, a proposer that breaks down, and disturbances on the boundary of their "
+        "ellipsoid.",
         source="theory §6.8; gpsafe.safety.filter",
         assumptions=("disturbance in its ellipsoid", "state measured exactly"),
-        statistic="the larger of: largest excess of a row of X, share of unbacked decisions if any; threshold 0",
+        statistic="the larger of: largest excess of a row of X or U, share of unbacked decisions if any; threshold 0",
         control="the model believes in a fifth of the disturbance",
         shards={"quick": 24, "full": 400},
         control_shards={"quick": 12, "full": 40},

@@ -50,8 +50,23 @@ def _plant(source: torch.Generator) -> tuple[LinearTube, AffineLaw, Polytope] | 
         return None
 
 
-def _excess(problem: CertificationProblem, model: LinearTube, law: AffineLaw, source: torch.Generator) -> float:
-    """Largest excess of a row of S or U from corners and drawn states of S, over its offset; the worst disturbances."""
+def _moved(model: LinearTube, law: AffineLaw, x: Tensor, u: Tensor) -> tuple[LinearTube, AffineLaw]:
+    """The same plant and law in coordinates in which they rest at x and u: neither has an offset of zero."""
+    A, B = model.plant.A, model.plant.B
+    plant = AffineKnown(A, B, x - A @ x - B @ u)
+    return replace(model, plant=plant), AffineLaw(law.gain, u - law.gain @ x)
+
+
+def _around(point: Tensor, H: Tensor, h: Tensor) -> Polytope:
+    """{x : H(x − point) ≤ h}."""
+    return Polytope(H, h + H @ point)
+
+
+def _excess(
+    problem: CertificationProblem, model: LinearTube, law: AffineLaw, rest: Tensor, source: torch.Generator
+) -> float:
+    """Largest excess of a row of S or U from corners and drawn states of S, of S over its distance from rest; the worst
+    disturbances."""
     region = problem.terminal.intersect(problem.states)
     corners = region.vertices()
     share = torch.rand(200, len(corners), dtype=torch.float64, generator=source)
@@ -59,7 +74,7 @@ def _excess(problem: CertificationProblem, model: LinearTube, law: AffineLaw, so
     u = law(x)
     after = model.plant(x, u) @ region.H.mT + (region.H * model.half_axes).norm(dim=-1) - region.h
     asked = u @ problem.inputs.H.mT - problem.inputs.h
-    return worst_of(float((after / region.h).max()), float(asked.max()))
+    return worst_of(float((after / (region.h - region.H @ rest)).max()), float(asked.max()))
 
 
 def invariance(shard: int, budget: Budget, broken: bool) -> Sample:
@@ -70,16 +85,19 @@ def invariance(shard: int, budget: Budget, broken: bool) -> Sample:
         while (drawn := _plant(source)) is None:
             pass
         model, law, largest = drawn
+        x, u = (torch.randn(n, dtype=torch.float64, generator=source) for n in (2, 1))
+        model, law = _moved(model, law, x, u)
+        states, inputs = _around(x, _box(2).H, _box(2).h), _around(u, _box(1).H, _box(1).h)
         corners = largest.vertices()
         for size in SIZES:
             offered += 1
-            terminal = Polytope(largest.H, size * largest.h)
+            terminal = _around(x, largest.H, size * largest.h)
             if broken:
                 share = torch.rand(12, len(corners), dtype=torch.float64, generator=source).pow(4)
-                terminal = convex_hull(size * (share / share.sum(-1, keepdim=True)) @ corners)
-            problem = CertificationProblem(model, _box(2), _box(1), terminal, law.gain, 4)
+                terminal = convex_hull(x + size * (share / share.sum(-1, keepdim=True)) @ corners)
+            problem = CertificationProblem(model, states, inputs, terminal, law.gain, 4)
             if broken or certify_invariance(problem, law, budget=200).certified:
-                found.append(_excess(problem, model, law, source))
+                found.append(_excess(problem, model, law, x, source))
     return {"worst": worst_of(found) if found else -torch.inf, "certified": len(found), "offered": offered}
 
 

@@ -31,7 +31,7 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.calibration.coverage import ratios, total_std
 from gpsafe.calibration.resampling import members
 from gpsafe.data import Transitions
-from gpsafe.models import DynamicsModel, Prediction
+from gpsafe.models import GP, DynamicsModel, Prediction
 
 
 def conformal_quantile(scores: Tensor, delta: float) -> Tensor:
@@ -90,7 +90,43 @@ class Recalibrated(ABC):
 
     @abstractmethod
     def condition(self, data: Transitions) -> Self:
-        """The model after more data, recalibrated on the same held-out rows, of which none may be among `data`."""
+        """The model after more data, recalibrated on the same held-out rows.
+
+        Raises:
+            ValueError: if one of them is among `data`.
+        """
+
+    def _learnt(self, data: Transitions) -> DynamicsModel:
+        """The model itself after more data."""
+        kept = set(_rows(self.held_out))
+        if twice := sum(row in kept for row in _rows(data)):
+            raise _require.fail(f"{type(self).__name__}.condition", UNTOUCHED, f"{twice} of {len(data)} rows held out")
+        return self.model.condition(data)
+
+
+UNTOUCHED = "held-out rows that the model never learns from"
+
+
+def _rows(data: Transitions) -> list[tuple[float, ...]]:
+    return [tuple(row) for row in torch.cat([data.z, data.x_next], dim=-1).tolist()]
+
+
+def never_trained_on(where: str, model: DynamicsModel, held_out: Transitions) -> None:
+    """Refuses rows that a model keeps among its own, as an exact Gaussian process does; others do not show theirs."""
+    while isinstance(model, Recalibrated):
+        model = model.model
+    if not isinstance(model, GP) or model.inputs is None or model.targets is None:
+        return
+    places: dict[tuple[float, ...], list[int]] = {}
+    for i, z in enumerate(model.inputs.tolist()):
+        places.setdefault(tuple(z), []).append(i)
+    y = (held_out.x_next - model.prior(held_out.x, held_out.u))[:, list(model.outputs)]
+    twice = 0
+    for z, value in zip(held_out.z.tolist(), y, strict=True):
+        known = model.targets[places.get(tuple(z), [])]  # another outcome of the same input is another row
+        twice += bool(((known - value).abs() <= 1e-9 * (1 + value.abs())).all(-1).any())
+    if twice:
+        raise _require.fail(where, UNTOUCHED, f"{twice} of {len(held_out)} are among the model's data")
 
 
 def _gaussian(delta: float) -> float:
@@ -125,6 +161,7 @@ class ScaledStd(Recalibrated):
             ValueError: if an output has no spread but errs.
         """
         _require.probability("ScaledStd", "delta", delta)
+        never_trained_on("ScaledStd", model, held_out)
         factor = standardised(model, held_out).square().mean(0).sqrt()
         if not bool(torch.isfinite(factor).all()):
             raise _require.fail("ScaledStd", "a spread > 0 where the model errs", factor.tolist())
@@ -135,7 +172,7 @@ class ScaledStd(Recalibrated):
         return _stretched(self.model.predict(x, u), self.factor)
 
     def condition(self, data: Transitions) -> ScaledStd:
-        return ScaledStd.fit(self.model.condition(data), self.held_out, delta=self.delta)
+        return ScaledStd.fit(self._learnt(data), self.held_out, delta=self.delta)
 
 
 @short
@@ -155,6 +192,7 @@ class Isotonic(Recalibrated):
     def fit(model: DynamicsModel, held_out: Transitions, *, delta: float = 0.1) -> Isotonic:
         """Of rows never trained on, at least five."""
         _require.probability("Isotonic", "delta", delta)
+        never_trained_on("Isotonic", model, held_out)
         t = standardised(model, held_out).sort(0).values
         if len(t) < 5 or not bool(torch.isfinite(t).all()):
             raise _require.fail("Isotonic", "five finite residuals of a spread > 0", (len(t), t.amax(0).tolist()))
@@ -190,7 +228,7 @@ class Isotonic(Recalibrated):
         return found.mean + ends[0] * std, found.mean + ends[1] * std
 
     def condition(self, data: Transitions) -> Isotonic:
-        return Isotonic.fit(self.model.condition(data), self.held_out, delta=self.delta)
+        return Isotonic.fit(self._learnt(data), self.held_out, delta=self.delta)
 
 
 @short
@@ -231,6 +269,7 @@ class Conformal(Recalibrated):
             ValueError: if there are fewer than 1/δ − 1 rows (or trajectories): no finite interval has the probability.
         """
         _require.one_of("Conformal", "outputs", outputs, ("each", "jointly"))
+        never_trained_on("Conformal", model, held_out)
         scores = standardised(model, held_out).abs()
         if outputs == "jointly":
             scores = scores.amax(-1, keepdim=True)
@@ -252,5 +291,5 @@ class Conformal(Recalibrated):
         return _stretched(self.model.predict(x, u), self.multiple / _gaussian(self.delta))
 
     def condition(self, data: Transitions) -> Conformal:
-        model = self.model.condition(data)
+        model = self._learnt(data)
         return Conformal.fit(model, self.held_out, delta=self.delta, outputs=self.outputs_held, groups=self.groups)

@@ -20,7 +20,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, listed
 from gpsafe.calibration.coverage import total_std
-from gpsafe.calibration.recalibration import Recalibrated, _gaussian, standardised
+from gpsafe.calibration.recalibration import Recalibrated, _gaussian, never_trained_on, standardised
 from gpsafe.data import Transitions
 from gpsafe.models import DynamicsModel, Normalizer, Prediction
 
@@ -93,6 +93,7 @@ class Weighted(Recalibrated):
             delta: δ.
         """
         _require.probability("Weighted", "delta", delta)
+        never_trained_on("Weighted", model, held_out)
         scores, order = standardised(model, held_out).abs().amax(-1).sort()
         mass = _require.positive("Weighted", "ratio", ratio(held_out.z))[order]
         told = listed(Assumption.LIKELIHOOD_RATIO(), Assumption.HELD_OUT())
@@ -116,7 +117,7 @@ class Weighted(Recalibrated):
         return replace(found, std=_times(found.std, factor), noise_std=_times(found.noise_std, factor))
 
     def condition(self, data: Transitions) -> Weighted:
-        return Weighted.fit(self.model.condition(data), self.held_out, self.ratio, delta=self.delta)
+        return Weighted.fit(self._learnt(data), self.held_out, self.ratio, delta=self.delta)
 
 
 def _times(std: Tensor, factor: Tensor) -> Tensor:
@@ -148,6 +149,7 @@ class Adaptive(Recalibrated):
     def fit(model: DynamicsModel, held_out: Transitions, *, delta: float = 0.1, rate: float = 0.02) -> Adaptive:
         """Before the first step: as `Conformal`."""
         _require.probability("Adaptive", "delta", delta)
+        never_trained_on("Adaptive", model, held_out)
         rate = float(_require.positive("Adaptive", "rate", _require.number("Adaptive", "rate", rate)))
         scores = standardised(model, held_out).abs().amax(-1).sort().values
         return Adaptive(model, held_out, delta, listed(Assumption.FEEDBACK()), delta, rate, scores)
@@ -191,5 +193,5 @@ class Adaptive(Recalibrated):
 
     def condition(self, data: Transitions) -> Adaptive:
         """A new model has other scores: the level is kept, the scores are those of the held-out rows again."""
-        fresh = Adaptive.fit(self.model.condition(data), self.held_out, delta=self.delta, rate=self.rate)
+        fresh = Adaptive.fit(self._learnt(data), self.held_out, delta=self.delta, rate=self.rate)
         return replace(fresh, level=self.level, steps=self.steps, misses=self.misses)

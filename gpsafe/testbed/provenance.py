@@ -29,12 +29,14 @@ PRESENTATION = frozenset(
 PICTURES = "plotting/"  # neither can a picture: of no check, and of no experiment
 OURS = ("experiments/", "proofs_checks/")  # stand inside gpsafe in a wheel, beside it in a checkout
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
+ENGINES = ("linear_operator", "clarabel", "numba", "casadi", "pybullet")
+"""What these call, and what checks of filters and plants run on: kept pieces of checks depend on them too."""
 
 
-def versions() -> dict[str, str | None]:
+def versions(names: Iterable[str] = DISTRIBUTIONS) -> dict[str, str | None]:
     """Versions of what the numbers depend on; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -50,7 +52,8 @@ def fingerprint(package: str = "gpsafe.proofs_checks") -> str:
         for root in (spec and spec.submodule_search_locations) or []
         for path in sorted(Path(root).rglob("*.py"))
     ]
-    return _digest([*_library(lambda inside: inside in PRESENTATION or inside.startswith(PICTURES)), *checks])
+    files = [*_library(lambda inside: inside in PRESENTATION or inside.startswith(PICTURES)), *checks]
+    return _digest(files, (*DISTRIBUTIONS, *ENGINES))
 
 
 def code(*modules: str) -> str | None:
@@ -68,8 +71,8 @@ def code(*modules: str) -> str | None:
     )
 
 
-def _digest(files: Iterable[tuple[str, Path]]) -> str:
-    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
+def _digest(files: Iterable[tuple[str, Path]], names: Iterable[str] = DISTRIBUTIONS) -> str:
+    digest = hashlib.sha256(repr(sorted(versions(names).items())).encode())
     for name, path in files:
         digest.update(f"\0{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

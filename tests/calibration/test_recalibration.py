@@ -23,8 +23,9 @@ from gpsafe.calibration import (
     total_std,
 )
 from gpsafe.data import Transitions
-from gpsafe.models import DynamicsModel, Prediction
+from gpsafe.models import GP, DynamicsModel, Prediction
 from gpsafe.planning.mbpo.rollouts import sampler
+from gpsafe.rkhs import kernels
 from gpsafe.verdict import clopper_pearson, clopper_pearson_upper
 
 F64 = {"dtype": torch.float64}
@@ -306,3 +307,49 @@ def test_damage_rows_that_were_trained_on():
     )
     model = Conformal.fit(Memory(), seen, delta=DELTA)
     assert refuted(model, rows(normal(2, 500)))
+
+
+def _line(count: int, source: torch.Generator) -> Transitions:
+    x, u = torch.rand(2, count, 1, **F64, generator=source)
+    return Transitions(x, u, torch.sin(9 * x) + 0.1 * torch.randn(count, 1, **F64, generator=source))
+
+
+WITH = {
+    "scaled": ScaledStd.fit,
+    "isotonic": Isotonic.fit,
+    "conformal": Conformal.fit,
+    "weighted": lambda model, held: Weighted.fit(model, held, lambda z: torch.ones_like(z[..., 0])),
+    "adaptive": Adaptive.fit,
+}
+
+
+@pytest.mark.parametrize("kind", WITH)
+def test_held_out_rows_are_not_learnt(kind):
+    source = torch.Generator().manual_seed(5)
+    seen, held, new = (_line(count, source) for count in (20, 30, 10))
+    model = GP.create(kernels.rbf([0.3, 0.3]), 1e-6, nx=1, nu=1, noise_std=torch.tensor([1e-3], **F64)).condition(seen)
+    fitted = WITH[kind](model, held)
+    with pytest.raises(ValueError, match="1 of 11 rows held out"):
+        fitted.condition(new + held.select(slice(3, 4)))
+    with pytest.raises(ValueError, match="2 of 32 are among the model's data"):
+        WITH[kind](model, held + seen.select(slice(0, 2)))
+    other = Transitions(seen.x[:2], seen.u[:2], seen.x_next[:2] + 0.1)  # the same inputs, seen once more
+    assert len(WITH[kind](model, held + other).held_out) == 32
+    assert fitted.condition(new).model.num_data == 30
+
+
+def test_what_learning_held_out_rows_does_to_a_conformal_interval():
+    """Nine of ten are claimed; with the rows in the model's data far fewer are inside (so they are refused)."""
+    source, found = torch.Generator().manual_seed(6), [0.0, 0.0]
+    for _ in range(5):
+        seen, held, new = (_line(count, source) for count in (40, 60, 400))
+        model = GP.create(kernels.rbf([0.3, 0.3]), 1e-6, nx=1, nu=1, noise_std=torch.tensor([1e-3], **F64))
+        honest = Conformal.fit(model.condition(seen), held)
+        broken = replace(honest, model=model.condition(seen + held))
+        told = broken.model.predict(held.x, held.u)
+        scores = (held.x_next - told.mean).abs() / total_std(told)
+        broken = replace(broken, multiple=conformal_quantile(scores, DELTA))
+        for i, each in enumerate((honest, broken)):
+            found[i] += float(inside(each, new).double().mean()) / 5
+    assert found[0] > 0.85
+    assert found[1] < 0.8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import math
 import os
 import subprocess
@@ -303,3 +304,12 @@ def test_a_sequential_claim_goes_on_until_it_decides_and_resumes_there(toy, tmp_
     assert numbers(fresh) == numbers(first)
     check = checks.discover(package)["sequential"]
     assert check.run("quick").n == 5 and check.run("quick", broken=True).n == 2
+
+
+@pytest.mark.parametrize("name", ["linear_operator", "clarabel", "numba", "casadi", "pybullet", "torch"])
+def test_the_fingerprint_follows_the_versions_of_what_the_checks_run_on(toy, monkeypatch, name):
+    """Pieces of a filter that an older numba had compiled, or of an older solver, were kept as if made now."""
+    package, version = toy("holds"), importlib.metadata.version
+    before = provenance.fingerprint(package)
+    monkeypatch.setattr(importlib.metadata, "version", lambda given: "0.0" if given == name else version(given))
+    assert provenance.fingerprint(package) != before
