@@ -221,8 +221,8 @@ class Enclosure:
         return low, high
 
     def boxes(self) -> tuple[Tensor, Tensor]:
-        """Outer boxes of the next mean, low and high, both (P, N, nx); the whole space for policies in one of whose cells F_n came
-        out empty, wherever it lies: no function is left that the other boxes could hold of.
+        """Outer boxes of the next mean, low and high, both (P, N, nx); the whole space for policies in one of whose cells F_n
+        came out empty, wherever it lies: no function is left that the other boxes could hold of.
         """
         low = self.known - self.known_radius
         high = self.known + self.known_radius

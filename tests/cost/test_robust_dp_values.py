@@ -275,6 +275,11 @@ def test_what_leaves_the_grid_or_has_no_number_costs_the_ceiling_for_the_rest():
     cells = dp.enclosure(F, policies)
     gone = replace(cells, low=cells.high + 1.0, high=cells.high)  # empty: anything may happen
     assert dp.upper(gone).tolist() == pytest.approx([8.0 + 9e-9] * 3, abs=1e-12)
+    low = cells.low.clone()
+    low[1, 0] = cells.high[1, 0] + 1.0  # in one cell, of one policy
+    one = dp.upper(replace(cells, low=low))
+    assert float(one[1]) == pytest.approx(8.0 + 9e-9, abs=1e-12)
+    assert torch.equal(one[[0, 2]], dp.upper(cells)[[0, 2]])
     interval = dp.evaluate(replace(F, bound=replace(F.bound, rkhs_norm=50.0)), policies)
     assert interval.upper.tolist() == pytest.approx([8.0] * 3, abs=1e-7) and not bool(interval.vacuous.any())
     exact = cells.with_residual(torch.zeros_like(cells.low))
