@@ -248,13 +248,12 @@ class GP:
             _cache={},
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickling: everything but what can be recomputed."""
-        return {name: {} if name == "_cache" else getattr(self, name) for name in self.__slots__}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickling and copies: everything but what can be recomputed.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
+        Not `__getstate__`, which dataclasses with slots replace by their own before Python 3.11.4.
+        """
+        return _revived, (type(self), {name: getattr(self, name) for name in self.__slots__ if name != "_cache"})
 
     # ------------------------------------------------------------- posterior
     def _query(self, where: str, z: Tensor) -> Tensor:
@@ -445,3 +444,11 @@ class GP:
         products = (weights * self.targets).abs().sum(0) + ridge
         error = relative * largest * weights.abs().sum(0).square() + linalg.gamma(n + 4) * products
         return (square.clamp_min(0.0) + error).sqrt()
+
+
+def _revived(kind: type[GP], state: dict[str, Any]) -> GP:
+    """The model that `GP.__reduce__` took apart."""
+    made = object.__new__(kind)
+    for name, value in {**state, "_cache": {}}.items():
+        object.__setattr__(made, name, value)
+    return made
