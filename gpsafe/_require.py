@@ -240,6 +240,11 @@ def number(where: str, name: str, value: Any, *, minimum: float = -math.inf) -> 
     return float(value)
 
 
+def positive_number(where: str, name: str, value: Any) -> float:
+    """One finite number > 0: no Boolean, no array of several."""
+    return float(positive(where, name, number(where, name, value)))
+
+
 def index(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
     """An integer ≥ `minimum` of Python or NumPy: no Boolean, no float that happens to be whole."""
     import torch

@@ -150,7 +150,7 @@ class Adaptive(Recalibrated):
         """Before the first step: as `Conformal`."""
         _require.probability("Adaptive", "delta", delta)
         never_trained_on("Adaptive", model, held_out)
-        rate = float(_require.positive("Adaptive", "rate", _require.number("Adaptive", "rate", rate)))
+        rate = _require.positive_number("Adaptive", "rate", rate)
         scores = standardised(model, held_out).abs().amax(-1).sort().values
         return Adaptive(model, held_out, delta, listed(Assumption.FEEDBACK()), delta, rate, scores)
 

@@ -23,7 +23,7 @@ from gpsafe.rkhs import kernels
 def gram_info_gain(gram: Tensor, regularizer: float) -> Tensor:
     """g = ½ log det(I + K/λ), K (*b, n, n) → (*b,)."""
     gram = _square("gram_info_gain", gram)
-    _require.positive("gram_info_gain", "regularizer", _require.number("gram_info_gain", "regularizer", regularizer))
+    _require.positive_number("gram_info_gain", "regularizer", regularizer)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor = linalg.cholesky(eye + gram / regularizer, "gram_info_gain")
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -36,8 +36,8 @@ def linear_bound(dim: int, count: int, max_variance: float, regularizer: float) 
     """
     _require.count("linear_bound", "dim", dim)
     _require.count("linear_bound", "count", count)
-    _require.positive("linear_bound", "max_variance", _require.number("linear_bound", "max_variance", max_variance))
-    _require.positive("linear_bound", "regularizer", _require.number("linear_bound", "regularizer", regularizer))
+    _require.positive_number("linear_bound", "max_variance", max_variance)
+    _require.positive_number("linear_bound", "regularizer", regularizer)
     return 0.5 * dim * math.log1p(max_variance * count / (dim * regularizer))
 
 
@@ -48,7 +48,7 @@ def gram_bound(gram: Tensor, regularizer: float) -> Tensor:
     K_D keeps the D largest eigenvalues: those by concavity as in `linear_bound`, the others by ln(1 + t) ≤ t.
     """
     gram = _square("gram_bound", gram)
-    _require.positive("gram_bound", "regularizer", _require.number("gram_bound", "regularizer", regularizer))
+    _require.positive_number("gram_bound", "regularizer", regularizer)
     values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0.0)
     return eigenvalue_bound(values, regularizer)
 
@@ -87,7 +87,7 @@ def greedy(gram: Tensor, count: int, regularizer: float) -> Greedy:
     """
     gram = _square("greedy", gram)
     _require.count("greedy", "count", count)
-    lam = float(_require.positive("greedy", "regularizer", _require.number("greedy", "regularizer", regularizer)))
+    lam = _require.positive_number("greedy", "regularizer", regularizer)
     variance = gram.diagonal(dim1=-2, dim2=-1).clone()
     rows = torch.zeros(*gram.shape[:-2], count, gram.shape[-1], dtype=gram.dtype, device=gram.device)
     gains, largest, chosen = [torch.zeros_like(variance[..., 0])], [], []

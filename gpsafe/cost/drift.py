@@ -51,7 +51,7 @@ def drift_gap(pushes: Tensor, ceiling: float) -> Tensor:
     What is no number ≥ 0 counts as +∞.
     """
     pushes = _require.floats("drift_gap", "pushes", pushes)
-    _require.positive("drift_gap", "ceiling", _require.number("drift_gap", "ceiling", ceiling))
+    _require.positive_number("drift_gap", "ceiling", ceiling)
     pushes = torch.where(pushes >= 0, pushes, torch.inf)
     root = pushes[..., :-1].square().cumsum(-1).sqrt()
     found = torch.special.erf(root / math.sqrt(8.0)).sum(-1) * (1 + 1e-13)
@@ -67,7 +67,7 @@ def drifted(value: Tensor, radius: Tensor | float, ceiling: float) -> Tensor:
         ceiling: K.
     """
     value = _require.floats("drifted", "value", value)
-    _require.positive("drifted", "ceiling", _require.number("drifted", "ceiling", ceiling))
+    _require.positive_number("drifted", "ceiling", ceiling)
     share, radius = value / ceiling, torch.as_tensor(radius, dtype=value.dtype, device=value.device)
     along = torch.special.ndtri(share.clamp(0.0, 1.0)) + radius
     # Of small probabilities torch's ndtr, ½(1 + erf), has no digit: 0 from Φ(−8.3) on.

@@ -122,7 +122,7 @@ class GaussianTube(OfTask):
         _require.kind("GaussianTube", "task", self.task, Task)
         _require.count("GaussianTube", "order", self.order)
         for name in ("width", "limit"):
-            _require.positive("GaussianTube", name, _require.number("GaussianTube", name, getattr(self, name)))
+            _require.positive_number("GaussianTube", name, getattr(self, name))
         _require.level("GaussianTube", "give_up", self.give_up)
         if not isinstance(self.task.cost, HalfspaceCost):
             raise _require.fail("GaussianTube", "a half-space cost", type(self.task.cost).__name__)

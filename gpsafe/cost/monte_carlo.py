@@ -75,7 +75,7 @@ def _scaled(samples: Tensor, ceiling: float, delta: float) -> Tensor:
     """samples/ceiling, checked to lie in [0, 1]."""
     _require.count("mean_upper", "number of samples", samples.shape[-1], minimum=2)
     _require.probability("mean_upper", "delta", delta)
-    _require.positive("mean_upper", "ceiling", _require.number("mean_upper", "ceiling", ceiling))
+    _require.positive_number("mean_upper", "ceiling", ceiling)
     scaled = _require.floats("mean_upper", "samples", samples) / ceiling  # integers would be divided in float32
     if not bool(((scaled >= 0) & (scaled <= 1 + 1e-12)).all()):
         raise _require.fail("mean_upper", f"samples in [0, {ceiling}]", "values outside, or NaN")

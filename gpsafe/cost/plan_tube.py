@@ -194,7 +194,7 @@ class PlanTube:
         nx = self.task.nx
         object.__setattr__(self, "noise_radius", _require.shape("PlanTube", "noise_radius", noise, (nx,)))
         _require.count("PlanTube", "order", self.order)
-        _require.positive("PlanTube", "limit", _require.number("PlanTube", "limit", self.limit))
+        _require.positive_number("PlanTube", "limit", self.limit)
         for box in self.landing:
             if box.dim != nx:
                 raise _require.fail("PlanTube", f"landing boxes of dimension {nx}", box.dim)

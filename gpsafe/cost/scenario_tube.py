@@ -147,7 +147,7 @@ class ScenarioTube(MonteCarloBound):
             _require.count("ScenarioTube", "anchors", self.anchors)
         _require.count("ScenarioTube", "order", self.order)
         _require.count("ScenarioTube", "pilot", self.pilot, minimum=2)
-        _require.positive("ScenarioTube", "limit", _require.number("ScenarioTube", "limit", self.limit))
+        _require.positive_number("ScenarioTube", "limit", self.limit)
         _require.level("ScenarioTube", "give_up", self.give_up)
         _require.count("ScenarioTube", "chunk", self.chunk)
         if _require.count("ScenarioTube", "pieces", self.pieces) & (self.pieces - 1):

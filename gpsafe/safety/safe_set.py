@@ -177,7 +177,7 @@ class PolicyGap:
     def __post_init__(self) -> None:
         object.__setattr__(self, "push", _require.floats("PolicyGap", "push", self.push))
         _require.count("PolicyGap", "horizon", self.horizon)
-        _require.positive("PolicyGap", "ceiling", _require.number("PolicyGap", "ceiling", self.ceiling))
+        _require.positive_number("PolicyGap", "ceiling", self.ceiling)
         for name in ("noise_std", "rkhs_norm"):
             value = getattr(self, name)
             if value is not None and len(value):  # no norms where nothing is learned

@@ -72,7 +72,7 @@ class EnsembleTube:
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
-        _require.positive("EnsembleTube", "radius", _require.number("EnsembleTube", "radius", self.radius))
+        _require.positive_number("EnsembleTube", "radius", self.radius)
         _require.count("EnsembleTube", "cells", self.cells)
         plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
         bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
@@ -108,7 +108,7 @@ class EnsembleTube:
         """
         where = "EnsembleTube.sound"
         epistemic = _require.number(where, "epistemic", epistemic, minimum=0.0)
-        _require.positive(where, "aleatoric", _require.number(where, "aleatoric", aleatoric))
+        _require.positive_number(where, "aleatoric", aleatoric)
         radius = aleatoric * chi_square_radius(ensemble.nx, delta, steps) + epistemic
         told = listed(
             Assumption.CALIBRATED(f": one member m has noise ≤ {aleatoric:g} σ_m and ‖(f − μ_m)/σ_m‖ ≤ {epistemic:g}"),
