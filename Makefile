@@ -48,7 +48,7 @@ test: setup ## run the tests, without the slow ones
 
 test-all: setup ## run the tests with the slow ones
 	@echo "test-all: the tests with the slow ones, Hypothesis profile $(PROFILE)"
-	@HYPOTHESIS_PROFILE=$(PROFILE) $(PYTEST) -m "not nightly" $(ARGS)
+	@HYPOTHESIS_PROFILE=$(PROFILE) $(PYTEST) -m "" $(ARGS)
 
 nightly: setup ## run every test, with many more examples
 	@echo "nightly: every test, Hypothesis profile nightly"
