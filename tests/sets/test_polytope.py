@@ -344,3 +344,9 @@ def test_bad_polytopes_are_refused():
         convex_hull(torch.tensor([[0.0, float("nan")]]))
     with pytest.raises(ValueError, match="intersect"):
         UNIT.intersect(Polytope(torch.ones(1, 3), torch.ones(1)))
+
+
+def test_a_direction_alone_is_refused_in_words():
+    for support in (UNIT.support, UNIT.support_outer):
+        with pytest.raises(ValueError, match=r"directions of shape \(k, d\)"):
+            support(torch.ones(2, dtype=torch.float64))
