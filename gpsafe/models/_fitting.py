@@ -9,8 +9,7 @@ from typing import Any, Literal, cast
 
 import gpytorch
 import torch
-from botorch.exceptions import ModelFittingError
-from botorch.exceptions.warnings import OptimizationWarning
+from botorch.exceptions import ModelFittingError, OptimizationWarning
 from botorch.fit import fit_gpytorch_mll
 from gpytorch.constraints import GreaterThan, Interval, Positive
 from gpytorch.kernels import Kernel

@@ -15,8 +15,7 @@ from typing import Any, cast, get_args
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.exceptions import ModelFittingError
-from botorch.exceptions.warnings import OptimizationWarning
+from botorch.exceptions import ModelFittingError, OptimizationWarning
 from botorch.models.gpytorch import GPyTorchModel
 from botorch.models.model import FantasizeMixin, Model
 from botorch.posteriors import Posterior
