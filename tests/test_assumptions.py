@@ -4,8 +4,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 from cost_cases import make_case
 from filter_cases import linear_filter
+from learner_cases import continuous, finite
 from shield_cases import case_of, shield_of
 
 from gpsafe.assumptions import Assumption, Believed, listed
@@ -50,6 +52,17 @@ def test_every_cost_bound_lists_what_it_uses():
     case = make_case("1d", (4,))
     found = {b.name: kinds(b.evaluate(case.confidence, case.choose(2)).assumptions) for b in bounds(case, (60,))}
     assert found == USED
+
+
+def test_learners_of_a_safe_set_list_what_its_members_rest_on():
+    """The cost bound's own list, S_0, and a table of distances, of which nothing can be read."""
+    for learner in (finite(), continuous()):
+        assert kinds(learner.assumptions) == USED["robust-dp"] | {A.INITIAL_SET}
+    count = finite().policies.num
+    stated = finite(distance=torch.zeros(count, count).double()).assumptions
+    assert [entry for entry in stated if entry.kind is A.GIVEN] == [
+        "distances true: |J(π, f) − J(π′, f)| ≤ D(π, π′) for every f of norm B"
+    ]
 
 
 def test_states_without_a_process_of_their_own_are_listed():

@@ -16,6 +16,7 @@ from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, realised, stream
+from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
@@ -171,6 +172,16 @@ def check_gap(
         raise _require.fail(where, "a PolicyGap of the policies that it is to compare", "one of others")
 
 
+def believed(
+    model: GP, bound: ConfidenceBound, cost_bound: CostBound, policy: PolicyClass, distance: object
+) -> tuple[Believed, ...]:
+    """What membership of S_n rests on: the cost bound's own list, read off its value for one `policy`, S_0, and D."""
+    values = cost_bound.evaluate(ConfidenceSet(bound, (model,)), policy)
+    table = "distances true: |J(π, f) − J(π′, f)| ≤ D(π, π′) for every f of norm B"
+    gap = [Assumption.KNOWN_DERIVATIVES()] if isinstance(distance, PolicyGap) else [table]
+    return listed(values.assumptions, [Assumption.INITIAL_SET()], [] if distance is None else gap)
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     """The algorithm's arguments, and a learner of the shape of all (`gpsafe.algorithms.learner`).
@@ -233,6 +244,13 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     def unsound(self) -> str | None:
         """See `Learner`."""
         return self.unsound_because()
+
+    @property
+    def assumptions(self) -> tuple[Believed, ...]:
+        """What membership of S_n rests on (one evaluation of the cost bound); a table D is believed as it is given."""
+        first = int(SafePolicySet.initial(self.policies.num, self.initial_safe, budget=0.0).members[0])
+        policy = self.policies.select(torch.tensor([first]))
+        return believed(self.model, self.bound, self.cost_bound, policy, self.distance)
 
     def run(
         self, generator: torch.Generator | int, *, until: Callable[[SafePolicySet], bool] | None = None

@@ -24,9 +24,10 @@ from gpsafe import _require
 from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short, table
 from gpsafe.algorithms._class_learner import ClassLearner
-from gpsafe.algorithms.actsafe import check_gap, check_inputs, check_parts
+from gpsafe.algorithms.actsafe import believed, check_gap, check_inputs, check_parts
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, realised, stream
+from gpsafe.assumptions import Believed
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
@@ -164,6 +165,13 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         norms = self.bound.norms(self.model.num_outputs)
         check_gap("ContinuousActSafe", found, self.cost_bound.task, norms, self.model)
         return found
+
+    @property
+    def assumptions(self) -> tuple[Believed, ...]:
+        """What membership of S_n rests on (one evaluation of the cost bound), see `ActSafe.assumptions`."""
+        policy = self.family(torch.as_tensor(self.initial)[:1])
+        gap = None if self.distance is None else self._gap(policy, policy)
+        return believed(self.model, self.bound, self.cost_bound, policy, gap)
 
     @property
     def unsound(self) -> None:

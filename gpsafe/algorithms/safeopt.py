@@ -189,6 +189,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
             Assumption.INITIAL_SET(),
             Assumption.TASK(),
             Assumption.EXACT_INPUT(),
+            Assumption.ROUNDING(),
         )
 
     # ------------------------------------------------------------------ of a learner of classes

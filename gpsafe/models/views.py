@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.exceptions import ModelFittingError
+from botorch.exceptions import ModelFittingError, OptimizationWarning
 from botorch.models.gpytorch import GPyTorchModel
 from botorch.models.model import FantasizeMixin, Model
 from botorch.posteriors import Posterior
@@ -200,14 +201,15 @@ def fit_hyperparameters(
 
     **Units.** Data, kernel and result stay in the units given. What the optimiser moves is standardised: a length-scale (or
     period) is s·softplus(raw), s the standard deviation of its inputs (their root mean square if it serves several), an
-    output variance or λ is v·softplus(raw), v the mean square of the targets, a linear variance (v/s²)·softplus(raw). It
-    starts twice, from the kernel given and from raw values of standardised data (length-scale √d·s for d inputs, variance
-    v, λ = v/100), and the larger likelihood wins: targets × 10⁵ or inputs × 10³ give the same fit in their units. A
-    parameter with a constraint of its own keeps that constraint and its value in both starts; priors are read in the
-    units given.
+    output variance or λ is v·softplus(raw), v the mean square of the targets, a linear variance (v/s²)·softplus(raw); m
+    factors of a product have v^(1/m) each. It starts from the kernel given, from values of standardised data (length-scale
+    √d·s for d inputs, variance v, λ = v/100) and from the likeliest of several multiples of those length-scales, and the
+    largest likelihood wins: targets × 10⁵ or inputs × 10³ give the same fit in their units. A parameter with a constraint of
+    its own keeps that constraint and its value in all starts; priors are read in the units given. A fit that is no likelier
+    than noise of variance v alone is warned of: targets with a mean far beyond their spread have it in the known part.
 
     Args:
-        model: a practical-mode GP with data; its kernels are one of the two starting points and bring their own priors
+        model: a practical-mode GP with data; its kernels are one of the starting points and bring their own priors
             and constraints.
         fit_noise: also fit λ_j, and set the noise_std of the fitted states to √λ_j.
         minimum_noise: smallest λ_j to consider, relative to the variance of the targets.
@@ -216,8 +218,8 @@ def fit_hyperparameters(
 
     Raises:
         ValueError: on a theory-mode model, one without data or one with noise scales.
-        botorch.exceptions.ModelFittingError: if every attempt of the optimiser fails from both starts; one that ends
-            abnormally is reported by BoTorch's ``OptimizationWarning``.
+        botorch.exceptions.ModelFittingError: if every attempt of the optimiser fails from all starts; one that ends
+            abnormally does not count.
     """
     where = "fit_hyperparameters"
     if model.mode != "practical":
@@ -230,11 +232,15 @@ def fit_hyperparameters(
     kernels, noise, noise_std = list(model.kernels), model.regularizer.clone(), model.noise_std.clone()
     for j in range(model.num_outputs) if outputs is None else outputs:
         floor = lowest * float(model.targets[:, j].var(correction=0)) if fit_noise else None
-        fits = [_fitting.fit(as_gpytorch(model, j), floor, fresh=fresh, **options) for fresh in (False, True)]
+        fits = [_fitting.fit(as_gpytorch(model, j), floor, start, **options) for start in get_args(_fitting.Start)]
         found = [fit for fit in fits if not isinstance(fit, ModelFittingError)]
         if not found:
             raise cast(ModelFittingError, fits[0])
-        _, kernels[j], value = max(found, key=lambda fit: fit[0])
+        reached, kernels[j], value = max(found, key=lambda fit: fit[0])
+        if reached <= _fitting.noise_alone(model.targets[:, j]) + 1e-6:
+            warnings.warn(
+                f"{where}: learned output {j}: no likelier than noise alone", OptimizationWarning, stacklevel=2
+            )
         if fit_noise:
             noise[j] = value
             noise_std[model.outputs[j]] = math.sqrt(value)

@@ -60,7 +60,7 @@ def refits(rows: Rows, claim: Claim) -> tuple[Refit, ...]:
         frozen = _model(kernel, claim.noise[j], z.shape[1])
         seen = frozen.condition_on(z[:cut], y[:cut, j : j + 1])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizationWarning)  # the larger likelihood of two starts is taken
+            warnings.simplefilter("ignore", OptimizationWarning)  # the largest likelihood of its starts is taken
             again = fit_hyperparameters(seen)
         new = _model(again.kernels[0], float(again.regularizer[0].sqrt()), z.shape[1])
         later = new.condition_on(z[:cut], y[:cut, j : j + 1])

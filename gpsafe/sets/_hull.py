@@ -23,6 +23,7 @@ THIN = 1e-9  # a set counts as flat if no ball of this radius fits where its bou
 LEVEL = (
     1e-12  # an extent counts as 0 below this share of the largest coordinate along it, of points of the largest extent
 )
+SLIVER = 1e3  # how many times the rounding of its offsets a hull is thick at least that is not flat
 
 
 def exponents(sizes: Array) -> list[int]:
@@ -130,6 +131,9 @@ def span(points: Array) -> tuple[Array, Array, list[int]]:
 
     Divided by 2^e, every coordinate that varies spreads over about [−1, 1]; B = 0 in the others. If points span all coordinates
     that vary, B consists of unit vectors.
+
+    A hull of length L that is t thin may have facets along it alone, which meet about Lρ/t beyond its ends once they are moved
+    by the rounding ρ of their offsets; taken as flat it is larger by t alone. So it counts as flat below t = `SLIVER`·ρ.
     """
     center = points[0]  # differences of close floats are exact, those from a rounded mean would add dimensions of noise
     spread = np.abs(points - center).max(0)
@@ -137,8 +141,10 @@ def span(points: Array) -> tuple[Array, Array, list[int]]:
     exponent = exponents(spread)
     basis = np.eye(len(center))[:, free]
     if free.any():
-        _, s, Vh = np.linalg.svd(np.ldexp(points - center, [-e for e in exponent])[:, free], full_matrices=True)
-        rank = int((s > LEVEL * s[0]).sum())
+        down = [-e for e in exponent]
+        _, s, Vh = np.linalg.svd(np.ldexp(points - center, down)[:, free], full_matrices=True)
+        rounding = 4 * np.finfo(float).eps * np.abs(np.ldexp(points, down))[:, free].max()
+        rank = int((s > max(LEVEL * s[0], SLIVER * rounding)).sum())
         basis = basis if rank == free.sum() else basis @ Vh[:rank].T
     return center, basis, exponent
 

@@ -130,6 +130,8 @@ class Polytope:
 
     def _maxima(self, where: str, directions: Tensor) -> list[Rational]:
         directions = _require.points(f"Polytope.{where}", "directions", directions, self.dim)
+        if directions.ndim != 2:
+            raise _require.fail(f"Polytope.{where}", "directions of shape (k, d)", f"shape {tuple(directions.shape)}")
         if directions.numel():
             _require.finite(f"Polytope.{where}", "directions", directions)
         program = self._program()

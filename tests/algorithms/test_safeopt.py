@@ -25,7 +25,9 @@ from tests.learner_cases import gosafe, one_d, safeopt
 def test_it_promises_something_only_where_a_theorem_covers_an_episodes_cost():
     sound = safeopt()
     assert sound.unsound is None
-    assert {Assumption.RKHS_NORM, Assumption.SUBGAUSSIAN, Assumption.INITIAL_SET} <= {e.kind for e in sound.assumptions}
+    of_bound = {Assumption.RKHS_NORM, Assumption.SUBGAUSSIAN, Assumption.FIXED_KERNEL, Assumption.ALL_OBSERVATIONS}
+    of_run = {Assumption.INITIAL_SET, Assumption.TASK, Assumption.EXACT_INPUT, Assumption.ROUNDING}
+    assert {e.kind for e in sound.assumptions} == of_bound | of_run
     low = tuple(replace(bound, subgaussian=9.9) for bound in sound.bounds)
     by_hand = (sound.bounds[0], Constant(value=2.0))
     for change, reason in (

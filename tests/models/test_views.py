@@ -16,6 +16,7 @@ from botorch.acquisition import (
     qUpperConfidenceBound,
 )
 from botorch.acquisition.objective import ScalarizedPosteriorTransform
+from botorch.exceptions import OptimizationWarning
 from botorch.optim import optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 from hypothesis import given
@@ -24,6 +25,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from strategies import ALL_KERNELS, dear, kernel_names, make_kernel, seeds
 
 from gpsafe.confidence import Mixture
+from gpsafe.linalg import vector
 from gpsafe.models import GP, identity_prior
 from gpsafe.models.views import as_botorch, as_gpytorch, fit_hyperparameters
 from gpsafe.rkhs import kernels
@@ -263,6 +265,32 @@ def test_fits_do_not_depend_on_units(name):
     if name != "rbf-isotropic":
         truth = GP.create(kernels.rbf(0.7, 0.5, dims=[1]), 0.01, nx=2, nu=0, noise_std=0.1, outputs=[0])
         assert found[0][0] >= float(truth.condition_on(x, y).log_marginal_likelihood()) - 1.0
+
+
+@pytest.mark.parametrize(("inputs", "targets"), SCALES[1:])
+@pytest.mark.parametrize("name", ["product", "periodic", "additive"])
+def test_fits_of_composed_kernels_do_not_depend_on_units(name, inputs, targets):
+    """Factors of a product share the unit of the targets; a periodic kernel's ℓ has none, and its likelihood many optima."""
+    z = 2 * draw(0, 30, 2)
+    y = (torch.sin(2 * z[:, :1]) + 0.3 * z[:, 1:]) + 0.05 * draw(1, 30, 1)
+    kernel = {
+        "product": lambda: kernels.product(kernels.rbf(1.0, dims=[0]), kernels.matern(2.5, 1.0, dims=[1])),
+        "periodic": lambda: kernels.periodic(1.0, 2.0, dims=[0]),
+        "additive": lambda: kernels.additive(kernels.rbf([1.0, 1.0]), kernels.linear([1.0, 1.0])),
+    }[name]()
+    likelihoods = []
+    for a, b in ((1.0, 1.0), (inputs, targets)):
+        model = GP.create(kernel, 0.01, nx=2, nu=0, noise_std=0.1, outputs=[0], mode="practical")
+        after = fit_hyperparameters(model.condition_on(a * z, b * y))
+        likelihoods.append(float(after.log_marginal_likelihood()) + 30 * math.log(b))
+    assert likelihoods[1] == pytest.approx(likelihoods[0], abs=0.01)
+
+
+def test_a_fit_that_explains_nothing_says_so():
+    """Targets that differ about 0 at one and the same input are noise, whatever the kernel."""
+    model = GP.create(kernels.rbf(1.0), 0.01, nx=1, nu=0, noise_std=0.1, mode="practical")
+    with pytest.warns(OptimizationWarning, match="no likelier than noise alone"):
+        fit_hyperparameters(model.condition_on(torch.ones(4, 1).double(), vector(1.0, -1.0, 2.0, -2.0).unsqueeze(-1)))
 
 
 def test_parameters_with_limits_of_their_own_keep_them():

@@ -38,6 +38,17 @@ FLAT = Polytope(tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 0.0], [-1.0, 0.0]]), ten
 
 
 # ---------------------------------------------------------------------------------------------- hulls
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5, 1e8])
+def test_a_hull_of_points_beside_a_line_ends_where_they_end(offset):
+    """Far from 0 they leave the line by rounding: facets along it alone, moved outwards, met 250 of their lengths away."""
+    for seed in range(20):
+        along = normal(seed, 6, 1) + offset
+        points = torch.cat([along, 0.3 * along + 1.0], -1)
+        directions = normal(seed + 1, 8, 2)
+        excess = convex_hull(points).support(directions) - (points @ directions.mT).amax(0)
+        assert float(excess.max()) <= 1e-13 * (10.0 + offset)
+
+
 @given(seeds(), st.integers(1, 3), st.integers(0, 3), st.integers(1, 12))
 def test_a_hull_contains_its_points_exactly_and_no_more(seed, dim, rank, count):
     """Also of points in a subspace, and of one point."""
@@ -344,3 +355,9 @@ def test_bad_polytopes_are_refused():
         convex_hull(torch.tensor([[0.0, float("nan")]]))
     with pytest.raises(ValueError, match="intersect"):
         UNIT.intersect(Polytope(torch.ones(1, 3), torch.ones(1)))
+
+
+def test_a_direction_alone_is_refused_in_words():
+    for support in (UNIT.support, UNIT.support_outer):
+        with pytest.raises(ValueError, match=r"directions of shape \(k, d\)"):
+            support(torch.ones(2, dtype=torch.float64))

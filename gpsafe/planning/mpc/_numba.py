@@ -132,10 +132,13 @@ def _take(handle: int) -> None:
 
 
 def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """As `numba.njit`; with `cache` the machine code is kept on disk if a folder can be written, else in memory only."""
+    """As `numba.njit`; with `cache` the machine code is kept on disk if a folder can be written, else in memory only.
+
+    A division by zero is infinite or NaN, as in NumPy: a search that meets one ends as "diverged", not in an exception.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        made: Any = numba.njit(**options)(function)
+        made: Any = numba.njit(error_model="numpy", **options)(function)
         if cache and made is not function:  # which it is where compilation is disabled
             try:
                 made._cache = _Cache(function)

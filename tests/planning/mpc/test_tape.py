@@ -271,6 +271,27 @@ def test_compiled_and_generic_plans_agree(prior, monkeypatch):
     assert one.distance == pytest.approx(other.distance, abs=1e-6)
 
 
+POLES = {
+    "root of a square": lambda v: torch.sqrt(v**2),
+    "reciprocal": lambda v: 1 / v,
+    "logarithm": lambda v: torch.log(v.abs()),
+    "arc at its end": lambda v: torch.acos(1 + v),
+}
+
+
+@pytest.mark.parametrize("name", POLES)
+def test_a_known_part_without_derivative_where_a_search_begins_is_a_numeric_failure(name):
+    """Friction as √v² at rest: no plan, said by a status."""
+
+    def known(x, u):
+        return torch.stack([x[..., 0] + 0.1 * x[..., 1], x[..., 1] + 0.1 * u[..., 0] - POLES[name](x[..., 1])], -1)
+
+    problem = replace(ensemble_pendulum(), model=EnsembleTube.paper(replace(pendulum_ensemble(), prior=known)))
+    x0 = torch.tensor([math.pi, 0.0], dtype=torch.float64)
+    assert _sweeps.sweep_of(problem, x0.numpy()).kind == "compiled"
+    assert CondensedSQP().propose(problem, x0, torch.ones(1, dtype=torch.float64)).status == "diverged"
+
+
 def test_the_ensembles_prior_decides_nothing_but_the_tape():
     """Reading happens once per problem: the sweep of a problem with a stock prior is the compiled one."""
     problem = replace(
