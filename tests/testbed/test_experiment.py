@@ -374,6 +374,10 @@ def test_cells_of_a_table():
         (["run", "toy-growth", "--episodes", "many"], "--episodes.*many"),
         (["run", "toy-growth", "--workers", "0"], "--workers: expected a number >= 1, got 0"),
         (["run", "toy-growth", "--seeds", "0", "-1"], "-1"),
+        (
+            ["run", "toy-growth", "--seeds", "9" * 20],
+            f"--seeds: expected numbers >= 0 and below {2**62}, got {'9' * 20}",
+        ),
         (["run", "toy-growth", "--results", "file"], "--results: expected a path that can be written"),
         (["bench", "xmpsk"], "expected one of xmpsc, got 'xmpsk'"),
         (["report"], "expected the name of an experiment first"),
