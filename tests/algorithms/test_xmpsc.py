@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,20 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(how, tmp_path):
 def test_the_same_seed_is_the_same_run_and_another_is_another(pendulum):
     assert rows(trained(learner())) == rows(pendulum)
     assert rows(trained(learner(seed=1))) != rows(pendulum)
+
+
+def test_copies_in_the_middle_of_an_episode_fly_on_without_each_other():
+    """The copy drew from the agent, and the noise, of the other, which goes on learning."""
+    one, alone = trained(learner()), trained(learner())
+    x = one.system.initial(1, torch.Generator().manual_seed(0))[0]
+    before = [one.ask(x)(x)]
+    other = copy.deepcopy(one)
+    one.tell(torch.stack([x, x]), torch.stack(before))
+    one.learn(1)
+    flying, policy = other._book.asked, alone.ask(x)
+    assert flying is not None and torch.equal(policy(x), before[0])
+    for _ in range(3):
+        assert torch.equal(flying(x), policy(x))
 
 
 def test_a_gaussian_process_in_the_place_of_the_ensemble():
