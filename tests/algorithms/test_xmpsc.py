@@ -88,17 +88,19 @@ def test_the_same_seed_is_the_same_run_and_another_is_another(pendulum):
 
 
 def test_copies_in_the_middle_of_an_episode_fly_on_without_each_other():
-    """The copy drew from the agent, and the noise, of the other, which goes on learning."""
+    """Both drew from one stream of noise."""
     one, alone = trained(learner()), trained(learner())
     x = one.system.initial(1, torch.Generator().manual_seed(0))[0]
-    before = [one.ask(x)(x)]
-    other = copy.deepcopy(one)
-    one.tell(torch.stack([x, x]), torch.stack(before))
-    one.learn(1)
-    flying, policy = other._book.asked, alone.ask(x)
-    assert flying is not None and torch.equal(policy(x), before[0])
+    asked, policy = one.ask(x), alone.ask(x)
+    assert torch.equal(asked(x), policy(x))
+    flying = copy.deepcopy(one)._book.asked
     for _ in range(3):
-        assert torch.equal(flying(x), policy(x))
+        asked(x)
+        flying(x)
+        policy(x)
+    assert len(flying.proposed) == 4
+    for each in zip(asked.proposed, flying.proposed, policy.proposed, strict=True):
+        assert torch.equal(each[0], each[2]) and torch.equal(each[1], each[2])
 
 
 def test_a_gaussian_process_in_the_place_of_the_ensemble():
