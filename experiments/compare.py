@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Ta
 
 from ._report.statistics import Share, mean_interval, plus_minus
 
-CERTIFIERS = ("none", "policy-set", "tube-paper", "tube-sound", "shield")
+Certifier = Literal["none", "policy-set", "tube-paper", "tube-sound", "shield"]
+CERTIFIERS: tuple[Certifier, ...] = get_args(Certifier)
 COUNTED = (
     "accepted_of_safe", "safe_pairs", "accepted_of_unsafe", "unsafe_pairs", "certified_policies", "safe_policies",
     "false_policies",
@@ -35,13 +36,13 @@ GOOD = 0.5  # of the way from the safe controller's reward to the planner's that
 class Arguments:
     """Sizes."""
 
-    tasks: tuple[str, ...] = ("twin", "pendulum", "cart-pole", "arm")
+    tasks: tuple[Literal["twin", "pendulum", "cart-pole", "arm"], ...] = ("twin", "pendulum", "cart-pole", "arm")
     """twin, pendulum, cart-pole, arm."""
-    models: tuple[str, ...] = ("gp", "ensemble")
+    models: tuple[Literal["gp", "ensemble"], ...] = ("gp", "ensemble")
     """gp, ensemble."""
-    certifiers: tuple[str, ...] = CERTIFIERS
+    certifiers: tuple[Certifier, ...] = CERTIFIERS
     """none, policy-set, tube-paper, tube-sound, shield; each where it says something."""
-    explorers: tuple[str, ...] = ("uniform", "uncertainty", "reward")
+    explorers: tuple[Literal["uniform", "uncertainty", "reward"], ...] = ("uniform", "uncertainty", "reward")
     """uniform, uncertainty, reward."""
     episodes: int = 3
     """Of exploration, each followed by one that seeks the reward."""
@@ -51,6 +52,11 @@ class Arguments:
     """States for coverage, and points at which the models' assumptions are tried."""
     horizon: int = 50
     """Steps of an episode; the twin has its own 30."""
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "models", "certifiers", "explorers"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name}: expected at least one, got none")
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     )  # what constructors turn into tensors
 
 
+SEEDS = 2**62  # those below are seeds of every library, and so are others made of them by adding a little
+
+
 def fail(where: str, expected: str, got: Any) -> ValueError:
     """Returns (does not raise) the project's standard error."""
     return ValueError(f"{where}: expected {expected}, got {got}")
@@ -255,6 +258,14 @@ def index(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
         found = None
     if found is None or isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool or found < minimum:
         raise fail(where, f"integer {name} >= {minimum}", repr(value))
+    return found
+
+
+def seed(where: str, value: Any) -> int:
+    """An integer from 0 up to below `SEEDS`."""
+    found = index(where, "seed", value)
+    if found >= SEEDS:
+        raise fail(where, f"integer seed < {SEEDS}", repr(value))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -90,7 +91,7 @@ class ClassLearner(Learner, Generic[S, C]):
 
     def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
         _, choice = self._decided()
-        return self._flying(_alone(self._policy(choice)), number, start)
+        return self._flying(alone(self._policy(choice)), number, start)
 
     def _flying(self, act: Callable[[Tensor], Tensor], number: int, start: Tensor) -> EpisodePolicy:
         """An episode from x = start; `ask` adds a refutation to what speaks against a guarantee for it."""
@@ -114,12 +115,16 @@ class ClassLearner(Learner, Generic[S, C]):
         at, _ = self._decided()
         found = self._book.cache.get("best", (None,))
         if found[0] != self.told:
-            policy = _alone(self._best(at, self.stream(self.seed, BEST, self.told)))
+            policy = alone(self._best(at, self.stream(self.seed, BEST, self.told)))
             found = self._book.cache["best"] = (self.told, policy)
         x = _require.real("predict", "observation", observation)
         return found[1](_require.shape("predict", "observation", x, (self.system.nx,)))
 
 
-def _alone(policies: PolicyClass) -> Callable[[Tensor], Tensor]:
+def alone(policies: PolicyClass) -> Callable[[Tensor], Tensor]:
     """A class of one as x (nx,) ↦ u (nu,)."""
-    return lambda x: inputs_at(policies, x.reshape(1, 1, -1))[0, 0]
+    return partial(_one, policies)
+
+
+def _one(policies: PolicyClass, x: Tensor) -> Tensor:
+    return inputs_at(policies, x.reshape(1, 1, -1))[0, 0]

@@ -173,7 +173,12 @@ def after_flights(confidence: ConfidenceSet, members: PolicyClass, task: Task) -
     model = confidence.model
     if type(model) is not GP or model.mode != "theory":
         return None
-    few = torch.linspace(0, members.num - 1, min(members.num, max(1, POINTS // task.horizon))).round().long().unique()
+    few = (
+        torch.linspace(0, members.num - 1, min(members.num, max(1, POINTS // task.horizon)), dtype=torch.float64)
+        .round()
+        .long()
+        .unique()
+    )
     count = max(1, POINTS // (task.horizon * len(few)))
     states, inputs = paths(confidence, members.select(few), task, count)
     x, u = states[..., :-1, :].reshape(-1, task.nx), inputs.reshape(-1, inputs.shape[-1])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -39,13 +40,17 @@ TASK = 1000  # tasks take their random numbers as episodes from here on
 Initial = Callable[[torch.Generator], Callable[[Tensor], Tensor]]
 
 
+def _one(policy: PolicyClass, x: Tensor) -> Tensor:
+    """u (nu,) of a class of one at x (nx,)."""
+    return policy(x.reshape(1, 1, -1))[0, 0]
+
+
 def member(policies: PolicyClass) -> Initial:
     """S_0 as a finite class: every episode flies one of its policies, drawn at random."""
 
     def draw(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         index = torch.randint(policies.num, (1,), generator=generator)
-        chosen = policies.select(index)
-        return lambda x: chosen(x.reshape(1, 1, -1))[0, 0]
+        return partial(_one, policies.select(index))
 
     return draw
 
@@ -290,12 +295,12 @@ class PilotedPolicy(EpisodePolicy):
     """An episode of planning; a measurement that refutes its shield's assumptions is passed on to `refute`."""
 
     def __init__(self, pilot: Pilot, refute: Callable[[str], None], system: System, **about: Any) -> None:
-        def act(x: Tensor) -> Tensor:
-            u = pilot(x)
-            if pilot.falsified is not None:
-                refute(pilot.falsified)
-                self.unsound = self.unsound or f"an assumption was refuted ({pilot.falsified})"
-            return u
+        EpisodePolicy.__init__(self, self._fly, system, **about)
+        self.pilot, self._refute = pilot, refute
 
-        EpisodePolicy.__init__(self, act, system, **about)
-        self.pilot = pilot
+    def _fly(self, x: Tensor) -> Tensor:
+        u, found = self.pilot(x), self.pilot.falsified
+        if found is not None:
+            self._refute(found)
+            self.unsound = self.unsound or f"an assumption was refuted ({found})"
+        return u

@@ -16,13 +16,13 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short
-from gpsafe.algorithms._class_learner import ClassLearner
+from gpsafe.algorithms._class_learner import ClassLearner, alone
 from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
 from gpsafe.models import GP
-from gpsafe.policies import PolicyClass, inputs_at
+from gpsafe.policies import PolicyClass
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.sets import Box
@@ -261,8 +261,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         return len(states) == self.system.horizon + 1 and torch.equal(states[0], self.system.initial_state)
 
     def _act(self, policy: int) -> Callable[[Tensor], Tensor]:
-        alone = self.policies.select(torch.tensor([policy]))
-        return lambda x: inputs_at(alone, x.reshape(1, 1, -1))[0, 0]
+        return alone(self.policies.select(torch.tensor([policy])))
 
     def _policy(self, choice: SafeOptEpisode) -> PolicyClass:
         return self.policies.select(torch.tensor([choice.policy]))

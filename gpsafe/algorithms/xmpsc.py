@@ -233,20 +233,10 @@ class XMPSC(Learner):
         if self.standing.version == 0:
             generator = self.stream(self.seed, PLANNER, number)
             told = "warm-up: the plant's safe controller and random inputs"
-            return CertifiedPolicy(
-                lambda x: self.system.warm_up(x.unsqueeze(0), generator)[0], None, self.system, unsound=told, **about
-            )
-        agent, noise = self.standing.agent, self._random(PLANNER, number)
-
-        def act(x: Tensor) -> Tensor:
-            drawn = noise.standard_normal((1, 1, self.system.nu))
-            return self._input(agent.act(x.reshape(1, 1, -1), drawn))
-
+            warm = partial(_warm_up, self.system, generator)
+            return CertifiedPolicy(warm, None, self.system, unsound=told, **about)
+        act = partial(_input, self.system, self.standing.agent, self._random(PLANNER, number))
         return CertifiedPolicy(act, self.filter(), self.system, unsound=self.unsound, **about)
-
-    def _input(self, drawn: np.ndarray) -> Tensor:
-        """An action of the stack as u (nu,): float32 may round it out of the input box."""
-        return self.system.input_box.clip(torch.from_numpy(drawn[0, 0].astype(np.float64)))
 
     def _random(self, purpose: int, number: int, event: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, purpose, number, event])
@@ -393,11 +383,17 @@ class XMPSC(Learner):
             return self.system.backup(x.unsqueeze(0))[0]
         running = self._book.cache.get("running")
         if episode_start or running is None or running[0] != self.told or len(running[1].inputs) >= self.system.horizon:
-            agent = self.standing.agent
-
-            def act(x: Tensor) -> Tensor:
-                return self._input(agent.act(x.reshape(1, 1, -1)))
-
+            act = partial(_input, self.system, self.standing.agent, None)
             policy = CertifiedPolicy(act, self.filter(), self.system, number=self.told, start=x, unsound=self.unsound)
             running = self._book.cache["running"] = (self.told, policy)
         return running[1](x)
+
+
+def _warm_up(system: Episodic, generator: torch.Generator, x: Tensor) -> Tensor:
+    return system.warm_up(x.unsqueeze(0), generator)[0]
+
+
+def _input(system: Episodic, agent: SAC, noise: np.random.Generator | None, x: Tensor) -> Tensor:
+    """The agent's action as u (nu,), with exploration noise or without: float32 may round it out of the input box."""
+    drawn = None if noise is None else noise.standard_normal((1, 1, system.nu))
+    return system.input_box.clip(torch.from_numpy(agent.act(x.reshape(1, 1, -1), drawn)[0, 0].astype(np.float64)))

@@ -57,7 +57,7 @@ def likelihood_ratio(old: Tensor, new: Tensor, *, penalty: float = 1e-3, steps: 
     inputs = Normalizer.of(torch.cat([old, new]))
     phi = _features(inputs(torch.cat([old, new])))
     label = torch.cat([torch.zeros(len(old)), torch.ones(len(new))]).to(phi)
-    mass = torch.where(label > 0, 0.5 / len(new), 0.5 / len(old))  # both samples count alike
+    mass = torch.where(label > 0, label / (2 * len(new)), 0.5 / len(old))  # both samples count alike
     a, eye = phi.new_zeros(phi.shape[1]), torch.eye(phi.shape[1], dtype=phi.dtype)
     for _ in range(steps):
         p = torch.sigmoid(phi @ a)

@@ -105,6 +105,7 @@ def calibrate(
     """
     where, begun = "calibrate", time.process_time()
     _require.probability(where, "delta", delta)
+    _require.seed(where, seed)
     known = [_require.one_of(where, "models", name, MODELS) for name in _require.listing(where, "models", models)]
     notes: list[str] = []
     data, labels = _limited(data, ids, seed, notes)

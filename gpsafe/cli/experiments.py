@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from gpsafe import _require
 from gpsafe.cli.common import PLAIN, UsageError, parse, see_current_folder, width
 from gpsafe.cli.running import RunOptions, compute
 
@@ -172,8 +173,8 @@ def run(words: Sequence[str], command: str, *, package: str = OURS) -> int:
     options, arguments = chosen.run, chosen.experiment
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers: expected a number >= 1, got {options.workers}")
-    if any(seed < 0 for seed in options.seeds):
-        raise UsageError(f"--seeds: expected numbers >= 0, got {min(options.seeds)}")
+    if wrong := [seed for seed in options.seeds if not 0 <= seed < _require.SEEDS]:
+        raise UsageError(f"--seeds: expected numbers >= 0 and below {_require.SEEDS}, got {wrong[0]}")
     seeds = list(dict.fromkeys(options.seeds)) or list(range(experiment.seeds[options.budget]))
     return compute(console, experiment, arguments, seeds, options=options, command=command, package=package)
 

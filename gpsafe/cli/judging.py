@@ -78,6 +78,8 @@ def asked(own: Own) -> bool:
     columns = [name for name in ("state", "input", "next", "trajectory", "time") if name in others]
     if given and given != ["data"] and columns:
         raise UsageError(f"--{columns[0]}: expected columns of --data, got --{given[0]}")
+    if given == ["data"] and "rows" in others:
+        raise UsageError("--rows: expected with --system or --env, of which they are drawn, got --data")
     return bool(given)
 
 
@@ -117,7 +119,7 @@ def _examined(own: Own, tell: Callable[[str], None]) -> Examination:
         if value:
             options[name] = value
     if own.lengthscale:
-        options["kernels"] = kernels.rbf(own.lengthscale, own.variance or 1.0)
+        options["kernels"] = kernels.rbf(own.lengthscale, 1.0 if own.variance is None else own.variance)
     elif own.variance is not None:
         raise UsageError("--variance: expected with --lengthscale, got it alone")
     if not 0 < own.level < 1 or not math.isfinite(own.level):

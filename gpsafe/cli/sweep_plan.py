@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from gpsafe import _require
 from gpsafe.cli.common import UsageError, parse
 from gpsafe.cli.experiments import named
 
@@ -35,6 +36,8 @@ FILE_USAGE = """\
     episodes = 20
     [grid]                     # the product of these
     horizon = [10, 20]"""
+MOST = 1_000_000
+"""Seeds of a range."""
 _VALUE = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")
 
 
@@ -236,7 +239,12 @@ def _seeds(given: Any, experiment: Experiment, budget: Any, where: str) -> list[
         ends = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text, flags=re.ASCII)
         if ends is None or (ends[2] and int(ends[2]) < int(ends[1])):
             raise UsageError(f'{where}: expected numbers >= 0 and ranges such as "0-9", got {given!r}')
-        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last >= _require.SEEDS or last - first >= MOST:
+            raise UsageError(
+                f"{where}: expected numbers below {_require.SEEDS} and ranges of at most {MOST}, got {text}"
+            )
+        found += range(first, last + 1)
     if not found:
         raise UsageError(f"{where}: expected at least one, got none")
     if len(set(found)) < len(found):

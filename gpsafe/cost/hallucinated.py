@@ -23,6 +23,7 @@ from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.sampled import Sampled
+from gpsafe.models._gp_checks import differentiating
 from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import HalfspaceCost
@@ -118,6 +119,7 @@ class Hallucinated(MonteCarloBound):
             vacuous=torch.ones_like(lower, dtype=torch.bool),
         )
 
+    @differentiating
     def search(self, confidence: ConfidenceSet, policies: PolicyClass) -> Adversary:
         """The best adversary found for every policy (one candidate each)."""
         noise = self.noise(confidence, _SEARCH, paths=self.search_paths)

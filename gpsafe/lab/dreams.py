@@ -142,7 +142,7 @@ class Dreams:
         with torch.no_grad():
             dreamt = self.world.rssm.decode(self.imagined(given)).mean(1)[:, episode]
         empty = empty_scene(self.plant, self.test.images.shape[2]).float()
-        steps = torch.linspace(0, len(dreamt) - 1, SHOWN).round().long().tolist()
+        steps = torch.linspace(0, len(dreamt) - 1, SHOWN, dtype=torch.float64).round().long().tolist()
         for column, k in enumerate(steps):
             for row, frame in enumerate((self.test.images[episode, given + k], dreamt[k])):
                 at = axes[row * SHOWN + column]

@@ -199,3 +199,4 @@ class _Scaled(GreaterThan):
             transform=cast(Any, lambda raw: size.to(raw.device) * torch.nn.functional.softplus(raw)),
             inv_transform=inverse,
         )
+        self.lower_bound = torch.tensor(floor, dtype=torch.float64)  # GPyTorch rounds to the default type

@@ -30,6 +30,17 @@ def plain_tensors(function: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+def differentiating(function: Callable[P, T]) -> Callable[P, T]:
+    """Runs it with gradients, whatever the caller has switched off: what is fitted in here needs them."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
 def noise_scale(value: Tensor | None, z: Tensor) -> Tensor | None:
     """w (m,) of the m rows of z as a tensor of its own, on their device; all ≥ 1."""
     if value is None:

@@ -93,7 +93,9 @@ def refit(
     arrays = tuple(v.cpu()[rows].numpy().astype(dtype) for v in (z, y))
     core = Trainer(flat, network.sizes, limits.cpu().numpy().astype(dtype))
     for _ in range(epochs):
-        order = torch.argsort(torch.rand(ensemble.members, len(arrays[0]), generator=generator), dim=1).numpy()
+        order = torch.argsort(
+            torch.rand(ensemble.members, len(arrays[0]), dtype=torch.float32, generator=generator), dim=1
+        ).numpy()
         for start in range(0, order.shape[1], batch):
             part = order[:, start : start + batch]
             with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, and named

@@ -109,7 +109,7 @@ def train(
     epoch = 0
     for epoch in range(1, epochs + 1):
         optimizer.param_groups[0]["lr"] = training.learning_rate * (0.55 + 0.45 * math.cos(math.pi * epoch / epochs))
-        order = torch.argsort(torch.rand(members, n, generator=generator), dim=1).to(device)
+        order = torch.argsort(torch.rand(members, n, dtype=torch.float32, generator=generator), dim=1).to(device)
         shuffled = torch.gather(rows, 1, order)
         z, y = inputs[shuffled], targets[shuffled]
         for start in range(0, n, batch):

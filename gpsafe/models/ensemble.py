@@ -348,7 +348,7 @@ class Ensemble:
         assert seen is not None
         new = len(seen) - old
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * (len(seen) + steps)) % 2**63)
-        fresh = torch.rand(new, generator=generator) < fraction
+        fresh = torch.rand(new, dtype=torch.float32, generator=generator) < fraction
         if old == 0:
             fresh[0] = False  # at least one row to train on
             if fraction > 0 and new > 1:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gpsafe import _require, linalg
 from gpsafe.models import _fitting
+from gpsafe.models._gp_checks import differentiating
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels as kernel_functions
@@ -184,6 +185,7 @@ def as_gpytorch(model: GP, output: int = 0) -> GPyTorchView:
     return view.double().eval()
 
 
+@differentiating
 def fit_hyperparameters(
     model: GP,
     *,

@@ -129,9 +129,9 @@ def colored_noise(exponent: float, shape: tuple[int, ...], generator: torch.Gene
     parts = torch.randn(
         2, *shape[:-1], len(frequency), dtype=torch.float64, generator=generator, device=generator.device
     )
-    real = parts[0] * scale * torch.where(single, math.sqrt(2.0), 1.0)
+    real = parts[0] * scale * (1.0 + single.double()).sqrt()
     spectrum = torch.complex(real, parts[1] * scale * (~single))
-    weight = torch.where(single, 1.0, 2.0)  # var of entry t: Σ over all T coefficients of 2 scale² / T²
+    weight = 2.0 - single.double()  # var of entry t: Σ over all T coefficients of 2 scale² / T²
     std = (2 * (weight * scale.square()).sum()).sqrt() / steps
     return torch.fft.irfft(spectrum, n=steps) / std
 

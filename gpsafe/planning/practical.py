@@ -15,6 +15,7 @@ from torch import Tensor
 from gpsafe import _require, linalg
 from gpsafe._show import short
 from gpsafe.data import Transitions
+from gpsafe.models._gp_checks import differentiating
 from gpsafe.models.base import Prediction
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
@@ -125,6 +126,7 @@ def negative_log_likelihood(log_lengthscale: Tensor, z: Tensor, y: Tensor, noise
     return 0.5 * white.square().sum() + logdet + 0.5 * y.numel() * math.log(2 * math.pi)
 
 
+@differentiating
 def fit(
     data: Transitions,
     features: Callable[[Tensor], Tensor],

@@ -88,6 +88,7 @@ def examine(
     """
     _require.probability("verify", "level", level)
     _require.probability("verify", "delta", delta)
+    _require.seed("verify", seed)
     _require.kind("verify", "data", data, Transitions)
     for name in ("x", "u", "x_next"):
         _small(f"data.{name}", getattr(data, name).abs().max() if getattr(data, name).numel() else 0.0)

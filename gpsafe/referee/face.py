@@ -79,10 +79,10 @@ def verify(
     if len(given) != 1:
         raise _require.fail(where, "one of system, env and data (or checks)", given or "none")
     _require.count(where, "rows", rows, minimum=24)
+    seed = _require.seed(where, options.get("seed", 0))
     if data is not None:
         transitions, ids = _table(data, options)
         return examine(transitions, ids, model=model, task=task, **options)
-    seed = options.get("seed", 0)
     if env is not None:
         source = of_env(env, rows=rows, seed=seed)
     else:

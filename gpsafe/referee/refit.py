@@ -52,7 +52,7 @@ def refits(rows: Rows, claim: Claim) -> tuple[Refit, ...]:
     from gpsafe.models.views import fit_hyperparameters
 
     z, y = rows.data.z, claim.residuals(rows.data)
-    keep = torch.linspace(0, len(z) - 1, min(len(z), MOST)).round().long()
+    keep = torch.linspace(0, len(z) - 1, min(len(z), MOST), dtype=torch.float64).round().long()
     z, y = z[keep], y[keep]
     cut = len(z) - max(4, int((keep >= rows.first).sum()) // 2)
     found = []

@@ -95,7 +95,7 @@ def arranged(data: Transitions, ids: Sequence[Any] | None, *, seed: int = 0) -> 
             raise _require.fail(where, f"{len(data)} labels of trajectories", len(runs))
         order = _by_run(runs)
         first = _boundary([runs[i] for i in order.tolist()])
-        choose = order[:first][torch.linspace(0, first - 1, min(first, CHOOSE)).long()]
+        choose = order[:first][torch.linspace(0, first - 1, min(first, CHOOSE), dtype=torch.float64).long()]
         judge = _windows(order[first:])
     kept = torch.cat([choose, judge])
     if len(kept) < len(data):
@@ -140,7 +140,7 @@ def _windows(order: Tensor) -> Tensor:
     if len(order) <= JUDGE:
         return order
     blocks = order.split(WINDOW)[:-1]
-    chosen = torch.linspace(0, len(blocks) - 1, JUDGE // WINDOW).round().long().unique()
+    chosen = torch.linspace(0, len(blocks) - 1, JUDGE // WINDOW, dtype=torch.float64).round().long().unique()
     return torch.cat([blocks[i] for i in chosen.tolist()])
 
 

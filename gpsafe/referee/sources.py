@@ -84,7 +84,7 @@ def of_system(system: Any, *, rows: int = ROWS, seed: int = 0) -> Source:
     x, u = system.state_box.sample(rows, generator), system.input_box.sample(rows, generator)
     try:
         mean = system.mean(x, u)
-    except ValueError as error:
+    except Exception as error:  # a user's plant may raise anything
         raise _require.fail(
             where, "a plant whose mean can be called (of a robot, give data)", _require.told(error)
         ) from None
@@ -134,7 +134,7 @@ def of_env(
     while steps < rows:
         try:
             states, inputs = episode(env, act, horizon=min(200, rows - steps), state=read, seed=seed + runs)
-        except ValueError as error:
+        except Exception as error:  # a user's environment may raise anything
             raise _require.fail(where, "finite vectors as observations", _require.told(error)) from None
         inputs = inputs.reshape(len(inputs), -1)
         parts.append(Transitions(states[:-1], inputs, states[1:]))

@@ -145,7 +145,7 @@ def _episodes(beta: float, z: Tensor, claim: Claim, task: Task) -> float:
 def sets_of(rows: Rows, claim: Claim, *, delta: float, most: int) -> ConfidenceSet:
     """F_n of the default bound on at most so many rows from which nothing was chosen, evenly taken."""
     data = claim.unspent(rows)
-    keep = torch.linspace(0, len(data) - 1, min(most, len(data))).long()
+    keep = torch.linspace(0, len(data) - 1, min(most, len(data)), dtype=torch.float64).long()
     data = data.select(keep)
     bound = Mixture(rkhs_norm=claim.norm, subgaussian=claim.noise, delta=delta)
     return ConfidenceSet(bound).update(claim.model(data))

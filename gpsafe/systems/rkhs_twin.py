@@ -165,9 +165,9 @@ def _probe(region: Box, count: int) -> Tensor:
     """Uniform points of the box with fixed seed, a quarter of them moved to a random face."""
     generator = torch.Generator().manual_seed(0)
     points = region.sample(count, generator)
-    face = torch.rand(count, generator=generator) < 0.25
+    face = torch.rand(count, dtype=torch.float32, generator=generator) < 0.25
     axis = torch.randint(region.dim, (count,), generator=generator)
-    high = torch.rand(count, generator=generator) < 0.5
+    high = torch.rand(count, dtype=torch.float32, generator=generator) < 0.5
     end = torch.where(high, region.upper[axis], region.lower[axis]).unsqueeze(-1)
     moved = face.unsqueeze(-1) & (torch.arange(region.dim) == axis.unsqueeze(-1))
     return torch.where(moved, end, points)

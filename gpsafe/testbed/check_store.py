@@ -46,9 +46,13 @@ class Pieces:
     notes: list[str] = field(default_factory=list)
     """Files that were there and could not be used."""
 
+    def home(self, name: str) -> Path:
+        """Folder of a check."""
+        return self.folder / quote(name, safe="")
+
     def path(self, task: Task) -> Path:
         """Where a piece is kept."""
-        home = self.folder / quote(task.name, safe="")
+        home = self.home(task.name)
         if task.grade is not None:
             return home / f"grade-{task.grade:05d}.json"
         number = "verdict" if task.shard is None else f"{task.shard:05d}"

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from gpsafe import _require
 from gpsafe.testbed import lock, provenance, store
-from gpsafe.testbed.experiment_store import Folder, Piece, Stale, as_plain, normal, whose
+from gpsafe.testbed.experiment_store import UNFINISHED, Folder, Piece, Stale, as_plain, normal, whose
 
 OnStale = Literal["refuse", "recompute", "keep"]
 """What to do with pieces that other code has made: stop before any work; make their seeds anew; keep them, and say so."""
@@ -97,9 +97,9 @@ class Record:
     def scratch(self, key: str) -> Path:
         """Where the computation of a piece may keep what it needs to go on after a stop; gone once the piece is stored.
 
-        Other code has another folder: it does not go on with what this one left.
+        Other code, other arguments and another seed have another folder: they do not go on with what these left.
         """
-        return self._folder.path / "unfinished" / (self._code or "unknown") / key
+        return self._folder.path / UNFINISHED / f"{self._code or 'unknown'}-{self._folder.digest()}" / key
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Says how far this seed is, for the progress bar."""

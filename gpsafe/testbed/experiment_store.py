@@ -6,7 +6,8 @@ A folder ``results/NAME/<seed>/`` holds
 - ``provenance.json``: one entry a session that worked here (revision, versions, command, start, seconds);
 - ``pieces/<key>.json`` and, if it has tensors, ``pieces/<key>.pt``, or the same bytes compressed, ``pieces/<key>.pt.xz``
   (`gpsafe.testbed.experiment_keep`);
-- ``done.json``: the keys of all pieces, once the run has returned.
+- ``done.json``: the keys of all pieces, once the run has returned;
+- ``unfinished/``: what a piece in progress keeps to go on after a stop.
 
 Every file is whole or absent (`gpsafe.testbed.store`). A piece is its ``.json``: it names the SHA-256 of the ``.pt`` that
 belongs to it, a digest of the experiment, the seed and the arguments it was computed for, and the fingerprint of the code
@@ -21,6 +22,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "gpsafe piece 1"
+UNFINISHED = "unfinished"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.=+-]*)*")
 
 
@@ -154,6 +157,7 @@ class Folder:
         for file in sorted((self.path / "pieces").rglob("*")):
             if file.suffix in (".json", ".pt", ".xz", ".tmp"):
                 file.unlink()
+        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
 
     def digest(self) -> str:
         """Which work the pieces here belong to: 16 hex digits of experiment, seed and arguments."""

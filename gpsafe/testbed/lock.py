@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 _TAKEN = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def held(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    with open(path, "ab", buffering=0) as file:  # what a full disk refuses must not be tried again when it is closed
         try:
             _take(file, wait=False)
         except OSError as error:
@@ -45,7 +45,6 @@ def held(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):  # who holds it is for messages only: a full disk must not stop us here
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}".encode())
-            file.flush()
         yield
 
 
@@ -72,14 +71,14 @@ def free(path: str | os.PathLike[str]) -> bool:
 try:
     import fcntl
 
-    def _take(file: BinaryIO, *, wait: bool) -> None:
+    def _take(file: IO[bytes], *, wait: bool) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 except ImportError:  # Windows
     import msvcrt
     import time
 
-    def _take(file: BinaryIO, *, wait: bool) -> None:
+    def _take(file: IO[bytes], *, wait: bool) -> None:
         while True:
             file.seek(1 << 20)  # far behind the text, which others may then read
             try:

@@ -3,7 +3,8 @@
 A *piece* is one shard of a claim or of its control, or one graded control. Each finished piece is a file under
 ``<cache>/<fingerprint>/<budget>/<check>/``, so a run that was stopped goes on where it was, and a run after a
 change of the sources starts anew. Samples always pass through JSON before they are judged: a judgement is the
-same whether its pieces are fresh or kept, and whatever the number of workers.
+same whether its pieces are fresh or kept, and whatever the number of workers. Of two runs that want one check at the same time
+the second waits for the first: pieces that move under a judgement would be taken for damaged ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpsafe import _require
-from gpsafe.testbed import store
+from gpsafe.testbed import lock, store
 from gpsafe.testbed import workers as pool
 from gpsafe.testbed.check import BUDGETS, OURS, Budget, Check, Evidence, Graded, select, survey
 from gpsafe.testbed.check_result import CheckResult, Result, Status
@@ -142,26 +143,28 @@ def verify(
     timings_path = Path(cache) / "timings.json"
     timings = expected(package) | _read_timings(timings_path)
     run = _Run(checks, budget, folder, on_progress)
-    tasks = run.plan(fresh)
-    key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
-    run.clock = _Clock(dict(key), max(workers, 1))
-    tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
-    run.announce()
-    try:
-        if workers == 0:
-            while tasks:
-                task = tasks.pop(0)
-                tasks = run.on_done(pool.Done(task, execute(task, checks, budget, folder))) + tasks
-        elif tasks:
-            Path(cache).mkdir(parents=True, exist_ok=True)
-            log = Path(cache) / "worker.log"
-            log.write_bytes(b"")
-            args = (package, mark, budget, folder.absolute())
-            pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
-    finally:
-        with contextlib.suppress(OSError):  # a disk that is full must not take the verdicts with it
-            if run.timings:
-                store.write_piece(timings_path, timings | run.timings)
+    with contextlib.ExitStack() as stack:
+        for name in sorted(checks):  # in one order: no two runs wait for each other
+            stack.enter_context(lock.held(run.pieces.home(name) / ".lock"))
+        tasks = run.plan(fresh)
+        key = {task: timings.get(_timed(budget, task), math.inf) for task in tasks}
+        run.clock = _Clock(dict(key), max(workers, 1))
+        tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
+        run.announce()
+        try:
+            if workers == 0:
+                while tasks:
+                    task = tasks.pop(0)
+                    tasks = run.on_done(pool.Done(task, execute(task, checks, budget, folder))) + tasks
+            elif tasks:
+                log = Path(cache) / "worker.log"
+                log.write_bytes(b"")
+                args = (package, mark, budget, folder.absolute())
+                pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
+        finally:
+            with contextlib.suppress(OSError):  # a disk that is full must not take the verdicts with it
+                if run.timings:
+                    store.write_piece(timings_path, timings | run.timings)
     return tuple(run.finished[name] for name in checks)
 
 

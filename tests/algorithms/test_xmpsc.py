@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,22 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(how, tmp_path):
 def test_the_same_seed_is_the_same_run_and_another_is_another(pendulum):
     assert rows(trained(learner())) == rows(pendulum)
     assert rows(trained(learner(seed=1))) != rows(pendulum)
+
+
+def test_copies_in_the_middle_of_an_episode_fly_on_without_each_other():
+    """Both drew from one stream of noise."""
+    one, alone = trained(learner()), trained(learner())
+    x = one.system.initial(1, torch.Generator().manual_seed(0))[0]
+    asked, policy = one.ask(x), alone.ask(x)
+    assert torch.equal(asked(x), policy(x))
+    flying = copy.deepcopy(one)._book.asked
+    for _ in range(3):
+        asked(x)
+        flying(x)
+        policy(x)
+    assert len(flying.proposed) == 4
+    for each in zip(asked.proposed, flying.proposed, policy.proposed, strict=True):
+        assert torch.equal(each[0], each[2]) and torch.equal(each[1], each[2])
 
 
 def test_a_gaussian_process_in_the_place_of_the_ensemble():

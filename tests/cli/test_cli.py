@@ -48,6 +48,8 @@ def toy(tmp_path, monkeypatch):
         (["verify", "--bogus"], "--bogus"),
         (["verify", "extra"], "extra"),
         (["verfy"], "'verfy'; did you mean verify"),
+        (["compare", "--tasks", "nope"], "invalid choice 'nope' for argument '--tasks'. Expected one of"),
+        (["compare", "--models"], "--models: expected at least one, got none"),
         (["zzz"], "expected one of the commands verify"),
     ],
 )

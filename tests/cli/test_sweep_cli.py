@@ -122,6 +122,8 @@ def test_a_wrong_file_is_one_line_and_nothing_is_done(home, text, expected):
         (["toy-sweep", "--grid", "rate=1", "--grid", "rate=2"], "--grid: expected each argument once"),
         (["toy-sweep", "--grid", "rate=1,1"], "expected cells that differ"),
         (["toy-sweep", "--seeds", "a"], "--seeds: expected numbers >= 0"),
+        (["toy-sweep", "--seeds", "9" * 20], f"--seeds: expected numbers below {2**62}"),
+        (["toy-sweep", "--seeds", "0-99999999999"], "ranges of at most 1000000, got 0-99999999999"),
         (["toy-sweep", "--seeds", "0-2", "1"], "--seeds: expected each once, got 1 twice"),
         (["toy-sweep", "--seeds", "0-2", "--seeds", "1"], "--seeds: expected each once, got 1 twice"),
         (["toy-sweep", "--workers", "0"], "--workers: expected a number >= 1, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from functools import cache
@@ -115,6 +116,34 @@ def test_a_policy_is_asked_again_until_it_is_used_and_not_after_its_last_step(na
     for wrong in (torch.full_like(x, torch.nan), torch.zeros(7), "x"):
         with pytest.raises(ValueError, match="policy"):
             again(wrong)
+
+
+@every_learner
+def test_copies_in_the_middle_of_an_episode_fly_on_without_each_other(name):
+    """They shared planner and shield: the one was told that f* is not in F_n, the other that it is guaranteed."""
+    one, alone = (LEARNERS[name]().learn(EPISODES - 1) for _ in range(2))
+    system, asked = one.system, one.ask()
+    states, inputs = [asked.start], []
+
+    def fly(policy, states, inputs, noise):
+        inputs.append(policy(states[-1]))
+        states.append(system.mean(states[-1], inputs[-1]) + noise)
+
+    noise = system.noise_std * (2 * torch.rand(3, system.horizon, system.nx, generator=stream(0)).double() - 1)
+    for t in range(2):
+        fly(asked, states, inputs, noise[0, t])
+    other = copy.deepcopy(one)
+    flights = [(one, asked, [*states], [*inputs], noise[1]), (other, other._book.asked, states, inputs, noise[2])]
+    for t in range(2, system.horizon):
+        for _, policy, *flown, w in flights:
+            fly(policy, *flown, w[t])
+    for learner, _, *flown, _ in flights:
+        learner.tell(*map(torch.stack, flown))
+    policy = alone.ask()
+    assert all(torch.equal(policy(x), u) for x, u in zip(states, inputs, strict=False))
+    alone.tell(torch.stack(states), torch.stack(inputs))
+    require_equal(other, alone)
+    assert one.falsified is None and one.logger.rows[-1]["unsound"] == alone.logger.rows[-1]["unsound"]
 
 
 @every_learner

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,11 @@ WRONG = {
     "path": (["--system", "nowhere"], "module:object"),
     "level": ([*COMMAND[1:], "--level", "2"], "--level: expected a probability"),
     "variance": ([*COMMAND[1:], "--variance", "2"], "--variance: expected with --lengthscale"),
+    "no variance": ([*COMMAND[1:], "--lengthscale", "1", "--variance", "0"], "variance > 0, got 0.0"),
+    "rows": ([*COMMAND[1:], "--rows", "90"], "--rows: expected with --system or --env"),
+    "seed": ([*COMMAND[1:], "--seed", "-1"], "integer seed >= 0, got -1"),
+    "seed of an environment": (["--env", "Pendulum-v1", "--seed", "-1"], "integer seed >= 0, got -1"),
+    "large seed": ([*COMMAND[1:], "--seed", "9" * 20], f"integer seed < {2**62}, got {'9' * 20}"),
 }
 
 
@@ -375,6 +381,22 @@ def test_wrong_usage_is_one_line(case, table, capsys):
     assert cli.main(["verify", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("env", "--env: expected"), ("plant", "a plant whose mean can be called")]
+)
+def test_what_a_plant_of_ones_own_raises_is_one_line(name, expected, table, capsys):
+    Path(f"raising_{name}.py").write_text(
+        "from gpsafe.systems import DoubleIntegrator\nfrom gpsafe.systems.envs import SystemEnv\n"
+        "class Broken(DoubleIntegrator):\n"
+        "    def mean(self, x, u):\n        raise RuntimeError('no simulator')\n"
+        "def plant():\n    return Broken()\n"
+        "def env():\n    return SystemEnv(plant())\n"
+    )
+    assert cli.main(["verify", "--system", f"raising_{name}:{name}"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(f"error: .*{expected}.*RuntimeError: no simulator.*\n", error)
 
 
 @pytest.mark.slow

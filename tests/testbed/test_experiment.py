@@ -72,6 +72,25 @@ def test_a_piece_keeps_unfinished_work_until_it_is_stored_and_other_code_does_no
     assert not again.scratch("a/b").exists()
 
 
+def test_unfinished_work_of_other_arguments_or_before_a_fresh_start_is_not_gone_on_with(toy, tmp_path):
+    begun: list[bool] = []
+
+    def run(arguments, seed, record):
+        half = record.scratch("k") / "half"
+        begun.append(half.exists())
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.touch()
+        raise KeyboardInterrupt
+
+    stopped, home = replace(toy, run=run), tmp_path / "0"
+    for episodes, options in ((3, {}), (3, {}), (3, {"fresh": True}), (4, {"fresh": True}), (5, {})):
+        if episodes == 5:
+            (home / "config.json").unlink()  # then nothing says whose work it is
+        with pytest.raises(KeyboardInterrupt):
+            run_seed(stopped, toy.arguments(episodes=episodes), 0, folder=home, about={}, **options)
+    assert begun == [False, True, False, False, False]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows, seeds(), st.sampled_from([torch.float64, torch.float32, torch.int64, torch.bool]))
 def test_a_piece_reads_back_as_it_was_returned(tmp_path, rows, seed, dtype):
@@ -355,6 +374,10 @@ def test_cells_of_a_table():
         (["run", "toy-growth", "--episodes", "many"], "--episodes.*many"),
         (["run", "toy-growth", "--workers", "0"], "--workers: expected a number >= 1, got 0"),
         (["run", "toy-growth", "--seeds", "0", "-1"], "-1"),
+        (
+            ["run", "toy-growth", "--seeds", "9" * 20],
+            f"--seeds: expected numbers >= 0 and below {2**62}, got {'9' * 20}",
+        ),
         (["run", "toy-growth", "--results", "file"], "--results: expected a path that can be written"),
         (["bench", "xmpsk"], "expected one of xmpsc, got 'xmpsk'"),
         (["report"], "expected the name of an experiment first"),

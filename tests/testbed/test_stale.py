@@ -220,6 +220,19 @@ def test_a_full_disk_is_the_reason_that_is_given(home, capsys):
     assert failed == [f"seed 0 failed: OSError: [Errno {errno.ENOSPC}] No space left on device: '{place}'"]
 
 
+def test_a_full_disk_stops_no_lock(tmp_path):
+    """Who holds it was refused twice: when it was written, and when the file was closed."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # no file can grow
+    try:
+        with lock.held(tmp_path / "lock"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
 @pytest.mark.parametrize(("task", "why"), [("x", "raised OSError: .*No space left"), ("unsendable", "raised .*pickle")])
 def test_whatever_a_task_raises_a_worker_goes_on_and_says_it(tmp_path, task, why):
     found: list[workers.Done] = []

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,28 @@ def test_a_killed_worker_loses_nothing_and_answers_do_not_depend_on_the_workers(
     inline = verify.verify(package_again, package=package, cache=tmp_path / "other", workers=0)
     inline = {result.check.name: result for result in inline}
     assert numbers(inline) == {name: kept for name, kept in numbers(results).items() if name in inline}
+
+
+def test_two_runs_at_once_in_one_cache_do_each_piece_once_and_say_the_same(toy, tmp_path):
+    """Each wrote pieces under the other's judgements, whose seals then broke: "was written and cannot be read"."""
+    drawn: list[tuple[int, bool]] = []
+
+    def draw(shard, budget, broken):
+        drawn.append((shard, broken))
+        time.sleep(0.02)
+        return {"hits": 400 * broken}
+
+    def weigh(samples, broken):
+        time.sleep(0.1)
+        return Evidence(1200, float(broken), Verdict(float(broken), float(broken), 0.1), {})
+
+    check = dataclasses.replace(next(iter(checks.discover(toy("holds")).values())), sample=draw, judge=weigh)
+    with ThreadPoolExecutor(2) as both:
+        options = {"package": toy("holds"), "cache": tmp_path / "cache", "workers": 0}
+        runs = [both.submit(verify.verify, {"holds": check}, **options) for _ in range(2)]
+        results = [one.result()[0] for one in runs]
+    assert [result.status for result in results] == [Status.HOLDS] * 2, [result.reason for result in results]
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 def test_longest_pieces_come_first_once_times_are_known(toy, tmp_path, monkeypatch):
