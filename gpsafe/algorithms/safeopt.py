@@ -21,6 +21,7 @@ from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
+from gpsafe.confidence.lineage import Lineage
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, inputs_at
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
@@ -77,6 +78,7 @@ class SafeOptStanding:
         rollouts: B (GoSafe).
         pinned: the class as it was.
         falsified: where an interval came out empty.
+        lineages: the models as they were made.
     """
 
     models: tuple[GP, ...]
@@ -86,6 +88,10 @@ class SafeOptStanding:
     rollouts: Rollouts
     pinned: Pinned
     falsified: Falsification | None = None
+    lineages: tuple[Lineage, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lineages", tuple(map(Lineage.of, self.models)))
 
 
 @short
@@ -197,6 +203,14 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         sets = self.rule.start(self.policies.num, self.initial_safe)
         pinned, none = pinned_policies(self.policies, self.system.initial_state), Rollouts.empty(self.system.nx)
         return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, none, pinned))
+
+    def _require_same_class(self, at: SafeOptStanding) -> None:
+        """Refuses models that were edited, too, where something is promised: that was said of what they were."""
+        ClassLearner._require_same_class(self, at)
+        for lineage in at.lineages if self.unsound is None else ():
+            edited = lineage.edited()
+            if edited is not None:
+                raise _require.fail(type(self).__name__, edited, "a model that was edited since")
 
     def _next(self, at: SafeOptStanding) -> SafeOptStanding:
         """Iteration n: sets from the newest posteriors, and whom to fly."""

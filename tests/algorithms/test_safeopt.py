@@ -109,6 +109,29 @@ def test_a_convex_program_that_nothing_satisfies_refutes_it_too():
     assert not bool((learner.standing.sets[-1].safe & ~learner.standing.sets[0].safe).any())
 
 
+def moved_kernel(model: GP) -> None:
+    for name, parameter in model.kernels[0].named_parameters():
+        if "outputscale" in name:
+            parameter.data.fill_(1e-6)
+
+
+def moved_targets(model: GP) -> None:
+    assert model.targets is not None
+    model.targets.fill_(5.0)
+
+
+@pytest.mark.parametrize("move", [moved_kernel, moved_targets])
+def test_models_that_were_edited_since_promise_nothing(move):
+    """Of an F_n nothing is answered then; here the next episode was "guaranteed"."""
+    learner, claimless = (safeopt().with_(bounds=b) for b in (safeopt().bounds, (Constant(value=2.0),) * 2))
+    for one in (learner, claimless):
+        one.learn(2)
+        move(one.standing.models[1])
+    with pytest.raises(ValueError, match=r"SafeOpt: expected .*(kernels|observations)"):
+        learner.ask()
+    claimless.learn(1)  # it promises nothing anyway
+
+
 def test_parts_that_do_not_fit_are_refused():
     given = safeopt()
     for change in (
