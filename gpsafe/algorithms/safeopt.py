@@ -21,11 +21,13 @@ from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
+from gpsafe.confidence.lineage import Lineage
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.sets import Box
+from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import HalfspaceCost, System
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -76,6 +78,7 @@ class SafeOptStanding:
         rollouts: B (GoSafe).
         pinned: the class as it was.
         falsified: where an interval came out empty.
+        lineages: the models as they were made.
     """
 
     models: tuple[GP, ...]
@@ -85,6 +88,10 @@ class SafeOptStanding:
     rollouts: Rollouts
     pinned: Pinned
     falsified: Falsification | None = None
+    lineages: tuple[Lineage, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lineages", tuple(map(Lineage.of, self.models)))
 
 
 @short
@@ -198,12 +205,20 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         pinned, none = pinned_policies(self.policies, self.system.initial_state), Rollouts.empty(self.system.nx)
         return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, none, pinned))
 
+    def _require_same_class(self, at: SafeOptStanding) -> None:
+        """Refuses models that were edited, too, where something is promised: that was said of what they were."""
+        ClassLearner._require_same_class(self, at)
+        for lineage in at.lineages if self.unsound is None else ():
+            edited = lineage.edited()
+            if edited is not None:
+                raise _require.fail(type(self).__name__, edited, "a model that was edited since")
+
     def _next(self, at: SafeOptStanding) -> SafeOptStanding:
         """Iteration n: sets from the newest posteriors, and whom to fly."""
         beliefs = Beliefs.of(at.models, self.bounds, self.points, covariance=self.rule.needs_covariance)
         distance = None if self.rule.lipschitz is None else _distances(self.points)
         sets = self.rule.step(at.sets[-1], beliefs, distance)
-        return self._chosen(replace(at, sets=(*at.sets, sets), falsified=_empty(sets, self.points)))
+        return self._chosen(replace(at, sets=(*at.sets, sets), falsified=_empty(sets, beliefs, self.points)))
 
     def _chosen(self, at: SafeOptStanding) -> SafeOptStanding:
         return replace(at, chosen=(self._widest(at.sets[-1]), "local"))
@@ -364,11 +379,16 @@ def _distances(points: Tensor) -> Tensor:
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") * (1 + 1e-12)
 
 
-def _empty(sets: SafeOptSets, points: Tensor) -> Falsification | None:
-    """The point where an interval is the emptiest, if one is: an assumption is false."""
-    gap = (sets.lower - sets.upper).nan_to_num(nan=-torch.inf)
+def _empty(sets: SafeOptSets, beliefs: Beliefs, points: Tensor) -> Falsification | None:
+    """The point where an interval is the emptiest, if one is: C_n, or that of a bound which came out inverted, as a convex
+    program's does that no function satisfies. An assumption is false.
+    """
+    told = beliefs.mean - beliefs.half, beliefs.mean + beliefs.half
+    known = (beliefs.mean.abs() <= HUGE) & (beliefs.half.abs() <= HUGE)
+    lower = torch.stack([sets.lower, torch.where(known, told[0], -torch.inf)])
+    upper = torch.stack([sets.upper, torch.where(known, told[1], torch.inf)])
+    gap = (lower - upper).nan_to_num(nan=-torch.inf)
     if not bool((gap > 1e-9).any()):
         return None
-    row, output = divmod(int(gap.argmax()), gap.shape[1])
-    ends = float(sets.lower[row, output]), float(sets.upper[row, output])
-    return Falsification(tuple(points[row].tolist()), output, *ends)
+    at = torch.unravel_index(gap.argmax(), gap.shape)
+    return Falsification(tuple(points[at[1]].tolist()), int(at[2]), float(lower[at]), float(upper[at]))

@@ -107,9 +107,11 @@ def windowed(
     lower, upper = torch.minimum(lower, dp.initial_state), torch.maximum(upper, dp.initial_state)
     extra = pad * (upper - lower) + margin * size
     cells = torch.tensor(grid.cells)
-    first = ((lower - extra - grid.box.lower) / size / step).floor().long() * step
-    last = ((upper + extra - grid.box.lower) / size / step).floor().long() * step + step - 1
-    first = torch.minimum(first.clamp_min(0), cells - 1)
+    blocks = (cells - 1) // step
+    # Bounded before they are whole numbers, which 10¹⁹ cells overflow; a box that is no number is all of the grid.
+    first, last = ((end - grid.box.lower) / size / step for end in (lower - extra, upper + extra))
+    first = torch.minimum(first.floor().nan_to_num(nan=0.0).clamp_min(0.0), blocks).long() * step
+    last = torch.minimum(last.floor().nan_to_num(nan=torch.inf).clamp_min(0.0), blocks).long() * step + step - 1
     last = torch.maximum(torch.minimum(last, cells - 1), first)
     rows, group = torch.unique(torch.cat([first, last], -1), dim=0, return_inverse=True)
     nx = len(grid.cells)

@@ -170,6 +170,27 @@ class Periodic:
         phase = (x.unsqueeze(-2) - z.unsqueeze(-3)) * (math.pi / period)
         return torch.exp(-2 * (phase.sin().square() / lengthscale).sum(-1))
 
+    @property
+    def share(self) -> float:
+        """By how much more a value may err than one of a closed form: the phase errs by 20u, κ by 2/ℓ of that per dimension."""
+        return 2 * max(1.0, 2 / float(self.lengthscale.min()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RationalQuadratic:
+    """k(z, z′) = (1 + r²/2α)^(−α) with r = ‖(z − z′)/lengthscale‖ over the active dimensions of `radial`."""
+
+    alpha: float
+    radial: Stationary
+    share: float = 1.0  # r² errs relatively, and |r² ∂κ/∂(r²)| ≤ 1/e, as |κ ln κ| is
+
+    def gram(self, x: Tensor, z: Tensor) -> Tensor:
+        """(*b, n, d), (*b, m, d) → (*b, n, m), from true differences (see the module)."""
+        return torch.exp(-self.alpha * torch.log1p(self.radial.squared_distances(x, z) / (2 * self.alpha)))
+
+
+Evaluated = Periodic | RationalQuadratic
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClosedForm:

@@ -3,8 +3,8 @@
 A kernel is always a `gpytorch.kernels.Kernel`; this module builds the usual ones, freezes them, evaluates
 sums of (scaled, ARD, restricted) RBF, Matérn and linear kernels directly in float64, and gives the kernel
 metric d_k(z, z′)² = k(z, z) + k(z′, z′) − 2 k(z, z′), the Lipschitz modulus of the unit ball of the RKHS, and
-sup k(z, z) over boxes, which caps it. Products and periodic kernels are evaluated here too, every other kernel by ``gpytorch``
-itself; they have no such suprema.
+sup k(z, z) over boxes, which caps it. Products, periodic and rational quadratic kernels are evaluated here too, every other
+kernel by ``gpytorch`` itself; they have no such suprema.
 
 **Parameters are what was asked.** ``gpytorch`` keeps a parameter behind a softplus and takes a Python float through
 float32 (0.7 becomes 0.69999998808, and 21 becomes 21 − 8e-10 even in float64). The builders here store float64
@@ -26,7 +26,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.rkhs._forms import ClosedForm, Linear, Periodic, Stationary
+from gpsafe.rkhs._forms import ClosedForm, Evaluated, Linear, Periodic, RationalQuadratic, Stationary
 
 _EPS = torch.finfo(torch.float64).eps
 MAX_SPREAD = 64.0  # squared scaled radius of the data up to which the fast path takes distances from a matrix product
@@ -266,14 +266,15 @@ def cross(kernel: Kernel | Stationary | ClosedForm, x: Tensor, z: Tensor) -> Ten
 
 
 def _gram(kernel: Kernel, x: Tensor, z: Tensor) -> Tensor:
-    """Of sums, products and multiples of closed forms and periodic kernels, from true differences; of others by gpytorch."""
+    """Of sums, products and multiples of closed forms, periodic and rational quadratic kernels, from true differences; of
+    others by gpytorch."""
     form = closed_form(kernel)
     if form is not None:
         return form.gram(x, z)
     parts = _composed(kernel)
     if parts is None:
         return cast(Tensor, kernel(x, z).to_dense())
-    if isinstance(parts, Periodic):
+    if isinstance(parts, Evaluated):
         return parts.gram(x, z)
     if isinstance(kernel, gpytorch.kernels.ScaleKernel):
         return float(kernel.outputscale.detach()) * _gram(parts[0], x, z)
@@ -284,13 +285,17 @@ def _gram(kernel: Kernel, x: Tensor, z: Tensor) -> Tensor:
     return functools.reduce(operator.mul if isinstance(kernel, gpytorch.kernels.ProductKernel) else operator.add, grams)
 
 
-def _composed(kernel: Kernel) -> tuple[Kernel, ...] | Periodic | None:
+def _composed(kernel: Kernel) -> tuple[Kernel, ...] | Evaluated | None:
     """What a kernel without a closed form is a multiple, a sum or a product of; None if it is something else."""
     if kernel.batch_shape.numel() != 1:
         return None
+    dims = cast(Tensor | None, kernel.active_dims)
     if type(kernel) is gpytorch.kernels.PeriodicKernel:
         period, scale = (v.detach().reshape(-1).double() for v in (kernel.period_length, kernel.lengthscale))
-        return Periodic(period, scale, cast(Tensor | None, kernel.active_dims))
+        return Periodic(period, scale, dims)
+    if type(kernel) is gpytorch.kernels.RQKernel:
+        radial = Stationary(math.inf, kernel.lengthscale.detach().reshape(-1).double(), 1.0, dims)
+        return RationalQuadratic(float(kernel.alpha.detach()), radial)
     if type(kernel) is gpytorch.kernels.ScaleKernel:
         return (cast(Kernel, kernel.base_kernel),)
     if type(kernel) in (gpytorch.kernels.AdditiveKernel, gpytorch.kernels.ProductKernel):
@@ -383,17 +388,16 @@ def entry_error(kernel: Kernel | ClosedForm, points: Tensor, *, product: bool = 
 def _foreign_error(kernel: Kernel, dim: int, largest: Tensor) -> Tensor:
     """`entry_error` of kernels without a closed form, for inputs up to `largest` (*b,): (*b,).
 
-    Of products the parts' errors add up, of sums the largest holds. A periodic kernel takes differences of exact remainders,
-    below two periods: the phase errs by 20u, κ by 2/ℓ of that for each dimension. What gpytorch evaluates (rational quadratic,
-    say) takes distances from matrix products of scaled inputs that are not centred: r² errs by some u(d + 4)(‖a‖² + ‖b‖²), for
-    z up to twice as far from 0 as `largest`, and κ has slope ≤ 1 in it.
+    Of products the parts' errors add up, of sums the largest holds. What gpytorch evaluates by a length-scale, of which nothing
+    is believed (`rounding_known`), takes distances from matrix products of scaled inputs: r² errs by some
+    u(d + 4)(‖a‖² + ‖b‖²), for z up to twice as far from 0 as `largest`, and κ has slope ≤ 1 in it.
     """
     unit = torch.full_like(largest, 8 * _EPS * (dim + 4))
     if closed_form(kernel) is not None:
         return unit
     parts = _composed(kernel)
-    if isinstance(parts, Periodic):
-        return 2 * unit * max(1.0, 2 / float(parts.lengthscale.min()))
+    if isinstance(parts, Evaluated):
+        return parts.share * unit
     if parts is not None:
         errors = torch.stack([_foreign_error(part, dim, largest) for part in parts])
         return unit + (errors.sum(0) if isinstance(kernel, gpytorch.kernels.ProductKernel) else errors.amax(0))
@@ -408,7 +412,7 @@ def rounding_known(kernel: Kernel) -> bool:
         return True
     parts = _composed(kernel)
     if parts is not None:
-        return isinstance(parts, Periodic) or all(map(rounding_known, parts))
+        return isinstance(parts, Evaluated) or all(map(rounding_known, parts))
     if type(kernel) is gpytorch.kernels.PolynomialKernel:
         return int(kernel.power) <= 16
-    return type(kernel) in (gpytorch.kernels.RQKernel, gpytorch.kernels.ConstantKernel)
+    return type(kernel) is gpytorch.kernels.ConstantKernel

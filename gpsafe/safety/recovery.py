@@ -9,11 +9,11 @@ Let c be the indicator of a violation, V̄ and Q̄ the certified cost-to-go of t
 input u_t passes if Q̄_t(x_t, u_t) ≤ ε and the mass M_t + Q̄_t(x_t, u_t) ≤ η, M_0 = V̄_0(x_0), M the sum of all that has
 passed; else π(x_t) is applied.
 
-**Theorem.** Let f* ∈ F_n. Then P(no violation in the episode) ≥ 1 − max(V̄_0(x_0), min(η, V̄_0(x_0) + Tε)), whatever the
-learner proposes. *Proof.* Charge a violation at s to the last t < s at which an input passed, or to the start. From t on the
-state moves as under u_t and then π, until the next input passes; costs are not negative, so what is charged to t is at most
-Q̄_t(x_t, u_t) in expectation given x_0 … x_t, and V̄_0(x_0) to the start. So E Σ c ≤ V̄_0(x_0) + E Σ Q̄_t over the passed
-inputs, which is at most M_T and at most V̄_0 + Tε. P(violation) ≤ E Σ c. ∎
+**Theorem** (theory §3.10, `recovery-mass`). Let f* ∈ F_n. Then P(no violation at x_0 … x_{T−1}) ≥ 1 − max(V̄_0(x_0), min(η,
+V̄_0(x_0) + Tε)), whatever the learner proposes. *Proof.* Charge a violation at s to the last t < s at which an input passed, or
+to the start. From t on the state moves as under u_t and then π, until the next input passes; costs are not negative, so what
+is charged to t is at most Q̄_t(x_t, u_t) in expectation given x_0 … x_t, and V̄_0(x_0) to the start. So E Σ c ≤ V̄_0(x_0) + E Σ
+Q̄_t over the passed inputs, which is at most M_T and at most V̄_0 + Tε. P(violation) ≤ E Σ c. ∎
 
 With probability 1 − δ of f* ∈ F_n this is 1 − δ − that mass. The rule with ε alone (η = ∞), as shields have it, pays ε *again
 and again*: T·ε, not ε. `gpsafe.safety.BudgetFilter` charges Q̄ − V̄ instead of Q̄, and is never the stricter of the two.

@@ -53,7 +53,8 @@ def sampled_count(norm: float, small_ball: float, failure: float) -> float:
     _require.probability(where, "small_ball", small_ball)
     _require.probability(where, "failure", failure)
     chance = math.exp(-0.5 * norm**2) * small_ball
-    return math.inf if chance == 0.0 else math.ceil(math.log(failure) / math.log1p(-chance))
+    count = math.inf if chance == 0.0 else math.log(failure) / math.log1p(-chance)
+    return count if math.isinf(count) else math.ceil(count)
 
 
 @short

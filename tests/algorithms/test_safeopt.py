@@ -11,7 +11,7 @@ from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
 from gpsafe.algorithms.safeopt import _same
 from gpsafe.assumptions import Assumption
-from gpsafe.confidence import Constant
+from gpsafe.confidence import Constant, ConvexProgram
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies
@@ -97,6 +97,41 @@ def test_an_empty_interval_refutes_it():
     learner = safeopt().with_(bounds=(Constant(value=1e-3), Constant(value=1e-3)))
     learner.learn(8)
     assert learner.falsified is not None and learner.told < 8
+
+
+def test_a_convex_program_that_nothing_satisfies_refutes_it_too():
+    """Its interval comes out inverted. As a belief that is none it was all of ℝ: episodes went on, and were guaranteed."""
+    learner = safeopt().with_(
+        bounds=tuple(ConvexProgram(rkhs_norm=1e-3, subgaussian=s, delta=0.05) for s in (0.3, 10.0))
+    )
+    assert learner.unsound is None
+    learner.learn(8)
+    low, high = learner.bounds[0].interval(learner.standing.models[0], learner.points)
+    assert bool((low > high).all()) and "F_n is empty" in str(learner.falsified) and learner.told < 8
+    assert not bool((learner.standing.sets[-1].safe & ~learner.standing.sets[0].safe).any())
+
+
+def moved_kernel(model: GP) -> None:
+    for name, parameter in model.kernels[0].named_parameters():
+        if "outputscale" in name:
+            parameter.data.fill_(1e-6)
+
+
+def moved_targets(model: GP) -> None:
+    assert model.targets is not None
+    model.targets.fill_(5.0)
+
+
+@pytest.mark.parametrize("move", [moved_kernel, moved_targets])
+def test_models_that_were_edited_since_promise_nothing(move):
+    """Of an F_n nothing is answered then; here the next episode was "guaranteed"."""
+    learner, claimless = (safeopt().with_(bounds=b) for b in (safeopt().bounds, (Constant(value=2.0),) * 2))
+    for one in (learner, claimless):
+        one.learn(2)
+        move(one.standing.models[1])
+    with pytest.raises(ValueError, match=r"SafeOpt: expected .*(kernels|observations)"):
+        learner.ask()
+    claimless.learn(1)  # it promises nothing anyway
 
 
 def test_parts_that_do_not_fit_are_refused():

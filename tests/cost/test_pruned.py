@@ -15,6 +15,7 @@ from gpsafe.cost.grid import Grid
 from gpsafe.cost.pruned import PrunedSession, probe, windowed
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
+from gpsafe.policies import AffinePolicies
 from gpsafe.sets import Box
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
@@ -65,6 +66,26 @@ def test_windows_contain_their_boxes_and_partition_the_policies(seed):
         box = program_on_window.grid.box
         assert bool((box.lower <= low[index] + 1e-12).all() and (box.upper >= high[index] - 1e-12).all())
         assert bool(box.contains(dp.initial_state))
+
+
+@pytest.mark.parametrize("far", [1e18, 1e25, 1e300, float("inf"), float("nan")])
+def test_paths_that_leave_every_grid_get_the_whole_side_of_it(far):
+    """Cells beyond 2⁶³ came out negative as whole numbers: no window held x₀, and one such policy ended the session."""
+    dp = program(reference_1d())
+    low, high = torch.tensor([[-far], [-0.5], [-far]]), torch.tensor([[-0.4], [far], [far]])
+    found = {int(i): part.grid.box for part, index in windowed(dp, low.double(), high.double()) for i in index}
+    assert len(found) == 3 and all(bool(box.contains(dp.initial_state)) for box in found.values())
+    assert all(float(found[i].lower) == float(dp.grid.box.lower) for i in (0, 2))
+    assert all(float(found[i].upper) == float(dp.grid.box.upper) for i in (1, 2))
+
+
+def test_a_policy_that_diverges_leaves_the_others_their_bounds(case):
+    gain, wide = torch.tensor([[[0.0]], [[1e200]]], dtype=torch.float64), Box([-1e300], [1e300])
+    wild = AffinePolicies(torch.tensor([[0.0], [1.0]]).double(), gain, wide)
+    wild_session = dataclasses.replace(session(case), policies=wild)
+    upper = wild_session.upper(torch.arange(2))
+    assert torch.isfinite(upper).all()
+    assert bool((upper >= wild_session.dp.evaluate(case.confidence, wild).upper - 1e-9).all())
 
 
 @dear()

@@ -70,6 +70,7 @@ def test_the_ball_asks_for_numbers_that_nobody_draws():
     assert sampled_count(0.0, 0.5, 0.5) == 1 and sampled_count(0.0, 0.5, 0.1) == 4  # 2⁻⁴ < 0.1 < 2⁻³
     assert 5e6 < sampled_count(4.5, 0.01, 0.1) < 6e6
     assert sampled_count(100.0, 0.01, 0.1) == math.inf
+    assert sampled_count(38.0, 0.01, 0.1) == math.inf  # of a chance of 10⁻³¹⁶, whose inverse is no float
     with pytest.raises(ValueError, match="small_ball"):
         sampled_count(1.0, 0.0, 0.1)
 
