@@ -57,8 +57,8 @@ class ConfidenceSet:
 
     bound: ConfidenceBound
     generations: tuple[GP, ...] = ()
-    _lineage: Lineage | None = field(default=None, init=False, repr=False)
-    _numbers: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
+    _lineage: Lineage | None = field(default=None, init=False)
+    _numbers: tuple[Tensor, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         if hasattr(self.generations, "posterior"):

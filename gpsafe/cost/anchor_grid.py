@@ -39,7 +39,7 @@ class AnchorGrid:
     local: LocalAffine | None = None
     generations: int = 0
     source: ConfidenceSet | None = None
-    _axes: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False, repr=False)  # start, step, last index, stride
+    _axes: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False)  # start, step, last index, stride
 
     def __post_init__(self) -> None:
         counts = torch.tensor(self.counts, dtype=torch.float64, device=self.box.lower.device)

@@ -1,6 +1,7 @@
 """The convex-program bound, number by number: its dual with every margin, its emptiness, and one observation in closed form."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -230,6 +231,11 @@ def test_programs_and_betas_are_those_of_their_output():
         assert float(bound.beta(model)[j]) == pytest.approx(
             math.sqrt((radius_sq + lam * norm**2 - fit) / lam), rel=1e-9
         )
+        for ratio in (0.1, 3.0):
+            eta = ratio * lam
+            fit = eta * float(y @ torch.linalg.solve(K + eta * torch.eye(3).double(), y))
+            exact = math.sqrt((radius_sq + eta * norm**2 - fit) / eta)
+            assert float(bound.beta_at(model, ratio)[j]) == pytest.approx(exact, rel=1e-9)
         plain = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
         matrix = torch.eye(3).double() + K / lam
         radius_sq = float(y @ torch.linalg.solve(matrix, y)) + noise**2 * (
@@ -300,3 +306,41 @@ def test_the_proposed_ratio_of_multipliers_is_infinite_where_the_fit_costs_nothi
     one._fit, one._size = SimpleNamespace(dual_value=fit), SimpleNamespace(dual_value=size)  # type: ignore[assignment]
     one.problem = SimpleNamespace(value=5.0, solve=lambda **_: None)  # type: ignore[assignment]
     assert one.optimum(torch.zeros(2).double(), torch.tensor(1.0), -1.0) == (-5.0, eta)
+
+
+def test_the_table_is_read_at_its_multiples_of_lambda():
+    """The best of the dual at η = 4^{−3} … 4^7 times λ, within the ball: wider than the search, and not by its formula."""
+    model, z = model_of(), tensor([[0.2, 0.0], [3.0, 0.0], [0.9, 0.1]])
+    bound = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1, scale=0.7, method="table")
+    low, high = bound.interval(model, z)
+    for j, lam in enumerate((0.04, 0.09)):
+        p = bound.program(model, j, z)
+        for q in range(3):
+            best = float(bound.prior_width(model, z)[q, j])
+            ends = [by_hand(p, lam * 4.0**k, q) for k in range(-3, 8)]
+            assert float(high[q, j]) == pytest.approx(min(best, *(m + h for m, h in ends)), rel=1e-9)
+            assert float(low[q, j]) == pytest.approx(max(-best, *(m - h for m, h in ends)), rel=1e-9)
+    searched = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1, scale=0.7).interval(model, z)
+    assert bool((searched[1] < high - 1e-6).any()) and bool((searched[1] <= high + 1e-12).all())
+
+
+def test_what_is_computed_anyway_is_what_a_model_in_theory_mode_gets():
+    model, z = model_of(), tensor([[0.2, 0.0], [3.0, 0.0]])
+    bound = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
+    loose = replace(model, mode="practical")
+    with pytest.raises(ValueError, match="unchecked=True"):
+        bound.interval(loose, z)
+    for found, exact in zip(replace(bound, unchecked=True).interval(loose, z), bound.interval(model, z), strict=True):
+        assert torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("norm", [1e-4, 1.7, 1e4])
+def test_the_gap_may_have_moved_by_a_share_of_all_its_terms(norm):
+    """s(η) = R² + ηB² − fit: by 1e-13 of the three together, and by the error of the matrix in the fit."""
+    p, eta = program(*PLAIN[:-1], norm), 0.3
+    fit = eta * sum(t * t / (v + eta) for t, v in zip(PLAIN[1], PLAIN[0], strict=True))
+    room, error = 1.3 + eta * norm**2, 2 * UNIT * 2.0
+    gap = p.gap(tensor([eta]))
+    assert float(gap.value[0]) == pytest.approx(room - fit, rel=1e-13)
+    assert float(gap.size[0]) == pytest.approx(room + fit, rel=1e-13)
+    assert float(gap.error[0]) == pytest.approx(1e-13 * (room + fit) + error / (eta - error) * fit, rel=1e-9)

@@ -186,6 +186,24 @@ def test_what_is_a_prefix():
     assert not is_prefix(prior.condition_on(*observed(5), noise_scale=scale[:5]), new)
 
 
+@pytest.mark.parametrize(
+    ("noise", "fits"), [((9.0, 0.2, 0.1), True), ((0.0, 0.3, 0.1), False), ((0.0, 0.1, 0.2), False)]
+)
+def test_the_noise_of_the_learned_states_is_held_against_that_of_the_bound(noise, fits):
+    """R = (0.1, 0.2) of outputs (2, 1): the noise of the first state is its own affair."""
+    bound = Mixture(rkhs_norm=1.0, subgaussian=(0.1, 0.2), delta=0.1)
+    model = GP.create(
+        [kernels.rbf([1.0] * 3)] * 2, 0.04, nx=3, nu=0, noise_std=0.1, outputs=(2, 1), prior=lambda x, u: 0.0 * x
+    )
+    sound, claimless = ConfidenceSet(bound).update(model), ConfidenceSet(replace(bound, unchecked=True)).update(model)
+    claimless.check_noise("test", tensor(noise))
+    if fits:
+        sound.check_noise("test", tensor(noise))
+    else:
+        with pytest.raises(ValueError, match="test: expected subgaussian R >= the task's noise"):
+            sound.check_noise("test", tensor(noise))
+
+
 def test_a_bound_that_is_unchecked_claims_nothing():
     assert not ConfidenceSet(BOUND).sound and ConfidenceSet(replace(BOUND, unchecked=False)).sound
     with pytest.raises(ValueError, match="at least one model"):

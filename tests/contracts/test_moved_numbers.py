@@ -223,8 +223,10 @@ def test_a_linear_plant_that_was_edited_says_so():
     for edit in (lambda t: t.plant.A, lambda t: t.plant.B, lambda t: t.plant.c, lambda t: t.half_axes):
         tube = LinearTube(AffineKnown(lent.ONE, lent.ONE, number(1.0)), number(0.1))
         assert tube.edited is None
+        published = LinearTube(tube.plant, tube.half_axes, "paper")
         edit(tube).mul_(3.0)
         assert "the plant and half-axes" in str(tube.edited)
+        assert published.edited is None  # which claims nothing
 
 
 def lost(problem, x0, learned, warm):

@@ -201,6 +201,12 @@ def test_a_session_explores_along_the_centres_and_looks_at_its_data():
         z = torch.cat([x, stage.policies(x)], -1)[:, 0]
         exact += F.model.posterior(z)[1].norm(dim=-1) * ~stage.lost
     torch.testing.assert_close(session.exploration(index), exact)
+    short = replace(bound, limit=1e-6)  # given up after the first step: what comes later does not count
+    x = case.system.initial_state.expand(2, 1, 2)
+    z = torch.cat([x, policies.select(index)(x)], -1)
+    first = F.model.posterior(z[:, 0])[1].norm(dim=-1)
+    torch.testing.assert_close(short.session(F, policies).exploration(index), first)
+    assert bool((first < 0.9 * exact).all())
     assert session.falsified() is None and session.task is bound.task
     empty = type(F)(F.bound).update(make_case("pendulum", ()).confidence.model)
     assert bound.session(empty, policies).falsified() is None
