@@ -55,8 +55,7 @@ class AnchorGrid:
         width = box.upper - box.lower
         if spacing.shape != width.shape or not bool((spacing > 0).all()):
             raise _require.fail("AnchorGrid", f"a positive spacing of shape ({box.dim},)", spacing.tolist())
-        counts = torch.where(torch.isfinite(spacing), (width / spacing).ceil() + 1, torch.ones_like(width))
-        return AnchorGrid(box, tuple(int(count) for count in counts))
+        return AnchorGrid(box, tuple(int(count) for count in (width / spacing).ceil() + 1))
 
     @property
     def anchors(self) -> Tensor:

@@ -144,7 +144,7 @@ def _saturated(lower: Array, upper: Array, region: Box) -> list[Jet]:
 
     value = outward(level(lower), level(upper), 64 * np.finfo(float).eps)
     inside = (lower >= low) & (upper <= high)
-    far = np.maximum(np.maximum(upper - high, low - lower), 0.0) / width
+    far = np.maximum(upper - high, low - lower) / width
     with np.errstate(over="ignore"):
         least = np.where(inside, 1.0, np.cosh(far) ** -2 * (1 - 1e-12))
     bend = STEEPEST / width

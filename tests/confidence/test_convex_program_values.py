@@ -344,3 +344,28 @@ def test_the_gap_may_have_moved_by_a_share_of_all_its_terms(norm):
     assert float(gap.value[0]) == pytest.approx(room - fit, rel=1e-13)
     assert float(gap.size[0]) == pytest.approx(room + fit, rel=1e-13)
     assert float(gap.error[0]) == pytest.approx(1e-13 * (room + fit) + error / (eta - error) * fit, rel=1e-9)
+
+
+def test_the_neighbours_of_a_proposal_are_tried_too():
+    """A proposal 1 % beside the best multiplier is as good as that itself; λ is far from both."""
+    z = tensor([[0.2, 0.0], [0.6, 0.0], [1.4, 0.0]])
+    one = ConvexProgram(rkhs_norm=9.0, subgaussian=0.2, delta=0.1, scale=0.7).program(model_of(), 0, z)
+    upper, lower, *best = one.solve()
+    for factor in (0.99, 1.01):
+        found = bound_at(one, (best[0] / factor, best[1] / factor), 1e6)
+        beside = one.dual(best[0] / factor)[0], one.dual(best[1] / factor)[1]
+        assert bool((found[0] <= upper + 1e-10).all()) and bool((found[1] >= lower - 1e-10).all())
+        assert bool((found[0] < beside[0] - 1e-9).any()) and bool((found[1] > beside[1] + 1e-9).any())
+    assert bool((upper < one.ceiling).all()) and bool((lower > -one.ceiling).all())
+
+
+def test_the_radius_is_rounded_outwards_by_what_the_largest_eigenvalue_blurs():
+    """Eigenvalues 1e13, 1, 0 for c = R² = 1: 1/(1 + r) and ln(1 + r) are known to a share 2·1e13·2^−52 of 1 and 1/(1 + r)."""
+    values, targets, log = [0.0, 1.0, 1e13], [0.5, -2.0, 3e6], 0.75
+    found = float(
+        Spectrum(tensor(values), torch.eye(3).double(), tensor(targets)).radius_sq(tensor(1.0), tensor(1.0), log)
+    )
+    fit = sum(t * t / (1 + v) for t, v in zip(targets, values, strict=True))
+    exact = fit + sum(math.log1p(v) for v in values) + 2 * log
+    share = 2 * 1e13 * UNIT
+    assert found - exact == pytest.approx(2 * share * (fit + sum(1 / (1 + v) for v in values)), rel=1e-6)

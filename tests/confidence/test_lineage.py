@@ -337,6 +337,23 @@ def test_equal_functions_are_the_same_known_part_and_others_are_not():
     refused(confidence, empty(prior=make(0.25)).condition(rows(0, 3)), "the same known part")
 
 
+def test_a_method_is_that_of_its_object():
+    class Plant:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def step(self, x, u):
+            return self.factor * x
+
+    @dataclass
+    class Stated(Plant):
+        factor: float
+
+    one, other = Stated(0.5), Stated(0.25)
+    assert provably_equal(one.step, one.step) and provably_equal(one.step, Stated(0.5).step)
+    assert not provably_equal(one.step, other.step) and not provably_equal(one.step, Plant(0.5).step)
+
+
 def test_a_known_part_that_is_not_defined_everywhere_is_no_obstacle():
     def prior(x, u):
         if bool((x < 10).any()):

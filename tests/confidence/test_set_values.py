@@ -31,6 +31,9 @@ class Stated:
     def prior_width(self, model, z: Tensor) -> Tensor:
         return tensor([4.0, 2.0]).expand(*z.shape[:-1], 2)
 
+    def covers(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.ones(lower.shape[:-1], dtype=torch.bool)
+
     def interval(self, model, z: Tensor) -> tuple[Tensor, Tensor]:
         index = z[..., 0].long()
         return model[0][index], model[1][index]
@@ -223,3 +226,25 @@ def test_states_without_a_process_are_named_and_shared_data_are_read_once(monkey
 
     monkeypatch.setattr(ConfidenceBound, "interval", refuse)  # generations of one data set come from one pass
     assert torch.equal(F.bounds(z)[0], expected[0]) and torch.equal(F.bounds(z)[1], expected[1])
+
+
+def test_an_excess_in_a_batch_is_told_with_its_own_point():
+    """Points (2, 3, d), two outputs: the largest excess is that of the last point but one, in the first output."""
+    z = torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 0.0]]).double().unsqueeze(-1)
+    f = torch.zeros(2, 3, 2).double()
+    f[1, 1, 0] = 50.0
+    found = stated(FIRST).contains(lambda z: f, z)
+    assert found.lower == pytest.approx(50.0 - 4.0) and found.witness == "z = [2.0]"
+    f[1, 1, 0], f[0, 0, 1] = 0.0, -60.0
+    assert stated(FIRST).contains(lambda z: f, z).witness == "z = [0.0]"
+
+
+@pytest.mark.parametrize(
+    ("crossing", "tol", "empty"), [(0.9e-9, None, False), (1.1e-9, None, True), (0.1, 0.2, False), (0.3, 0.2, True)]
+)
+def test_ends_that_cross_by_rounding_leave_a_set(crossing, tol, empty):
+    one = (torch.full((3, 2), 0.0).double(), torch.ones(3, 2).double())
+    one[0][1, 0], one[1][1, 0] = 0.5 + crossing, 0.5
+    options = {} if tol is None else {"tol": tol}
+    assert stated(one).empty(POINTS, **options).tolist() == [False, empty, False]
+    assert (stated(one).falsified(POINTS, **options) is not None) == empty

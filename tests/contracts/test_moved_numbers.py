@@ -250,6 +250,27 @@ def test_a_filter_whose_model_moved_backs_nothing():
     assert after.falsified == decision.falsified
 
 
+class Slotted:
+    """Two states and one input; its number is in a slot, where nobody looks: only what it gives can tell."""
+
+    __slots__ = ("rate",)
+    hessian_bound = torch.zeros(2, 3, 3, dtype=torch.float64)
+
+    def __init__(self) -> None:
+        self.rate = 0.5
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.rate * x + torch.cat([u, 0 * u], dim=-1)
+
+
+def test_a_known_tube_asks_its_known_part_at_states_and_inputs_of_its_sizes():
+    known = Slotted()
+    tube = KnownTube(known, number(0.0))
+    assert tube.edited is None
+    known.rate = 0.6
+    assert "the known part" in str(tube.edited)
+
+
 def test_a_tube_of_a_process_whose_known_part_moved_says_so():
     known = Moving()
     tube = GPTube(lent.learned(known), 3, 0.1)

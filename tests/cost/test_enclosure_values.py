@@ -168,6 +168,11 @@ def test_generations_are_intersected_once_each():
     assert torch.equal(found[1], torch.minimum(mixed[1], alone.inner[1]))
     narrow = replace(early, low=early.low.clamp_min(0.0), high=early.high.clamp_max(1e-3)).refine(whole)
     assert bool((narrow.low >= 0).all()) and bool((narrow.high <= 1e-3).all())
+    cut = replace(late, cap=0.1 * late.high.amax() * torch.ones_like(late.cap))
+    for one in (late, cut):
+        (low, high), ends = one.middle(), (torch.maximum(one.low, -one.cap), torch.minimum(one.high, one.cap))
+        assert torch.equal(low, one.known + ends[0]) and torch.equal(high, one.known + ends[1])
+    assert bool((cut.high > cut.cap).any()) and bool((cut.low < -cut.cap).any())
     assert late.policies is not None
     for index in ([1], [0], [1, 0]):
         picked = replace(late, spread=draw(5, 2, 9, 1)).select(torch.tensor(index))

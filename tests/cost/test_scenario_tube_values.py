@@ -378,6 +378,15 @@ def test_a_set_or_a_cost_that_is_no_number_is_charged_the_ceiling_whatever_the_c
     assert charge_upper(Says(), tube).tolist() == [0.0 if answer == 0.0 else 1.2, 1.2, 1.2, 1.2]
 
 
+def test_a_set_is_cut_across_what_is_widest_after_the_cuts_before():
+    """Sides 4, 1.9, 1: halved twice along the first and once along the second."""
+    sides = tensor([[[4.0, 1.9, 1.0]]])
+    for radius in (sides, sides.flip(-1)):  # where to cut is not for the set to say
+        parts = cut(Zonotope(torch.zeros(1, 1, 3).double(), torch.diag_embed(radius)), 8, sides)
+        expected = radius[0] * tensor([0.25, 0.5, 1.0])
+        torch.testing.assert_close(parts.radius[0], expected.expand(8, 3), rtol=1e-11, atol=0)
+
+
 @settings(max_examples=25)
 @given(st.lists(st.floats(-50, 50), min_size=8, max_size=8), st.floats(0.1, 9.0))
 def test_pieces_leave_no_gap_in_exact_arithmetic(centers, radius):

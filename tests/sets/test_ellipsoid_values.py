@@ -130,6 +130,10 @@ def test_a_set_leaves_a_flat_one_exactly_beyond_the_stated_distance():
     within = Ellipsoid(tensor([0.5, 0.0, 0.0]), tensor([[0.5, 1.0, 1.0], [0.0] * 3, [0.0] * 3])).inside(flat)
     assert float(within.margin) == pytest.approx(1 - 2 / 5, abs=1e-12)
     torch.testing.assert_close(within.witness, tensor([2.0, 0.0, 0.0]), rtol=0, atol=1e-9)
+    ball = Ellipsoid(torch.zeros(3).double(), torch.eye(3).double()).inside(
+        flat
+    )  # its farthest point in the span is no witness
+    assert float(ball.margin) == -math.inf and float(ball.witness[1:].norm()) == pytest.approx(1.0)
     tilted = Ellipsoid(torch.zeros(3).double(), tensor([[3.0], [0.0], [0.5]])).inside(flat)
     assert float(tilted.margin) == -math.inf and abs(float(tilted.witness[2])) == pytest.approx(0.5)
 
