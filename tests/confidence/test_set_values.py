@@ -230,13 +230,13 @@ def test_states_without_a_process_are_named_and_shared_data_are_read_once(monkey
 
 def test_an_excess_in_a_batch_is_told_with_its_own_point():
     """Points (2, 3, d), two outputs: the largest excess is that of the last point but one, in the first output."""
-    z = torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 0.0]]).double().unsqueeze(-1)
+    z = torch.stack([tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 0.0]]), torch.arange(6.0).double().reshape(2, 3)], dim=-1)
     f = torch.zeros(2, 3, 2).double()
     f[1, 1, 0] = 50.0
     found = stated(FIRST).contains(lambda z: f, z)
-    assert found.lower == pytest.approx(50.0 - 4.0) and found.witness == "z = [2.0]"
+    assert found.lower == pytest.approx(50.0 - 4.0) and found.witness == "z = [2.0, 4.0]"
     f[1, 1, 0], f[0, 0, 1] = 0.0, -60.0
-    assert stated(FIRST).contains(lambda z: f, z).witness == "z = [0.0]"
+    assert stated(FIRST).contains(lambda z: f, z).witness == "z = [0.0, 0.0]"
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ class Slotted:
         self.rate = 0.5
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.rate * x + torch.cat([u, 0 * u], dim=-1)
+        return torch.stack([self.rate * x[..., 0] + u[..., 0], self.rate * x[..., 1]], dim=-1)
 
 
 def test_a_known_tube_asks_its_known_part_at_states_and_inputs_of_its_sizes():

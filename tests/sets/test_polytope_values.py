@@ -253,8 +253,8 @@ def test_the_worst_point_of_nothing_is_none_in_all_coordinates():
 
 
 def test_samples_fill_parts_of_unequal_size_by_their_volume():
-    """Under y ≤ 3 − x/2, 0 ≤ x ≤ 4: 5/8 of the area is left of x = 2; the triangles of a cut are unequal."""
-    body = convex_hull(tensor([[0.0, 0.0], [4.0, 0.0], [4.0, 1.0], [0.0, 3.0]]) + tensor([30.0, -7.0]))
+    """A pentagon of area 12.5, of which 4.5 is below y = 1 and 9 left of x = 3; the triangles of a cut are unequal."""
+    body = convex_hull(tensor([[0.0, 0.0], [4.0, 0.0], [5.0, 1.0], [3.0, 3.0], [0.0, 3.0]]) + tensor([30.0, -7.0]))
     x = body.sample(20_000, torch.Generator().manual_seed(1))
-    for share, part in ((5 / 8, x[:, 0] < 32.0), (4 / 8, x[:, 1] < -6.0), (7 / 8, x[:, 1] < -5.0)):
+    for share, part in ((4.5 / 12.5, x[:, 1] < -6.0), (9 / 12.5, x[:, 0] < 33.0)):
         assert float(part.double().mean()) == pytest.approx(share, abs=4.5 * (share * (1 - share) / 20_000) ** 0.5)
