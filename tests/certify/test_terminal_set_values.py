@@ -11,7 +11,7 @@ from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem, terminal_set
-from gpsafe.certify.invariant_set import EXACT, _heights, _outline, invariant_polytope
+from gpsafe.certify.invariant_set import EXACT, _heights, _outline, _without_needless, invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -366,3 +366,17 @@ def test_heights_in_many_coordinates_are_infinite_where_a_set_has_no_end():
     slab = Polytope(torch.cat([H, -H]), torch.cat([1.0 + H[:, 0]] * 2))
     asked = torch.stack([H[0], -2 * H[1], torch.eye(dim).double()[-1], H[0] + H[1]])
     assert _heights(slab, asked).tolist() == pytest.approx([2.0, 2.0, math.inf, 3.0], rel=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_in_many_coordinates_too_no_row_is_left_that_others_imply(order):
+    """|x_i| ≤ 1 in six coordinates, beside rows that touch the cube or miss it, before and after them."""
+    eye = torch.eye(EXACT + 1).double()
+    rows = torch.cat([eye[:1] + eye[1:2], eye, 3 * eye[2:3], -eye, -eye[:1] - eye[3:4]])
+    one = torch.ones(EXACT + 1).double()
+    tops = torch.cat([tensor([2.5]), one, tensor([3.3]), one, tensor([2.01])])
+    if order < 0:
+        rows, tops = rows.flip(0), tops.flip(0)
+    found = _without_needless(Polytope(rows, tops))
+    assert sorted(map(tuple, found.H.tolist())) == sorted(map(tuple, torch.cat([eye, -eye]).tolist()))
+    assert found.h.tolist() == [1.0] * 2 * (EXACT + 1)

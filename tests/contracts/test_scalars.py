@@ -16,7 +16,18 @@ import torch
 from cost_cases import make_case
 
 from gpsafe.confidence import ConfidenceSet, Mixture, info_gain
-from gpsafe.cost import GaussianTube, Grid, Hallucinated, PlanTube, RobustDP, Sampled, ScenarioTube, drift, monte_carlo
+from gpsafe.cost import (
+    CostToGo,
+    GaussianTube,
+    Grid,
+    Hallucinated,
+    PlanTube,
+    RobustDP,
+    Sampled,
+    ScenarioTube,
+    drift,
+    monte_carlo,
+)
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.scenario_tube import Tubes
@@ -25,8 +36,8 @@ from gpsafe.models import GP, Ensemble, from_gpytorch
 from gpsafe.models.sparse_gp import SparseGP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
-from gpsafe.safety import SafeParameters, SafePolicySet, noise_radius, policy_distance, reachable
-from gpsafe.safety.safe_set import PolicyGap
+from gpsafe.safety import BudgetFilter, SafeParameters, SafePolicySet, noise_radius, policy_distance, reachable
+from gpsafe.safety.safe_set import PolicyGap, through
 from gpsafe.sets import Box, Ellipsoid, Polytope, Zonotope
 from gpsafe.systems import AffineKnown
 from gpsafe.systems.base import IndicatorCost
@@ -191,6 +202,39 @@ def test_a_chance_of_failure_is_neither_nothing_nor_certain(name, bad):
     SHARES[name](0.1)
     with pytest.raises(ValueError, match="expected"):
         SHARES[name](bad)
+
+
+KINDS: dict[str, Callable[[], object]] = {
+    "RobustDP task": lambda: RobustDP(Grid(CASE.system.state_box, (9,)), CASE.system),  # type: ignore[arg-type]
+    "GaussianTube task": lambda: GaussianTube(task=CASE.system),  # type: ignore[arg-type]
+    "ScenarioTube task": lambda: ScenarioTube(task=CASE.system, seed=0),  # type: ignore[arg-type]
+    "Sampled task": lambda: Sampled(task=CASE.system, seed=0),  # type: ignore[arg-type]
+    "BudgetFilter to_go": lambda: BudgetFilter(CASE, budget=0.1),  # type: ignore[arg-type]
+    "CostToGo program": lambda: CostToGo.of(CASE, CASE.confidence, CASE.policies, CASE.policies.input_box),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_asked_for_is_not_taken_for_what_resembles_it(name):
+    """A plant has x_0, T and a cost as its task has; what it is may change."""
+    with pytest.raises(ValueError, match=f"{name.split()[0]}: expected {name.split()[1]} to be a "):
+        KINDS[name]()
+
+
+@pytest.mark.parametrize("bad", ["a", True, 1j], ids=repr)
+def test_means_of_costs_are_real_numbers(bad):
+    assert float(monte_carlo.kl_upper([0], 5, 0.1)[0]) == pytest.approx(1 - 0.1 ** (1 / 5))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kl_upper: expected real numbers"):
+        monte_carlo.kl_upper(np.array([bad]), 5, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["a", True, 1j], ids=repr)
+def test_values_and_distances_of_policies_are_real_numbers(bad):
+    assert through(torch.tensor([1]), torch.tensor([[0, 2]])).tolist() == [[1.0, 3.0]]
+    assert through([0.5], [[0.25]]).tolist() == [[0.75]]  # type: ignore[arg-type]
+    for given in ((torch.tensor([bad]) if bad != "a" else bad, ORIGIN), (vector(0.1), np.array([[bad]]))):
+        with pytest.raises(ValueError, match="through: expected real numbers"):
+            through(*given)  # type: ignore[arg-type]
 
 
 def test_a_stage_beyond_the_tube_is_refused():

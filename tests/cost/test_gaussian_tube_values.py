@@ -172,6 +172,14 @@ def test_the_bound_sums_its_charges_and_rounds_up():
     cut = replace(bound, give_up=limit).upper(F, policies)
     torch.testing.assert_close(cut, torch.where(total <= limit, found, 4.0), rtol=1e-9, atol=0)
     assert replace(bound, give_up=limit).evaluate(F, policies).vacuous.tolist() == (total > limit).tolist()
+    own = policies.select(total.argmin().reshape(1))
+    spent = torch.zeros(1).double()
+    for t, stage in enumerate(bound.stages(F, own)):
+        spent = spent + bound.charge(stage, t)
+    assert float(replace(bound, give_up=float(spent)).upper(F, own)) < 4.0  # what costs just as much is followed
+    assert float(replace(bound, give_up=float(spent) * (1 - 1e-15)).upper(F, own)) == 4.0
+    always = replace(bound, task=Task(x0, 4, IndicatorCost(tensor([[0.0, 1.0]]), x0[1:] - 9.0), 1.0, sigma))
+    assert always.upper(F, policies).tolist() == [4.0] * 3  # T·C and no more
 
 
 def test_only_half_space_costs_have_tails():

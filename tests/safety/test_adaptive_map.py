@@ -180,3 +180,13 @@ def test_smaller_cells_take_off_no_more_than_the_smallest_and_none_take_off_noth
     assert float(estimates[0].max()) < 1e-8
     for fewer, more in itertools.pairwise(estimates):
         assert bool((fewer <= more).all()) and float((more - fewer).max()) > 1e-4
+
+
+def test_an_average_over_the_grid_is_by_volume():
+    """Of 1: 1. Of 1 on the leaves in a half of the box: ½, however many leaves there are."""
+    found = first_map(2).refined(tolerance=0.02, cells=64)
+    centers, _ = found.partition.boxes()
+    ones = torch.ones(1, found.partition.num, dtype=torch.float64)
+    left = (centers[:, 0] < found.partition.grid.box.center[0]).double().unsqueeze(0)
+    assert float(found.mean(ones)[0]) == pytest.approx(1.0, rel=1e-12)
+    assert float(found.mean(left)[0]) == pytest.approx(0.5, rel=1e-12) and abs(float(left.mean()) - 0.5) > 0.02

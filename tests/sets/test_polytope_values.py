@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpsafe.linalg import gamma
 from gpsafe.sets import Box, Polytope, _hull, convex_hull
 from gpsafe.sets._containment import Containment, maximize_square
 
@@ -258,3 +259,13 @@ def test_samples_fill_parts_of_unequal_size_by_their_volume():
     x = body.sample(20_000, torch.Generator().manual_seed(1))
     for share, part in ((4.5 / 12.5, x[:, 1] < -6.0), (9 / 12.5, x[:, 0] < 33.0)):
         assert float(part.double().mean()) == pytest.approx(share, abs=4.5 * (share * (1 - share) / 20_000) ** 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_hull_is_raised_by_the_rounding_of_its_rows_and_no_more(count):
+    """2γ_{d+2} Σ|H_i||p|, where a row is none of ±e_j; however many points there are."""
+    points = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(count)) + 9.0
+    hull = convex_hull(points)
+    plain = ((hull.H != 0).sum(1) == 1) & (hull.H.abs() == 1).any(1)
+    margin = 2 * gamma(5) * (points.abs() @ hull.H.abs().mT)
+    assert torch.equal(hull.h, (points @ hull.H.mT + torch.where(plain, 0.0, margin)).amax(0))
