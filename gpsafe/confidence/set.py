@@ -91,7 +91,7 @@ class ConfidenceSet:
                 reason = self._lineage.refusal(model)
             if reason is not None:
                 raise _require.fail("ConfidenceSet.update", reason, f"a model of {model.num_data} observations")
-            lineage = Lineage.of(model) if self._lineage is None else self._lineage.extend(model)
+            lineage = Lineage.of(model)
         object.__setattr__(self, "_lineage", lineage)
         object.__setattr__(self, "generations", (*self.generations, model))
 

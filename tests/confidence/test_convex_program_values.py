@@ -369,3 +369,25 @@ def test_the_radius_is_rounded_outwards_by_what_the_largest_eigenvalue_blurs():
     exact = fit + sum(math.log1p(v) for v in values) + 2 * log
     share = 2 * 1e13 * UNIT
     assert found - exact == pytest.approx(2 * share * (fit + sum(1 / (1 + v) for v in values)), rel=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.3, 40.0])
+def test_what_blurs_the_matrix_widens_every_term(eta):
+    """Blur b: e = (2ε + b)s_max; σ² by MARGIN k + e/(4η) k + 2√(b e/η) k, s by b(room + fit) + e/(η − e) fit, and the mean."""
+    sharp, blur = program(*PLAIN), 1e-3
+    p = replace(sharp, blur=blur)
+    v, t, c = (p.spectrum.values.tolist(), p.spectrum.targets.tolist(), p.cross.tolist())
+    fit = eta * sum(b * b / (s + eta) for b, s in zip(t, v, strict=True))
+    room, error = 1.3 + eta * 1.7**2, (2 * UNIT + blur) * 2.0
+    length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
+    upper, lower = p.dual(tensor([eta]))
+    for z, k in enumerate(PLAIN[3]):
+        mean = sum(row[z] * b / (s + eta) for row, b, s in zip(c, t, v, strict=True))
+        explained = sum(row[z] ** 2 / (s + eta) for row, s in zip(c, v, strict=True))
+        variance = k - explained + (1e-12 + error / (4 * eta) + 2 * math.sqrt(blur * error / eta)) * k
+        gap = max(room - fit, 0.0) + (1e-13 + blur) * (room + fit) + error / (eta - error) * fit
+        half = math.sqrt(variance * gap / eta)
+        half += (error * math.sqrt(k / eta) / 2 + math.sqrt(blur * error * k)) * length
+        assert float(upper[z]) == pytest.approx(mean + half, rel=1e-12) and float(lower[z]) == pytest.approx(
+            mean - half
+        )

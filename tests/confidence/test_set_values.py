@@ -248,3 +248,12 @@ def test_ends_that_cross_by_rounding_leave_a_set(crossing, tol, empty):
     options = {} if tol is None else {"tol": tol}
     assert stated(one).empty(POINTS, **options).tolist() == [False, empty, False]
     assert (stated(one).falsified(POINTS, **options) is not None) == empty
+
+
+def test_deviations_of_the_past_are_numbers_where_rounding_makes_variances_negative():
+    """λ = 1e-14 and points that are measured again and again: what they explain exceeds k by rounding."""
+    z = torch.linspace(-1, 1, 9).double().repeat(3).unsqueeze(-1)
+    empty = GP.create(kernels.rbf(1.0), 1e-14, nx=1, nu=0, noise_std=0.1)
+    second = empty.condition_on(z, torch.sin(z)).condition_on(z + 1e-9, torch.sin(z))
+    mean, std = posterior_history(second, [0, 27, 54], z)
+    assert bool(torch.isfinite(std).all()) and bool((std >= 0).all()) and bool(torch.isfinite(mean).all())
