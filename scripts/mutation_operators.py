@@ -38,7 +38,8 @@ COMPARED: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
 }  # fmt: skip
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.MatMult, ast.Pow)
 KEPT_ORDER = _words(
-    "isinstance getattr setattr __setattr__ range zip where fail cast field issubclass hasattr listed min max minimum maximum"
+    "isinstance getattr setattr __setattr__ range zip where fail cast field issubclass hasattr listed min max minimum maximum "
+    "equal _equal same_numbers _one_prior provably_equal"
 )
 KEPT_KEYWORDS = _words("strict frozen slots eq kw_only device dtype keepdim")
 REDUCES = _words("sum mean amax amin any all norm vector_norm min max argmin argmax cumsum cummax prod logsumexp")

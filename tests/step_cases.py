@@ -17,7 +17,7 @@ from gpsafe.policies import AffinePolicies, Feedback
 from gpsafe.systems.known import AffineKnown
 
 tensor = partial(torch.tensor, dtype=torch.float64)
-AFFINE = (tensor([[1.0, 0.1], [-0.3, 0.9]]), tensor([[0.02], [0.4]]), tensor([0.05, -0.1]))
+AFFINE = (tensor([[1.0, 0.1], [-0.3, 0.9]]), tensor([[-0.02], [0.4]]), tensor([0.05, -0.1]))
 
 
 def draw(seed: int, *shape: int) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from operator import is_
 from typing import Any
 
@@ -63,7 +63,7 @@ class Lineage:
 
     @staticmethod
     def of(model: GP) -> Lineage:
-        """The lineage that starts with this posterior."""
+        """The lineage of which this posterior is the newest (`refusal` says whether it goes on)."""
         inputs, targets, scale = model.inputs, model.targets, getattr(model, "noise_scale", None)
         return Lineage(
             model,
@@ -76,10 +76,6 @@ class Lineage:
             None if scale is None else scale.clone(),
             tuple(Pinned.of(model.prior, z[:, : model.nx], z[:, model.nx :]) for z in _probes(model)),
         )
-
-    def extend(self, model: GP) -> Lineage:
-        """The lineage with this posterior as its newest. Call `refusal` first."""
-        return replace(Lineage.of(model), kernels=self.kernels)
 
     def refusal(self, model: GP) -> str | None:
         """Why this posterior does not continue the last one; None if it does."""

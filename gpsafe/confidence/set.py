@@ -57,8 +57,8 @@ class ConfidenceSet:
 
     bound: ConfidenceBound
     generations: tuple[GP, ...] = ()
-    _lineage: Lineage | None = field(default=None, init=False, repr=False)
-    _numbers: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
+    _lineage: Lineage | None = field(default=None, init=False)
+    _numbers: tuple[Tensor, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         if hasattr(self.generations, "posterior"):
@@ -91,7 +91,7 @@ class ConfidenceSet:
                 reason = self._lineage.refusal(model)
             if reason is not None:
                 raise _require.fail("ConfidenceSet.update", reason, f"a model of {model.num_data} observations")
-            lineage = Lineage.of(model) if self._lineage is None else self._lineage.extend(model)
+            lineage = Lineage.of(model)
         object.__setattr__(self, "_lineage", lineage)
         object.__setattr__(self, "generations", (*self.generations, model))
 

@@ -41,12 +41,13 @@ def hull(parts: Zonotope, count: int) -> Zonotope:
 
 def common(a: Zonotope, without_a: Tensor, b: Zonotope, without_b: Tensor) -> Zonotope:
     """Boxes around what the interval hulls of two enclosures of the same sets have in common, set by set; of one where the
-    other is to be left out. Hulls that miss each other by rounding give what lies between them.
+    other is to be left out. Hulls that miss each other by rounding give what lies between them: the set of a generator is that
+    of its negative.
     """
     pairs = ((a, without_a.unsqueeze(-1)), (b, without_b.unsqueeze(-1)))
     low = torch.maximum(*(torch.where(gone, -torch.inf, z.center - z.radius) for z, gone in pairs))
     high = torch.minimum(*(torch.where(gone, torch.inf, z.center + z.radius) for z, gone in pairs))
-    return _box(torch.minimum(low, high), torch.maximum(low, high))
+    return _box(low, high)
 
 
 def _box(low: Tensor, high: Tensor) -> Zonotope:

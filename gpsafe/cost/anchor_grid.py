@@ -39,7 +39,7 @@ class AnchorGrid:
     local: LocalAffine | None = None
     generations: int = 0
     source: ConfidenceSet | None = None
-    _axes: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False, repr=False)  # start, step, last index, stride
+    _axes: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False)  # start, step, last index, stride
 
     def __post_init__(self) -> None:
         counts = torch.tensor(self.counts, dtype=torch.float64, device=self.box.lower.device)
@@ -55,8 +55,7 @@ class AnchorGrid:
         width = box.upper - box.lower
         if spacing.shape != width.shape or not bool((spacing > 0).all()):
             raise _require.fail("AnchorGrid", f"a positive spacing of shape ({box.dim},)", spacing.tolist())
-        counts = torch.where(torch.isfinite(spacing), (width / spacing).ceil() + 1, torch.ones_like(width))
-        return AnchorGrid(box, tuple(int(count) for count in counts))
+        return AnchorGrid(box, tuple(int(count) for count in (width / spacing).ceil() + 1))
 
     @property
     def anchors(self) -> Tensor:

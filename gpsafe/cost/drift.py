@@ -69,8 +69,7 @@ def drifted(value: Tensor, radius: Tensor | float, ceiling: float) -> Tensor:
     value = _require.floats("drifted", "value", value)
     _require.positive_number("drifted", "ceiling", ceiling)
     share, radius = value / ceiling, torch.as_tensor(radius, dtype=value.dtype, device=value.device)
-    along = torch.special.ndtri(share.clamp(0.0, 1.0)) + radius
+    along = torch.special.ndtri(share) + radius  # NaN for a share outside [0, 1]
     # Of small probabilities torch's ndtr, ½(1 + erf), has no digit: 0 from Φ(−8.3) on.
     moved = 0.5 * torch.special.erfc(-along / math.sqrt(2.0)) * (1 + 1e-9) + 1e-300
-    known = (share >= 0) & (share <= 1) & (radius >= 0) & (radius < torch.inf) & (moved <= 1)
-    return ceiling * torch.where(known, moved, 1.0)
+    return ceiling * torch.where((radius >= 0) & (moved <= 1), moved, 1.0)  # False of NaN

@@ -178,8 +178,8 @@ def touched(grid: Grid, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tens
     sub = low.new_tensor([n * s for n, s in zip(grid.cells, grid.split, strict=True)])
     width = grid.size / low.new_tensor(grid.split)
     first = torch.minimum(((low - grid.box.lower) / width - EDGE).floor().clamp_min(0), sub - 1).long()
-    last = torch.minimum(((high - grid.box.lower) / width + EDGE).floor().clamp_min(0), sub - 1).long()
-    return first, torch.maximum(first, last), ~inside  # also what is empty or NaN leaves it
+    last = torch.minimum(((high - grid.box.lower) / width + EDGE).floor(), sub - 1).long()
+    return first, last, ~inside  # also what is empty or NaN leaves it
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -83,7 +83,7 @@ class RobustDP(OfTask):
     chunk: int = 150_000
     name: str = field(default="robust-dp", init=False)
     sound: bool = field(default=True, init=False)
-    _average: Averager | None = field(default=None, init=False, repr=False)
+    _average: Averager | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _require.kind("RobustDP", "task", self.task, Task)

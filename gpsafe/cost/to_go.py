@@ -47,7 +47,7 @@ class CostToGo:
     inputs: Box
     values: Tensor
     tables: Tensor
-    _pinned: Pinned = field(repr=False, compare=False)
+    _pinned: Pinned = field(compare=False)
 
     @staticmethod
     def of(program: RobustDP, confidence: ConfidenceSet, policy: PolicyClass, inputs: Box) -> CostToGo:

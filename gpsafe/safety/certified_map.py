@@ -67,7 +67,7 @@ class CertifiedMap:
     policies: PolicyClass
     task: Task
     goal: Box | None
-    _pinned: Pinned = field(repr=False, compare=False)
+    _pinned: Pinned = field(compare=False)
 
     @property
     def partition(self) -> Partition:

@@ -52,7 +52,6 @@ def maximize_square(a: Tensor, A: Tensor, *, steps: int = 80) -> tuple[Tensor, T
         torch.where(finite.reshape(*finite.shape, *([1] * (v.ndim - finite.ndim))), v, 0.0) for v in (a, A, gram)
     )
     values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp_min(0.0)
     top = values[..., -1:]
     g = (vectors.mT @ (A.mT @ a.unsqueeze(-1))).squeeze(-1)
     # Any μ > λ_max is a sound bound, so start a little above: terms with g_i = 0 then vanish without 0/0.

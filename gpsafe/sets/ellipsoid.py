@@ -242,7 +242,7 @@ def _units(factor: Tensor) -> Tensor:
     In other units an axis of 1e-8 beside one of 1e8 would count as none, and what is tolerated off the span as a share of the
     longest would be thousands of times the shortest.
     """
-    extent = factor.norm(dim=-1) if factor.shape[-1] else factor.new_zeros(factor.shape[:-1])
+    extent = factor.norm(dim=-1)
     whole = extent.norm(dim=-1, keepdim=True)
     extent = torch.where(extent > 0, extent, torch.where(whole > 0, whole, 1.0))
     usable = torch.isfinite(extent) & (extent > 1e-300)

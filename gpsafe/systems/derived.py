@@ -52,9 +52,9 @@ class DerivedKnown:
     function: Dynamics
     region: Box
     saturated: bool
-    _bound: Tensor = field(repr=False)
-    _tape: Tape = field(repr=False)
-    _pinned: Pinned = field(repr=False, compare=False)
+    _bound: Tensor
+    _tape: Tape
+    _pinned: Pinned = field(compare=False)
 
     @property
     def hessian_bound(self) -> Tensor:
@@ -144,7 +144,7 @@ def _saturated(lower: Array, upper: Array, region: Box) -> list[Jet]:
 
     value = outward(level(lower), level(upper), 64 * np.finfo(float).eps)
     inside = (lower >= low) & (upper <= high)
-    far = np.maximum(np.maximum(upper - high, low - lower), 0.0) / width
+    far = np.maximum(upper - high, low - lower) / width
     with np.errstate(over="ignore"):
         least = np.where(inside, 1.0, np.cosh(far) ** -2 * (1 - 1e-12))
     bend = STEEPEST / width
@@ -208,8 +208,8 @@ class DerivedCost:
     function: Callable[[Tensor], Tensor]
     nx: int
     ceiling: float = 1.0
-    _tape: Tape = field(init=False, repr=False)
-    _pinned: Pinned = field(init=False, repr=False, compare=False)
+    _tape: Tape = field(init=False)
+    _pinned: Pinned = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         where, nx = "DerivedCost", _require.count("DerivedCost", "nx", self.nx)

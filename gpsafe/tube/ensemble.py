@@ -67,8 +67,8 @@ class EnsembleTube:
     assumptions: tuple[Believed, ...] = ()
     cells: int = 64
     steps: int | None = None
-    _pinned: Pinned = field(init=False, repr=False, compare=False)
-    _numbers: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    _pinned: Pinned = field(init=False, compare=False)
+    _numbers: tuple[Tensor, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)

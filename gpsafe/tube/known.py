@@ -39,7 +39,7 @@ class KnownTube:
     error: Tensor
     nx: int = field(init=False)
     nu: int = field(init=False)
-    _pinned: Pinned = field(init=False, repr=False, compare=False)
+    _pinned: Pinned = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         nx, nz, _ = known_with_bound("KnownTube", self.known).hessian_bound.shape

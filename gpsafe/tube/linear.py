@@ -32,7 +32,7 @@ class LinearTube:
     mode: Mode = "sound"
     unseen: ClassVar[float] = 0.0
     """Size of terms of a step beyond Ax and Bu, in which c cannot hide: none (see `gpsafe.tube.core.sizes`)."""
-    _numbers: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    _numbers: tuple[Tensor, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         _require.one_of("LinearTube", "mode", self.mode, MODES)

@@ -329,6 +329,12 @@ def test_wrong_shapes_are_refused():
 def test_a_bare_plan_is_judged_as_a_proposal_that_tells_nothing():
     problem = double_integrator()
     bare, told = (judge(problem, START, LEARNED, given) for given in (REST, propose(REST)))
+    unnamed = bare.proposal
+    assert unnamed is not None and unnamed.proposer == "unnamed" and not unnamed.given_up and unnamed.path is None
+    assert (
+        math.isnan(unnamed.seconds) and math.isnan(unnamed.slack) and unnamed.iterations == 0 and unnamed.status == ""
+    )
+    assert judge(problem, START, LEARNED, propose(REST), spare=True).verdict == told.verdict  # nobody gave it up
     assert bare.verdict == told.verdict and torch.equal(bare.inputs, told.inputs) and bare.distance == told.distance
     assert judge(problem, START, LEARNED, REST[:-1]).outcome is Outcome.INCONCLUSIVE
     odd = REST.as_subclass(type("Odd", (torch.Tensor,), {}))

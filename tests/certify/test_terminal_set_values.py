@@ -11,7 +11,7 @@ from tube_cases import Stated, stated
 
 from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem, terminal_set
-from gpsafe.certify.invariant_set import EXACT, _outline, invariant_polytope
+from gpsafe.certify.invariant_set import EXACT, _heights, _outline, _without_needless, invariant_polytope
 from gpsafe.certify.terminal_set import (
     ROUNDING,
     AffineLaw,
@@ -348,3 +348,35 @@ def test_a_box_of_cells_that_makes_no_sense_settles_nothing(monkeypatch, high, l
     assert found.verdict.outcome is Outcome.INCONCLUSIVE and found.verdict.upper == math.inf and found.cells == 0
     assert found.model is case.model and found.law is REST and found.witness.abs().tolist() == [1.0, 1.0]
     assert found.verdict.lower == pytest.approx(-0.4, rel=1e-9) and found.inputs is case.inputs
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rounding_of_inputs_counts_at_the_vertex_where_the_terms_are_largest(sign):
+    """u_1 = ±3.9999 x_1 over x_1 ∈ [−½, 1]: at x_1 = −½ the terms are smaller, and the limit is not near."""
+    law = AffineLaw(tensor([[sign * 3.9999, 0.0], [0.0, 0.0]]), tensor([0.0, 0.0]))
+    region = Polytope.of_box(Box(tensor([-0.5, -1.0]), tensor([1.0, 1.0])))
+    found = certify_invariance(problem(contraction(), terminal=region), law)
+    assert found.verdict.upper == pytest.approx(3.9999 - 4.0 + ROUNDING * (3.9999 + 4.0), rel=0, abs=2e-15)
+
+
+def test_heights_in_many_coordinates_are_infinite_where_a_set_has_no_end():
+    """A slab |x_1| ≤ 2 beside |x_i| ≤ 1 for all but the last."""
+    dim = EXACT + 1
+    H = torch.eye(dim).double()[:-1]
+    slab = Polytope(torch.cat([H, -H]), torch.cat([1.0 + H[:, 0]] * 2))
+    asked = torch.stack([H[0], -2 * H[1], torch.eye(dim).double()[-1], H[0] + H[1]])
+    assert _heights(slab, asked).tolist() == pytest.approx([2.0, 2.0, math.inf, 3.0], rel=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_in_many_coordinates_too_no_row_is_left_that_others_imply(order):
+    """|x_i| ≤ 1 in six coordinates, beside rows that touch the cube or miss it, before and after them."""
+    eye = torch.eye(EXACT + 1).double()
+    rows = torch.cat([eye[:1] + eye[1:2], eye, 3 * eye[2:3], -eye, -eye[:1] - eye[3:4]])
+    one = torch.ones(EXACT + 1).double()
+    tops = torch.cat([tensor([2.5]), one, tensor([3.3]), one, tensor([2.01])])
+    if order < 0:
+        rows, tops = rows.flip(0), tops.flip(0)
+    found = _without_needless(Polytope(rows, tops))
+    assert sorted(map(tuple, found.H.tolist())) == sorted(map(tuple, torch.cat([eye, -eye]).tolist()))
+    assert found.h.tolist() == [1.0] * 2 * (EXACT + 1)

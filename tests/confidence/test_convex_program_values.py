@@ -1,6 +1,7 @@
 """The convex-program bound, number by number: its dual with every margin, its emptiness, and one observation in closed form."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -230,6 +231,11 @@ def test_programs_and_betas_are_those_of_their_output():
         assert float(bound.beta(model)[j]) == pytest.approx(
             math.sqrt((radius_sq + lam * norm**2 - fit) / lam), rel=1e-9
         )
+        for ratio in (0.1, 3.0):
+            eta = ratio * lam
+            fit = eta * float(y @ torch.linalg.solve(K + eta * torch.eye(3).double(), y))
+            exact = math.sqrt((radius_sq + eta * norm**2 - fit) / eta)
+            assert float(bound.beta_at(model, ratio)[j]) == pytest.approx(exact, rel=1e-9)
         plain = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
         matrix = torch.eye(3).double() + K / lam
         radius_sq = float(y @ torch.linalg.solve(matrix, y)) + noise**2 * (
@@ -300,3 +306,88 @@ def test_the_proposed_ratio_of_multipliers_is_infinite_where_the_fit_costs_nothi
     one._fit, one._size = SimpleNamespace(dual_value=fit), SimpleNamespace(dual_value=size)  # type: ignore[assignment]
     one.problem = SimpleNamespace(value=5.0, solve=lambda **_: None)  # type: ignore[assignment]
     assert one.optimum(torch.zeros(2).double(), torch.tensor(1.0), -1.0) == (-5.0, eta)
+
+
+def test_the_table_is_read_at_its_multiples_of_lambda():
+    """The best of the dual at η = 4^{−3} … 4^7 times λ, within the ball: wider than the search, and not by its formula."""
+    model, z = model_of(), tensor([[0.2, 0.0], [3.0, 0.0], [0.9, 0.1]])
+    bound = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1, scale=0.7, method="table")
+    low, high = bound.interval(model, z)
+    for j, lam in enumerate((0.04, 0.09)):
+        p = bound.program(model, j, z)
+        for q in range(3):
+            best = float(bound.prior_width(model, z)[q, j])
+            ends = [by_hand(p, lam * 4.0**k, q) for k in range(-3, 8)]
+            assert float(high[q, j]) == pytest.approx(min(best, *(m + h for m, h in ends)), rel=1e-9)
+            assert float(low[q, j]) == pytest.approx(max(-best, *(m - h for m, h in ends)), rel=1e-9)
+    searched = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1, scale=0.7).interval(model, z)
+    assert bool((searched[1] < high - 1e-6).any()) and bool((searched[1] <= high + 1e-12).all())
+
+
+def test_what_is_computed_anyway_is_what_a_model_in_theory_mode_gets():
+    model, z = model_of(), tensor([[0.2, 0.0], [3.0, 0.0]])
+    bound = ConvexProgram(rkhs_norm=(1.5, 2.0), subgaussian=(0.2, 0.3), delta=0.1)
+    loose = replace(model, mode="practical")
+    with pytest.raises(ValueError, match="unchecked=True"):
+        bound.interval(loose, z)
+    for found, exact in zip(replace(bound, unchecked=True).interval(loose, z), bound.interval(model, z), strict=True):
+        assert torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("norm", [1e-4, 1.7, 1e4])
+def test_the_gap_may_have_moved_by_a_share_of_all_its_terms(norm):
+    """s(η) = R² + ηB² − fit: by 1e-13 of the three together, and by the error of the matrix in the fit."""
+    p, eta = program(*PLAIN[:-1], norm), 0.3
+    fit = eta * sum(t * t / (v + eta) for t, v in zip(PLAIN[1], PLAIN[0], strict=True))
+    room, error = 1.3 + eta * norm**2, 2 * UNIT * 2.0
+    gap = p.gap(tensor([eta]))
+    assert float(gap.value[0]) == pytest.approx(room - fit, rel=1e-13)
+    assert float(gap.size[0]) == pytest.approx(room + fit, rel=1e-13)
+    assert float(gap.error[0]) == pytest.approx(1e-13 * (room + fit) + error / (eta - error) * fit, rel=1e-9)
+
+
+def test_the_neighbours_of_a_proposal_are_tried_too():
+    """A proposal 1 % beside the best multiplier is as good as that itself; λ is far from both."""
+    z = tensor([[0.2, 0.0], [0.6, 0.0], [1.4, 0.0]])
+    one = ConvexProgram(rkhs_norm=9.0, subgaussian=0.2, delta=0.1, scale=0.7).program(model_of(), 0, z)
+    upper, lower, *best = one.solve()
+    for factor in (0.99, 1.01):
+        found = bound_at(one, (best[0] / factor, best[1] / factor), 1e6)
+        beside = one.dual(best[0] / factor)[0], one.dual(best[1] / factor)[1]
+        assert bool((found[0] <= upper + 1e-10).all()) and bool((found[1] >= lower - 1e-10).all())
+        assert bool((found[0] < beside[0] - 1e-9).any()) and bool((found[1] > beside[1] + 1e-9).any())
+    assert bool((upper < one.ceiling).all()) and bool((lower > -one.ceiling).all())
+
+
+def test_the_radius_is_rounded_outwards_by_what_the_largest_eigenvalue_blurs():
+    """Eigenvalues 1e13, 1, 0 for c = R² = 1: 1/(1 + r) and ln(1 + r) are known to a share 2·1e13·2^−52 of 1 and 1/(1 + r)."""
+    values, targets, log = [0.0, 1.0, 1e13], [0.5, -2.0, 3e6], 0.75
+    found = float(
+        Spectrum(tensor(values), torch.eye(3).double(), tensor(targets)).radius_sq(tensor(1.0), tensor(1.0), log)
+    )
+    fit = sum(t * t / (1 + v) for t, v in zip(targets, values, strict=True))
+    exact = fit + sum(math.log1p(v) for v in values) + 2 * log
+    share = 2 * 1e13 * UNIT
+    assert found - exact == pytest.approx(2 * share * (fit + sum(1 / (1 + v) for v in values)), rel=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.3, 40.0])
+def test_what_blurs_the_matrix_widens_every_term(eta):
+    """Blur b: e = (2ε + b)s_max; σ² by MARGIN k + e/(4η) k + 2√(b e/η) k, s by b(room + fit) + e/(η − e) fit, and the mean."""
+    sharp, blur = program(*PLAIN), 1e-3
+    p = replace(sharp, blur=blur)
+    v, t, c = (p.spectrum.values.tolist(), p.spectrum.targets.tolist(), p.cross.tolist())
+    fit = eta * sum(b * b / (s + eta) for b, s in zip(t, v, strict=True))
+    room, error = 1.3 + eta * 1.7**2, (2 * UNIT + blur) * 2.0
+    length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
+    upper, lower = p.dual(tensor([eta]))
+    for z, k in enumerate(PLAIN[3]):
+        mean = sum(row[z] * b / (s + eta) for row, b, s in zip(c, t, v, strict=True))
+        explained = sum(row[z] ** 2 / (s + eta) for row, s in zip(c, v, strict=True))
+        variance = k - explained + (1e-12 + error / (4 * eta) + 2 * math.sqrt(blur * error / eta)) * k
+        gap = max(room - fit, 0.0) + (1e-13 + blur) * (room + fit) + error / (eta - error) * fit
+        half = math.sqrt(variance * gap / eta)
+        half += (error * math.sqrt(k / eta) / 2 + math.sqrt(blur * error * k)) * length
+        assert float(upper[z]) == pytest.approx(mean + half, rel=1e-12) and float(lower[z]) == pytest.approx(
+            mean - half
+        )

@@ -4,6 +4,7 @@ Targets set to 0 before the first question gave |f| ≤ 0.24 where f* = −0.80,
 0.000, and a B moved to 0.01 the band ±0.01; the cost bounds and tubes refused all the while.
 """
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -78,6 +79,34 @@ def test_an_edited_set_answers_nothing(edit: str, asked: str):
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_set_that_nobody_edited_answers(asked: str):
     ASKED[asked](case(Mixture(rkhs_norm=4.0, subgaussian=0.1, delta=0.1))[0])
+
+
+def apart() -> tuple[ConfidenceSet, GP]:
+    """Generations that share no kernel and no λ: the second is conditioned on a copy of the first."""
+    first = observed(GP.regression(kernels.rbf([0.5]), dim=1, noise_std=0.1), 20, 0)
+    second = observed(copy.deepcopy(first), 10, 1)
+    return ConfidenceSet(Mixture(rkhs_norm=4.0, subgaussian=0.1, delta=0.1)).update(first).update(second), first
+
+
+@pytest.mark.parametrize("edit", [moved_kernel, lambda first: first.regularizer.mul_(2.0)])
+def test_an_earlier_generation_with_kernels_of_its_own_is_looked_at_as_well(edit: Callable[[GP], object]):
+    confidence, first = apart()
+    assert confidence.edited is None
+    confidence.bounds(Z)
+    edit(first)
+    assert confidence.edited == "the kernels and lambda of the earlier generations"
+
+
+def test_lambda_of_an_earlier_generation_is_looked_at_where_kernels_are_shared():
+    first = observed(GP.regression(kernels.rbf([0.5]), dim=1, noise_std=0.1), 20, 0)
+    own = copy.copy(first)
+    object.__setattr__(own, "regularizer", first.regularizer.clone())
+    confidence = (
+        ConfidenceSet(Mixture(rkhs_norm=4.0, subgaussian=0.1, delta=0.1)).update(own).update(observed(first, 10, 1))
+    )
+    assert confidence.edited is None
+    own.regularizer.mul_(2.0)
+    assert confidence.edited == "the kernels and lambda of the earlier generations"
 
 
 def test_a_set_that_claims_nothing_may_be_edited():

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Lederer
 from gpsafe.confidence.lederer import covering_number, sample_path_lipschitz
 from gpsafe.models import GP
@@ -93,6 +94,35 @@ def test_what_the_theorem_does_not_cover_is_refused(model):
     for factor, accepted in ((1 + 0.9e-6, True), (1 + 1.1e-6, False), (1 - 1.1e-6, False)):
         noise = tensor(LAMBDAS).sqrt() * tensor([1.0, math.sqrt(factor)])
         assert (BOUND.noise_refusal(model, noise) is None) == accepted
+
+
+@pytest.mark.parametrize("edges", [(0.5, 2.0), (1e-4, 2e-4), (0.03, 0.04)])
+def test_the_lipschitz_constant_of_a_path_is_a_maximum_per_axis(model, edges):
+    """On small boxes the deviation of the slope leads, on large ones the diameter; between them one on each axis."""
+    kernel = kernels.rbf([0.05, 1.5], 1.25)
+    box, r, total, led = Box(tensor([0.0, 0.0]), tensor(list(edges))), math.hypot(*edges), 0.0, set()
+    for i, scale in enumerate((0.05, 1.5)):
+        s = math.sqrt(1.25) / scale
+        slope = s**2 * math.hypot(*[(1.3802 if i == j else 0.6066) / other for j, other in enumerate((0.05, 1.5))])
+        led.add(s > math.sqrt(r * slope))
+        total += (math.sqrt(2 * math.log(4 / 0.1)) * s + 12 * math.sqrt(12) * max(s, math.sqrt(r * slope))) ** 2
+    assert sample_path_lipschitz(kernel, box, 0.1) == pytest.approx(math.sqrt(total), rel=1e-12)
+    assert led == {(0.5, 2.0): {False}, (1e-4, 2e-4): {True}}.get(edges, {True, False})
+
+
+def test_what_it_covers_is_its_box_with_its_edge():
+    """[1, 1.5] × [−1, 1], for boxes and for points: both ends of every axis count."""
+    low = tensor([[1.0, -1.0], [1.1, 0.0], [0.9, 0.0], [1.1, -1.1], [1.1, 0.0], [1.1, 0.0], [1.5, 1.0]])
+    high = tensor([[1.5, 1.0], [1.2, 0.5], [1.2, 0.5], [1.2, 0.5], [1.6, 0.5], [1.2, 1.1], [1.5, 1.0]])
+    assert BOUND.covers(low, high).tolist() == [True, True, False, False, False, False, True]
+
+
+def test_a_given_lipschitz_constant_is_believed_of_the_path():
+    """The theorem's own constant holds with its share of δ; one that is given holds because its user says so."""
+    kinds = [[entry.kind for entry in replace(BOUND, lipschitz=given).beliefs()] for given in (None, 3.0)]
+    assert kinds[0] == [Assumption.GAUSSIAN_PRIOR, Assumption.LAMBDA_NOISE]
+    assert kinds[1] == [*kinds[0], Assumption.SAMPLE_PATH]
+    assert "3.0-Lipschitz" in str(replace(BOUND, lipschitz=3.0).beliefs()[-1])
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import make_kernel, seeds
 
 from gpsafe.confidence import BOUNDS, ConfidenceSet, Constant, Mixture
-from gpsafe.confidence.lineage import fingerprint, inconsistency, provably_equal
+from gpsafe.confidence.lineage import REPEATED, _repeated, fingerprint, inconsistency, provably_equal
 from gpsafe.data import Transitions
 from gpsafe.models import GP, LowRankGP
 from gpsafe.rkhs import kernels, random_function
@@ -112,6 +112,55 @@ def test_a_repetition_is_seen_wherever_it_stands():
     new = rows(3, 9)
     refused(confidence, model.condition(new + new), "rows 41 and on repeat rows 32 and on")
     assert confidence.update(model.condition(Transitions(short.x.flip(0), short.u.flip(0), short.x_next.flip(0)))).sound
+
+
+def test_noise_of_one_state_is_enough_for_a_repetition_to_tell_nothing():
+    """Without any noise the same is measured again; where one learned state has some, its outcomes would differ."""
+    half = empty(noise_std=[0.0, 0.1]).condition(rows(0, 20))
+    refused(ConfidenceSet(BOUND).update(half), half.condition(rows(0, 20)), "repeat rows 0 and on")
+
+
+@pytest.mark.parametrize("before", range(1, REPEATED))
+def test_a_repetition_that_began_before_the_last_generation_is_seen(before):
+    """A block of which the first rows were appended with the last data, too few to be one, and the others now."""
+    table = torch.arange(3.0 * REPEATED).double().reshape(-1, 1)
+    block = table[2 : 2 + REPEATED]
+    rows_ = torch.cat([table, block])
+    old = len(table) + before
+    assert _repeated(rows_, rows_, old) == (2, len(table))
+    assert _repeated(rows_[:old], rows_[:old], len(table)) is None and _repeated(rows_, rows_, len(rows_)) is None
+
+
+def test_a_kernel_put_in_the_place_of_another_is_no_kernel_of_the_model():
+    """Whether or not its numbers can be read."""
+    for name in ("rbf", "rational-quadratic"):
+        model = empty(make_kernel(name, 3), mode="theory").condition(rows(0, 6))
+        assert inconsistency(model) is None
+        object.__setattr__(model, "kernels", tuple(copy.deepcopy(kernel) for kernel in model.kernels))
+        assert str(inconsistency(model)).startswith("the kernels")
+
+
+class Slotted:
+    """A known part whose number nobody sees: only its values tell."""
+
+    __slots__ = ("rate",)
+
+    def __init__(self) -> None:
+        self.rate = 0.5
+
+    def __call__(self, x, u):
+        return torch.stack([self.rate * x[..., 0] + u.squeeze(-1), self.rate * x[..., 1]], -1)
+
+
+def test_a_known_part_without_data_is_held_to_its_values_at_states_and_inputs():
+    prior = Slotted()
+    model = empty(prior=prior)
+    confidence = ConfidenceSet(BOUND).update(model)
+    assert confidence.edited is None
+    prior.rate = 0.6
+    assert "a known part" in str(confidence.edited)
+    with pytest.raises(ValueError, match="a known part"):
+        confidence.update(model.condition(rows(0, 3)))
 
 
 def test_a_plant_at_rest_on_a_grid_of_measurements_repeats_by_right():
@@ -335,6 +384,23 @@ def test_equal_functions_are_the_same_known_part_and_others_are_not():
     confidence = ConfidenceSet(BOUND).update(empty(prior=make(0.5)))
     assert confidence.update(empty(prior=make(0.5)).condition(rows(0, 3))).sound
     refused(confidence, empty(prior=make(0.25)).condition(rows(0, 3)), "the same known part")
+
+
+def test_a_method_is_that_of_its_object():
+    class Plant:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def step(self, x, u):
+            return self.factor * x
+
+    @dataclass
+    class Stated(Plant):
+        factor: float
+
+    one, other = Stated(0.5), Stated(0.25)
+    assert provably_equal(one.step, one.step) and provably_equal(one.step, Stated(0.5).step)
+    assert not provably_equal(one.step, other.step) and not provably_equal(one.step, Plant(0.5).step)
 
 
 def test_a_known_part_that_is_not_defined_everywhere_is_no_obstacle():

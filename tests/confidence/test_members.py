@@ -226,3 +226,25 @@ def test_the_search_sees_the_values_that_members_have(scaled, seed, limit, beta)
     assert int(expected.isfinite().sum()) > 0
     torch.testing.assert_close(family.values()(ratios), expected, rtol=1e-8, atol=1e-8)
     assert family.best(family.search())[0] >= float(expected.max())
+
+
+def test_the_share_of_a_member_is_that_of_its_output():
+    """Two outputs with kernels, B, R and λ of their own: the same f is asked about each one's data."""
+    pair, z = [kernels.rbf([0.5, 0.5], 1.0), kernels.rbf([1.0, 0.7], 2.0)], points(1, 6)
+    y = torch.randn(6, 2, dtype=torch.float64, generator=generator(2))
+    model = GP.create(pair, (0.04, 0.09), nx=2, nu=0, noise_std=0.2).condition_on(z, y)
+    stated = {"rkhs_norm": (30.0, 20.0), "subgaussian": (0.2, 0.3), "delta": 0.1}
+    for j in range(2):
+        f = RKHSFunction(pair[j], points(5, 3), torch.tensor([0.5, -1.0, 0.75]).double())
+        program = ConvexProgram(**stated)
+        residual = float((f(z) - y[:, j]).norm() / program.program(model, j, z[:1]).radius_sq.sqrt())
+        assert residual > f.norm_upper / stated["rkhs_norm"][j]
+        assert member_share(program, model, f, output=j) == pytest.approx(residual, rel=1e-9)
+        mixture = Mixture(**stated)
+        K, lam = kernels.cross(pair[j], z, z), (0.04, 0.09)[j]
+        alpha = torch.linalg.solve(K + lam * torch.eye(6).double(), y[:, j])
+        centers, both = torch.cat([f.centers, z]), torch.cat([f.weights, -alpha])
+        seen = kernels.cross(pair[j], z, centers) @ both
+        form = float(seen.square().sum() + lam * both @ kernels.cross(pair[j], centers, centers) @ both)
+        exact = form**0.5 / (lam**0.5 * float(mixture.beta(model)[j]))
+        assert member_share(mixture, model, f, output=j) == pytest.approx(exact, rel=1e-9)

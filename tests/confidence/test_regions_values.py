@@ -357,3 +357,13 @@ def test_the_largest_box_is_found_by_bisection(monkeypatch):
             regions.largest(confidence, z, step, epsilon=0.1, **bad)
     with pytest.raises(ValueError, match="shape"):
         regions.largest(confidence, z, -step, epsilon=0.1)
+
+
+def test_a_witness_is_a_point_at_which_the_set_is_not_empty():
+    """Two outputs: one whose ends cross says nothing of f; ends that meet say all of it."""
+    low = torch.tensor([[[0.0, 0.0], [2.0, 1.0], [1.0, 2.0], [0.5, 5.0]]]).double()
+    high = torch.tensor([[[0.5, 5.0], [3.0, 0.5], [0.5, 1.5], [0.5, 5.0]]]).double()
+    model = SimpleNamespace(nx=2, prior=lambda x, u: 0.0 * x, embed=lambda value: value)
+    confidence = SimpleNamespace(model=model, bounds=lambda z: (low, high))
+    found = regions._leaves(cast(Any, confidence), torch.zeros(1, 4, 2).double(), Box([-1.0, -1.0], [1.0, 1.0]))
+    assert found.tolist() == [[True, False, False, True]]

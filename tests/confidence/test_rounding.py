@@ -145,6 +145,14 @@ def test_information_gain_is_the_formula_of_the_module(lost, lam, trace):
     assert rounds > 1e-4
 
 
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_the_sum_of_few_logarithms_is_rounded_by_their_number_and_four(n):
+    one, lam, trace = torch.ones(1, dtype=torch.float64), 0.02, 30.0
+    rounding = Rounding(lam * one, trace * one, one, one, -1.1 * gamma(n + 1) * one, n)  # nothing is lost
+    rounds = (n + 4) * 2.0**-53 * n * (abs(math.log(lam)) + abs(math.log(trace)))
+    assert float(rounding.info_gain(0.0 * one)) == pytest.approx(rounds, rel=1e-6, abs=0)
+
+
 def test_margins_cost_little_where_data_are_noisy():
     """λ = 1e-4 k and 60 points: the variance grows by less than a millionth; far from data by nothing that matters."""
     model, z, _, computed = measured(math.inf, "path", 60, 2, 3.0, 1e-4, 1.0, 60)

@@ -31,6 +31,9 @@ class Stated:
     def prior_width(self, model, z: Tensor) -> Tensor:
         return tensor([4.0, 2.0]).expand(*z.shape[:-1], 2)
 
+    def covers(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.ones(lower.shape[:-1], dtype=torch.bool)
+
     def interval(self, model, z: Tensor) -> tuple[Tensor, Tensor]:
         index = z[..., 0].long()
         return model[0][index], model[1][index]
@@ -186,6 +189,24 @@ def test_what_is_a_prefix():
     assert not is_prefix(prior.condition_on(*observed(5), noise_scale=scale[:5]), new)
 
 
+@pytest.mark.parametrize(
+    ("noise", "fits"), [((9.0, 0.2, 0.1), True), ((0.0, 0.3, 0.1), False), ((0.0, 0.1, 0.2), False)]
+)
+def test_the_noise_of_the_learned_states_is_held_against_that_of_the_bound(noise, fits):
+    """R = (0.1, 0.2) of outputs (2, 1): the noise of the first state is its own affair."""
+    bound = Mixture(rkhs_norm=1.0, subgaussian=(0.1, 0.2), delta=0.1)
+    model = GP.create(
+        [kernels.rbf([1.0] * 3)] * 2, 0.04, nx=3, nu=0, noise_std=0.1, outputs=(2, 1), prior=lambda x, u: 0.0 * x
+    )
+    sound, claimless = ConfidenceSet(bound).update(model), ConfidenceSet(replace(bound, unchecked=True)).update(model)
+    claimless.check_noise("test", tensor(noise))
+    if fits:
+        sound.check_noise("test", tensor(noise))
+    else:
+        with pytest.raises(ValueError, match="test: expected subgaussian R >= the task's noise"):
+            sound.check_noise("test", tensor(noise))
+
+
 def test_a_bound_that_is_unchecked_claims_nothing():
     assert not ConfidenceSet(BOUND).sound and ConfidenceSet(replace(BOUND, unchecked=False)).sound
     with pytest.raises(ValueError, match="at least one model"):
@@ -205,3 +226,34 @@ def test_states_without_a_process_are_named_and_shared_data_are_read_once(monkey
 
     monkeypatch.setattr(ConfidenceBound, "interval", refuse)  # generations of one data set come from one pass
     assert torch.equal(F.bounds(z)[0], expected[0]) and torch.equal(F.bounds(z)[1], expected[1])
+
+
+def test_an_excess_in_a_batch_is_told_with_its_own_point():
+    """Points (2, 3, d), two outputs: the largest excess is that of the last point but one, in the first output."""
+    z = torch.stack([tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 0.0]]), torch.arange(6.0).double().reshape(2, 3)], dim=-1)
+    f = torch.zeros(2, 3, 2).double()
+    f[1, 1, 0] = 50.0
+    found = stated(FIRST).contains(lambda z: f, z)
+    assert found.lower == pytest.approx(50.0 - 4.0) and found.witness == "z = [2.0, 4.0]"
+    f[1, 1, 0], f[0, 0, 1] = 0.0, -60.0
+    assert stated(FIRST).contains(lambda z: f, z).witness == "z = [0.0, 0.0]"
+
+
+@pytest.mark.parametrize(
+    ("crossing", "tol", "empty"), [(0.9e-9, None, False), (1.1e-9, None, True), (0.1, 0.2, False), (0.3, 0.2, True)]
+)
+def test_ends_that_cross_by_rounding_leave_a_set(crossing, tol, empty):
+    one = (torch.full((3, 2), 0.0).double(), torch.ones(3, 2).double())
+    one[0][1, 0], one[1][1, 0] = 0.5 + crossing, 0.5
+    options = {} if tol is None else {"tol": tol}
+    assert stated(one).empty(POINTS, **options).tolist() == [False, empty, False]
+    assert (stated(one).falsified(POINTS, **options) is not None) == empty
+
+
+def test_deviations_of_the_past_are_numbers_where_rounding_makes_variances_negative():
+    """λ = 1e-14 and points that are measured again and again: what they explain exceeds k by rounding."""
+    z = torch.linspace(-1, 1, 9).double().repeat(3).unsqueeze(-1)
+    empty = GP.create(kernels.rbf(1.0), 1e-14, nx=1, nu=0, noise_std=0.1)
+    second = empty.condition_on(z, torch.sin(z)).condition_on(z + 1e-9, torch.sin(z))
+    mean, std = posterior_history(second, [0, 27, 54], z)
+    assert bool(torch.isfinite(std).all()) and bool((std >= 0).all()) and bool(torch.isfinite(mean).all())

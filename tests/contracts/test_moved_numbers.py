@@ -223,8 +223,10 @@ def test_a_linear_plant_that_was_edited_says_so():
     for edit in (lambda t: t.plant.A, lambda t: t.plant.B, lambda t: t.plant.c, lambda t: t.half_axes):
         tube = LinearTube(AffineKnown(lent.ONE, lent.ONE, number(1.0)), number(0.1))
         assert tube.edited is None
+        published = LinearTube(tube.plant, tube.half_axes, "paper")
         edit(tube).mul_(3.0)
         assert "the plant and half-axes" in str(tube.edited)
+        assert published.edited is None  # which claims nothing
 
 
 def lost(problem, x0, learned, warm):
@@ -246,6 +248,27 @@ def test_a_filter_whose_model_moved_backs_nothing():
     decision, after = after.decide(number(0.45), number(0.0))
     assert not decision.backed and "the model was changed" in str(decision.falsified)
     assert after.falsified == decision.falsified
+
+
+class Slotted:
+    """Two states and one input; its number is in a slot, where nobody looks: only what it gives can tell."""
+
+    __slots__ = ("rate",)
+    hessian_bound = torch.zeros(2, 3, 3, dtype=torch.float64)
+
+    def __init__(self) -> None:
+        self.rate = 0.5
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        return torch.stack([self.rate * x[..., 0] + u[..., 0], self.rate * x[..., 1]], dim=-1)
+
+
+def test_a_known_tube_asks_its_known_part_at_states_and_inputs_of_its_sizes():
+    known = Slotted()
+    tube = KnownTube(known, number(0.0))
+    assert tube.edited is None
+    known.rate = 0.6
+    assert "the known part" in str(tube.edited)
 
 
 def test_a_tube_of_a_process_whose_known_part_moved_says_so():

@@ -16,20 +16,33 @@ import torch
 from cost_cases import make_case
 
 from gpsafe.confidence import ConfidenceSet, Mixture, info_gain
-from gpsafe.cost import GaussianTube, ScenarioTube, drift, monte_carlo
+from gpsafe.cost import (
+    CostToGo,
+    GaussianTube,
+    Grid,
+    Hallucinated,
+    PlanTube,
+    RobustDP,
+    Sampled,
+    ScenarioTube,
+    drift,
+    monte_carlo,
+)
 from gpsafe.cost.enclosure import Enclosure
+from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.scenario_tube import Tubes
 from gpsafe.linalg import vector
 from gpsafe.models import GP, Ensemble, from_gpytorch
 from gpsafe.models.sparse_gp import SparseGP
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
-from gpsafe.safety import SafeParameters, SafePolicySet, noise_radius, policy_distance, reachable
-from gpsafe.safety.safe_set import PolicyGap
+from gpsafe.safety import BudgetFilter, SafeParameters, SafePolicySet, noise_radius, policy_distance, reachable
+from gpsafe.safety.safe_set import PolicyGap, through
 from gpsafe.sets import Box, Ellipsoid, Polytope, Zonotope
 from gpsafe.systems import AffineKnown
+from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.task import Task
-from gpsafe.tube import EnsembleTube, LinearTube, chi_square_radius
+from gpsafe.tube import EnsembleTube, LinearTube, SampledTube, chi_square_radius, sampled_level
 from gpsafe.tube.core import propagate
 
 EYE = torch.eye(2).double()
@@ -109,6 +122,47 @@ WHOLE: dict[str, Callable[[Any], object]] = {
     "PolicyGap horizon": lambda v: PolicyGap(ORIGIN, v, 1.0),
     "policy_distance horizon": lambda v: distance(horizon=v),
 }
+CASE = make_case("1d", (0,))
+PLANNED = Task(vector(0.0), 3, IndicatorCost(EYE[:1, :1], vector(1.0)), 1.0, vector(0.1))
+COUNTS: dict[str, Callable[[Any], object]] = {
+    **{
+        f"ScenarioTube {name}": lambda v, name=name: ScenarioTube(task=TASK, **{"seed": 0, name: v})
+        for name in ("anchors", "order", "chunk", "pieces", "pilot", "samples", "calls")
+    },
+    "GaussianTube order": lambda v: GaussianTube(task=TASK, order=v),
+    "PlanTube order": lambda v: PlanTube(
+        fallbacks=POLICIES, task=PLANNED, noise_radius=vector(0.1), input_box=POLICIES.input_box, order=v
+    ),
+    "Hallucinated search_paths": lambda v: Hallucinated(task=TASK, seed=0, search_paths=v),
+    "Sampled draws": lambda v: Sampled(task=TASK, seed=0, draws=v),
+    "Sampled features": lambda v: Sampled(task=TASK, seed=0, features=v),
+    "PrunedSession batch": lambda v: PrunedSession(
+        RobustDP(Grid(CASE.system.state_box, (9,)), TASK), CASE.confidence, CASE.policies, torch.Generator(), batch=v
+    ),
+    "Grid cells": lambda v: Grid(CASE.system.state_box, (v,)),
+    "Grid split": lambda v: Grid(CASE.system.state_box, (9,), (v,)),
+    "stage_delta stage": lambda v: monte_carlo.stage_delta(0.1, v),
+    "stage_delta calls": lambda v: monte_carlo.stage_delta(0.1, 1, calls=v),
+    "kl_upper trials": lambda v: monte_carlo.kl_upper(vector(0.1), v, 0.1),
+    "EnsembleTube cells": lambda v: EnsembleTube(ENSEMBLE, "sound", 1.0, cells=v),
+    "EnsembleTube.sound steps": lambda v: EnsembleTube.sound(ENSEMBLE, steps=v, delta=0.1),
+    "chi_square_radius steps": lambda v: chi_square_radius(2, 0.1, v),
+    "SampledTube samples": lambda v: SampledTube(MODEL, v, torch.Generator(), 3, 0.1),
+    "sampled_level samples": lambda v: sampled_level(v, 0.1),
+    "noise_radius steps": lambda v: noise_radius(vector(0.1), steps=v, delta=0.1),
+    "linear_bound dim": lambda v: info_gain.linear_bound(v, 5, 1.0, 0.1),
+    "linear_bound count": lambda v: info_gain.linear_bound(2, v, 1.0, 0.1),
+}
+SHARES: dict[str, Callable[[Any], object]] = {
+    "ScenarioTube delta": lambda v: ScenarioTube(task=TASK, seed=0, delta=v),
+    "stage_delta": lambda v: monte_carlo.stage_delta(v, 1),
+    "kl_upper": lambda v: monte_carlo.kl_upper(vector(0.1), 5, v),
+    "mean_upper": lambda v: monte_carlo.mean_upper(torch.zeros(5), 1.0, v),
+    "chi_square_radius": lambda v: chi_square_radius(2, v, 3),
+    "sampled_level": lambda v: sampled_level(5, v),
+    "noise_radius": lambda v: noise_radius(vector(0.1), steps=3, delta=v),
+    "Mixture": lambda v: Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=v),
+}
 NO_NUMBER: list[Any] = [math.nan, True, "a", [0.1], vector(0.1, 0.2)]
 
 
@@ -132,6 +186,55 @@ def test_a_scalar_is_in_its_range(name, bad):
 def test_a_time_or_a_count_is_a_whole_number_of_its_range(name, bad):
     with pytest.raises(ValueError, match="expected"):
         WHOLE[name](bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, math.nan, True, "a", [2]], ids=repr)
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_is_a_whole_number_and_at_least_one(name, bad):
+    COUNTS[name](4)
+    with pytest.raises(ValueError, match="expected"):
+        COUNTS[name](bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 1.1, math.nan], ids=repr)
+@pytest.mark.parametrize("name", SHARES)
+def test_a_chance_of_failure_is_neither_nothing_nor_certain(name, bad):
+    SHARES[name](0.1)
+    with pytest.raises(ValueError, match="expected"):
+        SHARES[name](bad)
+
+
+KINDS: dict[str, Callable[[], object]] = {
+    "RobustDP task": lambda: RobustDP(Grid(CASE.system.state_box, (9,)), CASE.system),  # type: ignore[arg-type]
+    "GaussianTube task": lambda: GaussianTube(task=CASE.system),  # type: ignore[arg-type]
+    "ScenarioTube task": lambda: ScenarioTube(task=CASE.system, seed=0),  # type: ignore[arg-type]
+    "Sampled task": lambda: Sampled(task=CASE.system, seed=0),  # type: ignore[arg-type]
+    "BudgetFilter to_go": lambda: BudgetFilter(CASE, budget=0.1),  # type: ignore[arg-type]
+    "CostToGo program": lambda: CostToGo.of(CASE, CASE.confidence, CASE.policies, CASE.policies.input_box),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_asked_for_is_not_taken_for_what_resembles_it(name):
+    """A plant has x_0, T and a cost as its task has; what it is may change."""
+    with pytest.raises(ValueError, match=f"{name.split()[0]}: expected {name.split()[1]} to be a "):
+        KINDS[name]()
+
+
+@pytest.mark.parametrize("bad", ["a", True, 1j], ids=repr)
+def test_means_of_costs_are_real_numbers(bad):
+    assert float(monte_carlo.kl_upper([0], 5, 0.1)[0]) == pytest.approx(1 - 0.1 ** (1 / 5))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kl_upper: expected real numbers"):
+        monte_carlo.kl_upper(np.array([bad]), 5, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["a", True, 1j], ids=repr)
+def test_values_and_distances_of_policies_are_real_numbers(bad):
+    assert through(torch.tensor([1]), torch.tensor([[0, 2]])).tolist() == [[1.0, 3.0]]
+    assert through([0.5], [[0.25]]).tolist() == [[0.75]]  # type: ignore[arg-type]
+    for given in ((torch.tensor([bad]) if bad != "a" else bad, ORIGIN), (vector(0.1), np.array([[bad]]))):
+        with pytest.raises(ValueError, match="through: expected real numbers"):
+            through(*given)  # type: ignore[arg-type]
 
 
 def test_a_stage_beyond_the_tube_is_refused():

@@ -108,6 +108,8 @@ def test_what_is_no_number_admits_nobody():
     assert push(tensor([0.0, 0.0], [0.0, 0.4]), tensor(0.0, 0.4)).tolist() == [0.0, pytest.approx(1.0)]
     assert drift_gap(tensor(nan, 0.0, 0.0), 1.0) == pytest.approx(2.0)
     assert drift_gap(tensor(-0.5, 0.0, 0.0), 1.0) == pytest.approx(2.0)
+    assert drift_gap(tensor(inf, inf, inf, 0.0), 0.7).tolist() == 0.7 * 3  # never more than C at every step
+    assert drifted(tensor(2.0, 2.1, inf, -inf), tensor(0.0, 0.0, 0.0, 0.0), 2.0).tolist() == [2.0] * 4
 
 
 def test_paths_that_are_pushed_too_far_count_in_full(monkeypatch):

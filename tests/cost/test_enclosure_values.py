@@ -168,9 +168,20 @@ def test_generations_are_intersected_once_each():
     assert torch.equal(found[1], torch.minimum(mixed[1], alone.inner[1]))
     narrow = replace(early, low=early.low.clamp_min(0.0), high=early.high.clamp_max(1e-3)).refine(whole)
     assert bool((narrow.low >= 0).all()) and bool((narrow.high <= 1e-3).all())
-    picked = late.select(torch.tensor([1]))
-    for name in ("z", "known", "known_radius", "metric", "slack", "low", "high", "cap"):
-        assert torch.equal(getattr(picked, name), getattr(late, name)[1:])
+    cut = replace(late, cap=0.1 * late.high.amax() * torch.ones_like(late.cap))
+    for one in (late, cut):
+        (low, high), ends = one.middle(), (torch.maximum(one.low, -one.cap), torch.minimum(one.high, one.cap))
+        assert torch.equal(low, one.known + ends[0]) and torch.equal(high, one.known + ends[1])
+    assert bool((cut.high > cut.cap).any()) and bool((cut.low < -cut.cap).any())
+    assert late.policies is not None
+    for index in ([1], [0], [1, 0]):
+        picked = replace(late, spread=draw(5, 2, 9, 1)).select(torch.tensor(index))
+        for name in ("z", "known", "known_radius", "metric", "slack", "low", "high", "cap", "peak"):
+            assert torch.equal(getattr(picked, name), getattr(late, name)[index])
+        assert picked.spread is not None and torch.equal(picked.spread, draw(5, 2, 9, 1)[index])
+        assert picked.inner is not None and picked.policies is not None
+        assert all(torch.equal(mine, whole[index]) for mine, whole in zip(picked.inner, late.inner, strict=True))
+        assert torch.equal(picked.policies(centers[None]), late.policies(centers[None])[index])
     with pytest.raises(ValueError, match=r"Enclosure.refine: expected a confidence set that continues"):
         late.refine(make_case("1d", (20, 30)).confidence)
 

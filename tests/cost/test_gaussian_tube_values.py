@@ -9,7 +9,7 @@ from cost_cases import alone, make_case
 from step_cases import AFFINE, Bent, Curved, draw, learned, one_step, tensor
 from torch import Tensor
 
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence import ConfidenceSet, ConvexProgram, Mixture, functionals
 from gpsafe.cost import gaussian_tube
 from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.gaussian_tube import ROUNDING, GaussianTube, Stage
@@ -19,7 +19,7 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.base import HingeCost, IndicatorCost
 from gpsafe.systems.known import AffineKnown, SineKnown
 from gpsafe.systems.task import Task
 
@@ -117,6 +117,9 @@ def test_a_stage_charges_the_tails_of_its_half_spaces(monkeypatch):
         expected = min(1.0, float(found[0]) + max(0, t - 1) * bound.failure)
         assert float(bound.charge(stage, t)[0]) == pytest.approx(expected, rel=1e-14)
         assert float(bound.charge(stage, t)[2]) == 1.0
+    dear = HingeCost(cost.directions, cost.offsets, 2.5)  # costs at most C where it costs anything
+    priced = GaussianTube(task=Task(tensor([0.0, 0.0]), 5, dear, 1.0, tensor([0.1, 0.1])), width=3.0)
+    torch.testing.assert_close(priced.charge(stage, 3), 2.5 * bound.charge(stage, 3), rtol=1e-14, atol=0)
     edge = Stage(None, Zonotope.point(tensor([[0.4 - 1e-10, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
     assert float(edge.exceed(cost)[0]) == 1.0 and ROUNDING == 1e-9  # within rounding of the edge: beyond it
     monkeypatch.setattr(gaussian_tube, "ROUNDING", 0.0)  # a point on the edge, without noise, has not left
@@ -169,6 +172,14 @@ def test_the_bound_sums_its_charges_and_rounds_up():
     cut = replace(bound, give_up=limit).upper(F, policies)
     torch.testing.assert_close(cut, torch.where(total <= limit, found, 4.0), rtol=1e-9, atol=0)
     assert replace(bound, give_up=limit).evaluate(F, policies).vacuous.tolist() == (total > limit).tolist()
+    own = policies.select(total.argmin().reshape(1))
+    spent = torch.zeros(1).double()
+    for t, stage in enumerate(bound.stages(F, own)):
+        spent = spent + bound.charge(stage, t)
+    assert float(replace(bound, give_up=float(spent)).upper(F, own)) < 4.0  # what costs just as much is followed
+    assert float(replace(bound, give_up=float(spent) * (1 - 1e-15)).upper(F, own)) == 4.0
+    always = replace(bound, task=Task(x0, 4, IndicatorCost(tensor([[0.0, 1.0]]), x0[1:] - 9.0), 1.0, sigma))
+    assert always.upper(F, policies).tolist() == [4.0] * 3  # T·C and no more
 
 
 def test_only_half_space_costs_have_tails():
@@ -201,6 +212,12 @@ def test_a_session_explores_along_the_centres_and_looks_at_its_data():
         z = torch.cat([x, stage.policies(x)], -1)[:, 0]
         exact += F.model.posterior(z)[1].norm(dim=-1) * ~stage.lost
     torch.testing.assert_close(session.exploration(index), exact)
+    short = replace(bound, limit=1e-6)  # given up after the first step: what comes later does not count
+    x = case.system.initial_state.expand(2, 1, 2)
+    z = torch.cat([x, policies.select(index)(x)], -1)
+    first = F.model.posterior(z[:, 0])[1].norm(dim=-1)
+    torch.testing.assert_close(short.session(F, policies).exploration(index), first)
+    assert bool((first < 0.9 * exact).all())
     assert session.falsified() is None and session.task is bound.task
     empty = type(F)(F.bound).update(make_case("pendulum", ()).confidence.model)
     assert bound.session(empty, policies).falsified() is None
@@ -277,3 +294,19 @@ def test_deviations_of_several_outputs_are_taken_together():
         u = torch.cat([policies.select(torch.tensor([p]))(x[p][None, None])[0] for p in range(2)])
         total += model.posterior(torch.cat([x, u], -1))[1].square().sum(-1).sqrt()
     torch.testing.assert_close(bound.session(F, policies).exploration(torch.tensor([0, 1])), total, rtol=1e-9, atol=0)
+
+
+def test_a_step_takes_the_narrowest_of_the_bands_of_a_program(monkeypatch):
+    F, case = confidence(Bent(*AFFINE))
+    cost = IndicatorCost(tensor([[1.0, 0.0]]), tensor([9.0]))
+    bound = GaussianTube(task=Task(case.system.initial_state, 9, cost, 1.0, case.system.noise_std))
+    program = ConvexProgram(rkhs_norm=5.0, subgaussian=F.bound.subgaussian, delta=0.1, method="table")
+    F, policies = ConfidenceSet(program).update(F.model), case.policies.select(torch.tensor([0, 4, 18]))
+
+    def widths() -> Tensor:
+        return torch.stack([stage.sure.radius for stage in bound.stages(F, policies)][2:6])
+
+    several = widths()
+    monkeypatch.setattr(functionals, "MULTIPLIERS", ())
+    one = widths()
+    assert bool((several <= one * (1 + 1e-9)).all()) and float((several / one).min()) < 0.99

@@ -1,5 +1,6 @@
 """Affine ranges of the residual against loops: each of the three forms, where it leads, with every one of its terms."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -159,6 +160,38 @@ def test_the_cut_by_hand():
     assert found.linear[:, 0].abs().sum(-1).tolist() == pytest.approx([0.3, 0, 0, 0, 0.3, 0.3, 0])
     assert float(local.cap[1]) == 4.5 and torch.equal(found.linear[:, 1], linear[:, 1])
     assert found.empty.tolist() == [False, False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("struck", [math.nan, math.inf, -math.inf])
+def test_a_range_that_is_no_number_is_the_whole_ball_and_strikes_no_other(struck):
+    local, _ = enclosures()
+    local = replace(local, half=torch.ones(3, 2).double(), mean=None, cov=None)
+    value, linear, error = draw(1, 3, 2), 0.1 * draw(2, 3, 2, 2), draw(3, 3, 2).abs()
+    whole = local._cut(value, linear, error)
+    for name in ("value", "linear", "error") if struck != -math.inf else ("value", "linear"):
+        parts = {"value": value.clone(), "linear": linear.clone(), "error": error.clone()}
+        parts[name][1, 0] = struck
+        found = local._cut(**parts)
+        assert float(found.value[1, 0]) == 0.0 and not bool(found.linear[1, 0].any())
+        assert float(found.error[1, 0]) == pytest.approx(float(local.cap[0]), rel=1e-11)
+        others = torch.ones(3, 2, dtype=torch.bool)
+        others[1, 0] = False
+        for part in ("value", "linear", "error"):
+            assert torch.equal(getattr(found, part)[others], getattr(whole, part)[others])
+
+
+def test_the_metric_is_rounded_outwards_by_less_than_a_trillionth():
+    """√(2v(1 − e^{−½‖r/ℓ‖²})) to 40 digits, from radii of 1e-6 to 10 length-scales."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 40
+    scale, variance = (0.5, 2.0, 1.0), 0.49
+    form = kernels.stationary(kernels.rbf(list(scale), variance))
+    moduli = Moduli.of([form], torch.zeros(1, 3).double())
+    radius = draw(1, 200, 3).abs() * 10.0 ** torch.linspace(-6, 1, 200, dtype=torch.float64).unsqueeze(-1)
+    for r, found in zip(radius.tolist(), moduli.metric(radius)[:, 0].tolist(), strict=True):
+        gap = sum((mpmath.mpf(a) / mpmath.mpf(b)) ** 2 for a, b in zip(r, scale, strict=True))
+        exact = mpmath.sqrt(-2 * mpmath.mpf(form.variance) * mpmath.expm1(-gap / 2))
+        assert exact <= found <= exact * (1 + mpmath.mpf(10) ** -12)
 
 
 def test_anchors_hold_what_the_posterior_says_there():

@@ -104,8 +104,8 @@ def levelled(found: Partition, value: torch.Tensor, level: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @settings(max_examples=12)
-@given(seeds(), st.booleans(), st.sampled_from([3, 200]))
-def test_a_step_is_the_largest_average_on_the_finest_level_that_is_fit(dim, seed, still, span):
+@given(seeds(), st.booleans(), st.sampled_from([3, 200]), st.sampled_from([0, 300_000]))
+def test_a_step_is_the_largest_average_on_the_finest_level_that_is_fit(dim, seed, still, span, whole):
     found = partition(dim, seed)
     draw = draws(seed + 1)
     std = vector(0.03, 0.01, 0.1)[:dim] * (not still)
@@ -118,6 +118,7 @@ def test_a_step_is_the_largest_average_on_the_finest_level_that_is_fit(dim, seed
         patch.setattr(multilevel, "TILE", {1: 2, 2: 2, 3: 2})
         patch.setattr(multilevel, "SPAN", {1: span, 2: span, 3: span})
         patch.setattr(multilevel, "TABLES", 3000)
+        patch.setattr(multilevel, "WHOLE", whole if dim < 3 else 300_000)  # 0: tile by tile, however many there are
         step = Multilevel.build(found, std, low, high)
     steps = {sign: step(value, 1.0, sign) for sign in (1.0, -1.0)}
     spans, wanted = [], {1.0: [], -1.0: []}

@@ -259,8 +259,8 @@ def test_a_certificate_belongs_to_its_fallback_and_its_box():
         torch.cat([weak.fallbacks.gain, 0 * weak.fallbacks.gain]),
         weak.input_box,
     )
-    judge = replace(weak, fallbacks=both, landing=(far, small)).refine(case.confidence)
-    assert judge.certified.tolist() == [[-1, HORIZON], [-1, -1]]
+    judge = replace(weak, fallbacks=both, landing=(far, small, far)).refine(case.confidence)
+    assert judge.certified.tolist() == [[-1, HORIZON, -1], [-1, -1, -1]]
     again = judge.refine(case.confidence)
     assert torch.equal(again.certified, judge.certified) and judge.confidence is case.confidence
 

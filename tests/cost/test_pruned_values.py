@@ -194,6 +194,9 @@ def test_a_point_at_which_the_set_is_empty_is_kept(line):
     narrow = dataclasses.replace(line.confidence.bound, rkhs_norm=1e-3)
     empty = ConfidenceSet(narrow, line.confidence.generations)
     dp = RobustDP(Grid(line.system.state_box, (40,)), Task.of(line.system).with_(budget=20.0))
-    session = PrunedSession(dp, empty, line.policies.select([3]), generator(1))
+    session = PrunedSession(dp, empty, line.policies.select([3, 40]), generator(1))
     assert session.upper(torch.tensor([0])).tolist() == [math.inf]
-    assert session.memo.falsified is not None and session.falsified() is session.memo.falsified
+    first = session.memo.falsified
+    assert first is not None and session.falsified() is first
+    session.upper(torch.tensor([1]))
+    assert session.falsified() is first

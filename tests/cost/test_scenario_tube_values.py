@@ -1,10 +1,15 @@
 """A step of a scenario tube, its charges and its giving up against loops: no sub-term may be dropped or halved."""
 
+import itertools
+import math
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturating, tensor
 
 from gpsafe.cost import monte_carlo, scenario_tube
@@ -356,3 +361,40 @@ def test_hulls_are_left_by_more_than_their_tolerance():
     )
     states = tensor([[[[1.075, 0.0]], [[0.0, -1.125]]]])
     assert tubes.contains_hull(states, tol=0.1).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf, 9.0, 0.0])
+def test_a_set_or_a_cost_that_is_no_number_is_charged_the_ceiling_whatever_the_cost_says(answer):
+    class Says:
+        """A cost of a user's making that looks at nothing."""
+
+        ceiling = 1.2
+
+        def upper(self, lower, upper):
+            return torch.full(lower.shape[:-1], answer, dtype=lower.dtype)
+
+    tube = Zonotope(torch.zeros(4, 2).double(), torch.ones(4, 2, 3).double())
+    tube.center[1, 0], tube.center[2, 1], tube.generators[3, 0, 2] = math.nan, 1e200, math.inf
+    assert charge_upper(Says(), tube).tolist() == [0.0 if answer == 0.0 else 1.2, 1.2, 1.2, 1.2]
+
+
+def test_a_set_is_cut_across_what_is_widest_after_the_cuts_before():
+    """Sides 4, 1.9, 1: halved twice along the first and once along the second."""
+    sides = tensor([[[4.0, 1.9, 1.0]]])
+    for radius in (sides, sides.flip(-1)):  # where to cut is not for the set to say
+        parts = cut(Zonotope(torch.zeros(1, 1, 3).double(), torch.diag_embed(radius)), 8, sides)
+        expected = radius[0] * tensor([0.25, 0.5, 1.0])
+        torch.testing.assert_close(parts.radius[0], expected.expand(8, 3), rtol=1e-11, atol=0)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(-50, 50), min_size=8, max_size=8), st.floats(0.1, 9.0))
+def test_pieces_leave_no_gap_in_exact_arithmetic(centers, radius):
+    """Each piece begins where, or before, the last one ends: as rationals, not as rounded numbers."""
+    tube = Zonotope(tensor(centers).reshape(8, 1, 1), tensor([radius]).expand(8, 1, 1, 1))
+    parts = cut(tube, 8, tube.radius)
+    for p, center in enumerate(centers):
+        pairs = zip(parts.center[p, :, 0].tolist(), parts.radius[p, :, 0].tolist(), strict=True)
+        ends = sorted((Fraction(c) - Fraction(r), Fraction(c) + Fraction(r)) for c, r in pairs)
+        assert ends[0][0] <= Fraction(center) - Fraction(radius) and ends[-1][1] >= Fraction(center) + Fraction(radius)
+        assert all(low <= high for (_, high), (low, _) in itertools.pairwise(ends))

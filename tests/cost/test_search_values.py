@@ -8,9 +8,11 @@ import pytest
 import torch
 from cost_cases import generator, make_case
 
-from gpsafe.cost import monte_carlo
+from gpsafe.confidence import ConfidenceSet
+from gpsafe.cost import monte_carlo, sampled
 from gpsafe.cost.hallucinated import Adversary, Hallucinated
 from gpsafe.cost.sampled import Sampled
+from gpsafe.models import LowRankGP
 from gpsafe.models.samples import sample_functions
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import HingeCost
@@ -179,6 +181,16 @@ def test_the_first_step_of_the_ascent_moves_every_bias_that_matters_by_the_rate(
         torch.testing.assert_close(found.slope[0, 0, t].abs(), tensor([[0.5, 0.5]]), rtol=0, atol=1e-3)
 
 
+def test_the_ascent_climbs_towards_the_half_space_that_is_nearest(case):
+    """A second one on the other side, far away, changes nothing."""
+    both = HingeCost(tensor([[1.0, 0.5], [-1.0, -0.5]]), tensor([-3.0, 90.0]), 6.0)
+    bound, policies, F = Hallucinated(**options(case), steps=3, rate=0.25), case.choose(3, 9), case.confidence
+    start, noise = adversaries(2, 1, 4), 0.05 * draws(4, 1, 3, 2, seed=6)
+    found, alone = (bound._ascend(F, policies, start, noise, cost) for cost in (both, SLOPED))
+    torch.testing.assert_close(found.bias, alone.bias)
+    torch.testing.assert_close(found.slope, alone.slope)
+
+
 def test_policies_whose_paths_are_lost_do_not_spoil_the_ascent(case):
     bound, policies, F = Hallucinated(**options(case), steps=2), case.choose(3, 9), case.confidence
     start, noise = adversaries(2, 1, 4), torch.zeros(4, 1, 2, 2).double()
@@ -278,3 +290,18 @@ def test_a_poor_adversary_does_not_spoil_the_lower_limit(case, monkeypatch):
     half = Sampled(**task | {"delta": 0.005}).evaluate(F, policies).lower
     assert bool((half > own + 1e-3).any()) and bool((own > 0.1).all())
     torch.testing.assert_close(bound.evaluate(F, policies).lower, torch.maximum(own, half), rtol=1e-14, atol=0)
+
+
+def test_functions_of_a_low_rank_view_are_drawn_from_its_exact_process(case):
+    bound = Sampled(**options(case), draws=2, mode="functions", features=16)
+    view = ConfidenceSet(case.confidence.bound).update(LowRankGP.create(case.confidence.model, 3))
+    seen: list[object] = []
+
+    def drawn(model, *arguments, **options):
+        seen.append(model)
+        return sample_functions(model, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "sample_functions", drawn)
+        costs = bound.costs(view, case.choose(3, 9))
+    assert len(seen) == 1 and seen[0] is view.model.exact and bool(torch.isfinite(costs).all())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cost_cases import generator, make_case
 
-from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.confidence import ConfidenceSet, Constant, Mixture
 from gpsafe.cost import monte_carlo
 from gpsafe.cost._lineage import _equal, continues, require_continuation
 from gpsafe.cost._task import check_task
@@ -119,6 +119,21 @@ def test_sets_without_data_differ_by_their_prior(case):
     ):
         assert not continues(fresh(), 1, fresh(**change)) and not continues(fresh(), 0, fresh(**change))
     assert not continues(fresh(), 1, case.confidence)
+
+
+def test_every_posterior_of_the_past_has_the_prior_that_it_had(case):
+    """A set that claims nothing may be refitted from one generation to the next: each counts with its own kernel."""
+    system, bound = case.system, Constant(rkhs_norm=1.0, subgaussian=0.1, value=2.0)
+
+    def posterior(scale: float) -> GP:
+        prior = AffineKnown(torch.eye(1).double(), torch.eye(1).double(), torch.zeros(1).double())
+        return GP.create(kernels.rbf(scale, 1.0), 1e-4, nx=1, nu=1, noise_std=system.noise_std, prior=prior)
+
+    def refitted(*scales: float) -> ConfidenceSet:
+        return ConfidenceSet(bound, tuple(posterior(scale) for scale in scales))
+
+    assert continues(refitted(0.5, 1.0), 2, refitted(0.5, 1.0)) and continues(refitted(0.5, 1.0), 1, refitted(0.5, 1.0))
+    assert not continues(refitted(0.5, 1.0), 1, refitted(0.6, 1.0))
 
 
 def test_sessions_answer_for_the_policies_asked(case):

@@ -109,3 +109,30 @@ def test_small_rates_cost_least_without_a_cut(bound):
     for p in range(2):
         sample = cost[p] + C * (3 * rates[p, :, 0] + 2 * rates[p, :, 1] + rates[p, :, 2])
         assert float(found[p]) == pytest.approx(float(monte_carlo.mean_upper(sample, 10 * C, 1e-3)), rel=1e-12)
+
+
+@pytest.mark.parametrize("answer", [math.nan, -0.5, 1.5])
+def test_a_cost_beyond_its_range_counts_as_the_largest(bound, answer):
+    class Says:
+        """0.25, and later something else beyond a state."""
+
+        ceiling = 1.0
+        beyond = 0.25
+
+        def __call__(self, x):
+            return torch.where(x[..., 0] > 0.0, self.beyond, 0.25)
+
+        def upper(self, lower, upper):
+            return torch.ones_like(lower[..., 0])
+
+        def lower(self, lower, upper):
+            return torch.zeros_like(lower[..., 0])
+
+    case, _ = bound
+    says = Says()
+    tv = TotalVariation(**case.task_with(horizon=4, cost=says), samples=40)
+    says.beyond = answer  # the task looked at it before
+    policies, confidence = case.choose(0, 40), case.confidence
+    total, _ = tv.paths(confidence, policies, tv.noise(confidence, 3))
+    paths = set(total.flatten().tolist())
+    assert paths <= {1.0, 1.75, 2.5, 3.25, 4.0} and len(paths) > 1  # k steps at 1, the others at ¼

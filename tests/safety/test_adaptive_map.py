@@ -1,5 +1,7 @@
 """Maps refined where it helps: bounds tighten, hold the truth, and wait for data where data are what is wanted."""
 
+import itertools
+
 import pytest
 import torch
 from scipy.stats import beta
@@ -169,3 +171,22 @@ def test_it_says_why_a_gap_is_left_and_does_not_halve_where_data_are_missing():
     eager = known.refined(tolerance=0.05, cells=256)
     left = [float(map_.mean(map_.reducible(0.05).double()).mean()) for map_ in (known, eager)]
     assert left[1] < 0.5 * left[0] and waits.partition.num < 200
+
+
+def test_smaller_cells_take_off_no_more_than_the_smallest_and_none_take_off_nothing():
+    """The estimate grows with the number of cells that may be had, up to that of any number."""
+    found = first_map(1, 0.1)
+    estimates = [found.by_cells(cells) for cells in (16, 64, 256, None)]
+    assert float(estimates[0].max()) < 1e-8
+    for fewer, more in itertools.pairwise(estimates):
+        assert bool((fewer <= more).all()) and float((more - fewer).max()) > 1e-4
+
+
+def test_an_average_over_the_grid_is_by_volume():
+    """Of 1: 1. Of 1 on the leaves in a half of the box: ½, however many leaves there are."""
+    found = first_map(2).refined(tolerance=0.02, cells=64)
+    centers, _ = found.partition.boxes()
+    ones = torch.ones(1, found.partition.num, dtype=torch.float64)
+    left = (centers[:, 0] < found.partition.grid.box.center[0]).double().unsqueeze(0)
+    assert float(found.mean(ones)[0]) == pytest.approx(1.0, rel=1e-12)
+    assert float(found.mean(left)[0]) == pytest.approx(0.5, rel=1e-12) and abs(float(left.mean()) - 0.5) > 0.02

@@ -193,6 +193,13 @@ def test_what_tables_rest_on_begins_with_the_confidence_set(to_go):
     assert {entry.kind for entry in further} < set(kinds) and len(kinds) == len(set(kinds)) > 2
 
 
+def test_tables_of_a_set_that_was_edited_say_so():
+    own = made()
+    assert own.moved == ""
+    own.confidence.model.targets.mul_(2.0)
+    assert "observations" in own.moved
+
+
 def test_the_first_cell_is_a_cell_and_the_next_cost_that_of_the_state(to_go):
     first = float(to_go.program.grid.centers[0, 0])
     assert to_go.value(tensor(first), 3) == pytest.approx(float(to_go.values[3, 0]), rel=1e-6)
@@ -214,3 +221,8 @@ def test_the_prior_sees_the_whole_state():
     safe = BudgetFilter(CostToGo.of(program, confidence, prior, Box([-3.0], [3.0])), budget=1.5).start()
     allowed, _ = safe.decide(tensor(0.4, -0.8), tensor(math.nan))
     assert allowed.source == "prior" and allowed.u.tolist() == pytest.approx([0.1 - 0.2 - 0.2])
+    assert safe.decide(tensor(0.0, 0.0), tensor(0.0))[0].source == "learner"
+    for x in (tensor(0.0, math.nan), tensor(math.inf, 0.0)):  # a state of which a part is not known is not known
+        allowed, after = safe.decide(x, tensor(0.0))
+        assert allowed.source == "prior" and "not finite" in allowed.reason and math.isinf(allowed.price)
+        assert not allowed.backed and after.broken

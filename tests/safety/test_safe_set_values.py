@@ -163,3 +163,11 @@ def test_only_numbers_from_zero_on_pass_through_a_member():
     found = through(tensor(*numbers), tensor(*[numbers] * len(numbers)))
     expected = [[v + d if v >= 0 and d >= 0 else math.inf for d in numbers] for v in numbers]
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "shown", "more"), [(19, 19, None), (20, 20, None), (21, 20, "and 1 more"), (23, 20, "and 3 more")]
+)
+def test_notebooks_show_twenty_members(count, shown, more):
+    told = SafePolicySet.initial(30, list(range(count)), budget=0.2)._repr_html_()
+    assert told.count("<td>given</td>") == shown and (more in told if more else "more" not in told)

@@ -130,6 +130,10 @@ def test_a_set_leaves_a_flat_one_exactly_beyond_the_stated_distance():
     within = Ellipsoid(tensor([0.5, 0.0, 0.0]), tensor([[0.5, 1.0, 1.0], [0.0] * 3, [0.0] * 3])).inside(flat)
     assert float(within.margin) == pytest.approx(1 - 2 / 5, abs=1e-12)
     torch.testing.assert_close(within.witness, tensor([2.0, 0.0, 0.0]), rtol=0, atol=1e-9)
+    ball = Ellipsoid(torch.zeros(3).double(), torch.eye(3).double()).inside(
+        flat
+    )  # its farthest point in the span is no witness
+    assert float(ball.margin) == -math.inf and float(ball.witness[1:].norm()) == pytest.approx(1.0)
     tilted = Ellipsoid(torch.zeros(3).double(), tensor([[3.0], [0.0], [0.5]])).inside(flat)
     assert float(tilted.margin) == -math.inf and abs(float(tilted.witness[2])) == pytest.approx(0.5)
 
@@ -254,3 +258,22 @@ def test_wrong_shapes_and_numbers_are_refused():
     with pytest.raises(ValueError, match="finite center"):
         Ellipsoid(tensor([math.nan]), torch.zeros(1, 0))
     assert Ellipsoid(torch.zeros(2), torch.zeros(2, 3)).factor.dtype == torch.float64
+
+
+def test_a_batch_of_ellipsoids_in_many_units_answers_as_each_alone():
+    """Axes of 1e-6, 1 and 1e6 in turn: the units of one are not those of the next."""
+    g = torch.Generator().manual_seed(3)
+    sizes = torch.tensor([[1e-6, 1.0, 1e6], [1e6, 1e-6, 1.0], [1.0, 1e6, 1e-6], [1.0, 1.0, 1.0]]).double()
+    factor = sizes.unsqueeze(-1) * torch.randn(4, 3, 2, dtype=torch.float64, generator=g)
+    center = torch.randn(4, 3, dtype=torch.float64, generator=g)
+    inside = center + factor @ tensor([0.3, -0.4])
+    batch, other = Ellipsoid(center, factor), Ellipsoid(center, 2.5 * factor)
+    gauges, contained = batch.gauge(inside), batch.inside(other)
+    assert gauges.tolist() == pytest.approx([0.5] * 4, rel=1e-6)
+    for k in range(4):
+        one = Ellipsoid(center[k], factor[k])
+        assert float(one.gauge(inside[k])) == float(gauges[k])
+        alone = one.inside(Ellipsoid(center[k], 2.5 * factor[k]))
+        assert (
+            float(alone.margin) == pytest.approx(float(contained.margin[k]), rel=1e-9) == pytest.approx(0.6, rel=1e-6)
+        )

@@ -1,12 +1,15 @@
 """Corners of sets that have no width along some coordinates, and what boxes and hulls of them are: values by hand."""
 
 import math
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from gpsafe.sets import Box, Polytope, convex_hull
+from gpsafe.linalg import gamma
+from gpsafe.sets import Box, Polytope, _hull, convex_hull
 from gpsafe.sets._containment import Containment, maximize_square
 
 tensor = partial(torch.tensor, dtype=torch.float64)
@@ -221,3 +224,48 @@ def test_a_coordinate_that_an_image_ignores_keeps_its_rounding():
         ends = tensor([reach])
         image = Polytope.of_box(Box(-ends, ends)).image(tensor([[0.0]]), tensor([0.0]))
         assert image.h.tolist() == [reach * 5e-324] * 2
+
+
+@pytest.mark.parametrize("thin", [0, 1, 2])
+def test_a_flat_set_is_thinnest_along_its_least_side_wherever_it_lies(thin):
+    """Boxes of sides 0.5 … 2 but for one of 1e-6, far from 0 along another axis: the far rows have the largest offsets."""
+    low, sides = [0.0, 0.0, 0.0], [0.5, 2.0, 1.0]
+    low[(thin + 1) % 3], low[(thin + 2) % 3], sides[thin] = 50.0, -70.0, 1e-6
+    rows = np.concatenate([np.eye(3), -np.eye(3)])
+    room = [Fraction(a) + Fraction(s) for a, s in zip(low, sides, strict=True)] + [-Fraction(a) for a in low]
+    assert np.abs(_hull._thinnest(rows, room)).tolist() == np.eye(3)[thin].tolist()
+
+
+@pytest.mark.parametrize("away", [0.0, 1.0, -1e3, 1e9])
+def test_the_span_of_points_knows_their_extents_and_not_where_they_are(away):
+    """Extents 6, 0 and 0.25 about any centre: units 2³ and 2^−1, and a coordinate that does not vary spans nothing."""
+    points = np.array([[0.0, 0.0, 0.0], [6.0, 0.0, 0.25], [3.0, 0.0, -0.125], [1.0, 0.0, 0.25]]) + away
+    center, basis, exponent = _hull.span(points)
+    assert (center == points[0]).all() and exponent == [3, 0, -1]
+    assert np.abs(basis).tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+    slanted = _hull.span(points * [1.0, 0.0, 0.0] + [0.0, 0.0, 1.0] * points[:, :1])[1]
+    assert slanted.shape == (3, 1) and np.abs(slanted[:, 0]) == pytest.approx([0.5**0.5, 0.0, 0.5**0.5])
+
+
+def test_the_worst_point_of_nothing_is_none_in_all_coordinates():
+    nothing = Polytope(tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]), tensor([-1.0, -1.0]))
+    found = Polytope.of_box(Box(torch.zeros(3).double(), torch.ones(3).double())).contains_polytope(nothing)
+    assert float(found.margin) == math.inf and found.witness.shape == (3,) and bool(found.witness.isnan().all())
+
+
+def test_samples_fill_parts_of_unequal_size_by_their_volume():
+    """A pentagon of area 12.5, of which 4.5 is below y = 1 and 9 left of x = 3; the triangles of a cut are unequal."""
+    body = convex_hull(tensor([[0.0, 0.0], [4.0, 0.0], [5.0, 1.0], [3.0, 3.0], [0.0, 3.0]]) + tensor([30.0, -7.0]))
+    x = body.sample(20_000, torch.Generator().manual_seed(1))
+    for share, part in ((4.5 / 12.5, x[:, 1] < -6.0), (9 / 12.5, x[:, 0] < 33.0)):
+        assert float(part.double().mean()) == pytest.approx(share, abs=4.5 * (share * (1 - share) / 20_000) ** 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_hull_is_raised_by_the_rounding_of_its_rows_and_no_more(count):
+    """2γ_{d+2} Σ|H_i||p|, where a row is none of ±e_j; however many points there are."""
+    points = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(count)) + 9.0
+    hull = convex_hull(points)
+    plain = ((hull.H != 0).sum(1) == 1) & (hull.H.abs() == 1).any(1)
+    margin = 2 * gamma(5) * (points.abs() @ hull.H.abs().mT)
+    assert torch.equal(hull.h, (points @ hull.H.mT + torch.where(plain, 0.0, margin)).amax(0))

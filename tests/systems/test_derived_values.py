@@ -52,6 +52,11 @@ def test_outward_widens_what_is_finite_and_keeps_an_interval_that_ran_away():
         ("asin", (-0.5, 1.0), False, True),
         ("asin", (-0.5, 1.1), False, False),
         ("asin", (-1.1, 0.5), False, False),
+        ("acos", (-0.9, 0.9), True, True),
+        ("acos", (-1.0, 0.5), False, True),
+        ("acos", (-0.5, 1.0), False, True),
+        ("acos", (-0.5, 1.1), False, False),
+        ("acos", (-1.1, 0.5), False, False),
         ("reciprocal", (0.0, 1.0), False, False),
         ("reciprocal", (-1.0, 0.0), False, False),
         ("reciprocal", (1e-9, 1.0), True, True),
@@ -114,6 +119,11 @@ def test_squares_of_what_changes_its_sign_are_not_negative():
     np.testing.assert_allclose(own.low[0], [[0.0, -4.0], [-4.0, 4.0]], rtol=1e-12)
     np.testing.assert_allclose(other.low[0], [[-3.0, -4.0], [-4.0, 4.0]], rtol=1e-12)
     np.testing.assert_allclose(own.high[0], [[9.0, 12.0], [12.0, 16.0]], rtol=1e-12)
+    (x,) = _curvature.box(np.array([[-1.0]]), np.array([[3.0]]), second=True)
+    found = _curvature._times(x, x, same=True)
+    np.testing.assert_allclose([found.value.low[0], found.value.high[0]], [0.0, 9.0], rtol=1e-12, atol=1e-300)
+    apart = _curvature._times(x, x, same=False).value  # of two that lie in the same interval
+    np.testing.assert_allclose([apart.low[0], apart.high[0]], [-3.0, 9.0], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -306,3 +306,30 @@ def test_no_tube_where_F_n_is_empty(form):
     for known_set, finite in ((confidence, True), (confidence.update(told), False)):
         tube = propagate(KollerTube(known_set, 2, 0.1, form), start, still, torch.zeros(1, 1).double())
         assert bool(torch.isfinite(tube.factor).all()) is finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within(Constant):
+    """Covers the cube [−1, 1]³ of (x, u)."""
+
+    def covers(self, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+        return ((lower >= -1.0) & (upper <= 1.0)).all(-1)
+
+
+@pytest.mark.parametrize("form", ["mean", "known"])
+def test_a_section_that_leaves_what_its_bound_covers_has_no_boxes(form):
+    """x_1 = ±a with half-width 0.3, x_2 likewise with 0.2, and u = −x_1: from 0.7 and 0.8 on an end is beyond ±1."""
+    model = affine_confidence(0, 5).model
+    tube = KollerTube(
+        ConfidenceSet(Within(value=2.0)).update(model), 3, 0.1, form, Constants(*torch.ones(3, 2).double())
+    )
+    x = torch.tensor(
+        [[0.69, 0.0], [0.71, 0.0], [-0.69, 0.0], [-0.71, 0.0], [0.0, 0.81], [0.0, -0.81], [0.0, 0.79]]
+    ).double()
+    factor, gain = (
+        torch.diag(torch.tensor([0.3, 0.2])).double().expand(7, 1, 2, 2),
+        torch.tensor([[-1.0, 0.0]]).double(),
+    )
+    boxes = tube.boxes(x.unsqueeze(1), -x[:, None, :1], factor, gain)
+    finite = [True, False, True, False, False, False, True]
+    assert all(torch.isfinite(box).all(-1)[:, 0].tolist() == finite for box in boxes)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from xmpsc_cases import gp_confidence, gp_pendulum, plan, propose
 
 from gpsafe.assumptions import Assumption
@@ -102,3 +103,14 @@ def test_a_further_draw_goes_beyond_k_samples_once_in_k_plus_one_and_a_member_of
     for _ in range(3):  # f = 3 k(0, ·)/√k(0, 0), of norm 3
         x += pushed * math.exp(-0.5 * (x / 0.5) ** 2)
     assert sum(x > top for top in tops) / 400 > 0.9
+
+
+@pytest.mark.parametrize("noise", [(0.2, 0.1), (0.2, 0.0), (0.0, 0.0)])
+def test_the_noise_has_an_ellipsoid_of_as_many_dimensions_as_are_noisy(noise):
+    """Half-axes² σ_i²·χ²: the quantile of 1 − δ/T for the number of states with noise."""
+    known = AffineKnown(torch.eye(2).double(), torch.zeros(2, 1).double(), vector(0.0, 0.0))
+    model = GP.create(kernels.rbf([1.0] * 3), 1e-4, nx=2, nu=1, noise_std=list(noise), prior=known)
+    local = SampledTube(model, 2, generator(), 3, 0.1).linearise(torch.zeros(2, 2).double(), torch.zeros(2, 1).double())
+    count = sum(s > 0 for s in noise)
+    square = chi2.ppf(1 - 0.1 / 3, count) if count else 0.0
+    torch.testing.assert_close(local.variance, square * vector(*noise).square().expand(2, 2), rtol=1e-9, atol=0)

@@ -10,7 +10,7 @@ from scipy import stats
 from xmpsc_cases import gp_confidence, pendulum_data, pendulum_ensemble
 
 from gpsafe import linalg
-from gpsafe.confidence import ConfidenceSet
+from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
@@ -376,3 +376,12 @@ def test_ensembles_take_inputs_shared_by_a_batch_and_reaches_are_rounded_up(monk
     tube.remainder(X.expand(3, 2), U.expand(3, 1), factor, GAIN)
     width = 0.5 * torch.cat([factor, GAIN @ factor], -2).abs().sum(-1)
     torch.testing.assert_close(asked[0] / width - 1, torch.full((3, 3), 1e-14).double(), rtol=0.05, atol=0)
+
+
+def test_the_published_tube_asks_nothing_of_a_known_part_or_of_the_noise():
+    """Neither a bound of second derivatives nor R ≥ σ: nothing is claimed; the sound one asks for both."""
+    model = GP.create(kernels.rbf([1.0] * 2), 0.01, nx=1, nu=1, noise_std=0.5, prior=lambda x, u: 0.5 * x)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)).update(model)
+    assert GPTube(confidence, 7, 0.02, "paper").mode == "paper"
+    with pytest.raises(ValueError, match="GPTube"):
+        GPTube(confidence, 7, 0.02, "sound")
