@@ -114,8 +114,8 @@ class BudgetFilter:
     def decide(self, x: Tensor, learned: Tensor) -> tuple[Allowance, BudgetFilter]:
         """The input for the state x (nx,) and the proposed u_L (nu,), and the filter for the next step.
 
-        u_L is clipped to the inputs; one that is not finite does not pass. Where x is not finite the prior answers as far as it
-        can, and nothing is backed from there on.
+        u_L is clipped to the inputs; one that is not finite does not pass. Where x is not finite, and where the prior or F_n is
+        no longer what was certified (`CostToGo.moved`), the prior answers as far as it can; nothing is backed from there on.
 
         Raises:
             ValueError: on wrong shapes, or after the task's last step.
@@ -131,8 +131,10 @@ class BudgetFilter:
         slack = budget - value if self.slack is None else self.slack
         if self._still:
             slack = max(slack, budget - self.spent - value)
-        seen = bool(torch.isfinite(x).all())
-        u, price, reason = to_go.inputs.clip(learned), math.inf, "the proposed input or the state is not finite"
+        moved = to_go.moved
+        seen = bool(torch.isfinite(x).all()) and not moved
+        u, price = to_go.inputs.clip(learned), math.inf
+        reason = moved or "the proposed input or the state is not finite"
         if seen and bool(torch.isfinite(learned).all()):
             ahead = to_go.ahead(x, u, left)
             guess = ahead if self.surrogate is None else self._guessed(x, u, left)
@@ -145,7 +147,7 @@ class BudgetFilter:
             elif seen:
                 price = min(to_go.ahead(x, u, left) - value, 0.0)
         slack -= price
-        broken = self.broken or not self._sound or not slack >= 0.0 or bool(to_go.moved)
+        broken = self.broken or not self._sound or not slack >= 0.0 or bool(moved)
         now = float(task.cost.upper(x.unsqueeze(0), x.unsqueeze(0))[0])
         after = replace(self, stage=self.stage + 1, spent=self.spent + now, slack=slack, broken=broken)
         return Allowance(u, source, price, slack, not broken, reason), after

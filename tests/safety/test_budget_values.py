@@ -12,7 +12,7 @@ from gpsafe.cost import CostToGo, Grid, RobustDP
 from gpsafe.cost.robust_dp import sweep
 from gpsafe.data import Transitions
 from gpsafe.models import GP
-from gpsafe.policies import AffinePolicies
+from gpsafe.policies import AffinePolicies, inputs_at
 from gpsafe.rkhs import kernels
 from gpsafe.safety import BudgetFilter
 from gpsafe.sets import Box
@@ -196,8 +196,16 @@ def test_what_tables_rest_on_begins_with_the_confidence_set(to_go):
 def test_tables_of_a_set_that_was_edited_say_so():
     own = made()
     assert own.moved == ""
+    safe = BudgetFilter(own, 100.0)
+    before, safe = safe.decide(tensor(0.4), tensor(0.3, -0.4))
+    assert (before.source, before.backed) == ("learner", True)
     own.confidence.model.targets.mul_(2.0)
     assert "observations" in own.moved
+    after, safe = safe.decide(tensor(0.4), tensor(0.3, -0.4))  # in the middle of an episode: the prior answers
+    assert (after.source, after.backed, after.reason) == ("prior", False, own.moved)
+    assert torch.equal(after.u, inputs_at(own.policy, tensor(0.4).reshape(1, 1, -1))[0, 0])
+    own.confidence.model.targets.div_(2.0)
+    assert own.moved == "" and not safe.decide(tensor(0.4), tensor(0.3, -0.4))[0].backed  # for the rest of it
 
 
 def test_the_first_cell_is_a_cell_and_the_next_cost_that_of_the_state(to_go):
