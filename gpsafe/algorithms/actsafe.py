@@ -26,7 +26,7 @@ from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
 from gpsafe.models import GP
 from gpsafe.planning.explore import expected_return
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, selected
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, kernels_of
 from gpsafe.sets import Box
@@ -249,7 +249,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     def assumptions(self) -> tuple[Believed, ...]:
         """What membership of S_n rests on (one evaluation of the cost bound); a table D is believed as it is given."""
         first = int(SafePolicySet.initial(self.policies.num, self.initial_safe, budget=0.0).members[0])
-        policy = self.policies.select(torch.tensor([first]))
+        policy = selected(self.policies, torch.tensor([first]), self.system.initial_state)
         return believed(self.model, self.bound, self.cost_bound, policy, self.distance)
 
     def run(
@@ -327,11 +327,11 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         return expected_return(self.system, at.model, self.policies.select(safe.members), generator=generator)
 
     def _policy(self, choice: Episode) -> PolicyClass:
-        return self.policies.select(torch.tensor([choice.policy]))
+        return selected(self.policies, torch.tensor([choice.policy]), self.system.initial_state)
 
     def _best(self, at: ActSafeStanding, generator: torch.Generator) -> PolicyClass:
         best = self._returns(at, at.safe_set, generator).argmax()
-        return self.policies.select(at.safe_set.members[best].reshape(1))
+        return selected(self.policies, at.safe_set.members[best].reshape(1), self.system.initial_state)
 
     def _row(self, choice: Episode) -> dict[str, Any]:
         kept = ("phase", "policy", "size", "exploration")
@@ -355,6 +355,6 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     def _execute(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         system = self.system
         noise = sample_noise(system.noise_std, (system.horizon, 1, 1), generator)
-        policy = self.policies.select(torch.tensor([index]))
+        policy = selected(self.policies, torch.tensor([index]), self.system.initial_state)
         states, inputs = closed_loop(system.mean, policy, system.initial_state, noise)
         return states[0, 0], inputs[0, 0]
