@@ -26,12 +26,14 @@ from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
 from gpsafe.models import GP
 from gpsafe.planning.explore import expected_return
-from gpsafe.policies import PolicyClass, selected
+from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, kernels_of
 from gpsafe.sets import Box
 from gpsafe.systems.base import System, known_with_bound, sample_noise
 from gpsafe.systems.task import Task
+
+_STATES = 256  # at which policies that state no limits are asked for their inputs
 
 
 @short
@@ -139,11 +141,25 @@ def check_theorem(where: str, plant: Task, model: GP, bound: ConfidenceBound, ce
 
 
 def check_inputs(where: str, system: System, policies: object) -> None:
-    """Refuses policies that ask for inputs beyond the plant's limits: what it applies then is not what was certified."""
-    box = getattr(policies, "input_box", None)
-    if isinstance(box, Box) and not bool(system.input_box.contains(torch.stack([box.lower, box.upper])).all()):
-        limits = [(b.lower.tolist(), b.upper.tolist()) for b in (system.input_box, box)]
-        raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
+    """Refuses policies that ask for inputs beyond the plant's limits: what it applies then is not what was certified.
+
+    Those that state no box are asked at x_0 and at states drawn from the plant's box; none found beyond is no proof.
+    """
+    box, limits = getattr(policies, "input_box", None), system.input_box
+    if isinstance(box, Box):
+        asked = torch.stack([box.lower, box.upper])
+    elif isinstance(policies, PolicyClass):
+        try:
+            drawn = system.state_box.sample(_STATES, torch.Generator().manual_seed(0))
+            x = torch.cat([system.initial_state.unsqueeze(0), drawn]).unsqueeze(0)
+            asked = inputs_at(policies, x).reshape(-1, system.nu)
+        except Exception:  # another domain
+            return
+    else:
+        return
+    if bool(((asked < limits.lower) | (asked > limits.upper)).any()):  # what is not a number accuses nobody
+        told = f"within the plant's input box {(limits.lower.tolist(), limits.upper.tolist())}"
+        raise _require.fail(where, f"policies {told}", (asked.amin(0).tolist(), asked.amax(0).tolist()))
 
 
 def check_gap(
