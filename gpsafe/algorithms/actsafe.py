@@ -17,7 +17,7 @@ from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
-from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
+from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification, strayed
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
@@ -334,10 +334,12 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         return at, Episode(number, phase, chosen, len(safe), value, beta)
 
     def _conclude(self, at: ActSafeStanding, states: Tensor, inputs: Tensor) -> ActSafeStanding:
-        model = at.model.condition(transitions(states, inputs))
+        rows = transitions(states, inputs)
+        model = at.model.condition(rows)
         confidence = at.confidence.update(self.view(model))
         session = at.session.update(confidence)
-        return replace(at, model=model, confidence=confidence, session=session, falsified=session.falsified())
+        falsified = at.falsified or session.falsified() or strayed(model, rows, self.cost_bound.task.noise_std)
+        return replace(at, model=model, confidence=confidence, session=session, falsified=falsified)
 
     def _returns(self, at: ActSafeStanding, safe: SafePolicySet, generator: torch.Generator) -> Tensor:
         return expected_return(self.system, at.model, self.policies.select(safe.members), generator=generator)
