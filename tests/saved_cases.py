@@ -12,7 +12,7 @@ from strategies import make_kernel
 from xmpsc_cases import double_integrator, gp_pendulum, plan, propose
 
 import gpsafe as gs
-from gpsafe.confidence import BOUNDS, Falsification, make_bound
+from gpsafe.confidence import BOUNDS, Falsification, Strayed, make_bound
 from gpsafe.cost.base import CostInterval
 from gpsafe.linalg import vector
 from gpsafe.models._prior import PlainKnown
@@ -86,7 +86,14 @@ def examples() -> dict[str, object]:
     policies = gs.SafePolicySet.initial(6, [2], budget=0.5)
     upper = vector(math.inf, 0.4, 0.1, 0.45, 2.0, 2.0)
     policies = policies.expand(upper, episode=1, bound="dp", distance=0.35 * (1 - torch.eye(6).double()))
-    found += [PlainKnown(2, 1, True), grown(), Falsification((1.0, 2.0), 0, 0.5, -0.5), box, gs.Polytope.of_box(box)]
+    found += [
+        PlainKnown(2, 1, True),
+        grown(),
+        Falsification((1.0, 2.0), 0, 0.5, -0.5),
+        Strayed((1.0, 2.0), 0, 0.5, 0.6, 1.0),
+        box,
+        gs.Polytope.of_box(box),
+    ]
     found += [
         gs.Ellipsoid(vector(0.0, 1.0), torch.eye(2).double()),
         gs.sets.Zonotope(vector(0.0, 1.0), torch.eye(2).double()),

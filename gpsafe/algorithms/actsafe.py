@@ -17,7 +17,7 @@ from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
-from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
+from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification, strayed
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import check_task
 from gpsafe.cost.base import CostBound
@@ -26,12 +26,14 @@ from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession, EvaluationSession, Session
 from gpsafe.models import GP
 from gpsafe.planning.explore import expected_return
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet, kernels_of
 from gpsafe.sets import Box
 from gpsafe.systems.base import System, known_with_bound, sample_noise
 from gpsafe.systems.task import Task
+
+_STATES = 256  # at which policies that state no limits are asked for their inputs
 
 
 @short
@@ -139,11 +141,25 @@ def check_theorem(where: str, plant: Task, model: GP, bound: ConfidenceBound, ce
 
 
 def check_inputs(where: str, system: System, policies: object) -> None:
-    """Refuses policies that ask for inputs beyond the plant's limits: what it applies then is not what was certified."""
-    box = getattr(policies, "input_box", None)
-    if isinstance(box, Box) and not bool(system.input_box.contains(torch.stack([box.lower, box.upper])).all()):
-        limits = [(b.lower.tolist(), b.upper.tolist()) for b in (system.input_box, box)]
-        raise _require.fail(where, f"policies within the plant's input box {limits[0]}", limits[1])
+    """Refuses policies that ask for inputs beyond the plant's limits: what it applies then is not what was certified.
+
+    Those that state no box are asked at x_0 and at states drawn from the plant's box; none found beyond is no proof.
+    """
+    box, limits = getattr(policies, "input_box", None), system.input_box
+    if isinstance(box, Box):
+        asked = torch.stack([box.lower, box.upper])
+    elif isinstance(policies, PolicyClass):
+        try:
+            drawn = system.state_box.sample(_STATES, torch.Generator().manual_seed(0))
+            x = torch.cat([system.initial_state.unsqueeze(0), drawn]).unsqueeze(0)
+            asked = inputs_at(policies, x).reshape(-1, system.nu)
+        except Exception:  # another domain
+            return
+    else:
+        return
+    if bool(((asked < limits.lower) | (asked > limits.upper)).any()):  # what is not a number accuses nobody
+        told = f"within the plant's input box {(limits.lower.tolist(), limits.upper.tolist())}"
+        raise _require.fail(where, f"policies {told}", (asked.amin(0).tolist(), asked.amax(0).tolist()))
 
 
 def check_gap(
@@ -249,7 +265,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     def assumptions(self) -> tuple[Believed, ...]:
         """What membership of S_n rests on (one evaluation of the cost bound); a table D is believed as it is given."""
         first = int(SafePolicySet.initial(self.policies.num, self.initial_safe, budget=0.0).members[0])
-        policy = self.policies.select(torch.tensor([first]))
+        policy = selected(self.policies, torch.tensor([first]), self.system.initial_state)
         return believed(self.model, self.bound, self.cost_bound, policy, self.distance)
 
     def run(
@@ -318,20 +334,22 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         return at, Episode(number, phase, chosen, len(safe), value, beta)
 
     def _conclude(self, at: ActSafeStanding, states: Tensor, inputs: Tensor) -> ActSafeStanding:
-        model = at.model.condition(transitions(states, inputs))
+        rows = transitions(states, inputs)
+        model = at.model.condition(rows)
         confidence = at.confidence.update(self.view(model))
         session = at.session.update(confidence)
-        return replace(at, model=model, confidence=confidence, session=session, falsified=session.falsified())
+        falsified = at.falsified or session.falsified() or strayed(model, rows, self.cost_bound.task.noise_std)
+        return replace(at, model=model, confidence=confidence, session=session, falsified=falsified)
 
     def _returns(self, at: ActSafeStanding, safe: SafePolicySet, generator: torch.Generator) -> Tensor:
         return expected_return(self.system, at.model, self.policies.select(safe.members), generator=generator)
 
     def _policy(self, choice: Episode) -> PolicyClass:
-        return self.policies.select(torch.tensor([choice.policy]))
+        return selected(self.policies, torch.tensor([choice.policy]), self.system.initial_state)
 
     def _best(self, at: ActSafeStanding, generator: torch.Generator) -> PolicyClass:
         best = self._returns(at, at.safe_set, generator).argmax()
-        return self.policies.select(at.safe_set.members[best].reshape(1))
+        return selected(self.policies, at.safe_set.members[best].reshape(1), self.system.initial_state)
 
     def _row(self, choice: Episode) -> dict[str, Any]:
         kept = ("phase", "policy", "size", "exploration")
@@ -355,6 +373,6 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     def _execute(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         system = self.system
         noise = sample_noise(system.noise_std, (system.horizon, 1, 1), generator)
-        policy = self.policies.select(torch.tensor([index]))
+        policy = selected(self.policies, torch.tensor([index]), self.system.initial_state)
         states, inputs = closed_loop(system.mean, policy, system.initial_state, noise)
         return states[0, 0], inputs[0, 0]

@@ -28,7 +28,7 @@ from gpsafe.algorithms.actsafe import believed, check_gap, check_inputs, check_p
 from gpsafe.algorithms.explain import Explanation, explain_cost, first_stall, tell
 from gpsafe.algorithms.learner import Book, Stream, realised, stream
 from gpsafe.assumptions import Believed
-from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification
+from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Falsification, strayed
 from gpsafe.cost.base import CostBound
 from gpsafe.models import GP
 from gpsafe.planning.search.problem import Proposals, Search
@@ -243,9 +243,11 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         return at, choice
 
     def _conclude(self, at: ContinuousStanding, states: Tensor, inputs: Tensor) -> ContinuousStanding:
-        model = at.model.condition(transitions(states, inputs))
+        rows = transitions(states, inputs)
+        model = at.model.condition(rows)
         confidence = at.confidence.update(model)
-        falsified = _falsified(model, confidence)
+        falsified = at.falsified or _falsified(model, confidence)
+        falsified = falsified or strayed(model, rows, self.cost_bound.task.noise_std)
         return replace(at, model=model, confidence=confidence, told=at.told + 1, falsified=falsified)
 
     def _problem(

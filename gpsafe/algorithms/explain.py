@@ -181,7 +181,8 @@ def after_flights(confidence: ConfidenceSet, members: PolicyClass, task: Task) -
     )
     count = max(1, POINTS // (task.horizon * len(few)))
     states, inputs = paths(confidence, members.select(few), task, count)
-    x, u = states[..., :-1, :].reshape(-1, task.nx), inputs.reshape(-1, inputs.shape[-1])
+    z = torch.cat([states[..., :-1, :], inputs], dim=-1).reshape(-1, task.nx + inputs.shape[-1])
+    x, u = z.unique(dim=0).split([task.nx, inputs.shape[-1]], dim=-1)  # members may agree: F_n takes no row twice
     return confidence.update(model.condition(Transitions(x, u, model.predict(x, u).mean)))
 
 

@@ -23,7 +23,7 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
 from gpsafe.confidence.lineage import Lineage
 from gpsafe.models import GP
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, selected
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.sets import Box
@@ -276,17 +276,17 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         return len(states) == self.system.horizon + 1 and torch.equal(states[0], self.system.initial_state)
 
     def _act(self, policy: int) -> Callable[[Tensor], Tensor]:
-        return alone(self.policies.select(torch.tensor([policy])))
+        return alone(selected(self.policies, torch.tensor([policy]), self.system.initial_state))
 
     def _policy(self, choice: SafeOptEpisode) -> PolicyClass:
-        return self.policies.select(torch.tensor([choice.policy]))
+        return selected(self.policies, torch.tensor([choice.policy]), self.system.initial_state)
 
     def _best(self, at: SafeOptStanding, generator: Any) -> PolicyClass:
         """The member of S_n with the largest lower bound of f_0."""
         sets = at.sets[-1]
         safe = sets.safe if bool(sets.safe.any()) else at.sets[0].safe
         best = torch.where(safe, sets.lower[:, 0].nan_to_num(nan=-torch.inf), -torch.inf)
-        return self.policies.select(torch.nonzero(safe & (best == best.amax()))[0])
+        return selected(self.policies, torch.nonzero(safe & (best == best.amax()))[0], self.system.initial_state)
 
     def _row(self, choice: SafeOptEpisode) -> dict[str, Any]:
         names = ("phase", "policy", "size", "expanders", "maximisers", "width")

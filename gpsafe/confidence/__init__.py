@@ -14,7 +14,7 @@ from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.lederer import Lederer
 from gpsafe.confidence.noise_energy import NoiseEnergy
 from gpsafe.confidence.registry import BOUNDS, make_bound
-from gpsafe.confidence.set import ConfidenceSet, Falsification
+from gpsafe.confidence.set import ConfidenceSet, Falsification, Strayed, strayed
 
 __all__ = [
     "BOUNDS",
@@ -31,5 +31,7 @@ __all__ = [
     "Mixture",
     "NoiseEnergy",
     "Srinivas",
+    "Strayed",
     "make_bound",
+    "strayed",
 ]

@@ -20,8 +20,13 @@ from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.confidence.lineage import Lineage, inconsistency
+from gpsafe.data import Transitions
+from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.verdict import Verdict
+
+DEVIATIONS = 10.0  # of Gaussian noise one row in 10^22 is farther off
+RECORDED = 1e-6  # of the size of a state, that a recording in float32 may lose
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,48 @@ class Falsification:
             f"F_n is empty at z = {[round(v, 4) for v in self.point]}, output {self.output}: "
             f"l = {self.lower:.6g} > h = {self.upper:.6g}; an assumption (norm bound, kernel or noise) is false"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Strayed(Falsification):
+    """A next state, in a component without a process of its own, that the known part and the noise do not reach.
+
+    `output` is the state, `lower` and `upper` are the ends that it had to lie in, `value` is what was observed.
+    """
+
+    value: float
+
+    def __str__(self) -> str:
+        point = [round(v, 4) for v in self.point]
+        return (
+            f"state {self.output} is not learned, but came to {self.value:.6g} from z = {point}, where the known part and "
+            f"{DEVIATIONS:g} deviations of noise allow {self.lower:.6g} to {self.upper:.6g}; one of them is false"
+        )
+
+
+def strayed(model: GP, data: Transitions, noise_std: Tensor) -> Strayed | None:
+    """What refutes that states which are not learned equal the known part but for N(0, σ_j²), of which F_n knows nothing: the
+    next state farthest beyond `DEVIATIONS` σ_j and what recording in float32 loses. None if there is none.
+
+    Args:
+        model: known part and outputs.
+        data: observed transitions.
+        noise_std: σ of all states, (nx,).
+    """
+    states = [j for j in range(model.nx) if j not in model.outputs]
+    if not states:
+        return None
+    known = known_part("strayed", model.prior, data.x, data.u)[:, states]
+    seen, sigma = data.x_next[:, states], noise_std.to(data.x)[states]
+    size = (known.abs() + seen.abs() + data.x[:, states].abs()).amax(0)  # of all rows: terms may cancel
+    room = (DEVIATIONS * sigma + RECORDED * size).expand(known.shape)
+    excess = ((seen - known).abs() - room).nan_to_num(nan=-torch.inf)
+    row, place = divmod(int(excess.argmax()), len(states))
+    if not float(excess[row, place]) > 0.0:
+        return None
+    middle, half = float(known[row, place]), float(room[row, place])
+    point = tuple(data.z[row].tolist())
+    return Strayed(point, states[place], middle - half, middle + half, float(seen[row, place]))
 
 
 @short

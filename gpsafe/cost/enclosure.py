@@ -15,7 +15,7 @@ from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.cost.in_cell import InCell, Loop
 from gpsafe.models._prior import prior_jacobian
-from gpsafe.policies import PolicyClass, feedback, inputs_at
+from gpsafe.policies import PolicyClass, feedback, inputs_at, selected
 from gpsafe.policies.finite import ROUNDING
 from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart, known_with_bound
@@ -202,7 +202,7 @@ class Enclosure:
         part = replace(self, **{name: getattr(self, name)[index] for name in names})
         return replace(
             part,
-            policies=None if self.policies is None else self.policies.select(index),
+            policies=None if self.policies is None else selected(self.policies, index, self.centers[-1]),
             spread=None if self.spread is None else self.spread[index],
             inner=None if self.inner is None else (self.inner[0][index], self.inner[1][index]),
             peak=None if self.peak is None else self.peak[index],

@@ -48,7 +48,7 @@ from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.policies import PolicyClass, inputs_at
+from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
@@ -79,7 +79,8 @@ class Stage:
         """The policies of a mask (P,)."""
         part = Zonotope(self.sure.center[keep], self.sure.generators[keep])
         index = torch.nonzero(keep).flatten()
-        return Stage(self.policies.select(index), part, self.factor[keep], self.moved[keep], self.lost[keep])
+        policies = selected(self.policies, index, self.sure.center[0])
+        return Stage(policies, part, self.factor[keep], self.moved[keep], self.lost[keep])
 
     def exceed(self, cost: HalfspaceCost) -> Tensor:
         """Upper bound of P(some half-space is left) but for the events not E_s, (P,)."""
@@ -249,13 +250,13 @@ class TubeSession:
         """Smallest UCB so far of the policies `index`, (m,)."""
         if index.numel() == 0:
             return torch.zeros(0, dtype=torch.float64)
-        value = self.bound.evaluate(self.confidence, self.policies.select(index)).upper
+        value = self.bound.evaluate(self.confidence, selected(self.policies, index, self.task.initial_state)).upper
         self.best[index] = torch.minimum(self.best[index], value)
         return self.best[index].clone()
 
     def exploration(self, index: Tensor) -> Tensor:
         """Σ_t ‖σ_n(c_t, π(c_t))‖, (m,)."""
-        policies, model = self.policies.select(index), self.confidence.model
+        policies, model = selected(self.policies, index, self.task.initial_state), self.confidence.model
         value = torch.zeros(policies.num, dtype=torch.float64)
         for stage in self.bound.stages(self.confidence, policies):
             x = stage.sure.center.unsqueeze(1)

@@ -31,7 +31,7 @@ from gpsafe.cost._task import check_task
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.policies import AffinePolicies, PolicyClass
+from gpsafe.policies import AffinePolicies, PolicyClass, selected
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import IndicatorCost, known_with_bound
@@ -125,7 +125,9 @@ class Plans:
             laws = AffinePolicies(self.offset[planned, time], self.gain[planned, time], input_box)
             parts.append((planned, laws))
         if not bool(planned.all()):
-            parts.append((~planned, fallbacks.select(self.fallback[~planned])))
+            parts.append(
+                (~planned, selected(fallbacks, self.fallback[~planned], self.gain.new_zeros(self.gain.shape[-1])))
+            )
         return parts
 
     def act(self, x: Tensor, fallbacks: PolicyClass, input_box: Box) -> Tensor:

@@ -28,7 +28,7 @@ from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost.robust_dp import RobustDP
-from gpsafe.policies import PolicyClass, inputs_at
+from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
 
@@ -247,7 +247,8 @@ class PrunedSession:
         guess, result = self.probe(), torch.full((len(index),), math.inf, dtype=torch.float64)
         for dp, group in windowed(whole, guess.lower[index], guess.upper[index]):
             for part in group.split(max(1, dp.chunk // dp.grid.num)):
-                enclosure = dp.enclosure(self.confidence, self.policies.select(index[part])).refine(self.confidence)
+                policies = selected(self.policies, index[part], dp.initial_state)
+                enclosure = dp.enclosure(self.confidence, policies).refine(self.confidence)
                 if self.memo.falsified is None and enclosure.empty():
                     self.memo.falsified = self.confidence.falsified(enclosure.z)
                 if exploration:

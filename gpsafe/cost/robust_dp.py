@@ -25,7 +25,7 @@ from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.enclosure import Enclosure, enclose, grow
 from gpsafe.cost.grid import Averager, Grid, RangeMax
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, selected
 from gpsafe.rkhs import kernels
 from gpsafe.systems.task import Task
 
@@ -185,7 +185,7 @@ class RobustDP(OfTask):
         step = max(1, self.chunk // self.grid.num)
         uppers = []
         for i in range(0, policies.num, step):
-            part = policies.select(torch.arange(i, min(i + step, policies.num)))
+            part = selected(policies, torch.arange(i, min(i + step, policies.num)), self.initial_state)
             uppers.append(self.upper(self.enclosure(confidence, part).refine(confidence)))
         ceiling, upper = self.total_ceiling, torch.cat(uppers)
         return CostInterval(

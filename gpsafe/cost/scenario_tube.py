@@ -37,7 +37,7 @@ from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
-from gpsafe.policies import PolicyClass, inputs_at
+from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
@@ -163,7 +163,7 @@ class ScenarioTube(MonteCarloBound):
         for part in plausible.split(max(1, self.chunk // (self.samples * self.pieces))):
             if part.numel() == 0:
                 break
-            charges = self.charges(confidence, policies.select(part), noise)
+            charges = self.charges(confidence, selected(policies, part, self.initial_state), noise)
             upper[part] = monte_carlo.dominating_mean_upper(charges, ceiling, share)
         return CostInterval(
             torch.zeros_like(upper),
@@ -191,7 +191,7 @@ class ScenarioTube(MonteCarloBound):
             return everything
         kept = []
         for part in everything.split(max(1, self.chunk // (self.pilot * self.pieces))):
-            charges = self.charges(confidence, policies.select(part), noise[:, :, : self.pilot])
+            charges = self.charges(confidence, selected(policies, part, self.initial_state), noise[:, :, : self.pilot])
             kept.append(part[monte_carlo.mean_lower(charges, self.total_ceiling, 0.05) <= self.give_up])
         return torch.cat(kept)
 
@@ -253,7 +253,8 @@ class _Walk:
     def select(self, keep: Tensor) -> _Walk:
         part = Zonotope(self.tube.center[keep], self.tube.generators[keep])
         boxes = None if self.boxes is None else self.boxes.select(keep)
-        return _Walk(self.policies.select(torch.nonzero(keep).flatten()), part, self.lost[keep], boxes)
+        policies = selected(self.policies, torch.nonzero(keep).flatten(), self.tube.center[0, 0])
+        return _Walk(policies, part, self.lost[keep], boxes)
 
     def charge(self, cost: Cost) -> Tensor:
         """sup of c over X_t, C where lost, (P, N)."""

@@ -13,7 +13,7 @@ from gpsafe.confidence.set import ConfidenceSet, Falsification
 from gpsafe.cost.base import CostBound
 from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.robust_dp import RobustDP
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, selected
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import sample_noise
 from gpsafe.systems.task import Task
@@ -109,14 +109,14 @@ class EvaluationSession:
         """Upper ends of the bound's intervals."""
         if index.numel() == 0:
             return torch.zeros(0, dtype=torch.float64)
-        return self.bound.evaluate(self.confidence, self.policies.select(index)).upper
+        return self.bound.evaluate(self.confidence, selected(self.policies, index, self.task.initial_state)).upper
 
     def exploration(self, index: Tensor) -> Tensor:
         """Mean over paths of Σ‖σ_n‖ along the posterior mean with noise."""
         model = self.confidence.model
         task = self.task
         noise = sample_noise(task.noise_std, (task.horizon, 1, self.paths), self.generator)
-        policies = self.policies.select(index)
+        policies = selected(self.policies, index, self.task.initial_state)
         states, inputs = closed_loop(lambda x, u: model.predict(x, u).mean, policies, task.initial_state, noise)
         _, std = model.posterior(torch.cat([states[..., :-1, :], inputs], dim=-1))
         return std.norm(dim=-1).sum(-1).mean(-1)

@@ -43,7 +43,7 @@ from gpsafe.cost import monte_carlo
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
 from gpsafe.cost.drift import drifted, push
-from gpsafe.policies import PolicyClass, inputs_at
+from gpsafe.policies import PolicyClass, inputs_at, selected
 
 _NOISE = 3
 RADII = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # r of the module
@@ -115,7 +115,7 @@ class TotalVariation(MonteCarloBound):
         lowers, uppers = [], []
         share = self.stage_delta(confidence) / (policies.num * (self.horizon + 1 + len(RADII)))
         for part in torch.arange(policies.num).split(max(1, self.chunk // self.samples)):
-            cost, rates = self.paths(confidence, policies.select(part), noise)
+            cost, rates = self.paths(confidence, selected(policies, part, self.initial_state), noise)
             lowers.append(monte_carlo.mean_lower(cost, self.total_ceiling, share))
             uppers.append(torch.minimum(self._upper(cost, rates, share), self._tested(cost, rates, share)))
         lower, upper = torch.cat(lowers), torch.cat(uppers)

@@ -8,6 +8,7 @@ from gpsafe.policies.finite import (
     PolicyClass,
     feedback,
     inputs_at,
+    selected,
     set_point_policies,
 )
 from gpsafe.policies.parametric import ParametricPolicies, feedback_family, input_gap, set_point_family
@@ -28,6 +29,7 @@ __all__ = [
     "inputs_at",
     "pendulum_coefficients",
     "pendulum_features",
+    "selected",
     "set_point_family",
     "set_point_policies",
     "transitions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from gpsafe._show import short
 from gpsafe.sets import Box
 
 ROUNDING = 1e-13  # of a sum of tens of products, relative to the sum of their sizes: far more than it errs by
+# How far away the inputs of a part of a class are compared with those of the whole:
+_FAR = torch.logspace(-6, 1, 8, dtype=torch.float64).unsqueeze(-1)
 _PROVEN = ("gpsafe.policies.finite", "gpsafe.policies.features")  # whose slopes are theorems
 
 
@@ -42,7 +44,7 @@ class PolicyClass(Protocol):
         ...
 
     def select(self, index: Tensor) -> Self:
-        """The sub-class of the given indices (m,)."""
+        """The sub-class of the given indices (m,), which may repeat: its j-th policy is that of index_j."""
         ...
 
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,6 +60,33 @@ def inputs_at(policies: PolicyClass, x: Tensor) -> Tensor:
     goes on as the centre of a set, as data, as the task's x_0.
     """
     return policies(x.clone())
+
+
+Class = TypeVar("Class", bound=PolicyClass)
+
+
+def selected(policies: Class, index: Tensor, about: Tensor) -> Class:
+    """`policies.select(index)`. Of a class of a user's own its inputs are compared with those of the whole class, at drawn
+    states near to `about` (nx,) and far: bounds of some policies would else be taken for those of others, and others be flown.
+    None found wrong is no proof; a class that cannot be asked there is not checked.
+
+    Raises:
+        ValueError: where they are not those of the policies `index`.
+    """
+    part = policies.select(index)
+    if type(policies).__module__ in _PROVEN:
+        return part
+    away = torch.randn(len(_FAR), about.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = (about + (_FAR * away).to(about)).unsqueeze(0)
+    try:
+        with torch.no_grad():
+            whole, own = inputs_at(policies, x)[index], inputs_at(part, x)
+    except Exception:
+        return part
+    if part.num != len(whole) or own.shape != whole.shape or not torch.allclose(own, whole, 1e-6, 1e-9, equal_nan=True):
+        expected = f"a {type(policies).__name__} whose select(index) has the policies of these indices, in their order"
+        raise _require.fail("select", expected, f"other inputs, for index {index.tolist()}")
+    return part
 
 
 @short

@@ -53,9 +53,26 @@ class ParametricPolicies:
     def __call__(self, theta: Tensor) -> AffinePolicies:
         """The policies of θ (P, d), physical units."""
         _require.last_dim("ParametricPolicies", "theta", theta, self.dim)
-        return AffinePolicies(
-            *self.build(theta.clone()), self.input_box
-        )  # a copy: certified parameters stay what they are
+        return AffinePolicies(*self._built(theta), self.input_box)
+
+    def _built(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset and gain, of a copy of θ (P, d): certified parameters stay what they are.
+
+        Raises:
+            ValueError: where a policy of the batch is another one when it is asked for alone: what is certified among
+                proposals would not be what is flown.
+        """
+        found = self.build(theta.clone())
+        if len(theta) > 1:
+            middle = slice(len(theta) // 2, len(theta) // 2 + 1)
+            with torch.no_grad():
+                alone = self.build(theta[middle].clone())
+            for own, whole in zip(alone, found, strict=True):
+                if not torch.allclose(own, whole[middle], rtol=1e-6, atol=1e-9, equal_nan=True):
+                    expected = "offset and gain of each parameter vector for itself"
+                    got = "vectors that depend on each other (a sum or norm over the whole batch?)"
+                    raise _require.fail("ParametricPolicies", expected, got)
+        return found
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """θ of points of the unit cube (*b, d)."""
@@ -86,7 +103,7 @@ class ParametricPolicies:
         axis = torch.eye(self.dim, dtype=torch.float64).repeat(_PROBES, 1)
         points = torch.stack([first, first + axis * (second - first), first + axis * share * (second - first)])
         share = (axis * share).sum(-1)
-        for part in self.build(points.reshape(-1, self.dim)):
+        for part in self._built(points.reshape(-1, self.dim)):
             a, b, between = part.reshape(3, len(first), -1)
             away = (between - torch.lerp(a, b, share.unsqueeze(-1))).abs()
             if not bool((away <= 1e-9 * (1e-300 + torch.maximum(a.abs(), b.abs()).amax(-1, keepdim=True))).all()):
@@ -114,10 +131,10 @@ class ParametricPolicies:
         """
         self.require_multiaffine("ParametricPolicies.spread")
         corners = self.vertices(center, radius)
-        offset, gain = self.build(corners.reshape(-1, self.dim).clone())
+        offset, gain = self._built(corners.reshape(-1, self.dim))
         offset = offset.reshape(*corners.shape[:2], -1)
         gain = gain.reshape(*corners.shape[:2], *gain.shape[1:])
-        middle_offset, middle_gain = self.build(center.clone())
+        middle_offset, middle_gain = self._built(center)
 
         def ranges(o: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:  # value at x and reach over the cell, (P, V, N, nu)
             value = o.unsqueeze(-2) + torch.einsum("pvux,nx->pvnu", g, x)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.confidence import strayed
 from gpsafe.data import Transitions
 from gpsafe.policies import PolicyClass
 from gpsafe.referee import case, consequences, facts, judgements, reach, refit, widths
@@ -166,6 +167,8 @@ def _reached(
         found.append(idle("states", consequences.STATES, f"{_told(error)}."))
     if task is None:
         found.append(idle("policies", consequences.POLICIES, "No task was stated: horizon, cost, budget, noise."))
+    elif (away := strayed(confidence.model, rows.data, task.noise_std)) is not None:
+        found.append(idle("policies", consequences.POLICIES, f"{away}."))
     elif inputs is None:
         found.append(idle("policies", consequences.POLICIES, "There is no input to choose."))
     else:

@@ -63,10 +63,10 @@ def widths(rows: Rows, claim: Claim, *, delta: float, task: Task | None = None, 
     for name in BOUNDS:
         unit = torch.ones_like(y[0])
         here = model
-        if name == "chowdhury-gopalan":  # λ = 1 + 2/N where R = 1
-            unit = torch.tensor(claim.noise, dtype=torch.float64)
-            here = _normalised(claim, z, y)
         try:
+            if name == "chowdhury-gopalan":  # λ = 1 + 2/N where R = 1
+                unit = torch.tensor(claim.noise, dtype=torch.float64)
+                here = _normalised(claim, z, y)
             bound, status = _made(name, claim, here, box, delta)
             found.append(_measured(name, status, bound, here, y, z, inside, unit, claim, task))
         except (ValueError, RuntimeError) as error:

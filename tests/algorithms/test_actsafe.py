@@ -174,3 +174,32 @@ def test_sufficient_episodes_is_finite_huge_and_monotone(algorithm):
               "regularizer": 1e-4, "domain_eigenvalues": eigenvalues, "outputs": 1}  # fmt: skip
     loose, tight = (sufficient_episodes(epsilon=e, **common) for e in (1.0, 0.1))
     assert 1e6 < loose < tight < float("inf")
+
+
+class Proportional:
+    """u = g (0.4 − x), which says nothing of its limits."""
+
+    def __init__(self, gain: torch.Tensor) -> None:
+        self.gain = gain
+
+    @property
+    def num(self) -> int:
+        return len(self.gain)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gain * (0.4 - x)
+
+    def select(self, index: torch.Tensor) -> "Proportional":
+        return Proportional(self.gain[index])
+
+    def slopes(self, lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        one = torch.ones(self.num, lower.shape[1], 1, dtype=torch.float64)
+        return -self.gain, one, one
+
+
+def test_policies_of_ones_own_beyond_the_inputs_of_the_plant_are_refused(algorithm):
+    """What the plant applies is cut to |u| <= 1, and was certified uncut: affine policies with such a box are refused, too."""
+    gain = vector(0.05, 0.3).reshape(2, 1, 1)
+    assert replace(algorithm, policies=Proportional(gain), initial_safe=[0]).policies.num == 2
+    with pytest.raises(ValueError, match="policies within the plant's input box"):
+        replace(algorithm, policies=Proportional(4 * gain), initial_safe=[0])

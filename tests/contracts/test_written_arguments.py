@@ -5,6 +5,8 @@ A Gaussian tube said 1.0000006 and then 1.7e-6 to one question, a plan's judge m
 certified map called states safe that it had not looked at.
 """
 
+from collections.abc import Callable
+
 import gpytorch
 import pytest
 import test_lent_tensors as lent
@@ -276,6 +278,43 @@ def test_what_depends_on_the_rest_of_its_batch_is_refused():
     confidence = lent.learned(Returned(constant=False, own=True))
     with pytest.raises(ValueError, match="a Joint of each state for itself"):
         RobustDP(lent.GRID, task()).evaluate(confidence, Joint(1, writes=False))
+
+
+def _first(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])[0]  # x[0] where x[..., 0] was meant
+
+
+def _before(x: Tensor) -> Tensor:
+    return x.cumsum(-2) - x  # an axis that is time in a trajectory, and policies or cells here
+
+
+@pytest.mark.parametrize("other", [_first, _before])
+def test_what_depends_on_its_place_in_the_batch_is_refused(other: Callable[[Tensor], Tensor]):
+    """The first row asked for with others is then what it is alone: a check of that row sees nothing."""
+    with pytest.raises(ValueError, match="of each row of a batch for itself"):
+        GP.create(kernels.rbf([1.0, 1.0]), 1e-2, nx=1, nu=1, noise_std=0.1, prior=lambda x, u: x + u - 0.3 * other(x))
+
+    class Relative(Written):
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x - 0.3 * other(x))
+
+        def upper(self, lower: Tensor, upper: Tensor) -> Tensor:
+            return torch.ones_like(upper[..., 0])
+
+        def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
+            return torch.zeros_like(lower[..., 0])
+
+    with pytest.raises(ValueError, match="a cost of each state for itself"):
+        Task(number(0.1), 4, Relative("nowhere"), 0.1, number(0.01))
+
+    def build(theta: Tensor) -> tuple[Tensor, Tensor]:
+        goal = theta - 0.3 * other(theta)
+        return goal, -torch.ones_like(goal).unsqueeze(-1)
+
+    family = ParametricPolicies(("g",), Box([-1.0], [1.0]), Box([-1.0], [1.0]), build)
+    assert family(number(0.4).unsqueeze(0)).num == 1
+    with pytest.raises(ValueError, match="each parameter vector for itself"):
+        family(torch.tensor([[0.2], [0.4], [0.6]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("where", ["jacobian", "hessian_over"])

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost import GaussianTube, RobustDP, ScenarioTube
+from gpsafe.cost import GaussianTube, PlanTube, RobustDP, ScenarioTube, TotalVariation
+from gpsafe.cost.gaussian_tube import TubeSession
 from gpsafe.cost.grid import Grid
+from gpsafe.cost.plan_tube import Plans
+from gpsafe.cost.session import EvaluationSession
 from gpsafe.models import GP
-from gpsafe.policies import AffinePolicies, Feature, FeaturePolicies, Feedback, closed_loop, feedback
+from gpsafe.policies import AffinePolicies, Feature, FeaturePolicies, Feedback, closed_loop, feedback, selected
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
+from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost, sample_noise
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
@@ -107,3 +111,80 @@ def test_other_inputs_under_the_slopes_of_affine_policies_are_refused():
 
     made = Named(torch.ones(1, 1, 1), (Feature(("x",)),), Box([-1.0], [1.0]))
     assert float(feedback(made, torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double()).gain) == 1.0
+
+
+@dataclass(eq=False)
+class Gains:
+    """u = −k x + b, of policies whose `select` may be wrong in one of the ways in which one forgets something."""
+
+    gain: Tensor
+    offset: Tensor
+    wrong: str = ""
+
+    @property
+    def num(self) -> int:
+        return len(self.gain)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self.offset - self.gain * x[..., 0]).unsqueeze(-1)
+
+    def select(self, index: Tensor) -> "Gains":
+        gain, offset = self.gain[index], self.offset[index]
+        if self.wrong == "whole":
+            return self
+        if self.wrong == "one":
+            offset = self.offset[:1]
+        return Gains(gain.flip(0) if self.wrong == "order" else gain, offset, self.wrong)
+
+    def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one = torch.ones(self.num, lower.shape[1], 1, dtype=torch.float64)
+        return -self.gain.reshape(-1, 1, 1), one, one
+
+
+def gains(wrong: str) -> Gains:
+    column = torch.tensor([[0.2], [0.5], [0.8]], dtype=torch.float64)
+    return Gains(column, torch.tensor([[0.0], [0.2], [0.9]], dtype=torch.float64), wrong)
+
+
+@pytest.mark.parametrize("wrong", ["whole", "one", "order"])
+def test_parts_of_a_class_that_hold_other_policies_are_refused(wrong: str):
+    """A scenario tube certified all of a class for the first of them, and ActSafe flew policies that nobody had certified."""
+    task, confidence = case()
+    index = torch.tensor([1, 2])
+    fallbacks = Plans.of_fallbacks(index, 1, 1)
+    hard = PlanTube(fallbacks=gains(wrong), task=task, noise_radius=number(0.1), input_box=Box([-1.0], [1.0])).refine(
+        confidence
+    )
+    asked = [
+        lambda: selected(gains(wrong), index, task.initial_state),
+        lambda: bounds(task)[2].enclosure(confidence, gains(wrong)).select(index),
+        lambda: fallbacks.law(0, gains(wrong), hard.input_box),
+        lambda: hard.verify(Zonotope.point(torch.zeros(2, 1).double()), fallbacks, 3),
+        lambda: RobustDP(Grid(Box([-3.0], [3.0]), (300,)), task, chunk=600).evaluate(confidence, gains(wrong)),
+        lambda: TubeSession.start(bounds(task)[1], confidence, gains(wrong)).upper(index),
+        lambda: EvaluationSession(bounds(task)[1], confidence, gains(wrong), torch.Generator()).upper(index),
+        lambda: ScenarioTube(task=task, seed=0, samples=200, give_up=0.1, chunk=400).evaluate(confidence, gains(wrong)),
+        lambda: TotalVariation(task=task, seed=0, samples=200, chunk=400).evaluate(confidence, gains(wrong)),
+    ]
+    for ask in asked:
+        with pytest.raises(ValueError, match="whose select\\(index\\) has the policies of these indices"):
+            ask()
+
+
+def test_parts_that_are_right_or_cannot_be_asked_are_taken():
+    task, confidence = case()
+    index = torch.tensor([2, 0, 2])
+    part = selected(gains(""), index, task.initial_state)
+    assert torch.equal(part.gain, gains("").gain[index])
+    whole = [float(v) for v in bounds(task)[1].evaluate(confidence, gains("")).upper]
+    parts = TubeSession.start(bounds(task)[1], confidence, gains("")).upper(index)
+    assert parts.tolist() == pytest.approx([whole[i] for i in index], abs=1e-9)
+
+    class Near(Gains):
+        def __call__(self, x: Tensor) -> Tensor:
+            if float(x.abs().max()) > 2.0:
+                raise ValueError("beyond the range of the sensor")
+            return super().__call__(x)
+
+    narrow = Near(gains("").gain, gains("").offset)
+    assert selected(narrow, index, task.initial_state).num == 3
