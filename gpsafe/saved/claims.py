@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -56,16 +56,26 @@ def _of_parameters(safe: SafeParameters) -> str | None:
 
 
 def _of_witnesses(witnesses: Iterable[tuple[int, Witness]], members: Any, budget: float) -> str | None:
-    for index, witness in witnesses:
+    told = dict(witnesses)
+    for index, witness in told.items():
         if witness.rule == "given":
             fine = math.isnan(witness.value)
         else:
             fine = witness.rule in ("bound", "lipschitz") and -math.inf < witness.value <= budget
-        if not fine or (witness.rule == "lipschitz") != (witness.neighbour is not None):
+        if not fine or witness.episode < 0 or (witness.rule == "lipschitz") != (witness.neighbour is not None):
             return f"member {index} by {witness}"
         if witness.neighbour is not None and witness.neighbour not in members:
             return f"member {index} by {witness}, whose neighbour is no member"
-    return None
+    return _of_neighbours({index: witness.neighbour for index, witness in told.items()})
+
+
+def _of_neighbours(of: Mapping[int, int | None]) -> str | None:
+    """A neighbour was there before: who follows them comes to a member that has none."""
+    settled: set[int | None] = {None}
+    while more := {index for index, other in of.items() if other in settled} - settled:
+        settled |= more
+    circle = sorted(of.keys() - settled)
+    return f"members {circle} by each other" if circle else None
 
 
 def _of_certificate(found: Certificate) -> tuple[str | None, Certificate]:

@@ -306,3 +306,11 @@ def test_no_tube_where_F_n_is_empty(form):
     for known_set, finite in ((confidence, True), (confidence.update(told), False)):
         tube = propagate(KollerTube(known_set, 2, 0.1, form), start, still, torch.zeros(1, 1).double())
         assert bool(torch.isfinite(tube.factor).all()) is finite
+
+
+@pytest.mark.parametrize("name", ["slope", "std", "value"])
+def test_a_constant_that_is_nan_is_refused(name):
+    confidence = gp_pendulum(steps=2, count=10).model.confidence
+    constants = replace(Constants.of(confidence), **{name: torch.tensor([math.nan], dtype=torch.float64)})
+    with pytest.raises(ValueError, match=f"{name} >= 0"):
+        KollerTube(confidence, 2, 0.1, constants=constants)

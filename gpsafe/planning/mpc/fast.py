@@ -37,7 +37,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.planning.mpc import _descent
-from gpsafe.planning.mpc._descent import AGREE, CONVERGED, PROXIMAL, SAME
+from gpsafe.planning.mpc._descent import AGREE, CONVERGED, PENALTIES, PROXIMAL, SAME
 from gpsafe.planning.mpc._starts import neighbours, starts
 from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
@@ -46,6 +46,7 @@ CONFIRM = 6  # starts that end at the best known plan and so end the search
 REFUTE = 12  # starts that end at no smaller violation than it, and so end the search
 LEAST = 90  # sweeps that are spent before fewer than 2·CONFIRM starts are believed
 JUMPS = 8  # starts beside a new best plan, at most
+STEEPEST = PENALTIES[0]  # slope of f, which penalties outweigh, see `_unit`
 
 
 @dataclass(slots=True)
@@ -226,6 +227,7 @@ class _Search:
         self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
         self.lower, self.upper = input_box(problem.inputs)
         half = 0.5 * (self.upper - self.lower)
+        self.weight = self.weight * _unit(self.weight, np.maximum(abs(learned - self.lower), abs(self.upper - learned)))
         self.scale: Array = np.tile(np.where(np.isfinite(half), np.maximum(half, 1e-9), 1.0), self.steps)
         curvature = np.zeros((self.size + 1, self.size + 1))
         curvature[: self.nu, : self.nu] = 2 * self.weight
@@ -315,6 +317,20 @@ class _Search:
             f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
             f"{best.excess:.3g}"
         )
+
+
+def _unit(weight: Array, gap: Array) -> float:
+    """By what f is scaled, which changes no order of plans, where u_L is up to `gap` (nu,) from the inputs.
+
+    f may reach 1: else all plans would cost the same to `SAME`, where inputs or weights are small. But its slope stays within
+    `STEEPEST`: else no penalty would outweigh it, where they are large.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        slope = np.abs(weight) @ gap
+        most = float(gap @ slope)
+    if not 0 < most < math.inf:  # without bounds, or without a choice
+        return 1.0
+    return min(max(1.0, 1 / most), STEEPEST / (2 * float(slope.max())))
 
 
 def _agreed(agreed: int, point: _Point, found: str, best: _Point, enough: float) -> int:
