@@ -555,3 +555,23 @@ def test_an_input_that_is_proposed_far_outside_comes_to_the_nearest(size):
         assert (found.inputs[0] - 1.0).abs().max() < 1e-6
     else:  # its distance overflows
         assert problem.margins(problem.tube(x0, found.inputs)).rows.isfinite().all()
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3, 1e6])
+def test_a_plan_that_is_found_is_certified_in_any_unit_of_the_inputs(unit):
+    """The judge rounds by a share of a row's size: what lies 1e-9 inside a row of size 1000 is refused."""
+    problem = ensemble_pendulum()
+    ensemble, scale = problem.model.ensemble, vector(1.0, 1.0, unit)
+    seen = replace(ensemble.inputs, offset=ensemble.inputs.offset * scale, scale=ensemble.inputs.scale * scale)
+    model = replace(problem.model, ensemble=replace(ensemble, inputs=seen))
+    inputs = Polytope(problem.inputs.H, unit * problem.inputs.h)
+    problem = replace(problem, model=model, inputs=inputs, gain=unit * problem.gain)
+    g, found = torch.Generator().manual_seed(0), 0
+    for _ in range(30):
+        x0 = vector(math.pi, 0.0) + vector(0.5, 1.2) * torch.randn(2, dtype=torch.float64, generator=g)
+        learned = unit * (2 * torch.rand(1, generator=g).double() - 1)
+        plan = CondensedSQP().propose(problem, x0, learned)
+        if plan.slack <= 0:
+            found += 1
+            assert judge(problem, x0, learned, plan).certified
+    assert found >= 18
