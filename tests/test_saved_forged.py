@@ -197,3 +197,82 @@ def test_a_refusal_cannot_be_turned_into_a_certificate(tmp_path):
     assert not gs.load(gs.save(tmp_path / "c", shown)).certified
     with pytest.raises(ValueError, match="where the judge finds"):
         gs.load(rewritten(tmp_path / "c", better_verdict))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("Witness", ("episode",), "0"),
+        ("Witness", ("episode",), 1.5),
+        ("Witness", ("bound",), None),
+        ("SafePolicySet", ("witnesses", "map", 0, 1, "episode"), {"number": "nan"}),
+        ("SafePolicySet", ("witnesses", "map", 0, 1, "episode"), -1),
+        ("Certificate", ("distance",), "0.16"),
+        ("Certificate", ("proposal", "slack"), None),
+        ("CostInterval", ("sound_upper",), 1),
+        ("CostInterval", ("delta",), True),
+        ("Mixture", ("unchecked",), None),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(name, path, value, tmp_path):
+    """No constructor looks at these: a word for a number would fail, or say yes, where it is used."""
+
+    def other(about, arrays):
+        tree = about["object"]
+        for key in path[:-1]:
+            tree = tree[key]
+        assert tree[path[-1]] != value or type(tree[path[-1]]) is not type(value)
+        tree[path[-1]] = value
+
+    with pytest.raises(ValueError, match=path[-1] if value != -1 else "member 2 by"):
+        gs.load(rewritten(gs.save(tmp_path / "o", examples()[name]), other))
+
+
+@pytest.mark.parametrize("kind", ["float32", ">f8", "complex128"])
+def test_arrays_of_another_precision_are_refused(kind, tmp_path):
+    """Margins of rounding are those of float64: a posterior with float32 targets is another one."""
+
+    def coarse(about, arrays):
+        name = model_of(about)["targets"]["array"]
+        arrays[name] = arrays[name].astype(kind)
+
+    with pytest.raises(ValueError, match="float64 or int64 or bool"):
+        gs.load(rewritten(gs.save(tmp_path / "m", process()), coarse))
+
+
+def test_whole_numbers_in_an_array_are_read_as_float64(tmp_path):
+    def whole(about, arrays):
+        name = model_of(about)["targets"]["array"]
+        arrays[name] = arrays[name].round().astype("int64")
+
+    found = gs.load(rewritten(gs.save(tmp_path / "m", process()), whole))
+    assert found.targets.dtype == torch.float64 and torch.equal(found.targets, process().targets.round())
+
+
+def test_members_that_only_vouch_for_each_other_are_refused(tmp_path):
+    """0 entered by 3 and 3 by 0, the second of which is not so: nobody was there before them."""
+
+    def circle(about, arrays):
+        witnesses_of(about)[1].update(rule="lipschitz", neighbour=0)
+        witnesses_of(about)[0].update(neighbour=1)
+
+    with pytest.raises(ValueError, match=r"members \[0, 1\] by each other"):
+        gs.load(rewritten(gs.save(tmp_path / "S", examples()["SafePolicySet"]), circle))
+
+
+def test_a_neighbour_may_stand_after_who_entered_by_it(tmp_path):
+    """Written in another order the set is the same."""
+
+    def back(about, arrays):
+        about["object"]["witnesses"]["map"].reverse()
+
+    path = gs.save(tmp_path / "S", examples()["SafePolicySet"])
+    assert gs.load(rewritten(path, back)).witnesses.keys() == examples()["SafePolicySet"].witnesses.keys()
+
+
+def test_a_member_that_is_named_twice_is_refused(tmp_path):
+    def twice(about, arrays):
+        about["object"]["witnesses"]["map"].append(about["object"]["witnesses"]["map"][0])
+
+    with pytest.raises(ValueError, match="once"):
+        gs.load(rewritten(gs.save(tmp_path / "S", examples()["SafePolicySet"]), twice))

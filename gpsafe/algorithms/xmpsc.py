@@ -266,7 +266,7 @@ class XMPSC(Learner):
         reward, terminal = system.reward(after, inputs), torch.zeros(len(inputs), dtype=torch.float64)
         terminal[-1] = system.terminated(truth[-1])
         at.real.add(states[:-1], inputs, reward, states[1:], terminal)
-        violated = int((system.cost(after) > 0).sum())
+        violated = int((~(system.cost(after) <= 0)).sum())  # NaN is one
         row: dict[str, Any] = {"phase": "warm-up" if warm else "train", "reward": float(reward.sum()), "cost": violated}
         if warm:
             counts["warm-up"] = counts.get("warm-up", 0) + len(inputs)

@@ -101,7 +101,7 @@ def judge(
     """Whether the proposed inputs satisfy every constraint of the problem from x_0, for all members.
 
     The margins are lowered by `ROUNDING` of the sizes in each row. This covers float64 evaluation of tubes that do not grow a
-    thousandfold; it is a margin, not interval arithmetic. Proposers aim about 1e-8 inside, or the problem states a tolerance.
+    thousandfold; it is a margin, not interval arithmetic. Proposers aim `room` inside, or the problem states a tolerance.
 
     NaN or infinite states, plans and tubes, rows that overflow, proposals that hold no plan of the right shape and an x_0
     outside the states are INCONCLUSIVE, with the reason.
@@ -235,6 +235,18 @@ def _lowered(problem: CertificationProblem, tube: Tube) -> tuple[Margins, Tensor
     parts = rows.split([group[0].numel() for group in groups], dim=-1)
     lowered = Margins(*(part.reshape(group.shape) for part, group in zip(parts, groups, strict=True)))
     return lowered, share, math.isfinite(float(spread.sum() + rows.sum()))
+
+
+def room(problem: CertificationProblem, x0: Tensor) -> float:
+    """How far inside its tolerance a proposer should keep rows, or the judge's rounding margin refuses the plan.
+
+    16 `ROUNDING` of the largest offset, and of the largest terms at x_0 (nx,): guidance, of which no certificate is made.
+    """
+    X, U, F = problem.states, problem.inputs, problem.terminal
+    size = x0.to(X.H).abs()
+    moved = 2 * (problem.gain.abs().reshape(-1, problem.nu, problem.nx).amax(0) @ size)
+    parts = (X.h, U.h, F.h, X.H.abs() @ size, F.H.abs() @ size, U.H.abs() @ moved)
+    return 16 * ROUNDING * max(float(part.abs().max()) for part in parts)
 
 
 def _tightest(problem: CertificationProblem, rows: Tensor) -> Tightest:

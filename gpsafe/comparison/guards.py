@@ -147,7 +147,7 @@ class Tubed:
         lost, state = torch.zeros(len(x), dtype=torch.bool), x
         for _ in range(contest.recovery if len(x) else 0):
             state = plant.mean(state, plant.input_box.clip(law(state)))
-            lost |= plant.cost(state) > 0
+            lost |= ~(plant.cost(state) <= 0)
         return {"terminal set kept by the backup": (int(lost.sum()), len(x))}
 
 

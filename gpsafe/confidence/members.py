@@ -53,8 +53,12 @@ def extremal_member(
     if beta is None or (isinstance(bound, BallProgram) and model.num_data):
         expected = "a bound that holds for all linear functionals, and whose set is an ellipsoid"
         raise _require.fail("extremal_member", expected, bound.name)
-    limit, kernel, z = float(bound.norms(model.num_outputs)[output]), model.kernels[output], torch.atleast_2d(z)
-    weights = torch.as_tensor(sign, dtype=torch.float64).expand(len(z))
+    where = "extremal_member"
+    if _require.index(where, "output", output) >= model.num_outputs:
+        raise _require.fail(where, f"an output in 0..{model.num_outputs - 1}", output)
+    limit, kernel = float(bound.norms(model.num_outputs)[output]), model.kernels[output]
+    z = torch.atleast_2d(_require.last_dim(where, "z", _require.finite(where, "z", z), model.nx + model.nu))
+    weights = _require.finite(where, "sign", sign).expand(len(z))
     if model.inputs is None:
         f = RKHSFunction(kernel, z, weights).scaled_to(limit)
         while f.norm_upper > limit:  # where its parts cancel, the norm as computed is another one for every scale
@@ -217,7 +221,14 @@ def worst_member(
         objective: takes z ↦ f(z), (*b, d) → (*b, p); differentiable.
         start: the first members, one per output.
         rounds: number of linearisations.
+
+    Raises:
+        ValueError: if one of `start` is no member, or the objective NaN there.
     """
+    where, first = "worst_member", enumerate(start[: model.num_outputs])
+    shares = [member_share(bound, model, f, output=j) for j, f in first]
+    if len(start) != model.num_outputs or not all(share <= 1.0 for share in shares):
+        raise _require.fail(where, f"{model.num_outputs} members (shares <= 1)", f"{len(start)}, of shares {shares}")
     members, best, highest = tuple(start), tuple(start), -math.inf
     for turn in range(rounds + 1):
         points: list[Tensor] = []
@@ -237,7 +248,7 @@ def worst_member(
         value = objective(recorded)
         if value.item() > highest:
             best, highest = members, value.item()
-        if turn == rounds:
+        if turn == rounds or math.isnan(value.item()):
             break
         slopes = torch.autograd.grad(value, nudges, allow_unused=True, materialize_grads=True)
         flat = torch.cat([slope.reshape(-1, len(members)) for slope in slopes])
@@ -246,4 +257,6 @@ def worst_member(
             f if not bool((flat[:, j] != 0).any()) else extremal_member(bound, model, z, flat[:, j], output=j)
             for j, f in enumerate(members)
         )
+    if highest == -math.inf:
+        raise _require.fail(where, "an objective with a value at the first members", "NaN")
     return best

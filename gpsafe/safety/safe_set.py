@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -136,12 +136,38 @@ class SafePolicySet:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> SafePolicySet:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: if a member is there without a reason, see `unfounded`.
+        """
         witnesses = {}
         for key, row in record["witnesses"].items():
             value = math.nan if row["value"] is None else row["value"]
             witnesses[int(key)] = Witness(row["episode"], row["rule"], value, row["bound"], row["neighbour"])
-        return SafePolicySet(record["num"], record["budget"], witnesses)
+        found = SafePolicySet(record["num"], record["budget"], witnesses)
+        reason = unfounded(found.witnesses, found.witnesses, found.budget)
+        if reason is not None:
+            raise _require.fail("SafePolicySet.from_json", "members that entered within the budget", reason)
+        return found
+
+
+def unfounded(witnesses: Mapping[int, Witness], members: Container[int], budget: float) -> str | None:
+    """Which member of a set that was read did not enter within the budget, or entered by one that was not there; or None."""
+    for index, witness in witnesses.items():
+        if witness.rule == "given":
+            fine = math.isnan(witness.value)
+        else:
+            fine = witness.rule in ("bound", "lipschitz") and -math.inf < witness.value <= budget
+        if not fine or witness.episode < 0 or (witness.rule == "lipschitz") != (witness.neighbour is not None):
+            return f"member {index} by {witness}"
+        if witness.neighbour is not None and witness.neighbour not in members:
+            return f"member {index} by {witness}, whose neighbour is no member"
+    settled: set[int | None] = {None}  # who follows neighbours comes to a member that has none
+    while more := {index for index, witness in witnesses.items() if witness.neighbour in settled} - settled:
+        settled |= more
+    circle = sorted(witnesses.keys() - settled)
+    return f"members {circle} by each other" if circle else None
 
 
 def kernels_of(outputs: Sequence[int], kernel: Sequence[Kernel]) -> tuple[Any, ...]:

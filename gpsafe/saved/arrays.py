@@ -55,6 +55,8 @@ class ArrayReader:
     def get(self, reference: Mapping[str, Any]) -> Tensor:
         """A tensor of its own."""
         value = self.found[reference["array"]]
+        if str(value.dtype) not in DTYPES:  # of another byte order too
+            raise _require.fail("load", " or ".join(DTYPES), value.dtype)
         shape = tuple(reference.get("block", value.shape))
         block = _leading(value, shape)
         if block.shape != shape:

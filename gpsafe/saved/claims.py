@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.certify import Certificate, judge
 from gpsafe.safety import SafeParameters, SafePolicySet
-from gpsafe.safety.safe_set import Witness
+from gpsafe.safety.safe_set import unfounded
 
 AGREE = 1e-9  # relative agreement between a certificate and the judge on this machine: another BLAS rounds differently
 
@@ -41,7 +39,7 @@ def checked(value: Any, where: str) -> Any:
 
 def _of_policies(safe: SafePolicySet) -> str | None:
     again = SafePolicySet.initial(safe.num, list(safe.witnesses), budget=safe.budget)  # its checks of size and members
-    return _of_witnesses(safe.witnesses.items(), again.witnesses, safe.budget)
+    return unfounded(safe.witnesses, again.witnesses, safe.budget)
 
 
 def _of_parameters(safe: SafeParameters) -> str | None:
@@ -52,20 +50,7 @@ def _of_parameters(safe: SafeParameters) -> str | None:
         )
     if not bool((safe.radius >= 0).all()):
         return "a negative radius"
-    return _of_witnesses(enumerate(safe.witnesses), range(len(again)), safe.budget)
-
-
-def _of_witnesses(witnesses: Iterable[tuple[int, Witness]], members: Any, budget: float) -> str | None:
-    for index, witness in witnesses:
-        if witness.rule == "given":
-            fine = math.isnan(witness.value)
-        else:
-            fine = witness.rule in ("bound", "lipschitz") and -math.inf < witness.value <= budget
-        if not fine or (witness.rule == "lipschitz") != (witness.neighbour is not None):
-            return f"member {index} by {witness}"
-        if witness.neighbour is not None and witness.neighbour not in members:
-            return f"member {index} by {witness}, whose neighbour is no member"
-    return None
+    return unfounded(dict(enumerate(safe.witnesses)), range(len(again)), safe.budget)
 
 
 def _of_certificate(found: Certificate) -> tuple[str | None, Certificate]:

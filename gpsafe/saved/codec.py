@@ -53,6 +53,9 @@ CLASSES: dict[str, type[Any]] = {
 }
 """Frozen dataclasses that their fields make again. `GP` is read and written by :mod:`gpsafe.saved.gaussian`."""
 
+PLAIN: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
+"""Annotations that are checked, as few constructors do: no word is a number, no number a Boolean."""
+
 
 @dataclass(slots=True)
 class Encoder:
@@ -146,7 +149,10 @@ class Decoder:
             case {"list": items}:
                 return list(self.decode(items, where))
             case {"map": pairs}:
-                return {self.decode(k, where): self.decode(v, f"{where}[{k!r}]") for k, v in pairs}
+                found = {self.decode(k, where): self.decode(v, f"{where}[{k!r}]") for k, v in pairs}
+                if len(found) != len(pairs):
+                    raise _require.fail("load", f"every key of {where} once", f"{len(pairs)} pairs, {len(found)} keys")
+                return found
             case {"believed": kind, "detail": detail}:
                 return Assumption[kind](detail)
             case {"function": name}:
@@ -167,4 +173,7 @@ class Decoder:
             newest_first = [self.decode(part, f"{where}.generations") for part in reversed(given.pop("generations"))]
             found["generations"] = tuple(reversed(newest_first))
         found |= {key: self.decode(part, f"{where}.{key}") for key, part in given.items()}
+        for f in fields(kind):
+            if f.init and type(found[f.name]) not in PLAIN.get(str(f.type), (type(found[f.name]),)):
+                raise _require.fail("load", f"{f.type} {where}.{f.name}", repr(found[f.name])[:80])
         return claims.checked(kind(**found), where)

@@ -81,7 +81,7 @@ class GaussianReader:
         if set(tree) != names:
             raise _require.fail("load", f"the fields of GP at {where}", f"{sorted(set(tree) ^ names)} more or less")
         plain = {name: self._decode(tree[name], f"{where}.{name}") for name in PLAIN}
-        arrays = {name: None if tree[name] is None else self._arrays.get(tree[name]) for name in DATA}
+        arrays = {name: None if tree[name] is None else self._arrays.get(tree[name]).to(torch.float64) for name in DATA}
         index, parts = tuple(tree["factor_of_output"]), tree["factors"]
         if sorted(set(index)) != list(range(len(parts))) or len(index) != len(plain["outputs"]):
             raise _require.fail("load", f"a factor for every output at {where}", index)

@@ -86,8 +86,8 @@ class Published:
         return x
 
     def terminated(self: _Noisy, x: Tensor) -> Tensor:
-        """c(x) > 0."""
-        return self.cost(x) > 0
+        """c(x) > 0, or NaN."""
+        return ~(self.cost(x) <= 0)
 
 
 def uniform(size: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,14 +8,15 @@ estimate is the mean over the n seeds, and seeds are independent of each other; 
   in [0, 1], of which P(S ≥ k) ≤ e P(Bin(n, p) ≥ k) at integers k (Bentkus 2004, Theorem 1.2), so that Clopper–Pearson of ⌊S⌋
   and ⌈S⌉ at the level 1 − 0.05/e holds whatever the dependence within a seed.
 
-Cells of other code are never in one number.
+Cells of other code are never in one number. A seed that has no value of a column (None in all of its rows) is in no number of
+it; the number says how many there are, for a run that breaks off has no violations to show.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -296,10 +297,15 @@ def _lines(
                 if name in cell.values:
                     seeds.setdefault(cell.seed, []).extend(cell.values[name])
             if seeds:
-                numbers[name] = number(seeds, rate=name in stored.rates)
+                found, without = (
+                    number(seeds, rate=name in stored.rates),
+                    len({cell.seed for cell in group} - set(seeds)),
+                )
+                told = f"none of {without} of {len(seeds) + without} seeds" if without else ""
+                numbers[name] = replace(found, note=", ".join(filter(None, (found.note, told))))
         parents = {cell.folder.parts[-3:-1] for cell in group}
         failed = sum(folder.parts[-3:-1] in parents for folder in stored.failures)
-        told = {name: group[0].arguments.get(name) for name in by}
+        where = {name: group[0].arguments.get(name) for name in by}
         ordered = tuple(sorted(group, key=lambda cell: (cell.seed, cell.cell)))
-        lines.append(Line(told, others, group[0].code, group[0].code == latest, numbers, ordered, failed))
+        lines.append(Line(where, others, group[0].code, group[0].code == latest, numbers, ordered, failed))
     return lines

@@ -124,7 +124,7 @@ class KollerTube:
         known_with_bound(where, self.model.prior)
         self.confidence.check_noise(where, self.model.noise_std)
         for name in ("slope", "std", "value"):
-            value = _require.nonnegative(where, name, getattr(self.used, name).nan_to_num(posinf=1e300))
+            value = _require.nonnegative(where, name, getattr(self.used, name).nan_to_num(nan=-1.0, posinf=1e300))
             _require.shape(where, name, value, (self.model.num_outputs,))
 
     @property

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -17,10 +20,13 @@ from gpsafe.comparison import (
     contestant,
     guard,
     reference,
+    run,
     task,
     totals,
 )  # fmt: skip
+from gpsafe.comparison.contest import Contest
 from gpsafe.planning import ICEM
+from gpsafe.systems.episodic import Published
 
 SMALL = Budget(
     episodes=1, every=1, pairs=4, goals=200, points=100, optimiser=ICEM(samples=16, elites=4, iterations=1, horizon=4)
@@ -179,3 +185,40 @@ def test_the_table_has_a_row_a_contestant_and_names_are_checked():
 def test_a_planner_that_knows_the_plant_earns_more_than_the_safe_controller():
     safe, planner = reference(TWIN, SMALL, episodes=1)
     assert planner > safe
+
+
+class Counting(Published):
+    """x⁺ = x + 1 from 0 for four steps, rewarded by x⁺; the cost of state k is `costs[k]`."""
+
+    nx, nu, horizon, initial_state = 1, 1, 4, torch.zeros(1, dtype=torch.float64)
+
+    def __init__(self, *costs: float) -> None:
+        self.costs = torch.tensor(costs, dtype=torch.float64)
+
+    def cost(self, x: torch.Tensor) -> torch.Tensor:
+        return self.costs[x[..., 0].long()]
+
+    def advance(self, x, u, generator):
+        return x + 1
+
+    def reward(self, x, u):
+        return x[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("costs", "steps", "violated", "reward"),
+    [
+        ((0.0, 0.0, 0.0, 0.0, 0.0), 4, 0, 10.0),  # a time-out
+        ((0.0, 0.0, 0.0, 0.0, 1.0), 4, 1, 10.0),  # in the last state
+        ((0.0, 0.0, 1e-9, 1.0, 0.0), 2, 1, 3.0),  # once, and there it ends
+        ((0.0, 0.0, math.nan, 0.0, 0.0), 2, 1, 3.0),  # what ends an episode is no safe state
+    ],
+)
+def test_an_episode_is_counted_as_by_hand(costs, steps, violated, reward):
+    plant = Counting(*costs)
+    contest = cast(Contest, SimpleNamespace(plant=plant, generator=lambda *_: torch.Generator()))
+    row, states, inputs = run._flight(contest, 0, lambda x: torch.zeros(1, dtype=torch.float64))
+    assert row == {"steps": steps, "violated": violated, "reward": reward}
+    assert len(states) == steps + 1 and len(inputs) == steps
+    ends = plant.terminated(torch.arange(5.0, dtype=torch.float64).unsqueeze(-1))
+    assert ends.tolist() == [cost != 0 for cost in costs]

@@ -1,5 +1,7 @@
 """Adversaries at the edge of F_n are members of it, and nothing in ball and ellipsoid goes further."""
 
+import math
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -248,3 +250,32 @@ def test_the_share_of_a_member_is_that_of_its_output():
         form = float(seen.square().sum() + lam * both @ kernels.cross(pair[j], centers, centers) @ both)
         exact = form**0.5 / (lam**0.5 * float(mixture.beta(model)[j]))
         assert member_share(mixture, model, f, output=j) == pytest.approx(exact, rel=1e-9)
+
+
+def test_what_is_no_member_at_first_is_none_at_the_end():
+    """An objective that no member reaches would otherwise be said to be reached by one."""
+    model, bound = learned(1, 0.1), Mixture(rkhs_norm=2.0, subgaussian=0.1, delta=0.1)
+    z = torch.zeros(1, 2, dtype=torch.float64)
+    member, stranger = extremal_member(bound, model, z, 1.0), RKHSFunction(KERNEL, z, torch.tensor([50.0]).double())
+    assert member_share(bound, model, stranger) > 1.0
+    for start in ((stranger,), (), (member, member)):
+        with pytest.raises(ValueError, match=r"worst_member: expected 1 members"):
+            worst_member(bound, model, lambda f: f(z).sum(), start)
+    with pytest.raises(ValueError, match="with a value"):
+        worst_member(bound, model, lambda f: f(z).sum() * math.nan, (member,))
+
+
+@pytest.mark.parametrize(
+    ("z", "sign", "output", "named"),
+    [
+        ([0.0, math.inf], 1.0, 0, "finite z"),
+        ([0.0, 0.0, 0.0], 1.0, 0, "z of shape"),
+        ([0.0, 0.0], math.nan, 0, "finite sign"),
+        ([0.0, 0.0], 1.0, 1, "an output in"),
+        ([0.0, 0.0], 1.0, -1, "output"),
+    ],
+)
+def test_a_functional_that_is_none_is_named(z, sign, output, named):
+    model, bound = learned(1, 0.1), Mixture(rkhs_norm=2.0, subgaussian=0.1, delta=0.1)
+    with pytest.raises(ValueError, match=rf"extremal_member: expected .*{named}"):
+        extremal_member(bound, model, torch.tensor(z, dtype=torch.float64), sign, output=output)

@@ -111,3 +111,15 @@ def test_what_is_no_box_or_no_law_is_refused():
         Completion(LAW, vector(-1.0), vector(1.0), levels=1)
     with pytest.raises(ValueError, match="a law"):
         Completion(None, vector(-1.0), vector(1.0))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e3, 1e6])
+def test_a_plan_that_is_found_is_certified_in_any_unit(unit):
+    """An input half a millionth inside its limit of a million is inside by less than the judge rounds: the next one is."""
+    small = problem()
+    states, inputs, terminal = (Polytope(s.H, unit * s.h) for s in (small.states, small.inputs, small.terminal))
+    tube = LinearTube(PLANT, unit * vector(1e-3, 1e-3))
+    asked = CertificationProblem(tube, states, inputs, terminal, GAIN, 4)
+    end, x = unit * UNIT.upper - 5e-7, unit * vector(-0.25, 0.0)
+    found = Completion(LAW, -end, end).propose(asked, x, 2 * end)
+    assert found.status == "feasible" and judge(asked, x, 2 * end, found).certified

@@ -59,6 +59,27 @@ def test_safe_set_survives_serialisation():
     assert back.to_json() == safe.to_json() and back.members.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": 0.21},
+        {"value": None},
+        {"rule": "luck"},
+        {"episode": -1},
+        {"rule": "lipschitz", "neighbour": None},
+        {"rule": "lipschitz", "neighbour": 3},
+        {"rule": "lipschitz", "neighbour": 0},
+    ],
+)
+def test_a_record_with_a_member_that_did_not_enter_is_refused(change):
+    """As `gpsafe.load` refuses it."""
+    upper = torch.tensor([0.1, 0.9, torch.inf, 0.3], dtype=torch.float64)
+    record = SafePolicySet.initial(4, [1], budget=0.2).expand(upper, episode=1, bound="robust-dp").to_json()
+    record["witnesses"]["0"].update(change)
+    with pytest.raises(ValueError, match=r"from_json: expected members .*\b0\b"):
+        SafePolicySet.from_json(record)
+
+
 @pytest.mark.parametrize("members", [[], [7], [-1]])
 def test_empty_or_foreign_initial_sets_are_refused(members):
     with pytest.raises(ValueError, match="S_0"):

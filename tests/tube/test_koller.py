@@ -333,3 +333,11 @@ def test_a_section_that_leaves_what_its_bound_covers_has_no_boxes(form):
     boxes = tube.boxes(x.unsqueeze(1), -x[:, None, :1], factor, gain)
     finite = [True, False, True, False, False, False, True]
     assert all(torch.isfinite(box).all(-1)[:, 0].tolist() == finite for box in boxes)
+
+
+@pytest.mark.parametrize("name", ["slope", "std", "value"])
+def test_a_constant_that_is_nan_is_refused(name):
+    confidence = gp_pendulum(steps=2, count=10).model.confidence
+    constants = replace(Constants.of(confidence), **{name: torch.tensor([math.nan], dtype=torch.float64)})
+    with pytest.raises(ValueError, match=f"{name} >= 0"):
+        KollerTube(confidence, 2, 0.1, constants=constants)

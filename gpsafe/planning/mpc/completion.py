@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
+from gpsafe.certify.judge import room
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal
 
-SLACK = 1e-9  # that a margin must have here, so that the judge's rounding does not refuse it
+SLACK = 1e-9  # that a margin must have here, so that the judge's rounding does not refuse it; more where `room` says so
 
 
 @short
@@ -63,7 +64,7 @@ class Completion:
         if warm is not None:
             plans = torch.cat([plans, warm.unsqueeze(0)])
         margin = least(problem.margins(problem.tube(x0.expand(len(plans), -1), plans)))
-        feasible = margin >= SLACK - problem.tolerance
+        feasible = margin >= max(SLACK, room(problem, x0)) - problem.tolerance
         far = problem.distance(learned, plans[:, 0])
         index = int(torch.where(feasible, far, torch.inf).argmin() if bool(feasible.any()) else margin.argmax())
         told = "" if bool(feasible.any()) else f"none of {len(plans)} completed inputs keeps every row"

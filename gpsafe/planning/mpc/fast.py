@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe.certify.judge import room
 from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.planning.mpc import _descent
-from gpsafe.planning.mpc._descent import AGREE, CONVERGED, PROXIMAL, SAME
+from gpsafe.planning.mpc._descent import AGREE, CONVERGED, PENALTIES, PROXIMAL, SAME
 from gpsafe.planning.mpc._starts import neighbours, starts
 from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
 
@@ -46,6 +47,7 @@ CONFIRM = 6  # starts that end at the best known plan and so end the search
 REFUTE = 12  # starts that end at no smaller violation than it, and so end the search
 LEAST = 90  # sweeps that are spent before fewer than 2·CONFIRM starts are believed
 JUMPS = 8  # starts beside a new best plan, at most
+STEEPEST = PENALTIES[0]  # slope of f, which penalties outweigh, see `_unit`
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ class CondensedSQP:
         fruitless: the same as long as there is no plan.
         patience: iterations in which the violation of a start must fall by a tenth, or it is given up.
         exhaustive: use all of them, each to its end, whatever it takes.
-        margin: how far inside its tolerance a row is sought, in its units; above the judge's rounding margin.
+        margin: how far inside its tolerance a row is sought, in its units; farther where the judge rounds more (`room`).
         time_limit: seconds; then the best plan so far is returned.
         hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
             keeps small. 1 trades state limits for the terminal set; the published softening gives up the terminal set alone,
@@ -135,11 +137,11 @@ class CondensedSQP:
         state = _array("x0", x0, (problem.nx,))
         target = _array("learned", learned, (problem.nu,))
         first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
-        best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
+        best, iterations, margin = _Point.nowhere(problem.steps, problem.nu), 0, self.margin
         status, reason, path = "diverged", "the state or the proposed input is not finite", None
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
-            enough, agreed = search.enough, 0
+            enough, agreed, margin = search.enough, 0, search.margin
             drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
             fresh, ahead = iter(drawn if first is None else [first, *drawn]), []
             most = len(drawn) + (first is not None)
@@ -160,7 +162,7 @@ class CondensedSQP:
             reason = search.reason(best)
             path = None if search.sweep.path is None else torch.from_numpy(search.sweep.path(best.inputs)).to(x0.device)
         work.seconds = time.perf_counter() - began
-        slack = best.excess - self.margin
+        slack = best.excess - margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
         return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason, path, slack > 0), work
 
@@ -216,16 +218,18 @@ class _Search:
         deadline: float,
     ) -> None:
         self.problem = problem
-        scale = Scale(options.margin - problem.tolerance, options.hardness)
+        self.margin = max(options.margin, room(problem, torch.from_numpy(state)))
+        scale = Scale(self.margin - problem.tolerance, options.hardness)
         self.sweep: Sweep = sweep_of(problem, state, scale)
         self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
         self.steps, self.nu = problem.steps, problem.nu
         self.size = self.steps * self.nu
-        self.enough = 0.5 * options.margin
+        self.enough = 0.5 * self.margin
         weight = problem.weight
         self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
         self.lower, self.upper = input_box(problem.inputs)
         half = 0.5 * (self.upper - self.lower)
+        self.weight = self.weight * _unit(self.weight, np.maximum(abs(learned - self.lower), abs(self.upper - learned)))
         self.scale: Array = np.tile(np.where(np.isfinite(half), np.maximum(half, 1e-9), 1.0), self.steps)
         curvature = np.zeros((self.size + 1, self.size + 1))
         curvature[: self.nu, : self.nu] = 2 * self.weight
@@ -315,6 +319,20 @@ class _Search:
             f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
             f"{best.excess:.3g}"
         )
+
+
+def _unit(weight: Array, gap: Array) -> float:
+    """By what f is scaled, which changes no order of plans, where u_L is up to `gap` (nu,) from the inputs.
+
+    f may reach 1: else all plans would cost the same to `SAME`, where inputs or weights are small. But its slope stays within
+    `STEEPEST`: else no penalty would outweigh it, where they are large.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        slope = np.abs(weight) @ gap
+        most = float(gap @ slope)
+    if not 0 < most < math.inf:  # without bounds, or without a choice
+        return 1.0
+    return min(max(1.0, 1 / most), STEEPEST / (2 * float(slope.max())))
 
 
 def _agreed(agreed: int, point: _Point, found: str, best: _Point, enough: float) -> int:

@@ -525,3 +525,53 @@ def test_a_patient_and_an_impatient_search_find_the_same_plans():
     assert optimal >= 2
     proposal = CondensedSQP(patience=4, fruitless=1).propose(problem, vector(math.pi + 1.3, 2.0), vector(0.7))
     assert proposal.status == "infeasible" and proposal.given_up
+
+
+def far_problem() -> tuple[CertificationProblem, torch.Tensor]:
+    """Nine members, three inputs, sets that leave |u| ≤ 1 alone to be kept."""
+    problem, x0, _ = drawn_problem(1, nx=2, nu=3, hidden=(4, 3), steps=3, clamp="hard", prior=identity_prior, members=9)
+    states, terminal = (Polytope(s.H, 6 * s.h + 6) for s in (problem.states, problem.terminal))
+    return replace(problem, states=states, terminal=terminal), 0.3 * x0
+
+
+@pytest.mark.parametrize("weight", [1e-12, 1e-9, 1e6, 1e12])
+def test_the_unit_of_the_objective_changes_no_plan(weight):
+    """With small units all plans would cost the same to `SAME`; large ones no penalty would outweigh."""
+    bent = ensemble_pendulum(), vector(2.545110134190523, -0.7477683655585103), vector(0.17762184143066406)
+    for problem, x0, learned in (bent, (*far_problem(), vector(1.7, 1.7, 1.7))):
+        units = weight * torch.eye(problem.nu).double()
+        one, other = (CondensedSQP().propose(p, x0, learned) for p in (problem, replace(problem, weight=units)))
+        assert one.status == other.status == "optimal"
+        assert (one.inputs[0] - learned).abs().max() > 0.1, "something has to give way"
+        assert (other.inputs[0] - one.inputs[0]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [1e2, 1e5, 1e8, 1e160, 1e308])
+def test_an_input_that_is_proposed_far_outside_comes_to_the_nearest(size):
+    problem, x0 = far_problem()
+    found = CondensedSQP().propose(problem, x0, size * vector(1.0, 1.0, 1.0))
+    if size < 1e150:
+        assert found.status == "optimal"
+        assert (found.inputs[0] - 1.0).abs().max() < 1e-6
+    else:  # its distance overflows
+        assert problem.margins(problem.tube(x0, found.inputs)).rows.isfinite().all()
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3, 1e6])
+def test_a_plan_that_is_found_is_certified_in_any_unit_of_the_inputs(unit):
+    """The judge rounds by a share of a row's size: what lies 1e-9 inside a row of size 1000 is refused."""
+    problem = ensemble_pendulum()
+    ensemble, scale = problem.model.ensemble, vector(1.0, 1.0, unit)
+    seen = replace(ensemble.inputs, offset=ensemble.inputs.offset * scale, scale=ensemble.inputs.scale * scale)
+    model = replace(problem.model, ensemble=replace(ensemble, inputs=seen))
+    inputs = Polytope(problem.inputs.H, unit * problem.inputs.h)
+    problem = replace(problem, model=model, inputs=inputs, gain=unit * problem.gain)
+    g, found = torch.Generator().manual_seed(0), 0
+    for _ in range(30):
+        x0 = vector(math.pi, 0.0) + vector(0.5, 1.2) * torch.randn(2, dtype=torch.float64, generator=g)
+        learned = unit * (2 * torch.rand(1, generator=g).double() - 1)
+        plan = CondensedSQP().propose(problem, x0, learned)
+        if plan.slack <= 0:
+            found += 1
+            assert judge(problem, x0, learned, plan).certified
+    assert found >= 18
