@@ -76,8 +76,8 @@ def strayed(model: GP, data: Transitions, noise_std: Tensor) -> Strayed | None:
         return None
     known = known_part("strayed", model.prior, data.x, data.u)[:, states]
     seen, sigma = data.x_next[:, states], noise_std.to(data.x)[states]
-    size = (known.abs() + seen.abs() + data.x[:, states].abs()).amax(0)  # of all rows: terms may cancel
-    room = (DEVIATIONS * sigma + RECORDED * size).expand(known.shape)
+    size = known.abs() + (seen.abs() + data.x[:, states].abs()).amax(0)  # data of all rows: terms may cancel
+    room = DEVIATIONS * sigma + RECORDED * size
     excess = ((seen - known).abs() - room).nan_to_num(nan=-torch.inf)
     row, place = divmod(int(excess.argmax()), len(states))
     if not float(excess[row, place]) > 0.0:

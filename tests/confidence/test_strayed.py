@@ -1,5 +1,7 @@
 """States without a process of their own are said to equal the known part but for their noise: data may refute that."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,6 +59,24 @@ def test_what_the_noise_reaches_is_not_accused_and_what_it_does_not_is(noise: fl
     assert "state 0 is not learned" in str(found)
     everything = GP.create(KERNEL, 4e-4, nx=2, nu=1, noise_std=tensor(noise, 0.02), prior=KNOWN)
     assert strayed(everything, rows(plant(0.5, noise)), tensor(noise, 0.02)) is None
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, 1e308])
+def test_a_row_without_a_known_part_accuses_nobody_and_hides_no_other(lost: float):
+    """x_0⁺ = x_0 but beyond 0.9, where the known part has no number."""
+
+    def broken(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.where(x[..., 0] > 0.9, lost, x[..., 0]), x[..., 1]], dim=-1)
+
+    blind = GP.create(KERNEL, 4e-4, nx=2, nu=1, noise_std=0.1, outputs=[1], prior=broken)
+    x = torch.linspace(-1.0, 0.8, 12, dtype=torch.float64).reshape(6, 2)
+    struck = x.clone()
+    struck[2, 0] = 0.95
+    for start, accused in ((x, False), (struck, math.isfinite(lost))):
+        still = Transitions(start, torch.zeros(6, 1).double(), start)
+        assert (strayed(blind, still, tensor(0.1, 0.1)) is not None) is accused
+        moved = Transitions(start, torch.zeros(6, 1).double(), start + 5.0 * torch.eye(6, 2).double().roll(4, 0))
+        assert strayed(blind, moved, tensor(0.1, 0.1)) is not None
 
 
 def learner(off: float) -> ActSafe:
