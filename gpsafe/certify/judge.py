@@ -237,16 +237,15 @@ def _lowered(problem: CertificationProblem, tube: Tube) -> tuple[Margins, Tensor
     return lowered, share, math.isfinite(float(spread.sum() + rows.sum()))
 
 
-def room(problem: CertificationProblem, x0: Tensor) -> float:
-    """How far inside its tolerance a proposer should keep rows, or the judge's rounding margin refuses the plan.
-
-    16 `ROUNDING` of the largest offset, and of the largest terms at x_0 (nx,): guidance, of which no certificate is made.
+def room(problem: CertificationProblem, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far inside its tolerance a proposer should keep each row of X, U and the terminal set, or the judge's rounding margin
+    refuses the plan: 16 `ROUNDING` of its offset and of its terms at x_0 (nx,). Guidance, of which no certificate is made.
     """
-    X, U, F = problem.states, problem.inputs, problem.terminal
-    size = x0.to(X.H).abs()
+    size = x0.to(problem.states.H).abs()
     moved = 2 * (problem.gain.abs().reshape(-1, problem.nu, problem.nx).amax(0) @ size)
-    parts = (X.h, U.h, F.h, X.H.abs() @ size, F.H.abs() @ size, U.H.abs() @ moved)
-    return 16 * ROUNDING * max(float(part.abs().max()) for part in parts)
+    sets = (problem.states, size), (problem.inputs, moved), (problem.terminal, size)
+    state, inputs, terminal = (16 * ROUNDING * (rows.h.abs() + rows.H.abs() @ terms) for rows, terms in sets)
+    return state, inputs, terminal
 
 
 def _tightest(problem: CertificationProblem, rows: Tensor) -> Tightest:

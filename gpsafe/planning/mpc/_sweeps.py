@@ -28,10 +28,12 @@ STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 i
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Rows are given as hardness·(c + offset), hardness 1 for those of the terminal set and on disagreement."""
+    """Rows are given as hardness·(c + offset + further): `further` of each row of X, U and the terminal set, 0 on disagreement;
+    hardness 1 for the terminal set and disagreement."""
 
     offset: float = 0.0
     hardness: float = 1.0
+    further: tuple[tuple[float, ...], ...] = ((0.0,), (0.0,), (0.0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +223,10 @@ def _arrays(problem: CertificationProblem, model: EnsembleTube, scale: Scale, gi
     theta, sizes = parameters(ensemble)
     kind, tape = _known_part(ensemble, given)
     sets: list[Array] = []
-    for polytope, weight in ((problem.states, scale.hardness), (problem.inputs, scale.hardness), (problem.terminal, 1)):
+    weighted = (problem.states, scale.hardness), (problem.inputs, scale.hardness), (problem.terminal, 1)
+    for (polytope, weight), further in zip(weighted, scale.further, strict=True):
         H, h = _half_spaces(polytope)
-        sets += [weight * H, weight * (h - scale.offset)]
+        sets += [weight * H, weight * (h - scale.offset - np.array(further))]
     levels = np.zeros((0, problem.nx)) if problem.certainty is None else _array(problem.certainty) - scale.offset
     count = problem.num_members * (steps * (len(sets[1]) + len(sets[3])) + len(sets[5]) + 2 * levels.size)
     limits, hard = _array(ensemble.log_var_limits), ensemble.clamp == "hard"
@@ -263,11 +266,15 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
     hard = problem.steps * (problem.states.rows + problem.inputs.rows)
     soft = problem.terminal.rows + (0 if problem.certainty is None else 2 * problem.certainty.numel())
     counts = np.tile(np.repeat([scale.hardness, 1.0], [hard, soft]), problem.num_members)
+    offsets = np.zeros((problem.num_members, hard + soft)) + scale.offset
+    ends = np.cumsum([problem.steps * problem.states.rows, problem.steps * problem.inputs.rows, problem.terminal.rows])
+    for part, further in zip(np.split(offsets, ends, axis=1), scale.further, strict=False):
+        part += np.resize(further, part.shape[1])
 
     @torch.no_grad()
     def values(plans: Array | Tensor) -> Array:
         margins = problem.margins(problem.tube(start, torch.as_tensor(plans)))
-        return (scale.offset - margins.rows.flatten(1).numpy()) * counts
+        return (offsets.ravel() - margins.rows.flatten(1).numpy()) * counts
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         found = values(torch.from_numpy(inputs) + moves)

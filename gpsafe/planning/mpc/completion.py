@@ -63,8 +63,11 @@ class Completion:
         plans = self._continued(problem, x0, first)
         if warm is not None:
             plans = torch.cat([plans, warm.unsqueeze(0)])
-        margin = least(problem.margins(problem.tube(x0.expand(len(plans), -1), plans)))
-        feasible = margin >= max(SLACK, room(problem, x0)) - problem.tolerance
+        margins = problem.margins(problem.tube(x0.expand(len(plans), -1), plans))
+        margin, kept = least(margins), (margins.state, margins.input, margins.terminal)
+        feasible = margin >= SLACK - problem.tolerance
+        for part, inside in zip(kept, room(problem, x0), strict=True):
+            feasible &= (part >= inside - problem.tolerance).flatten(1).all(-1)
         far = problem.distance(learned, plans[:, 0])
         index = int(torch.where(feasible, far, torch.inf).argmin() if bool(feasible.any()) else margin.argmax())
         told = "" if bool(feasible.any()) else f"none of {len(plans)} completed inputs keeps every row"

@@ -91,7 +91,7 @@ class CondensedSQP:
         fruitless: the same as long as there is no plan.
         patience: iterations in which the violation of a start must fall by a tenth, or it is given up.
         exhaustive: use all of them, each to its end, whatever it takes.
-        margin: how far inside its tolerance a row is sought, in its units; farther where the judge rounds more (`room`).
+        margin: how far inside its tolerance a row is sought, in its units; farther where the judge rounds that row by more.
         time_limit: seconds; then the best plan so far is returned.
         hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
             keeps small. 1 trades state limits for the terminal set; the published softening gives up the terminal set alone,
@@ -137,11 +137,11 @@ class CondensedSQP:
         state = _array("x0", x0, (problem.nx,))
         target = _array("learned", learned, (problem.nu,))
         first = None if warm is None else _array("warm", warm, (problem.steps, problem.nu))
-        best, iterations, margin = _Point.nowhere(problem.steps, problem.nu), 0, self.margin
+        best, iterations = _Point.nowhere(problem.steps, problem.nu), 0
         status, reason, path = "diverged", "the state or the proposed input is not finite", None
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
-            enough, agreed, margin = search.enough, 0, search.margin
+            enough, agreed = search.enough, 0
             drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
             fresh, ahead = iter(drawn if first is None else [first, *drawn]), []
             most = len(drawn) + (first is not None)
@@ -162,7 +162,7 @@ class CondensedSQP:
             reason = search.reason(best)
             path = None if search.sweep.path is None else torch.from_numpy(search.sweep.path(best.inputs)).to(x0.device)
         work.seconds = time.perf_counter() - began
-        slack = best.excess - margin
+        slack = best.excess - self.margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
         return Proposal(plan, status, iterations, work.seconds, "condensed SQP", slack, reason, path, slack > 0), work
 
@@ -218,13 +218,12 @@ class _Search:
         deadline: float,
     ) -> None:
         self.problem = problem
-        self.margin = max(options.margin, room(problem, torch.from_numpy(state)))
-        scale = Scale(self.margin - problem.tolerance, options.hardness)
+        scale = Scale(options.margin - problem.tolerance, options.hardness, _further(problem, state, options.margin))
         self.sweep: Sweep = sweep_of(problem, state, scale)
         self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
         self.steps, self.nu = problem.steps, problem.nu
         self.size = self.steps * self.nu
-        self.enough = 0.5 * self.margin
+        self.enough = 0.5 * options.margin
         weight = problem.weight
         self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
         self.lower, self.upper = input_box(problem.inputs)
@@ -319,6 +318,12 @@ class _Search:
             f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
             f"{best.excess:.3g}"
         )
+
+
+def _further(problem: CertificationProblem, state: Array, margin: float) -> tuple[tuple[float, ...], ...]:
+    """What `room` asks beyond the margin of each row of X, U and the terminal set, in powers of two: arrays are kept."""
+    asked = (part.detach().cpu().numpy() / margin for part in room(problem, torch.from_numpy(state)))
+    return tuple(tuple((margin * (np.exp2(np.ceil(np.log2(np.maximum(part, 1.0)))) - 1)).tolist()) for part in asked)
 
 
 def _unit(weight: Array, gap: Array) -> float:

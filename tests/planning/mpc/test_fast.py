@@ -225,6 +225,29 @@ def test_scaled_rows_are_hardness_times_row_and_offset():
         hard[:, -terminal:] = 1.0
         assert np.allclose(scaled, hard.ravel() * (rows + 0.25), rtol=1e-12, atol=1e-12)
         assert np.allclose(slopes, hard.ravel()[:, None] * jacobian, rtol=1e-6, atol=1e-6)
+        sets = problem.states, problem.inputs, problem.terminal
+        further = tuple(tuple(0.1 * place + 0.01 * np.arange(s.rows)) for place, s in enumerate(sets))
+        scaled, _ = build(x0.numpy(), _sweeps.Scale(0.25, 10.0, further))(inputs.numpy())
+        stages = [np.tile(part, count) for part, count in zip(further, (problem.steps, problem.steps, 1), strict=True)]
+        more = np.concatenate([*stages, np.zeros(len(rows) // problem.num_members - sum(map(len, stages)))])
+        assert np.allclose(
+            scaled, hard.ravel() * (rows + 0.25 + np.tile(more, problem.num_members)), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_rows_that_bind_nothing_change_no_plan():
+    """A limit of 10⁶ that stands for none is rounded by 10⁻⁶; the other rows are not, and the plan is as near as without it."""
+    problem, x0, learned = (
+        ensemble_pendulum(),
+        vector(2.545110134190523, -0.7477683655585103),
+        vector(0.17762184143066406),
+    )
+    extra = Polytope(
+        torch.cat([problem.states.H, torch.eye(2).double()]), torch.cat([problem.states.h, vector(1e6, 1e6)])
+    )
+    one, other = (CondensedSQP().propose(p, x0, learned) for p in (problem, replace(problem, states=extra)))
+    assert (one.inputs[0] - learned).abs().max() > 0.1
+    assert torch.equal(one.inputs, other.inputs)
 
 
 def test_an_infeasible_answer_names_the_row_that_is_exceeded():
