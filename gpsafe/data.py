@@ -12,6 +12,11 @@ from gpsafe import _require
 from gpsafe._show import short
 
 
+def spaced(count: int, most: int) -> Tensor:
+    """At most so many places evenly from the first of `count` rows to the last, not yet whole, in any default type of torch."""
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64)
+
+
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Transitions:

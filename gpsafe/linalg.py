@@ -22,6 +22,11 @@ def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two evaluations of one function agree, but for what the size of a batch changes in rounding (NaN is NaN)."""
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
 def cholesky(matrix: Tensor, where: str = "cholesky") -> Tensor:
     """Lower factor L with L Lᵀ = matrix, shape (*b, n, n).
 

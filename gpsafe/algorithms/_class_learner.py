@@ -14,7 +14,7 @@ from gpsafe import _require
 from gpsafe._pinned import Pinned
 from gpsafe.algorithms.learner import BEST, PLANNER, START, EpisodePolicy, Learner
 from gpsafe.confidence import Falsification
-from gpsafe.policies import PolicyClass, inputs_at
+from gpsafe.policies import PolicyClass, input_at
 
 
 class Standing(Protocol):
@@ -91,7 +91,7 @@ class ClassLearner(Learner, Generic[S, C]):
 
     def _choose(self, number: int, start: Tensor) -> EpisodePolicy:
         _, choice = self._decided()
-        return self._flying(alone(self._policy(choice)), number, start)
+        return self._flying(partial(input_at, self._policy(choice)), number, start)
 
     def _flying(self, act: Callable[[Tensor], Tensor], number: int, start: Tensor) -> EpisodePolicy:
         """An episode from x = start; `ask` adds a refutation to what speaks against a guarantee for it."""
@@ -115,16 +115,7 @@ class ClassLearner(Learner, Generic[S, C]):
         at, _ = self._decided()
         found = self._book.cache.get("best", (None,))
         if found[0] != self.told:
-            policy = alone(self._best(at, self.stream(self.seed, BEST, self.told)))
+            policy = partial(input_at, self._best(at, self.stream(self.seed, BEST, self.told)))
             found = self._book.cache["best"] = (self.told, policy)
         x = _require.real("predict", "observation", observation)
         return found[1](_require.shape("predict", "observation", x, (self.system.nx,)))
-
-
-def alone(policies: PolicyClass) -> Callable[[Tensor], Tensor]:
-    """A class of one as x (nx,) ↦ u (nu,)."""
-    return partial(_one, policies)
-
-
-def _one(policies: PolicyClass, x: Tensor) -> Tensor:
-    return inputs_at(policies, x.reshape(1, 1, -1))[0, 0]

@@ -37,7 +37,7 @@ from gpsafe.cost.grid import Grid
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import _NOISE, ScenarioTube
-from gpsafe.data import Transitions
+from gpsafe.data import Transitions, spaced
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass
 from gpsafe.policies.rollout import closed_loop
@@ -173,12 +173,7 @@ def after_flights(confidence: ConfidenceSet, members: PolicyClass, task: Task) -
     model = confidence.model
     if type(model) is not GP or model.mode != "theory":
         return None
-    few = (
-        torch.linspace(0, members.num - 1, min(members.num, max(1, POINTS // task.horizon)), dtype=torch.float64)
-        .round()
-        .long()
-        .unique()
-    )
+    few = spaced(members.num, max(1, POINTS // task.horizon)).round().long()
     count = max(1, POINTS // (task.horizon * len(few)))
     states, inputs = paths(confidence, members.select(few), task, count)
     z = torch.cat([states[..., :-1, :], inputs], dim=-1).reshape(-1, task.nx + inputs.shape[-1])

@@ -33,7 +33,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short, table
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.data import Transitions
+from gpsafe.data import Transitions, spaced
 from gpsafe.models import GP
 from gpsafe.models._prior import Prior, known_part, zero_prior
 from gpsafe.rkhs import kernels as forms
@@ -170,7 +170,7 @@ def estimate_rows(
     whole = data.x_next - known_part(where, prior, data.x, data.u)
     residual, z = whole[:, list(learned)], data.z
     sigma = None if noise_std is None else _require.positive(where, "noise_std", noise_std).expand(nx)[list(learned)]
-    keep = torch.linspace(0, len(z) - 1, min(len(z), LARGEST), dtype=torch.float64).long()
+    keep = spaced(len(z), LARGEST).long()
     z, residual = z[keep], residual[keep]
     cut = len(z) - math.ceil(held_out * len(z))
     fitted = _fit(z[:cut], residual[:cut], kernels, sigma, len(learned)) if kernels is None or sigma is None else None
@@ -235,7 +235,7 @@ def _fit(z: Tensor, residual: Tensor, kernels: Any, sigma: Tensor | None, p: int
     if kernels is None and not bool((span > 0).all()):
         still = (span == 0).nonzero().reshape(-1).tolist()
         raise _require.fail("estimate", "rows that move along every axis of z (or kernels that leave it out)", still)
-    keep = torch.linspace(0, len(z) - 1, min(len(z), ROWS), dtype=torch.float64).long()
+    keep = spaced(len(z), ROWS).long()
     z, residual = z[keep], residual[keep]
     scale = residual.square().mean(0).clamp_min(1e-300)
     start = [forms.rbf(0.3 * span, float(v)) for v in scale] if kernels is None else _given(kernels, p)

@@ -31,7 +31,7 @@ from gpsafe.models.base import DynamicsModel
 from gpsafe.planning import EXPLORERS, Explorer, Planner
 from gpsafe.planning.explorers import Pessimism
 from gpsafe.planning.scores import Reward
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, input_at
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.shield import NotCertified, Shield, noise_risk
 from gpsafe.systems.base import System
@@ -40,17 +40,12 @@ TASK = 1000  # tasks take their random numbers as episodes from here on
 Initial = Callable[[torch.Generator], Callable[[Tensor], Tensor]]
 
 
-def _one(policy: PolicyClass, x: Tensor) -> Tensor:
-    """u (nu,) of a class of one at x (nx,)."""
-    return policy(x.reshape(1, 1, -1))[0, 0]
-
-
 def member(policies: PolicyClass) -> Initial:
     """S_0 as a finite class: every episode flies one of its policies, drawn at random."""
 
     def draw(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         index = torch.randint(policies.num, (1,), generator=generator)
-        return partial(_one, policies.select(index))
+        return partial(input_at, policies.select(index))
 
     return draw
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,14 +17,14 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._pinned import Pinned, pinned_policies
 from gpsafe._show import short
-from gpsafe.algorithms._class_learner import ClassLearner, alone
+from gpsafe.algorithms._class_learner import ClassLearner
 from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
 from gpsafe.confidence.lineage import Lineage
 from gpsafe.models import GP
-from gpsafe.policies import PolicyClass, selected
+from gpsafe.policies import PolicyClass, input_at, selected
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
 from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.sets import Box
@@ -276,7 +277,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         return len(states) == self.system.horizon + 1 and torch.equal(states[0], self.system.initial_state)
 
     def _act(self, policy: int) -> Callable[[Tensor], Tensor]:
-        return alone(selected(self.policies, torch.tensor([policy]), self.system.initial_state))
+        return partial(input_at, selected(self.policies, torch.tensor([policy]), self.system.initial_state))
 
     def _policy(self, choice: SafeOptEpisode) -> PolicyClass:
         return selected(self.policies, torch.tensor([choice.policy]), self.system.initial_state)

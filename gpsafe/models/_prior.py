@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 
 Prior = Callable[[Tensor, Tensor], Tensor]
 
@@ -157,7 +157,7 @@ def _check_rows(where: str, prior: Prior, nx: int, nu: int) -> None:
             whole, alone = (known_part(where, prior, part[:, :nx], part[:, nx:]) for part in (z, z[1:2]))
     except Exception:
         return
-    if not torch.allclose(whole[1:2].double(), alone.double(), rtol=1e-6, atol=1e-9, equal_nan=True):
+    if not linalg.alike(whole[1:2].double(), alone.double()):
         expected = "a prior (known part) of each row of a batch for itself"
         raise _require.fail(where, expected, "rows that depend on each other (a sum or norm over the whole batch?)")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe._show import short
 from gpsafe.sets import Box
 
@@ -62,6 +62,11 @@ def inputs_at(policies: PolicyClass, x: Tensor) -> Tensor:
     return policies(x.clone())
 
 
+def input_at(policy: PolicyClass, x: Tensor) -> Tensor:
+    """u (nu,) of a class of one at x (nx,), see `inputs_at`."""
+    return inputs_at(policy, x.reshape(1, 1, -1))[0, 0]
+
+
 Class = TypeVar("Class", bound=PolicyClass)
 
 
@@ -83,7 +88,7 @@ def selected(policies: Class, index: Tensor, about: Tensor) -> Class:
             whole, own = inputs_at(policies, x)[index], inputs_at(part, x)
     except Exception:
         return part
-    if part.num != len(whole) or own.shape != whole.shape or not torch.allclose(own, whole, 1e-6, 1e-9, equal_nan=True):
+    if part.num != len(whole) or own.shape != whole.shape or not linalg.alike(own, whole):
         expected = f"a {type(policies).__name__} whose select(index) has the policies of these indices, in their order"
         raise _require.fail("select", expected, f"other inputs, for index {index.tolist()}")
     return part
@@ -141,7 +146,7 @@ def _try(policies: PolicyClass, lower: Tensor, upper: Tensor, stated: Feedback) 
     x, center = lower + share * (upper - lower), 0.5 * (lower + upper)
     ends = inputs_at(policies, x), inputs_at(policies, center)
     one = slice(x.shape[1] // 2, x.shape[1] // 2 + 1)
-    if not torch.allclose(inputs_at(policies, x[:, one]), ends[0][:, one], rtol=1e-6, atol=1e-9, equal_nan=True):
+    if not linalg.alike(inputs_at(policies, x[:, one]), ends[0][:, one]):
         expected = f"a {type(policies).__name__} of each state for itself"
         raise _require.fail(
             "feedback", expected, "states that depend on each other (a sum or norm over the whole batch?)"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe._show import short
 from gpsafe.policies.finite import ROUNDING, AffinePolicies, require_same_box
 from gpsafe.sets import Box
@@ -68,7 +68,7 @@ class ParametricPolicies:
             with torch.no_grad():
                 alone = self.build(theta[middle].clone())
             for own, whole in zip(alone, found, strict=True):
-                if not torch.allclose(own, whole[middle], rtol=1e-6, atol=1e-9, equal_nan=True):
+                if not linalg.alike(own, whole[middle]):
                     expected = "offset and gain of each parameter vector for itself"
                     got = "vectors that depend on each other (a sum or norm over the whole batch?)"
                     raise _require.fail("ParametricPolicies", expected, got)

@@ -14,6 +14,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gpsafe.data import spaced
 from gpsafe.models import GP
 from gpsafe.referee.claim import Claim
 from gpsafe.referee.rows import Rows
@@ -52,7 +53,7 @@ def refits(rows: Rows, claim: Claim) -> tuple[Refit, ...]:
     from gpsafe.models.views import fit_hyperparameters
 
     z, y = rows.data.z, claim.residuals(rows.data)
-    keep = torch.linspace(0, len(z) - 1, min(len(z), MOST), dtype=torch.float64).round().long()
+    keep = spaced(len(z), MOST).round().long()
     z, y = z[keep], y[keep]
     cut = len(z) - max(4, int((keep >= rows.first).sum()) // 2)
     found = []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.data import Transitions
+from gpsafe.data import Transitions, spaced
 
 LEAST = 24  # rows
 CHOOSE, JUDGE = 200, 400  # at most
@@ -95,7 +95,7 @@ def arranged(data: Transitions, ids: Sequence[Any] | None, *, seed: int = 0) -> 
             raise _require.fail(where, f"{len(data)} labels of trajectories", len(runs))
         order = _by_run(runs)
         first = _boundary([runs[i] for i in order.tolist()])
-        choose = order[:first][torch.linspace(0, first - 1, min(first, CHOOSE), dtype=torch.float64).long()]
+        choose = order[:first][spaced(first, CHOOSE).long()]
         judge = _windows(order[first:])
     kept = torch.cat([choose, judge])
     if len(kept) < len(data):
@@ -140,7 +140,7 @@ def _windows(order: Tensor) -> Tensor:
     if len(order) <= JUDGE:
         return order
     blocks = order.split(WINDOW)[:-1]
-    chosen = torch.linspace(0, len(blocks) - 1, JUDGE // WINDOW, dtype=torch.float64).round().long().unique()
+    chosen = spaced(len(blocks), JUDGE // WINDOW).round().long()
     return torch.cat([blocks[i] for i in chosen.tolist()])
 
 

@@ -13,6 +13,7 @@ from gpsafe import _require
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.registry import BOUNDS
+from gpsafe.data import spaced
 from gpsafe.models import GP
 from gpsafe.planning.explore import sufficient_episodes
 from gpsafe.referee.claim import Claim
@@ -145,7 +146,7 @@ def _episodes(beta: float, z: Tensor, claim: Claim, task: Task) -> float:
 def sets_of(rows: Rows, claim: Claim, *, delta: float, most: int) -> ConfidenceSet:
     """F_n of the default bound on at most so many rows from which nothing was chosen, evenly taken."""
     data = claim.unspent(rows)
-    keep = torch.linspace(0, len(data) - 1, min(most, len(data)), dtype=torch.float64).long()
+    keep = spaced(len(data), most).long()
     data = data.select(keep)
     bound = Mixture(rkhs_norm=claim.norm, subgaussian=claim.noise, delta=delta)
     return ConfidenceSet(bound).update(claim.model(data))

@@ -38,7 +38,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Believed
 from gpsafe.cost.to_go import CostToGo
-from gpsafe.policies import inputs_at
+from gpsafe.policies import input_at
 
 __all__ = ["Allowance", "BudgetFilter"]
 
@@ -141,7 +141,7 @@ class BudgetFilter:
             price, reason = ahead - value, self._refusal(guess, ahead - value, slack)
         source: Literal["learner", "prior"] = "prior" if reason else "learner"
         if reason:
-            u, price = inputs_at(to_go.policy, x.reshape(1, 1, -1))[0, 0], math.inf
+            u, price = input_at(to_go.policy, x), math.inf
             if not bool(torch.isfinite(u).all()):
                 u = to_go.inputs.center
             elif seen:

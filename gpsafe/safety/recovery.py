@@ -32,7 +32,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Believed
 from gpsafe.cost.to_go import CostToGo
-from gpsafe.policies import inputs_at
+from gpsafe.policies import input_at
 from gpsafe.systems.base import IndicatorCost
 
 
@@ -111,5 +111,5 @@ class RecoveryShield:
         following = replace(self, stage=self.stage + 1, mass=mass)
         if chance <= self.level and mass + chance <= self.total:
             return Recovery(to_go.inputs.clip(learned), "learner", chance), replace(following, mass=mass + chance)
-        u = inputs_at(to_go.policy, x.reshape(1, 1, -1))[0, 0]
+        u = input_at(to_go.policy, x)
         return Recovery(u if bool(torch.isfinite(u).all()) else to_go.inputs.center, "backup", 0.0), following

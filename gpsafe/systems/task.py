@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gpsafe import _require
+from gpsafe import _require, linalg
 from gpsafe._show import short
 from gpsafe.systems.base import Cost
 
@@ -143,10 +143,7 @@ def _check_cost(cost: Cost, x0: Tensor) -> None:
         return
     if _require.written(*given):
         raise _require.fail("Task", "a cost that leaves its arguments as they are", "one that writes on them")
-    if c.shape != points.shape[:-1] or not (
-        torch.allclose(c[:, 1:2], alone, 1e-6, 1e-9, equal_nan=True)
-        and torch.allclose(c[1:, 1::2], fewer, 1e-6, 1e-9, equal_nan=True)
-    ):
+    if c.shape != points.shape[:-1] or not (linalg.alike(c[:, 1:2], alone) and linalg.alike(c[1:, 1::2], fewer)):
         raise _require.fail(
             "Task", "a cost of each state for itself, (*b, nx) → (*b,)", "states that depend on each other"
         )

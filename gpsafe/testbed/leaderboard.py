@@ -297,10 +297,8 @@ def _lines(
                 if name in cell.values:
                     seeds.setdefault(cell.seed, []).extend(cell.values[name])
             if seeds:
-                found, without = (
-                    number(seeds, rate=name in stored.rates),
-                    len({cell.seed for cell in group} - set(seeds)),
-                )
+                found = number(seeds, rate=name in stored.rates)
+                without = len({cell.seed for cell in group} - set(seeds))
                 told = f"none of {without} of {len(seeds) + without} seeds" if without else ""
                 numbers[name] = replace(found, note=", ".join(filter(None, (found.note, told))))
         parents = {cell.folder.parts[-3:-1] for cell in group}

@@ -224,11 +224,11 @@ class _Search:
         self.steps, self.nu = problem.steps, problem.nu
         self.size = self.steps * self.nu
         self.enough = 0.5 * options.margin
-        weight = problem.weight
-        self.weight: Array = np.eye(self.nu) if weight is None else weight.detach().cpu().numpy()
+        weight = np.eye(self.nu) if problem.weight is None else problem.weight.detach().cpu().numpy()
         self.lower, self.upper = input_box(problem.inputs)
         half = 0.5 * (self.upper - self.lower)
-        self.weight = self.weight * _unit(self.weight, np.maximum(abs(learned - self.lower), abs(self.upper - learned)))
+        gap = np.maximum(abs(learned - self.lower), abs(self.upper - learned))
+        self.weight: Array = weight * _unit(weight, gap)
         self.scale: Array = np.tile(np.where(np.isfinite(half), np.maximum(half, 1e-9), 1.0), self.steps)
         curvature = np.zeros((self.size + 1, self.size + 1))
         curvature[: self.nu, : self.nu] = 2 * self.weight
