@@ -27,7 +27,7 @@ from gpsafe.policies import set_point_policies
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.budget import BudgetFilter
 from gpsafe.sets import Box
-from gpsafe.systems import RKHSTwin, Task, reference_1d
+from gpsafe.systems import RKHSTwin, Task, is_violation, reference_1d
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import Share, mean_interval, plus_minus
@@ -170,7 +170,7 @@ def _table(found: Mapping[str, list[list[dict[str, Any]]]], budget: float) -> Ta
                 len(every),
                 plus_minus(costs),
                 plus_minus(late),
-                str(Share.of(c > 0 for c in costs)),
+                str(Share.of(map(is_violation, costs))),
                 str(Share.of(row["backed"] for row in every)) if arm in ("account", "informed account") else "–",
                 f"{np.mean([row['passed'] for row in every]):.1f}",
                 plus_minus([r["reward"] for run in seeds for r in run[-5:]]),

@@ -29,7 +29,7 @@ from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.safety.shield import noise_radius
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import IndicatorCost
+from gpsafe.systems.base import IndicatorCost, is_violation
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.systems.task import Task
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
@@ -246,7 +246,7 @@ def report(runs: Sequence[Run]) -> Report:
             (
                 name,
                 f"{int(sum(row['cost'] for row in later))} of {len(later) * a.steps}",
-                f"{sum(row['cost'] > 0 for row in later)} of {len(later)}",
+                f"{sum(is_violation(row['cost']) for row in later)} of {len(later)}",
                 f"{max(row['max_position'] for row in later):.3f}",
                 f"{max(row['max_angle'] for row in later):.2f}",
                 plus_minus(gain[:, -1], 1),

@@ -21,7 +21,7 @@ from gpsafe.algorithms.learner import Learner
 from gpsafe.referee import Design, over_estimate
 from gpsafe.rkhs import random_function
 from gpsafe.safety import BudgetFilter, RecoveryShield
-from gpsafe.systems.base import sample_noise
+from gpsafe.systems.base import is_violation, sample_noise
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report import line
@@ -112,7 +112,7 @@ def _flown(arguments: Arguments, count: int, seed: int) -> Iterator[dict[str, An
         for _ in range(arguments.flights):
             x, now, bad, top = system.initial_state, shield.start(), False, float(system.initial_state)
             for _ in range(system.horizon):
-                bad |= bool(system.cost(x) > 0)
+                bad |= bool(is_violation(system.cost(x)))
                 found, now = now.decide(x, up)
                 passed += found.source == "learner"
                 x = system.mean(x, found.u) + sample_noise(system.noise_std, (), generator)

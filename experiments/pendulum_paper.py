@@ -35,7 +35,7 @@ from gpsafe.planning import (
 )
 from gpsafe.safety.shield import NotCertified
 from gpsafe.sets import Box
-from gpsafe.systems.base import HalfspaceCost, System
+from gpsafe.systems.base import HalfspaceCost, System, is_violation
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run
 
@@ -123,7 +123,7 @@ def episode_record(trajectory: Trajectory, system: System) -> tuple[dict[str, An
     speed = trajectory.states[1:, 1].abs()
     row = {
         "max_speed": float(speed.max()),
-        "violations": int((system.cost(trajectory.states[1:]) > 0).sum()),
+        "violations": int(is_violation(system.cost(trajectory.states[1:])).sum()),
         "steps": len(speed),
         "planning_s": trajectory.planning_s,
         "verifying_s": trajectory.verifying_s,

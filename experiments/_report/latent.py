@@ -29,6 +29,7 @@ from gpsafe.planning.latent import (
     World,
 )
 from gpsafe.planning.latent.world import Precision
+from gpsafe.systems.base import is_violation
 from gpsafe.testbed.experiment import Piece, Record, Run, Table
 
 from .statistics import Share, grouped, mean_interval, plus_minus
@@ -169,7 +170,9 @@ def explored(task: LatentTask, a: Sizes, arm: str, seed: int, scratch: Path, tol
         visited |= task.visited(states)
         cost, still = plant.cost(states[:, :-1]), states.new_zeros(*states.shape[:-1], plant.nu)
         goals = int((plant.reward(states, still) > 0.5).any(-1).sum())
-        rows.append({"arm": arm, "cells": len(visited), "costly": int((cost.sum(-1) > 0).sum()), "goals": goals, **row})
+        rows.append(
+            {"arm": arm, "cells": len(visited), "costly": int(is_violation(cost.sum(-1)).sum()), "goals": goals, **row}
+        )
     end = one.rollout(one.policy(planner(plant, "safe-greedy"), number=a.iterations))
     cost, reward = end.seen.cost[:, :-1].sum(-1), end.seen.reward[:, :-1].sum(-1)
     rows.append({"arm": arm, "phase": "task", "cost": float(cost.mean()), "reward": float(reward.mean())})

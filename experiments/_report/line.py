@@ -23,7 +23,7 @@ from gpsafe.models import GP
 from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.sets import Box
-from gpsafe.systems.base import CallableSystem, IndicatorCost
+from gpsafe.systems.base import CallableSystem, IndicatorCost, is_violation
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.rkhs_twin import RKHSTwin, exact_twin
 from gpsafe.systems.task import Task
@@ -170,7 +170,7 @@ def outcome(algorithm: ActSafe, known: Truth, run: ActSafeRun, residual: RKHSFun
         "unsafe_executed": int(unsafe[executed].sum()),
         "episodes": len(executed),
         "violating_steps": sum(int(episode.cost) for episode in run.episodes),
-        "violating_episodes": sum(episode.cost > 0 for episode in run.episodes),
+        "violating_episodes": sum(is_violation(episode.cost) for episode in run.episodes),
         "true_safe": int(safe.sum()),
         "true_unsafe": int(unsafe.sum()),
         "initial_unsafe": int(unsafe[run.safe_sets[0].members].sum()),

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from gpsafe import plotting
 from gpsafe.linalg import vector
+from gpsafe.systems.base import is_violation
 from gpsafe.systems.cartpole import CartPole
 from gpsafe.testbed.experiment import Animation, Piece, Report, Run, Table
 
@@ -76,7 +77,7 @@ def _violations(runs: Sequence[Run]) -> Table:
                 name,
                 len(every),
                 f"{int(sum(row['cost'] for row in every))} of {steps}",
-                str(Share.of(row["cost"] > 0 for row in every)),
+                str(Share.of(is_violation(row["cost"]) for row in every)),
                 f"{max(row['max_position'] for row in every):.3f}",
                 share,
                 f"{min(row['closest'] for row in every):.3f}",

@@ -22,6 +22,7 @@ from gpsafe.planning.mpc._sweeps import sweep_of
 from gpsafe.planning.mpc.fast import CondensedSQP, Work
 from gpsafe.planning.mpc.reference import IpoptReference, Split
 from gpsafe.sets import Box, Polytope, convex_hull
+from gpsafe.systems.base import is_violation
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.tube import EnsembleTube, constant_gain
 
@@ -54,7 +55,7 @@ def collect(plant: SimplePendulum | SafeCartPole, count: int, generator: torch.G
         states.append(plant.observe(x, generator))
         inputs.append(u)
         following.append(plant.observe(after, generator))
-        out = plant.cost(after) > 0
+        out = is_violation(plant.cost(after))
         x = torch.where(out.unsqueeze(-1), plant.initial_box.sample(parallel, generator), after)
     return Transitions(torch.cat(states)[:count], torch.cat(inputs)[:count], torch.cat(following)[:count])
 

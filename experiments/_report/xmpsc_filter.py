@@ -16,6 +16,7 @@ from gpsafe.linalg import vector
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety.filter import Decision, SafetyFilter
 from gpsafe.sets import Ellipsoid, Polytope
+from gpsafe.systems.base import is_violation
 from gpsafe.testbed.experiment import Piece
 
 from .._report.xmpsc_filter_questions import Case, Knowledge, Mode, Question, Sizes, question
@@ -137,7 +138,7 @@ def _episode(
         u = u_learned if decision is None else decision.u
         before, x = x, plant.advance(x, u, noise)
         measured, seen = seen, plant.observe(x, noise)
-        violated = bool(plant.cost(x) > 0)
+        violated = bool(is_violation(plant.cost(x)))
         row |= {
             "source": "none" if decision is None else decision.source,
             "backed": decision is not None and decision.backed,
@@ -226,7 +227,7 @@ def followed(
     for stage in range(plan.tube.steps):
         x = plant.advance(x, plan.law(stage, seen), generator)
         seen = plant.observe(x, generator)
-        left |= plant.cost(x) > 0
+        left |= is_violation(plant.cost(x))
         section = _section(plan, stage + 1)
         inside.append(torch.stack([section.contains(part.unsqueeze(-2)) for part in (x, seen)]))
     all_stages = torch.stack(inside).all(0)  # (2, copies, M)

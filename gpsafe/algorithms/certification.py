@@ -33,7 +33,7 @@ from gpsafe.models.ensemble import Ensemble
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.arm import TwoLinkArm
-from gpsafe.systems.base import HalfspaceCost, System
+from gpsafe.systems.base import HalfspaceCost, System, is_violation
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import Episodic
 from gpsafe.tube import EnsembleTube, GPTube, constant_gain, lqr_gain
@@ -278,7 +278,7 @@ class Certification:
         """
         box, cost, inputs = self._box(system), system.cost, Polytope.of_box(system.input_box)
         if not isinstance(cost, HalfspaceCost):
-            if float(cost.upper(box.lower, box.upper)) > 0:
+            if is_violation(float(cost.upper(box.lower, box.upper))):
                 expected = "a cost of half-spaces (IndicatorCost, HingeCost), or none in the state box"
                 raise _require.fail("Certification", expected, type(cost).__name__)
             return Polytope.of_box(box), inputs

@@ -44,6 +44,7 @@ from gpsafe.policies.rollout import transitions
 from gpsafe.safety.filter import Decision, SafetyFilter
 from gpsafe.safety.flight import capture, tally
 from gpsafe.sets.polytope import Polytope
+from gpsafe.systems.base import is_violation
 from gpsafe.systems.episodic import Episodic
 
 CHANGED = 1e-6  # ‖u_L − u‖ from which an input counts as corrected
@@ -266,7 +267,7 @@ class XMPSC(Learner):
         reward, terminal = system.reward(after, inputs), torch.zeros(len(inputs), dtype=torch.float64)
         terminal[-1] = system.terminated(truth[-1])
         at.real.add(states[:-1], inputs, reward, states[1:], terminal)
-        violated = int((~(system.cost(after) <= 0)).sum())  # NaN is one
+        violated = int(is_violation(system.cost(after)).sum())
         row: dict[str, Any] = {"phase": "warm-up" if warm else "train", "reward": float(reward.sum()), "cost": violated}
         if warm:
             counts["warm-up"] = counts.get("warm-up", 0) + len(inputs)

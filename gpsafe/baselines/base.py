@@ -34,6 +34,7 @@ from gpsafe.algorithms.learner import PLANNER, PLANT, Logger, stream
 from gpsafe.baselines._nets import Array
 from gpsafe.baselines.plants import At, Batch, EpisodicPlants, Plant, Plants, VectorPlant, fly
 from gpsafe.saved import _learner as _saved
+from gpsafe.systems.base import is_violation
 from gpsafe.systems.episodic import Episodic
 
 Preset = Literal["published", "corrected"]
@@ -250,8 +251,8 @@ class Baseline(ABC):
             "steps": batch.steps,
             "env_steps": before + batch.steps,
             "episodes": len(returns),
-            "violations": int((batch.cost > 0).sum()),
-            "violations_observed": int((batch.reported > 0).sum()),
+            "violations": int(is_violation(batch.cost).sum()),
+            "violations_observed": int(is_violation(batch.reported).sum()),
             "reward": float(returns.mean()) if len(returns) else None,
             "cost": float(costs.mean()) if len(costs) else None,
             "followed": followed,

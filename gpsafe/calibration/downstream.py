@@ -29,7 +29,7 @@ from gpsafe.policies import AffinePolicies
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.flight import fly
 from gpsafe.safety.safe_set import SafePolicySet
-from gpsafe.systems.base import sample_noise
+from gpsafe.systems.base import is_violation, sample_noise
 from gpsafe.systems.rkhs_twin import RKHSTwin
 from gpsafe.tube.core import Linearisation, Mode
 
@@ -104,7 +104,7 @@ def explore(
         noise = sample_noise(system.noise_std, (system.horizon, 1, 1), generator)
         one = policies.select(torch.tensor([index]))
         states, inputs = closed_loop(system.mean, one, system.initial_state, noise)
-        return transitions(states[0, 0], inputs[0, 0]), int(system.cost(states[0, 0, :-1]).sum() > 0)
+        return transitions(states[0, 0], inputs[0, 0]), int(is_violation(system.cost(states[0, 0, :-1])).any())
 
     data, _ = episode(given[0])
     for i in range(1, first):

@@ -23,7 +23,7 @@ from gpsafe.comparison.contest import Contest
 from gpsafe.planning.mpc.completion import Completion
 from gpsafe.safety.filter import Decision, SafetyFilter
 from gpsafe.safety.shield import NotCertified, Shield
-from gpsafe.systems.base import KnownPart
+from gpsafe.systems.base import KnownPart, is_violation
 from gpsafe.systems.derived import derived_known
 
 GuardName = Literal["none", "tube-paper", "tube-sound", "shield"]
@@ -147,7 +147,7 @@ class Tubed:
         lost, state = torch.zeros(len(x), dtype=torch.bool), x
         for _ in range(contest.recovery if len(x) else 0):
             state = plant.mean(state, plant.input_box.clip(law(state)))
-            lost |= ~(plant.cost(state) <= 0)
+            lost |= is_violation(plant.cost(state))
         return {"terminal set kept by the backup": (int(lost.sum()), len(x))}
 
 

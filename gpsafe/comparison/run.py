@@ -32,7 +32,7 @@ from gpsafe.comparison.policies import PolicySet
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Explorer, Planner
 from gpsafe.planning.icem import Plan
 from gpsafe.safety.flight import CORRECTED
-from gpsafe.systems.base import HalfspaceCost
+from gpsafe.systems.base import HalfspaceCost, is_violation
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -205,7 +205,7 @@ def _flight(contest: Contest, number: int, act: Callable[[Tensor], Tensor]) -> t
         inputs.append(act(states[-1]))
         states.append(plant.advance(states[-1].unsqueeze(0), inputs[-1].unsqueeze(0), noise)[0])
         reward += float(plant.reward(states[-1], inputs[-1]))
-    row = {"steps": len(inputs), "violated": int(not float(plant.cost(states[-1])) <= 0), "reward": reward}
+    row = {"steps": len(inputs), "violated": int(is_violation(plant.cost(states[-1]))), "reward": reward}
     return row, torch.stack(states), torch.stack(inputs)
 
 

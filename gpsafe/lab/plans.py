@@ -25,7 +25,7 @@ from gpsafe.planning.scores import imagine
 from gpsafe.policies.rollout import one_episode
 from gpsafe.safety.shield import Shield
 from gpsafe.sets import Zonotope
-from gpsafe.systems.base import HalfspaceCost, System, sample_noise
+from gpsafe.systems.base import HalfspaceCost, System, is_violation, sample_noise
 
 AHEAD = 20  # steps for which a promise is looked at, at most
 WORDS = {"plan": "a new plan", "stored": "the plan admitted before", "fallback": "the fallback", "initial": "S₀"}
@@ -77,7 +77,7 @@ class Flown:
     @property
     def violated(self) -> bool:
         """Whether a state was beyond a limit."""
-        return bool((self.excess > 0).any())
+        return bool(is_violation(self.excess).any())
 
     @property
     def worst(self) -> int:

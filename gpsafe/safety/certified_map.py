@@ -41,6 +41,7 @@ from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.to_go import PINS
 from gpsafe.policies import PolicyClass
 from gpsafe.sets import Box
+from gpsafe.systems.base import is_violation
 from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # added to each bound: far more than T sums of products of probabilities can err
@@ -255,7 +256,7 @@ def _enclosed(
         center, half = centers[i : i + number], radius[i : i + number]
         enclosure = enclose(center, half, confidence, policies).refine(confidence)
         ends = center - half, center + half
-        meets = ~(task.cost.upper(*ends) <= 0.0)  # NaN is unsafe
+        meets = is_violation(task.cost.upper(*ends))
         inside = task.cost.lower(*ends) > 0.0
         touches = within = torch.zeros_like(meets)
         if goal is not None:

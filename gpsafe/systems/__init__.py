@@ -11,6 +11,7 @@ from gpsafe.systems.base import (
     IndicatorCost,
     KnownPart,
     System,
+    is_violation,
     sample_noise,
     step,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "from_numpy",
     "from_ode",
     "hanging_lqr",
+    "is_violation",
     "mismatch",
     "pendulum_known",
     "plant",

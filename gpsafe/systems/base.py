@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class Cost(Protocol):
     def lower(self, lower: Tensor, upper: Tensor) -> Tensor:
         """inf of c over the boxes, (*b, nx) ×2 → (*b,)."""
         ...
+
+
+def is_violation(cost: Any) -> Any:
+    """Whether a cost, or each of a tensor or an array of them, is that of a violation: c > 0, or NaN as of a diverged state."""
+    return (cost <= 0) ^ True  # NaN answers `cost > 0` with no
 
 
 @runtime_checkable

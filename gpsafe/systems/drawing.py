@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpsafe.systems.base import System
+from gpsafe.systems.base import System, is_violation
 from gpsafe.systems.scene import ACCENT, DARK, GREY, RED, Colour, Scene, scene_of
 
 Image = NDArray[np.float64]
@@ -84,7 +84,7 @@ def _portrait(system: System, trail: torch.Tensor, size: int) -> Canvas:
     if plane:
         axis_y = torch.linspace(high[1], low[1], size + 1, dtype=torch.float64)
         points[..., 1] = (0.5 * (axis_y[1:] + axis_y[:-1])).unsqueeze(-1)
-    share = (system.cost(points) / system.cost.ceiling).numpy()[..., None]
+    share = (system.cost(points) / system.cost.ceiling).nan_to_num(nan=1.0).numpy()[..., None]
     canvas.image += share * (np.asarray(UNSAFE) - canvas.image)
     path = [
         (float(x[0]), float(x[1]) if plane else float(t)) for t, x in enumerate(trail)
@@ -98,8 +98,8 @@ def _portrait(system: System, trail: torch.Tensor, size: int) -> Canvas:
 
 
 def picture(system: System, trail: torch.Tensor, *, size: int = 320) -> NDArray[np.uint8]:
-    """The last state of `trail` (n, nx): the system's own scene, or a phase portrait. Red frame if its cost
-    is > 0.
+    """The last state of `trail` (n, nx): the system's own scene, or a phase portrait. Red frame if it is a
+    violation.
 
     Returns:
         (size, size, 3) uint8.
@@ -107,6 +107,6 @@ def picture(system: System, trail: torch.Tensor, *, size: int = 320) -> NDArray[
     state = trail[-1]
     scene = scene_of(system, state)
     canvas = _portrait(system, trail, size) if scene is None else _scene(scene, size)
-    if float(system.cost(state)) > 0.0:
+    if is_violation(float(system.cost(state))):
         canvas.frame(RED)
     return canvas.bytes()

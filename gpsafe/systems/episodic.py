@@ -12,7 +12,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.sets import Box
-from gpsafe.systems.base import IndicatorCost, System, sample_noise
+from gpsafe.systems.base import IndicatorCost, System, is_violation, sample_noise
 
 
 @runtime_checkable
@@ -87,7 +87,7 @@ class Published:
 
     def terminated(self: _Noisy, x: Tensor) -> Tensor:
         """c(x) > 0, or NaN."""
-        return ~(self.cost(x) <= 0)
+        return is_violation(self.cost(x))
 
 
 def uniform(size: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -194,7 +194,7 @@ def as_episodic(
     if not 0.0 <= random <= 1.0:
         raise _require.fail(where, "random in [0, 1]", random)
     corners = torch.stack([starts.lower, starts.upper])
-    if bool((system.cost.upper(starts.lower, starts.upper) > 0).any()):
+    if bool(is_violation(system.cost.upper(starts.lower, starts.upper)).any()):
         raise _require.fail(where, "starts without a cost", f"a cost in {starts}")
     _require.shape(where, "the law's inputs", law(corners), (2, system.nu))
     sigma = system.noise_std if noise_std is None else _require.nonnegative(where, "noise_std", noise_std)

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.systems.base import System
+from gpsafe.systems.base import System, is_violation
 from gpsafe.systems.drawing import PAPER, Canvas, picture
 from gpsafe.systems.pendulum import Pendulum, wrap_angle
 from gpsafe.systems.scene import ACCENT, DARK, GREY, RED
@@ -166,7 +166,7 @@ class _Plane:
         share = (self.place(states) - self.lower) / (self.upper - self.lower)
         count = torch.tensor(self.CELLS)
         cell = torch.minimum((share * count).floor().long().clamp(min=0), count - 1)
-        costly = (self.system.cost(states) > 0).numpy()
+        costly = is_violation(self.system.cost(states)).numpy()
         column, row = cell.numpy().T
         self.seen[column, row] = True
         self.bad[column[costly], row[costly]] = True

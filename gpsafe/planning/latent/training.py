@@ -17,6 +17,7 @@ from gpsafe.planning.latent._state import State as Stored
 from gpsafe.planning.latent.episodes import Episodes, Seen, pictures
 from gpsafe.planning.latent.policy import Behaviour, Iteration
 from gpsafe.planning.latent.world import World
+from gpsafe.systems.base import is_violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Training:
             "phase": self.phase,
             "episodes": len(seen),
             "cost": float(cost.mean()),
-            "violations": int((seen.cost[:, :-1] > 0).sum()),
+            "violations": int(is_violation(seen.cost[:, :-1]).sum()),
             "reward": float(reward.mean()),
             "loss": float(torch.stack(list(self.losses)).mean()) if self.losses else float("nan"),
             "read_error": self.error,

@@ -12,7 +12,7 @@ from gpsafe import _require
 from gpsafe._threads import one_blas_thread
 from gpsafe.planning.mbpo._nets import FLOAT, Array, Arrays
 from gpsafe.planning.mbpo.sac import SAC
-from gpsafe.systems.base import System
+from gpsafe.systems.base import System, is_violation
 
 
 def width(nx: int, nu: int) -> int:
@@ -26,12 +26,13 @@ def memory(rows: int, nx: int, nu: int) -> int:
 
 
 def transitions(system: System, x: Any, u: Any, x_next: Any) -> Array:
-    """Rows of steps (n, nx), (n, nu), (n, nx): the reward is that of the state arrived in, r(x⁺, u); terminal is c(x⁺) > 0.
+    """Rows of steps (n, nx), (n, nu), (n, nx): the reward is that of the state arrived in, r(x⁺, u); terminal is a
+    violation.
 
     A time-out is no terminal: what would have come after it counts.
     """
     x, u, after = (torch.as_tensor(np.asarray(v), dtype=torch.float64) for v in (x, u, x_next))
-    parts = x, u, system.reward(after, u)[:, None], after, (system.cost(after) > 0)[:, None]
+    parts = x, u, system.reward(after, u)[:, None], after, is_violation(system.cost(after))[:, None]
     return torch.cat([part.to(torch.float32) for part in parts], -1).numpy()
 
 
