@@ -70,10 +70,6 @@ class BallProgram(ConfidenceBound):
         """M k(X, z)."""
         return cross
 
-    def _blur(self, model: GP) -> float:
-        """Relative error of M K Mᵀ and M k(X, z)."""
-        return 0.0
-
     def _outer(self) -> ConfidenceBound | None:
         """A bound that holds on the same event."""
         return None
@@ -114,7 +110,7 @@ class BallProgram(ConfidenceBound):
         norm = self.norms(model.num_outputs)[output].to(z.device)
         cross = spectrum.vectors.mT @ self._seen(kernels.cross(kernel, model.inputs, z))
         radius_sq = self._radius_sq(model, output, spectrum)
-        return Program(spectrum, cross, kernels.diagonal(kernel, z), radius_sq, norm, self._blur(model))
+        return Program(spectrum, cross, kernels.diagonal(kernel, z), radius_sq, norm)
 
     def interval(self, model: GP, z: Tensor) -> tuple[Tensor, Tensor]:
         """[min f(z), max f(z)] over the set at z (*b, d), both (*b, p), rounded outwards; inverted if it is
@@ -218,6 +214,7 @@ def _spectrum(model: GP, output: int) -> Spectrum:
     key = f"spectrum-{id(kernel)}"
     if key not in cache:
         gram = kernels.cross(kernel, model.inputs, model.inputs)
-        cache[key] = Spectrum.of(0.5 * (gram + gram.T), model.targets[:, output])
+        error = kernels.entry_error(kernel, model.inputs, product=False) * float(gram.trace())
+        cache[key] = Spectrum.of(0.5 * (gram + gram.T), model.targets[:, output], error)
     found: Spectrum = cache[key]
-    return Spectrum(found.values, found.vectors, found.vectors.T @ model.targets[:, output])
+    return Spectrum(found.values, found.vectors, found.vectors.T @ model.targets[:, output], found.blur)

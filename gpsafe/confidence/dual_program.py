@@ -27,25 +27,34 @@ class Spectrum:
         values: eigenvalues, (*b, n), ≥ 0.
         vectors: U, (*b, n, n).
         targets: Uᵀy, (*b, n).
+        blur: b ≥ ‖ΔK‖/‖K‖ and ≥ ‖Δk(X, z)‖/√(‖K‖ k(z, z)), beside the error of the decomposition: of kernel values that err by
+            ε√(k(x, x)k(z, z)), b = ε tr K/‖K‖ (theory §2.6), and of products, where K and k(X, z) are such.
     """
 
     values: Tensor
     vectors: Tensor
     targets: Tensor
+    blur: float = 0.0
 
     @staticmethod
-    def of(gram: Tensor, targets: Tensor) -> Spectrum:
-        """From K (*b, n, n) and y (*b, n)."""
+    def of(gram: Tensor, targets: Tensor, error: float = 0.0) -> Spectrum:
+        """From K (*b, n, n), which errs by `error` in operator norm, and y (*b, n)."""
         values, vectors = torch.linalg.eigh(gram)
         rotated = (vectors.mT @ targets.unsqueeze(-1)).squeeze(-1)
-        return Spectrum(values.clamp_min(0.0), vectors, rotated)
+        blur = error / max(float(values.amax(-1).min()), 1e-300) if error else 0.0
+        return Spectrum(values.clamp_min(0.0), vectors, rotated, blur)
+
+    @property
+    def share(self) -> float:
+        """≥ the error of K and of its decomposition in units of ‖K‖."""
+        return 2 * EPS + self.blur
 
     def radius_sq(self, scale: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
         """R_n² for c = scale and R = noise (*b,), rounded outwards."""
         ratio = (scale / noise.square()).unsqueeze(-1) * self.values
         fit = (self.targets.square() / (1 + ratio)).sum(-1)
-        # The error of r: 1/(1 + r) moves by 2·share of itself, ln(1 + r) by 2·share/(1 + r) at most.
-        share = ratio.amax(-1) * 2 * EPS
+        # With a ≥ ‖cΔK/R²‖, a share a of yᵀ(I + cK/R²)⁻¹y ≥ I ⪯ itself, and a tr(I + cK/R²)⁻¹ of the concave log det.
+        share = ratio.amax(-1) * self.share
         value = fit + noise.square() * (torch.log1p(ratio).sum(-1) + 2 * log_inv_delta)
         return value * (1 + 1e-12) + 2 * share * (fit + noise.square() * (1 / (1 + ratio)).sum(-1))
 
@@ -79,8 +88,6 @@ class Program:
         prior: k(z, z), (*b, m).
         radius_sq: R_n², (*b,).
         norm: B, (*b,).
-        blur: relative error of K and of k(X, z) where they are results of products, as M K Mᵀ and M k(X, z) are; beside that of
-            the eigen-decomposition.
     """
 
     spectrum: Spectrum
@@ -88,7 +95,6 @@ class Program:
     prior: Tensor
     radius_sq: Tensor
     norm: Tensor
-    blur: float = 0.0
 
     @property
     def ceiling(self) -> Tensor:
@@ -105,18 +111,21 @@ class Program:
         fit = eta * (targets.square() / (values + eta.unsqueeze(-2))).sum(-2)
         room = self.radius_sq.unsqueeze(-1) + eta * self.norm.square().unsqueeze(-1)
         error, size = self._matrix_error().unsqueeze(-1), room + fit
-        return Gap(room - fit, size, (1e-13 + self.blur) * size + error / (eta - error).clamp_min(0.0) * fit)
+        return Gap(
+            room - fit, size, (1e-13 + self.spectrum.blur) * size + error / (eta - error).clamp_min(1e-300) * fit
+        )
 
     def _matrix_error(self) -> Tensor:
         """≥ the error of the decomposed matrix, in operator norm, (*b,)."""
-        return (2 * EPS + self.blur) * self.spectrum.values.amax(-1)
+        return self.spectrum.share * self.spectrum.values.amax(-1)
 
     def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
 
-        Valid for every η > 0 with s(η) ≥ 0; rounded outwards (`MARGIN`, and the first-order effect of
-        errors (2ε + blur)‖K‖ of the decomposed matrix and blur·√(‖K‖k(z, z)) ≥ blur·‖k(X, z)‖ on mean and
-        variance). Where s(η) is negative by rounding only, 0 is used.
+        Valid for every η > 0 with s(η) ≥ 0; rounded outwards by `MARGIN` and by what errors e ≥ ‖E‖ of the decomposed
+        matrix and d = √(b e k(z, z)) ≥ ‖δ‖ of k(X, z) do (theory §2.6): with α the computed weights of the data and q those of
+        the query, ‖q‖ ≤ σ/√η and √(k(z, z)/η)/2, the mean errs by at most (e‖q‖ + d)‖α‖ and σ² by e‖q̂‖² + 2d‖q̂‖, ‖q̂‖ ≤ (‖q‖ +
+        d/η)/(1 − e/η); where e > η/4 nothing is claimed. Where s(η) is negative by rounding only, 0 is used.
         """
         shifted = self.spectrum.values.unsqueeze(-1) + eta.unsqueeze(-2)
         weights = self.spectrum.targets.unsqueeze(-1) / shifted
@@ -142,11 +151,15 @@ class Program:
         """σ_η/√η·√s(η), outwards; `length` is ‖(K + ηI)⁻¹y‖."""
         error = self._matrix_error()
         error = error.reshape(*error.shape, *(1 for _ in range(explained.ndim - error.ndim)))
-        variance = (prior - explained).clamp_min(0.0) + (MARGIN + error / (4 * eta)) * prior
-        if self.blur:
-            variance = variance + 2 * (self.blur * error / eta).sqrt() * prior
-        half = (variance * gap.upper / eta).sqrt()
-        return half + (error * (prior / eta).sqrt() / 2 + (self.blur * error * prior).sqrt()) * length
+        computed = (prior - explained).clamp_min(0.0) + MARGIN * prior
+        seen, kept = (self.spectrum.blur * error * prior).sqrt(), (1 - error / eta).clamp_min(0.75)
+        weight, variance = 0.5 * (prior / eta).sqrt(), prior
+        for _ in range(2):  # what the first bound of σ² says of the weights makes the second
+            own = (weight + seen / eta) / kept
+            variance = computed + error * own.square() + 2 * seen * own
+            weight = torch.minimum(weight, (variance / eta).sqrt())
+        variance = torch.where(4 * error <= eta, variance, torch.inf)
+        return (variance * gap.upper / eta).sqrt() + (error * weight + seen) * length
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest η worth trying, (*b,): below, rounding dominates; above, η = ∞ is as good."""

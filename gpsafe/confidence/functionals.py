@@ -66,8 +66,7 @@ class Band:
 def functional_bands(bound: ConfidenceBound, model: GP) -> tuple[Band, ...]:
     """Bands that hold at once on the event of the bound, that of λ first; empty where `functional_beta` knows of none.
 
-    For a convex program one more for each η of `MULTIPLIERS`, β_η = √(s(η)/η), outwards by the rounding of s: an error of
-    2ε‖K‖ of the decomposed matrix moves each of its quadratic forms by a share of 2ε‖K‖/η.
+    For a convex program one more for each η of `MULTIPLIERS`, β_η = √(s(η)/η), outwards by the rounding of s.
     """
     beta = functional_beta(bound, model)
     if beta is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -145,9 +145,6 @@ class NoiseEnergy(BallProgram):
         root = torch.linalg.cholesky(self.covariance(n)) if callable(rho) else _root(float(rho), n)
         return torch.linalg.solve_triangular(root.to(cross.device), cross, upper=False)
 
-    def _blur(self, model: GP) -> float:
-        return model.num_data * EPS * math.sqrt(CONDITION) if self.correlated else 0.0  # nε of a solve, times κ(L)
-
     def _plain(self, model: GP, output: int) -> Program:
         if not self.correlated:
             return super()._plain(model, output)
@@ -184,6 +181,11 @@ def _white(bound: NoiseEnergy, model: GP, output: int) -> Spectrum:
         gram = kernels.cross(kernel, model.inputs, model.inputs)
         seen = bound._seen(bound._seen(0.5 * (gram + gram.T)).mT)
         targets = bound._seen(model.targets[:, output].unsqueeze(-1)).squeeze(-1)
-        cache[key] = Spectrum.of(0.5 * (seen + seen.mT), targets)
+        # |ΔK| ≤ ε a aᵀ, a_i² = K_ii, so ‖M ΔK Mᵀ‖ ≤ ε‖|M|a‖².
+        size = bound._seen(torch.eye(len(gram)).to(gram)).abs() @ gram.diagonal().sqrt()
+        error = kernels.entry_error(kernel, model.inputs, product=False) * float(size.square().sum())
+        exact = Spectrum.of(0.5 * (seen + seen.mT), targets, error)
+        products = model.num_data * EPS * math.sqrt(CONDITION)  # nε of a solve, times κ(L)
+        cache[key] = replace(exact, blur=exact.blur + products)
     found: Spectrum = cache[key]
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpsafe.confidence import ConvexProgram, Mixture
+from gpsafe.confidence import ConvexProgram, Mixture, NoiseEnergy
 from gpsafe.confidence.convex_proposer import Proposer, _number
 from gpsafe.confidence.dual_program import Program, Spectrum, bound_at
 from gpsafe.models import GP
@@ -34,22 +34,28 @@ def stacked(*programs: Program) -> Program:
 
 
 def by_hand(p: Program, eta: float, z: int) -> tuple[float, float]:
-    """Centre and half-width at one multiplier, by sums over the data."""
+    """Centre and half-width at one multiplier, by sums over the data: blur b, e = (2ε + b)s_max, d = √(b e k)."""
     v, t, c = p.spectrum.values.tolist(), p.spectrum.targets.tolist(), p.cross[:, z].tolist()
-    k, radius_sq, norm = float(p.prior[z]), float(p.radius_sq), float(p.norm)
+    k, radius_sq, norm, blur = float(p.prior[z]), float(p.radius_sq), float(p.norm), p.spectrum.blur
     mean = sum(a * b / (s + eta) for a, b, s in zip(c, t, v, strict=True))
     explained = sum(a * a / (s + eta) for a, s in zip(c, v, strict=True))
     fit = eta * sum(b * b / (s + eta) for b, s in zip(t, v, strict=True))
     room = radius_sq + eta * norm**2
-    error = 2 * UNIT * max(v)
-    variance = max(k - explained, 0.0) + (1e-12 + error / (4 * eta)) * k
+    error = (2 * UNIT + blur) * max(v)
+    seen = math.sqrt(blur * error * k)
+    variances, weight = [], math.sqrt(k / eta) / 2
+    for _ in range(2):
+        own = (weight + seen / eta) / (1 - error / eta)
+        variances.append(max(k - explained, 0.0) + 1e-12 * k + error * own**2 + 2 * seen * own)
+        weight = min(weight, math.sqrt(variances[-1] / eta))
     length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
-    moved = 1e-13 * (room + fit) + error / max(eta - error, 0.0) * fit
-    half = math.sqrt(variance * (max(room - fit, 0.0) + moved) / eta)
-    return mean, half + error * math.sqrt(k / eta) / 2 * length
+    moved = (1e-13 + blur) * (room + fit) + error / max(eta - error, 0.0) * fit
+    half = math.sqrt(variances[-1] * (max(room - fit, 0.0) + moved) / eta)
+    return mean, half + (error * weight + seen) * length
 
 
 PLAIN = ([0.0, 0.5, 2.0], [0.3, -0.7, 1.1], [[0.1, 0.0], [0.4, -0.2], [0.9, 0.3]], [1.5, 0.7], 1.3, 1.7)
+CLOSE = ([0.1, 1.0, 2.0], [0.3, -0.7, 1.1], [[0.1, 0.0], [0.4, -0.2], [1.35, 1.1]], [1.1, 0.65], 1.3, 1.7)
 # Variance and s(η) come out negative, so that the margins are all there is; eigenvalues are large, so that each counts.
 MARGINS = ([1e8, 3e7, 1.0], [1e4, 10.0, 2.0], [[1e4, 9e3], [0.0, 0.0], [1.0, 2.0]], [1.0, 0.8], 1e-3, 1e-4)
 
@@ -63,7 +69,8 @@ def test_the_dual_is_its_formula_down_to_the_margins(case, eta):
         for z in range(2):
             mean, half = by_hand(p, eta, z)
             upper, lower = (end[b, z] for end in both.dual(tensor([[eta], [eta]])))
-            assert float(upper - lower) == pytest.approx(2 * half, rel=1e-7, abs=0)
+            lost = 2 * UNIT * abs(mean)  # of the difference
+            assert float(upper - lower) == pytest.approx(2 * half, rel=1e-7, abs=lost)
             assert float(upper + lower) == pytest.approx(2 * mean, rel=1e-9, abs=1e-7 * half)
             table = both.dual_table(tensor([[7.0, eta], [7.0, eta]]))
             assert float(table[0][b, 1, z]) == pytest.approx(mean + half, rel=1e-7, abs=0)
@@ -369,25 +376,49 @@ def test_the_radius_is_rounded_outwards_by_what_the_largest_eigenvalue_blurs():
     exact = fit + sum(math.log1p(v) for v in values) + 2 * log
     share = 2 * 1e13 * UNIT
     assert found - exact == pytest.approx(2 * share * (fit + sum(1 / (1 + v) for v in values)), rel=1e-6)
+    blurred = Spectrum(tensor(values), torch.eye(3).double(), tensor(targets), blur=1e-14)
+    wide = float(blurred.radius_sq(tensor(1.0), tensor(1.0), log)) - exact
+    assert wide == pytest.approx((share + 0.1) / share * (found - exact), rel=1e-6)
 
 
-@pytest.mark.parametrize("eta", [0.3, 40.0])
-def test_what_blurs_the_matrix_widens_every_term(eta):
-    """Blur b: e = (2ε + b)s_max; σ² by MARGIN k + e/(4η) k + 2√(b e/η) k, s by b(room + fit) + e/(η − e) fit, and the mean."""
-    sharp, blur = program(*PLAIN), 1e-3
-    p = replace(sharp, blur=blur)
-    v, t, c = (p.spectrum.values.tolist(), p.spectrum.targets.tolist(), p.cross.tolist())
-    fit = eta * sum(b * b / (s + eta) for b, s in zip(t, v, strict=True))
-    room, error = 1.3 + eta * 1.7**2, (2 * UNIT + blur) * 2.0
-    length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
+def test_the_blur_of_a_spectrum_is_the_error_in_units_of_the_norm_and_that_of_a_program_comes_from_its_entries():
+    gram, y = tensor([[3.0, 1.0], [1.0, 3.0]]), tensor([1.0, 2.0])
+    assert Spectrum.of(gram, y).blur == 0.0 and Spectrum.of(0 * gram, y, 1e-9).blur > 1e200
+    assert Spectrum.of(gram, y, 1e-9).blur == pytest.approx(2.5e-10)
+    assert Spectrum.of(torch.stack([gram, 2 * gram]), torch.stack([y, y]), 1e-9).blur == pytest.approx(2.5e-10)
+    kernel, x = kernels.rbf(1.0, 2.0), tensor([[0.0], [1.0]])
+    model = GP.create(kernel, 0.1, nx=1, nu=0, noise_std=0.1).condition_on(x, x)
+    norm = 2 * (1 + math.exp(-0.5))  # of K, whose trace is 4
+    error = 4 * kernels.entry_error(kernel, x, product=False)
+    common = {"rkhs_norm": 1.0, "subgaussian": 0.1, "delta": 0.1}
+    assert ConvexProgram(**common).program(model, 0, x).spectrum.blur == pytest.approx(error / norm)
+    white = NoiseEnergy(**common, noise_kind="bounded", correlation=0.5)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(white.covariance(2)))
+    seen = inverse @ kernels.cross(kernel, x, x) @ inverse.T
+    size = inverse.abs() @ tensor([2.0, 2.0]).sqrt()
+    own = error / 4 * float(size @ size) / float(torch.linalg.eigvalsh(seen)[-1])
+    assert white.program(model, 0, x).spectrum.blur == pytest.approx(own + 2 * 1000 * UNIT)
+
+
+def test_nothing_is_claimed_at_multipliers_below_four_errors_of_the_matrix():
+    p = program(*PLAIN)
+    p = replace(p, spectrum=replace(p.spectrum, blur=0.05))  # e = 0.1
+    at = tensor([[0.39], [0.41], [0.05]])
+    assert torch.isfinite(p.dual_table(at[:, 0])[0]).all(-1).tolist() == [False, True, False]
+    still = replace(
+        p, spectrum=replace(p.spectrum, targets=0 * p.spectrum.targets), prior=0 * p.prior, cross=0 * p.cross
+    )
+    assert torch.stack(still.table(at[:, 0])).tolist() == [[0.0, 0.0], [0.0, 0.0]]  # at z with k(z, z) = 0
+
+
+@pytest.mark.parametrize(("case", "eta"), [(PLAIN, 0.3), (PLAIN, 40.0), (CLOSE, 0.01), (CLOSE, 3.0)])
+def test_what_blurs_the_matrix_widens_every_term(case, eta):
+    """In `CLOSE` the query's weights are small because its variance is."""
+    sharp = program(*case)
+    p = replace(sharp, spectrum=replace(sharp.spectrum, blur=1e-3))
     upper, lower = p.dual(tensor([eta]))
-    for z, k in enumerate(PLAIN[3]):
-        mean = sum(row[z] * b / (s + eta) for row, b, s in zip(c, t, v, strict=True))
-        explained = sum(row[z] ** 2 / (s + eta) for row, s in zip(c, v, strict=True))
-        variance = k - explained + (1e-12 + error / (4 * eta) + 2 * math.sqrt(blur * error / eta)) * k
-        gap = max(room - fit, 0.0) + (1e-13 + blur) * (room + fit) + error / (eta - error) * fit
-        half = math.sqrt(variance * gap / eta)
-        half += (error * math.sqrt(k / eta) / 2 + math.sqrt(blur * error * k)) * length
-        assert float(upper[z]) == pytest.approx(mean + half, rel=1e-12) and float(lower[z]) == pytest.approx(
-            mean - half
-        )
+    for z in range(len(case[3])):
+        mean, half = by_hand(p, eta, z)
+        assert float(upper[z]) == pytest.approx(mean + half, rel=1e-12)
+        assert float(lower[z]) == pytest.approx(mean - half, rel=1e-12)
+        assert half > by_hand(sharp, eta, z)[1]

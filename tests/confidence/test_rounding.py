@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 
-from gpsafe.confidence import Constant, Mixture
+from gpsafe.confidence import Constant, ConvexProgram, Mixture
 from gpsafe.confidence.rounding import Rounding
 from gpsafe.linalg import gamma
 from gpsafe.models import GP, LowRankGP
@@ -264,3 +264,66 @@ def test_just_beside_data_on_a_line_the_margin_covers_what_is_lost(beside):
         exact = reference.exact_posterior(math.inf, [0.4] * 3, 50.0, 5e-10, x, y, z)[0]
     assert all(float(e) <= u for e, u in zip(exact, upper.tolist(), strict=True))
     assert float((upper / prior[:, 0]).max()) < 1e-6  # and still says something
+
+
+def exact_dual(x, y, z, etas, lam, noise, norm, delta):
+    """R_n² with c = R²/λ, and the exact ends μ_η ± σ_η√(s(η)/η) at z of every η, for the RBF kernel, in flint's precision."""
+    scales = [1.0] * x.shape[1]
+    gram, cross = (reference._exact_gram(math.inf, scales, 1.0, x, other) for other in (x, z))
+    n, m, targets = len(x), len(z), flint.arb_mat([[flint.arb(v)] for v in y.tolist()])
+
+    def solved(eta, right):
+        shifted = flint.arb_mat(gram)
+        for i in range(n):
+            shifted[i, i] += flint.arb(eta)
+        return shifted, shifted.solve(right)
+
+    shifted, alpha = solved(lam, targets)
+    square = flint.arb(noise) ** 2
+    logdet = shifted.det().log() - n * flint.arb(lam).log()
+    radius = flint.arb(lam) * (targets.transpose() * alpha)[0, 0] + square * (logdet + 2 * (1 / flint.arb(delta)).log())
+    ends = {}
+    for eta in etas:
+        _, alpha = solved(eta, targets)
+        _, weights = solved(eta, cross)
+        gap = radius + flint.arb(eta) * (flint.arb(norm) ** 2 - (targets.transpose() * alpha)[0, 0])
+        mean, explained = cross.transpose() * alpha, cross.transpose() * weights
+        half = [((1 - explained[j, j]) * gap / flint.arb(eta)).sqrt() for j in range(m)]
+        ends[eta] = [(mean[j, 0] - half[j], mean[j, 0] + half[j]) for j in range(m)]
+    return radius, ends
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(("kind", "dim", "spread"), [("cluster", 3, 60.0), ("path", 2, 3.0), ("duplicate", 2, 1.0)])
+def test_a_convex_program_covers_entries_that_err_as_far_as_is_stated_in_the_worst_direction(
+    monkeypatch, kind, dim, spread, sign
+):
+    """Errors ±ε√(k(x, x)k(z, z)) with the signs of the weights α: without a term for them R_n² falls 10⁻⁶ short."""
+    n, lam, noise, norm, delta = 24, 1e-8, 0.05, 3.0, 0.1
+    x = arrangement(kind, n, dim, spread)
+    y = 0.5 * torch.sin(3 * x[:, 0]) + noise * torch.cos(50.0 * torch.arange(n, dtype=torch.float64))
+    model = GP.create(kernels.rbf([1.0] * dim), lam, nx=dim, nu=0, noise_std=1.0).condition_on(
+        x, y[:, None].expand(n, dim)
+    )
+    bound = ConvexProgram(rkhs_norm=norm, subgaussian=noise, delta=delta * dim)  # δ/p of each of p = dim outputs
+    z = torch.cat([x[:2], x[:1] + 1e-3, x[:1] + 0.5])
+    error, signs, real = (
+        kernels.entry_error(model.kernels[0], x, product=False),
+        model.weights[:, 0].sign(),
+        kernels.cross,
+    )
+
+    def wrong(kernel, a, b):
+        left, right = (signs[: len(v)] if v is x or torch.equal(v, x) else torch.ones(len(v)).double() for v in (a, b))
+        return real(kernel, a, b) + sign * error * torch.outer(left, right)
+
+    monkeypatch.setattr(kernels, "cross", wrong)
+    program = bound.program(model, 0, z)
+    etas = [1e-7, 1e-5, 1e-3, 0.1]
+    upper, lower = program.dual_table(torch.tensor(etas, dtype=torch.float64))
+    with flint.ctx.workdps(45):
+        radius, ends = exact_dual(x, y, z, etas, lam, noise, norm, delta)
+        assert flint.arb(program.radius_sq.item()) > radius
+        for i, eta in enumerate(etas):
+            for j, (low, high) in enumerate(ends[eta]):
+                assert flint.arb(lower[i, j].item()) < low and high < flint.arb(upper[i, j].item())
