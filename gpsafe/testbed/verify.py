@@ -151,21 +151,29 @@ def verify(
         run.clock = _Clock(dict(key), max(workers, 1))
         tasks.sort(key=lambda task: -key[task])  # longest first, unknown before known; stable otherwise
         run.announce()
-        try:
-            if workers == 0:
-                while tasks:
-                    task = tasks.pop(0)
-                    tasks = run.on_done(pool.Done(task, execute(task, checks, budget, folder))) + tasks
-            elif tasks:
-                log = Path(cache) / "worker.log"
-                log.write_bytes(b"")
-                args = (package, mark, budget, folder.absolute())
-                pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
-        finally:
-            with contextlib.suppress(OSError):  # a disk that is full must not take the verdicts with it
-                if run.timings:
-                    store.write_piece(timings_path, timings | run.timings)
+        stack.callback(_keep, timings_path, timings, run.timings)  # of what was done, if it is stopped, too
+        if workers == 0:
+            _here(run, tasks, folder)
+        elif tasks:
+            log = Path(cache) / "worker.log"
+            log.write_bytes(b"")
+            args = (package, mark, budget, folder.absolute())
+            pool.run(tasks, start=_start, args=args, workers=workers, log=log, on_done=run.on_done)
     return tuple(run.finished[name] for name in checks)
+
+
+def _here(run: _Run, tasks: list[Task], folder: Path) -> None:
+    """All tasks, and what follows from them at once, without workers."""
+    while tasks:
+        task, *rest = tasks
+        tasks = run.on_done(pool.Done(task, execute(task, run.checks, run.budget, folder))) + rest
+
+
+def _keep(path: Path, before: Mapping[str, float], new: Mapping[str, float]) -> None:
+    """Writes the timings; a disk that is full must not take the verdicts with it."""
+    with contextlib.suppress(OSError):
+        if new:
+            store.write_piece(path, {**before, **new})
 
 
 def expected(package: str) -> dict[str, float]:
