@@ -135,7 +135,8 @@ def of_env(
         try:
             states, inputs = episode(env, act, horizon=min(200, rows - steps), state=read, seed=seed + runs)
         except Exception as error:  # a user's environment may raise anything
-            raise _require.fail(where, "finite vectors as observations", _require.told(error)) from None
+            expected = f"an environment that runs and gives finite vectors as states (episode {runs})"
+            raise _require.fail(where, expected, _require.told(error)) from error
         inputs = inputs.reshape(len(inputs), -1)
         parts.append(Transitions(states[:-1], inputs, states[1:]))
         ids += [runs] * len(inputs)

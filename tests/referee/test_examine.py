@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
@@ -297,6 +298,25 @@ def test_environments_are_driven_by_random_inputs():
     for name, message in (("Nothing-v0", "that Gymnasium can make"), ("CartPole-v1", "continuous action space")):
         with pytest.raises(ValueError, match=message):
             sources.of_env(name)
+
+
+def test_an_environment_that_breaks_is_told_as_what_it_raised():
+    """It was "expected finite vectors as observations", whatever had happened."""
+
+    class Broken(gymnasium.Env):
+        action_space = observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2), {}
+
+        def step(self, action):
+            raise OSError("the motor does not answer")
+
+    with pytest.raises(
+        ValueError, match=r"an environment that runs .*\(episode 0\), got OSError: the motor does not"
+    ) as told:
+        sources.of_env(Broken())
+    assert isinstance(told.value.__cause__, OSError)
 
 
 def test_an_estimate_is_judged_about_its_own_known_part():
