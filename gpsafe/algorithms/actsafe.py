@@ -298,7 +298,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
     def explained(self, confidence: ConfidenceSet, safe: SafePolicySet, index: int) -> Explanation:
         """The same for given F_n and S_n."""
         chosen = torch.tensor(_require.indices("ActSafe.explain", "index", [index], self.policies.num))
-        policy, members = self.policies.select(chosen), self.policies.select(safe.members)
+        policy, members = (selected(self.policies, at, self.system.initial_state) for at in (chosen, safe.members))
         crowd = safe.num if self.distance is not None else len(safe.outsiders)
         return explain_cost(self.cost_bound, confidence, policy, members, crowd=max(1, crowd))
 
@@ -342,7 +342,8 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         return replace(at, model=model, confidence=confidence, session=session, falsified=falsified)
 
     def _returns(self, at: ActSafeStanding, safe: SafePolicySet, generator: torch.Generator) -> Tensor:
-        return expected_return(self.system, at.model, self.policies.select(safe.members), generator=generator)
+        members = selected(self.policies, safe.members, self.system.initial_state)
+        return expected_return(self.system, at.model, members, generator=generator)
 
     def _policy(self, choice: Episode) -> PolicyClass:
         return selected(self.policies, torch.tensor([choice.policy]), self.system.initial_state)

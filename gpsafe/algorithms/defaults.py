@@ -152,7 +152,10 @@ def anchor_spacing(kernels: Sequence[Kernel], box: Box, *, most: int = 6000) -> 
 
 
 def dither(fallbacks: AffinePolicies, size: Tensor) -> Callable[[torch.Generator], Callable[[Tensor], Tensor]]:
-    """S_0: the first fallback with a uniform disturbance of ± size (nu,) on its input."""
+    """S_0: the first fallback with a uniform disturbance of ± size (nu,), ≥ 0, on its input."""
+    _require.kind("dither", "fallbacks", fallbacks, AffinePolicies)
+    size = _require.nonnegative("dither", "size", size)
+    _require.shape("dither", "size", size, (fallbacks.input_box.dim,))
     first = fallbacks.select(torch.tensor([0]))
 
     def draw(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -203,6 +206,7 @@ def sound_learner(
         ValueError: where there is no equilibrium or no LQR: then `RecedingActSafe` wants its parts made by hand.
     """
     where, cost = "sound_learner", system.cost
+    _require.number(where, "excitation", excitation, minimum=0.0)
     if not isinstance(cost, IndicatorCost):
         raise _require.fail(where, "a plant whose cost is an IndicatorCost", type(cost).__name__)
     known = (

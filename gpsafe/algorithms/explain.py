@@ -39,7 +39,7 @@ from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.scenario_tube import _NOISE, ScenarioTube
 from gpsafe.data import Transitions, spaced
 from gpsafe.models import GP
-from gpsafe.policies import PolicyClass
+from gpsafe.policies import PolicyClass, selected
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import sample_noise
@@ -169,13 +169,19 @@ def paths(confidence: ConfidenceSet, policies: PolicyClass, task: Task, count: i
 
 
 def after_flights(confidence: ConfidenceSet, members: PolicyClass, task: Task) -> ConfidenceSet | None:
-    """F after about `POINTS` further observations by (up to as many) members, on a plant that equals the mean."""
-    model = confidence.model
+    """F after about `POINTS` further observations by (up to as many) members, on a plant that equals the mean.
+
+    None for a model that is no frozen GP, whose posterior is not made of observations alone.
+    """
+    where = "after_flights"
+    model = _require.kind(where, "confidence", confidence, ConfidenceSet).model
+    _require.kind(where, "task", task, Task)
+    _require.count(where, "members.num", _require.kind(where, "members", members, PolicyClass).num)
     if type(model) is not GP or model.mode != "theory":
         return None
     few = spaced(members.num, max(1, POINTS // task.horizon)).round().long()
     count = max(1, POINTS // (task.horizon * len(few)))
-    states, inputs = paths(confidence, members.select(few), task, count)
+    states, inputs = paths(confidence, selected(members, few, task.initial_state), task, count)
     z = torch.cat([states[..., :-1, :], inputs], dim=-1).reshape(-1, task.nx + inputs.shape[-1])
     x, u = z.unique(dim=0).split([task.nx, inputs.shape[-1]], dim=-1)  # members may agree: F_n takes no row twice
     return confidence.update(model.condition(Transitions(x, u, model.predict(x, u).mean)))
@@ -308,7 +314,7 @@ def explain_plan(
     def of(judge: PlanTube, confidence: ConfidenceSet) -> float:
         return float(excess(judge.refine(confidence), which)[0])
 
-    policy, without = judge.fallbacks.select(which), {}
+    policy, without = selected(judge.fallbacks, which, task.initial_state), {}
     states, inputs = paths(confidence, policy, task, 8)
     if worst > 0.0:
         mean = without_width(confidence)

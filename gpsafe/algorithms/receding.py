@@ -31,7 +31,7 @@ from gpsafe.models.base import DynamicsModel
 from gpsafe.planning import EXPLORERS, Explorer, Planner
 from gpsafe.planning.explorers import Pessimism
 from gpsafe.planning.scores import Reward
-from gpsafe.policies import PolicyClass, input_at
+from gpsafe.policies import PolicyClass, input_at, selected
 from gpsafe.policies.rollout import transitions
 from gpsafe.safety.shield import NotCertified, Shield, noise_risk
 from gpsafe.systems.base import System
@@ -40,12 +40,18 @@ TASK = 1000  # tasks take their random numbers as episodes from here on
 Initial = Callable[[torch.Generator], Callable[[Tensor], Tensor]]
 
 
-def member(policies: PolicyClass) -> Initial:
-    """S_0 as a finite class: every episode flies one of its policies, drawn at random."""
+def member(policies: PolicyClass, about: Tensor) -> Initial:
+    """S_0 as a finite class: every episode flies one of its policies, drawn at random.
+
+    Args:
+        policies: at least one.
+        about: a state (nx,) near which parts of the class are held against the whole (`gpsafe.policies.selected`).
+    """
+    _require.count("member", "policies.num", _require.kind("member", "policies", policies, PolicyClass).num)
 
     def draw(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         index = torch.randint(policies.num, (1,), generator=generator)
-        return partial(input_at, policies.select(index))
+        return partial(input_at, selected(policies, index, about))
 
     return draw
 
@@ -202,7 +208,8 @@ class RecedingActSafe(Learner):
 
     def _on_initial(self, number: int, start: Tensor, generator: torch.Generator, reason: str) -> EpisodePolicy:
         assert self.initial is not None
-        draw = member(self.initial) if isinstance(self.initial, PolicyClass) else self.initial
+        x0 = self.system.initial_state
+        draw = member(self.initial, x0) if isinstance(self.initial, PolicyClass) else self.initial
         return EpisodePolicy(draw(generator), self.system, number=number, start=start, unsound=reason)
 
     def flown(self, policy: EpisodePolicy, states: Tensor, inputs: Tensor) -> Trajectory:

@@ -25,7 +25,7 @@ from gpsafe.cost.enclosure import Enclosure
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.data import Transitions
 from gpsafe.models import DynamicsModel
-from gpsafe.policies import AffinePolicies
+from gpsafe.policies import AffinePolicies, selected
 from gpsafe.policies.rollout import closed_loop, transitions
 from gpsafe.safety.flight import fly
 from gpsafe.safety.safe_set import SafePolicySet
@@ -102,7 +102,7 @@ def explore(
 
     def episode(index: int) -> tuple[Transitions, int]:
         noise = sample_noise(system.noise_std, (system.horizon, 1, 1), generator)
-        one = policies.select(torch.tensor([index]))
+        one = selected(policies, torch.tensor([index]), system.initial_state)
         states, inputs = closed_loop(system.mean, one, system.initial_state, noise)
         return transitions(states[0, 0], inputs[0, 0]), int(is_violation(system.cost(states[0, 0, :-1])).any())
 

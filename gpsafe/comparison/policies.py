@@ -19,7 +19,7 @@ from gpsafe.comparison.contest import Contest
 from gpsafe.comparison.guards import UnfitError
 from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.monte_carlo import mean_lower
-from gpsafe.policies import AffinePolicies
+from gpsafe.policies import AffinePolicies, selected
 from gpsafe.policies.rollout import closed_loop
 from gpsafe.systems.base import KnownPart, sample_noise
 from gpsafe.systems.task import Task
@@ -96,7 +96,8 @@ class PolicySet:
         index = torch.nonzero(self.member).flatten()
         if explorer == "uniform":
             return int(index[torch.randint(len(index), (1,), generator=generator)])
-        plant, chosen = self.contest.plant, self.policies.select(index)
+        plant = self.contest.plant
+        chosen = selected(self.policies, index, plant.initial_state)
         x, score = plant.initial_state.expand(len(index), 1, -1), torch.zeros(len(index), dtype=torch.float64)
         for _ in range(plant.horizon):
             u = chosen(x)

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -31,6 +32,7 @@ from gpsafe.comparison.guards import Guard, UnfitError, guard
 from gpsafe.comparison.policies import PolicySet
 from gpsafe.planning import EXPLORERS, ICEM, Constraint, Explorer, Planner
 from gpsafe.planning.icem import Plan
+from gpsafe.policies import input_at, selected
 from gpsafe.safety.flight import CORRECTED
 from gpsafe.systems.base import HalfspaceCost, is_violation
 
@@ -293,8 +295,8 @@ class _Policies:
     def fly(self, belief: Belief, number: int, explorer: str) -> tuple[Row, Tensor, Tensor]:
         begun = time.process_time() - self.cost
         index = self.set.choose(belief, explorer, self.contest.generator(8, number))
-        policy = self.set.policies.select(torch.tensor([index]))
-        row, states, inputs = _flight(self.contest, number, lambda x: policy(x.reshape(1, 1, -1))[0, 0])
+        policy = selected(self.set.policies, torch.tensor([index]), self.contest.plant.initial_state)
+        row, states, inputs = _flight(self.contest, number, partial(input_at, policy))
         certified = {"corrected": 0, "backed": row["steps"], "passed": row["steps"], "captured": 0, "captured_of": 0}
         about = {"refuted": "", "policy": index, "size": int(self.set.member.sum())}
         return {**row, **certified, **about, "seconds": time.process_time() - begun}, states, inputs

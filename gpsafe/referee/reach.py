@@ -25,7 +25,7 @@ from gpsafe.cost.base import CostBound
 from gpsafe.cost.gaussian_tube import GaussianTube
 from gpsafe.cost.scenario_tube import ScenarioTube
 from gpsafe.models import GP
-from gpsafe.policies import AffinePolicies, PolicyClass
+from gpsafe.policies import AffinePolicies, PolicyClass, selected
 from gpsafe.sets import Box
 from gpsafe.systems.base import HalfspaceCost
 from gpsafe.systems.task import Task
@@ -128,8 +128,10 @@ def policies(
     causes: Counter[str] = Counter()
     told = []
     for i in out[:EXPLAINED].tolist():
-        members = given.select(torch.nonzero(upper <= task.budget).flatten()) if len(out) < given.num else given
-        one = explain_cost(bound, confidence, given.select(torch.tensor([i])), members, crowd=given.num)
+        kept = torch.nonzero(upper <= task.budget).flatten()
+        members = selected(given, kept, task.initial_state) if len(out) < given.num else given
+        policy = selected(given, torch.tensor([i]), task.initial_state)
+        one = explain_cost(bound, confidence, policy, members, crowd=given.num)
         causes.update(one.causes)
         told.append((i, one))
     certified = given.num - len(out)

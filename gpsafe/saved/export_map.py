@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe.cost.grid import Grid, _average_matrices, touched
+from gpsafe.policies import selected
 from gpsafe.safety.certified_map import Cells, CertifiedMap
 
 LEAST = 1e-18  # smaller probabilities go out, as in the program
@@ -49,7 +50,7 @@ def export_map(found: CertifiedMap, policy: int = 0) -> str:
         raise _require.fail(where, "a map on the cells of a grid", f"one refined on {found.partition.depth} levels")
     if _require.index(where, "policy", policy) >= found.policies.num:
         raise _require.fail(where, f"a policy in 0..{found.policies.num - 1}", policy)
-    chosen = found.policies.select(torch.tensor([policy]))
+    chosen = selected(found.policies, torch.tensor([policy]), found.task.initial_state)
     cells = Cells.of(found.confidence, chosen, found.task, grid, found.goal)
     process, starts = _Process(grid, cells, found.task.noise_std), _starts(found)
     rows = _explored(where, process, starts)

@@ -247,7 +247,7 @@ def test_s_0_as_a_class_flies_its_members():
     policies = reference_pendulum_policies()[0]
     x = torch.tensor([0.3, -0.2]).double()
     answers = policies(x.reshape(1, 1, 2))[:, 0]
-    found = {float(member(policies)(torch.Generator().manual_seed(seed))(x)) for seed in range(20)}
+    found = {float(member(policies, x)(torch.Generator().manual_seed(seed))(x)) for seed in range(20)}
     assert len(found) > 3 and all(bool((answers == u).any()) for u in found)
 
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpsafe.algorithms import explain
+from gpsafe.algorithms.defaults import dither
+from gpsafe.algorithms.receding import member
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost import GaussianTube, PlanTube, RobustDP, ScenarioTube, TotalVariation
 from gpsafe.cost.gaussian_tube import TubeSession
@@ -168,6 +171,41 @@ def test_parts_of_a_class_that_hold_other_policies_are_refused(wrong: str):
     ]
     for ask in asked:
         with pytest.raises(ValueError, match="whose select\\(index\\) has the policies of these indices"):
+            ask()
+
+
+def test_what_flies_or_explains_a_part_of_a_class_refuses_another_policy_in_its_place(monkeypatch):
+    """S_0 of a receding-horizon learner flew the first policy for all; diagnoses imagined its flights in place of others."""
+    task, confidence = case()
+    first = gains("")
+    monkeypatch.setattr(first, "select", lambda index: gains("").select(0 * index), raising=False)
+    monkeypatch.setattr(explain, "POINTS", task.horizon)  # one member's
+    monkeypatch.setattr(explain, "spaced", lambda num, count: torch.tensor([num - 1.0]))
+    with pytest.raises(ValueError, match="whose select"):
+        explain.after_flights(confidence, first, task)
+    draws = [torch.Generator().manual_seed(seed) for seed in range(9)]
+    with pytest.raises(ValueError, match="whose select"):
+        _ = [member(first, task.initial_state)(generator) for generator in draws]
+    assert explain.after_flights(confidence, gains(""), task) is not None
+
+
+def test_arguments_of_s_0_and_of_diagnoses_are_refused_in_words():
+    task, confidence = case()
+    none, box = gains("").select(torch.zeros(0, dtype=torch.long)), Box([-1.0], [1.0])
+    fallbacks = AffinePolicies(torch.zeros(2, 1), torch.zeros(2, 1, 1), box)
+    for words, ask in (
+        ("policies to be a PolicyClass, got function", lambda: member(lambda x: x, task.initial_state)),
+        ("integer policies.num >= 1, got 0", lambda: member(none, task.initial_state)),
+        ("confidence to be a ConfidenceSet, got GP", lambda: explain.after_flights(confidence.model, gains(""), task)),
+        ("members to be a PolicyClass, got NoneType", lambda: explain.after_flights(confidence, None, task)),
+        ("integer members.num >= 1, got 0", lambda: explain.after_flights(confidence, none, task)),
+        ("task to be a Task, got NoneType", lambda: explain.after_flights(confidence, gains(""), None)),
+        ("fallbacks to be a AffinePolicies, got Gains", lambda: dither(gains(""), number(0.1))),
+        ("size >= 0, got \\[-0.1\\]", lambda: dither(fallbacks, number(-0.1))),
+        ("finite size", lambda: dither(fallbacks, number(float("nan")))),
+        ("size of shape \\(1,\\)", lambda: dither(fallbacks, torch.zeros(2))),
+    ):
+        with pytest.raises(ValueError, match=words):
             ask()
 
 
