@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.actsafe import ActSafe
-from gpsafe.confidence import ConfidenceSet, make_bound
+from gpsafe.confidence import BOUNDS, ConfidenceSet, make_bound
 from gpsafe.cost.grid import Grid
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.linalg import vector
@@ -54,6 +54,9 @@ class Arguments:
     """Cells of the robust program on [-1, 1.5]."""
     delta: float = 0.1
     """Probability with which f* may leave the confidence set."""
+
+    def __post_init__(self) -> None:
+        _require.names("--bounds", self.bounds, BOUNDS)
 
 
 def _ingredients(arguments: Arguments, bound: str) -> ActSafe:

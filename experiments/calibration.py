@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gpsafe import calibration
+from gpsafe import _require, calibration
 from gpsafe.calibration.resampling import members
 from gpsafe.calibration.zoo import Effort, Fitter
 from gpsafe.models import GP, identity_prior
@@ -69,6 +69,9 @@ class Arguments:
     """Gradient steps of a training."""
     hyperparameters: int = 80
     """Rows for the kernels of the processes."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, PLANTS)
 
 
 # ------------------------------------------------------------------------------------------------------- one seed

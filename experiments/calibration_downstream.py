@@ -22,8 +22,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpsafe import plotting
-from gpsafe.calibration import Effort, Fitter, bars, downstream, theory_band
+from gpsafe import _require, plotting
+from gpsafe.calibration import MODELS, Effort, Fitter, bars, downstream, theory_band
 from gpsafe.comparison import Contest, PolicySet, task
 from gpsafe.comparison.beliefs import joined
 from gpsafe.models import GP
@@ -59,6 +59,11 @@ class Arguments:
     """At which f* is looked up in the bars."""
     steps: int = 400
     """Gradient steps of a training."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, PLANTS)
+        _require.names("--models", self.models, MODELS)
+        _require.names("--flown", self.flown, bars.SCALES)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

@@ -18,7 +18,7 @@ import torch
 from matplotlib.ticker import NullFormatter, NullLocator
 from torch import Tensor
 
-from gpsafe import calibration, plotting
+from gpsafe import _require, calibration, plotting
 from gpsafe.calibration.zoo import Effort, Fitter
 from gpsafe.models import GP
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
@@ -52,6 +52,10 @@ class Arguments:
     """Gradient steps of a training."""
     hyperparameters: int = 250
     """Rows for the kernels of the processes."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, PLANTS)
+        _require.names("--models", self.models, calibration.MODELS)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import calibration, plotting
+from gpsafe import _require, calibration, plotting
 from gpsafe.calibration.zoo import Effort, Fitter
 from gpsafe.data import Transitions
 from gpsafe.models import GP
@@ -61,6 +61,10 @@ class Arguments:
     """Gradient steps of a training."""
     hyperparameters: int = 80
     """Rows for the kernels of the processes."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, SOURCES)
+        _require.names("--models", self.models, calibration.MODELS)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

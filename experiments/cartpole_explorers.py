@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.learned import PracticalModel
 from gpsafe.algorithms.learner import MODEL, EpisodePolicy, stream
 from gpsafe.algorithms.receding import RecedingActSafe
@@ -76,6 +76,9 @@ class Arguments:
     """L-BFGS iterations of a refit."""
     table: tuple[int, int, int, int] = (24, 5, 13, 5)
     """Nodes over (theta, v, omega, u) at which the posterior is tabulated."""
+
+    def __post_init__(self) -> None:
+        _require.names("--explorers", self.explorers, EXPLORERS)
 
 
 def _features(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import stream
 from gpsafe.algorithms.receding import RecedingActSafe
@@ -78,6 +78,9 @@ class Arguments:
     """Probability that f* is outside some F_n."""
     delta_noise: float = 0.01
     """Probability that the noise leaves its box in any step of any episode of a seed."""
+
+    def __post_init__(self) -> None:
+        _require.names("--explorers", self.explorers, EXPLORERS)
 
 
 def _judged(arguments: Arguments, system: RKHSTwin) -> tuple[PlanTube, Tracking]:

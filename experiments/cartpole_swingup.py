@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe.algorithms.episode import Trajectory
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import EpisodePolicy, stream
@@ -40,12 +41,14 @@ from gpsafe.testbed.experiment import Experiment, Piece, Record
 from ._report.cartpole import near_rest
 from ._report.swingup import BRAKE, UP, body, report, shielded
 
+VARIANTS = ("aware+shield", "blind+shield", "aware", "blind")
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """Settings."""
 
-    variants: tuple[str, ...] = ("aware+shield", "blind+shield", "aware", "blind")
+    variants: tuple[str, ...] = VARIANTS
     """Explorers that price the limit ("aware") or do not ("blind"), behind the shield or not."""
     episodes: int = 12
     """Episodes of exploration, those of S_0 included."""
@@ -83,6 +86,9 @@ class Arguments:
     """Probability that f* is outside some F_n."""
     delta_noise: float = 0.01
     """Probability that the noise leaves its box in any step of any episode of a seed."""
+
+    def __post_init__(self) -> None:
+        _require.names("--variants", self.variants, VARIANTS)
 
 
 def plant(arguments: Arguments) -> RKHSTwin:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.comparison import TASKS, Budget, combinations, contestant, reference, task
+from gpsafe.comparison.run import MODELS, SEEKS
 from gpsafe.testbed.experiment import Experiment, Piece, Record, Report, Run, Table
 
 from ._report.statistics import Share, mean_interval, plus_minus
@@ -54,9 +55,10 @@ class Arguments:
     """Steps of an episode; the twin has its own 30."""
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "models", "certifiers", "explorers"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name}: expected at least one, got none")
+        _require.names("--tasks", self.tasks, TASKS)
+        _require.names("--models", self.models, MODELS)
+        _require.names("--certifiers", self.certifiers, CERTIFIERS)
+        _require.names("--explorers", self.explorers, SEEKS)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

@@ -16,6 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe.algorithms.certification import Certification
 from gpsafe.linalg import vector
 from gpsafe.safety.filter import SafetyFilter
@@ -66,6 +67,9 @@ class Arguments:
     steps: int = 80
     seed: int = 0
     size: int = 200
+
+    def __post_init__(self) -> None:
+        _require.names("--tasks", self.tasks, TASKS)
 
 
 def main(arguments: Arguments) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe.algorithms.episode import Trajectory
 from gpsafe.algorithms.learned import LearnedModel, PracticalModel, TrueModel
 from gpsafe.algorithms.learner import MODEL
@@ -82,6 +83,9 @@ class Arguments:
     def optimiser(self) -> ICEM:
         """Of planning."""
         return ICEM(self.samples, self.elites, self.iterations, self.horizon)
+
+    def __post_init__(self) -> None:
+        _require.names("--explorers", self.explorers, EXPLORERS)
 
 
 def tabulated(model: DynamicsModel, counts: Sequence[int]) -> Table:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe.algorithms.learned import TheoryModel
 from gpsafe.algorithms.learner import MODEL
 from gpsafe.algorithms.receding import Initial, RecedingActSafe
@@ -28,7 +29,7 @@ from gpsafe.cost.plan_tube import PlanTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP
 from gpsafe.models.gp import identity_prior
-from gpsafe.planning import ICEM, Table
+from gpsafe.planning import EXPLORERS, ICEM, Table
 from gpsafe.planning.tracking import Tracking
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
@@ -98,6 +99,9 @@ class Arguments:
     def optimiser(self) -> ICEM:
         """Of planning."""
         return ICEM(self.samples, self.elites, self.iterations, self.horizon)
+
+    def __post_init__(self) -> None:
+        _require.names("--explorers", self.explorers, EXPLORERS)
 
 
 def plant(arguments: Arguments) -> RKHSTwin:

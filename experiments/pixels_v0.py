@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.grid import Grid
 from gpsafe.cost.robust_dp import RobustDP
@@ -81,6 +81,9 @@ class Arguments:
     """Cells of the robust program of the Gaussian process."""
     collectors: tuple[str, ...] = ("gp", "latent", "uniform")
     """Who chooses the episodes."""
+
+    def __post_init__(self) -> None:
+        _require.names("--collectors", self.collectors, COLLECTORS)
 
 
 @cache

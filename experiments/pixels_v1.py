@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.models.rssm import RSSMSettings
 from gpsafe.planning.latent import Sight, point_goal_sight
 from gpsafe.systems.point_goal import PointGoal
@@ -52,6 +52,9 @@ class Arguments:
     """Of the ensemble."""
     arms: tuple[str, ...] = ARMS
     """Who explores."""
+
+    def __post_init__(self) -> None:
+        _require.names("--arms", self.arms, latent.EXPLORERS)
 
 
 def _settings(members: int) -> RSSMSettings:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.models.rssm import RSSMSettings
 from gpsafe.planning.latent import Sight, pendulum_sight
 from gpsafe.systems.pendulum import wrap_angle
@@ -45,6 +45,9 @@ class Arguments:
     """Of the ensemble."""
     arms: tuple[str, ...] = ARMS
     """Who explores."""
+
+    def __post_init__(self) -> None:
+        _require.names("--arms", self.arms, latent.EXPLORERS)
 
 
 def _settings(members: int) -> RSSMSettings:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gpsafe import _require
 from gpsafe.models.rssm import RSSMSettings
 from gpsafe.planning.latent import ActorCriticSettings, Barrier, Estimate, Schedule, Sight, cartpole_sight, estimate
 from gpsafe.systems.pendulum import wrap_angle
@@ -55,6 +56,9 @@ class Arguments:
     """Seconds between two checkpoints."""
     dry: bool = False
     """Estimate only; nothing is learnt."""
+
+    def __post_init__(self) -> None:
+        _require.names("--arms", self.arms, latent.EXPLORERS)
 
 
 @dataclass(frozen=True)

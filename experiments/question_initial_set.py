@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.actsafe import ActSafe, ActSafeRun
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.cost.grid import Grid
@@ -56,6 +56,9 @@ class Arguments:
     """Episodes of exploration."""
     cells: int = 250
     """Cells of the robust program."""
+
+    def __post_init__(self) -> None:
+        _require.names("--kinds", self.kinds, (*SMALL, *WRONG))
 
 
 @cache

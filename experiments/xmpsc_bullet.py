@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.certification import Certification, invariant_about_rest
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
@@ -80,6 +80,10 @@ class Arguments:
     """The same in sound mode, whose decisions take ten times as long."""
     steps: int = 50
     """Of an episode of the pendulum, half as many of the others, whose steps are a fifth; it ends at a violation."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, PLANTS)
+        _require.names("--arms", self.arms, ARMS)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.certification import Certification, NoInvariantSetError
 from gpsafe.models import Ensemble
 from gpsafe.safety.flight import fly
@@ -32,6 +32,7 @@ from ._report.xmpsc_runs import proposals, untrained
 
 PLANTS: dict[str, tuple[type[Any], int]] = {"pendulum": (SimplePendulum, 5), "cart-pole": (SafeCartPole, 7)}  # N
 TUBES = ("none", "paper", "certain-95", "certain-50", "sound")
+PRIORS = ("prior", "plain")
 LEARNERS = ("adversary", "uniform")
 
 
@@ -41,7 +42,7 @@ class Arguments:
 
     plants: tuple[str, ...] = tuple(PLANTS)
     """pendulum (measured exactly: the noise would be most of what a model can learn), cart-pole."""
-    priors: tuple[str, ...] = ("prior", "plain")
+    priors: tuple[str, ...] = PRIORS
     """With the published known part (masses and lengths 20 % low), or without."""
     data: tuple[int, ...] = (500, 8000)
     """Warm-up transitions."""
@@ -53,6 +54,11 @@ class Arguments:
     """For each learner."""
     steps: int = 100
     """Of an episode, which ends at a violation."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, PLANTS)
+        _require.names("--priors", self.priors, PRIORS)
+        _require.names("--tubes", self.tubes, TUBES)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

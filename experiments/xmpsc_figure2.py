@@ -80,6 +80,10 @@ class Arguments:
     toy: bool = False
     """Everything so small that it takes seconds."""
 
+    def __post_init__(self) -> None:
+        _require.names("--tasks", self.tasks, TASKS)
+        _require.names("--arms", self.arms, NAMES)
+
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:
     """One task and algorithm a piece; saved every few episodes while it runs."""

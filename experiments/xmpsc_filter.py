@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from gpsafe import _require
 from gpsafe.testbed.experiment import Experiment, Record, Report, Run, Table
 
 from ._report import xmpsc_filter_figures as figures
@@ -73,6 +74,11 @@ class Arguments:
     """Infeasible states of a sound arm, every tenth, that a search on the sound tube itself repeats."""
     audit_iterations: int = 6
     """Of that search."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, CASES)
+        _require.names("--modes", self.modes, MODES)
+        _require.names("--learners", self.learners, LEARNERS)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.certify import judge
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
@@ -79,6 +79,11 @@ class Arguments:
     """Transitions."""
     steps: int = 2000
     """Least number of gradient steps."""
+
+    def __post_init__(self) -> None:
+        _require.names("--slow", self.slow, xmpsc.FORMS)
+        _require.names("--ladder", self.ladder, xmpsc.FORMS)
+        _require.names("--studies", self.studies, STUDIES)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

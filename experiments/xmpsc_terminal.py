@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gpsafe import plotting
+from gpsafe import _require, plotting
 from gpsafe.algorithms.certification import Certification
 from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.linalg import vector
@@ -37,6 +37,7 @@ PLANTS = {
     "cart-pole": (SafeCartPole, 7, 2),
 }  # N, coordinate that is pushed to its limit
 TERMINALS = ("none", "hull", "hull-all", "invariant")
+PRIORS = ("prior", "plain")
 LEARNERS = ("adversary", "uniform")
 STARTS = 80  # first states whose hull is the first terminal set
 
@@ -47,7 +48,7 @@ class Arguments:
 
     plants: tuple[str, ...] = tuple(PLANTS)
     """pendulum, cart-pole."""
-    priors: tuple[str, ...] = ("prior", "plain")
+    priors: tuple[str, ...] = PRIORS
     """With the published known part (masses and lengths 20 % low), or without."""
     terminals: tuple[str, ...] = TERMINALS
     """Terminal sets; none: no filter."""
@@ -59,6 +60,11 @@ class Arguments:
     """For each learner."""
     steps: int = 100
     """Of an episode, which ends at a violation."""
+
+    def __post_init__(self) -> None:
+        _require.names("--plants", self.plants, PLANTS)
+        _require.names("--priors", self.priors, PRIORS)
+        _require.names("--terminals", self.terminals, TERMINALS)
 
 
 def run(arguments: Arguments, seed: int, record: Record) -> None:

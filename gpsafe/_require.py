@@ -221,6 +221,19 @@ def one_of(where: str, name: str, value: str, allowed: Iterable[str]) -> str:
     return value
 
 
+def names(where: str, value: Any, allowed: Iterable[str]) -> tuple[str, ...]:
+    """Known names, at least one.
+
+    >>> names("--arms", ("b", "a"), ("a", "b", "c"))
+    ('b', 'a')
+    """
+    given, known = listing(where, "names", value), list(allowed)
+    wrong = [name for name in given if name not in known]
+    if wrong or not given:
+        raise fail(where, f"names among {', '.join(map(repr, known))}", ", ".join(map(repr, wrong)) or "none")
+    return given
+
+
 def real(where: str, name: str, value: Tensor | Any) -> Tensor:
     """Finite float64 numbers, as a copy that nobody else can write on; Booleans are no numbers here."""
     import numpy as np

@@ -107,6 +107,8 @@ def points() -> Tensor:
 @lru_cache(maxsize=16)
 def truths(form: str, truth: str) -> Tensor:
     """Functions of norm 1 (or 2), (runs, m)."""
+    _require.one_of("truths", "form", form, FORMS)
+    _require.one_of("truths", "truth", truth, TRUTHS)
     generator, z = torch.Generator().manual_seed(1), points()
     kernel = FORMS[form](SMOOTH / 2 if truth == "half the length-scale" else SMOOTH)
     norm = 2.0 if truth == "twice the norm" else 1.0
@@ -118,6 +120,7 @@ def truths(form: str, truth: str) -> Tensor:
 @lru_cache(maxsize=32)
 def watched(form: str, truth: str, design: Design, regularizer: float) -> Histories:
     """All runs of one setting; what only changes the width of the band needs no new ones."""
+    _require.one_of("watched", "form", form, FORMS)
     _require.one_of("watched", "design", design, DESIGNS)
     generator = torch.Generator().manual_seed(2)
     noise = NOISE * torch.randn(RUNS, STEPS, dtype=torch.float64, generator=generator)

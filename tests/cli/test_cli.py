@@ -49,7 +49,7 @@ def toy(tmp_path, monkeypatch):
         (["verify", "extra"], "extra"),
         (["verfy"], "'verfy'; did you mean verify"),
         (["compare", "--tasks", "nope"], "invalid choice 'nope' for argument '--tasks'. Expected one of"),
-        (["compare", "--models"], "--models: expected at least one, got none"),
+        (["compare", "--models"], "--models: expected names among 'gp', 'ensemble', got none"),
         (["zzz"], "expected one of the commands verify"),
     ],
 )

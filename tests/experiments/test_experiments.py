@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,17 @@ def test_smoke(module, tmp_path):
     assert stored.left_out == ()
     files = write(replace(experiment, run=never), stored, tmp_path / "out", formats=("png",))
     assert any(file.suffix == ".png" for file in files) and any(file.suffix == ".md" for file in files[1:])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lists_of_names_refuse_one_that_does_not_exist_and_say_which_do(module):
+    """It ended a run hours later in a bare KeyError, or was taken for another."""
+    arguments = importlib.import_module(f"gpsafe.experiments.{module}").EXPERIMENT.arguments()
+    for field in fields(arguments):
+        given = getattr(arguments, field.name)
+        if isinstance(given, tuple) and given and isinstance(given[0], str):
+            told = rf"--{field.name}: expected names among .*'{re.escape(given[0])}'.*, got 'nobody'"
+            with pytest.raises(ValueError, match=told):
+                replace(arguments, **{field.name: (given[0], "nobody")})
+            with pytest.raises(ValueError, match="got none"):
+                replace(arguments, **{field.name: ()})

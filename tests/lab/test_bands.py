@@ -69,3 +69,12 @@ def test_widths_fall_with_data_and_grow_with_the_dimension():
 def test_n_star_falls_with_the_gap_and_grows_with_the_norm():
     few, many = prices.episodes(1.0, 0.01, 20, 0.3)[0], prices.episodes(1.0, 0.01, 20, 0.03)[0]
     assert few < many < prices.episodes(9.0, 0.01, 20, 0.03)[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "truth", "design"),
+    [("no", "as assumed", "uniform"), ("RBF", "no", "uniform"), ("RBF", "as assumed", "no")],
+)
+def test_settings_that_do_not_exist_are_refused(form, truth, design):
+    with pytest.raises(ValueError, match=r"expected .* in .*, got 'no'"):
+        bands.watched(form, truth, design, LAM)
