@@ -27,6 +27,7 @@ PRESENTATION = frozenset(
     | {f"testbed/sweep{part}.py" for part in ("", "_pools", "_table")}
 )
 PICTURES = "plotting/"  # neither can a picture: of no check, and of no experiment
+SOURCES = (".py", ".urdf")  # programs, and the bodies that PyBullet moves
 OURS = ("experiments/", "proofs_checks/")  # stand inside gpsafe in a wheel, beside it in a checkout
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "gpytorch", "botorch", "cvxpy")
 ENGINES = ("linear_operator", "clarabel", "numba", "casadi", "pybullet")
@@ -81,9 +82,9 @@ def _digest(files: Iterable[tuple[str, Path]], names: Iterable[str] = DISTRIBUTI
 def _library(left_out: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
     """The files of gpsafe, but those whose place inside it is left out."""
     root = Path(gpsafe.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(root.rglob("*")):
         inside = path.relative_to(root).as_posix()
-        if not inside.startswith(OURS) and not left_out(inside):
+        if path.suffix in SOURCES and not inside.startswith(OURS) and not left_out(inside):
             yield f"gpsafe/{inside}", path
 
 

@@ -336,3 +336,17 @@ def test_the_fingerprint_follows_the_versions_of_what_the_checks_run_on(toy, mon
     before = provenance.fingerprint(package)
     monkeypatch.setattr(importlib.metadata, "version", lambda given: "0.0" if given == name else version(given))
     assert provenance.fingerprint(package) != before
+
+
+def test_what_results_are_kept_under_follows_the_bodies_of_bullet_plants(toy, tmp_path, monkeypatch):
+    """With another mass in the pendulum's file, pieces and experiments counted as made of these sources."""
+    package, root = toy("holds"), tmp_path / "gpsafe"
+    (root / "systems").mkdir(parents=True)
+    (root / "__init__.py").write_text("")
+    body = root / "systems/pendulum.urdf"
+    body.write_text("<robot/>")
+    monkeypatch.setattr(provenance.gpsafe, "__file__", str(root / "__init__.py"))
+    before = provenance.fingerprint(package), provenance.code(package)
+    body.write_text("<robot name='heavier'/>")
+    after = provenance.fingerprint(package), provenance.code(package)
+    assert None not in before and all(one != other for one, other in zip(before, after, strict=True))
