@@ -32,10 +32,6 @@ from ._report.statistics import Share, bootstrap_ratio
 RULE = {"coverage": 1.5, "cost": 1 / 3, "within": 0.95}
 CELL = 0.2  # of the grid whose cells are counted, in units of the state
 SIDE = 14  # cells
-ARMS = (
-    "actsafe", "no pessimism", "uniform", "learnt cost", "greedy", "optimistic", "LAMBDA", "BSRP-Lag", "actor, published",
-    "actor, corrected",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Arguments:
     """Of the world model after an iteration, and of the actor-critics."""
     members: int = 5
     """Of the ensemble."""
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = tuple(latent.EXPLORERS)
     """Who explores."""
 
     def __post_init__(self) -> None:

@@ -25,10 +25,6 @@ from gpsafe.testbed.experiment import Experiment, Record, Report, Run
 from ._report import latent
 
 ANGLES, SPEEDS = 20, 16  # cells of 18° and of 1 rad/s
-ARMS = (
-    "actsafe", "no pessimism", "uniform", "learnt cost", "greedy", "optimistic", "LAMBDA", "BSRP-Lag", "actor, published",
-    "actor, corrected",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Arguments:
     """Of the world model after an iteration, and of the actor-critics."""
     members: int = 5
     """Of the ensemble."""
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = tuple(latent.EXPLORERS)
     """Who explores."""
 
     def __post_init__(self) -> None:

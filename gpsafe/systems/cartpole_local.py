@@ -57,6 +57,33 @@ def sine_sup(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(crest <= upper + 1e-9, torch.ones_like(ends), ends).clamp_max(1.0)
 
 
+class _Boxes:
+    """Functions of one coordinate over boxes [lower, upper], (*b, n)."""
+
+    def __init__(self, lower: Tensor, upper: Tensor) -> None:
+        self.lower, self.upper, self.top = lower, upper, torch.maximum(lower.abs(), upper.abs())
+        self.one = torch.ones_like(self.top[..., 0])
+        self.flat = torch.zeros(*self.top.shape, self.top.shape[-1], dtype=self.top.dtype, device=self.top.device)
+        self._unit = torch.eye(self.top.shape[-1], dtype=self.top.dtype, device=self.top.device)
+
+    def leaf(self, axis: int, value: Tensor, first: Tensor, second: Tensor) -> _Local:
+        """φ(z_axis) with |φ| ≤ value, |φ′| ≤ first, |φ″| ≤ second, (*b,)."""
+        own = _Local(self.top[..., axis], self._unit[axis].expand_as(self.top), self.flat)
+        return own.compose(value, first, second)
+
+    def clipped(self, axis: int, limit: float, margin: float) -> _Local:
+        """`soft_clip`: its slope is at most 1, and it bends only where the box reaches beyond the limit."""
+        size = self.top[..., axis]
+        bend = torch.where(size > limit, self.one / margin, torch.zeros_like(self.one))
+        return self.leaf(axis, size.clamp_max(limit + 0.5 * margin), self.one, bend)
+
+    def turns(self, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """sup |sin θ|, |cos θ|, |sin 2θ|, |cos 2θ|, (*b,) each."""
+        low, high, right = self.lower[..., axis], self.upper[..., axis], 0.5 * math.pi
+        single = sine_sup(low, high), sine_sup(low + right, high + right)
+        return *single, sine_sup(2 * low, 2 * high), sine_sup(2 * low + right, 2 * high + right)
+
+
 def _clipped(y: Tensor, limit: float, margin: float) -> tuple[Tensor, Tensor]:
     """`soft_clip` and its derivative."""
     return soft_clip(y, limit, margin), (1.0 - (y.abs() - limit) / margin).clamp(0.0, 1.0)
@@ -120,30 +147,13 @@ class CartPoleLocal:
     def hessian_over(self, lower: Tensor, upper: Tensor) -> Tensor:
         """H (*b, 4, 5, 5) over boxes of z = (x, θ, v, ω, u), (*b, 5) ×2; never above the global bound.
 
-        The formulas of `CartPoleKnown.hessian_bound` with sup |sin θ|, sup |cos θ|, sup |ω| and sup |u| over the box
-        (soft clips have slope at most 1, and bend only where the box reaches beyond their limits).
+        The formulas of `CartPoleKnown.hessian_bound` with sup |sin θ|, sup |cos θ|, sup |ω| and sup |u| over the box.
         """
-        k = self.known
+        k, boxes = self.known, _Boxes(lower, upper)
         m, length, g = k.pole, k.length, k.gravity
-        top = torch.maximum(lower.abs(), upper.abs())
-        one, zero = torch.ones_like(top[..., 0]), torch.zeros_like(top[..., 0])
-        unit = torch.eye(5, dtype=top.dtype, device=top.device)
-        flat = torch.zeros(*top.shape, 5, dtype=top.dtype, device=top.device)
-
-        def leaf(axis: int, value: Tensor, first: Tensor, second: Tensor) -> _Local:
-            return _Local(top[..., axis], unit[axis].expand_as(top), flat).compose(value, first, second)
-
-        low, high = lower[..., 1], upper[..., 1]
-        sine_top, cosine_top = sine_sup(low, high), sine_sup(low + 0.5 * math.pi, high + 0.5 * math.pi)
-        double_sine, double_cosine = (
-            sine_sup(2 * low, 2 * high),
-            sine_sup(2 * low + 0.5 * math.pi, 2 * high + 0.5 * math.pi),
-        )
-        push_bend = torch.where(top[..., 4] > 1.0, one, zero)
-        push = leaf(4, top[..., 4].clamp_max(1.5), one, push_bend).scale(k.force)
-        margin = 0.25 * k.speed_limit
-        bend = torch.where(top[..., 3] > k.speed_limit, one / margin, zero)
-        slow = leaf(3, top[..., 3].clamp_max(k.speed_limit + 0.5 * margin), one, bend)
+        leaf, one, flat = boxes.leaf, boxes.one, boxes.flat
+        sine_top, cosine_top, double_sine, double_cosine = boxes.turns(1)
+        push, slow = boxes.clipped(4, 1.0, 1.0).scale(k.force), boxes.clipped(3, k.speed_limit, 0.25 * k.speed_limit)
         sine, cosine = leaf(1, sine_top, cosine_top, sine_top), leaf(1, cosine_top, sine_top, cosine_top)
         both = leaf(1, 0.5 * double_sine, double_cosine, 2 * double_sine)
         least = k.cart  # M + m sin²θ ∈ [M, M + m sup sin²]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpsafe._show import short
-from gpsafe.systems.cartpole_local import _UP, _Local, sine_sup
+from gpsafe.systems.cartpole_local import _UP, _Boxes
 from gpsafe.systems.xmpsc_known import SafeCartPoleKnown
 
 
@@ -32,26 +31,12 @@ class SafeCartPoleLocal:
     def hessian_over(self, lower: Tensor, upper: Tensor) -> Tensor:
         """H (*b, 4, 5, 5) over boxes of z = (position, speed, θ, ω, u), (*b, 5) ×2; never above the global bound.
 
-        The formulas of `SafeCartPoleKnown.hessian_bound` with the suprema of sines, cosines, speeds and u over the box (soft
-        clips have slope at most 1, and bend only where the box reaches beyond their limits).
+        The formulas of `SafeCartPoleKnown.hessian_bound` with the suprema of sines, cosines, speeds and u over the box.
         """
-        k = self.known
+        k, boxes = self.known, _Boxes(lower, upper)
         m, total, g = k.pole, k.cart + k.pole, k.gravity
-        top = torch.maximum(lower.abs(), upper.abs())
-        one, zero = torch.ones_like(top[..., 0]), torch.zeros_like(top[..., 0])
-        unit = torch.eye(5, dtype=top.dtype, device=top.device)
-        flat = torch.zeros(*top.shape, 5, dtype=top.dtype, device=top.device)
-
-        def leaf(axis: int, value: Tensor, first: Tensor, second: Tensor) -> _Local:
-            return _Local(top[..., axis], unit[axis].expand_as(top), flat).compose(value, first, second)
-
-        def clipped(axis: int, limit: float, margin: float) -> _Local:
-            bend = torch.where(top[..., axis] > limit, one / margin, zero)
-            return leaf(axis, top[..., axis].clamp_max(limit + 0.5 * margin), one, bend)
-
-        low, high, right = lower[..., 2], upper[..., 2], 0.5 * math.pi
-        sine_top, cosine_top = sine_sup(low, high), sine_sup(low + right, high + right)
-        double_sine, double_cosine = sine_sup(2 * low, 2 * high), sine_sup(2 * low + right, 2 * high + right)
+        leaf, clipped, one, flat = boxes.leaf, boxes.clipped, boxes.one, boxes.flat
+        sine_top, cosine_top, double_sine, double_cosine = boxes.turns(2)
         sine, cosine = leaf(2, sine_top, cosine_top, sine_top), leaf(2, cosine_top, sine_top, cosine_top)
         both = leaf(2, 0.5 * double_sine, double_cosine, 2 * double_sine)  # ½ sin 2θ
         margin = 0.25 * k.speed_limit
