@@ -30,6 +30,7 @@ from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import HalfspaceCost, System
+from gpsafe.systems.task import Task
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 _SAME = 1e-9  # how far an applied input may be from the policy's own: rounding of a batch
@@ -147,6 +148,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         where = type(self).__name__
         _require.index(where, "seed", self.seed)
         check_inputs(where, self.system, self.policies)
+        Task.of(self.system)  # an episode's cost is T*C/2-sub-Gaussian only if c is in [0, C]
         points = _require.finite(where, "points", _require.real(where, "points", self.points))
         if points.ndim != 2 or len(points) != self.policies.num:
             raise _require.fail(where, f"points ({self.policies.num}, d)", tuple(points.shape))
@@ -365,10 +367,13 @@ class _Watched:
 
 
 def _same(policy: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor, box: Box) -> bool:
-    """Whether these inputs are the policy's at these states, in their order, to rounding in units of the largest in the box."""
+    """Whether these inputs are the policy's at these states, in their order, to rounding in units of the largest of them: in
+    those of a box, which may be there to limit nothing, the inputs of other policies were its own, too.
+    """
     own = torch.stack([policy(x) for x in states[:-1]])
     largest = torch.maximum(box.lower.abs(), box.upper.abs()).to(own.device)
-    return bool(((own - inputs).abs() <= _SAME * largest).all())
+    size = torch.minimum(torch.maximum(own.abs(), inputs.abs()).amax(0), largest)
+    return bool(((own - inputs).abs() <= _SAME * size).all())
 
 
 def _distances(points: Tensor) -> Tensor:

@@ -90,7 +90,46 @@ def test_inputs_are_the_policys_own_to_rounding_in_any_units(unit):
     states, box = torch.ones(4, 2).double(), Box(-unit * vector(1.0), unit * vector(1.0))
     own = 0.5 * unit * torch.ones(3, 1).double()
     assert _same(lambda x: own[0], states, own * (1 + 1e-13), box)
-    assert not _same(lambda x: own[0], states, own * torch.tensor([[1.0], [1.01], [1.0]]).double(), box)
+    for limits in (box, Box(-1e12 * box.upper, 1e12 * box.upper)):  # one that is there to limit nothing is no unit
+        assert not _same(lambda x: own[0], states, own * torch.tensor([[1.0], [1.01], [1.0]]).double(), limits)
+
+
+class Steep:
+    """|x| by which costs are said to be at most 1; with a gap, so only where nobody looks before the first episode."""
+
+    ceiling = 1.0
+
+    def __init__(self, gap: float) -> None:
+        self.gap = gap
+
+    def __call__(self, x):
+        return torch.where((x[..., 0] - 0.8).abs() < self.gap, 5.0 * x[..., 0].abs(), 0.0)
+
+    def upper(self, lower, upper):
+        return torch.ones_like(lower[..., 0])
+
+    def lower(self, lower, upper):
+        return torch.zeros_like(lower[..., 0])
+
+
+def test_a_cost_that_leaves_its_range_is_refused_by_a_learner_or_by_the_episode_that_shows_it():
+    """An episode's cost is T·C/2-sub-Gaussian only for c in [0, C]: costs of 4 under C = 1 were measured, and guaranteed."""
+    parts = {
+        name: getattr(one_d(), name) for name in ("nx", "nu", "state_box", "input_box", "noise_std", "initial_state")
+    }
+
+    def plant(gap: float) -> CallableSystem:
+        asked = {"dynamics": one_d().mean, "reward_fn": one_d().reward}
+        return CallableSystem("steep", horizon=20, cost=Steep(gap), budget=0.2, **asked, **parts)
+
+    with pytest.raises(ValueError, match=r"a cost in \[0, 1\] and between its own lower and upper"):
+        safeopt(plant(10.0))
+    learner = safeopt(plant(1e-6))
+    states, inputs = learner.rollout(learner.ask())
+    states[3] = 0.8
+    with pytest.raises(ValueError, match=r"Steep: expected a cost in \[0, 1\], got 4 in an episode, at \[0.8\]"):
+        learner.tell(states, inputs)
+    assert learner.ask().unsound is not None  # of what was flown nothing could be told
 
 
 def test_an_empty_interval_refutes_it():
