@@ -26,7 +26,7 @@ from gpsafe.confidence.lineage import Lineage
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, input_at, selected
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
-from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
+from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets, require_values
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import HalfspaceCost, System
@@ -117,7 +117,8 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     **Soundness.** With the default measure, bounds that are theorems for sub-Gaussian noise and R ≥ T·C/2 for the cost (a
     variable in [0, T·C] is T·C/2-sub-Gaussian, and no less is known of it), every policy of S_n has J_c ≤ d with probability ≥
     1 − Σδ_i over the constraints, at all episodes at once, under `assumptions`: S_0 safe, d − J_c in the ball of radius B of
-    the kernel over *policy parameters*, and true Lipschitz constants where the rule has them. Otherwise `unsound` says what is
+    the kernel over *policy parameters*, and true Lipschitz constants where the rule has them. So C_0 is within ±B√k, which a
+    norm that is too small may not survive (`falsified`). Otherwise `unsound` says what is
     missing: β by hand, a noise level fitted by eye or another measure, which is how SafeOpt is run in practice.
 
     Args:
@@ -164,6 +165,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
             if (model.num_outputs, model.nx + model.nu) != (1, points.shape[1]):
                 got = f"{model.num_outputs} of {model.nx + model.nu}"
                 raise _require.fail(where, f"models of one output over {points.shape[1]} parameters", got)
+            require_values(where, model, points)
             bound.check(model)
         if self.measure is None and tuple(self.rule.threshold.tolist()) != (-torch.inf, 0.0):
             raise _require.fail(where, "thresholds (-inf, 0) with the default measure", self.rule.threshold.tolist())
@@ -205,6 +207,9 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     # ------------------------------------------------------------------ of a learner of classes
     def _start(self, generator: Any) -> SafeOptStanding:
         sets = self.rule.start(self.policies.num, self.initial_safe)
+        pairs = zip(self.bounds, self.models, strict=True)
+        most = torch.cat([bound.prior_width(model, self.points) for bound, model in pairs], -1)
+        sets = replace(sets, lower=torch.maximum(sets.lower, -most), upper=torch.minimum(sets.upper, most))
         pinned, none = pinned_policies(self.policies, self.system.initial_state), Rollouts.empty(self.system.nx)
         return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, none, pinned))
 
