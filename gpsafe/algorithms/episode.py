@@ -147,6 +147,12 @@ class Pilot:
         self.wanted.append(torch.full_like(u, math.nan) if self.plan is None else self.plan.actions[0])
         return u
 
+    def arrived(self, x: Tensor) -> None:
+        """Takes in the last measured state (nx,), which may refute the shield's assumptions as any other."""
+        if self.shield is not None:
+            self.shield = self.shield.arrived(x)
+            self.falsified = self.falsified or self.shield.falsified
+
     def _propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates, their lengths and the value of the plan; none and NaN if the planner fails."""
         nu = self.box.dim
@@ -216,4 +222,6 @@ def verified_episode(
     if isinstance(shield, Shield):
         Task.of(system).require_same("verified_episode", shield.judge.task)
     pilot = Pilot(planner, model, system.input_box, generator, shield, prefixes, levels)
-    return pilot.flown(*one_episode(system.mean, pilot, system.initial_state, noise))
+    states, inputs = one_episode(system.mean, pilot, system.initial_state, noise)
+    pilot.arrived(states[-1])
+    return pilot.flown(states, inputs)

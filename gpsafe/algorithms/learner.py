@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # Purposes of random numbers. Monte-Carlo bounds draw from (seed, stage, …) with stages from 1 on: 0 is the plant's alone.
 PLANT, PLANNER, MODEL, START, BEST = 0, 1, 2, 3, 4
 Stream = Callable[[int, int, int], torch.Generator]
+_ROOM = 1e-6  # of C by which rounding, or a recording in float32, may take a cost out of [0, C]
 UNTOLD = "a flight was begun and not told: what is missing may have been left out because of its outcome"
 
 
@@ -50,9 +51,19 @@ def stream(*numbers: int) -> torch.Generator:
 
 
 def realised(system: System, states: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ c(x_t) and Σ r(x_t, u_t) of an episode (T + 1, nx), (T, nu); asked of copies, since the episode is data afterwards."""
-    past = states[:-1]
-    return system.cost(past.clone()).sum(), system.reward(past.clone(), inputs.clone()).sum()
+    """Σ c(x_t) and Σ r(x_t, u_t) of an episode (T + 1, nx), (T, nu); asked of copies, since the episode is data afterwards.
+
+    Raises:
+        ValueError: for a cost outside [0, C], which every certificate rests on.
+    """
+    past, ceiling = states[:-1], system.cost.ceiling
+    cost, room = system.cost(past.clone()), _ROOM * ceiling
+    wrong = ~((cost >= -room) & (cost <= ceiling + room))
+    if bool(wrong.any()):
+        step = int(wrong.nonzero()[0, 0])
+        got = f"{float(cost[step]):.4g} in an episode, at {past[step].tolist()}"
+        raise _require.fail(type(system.cost).__name__, f"a cost in [0, {ceiling:g}]", got)
+    return cost.sum(), system.reward(past.clone(), inputs.clone()).sum()
 
 
 class EpisodePolicy:

@@ -215,6 +215,8 @@ class RecedingActSafe(Learner):
     def flown(self, policy: EpisodePolicy, states: Tensor, inputs: Tensor) -> Trajectory:
         """What happened in an episode of a policy of this learner, and who chose its inputs ("initial": S_0)."""
         if isinstance(policy, PilotedPolicy):
+            if policy.followed(states, inputs):  # else nobody says that its last step led there
+                policy.arrived(states[-1])
             return policy.pilot.flown(states, inputs)
         return Trajectory(states, inputs, ("initial",) * len(inputs), torch.zeros(len(inputs)), 0.0, 0.0)
 
@@ -301,8 +303,17 @@ class PilotedPolicy(EpisodePolicy):
         self.pilot, self._refute = pilot, refute
 
     def _fly(self, x: Tensor) -> Tensor:
-        u, found = self.pilot(x), self.pilot.falsified
+        u = self.pilot(x)
+        self._pass_on()
+        return u
+
+    def arrived(self, x: Tensor) -> None:
+        """Takes in the last measured state (nx,)."""
+        self.pilot.arrived(x)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        found = self.pilot.falsified
         if found is not None:
             self._refute(found)
             self.unsound = self.unsound or f"an assumption was refuted ({found})"
-        return u

@@ -26,10 +26,11 @@ from gpsafe.confidence.lineage import Lineage
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, input_at, selected
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
-from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets
+from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets, require_values
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import HalfspaceCost, System
+from gpsafe.systems.task import Task
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 _SAME = 1e-9  # how far an applied input may be from the policy's own: rounding of a batch
@@ -116,7 +117,8 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     **Soundness.** With the default measure, bounds that are theorems for sub-Gaussian noise and R ≥ T·C/2 for the cost (a
     variable in [0, T·C] is T·C/2-sub-Gaussian, and no less is known of it), every policy of S_n has J_c ≤ d with probability ≥
     1 − Σδ_i over the constraints, at all episodes at once, under `assumptions`: S_0 safe, d − J_c in the ball of radius B of
-    the kernel over *policy parameters*, and true Lipschitz constants where the rule has them. Otherwise `unsound` says what is
+    the kernel over *policy parameters*, and true Lipschitz constants where the rule has them. So C_0 is within ±B√k, which a
+    norm that is too small may not survive (`falsified`). Otherwise `unsound` says what is
     missing: β by hand, a noise level fitted by eye or another measure, which is how SafeOpt is run in practice.
 
     Args:
@@ -147,6 +149,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         where = type(self).__name__
         _require.index(where, "seed", self.seed)
         check_inputs(where, self.system, self.policies)
+        Task.of(self.system)  # an episode's cost is T*C/2-sub-Gaussian only if c is in [0, C]
         points = _require.finite(where, "points", _require.real(where, "points", self.points))
         if points.ndim != 2 or len(points) != self.policies.num:
             raise _require.fail(where, f"points ({self.policies.num}, d)", tuple(points.shape))
@@ -162,6 +165,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
             if (model.num_outputs, model.nx + model.nu) != (1, points.shape[1]):
                 got = f"{model.num_outputs} of {model.nx + model.nu}"
                 raise _require.fail(where, f"models of one output over {points.shape[1]} parameters", got)
+            require_values(where, model, points)
             bound.check(model)
         if self.measure is None and tuple(self.rule.threshold.tolist()) != (-torch.inf, 0.0):
             raise _require.fail(where, "thresholds (-inf, 0) with the default measure", self.rule.threshold.tolist())
@@ -203,6 +207,9 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
     # ------------------------------------------------------------------ of a learner of classes
     def _start(self, generator: Any) -> SafeOptStanding:
         sets = self.rule.start(self.policies.num, self.initial_safe)
+        pairs = zip(self.bounds, self.models, strict=True)
+        most = torch.cat([bound.prior_width(model, self.points) for bound, model in pairs], -1)
+        sets = replace(sets, lower=torch.maximum(sets.lower, -most), upper=torch.minimum(sets.upper, most))
         pinned, none = pinned_policies(self.policies, self.system.initial_state), Rollouts.empty(self.system.nx)
         return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, none, pinned))
 
@@ -365,10 +372,13 @@ class _Watched:
 
 
 def _same(policy: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor, box: Box) -> bool:
-    """Whether these inputs are the policy's at these states, in their order, to rounding in units of the largest in the box."""
+    """Whether these inputs are the policy's at these states, in their order, to rounding in units of the largest of them: in
+    those of a box, which may be there to limit nothing, the inputs of other policies were its own, too.
+    """
     own = torch.stack([policy(x) for x in states[:-1]])
     largest = torch.maximum(box.lower.abs(), box.upper.abs()).to(own.device)
-    return bool(((own - inputs).abs() <= _SAME * largest).all())
+    size = torch.minimum(torch.maximum(own.abs(), inputs.abs()).amax(0), largest)
+    return bool(((own - inputs).abs() <= _SAME * size).all())
 
 
 def _distances(points: Tensor) -> Tensor:

@@ -85,6 +85,12 @@ class CertifiedPolicy(EpisodePolicy):
         self.decisions.append(decision)
         return decision.u
 
+    def refuted_by(self, states: Tensor, inputs: Tensor) -> str | None:
+        """The first refutation of the filter's assumptions, in words; the last measured state counts, if flown to."""
+        if self._filter is None:
+            return None
+        return (self._filter.arrived(states[-1]) if self.followed(states, inputs) else self._filter).falsified
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class XMPSC(Learner):
@@ -291,7 +297,7 @@ class XMPSC(Learner):
         row |= {"corrected": int((change > CHANGED).sum()), "change": float(change.mean())}
         row |= {**capture(decisions), "certify_ms": 1e3 * float(np.median(flown.seconds))}
         row |= self._terminal()
-        row["refuted"] = next((d.falsified for d in decisions if d.falsified is not None), "")
+        row["refuted"] = flown.refuted_by(states, inputs) or ""
         if self.standing.hull is not None:
             self.standing.certified += [x for x, d in zip(states, decisions, strict=False) if d.source == "plan"]
         return row

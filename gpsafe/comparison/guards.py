@@ -44,14 +44,12 @@ class Ruling:
         passed: the proposed input itself, certified (without a guard: as it is).
         backed: a certificate stands behind u, under its assumptions.
         captured: whether the state was in the tube of some member; None if there was nothing to be in.
-        refuted: why an assumption is false, or None.
     """
 
     u: Tensor
     passed: bool
     backed: bool
     captured: bool | None = None
-    refuted: str | None = None
 
 
 class Guard(Protocol):
@@ -68,6 +66,10 @@ class Guard(Protocol):
 
     def decide(self, x: Tensor, proposed: Tensor) -> Ruling:
         """One step."""
+        ...
+
+    def arrived(self, x: Tensor) -> str | None:
+        """The first refutation of its assumptions, in words, after the last measured x of the episode."""
         ...
 
     def outside(self, contest: Contest) -> Mapping[str, tuple[int, int]]:
@@ -92,6 +94,9 @@ class Free:
     def decide(self, x: Tensor, proposed: Tensor) -> Ruling:
         """See `Guard`."""
         return Ruling(self.contest.plant.input_box.clip(proposed), True, False)
+
+    def arrived(self, x: Tensor) -> None:
+        """See `Guard`."""
 
     def outside(self, contest: Contest) -> Mapping[str, tuple[int, int]]:
         """See `Guard`."""
@@ -137,7 +142,11 @@ class Tubed:
         """See `Guard`."""
         decision, self.now = self.now.decide(x, proposed)
         passed = decision.source == "plan" and bool((decision.u - proposed).abs().amax() <= 1e-6)
-        return Ruling(decision.u, passed, decision.backed, _captured(decision), decision.falsified)
+        return Ruling(decision.u, passed, decision.backed, _captured(decision))
+
+    def arrived(self, x: Tensor) -> str | None:
+        """See `Guard`."""
+        return self.now.arrived(x).falsified
 
     def outside(self, contest: Contest) -> Mapping[str, tuple[int, int]]:
         """States of the terminal set that the backup does not keep within limits, without noise."""
@@ -194,13 +203,12 @@ class Shielded:
         if self.now is None or self.now.time >= self.now.horizon:
             return Ruling(self.contest.plant.backup(x), False, False)
         decision, self.now = self.now.decide(x, proposed.reshape(1, 1, -1))
-        return Ruling(
-            decision.u,
-            decision.source == "plan",
-            decision.falsified is None,
-            decision.falsified is None,
-            decision.falsified,
-        )
+        sure = decision.falsified is None
+        return Ruling(decision.u, decision.source == "plan", sure, sure)
+
+    def arrived(self, x: Tensor) -> str | None:
+        """See `Guard`."""
+        return None if self.now is None else self.now.arrived(x).falsified
 
     def outside(self, contest: Contest) -> Mapping[str, tuple[int, int]]:
         """See `Guard`."""

@@ -233,10 +233,9 @@ class _Steps:
         mind, planner = contest.generator(8, number), _planner(contest, EXPLORERS[SEEKS[explorer]], self.budget)
         count = dict.fromkeys(("corrected", "backed", "passed", "captured", "captured_of"), 0)
         plan: Plan | None = None
-        refuted = ""
 
         def act(x: Tensor) -> Tensor:
-            nonlocal plan, refuted
+            nonlocal plan
             proposed, plan = self._proposed(planner, belief, x, mind, plan)
             ruling = safe.decide(x, proposed)
             count["corrected"] += int(float((ruling.u - proposed).abs().amax()) > CORRECTED)
@@ -245,12 +244,12 @@ class _Steps:
             if ruling.captured is not None:
                 count["captured"] += int(ruling.captured)
                 count["captured_of"] += 1
-            refuted = refuted or (ruling.refuted or "")
             return ruling.u
 
         begun = time.process_time()
         safe.start(contest.plant.initial_state)
         row, states, inputs = _flight(contest, number, act)
+        refuted = safe.arrived(states[-1]) or ""
         return {**row, **count, "refuted": refuted, "seconds": time.process_time() - begun}, states, inputs
 
     def _proposed(

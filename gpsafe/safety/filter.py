@@ -20,8 +20,9 @@ to U; so until j = T−1 "stored" is backed unless a newer plan is. At j = T the
 where κ is backed and stays backed by invariance; likewise from a start in X_f ∩ X. ∎
 
 If x is, after all, in none of the tubes in which the plant must be, then a premise is false. This is said in the decision
-(`Decision.falsified`), and nothing is called backed from there on until `start`, although the same inputs are applied: a plan
-certified with a refuted model is a guess. For probabilistic premises it may be the event of probability δ.
+(`Decision.falsified`; of an episode's last state by `arrived`), and nothing is called backed from there on until `start`,
+although the same inputs are applied: a plan certified with a refuted model is a guess. For probabilistic premises it may be the
+event of probability δ.
 
 That a *new* plan is found again is not claimed, and not needed. Without the invariance certificate the theorem holds for T − 1
 steps after the last certified plan; what comes later is the listed assumption. In paper mode (1) is false in general.
@@ -179,6 +180,13 @@ class SafetyFilter:
         """With an assumption falsified from now on, by what only the caller could see; the first reason stays."""
         return replace(self, falsified=self.falsified or why)
 
+    def arrived(self, x: Tensor) -> SafetyFilter:
+        """With what the measured state x (nx,) refutes, as `decide` finds it: for the last state of an episode, in which
+        nothing is decided any more. An environment that ends where a limit is left shows its leaving in that state alone.
+        """
+        *_, falsified = self._whereabouts(_vector("x", x, self.problem.nx))
+        return self if falsified is None else self.refuted(falsified)
+
     def decide(self, x: Tensor, learned: Tensor) -> tuple[Decision, SafetyFilter]:
         """The input for the measured state x (nx,) and the proposed u_L (nu,), and the filter for the next step.
 
@@ -197,9 +205,6 @@ class SafetyFilter:
         x = _vector("x", x, problem.nx)
         learned = _vector("learned", learned, problem.nu)
         contained, members, inside, falsified = self._whereabouts(x)
-        edited = getattr(problem.model, "edited", None)  # a certificate in hand speaks of what the model was
-        if falsified is None and edited is not None:
-            falsified = f"the model was changed: expected {edited}"
         usable = bool(torch.isfinite(problem.distance(learned, torch.zeros_like(learned))))
         rest, reasons = None, []
         if not usable:
@@ -241,6 +246,9 @@ class SafetyFilter:
         always followed, nothing is refuted, and x is in the right member's tube for certain only if it is in all.
         """
         plan, falsified = self.stored, self.falsified
+        edited = getattr(self.problem.model, "edited", None)  # a certificate in hand speaks of what the model was
+        if falsified is None and edited is not None:
+            falsified = f"the model was changed: expected {edited}"
         if not bool(torch.isfinite(x).all()):
             return None, None, False, falsified
         sure = self.invariance

@@ -39,7 +39,8 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         source, reason          str;
         backed                  bool;
         contained               float: 1 if x was in a member's stored tube, 0 if it was in none, NaN if nothing is known;
-        falsified               str: the assumption that is refuted, empty if none is;
+        falsified               str: the assumption that is refuted, by the state that the step leads to if not before; empty if
+                                none is;
         proposed, applied       (nu,), in the units of the problem; NaN at a reset;
         action                  (nu,), the action that has this effect without the filter: what an off-policy learner should
                                 store, see `gpsafe.safety.replay`.
@@ -96,7 +97,14 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         told = (f"rounding of {what} to float32 does not matter" for what, coarse in rounded if coarse)
         return (*self.safety_filter.assumptions, *self._channel.believed, *told)
 
-    def _measure(self, observation: Any, info: dict[str, Any]) -> None:
+    def _note(self, safety_filter: SafetyFilter) -> None:
+        """Goes on with this filter; its refutation is kept and logged if it is the first."""
+        self.safety_filter, falsified = safety_filter, safety_filter.falsified
+        if falsified is not None and self.falsified is None:
+            self.falsified = falsified
+            _log.warning("an assumption of the safety filter is false: %s", falsified)
+
+    def _measure(self, observation: Any, info: dict[str, Any]) -> Tensor:
         if self._state is not None:
             measured = self._state(observation, info)
         elif "state" in info:
@@ -109,6 +117,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._coarse |= str(getattr(measured, "dtype", "")).endswith(("float16", "float32"))
         x = torch.as_tensor(np.array(measured, dtype=np.float64))
         self._x = _require.shape("SafetyFilterWrapper", "state", x, (self.safety_filter.problem.nx,))
+        return self._x
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets both."""
@@ -144,13 +153,10 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         close = 1e-12 if channel.exact else 1e-6  # the share by which tubes are widened; float32
         if got.shape != due.shape or not bool((np.abs(got - due) <= close * (self._largest + np.abs(due))).all()):
             why = f"the environment applied {got.tolist()}, not {due.tolist()}"
-            self.safety_filter = self.safety_filter.refuted(why)
+            self._note(self.safety_filter.refuted(why))
+        self._note(self.safety_filter.arrived(self._measure(observation, info)))
         falsified = self.safety_filter.falsified
-        if falsified is not None and self.falsified is None:
-            self.falsified = falsified
-            _log.warning("an assumption of the safety filter is false: %s", falsified)
         self.decision = replace(decision, backed=decision.backed and falsified is None, falsified=falsified)
-        self._measure(observation, info)
         told = _told(
             decision.source,
             self.decision.backed,

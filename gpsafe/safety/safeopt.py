@@ -42,6 +42,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.rounding import EPS
+from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.sets.zonotope import HUGE
 
@@ -87,6 +88,7 @@ class Beliefs:
         for model in models:
             if model.num_outputs != 1:
                 raise _require.fail("Beliefs", "models of one output each", model.num_outputs)
+            require_values("Beliefs", model, points)
         means, halves, betas = [], [], []
         for model, bound in zip(models, bounds, strict=True):
             low, high = bound.interval(model, points)
@@ -134,6 +136,15 @@ class SafeOptSets:
     def __len__(self) -> int:
         """|S_n|."""
         return int(self.safe.sum())
+
+
+def require_values(where: str, model: GP, points: Tensor) -> None:
+    """Refuses a model with a known part at the points (P, d): intervals, data and norm are then of a residual, not of f_i."""
+    z = points.to(torch.float64)
+    known = known_part(where, model.prior, z[:, : model.nx], z[:, model.nx :])[:, list(model.outputs)]
+    if bool((known != 0).any()):
+        got = type(model.prior).__name__
+        raise _require.fail(where, "models of the functions themselves, without a known part (GP.regression)", got)
 
 
 def intersect(before: SafeOptSets, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

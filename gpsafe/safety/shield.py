@@ -19,7 +19,8 @@ from *every* x ∈ L for at least as many steps as remain, so nothing changes. �
 `noise_radius`. So with probability ≥ 1 − δ − δ_w no state of any of those episodes violates the constraint, and each
 episode has expected cost J_c ≤ T·C·(δ + δ_w). Nothing is claimed on the complement, nor between the steps of the plant.
 
-A measured state outside what (a) and (b) allow refutes them: it is reported (`Decision.falsified`), never patched.
+A measured state outside what (a) and (b) allow refutes them: it is reported (`Decision.falsified`; the last one, in which
+nothing is decided, by `Shield.arrived`), never patched.
 """
 
 from __future__ import annotations
@@ -278,6 +279,15 @@ class Shield:
         time, stored = self.time + 1, plan.shifted()
         following = replace(self, time=time, stored=stored, margin=margin, expected=expected, falsified=falsified)
         return Decision(u, source, index, margin, admitted, falsified, reason), following
+
+    def arrived(self, x: Tensor) -> Shield:
+        """With what the measured state x (nx,) refutes, as `decide` finds it: for the last state of an episode, in which
+        nothing is decided any more. One that is not finite is no measurement, and refutes nothing.
+        """
+        where = "Shield.arrived"
+        x = _require.shape(where, "x", _require.floats(where, "x", x), (self.judge.noise_radius.numel(),))
+        outside = self._outside(x) if bool(torch.isfinite(x).all()) else None
+        return replace(self, falsified=self.falsified or outside or self._moved())
 
     def _moved(self) -> str | None:
         """What is no longer what the plans in hand were certified for; None if nothing."""

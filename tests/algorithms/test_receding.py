@@ -126,17 +126,27 @@ def test_an_empty_confidence_set_refutes_the_learner():
     assert learner.learn(2).told == 3 and isinstance(learner.task(), NotCertified)
 
 
-def test_a_push_that_no_member_explains_refutes_the_learner():
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_push_that_no_member_explains_refutes_the_learner(step):
+    """In the last step, too, after which the shield is asked no more: that episode was guaranteed."""
     learner = continued()
     policy = learner.ask()
     assert isinstance(policy, PilotedPolicy)
     noise = torch.zeros(4, 2).double()
-    noise[2, 1] = -0.5
+    noise[step, 1] = -0.5
     learner.tell(*one_episode(swing().mean, policy, swing().initial_state, noise))
     row = learner.logger.rows[-1]
     assert "beyond its one-step set" in row["falsified"] and not row["guaranteed"] and row["followed"]
     assert learner.falsified == row["falsified"] and learner.learn(1).told == 4
     assert "refuted" in str(learner.ask().unsound)
+
+
+def test_a_state_to_which_no_flown_step_led_refutes_nothing():
+    """Half of the flight is told: its last state is not that of the shield's last step."""
+    learner = continued()
+    states, inputs = one_episode(swing().mean, learner.ask(), swing().initial_state, torch.zeros(4, 2).double())
+    learner.tell(states[:3], inputs[:2])
+    assert learner.falsified is None and not learner.logger.rows[-1]["guaranteed"]
 
 
 @pytest.mark.parametrize("flown", ["asked", "task", "predict"])

@@ -13,10 +13,11 @@ from gpsafe.algorithms.safeopt import _same
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Constant, ConvexProgram
 from gpsafe.linalg import vector
-from gpsafe.models import GP
+from gpsafe.models import GP, zero_prior
 from gpsafe.policies import AffinePolicies
 from gpsafe.rkhs import kernels
 from gpsafe.safety import SafeOptRule
+from gpsafe.safety.safeopt import Beliefs
 from gpsafe.sets import Box
 from gpsafe.systems.base import CallableSystem, IndicatorCost
 from tests.learner_cases import gosafe, one_d, safeopt
@@ -90,7 +91,46 @@ def test_inputs_are_the_policys_own_to_rounding_in_any_units(unit):
     states, box = torch.ones(4, 2).double(), Box(-unit * vector(1.0), unit * vector(1.0))
     own = 0.5 * unit * torch.ones(3, 1).double()
     assert _same(lambda x: own[0], states, own * (1 + 1e-13), box)
-    assert not _same(lambda x: own[0], states, own * torch.tensor([[1.0], [1.01], [1.0]]).double(), box)
+    for limits in (box, Box(-1e12 * box.upper, 1e12 * box.upper)):  # one that is there to limit nothing is no unit
+        assert not _same(lambda x: own[0], states, own * torch.tensor([[1.0], [1.01], [1.0]]).double(), limits)
+
+
+class Steep:
+    """|x| by which costs are said to be at most 1; with a gap, so only where nobody looks before the first episode."""
+
+    ceiling = 1.0
+
+    def __init__(self, gap: float) -> None:
+        self.gap = gap
+
+    def __call__(self, x):
+        return torch.where((x[..., 0] - 0.8).abs() < self.gap, 5.0 * x[..., 0].abs(), 0.0)
+
+    def upper(self, lower, upper):
+        return torch.ones_like(lower[..., 0])
+
+    def lower(self, lower, upper):
+        return torch.zeros_like(lower[..., 0])
+
+
+def test_a_cost_that_leaves_its_range_is_refused_by_a_learner_or_by_the_episode_that_shows_it():
+    """An episode's cost is T·C/2-sub-Gaussian only for c in [0, C]: costs of 4 under C = 1 were measured, and guaranteed."""
+    parts = {
+        name: getattr(one_d(), name) for name in ("nx", "nu", "state_box", "input_box", "noise_std", "initial_state")
+    }
+
+    def plant(gap: float) -> CallableSystem:
+        asked = {"dynamics": one_d().mean, "reward_fn": one_d().reward}
+        return CallableSystem("steep", horizon=20, cost=Steep(gap), budget=0.2, **asked, **parts)
+
+    with pytest.raises(ValueError, match=r"a cost in \[0, 1\] and between its own lower and upper"):
+        safeopt(plant(10.0))
+    learner = safeopt(plant(1e-6))
+    states, inputs = learner.rollout(learner.ask())
+    states[3] = 0.8
+    with pytest.raises(ValueError, match=r"Steep: expected a cost in \[0, 1\], got 4 in an episode, at \[0.8\]"):
+        learner.tell(states, inputs)
+    assert learner.ask().unsound is not None  # of what was flown nothing could be told
 
 
 def test_an_empty_interval_refutes_it():
@@ -109,6 +149,35 @@ def test_a_convex_program_that_nothing_satisfies_refutes_it_too():
     low, high = learner.bounds[0].interval(learner.standing.models[0], learner.points)
     assert bool((low > high).all()) and "F_n is empty" in str(learner.falsified) and learner.told < 8
     assert not bool((learner.standing.sets[-1].safe & ~learner.standing.sets[0].safe).any())
+
+
+@pytest.mark.parametrize(("norm", "refuted"), [(4.0, False), (0.05, True)])
+def test_a_norm_that_data_exceed_is_refuted(norm, refuted):
+    """|d − J_c| ≤ B√k = 5B, and 400 measurements of −15: F_n is clipped to that, and C_0 was all of ℝ."""
+    given = safeopt()
+    seen = given.models[1].condition_on(given.points[-1:].expand(400, 1), torch.full((400, 1), -15.0).double())
+    bounds = (given.bounds[0], replace(given.bounds[1], rkhs_norm=norm))
+    learner = given.with_(models=(given.models[0], seen), bounds=bounds)
+    assert (learner.standing.falsified is not None) == refuted
+    if refuted:
+        with pytest.raises(ValueError, match="F_n is empty"):
+            learner.ask()
+
+
+def test_models_with_a_known_part_are_refused():
+    """Their intervals are those of a residual: with d − J_c = 3 − 12θ known and a residual of norm 0.05, θ = 0.3, where it is
+    −0.6, was in S_1 after 3000 measurements of S_0."""
+
+    def slope(x, u):
+        return 3.0 - 12.0 * x
+
+    given, parts = safeopt(), {"nx": 1, "nu": 0, "noise_std": 10.0, "outputs": [0]}
+    plain, known = (GP.create(kernels.rbf([0.5]), 100.0, prior=p, **parts) for p in (zero_prior, slope))
+    with pytest.raises(ValueError, match=r"SafeOpt: expected .* without a known part \(GP.regression\), got function"):
+        given.with_(models=(given.models[0], known))
+    with pytest.raises(ValueError, match=r"Beliefs: expected .* without a known part"):
+        Beliefs.of((known,), given.bounds[1:], given.points)
+    assert given.with_(models=(given.models[0], plain)).unsound is None
 
 
 def moved_kernel(model: GP) -> None:

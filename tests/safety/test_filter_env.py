@@ -165,6 +165,28 @@ def test_ends_of_the_inputs_are_those_of_rows_in_any_units_and_of_slanted_ones()
     assert [end.tolist() for end in _bounds(third)] == [[-1.0 / 3.0], [1.0 / 3.0]]
 
 
+class Ending(gymnasium.Wrapper):
+    """A gust that the model does not know of, and an end of the episode where a limit is left, as many environments have."""
+
+    def step(self, action):
+        _, reward, _, truncated, info = self.env.step(action)
+        gone = info["state"] + 2.0
+        return gone, reward, bool((np.abs(gone) > 1.0).any()), truncated, {**info, "state": gone}
+
+
+def test_the_state_with_which_an_episode_ends_refutes_like_any_other():
+    """No decision follows it: the one before was told as backed, nothing as falsified, and the next reset forgot it."""
+    env = SafetyFilterWrapper(Ending(plain()), linear_filter(), passing=(Ending,))
+    env.reset(seed=0)
+    *_, terminated, _, info = env.step([0.0])
+    told = info["filter"]
+    assert terminated and told["source"] == "plan" and not told["backed"]
+    assert "in the tube of no member" in told["falsified"] and env.falsified == told["falsified"]
+    assert env.decision is not None and env.decision.falsified == told["falsified"] and not env.decision.backed
+    env.reset(seed=0)
+    assert env.safety_filter.falsified is None and env.falsified == told["falsified"]
+
+
 def test_control_unfiltered_the_same_agent_leaves():
     env = wrapped().env
     env.reset(seed=0)

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from filter_cases import linear_filter
 from xmpsc_cases import ensemble_pendulum
 
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.safety import SafetyFilter, fly
 from gpsafe.systems import Pendulum, SafeCartPole, SimplePendulum
+from gpsafe.tube import LinearTube
+from proofs_checks.safety_filter import linear_case
 
 PLANT = SimplePendulum()
 
@@ -48,6 +51,30 @@ def test_the_row_adds_up_and_is_reproduced():
     assert 0 <= row["captured"] <= row["captured_of"] <= row["steps"] and row["ms"] > 0
     assert row["corrected"] == int(((one.inputs - one.proposed).abs() > 1e-6).sum())
     assert row["violated"] == bool(PLANT.terminated(one.states[-1]))
+
+
+class Kicked(SimplePendulum):
+    """The plant of `linear_case`, thrown by a disturbance that its tubes have not heard of."""
+
+    kick = 0.0
+
+    def advance(self, x, u, generator):
+        model = linear_case()[0].model
+        assert isinstance(model, LinearTube)
+        return model.plant(x, u) + self.kick
+
+    def observe(self, x, generator):
+        return x.clone()
+
+
+@pytest.mark.parametrize("kick", [0.0, 3.0])
+def test_the_state_that_ends_an_episode_may_refute_the_tubes(kick, monkeypatch):
+    """Nothing is decided in it: the flight that left all of them at its end was not refuted."""
+    monkeypatch.setattr(Kicked, "kick", kick)
+    start, g = torch.zeros(2, dtype=torch.float64), torch.Generator().manual_seed(0)
+    one = fly(Kicked(), linear_filter(), push, steps=1, generator=g, start=start)
+    assert one.decisions[0].source == "plan" and one.decisions[0].falsified is None
+    assert one.row()["refuted"] == (one.refuted is not None) == (kick > 0)
 
 
 def test_who_proposes_may_write_on_the_measurement_and_on_his_last_answer():

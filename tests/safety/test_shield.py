@@ -269,6 +269,22 @@ def test_a_state_that_the_assumptions_exclude_is_reported():
     assert told is not None and "state 1 at t = 1" in told
 
 
+def test_the_last_state_of_an_episode_is_held_against_its_one_step_set_too():
+    """At t = T nothing is decided any more, and whatever the last step led to went unnoticed."""
+    case, judge = case_of(), judged()
+    last = replace(judge, task=judge.task.with_(horizon=1)).refine(case.confidence)
+    _, after = shield_of(case, last).decide(case.system.initial_state, NONE)
+    with pytest.raises(ValueError, match="below the horizon 1"):
+        after.decide(vector(0.0, 0.5), NONE)
+    assert after.arrived(vector(0.0, 0.0)).falsified is None
+    refuted = after.arrived(vector(0.0, 0.5))
+    assert "state 1 at t = 1" in str(refuted.falsified)
+    assert refuted.arrived(vector(0.0, 0.0)).falsified == refuted.falsified
+    assert after.arrived(vector(0.0, torch.nan)).falsified is None  # no measurement
+    with pytest.raises(ValueError, match=r"Shield\.arrived"):
+        after.arrived(vector(0.0))
+
+
 def test_a_refutation_stays_to_the_end_of_the_episode():
     case = case_of()
     _, following = shield_of(case, judged()).decide(case.system.initial_state, NONE)
