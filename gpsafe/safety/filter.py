@@ -156,10 +156,14 @@ class SafetyFilter:
     @property
     def assumptions(self) -> tuple[Believed, ...]:
         """What `backed` rests on; with a stored plan of another model, that model's too."""
-        uncertified = [Assumption.TERMINAL_INVARIANT(" under the backup after a plan's last step (not certified)")]
         earlier = () if self.stored is None else self.stored.assumptions
-        sure = uncertified if self.invariance is None else self.invariance.assumptions
-        return listed(self.problem.believed, earlier, sure)
+        sure, tolerance, open_end = self.invariance, self.problem.tolerance, ()
+        if sure is None:
+            open_end = (Assumption.TERMINAL_INVARIANT(" under the backup after a plan's last step (not certified)"),)
+        elif tolerance > 0:
+            told = f" under the backup from up to {tolerance:g} outside, where plans may end (not certified)"
+            open_end = (Assumption.TERMINAL_INVARIANT(told),)
+        return listed(self.problem.believed, earlier, () if sure is None else sure.assumptions, open_end)
 
     def start(self) -> SafetyFilter:
         """The filter at the start of an episode, which forgets plan and refutation.

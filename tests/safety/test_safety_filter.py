@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
+from gpsafe.assumptions import Assumption
 from gpsafe.certify import CertificationProblem, Proposal, judge
 from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Box, Polytope
@@ -162,6 +163,14 @@ def test_without_backup_or_plan_the_input_is_clipped_and_not_backed():
     assert (held.source, held.backed, float(held.u)) == ("backup", False, pytest.approx(-1.0))
     assert any("not certified" in told for told in bare.assumptions)
     assert not any("not certified" in told for told in linear_filter().assumptions)
+
+
+def test_where_a_plan_may_end_beside_the_certified_set_what_follows_is_assumed():
+    """The theorem has tolerance 0: within another the backup need not be backed at the plan's end. Nothing said so."""
+    problem, sure = linear_case()
+    tolerant = SafetyFilter(replace(problem, tolerance=0.01), Moody(), sure)
+    (told,) = (entry for entry in tolerant.assumptions if entry not in linear_filter().assumptions)
+    assert told.kind is Assumption.TERMINAL_INVARIANT and "up to 0.01 outside" in told
 
 
 @given(seeds(), st.integers(-3, 12))
