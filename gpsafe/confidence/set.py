@@ -252,7 +252,7 @@ class ConfidenceSet:
 
     def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
         """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none. NaN accuses nobody."""
-        z, tol = _require.floats("ConfidenceSet.falsified", "z", z), _require.tolerance("ConfidenceSet.falsified", tol)
+        z, tol = _points("ConfidenceSet.falsified", z), _require.tolerance("ConfidenceSet.falsified", tol)
         low, high = self.bounds(z)
         gap = (low - high).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
         worst = int(gap.argmax())
@@ -272,7 +272,7 @@ class ConfidenceSet:
         Raises:
             ValueError: if f returns another shape, which broadcasting might otherwise take for values at other points.
         """
-        z, tol = _require.floats("ConfidenceSet.contains", "z", z), _require.tolerance("ConfidenceSet.contains", tol)
+        z, tol = _points("ConfidenceSet.contains", z), _require.tolerance("ConfidenceSet.contains", tol)
         low, high = self.bounds(z)
         value = _require.floats("ConfidenceSet.contains", "f(z)", f(z)).to(low.device)
         if low.shape[-1] == 1 and value.shape == z.shape[:-1]:
@@ -283,3 +283,11 @@ class ConfidenceSet:
         amount = float(excess.reshape(-1)[worst])
         point = z.reshape(-1, z.shape[-1])[worst // excess.shape[-1]].tolist()
         return Verdict(amount, amount, tol, witness=f"z = {point}")
+
+
+def _points(where: str, z: Tensor) -> Tensor:
+    """z, at least one: what is asked of none is neither refuted nor true."""
+    found = _require.floats(where, "z", z)
+    if not found.numel():
+        raise _require.fail(where, "at least one z", f"shape {tuple(found.shape)}")
+    return found

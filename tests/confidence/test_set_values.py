@@ -85,6 +85,16 @@ def test_the_worst_crossing_is_told_with_point_and_output():
     assert stated((close[0] - 1.5e-9, close[1])).falsified(POINTS) is None
 
 
+def test_nothing_is_said_of_no_points():
+    """It ended in an IndexError of torch."""
+    F = ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)).update(
+        GP.create(kernels.rbf(1.0), 0.01, nx=2, nu=0, noise_std=0.1)
+    )
+    for ask in (F.falsified, lambda z: F.contains(lambda z: z, z)):
+        with pytest.raises(ValueError, match="expected at least one z"):
+            ask(torch.zeros(0, 2))
+
+
 def test_membership_is_judged_by_the_largest_excess_on_either_side():
     confidence = stated(FIRST)  # [−4, 4] × [−2, 2], but for [−1, 3] × [−2, 1] at point 1 and l = 0.5 at point 2
     middle = tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
