@@ -246,9 +246,11 @@ class ConfidenceSet:
 
         Where it is positive, which no rounding is, F_n is empty.
         """
-        size = self.bound.prior_width(self.model, z)
-        size = torch.where(torch.isfinite(size), size, torch.minimum(low.abs(), high.abs()))
-        return low - high - tol * size
+        return low - high - tol * self._size(z, low, high)
+
+    def _size(self, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        width = self.bound.prior_width(self.model, z)
+        return torch.where(torch.isfinite(width), width, torch.minimum(low.abs(), high.abs()))
 
     def empty(self, z: Tensor, *, tol: float = EMPTY) -> Tensor:
         """Where l_n > h_n in some output at z (*b, d), by more than the share `tol` of its size (`crossed`), or one is no
@@ -276,9 +278,9 @@ class ConfidenceSet:
         point = z.reshape(-1, z.shape[-1])[row]
         return Falsification(tuple(point.tolist()), output, float(low[row, output]), float(high[row, output]))
 
-    def contains(self, f: Callable[[Tensor], Tensor], z: Tensor, *, tol: float = 1e-9) -> Verdict:
+    def contains(self, f: Callable[[Tensor], Tensor], z: Tensor, *, tol: float = EMPTY) -> Verdict:
         """Whether l_n ≤ f ≤ h_n at z (*b, d), f: (*b, d) → (*b, p), or (*b,) where one output is learned. The value is the
-        largest excess outside F_n.
+        largest excess outside F_n, the threshold the share `tol` of its size there (`crossed`).
 
         VIOLATED refutes f ∈ F_n. HOLDS speaks of the given points only.
 
@@ -291,11 +293,11 @@ class ConfidenceSet:
         if low.shape[-1] == 1 and value.shape == z.shape[:-1]:
             value = value.unsqueeze(-1)
         _require.shape("ConfidenceSet.contains", "f(z)", value, tuple(low.shape))
-        excess = torch.maximum(low - value, value - high)
-        worst = int(excess.argmax())
-        amount = float(excess.reshape(-1)[worst])
+        excess, room = torch.maximum(low - value, value - high), tol * self._size(z, low, high)
+        worst = int((excess - room).argmax())
+        amount, threshold = (float(part.reshape(-1)[worst]) for part in (excess, room))
         point = z.reshape(-1, z.shape[-1])[worst // excess.shape[-1]].tolist()
-        return Verdict(amount, amount, tol, witness=f"z = {point}")
+        return Verdict(amount, amount, threshold, witness=f"z = {point}")
 
 
 def _points(where: str, z: Tensor) -> Tensor:

@@ -111,9 +111,9 @@ def test_membership_is_judged_by_the_largest_excess_on_either_side():
         assert (found.outcome, found.upper, found.witness) == (Outcome.VIOLATED, amount, f"z = {witness}")
         assert confidence.contains(lambda z, value=value: value, POINTS, tol=amount).outcome is Outcome.HOLDS
     edge = middle.clone()
-    edge[1, 0] = 3.0 + 5e-10
+    edge[1, 0] = 3.0 + 3e-9
     assert confidence.contains(lambda z: edge, POINTS).outcome is Outcome.HOLDS
-    edge[1, 0] = 3.0 + 2e-9
+    edge[1, 0] = 3.0 + 5e-9
     assert confidence.contains(lambda z: edge, POINTS).outcome is Outcome.VIOLATED
 
 
@@ -271,6 +271,8 @@ def test_a_set_is_empty_in_any_units(bound, unit):
     F = ConfidenceSet(bound(rkhs_norm=0.5, subgaussian=1e-3 * unit, delta=0.1)).update(model)
     assert F.falsified(z) is not None and bool(F.empty(z).any())
     assert LocalAffine.at(F, z).empty.tolist() == F.empty(z).tolist()
+    low = F.bounds(z)[0]
+    assert [F.contains(lambda z, s=s: low - s * unit, z).outcome for s in (0.1, 1e-8)] == [Outcome.VIOLATED] * 2
     fine = replace(F.bound, rkhs_norm=20.0)
     assert ConfidenceSet(fine).update(model).falsified(z) is None
 
