@@ -248,12 +248,12 @@ _MATRICES = grid._average_matrices
 def _less_shift(factor: float) -> AbstractContextManager[object]:
     """The average at the centre of a sub-cell, and of what the rest of the sub-cell adds only the share g."""
 
-    def matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
-        inner, strip = _MATRICES(low, width, cells, split, std)
+    def matrices(width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
+        inner, strip = _MATRICES(width, cells, split, std)
         if std == 0.0:
             return inner, strip
-        rows = low + (torch.arange(cells * split, dtype=torch.float64) + 0.5) * (width / split)
-        edges = low + torch.arange(cells + 1, dtype=torch.float64) * width
+        rows = (torch.arange(cells * split, dtype=torch.float64) + 0.5) * (width / split)
+        edges = torch.arange(cells + 1, dtype=torch.float64) * width
         below = torch.special.ndtr((edges - rows.unsqueeze(-1)) / std)
         middle = torch.cat([below[:, :1], below.diff(dim=-1), 1.0 - below[:, -1:]], -1)
         return factor * inner + (1.0 - factor) * middle, factor * strip

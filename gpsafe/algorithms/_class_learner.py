@@ -78,12 +78,18 @@ class ClassLearner(Learner, Generic[S, C]):
         """The decision for the next episode: made once, since a certifier may spend probability on it."""
         book, at = self._book, self.standing
         self._require_same_class(at)
+        self._require_not_falsified(at)
+        if book.state.get("decided", (None,))[0] != self.told:
+            book.state["decided"] = (self.told, *self._decide(at, self.stream(self.seed, PLANNER, self.told)))
+        at, choice = book.state["decided"][1:]
+        self._require_not_falsified(at)  # it may have come out empty where only the decision looked
+        return at, choice
+
+    def _require_not_falsified(self, at: S) -> None:
+        """Refuses to go on from an F_n that is empty somewhere."""
         if at.falsified is not None:
             expected = "F_n that is not empty (nothing can be certified any more)"
             raise _require.fail(type(self).__name__, expected, str(at.falsified))
-        if book.state.get("decided", (None,))[0] != self.told:
-            book.state["decided"] = (self.told, *self._decide(at, self.stream(self.seed, PLANNER, self.told)))
-        return book.state["decided"][1:]
 
     def _require_same_class(self, at: S) -> None:
         """Refuses to go on with policies that moved: members of S_n would be others than those that were certified."""

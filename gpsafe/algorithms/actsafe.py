@@ -283,7 +283,7 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         while at.falsified is None and len(episodes) < self.episodes:
             self._require_same_class(at)
             at, choice = self._decide(at, generator)
-            if until is not None and until(at.safe_set):
+            if at.falsified is not None or (until is not None and until(at.safe_set)):
                 break
             states, inputs = self._execute(choice.policy, generator)
             cost, reward = realised(self.system, states, inputs)
@@ -326,6 +326,11 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         chosen = int(safe.members[scores.argmax()])
         phase = "expand" if exploring else "exploit"
         beta = tuple(self.bound.beta(at.confidence.model).tolist())
+        falsified = (
+            session.falsified()
+        )  # where only these bounds looked: then S_n has not grown, and nothing is to be flown
+        if falsified is not None:
+            return replace(at, falsified=falsified), Episode(number, phase, chosen, len(at.safe_set), value, beta)
         at = replace(at, safe_sets=(*at.safe_sets, safe), exploring=exploring)
         if exploring and len(safe) < safe.num and first_stall([len(s) for s in at.safe_sets], self.patience):
             near = int(safe.outsiders[upper[safe.outsiders].argmin()])

@@ -23,6 +23,7 @@ from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, str
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
 from gpsafe.confidence.lineage import Lineage
+from gpsafe.confidence.set import EMPTY
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, input_at, selected
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
@@ -398,8 +399,8 @@ def _empty(sets: SafeOptSets, beliefs: Beliefs, points: Tensor) -> Falsification
     known = (beliefs.mean.abs() <= HUGE) & (beliefs.half.abs() <= HUGE)
     lower = torch.stack([sets.lower, torch.where(known, told[0], -torch.inf)])
     upper = torch.stack([sets.upper, torch.where(known, told[1], torch.inf)])
-    gap = (lower - upper).nan_to_num(nan=-torch.inf)
-    if not bool((gap > 1e-9).any()):
+    gap = (lower - upper - EMPTY * torch.minimum(lower.abs(), upper.abs())).nan_to_num(nan=-torch.inf)
+    if not bool((gap > 0).any()):
         return None
     at = torch.unravel_index(gap.argmax(), gap.shape)
     return Falsification(tuple(points[at[1]].tolist()), int(at[2]), float(lower[at]), float(upper[at]))

@@ -180,6 +180,8 @@ def judge(
     where = f"{tightest.kind} row {tightest.row} of member {tightest.member} at stage {tightest.stage}"
     verdict = Verdict(lower, upper, problem.tolerance, witness=f"{where}: margin {tightest.margin:.3e}")
     reason = "" if verdict.outcome is Outcome.HOLDS else f"{where} has margin {tightest.margin:.3e}"
+    if verdict.outcome is Outcome.INCONCLUSIVE:  # as of an input that may have one value only
+        reason += ", 0 to rounding: where rows leave no room the problem has to state a tolerance"
     return answer(verdict, reason, margins, tightest, tube)
 
 

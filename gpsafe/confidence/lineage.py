@@ -9,6 +9,11 @@ values at the probes (data and fixed random points): a closure whose captured va
 permuted or edited in place; eight different rows or more that repeat eight earlier ones in their order, wherever they stand;
 kernels and λ edited after the model was made.
 
+The theorems allow that rows repeat: noise on a grid, and none, is R-sub-Gaussian, too. What never repeats is the Gaussian noise
+of deviation `noise_std` that a model states of learned states (beyond what float64 rounds off): then eight rows again are a
+copy, or that noise, on which bounds of expected costs rest, is not there. For other noise state noise_std = 0, and R in the
+bound.
+
 **Not seen:** what was left out before the first posterior was built or is left out of what is appended; hyperparameters
 chosen with these data in hand and then stated as numbers; a known part that changed away from the probes; single
 observations repeated (noise on a grid, or none, repeats by right); an edit of the factors behind a posterior. These stay
@@ -34,7 +39,10 @@ from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
 PROBES = 16  # points of each kind at which the known part must keep its values
-REPEATED = 8  # different rows that repeat earlier ones in their order, bit by bit: no noise does that by chance
+REPEATED = (
+    8  # different rows that repeat earlier ones in their order, bit by bit: no Gaussian noise does that by chance
+)
+ROUNDED = 16 * torch.finfo(torch.float64).eps  # of the size of a state: noise below that may leave it as it is
 
 
 @short
@@ -125,11 +133,20 @@ class Lineage:
             return f"the {n} observations of the last generation first, unchanged and in their order (append new ones)"
         if not _equal(scales(model)[:n], _scales(self.noise_scale, n)):
             return "the noise scales of the last generation for its observations"
-        if again and bool((self.noise_std[list(self.shape[2])] > 0).any()):
+        if again and self._differs(model.inputs, model.targets):
             found = _repeated(model.inputs, model.targets, n)
             if found is not None:
-                return f"new observations only (rows {found[1]} and on repeat rows {found[0]} and on, bit by bit)"
+                rows = f"rows {found[1]} and on repeat rows {found[0]} and on, bit by bit"
+                return (
+                    f"new observations only ({rows}; Gaussian noise does not: noise_std = 0 states that there is none)"
+                )
         return None
+
+    def _differs(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Whether the noise of a learned state is stated, and more than rounding: what is measured again differs then."""
+        outputs = list(self.shape[2])
+        size = torch.maximum(inputs[:, outputs].abs().amax(0), targets.abs().amax(0))
+        return bool((self.noise_std.to(size)[outputs] > ROUNDED * size).any())
 
 
 def _repeated(inputs: Tensor, targets: Tensor, old: int) -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.verdict import Verdict
 
+EMPTY = 1e-9  # of B√k(z, z), the size of f in any units: l_n may exceed h_n by rounding only
 DEVIATIONS = 10.0  # of Gaussian noise one row in 10^22 is farther off
 RECORDED = 1e-6  # of the size of a state, that a recording in float32 may lose
 
@@ -240,46 +241,68 @@ class ConfidenceSet:
             yield mean[i] - half, mean[i] + half
         yield from (self.bound.interval(generation, z) for generation in others)
 
-    def empty(self, z: Tensor, *, tol: float = 1e-9) -> Tensor:
-        """Where l_n > h_n + tol in some output at z (*b, d), or one is no number, (*b,): nothing may be claimed there.
+    def crossed(self, z: Tensor, low: Tensor, high: Tensor, tol: float = EMPTY) -> Tensor:
+        """l_n − h_n at z (*b, d) less the share `tol` of B√k(z, z), or where no norm is assumed of the smaller end, (*b, p).
+
+        Where it is positive, which no rounding is, F_n is empty.
+        """
+        return low - high - tol * self._size(z, low, high)
+
+    def _size(self, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        width = self.bound.prior_width(self.model, z)
+        return torch.where(torch.isfinite(width), width, torch.minimum(low.abs(), high.abs()))
+
+    def empty(self, z: Tensor, *, tol: float = EMPTY) -> Tensor:
+        """Where l_n > h_n in some output at z (*b, d), by more than the share `tol` of its size (`crossed`), or one is no
+        number, (*b,): nothing may be claimed there.
 
         Of points beyond what the theorem covers (`ConfidenceBound.covers`) it does not say so.
         """
         tol = _require.tolerance("ConfidenceSet.empty", tol)
         found = self.bound.covers(z, z)
-        low, high = self.bounds(z[found])
-        return found.masked_scatter(found, ~(low <= high + tol).all(-1))
+        inside = z[found]
+        return found.masked_scatter(found, ~(self.crossed(inside, *self.bounds(inside), tol) <= 0).all(-1))
 
-    def falsified(self, z: Tensor, *, tol: float = 1e-9) -> Falsification | None:
-        """A point of z (*b, d) where l_n > h_n + tol, the worst one; None if there is none. NaN accuses nobody."""
-        z, tol = _require.floats("ConfidenceSet.falsified", "z", z), _require.tolerance("ConfidenceSet.falsified", tol)
+    def falsified(self, z: Tensor, *, tol: float = EMPTY) -> Falsification | None:
+        """A point of z (*b, d) where l_n > h_n by more than the share `tol` of its size (`crossed`), the worst one; None if
+        there is none. NaN accuses nobody.
+        """
+        z, tol = _points("ConfidenceSet.falsified", z), _require.tolerance("ConfidenceSet.falsified", tol)
         low, high = self.bounds(z)
-        gap = (low - high).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
+        gap = self.crossed(z, low, high, tol).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
         worst = int(gap.argmax())
         row, output = divmod(worst, gap.shape[-1])
-        if float(gap[row, output]) <= tol:
+        if float(gap[row, output]) <= 0:
             return None
         low, high = low.reshape(gap.shape), high.reshape(gap.shape)
         point = z.reshape(-1, z.shape[-1])[row]
         return Falsification(tuple(point.tolist()), output, float(low[row, output]), float(high[row, output]))
 
-    def contains(self, f: Callable[[Tensor], Tensor], z: Tensor, *, tol: float = 1e-9) -> Verdict:
+    def contains(self, f: Callable[[Tensor], Tensor], z: Tensor, *, tol: float = EMPTY) -> Verdict:
         """Whether l_n ≤ f ≤ h_n at z (*b, d), f: (*b, d) → (*b, p), or (*b,) where one output is learned. The value is the
-        largest excess outside F_n.
+        largest excess outside F_n, the threshold the share `tol` of its size there (`crossed`).
 
         VIOLATED refutes f ∈ F_n. HOLDS speaks of the given points only.
 
         Raises:
             ValueError: if f returns another shape, which broadcasting might otherwise take for values at other points.
         """
-        z, tol = _require.floats("ConfidenceSet.contains", "z", z), _require.tolerance("ConfidenceSet.contains", tol)
+        z, tol = _points("ConfidenceSet.contains", z), _require.tolerance("ConfidenceSet.contains", tol)
         low, high = self.bounds(z)
         value = _require.floats("ConfidenceSet.contains", "f(z)", f(z)).to(low.device)
         if low.shape[-1] == 1 and value.shape == z.shape[:-1]:
             value = value.unsqueeze(-1)
         _require.shape("ConfidenceSet.contains", "f(z)", value, tuple(low.shape))
-        excess = torch.maximum(low - value, value - high)
-        worst = int(excess.argmax())
-        amount = float(excess.reshape(-1)[worst])
+        excess, room = torch.maximum(low - value, value - high), tol * self._size(z, low, high)
+        worst = int((excess - room).argmax())
+        amount, threshold = (float(part.reshape(-1)[worst]) for part in (excess, room))
         point = z.reshape(-1, z.shape[-1])[worst // excess.shape[-1]].tolist()
-        return Verdict(amount, amount, tol, witness=f"z = {point}")
+        return Verdict(amount, amount, threshold, witness=f"z = {point}")
+
+
+def _points(where: str, z: Tensor) -> Tensor:
+    """z, at least one: what is asked of none is neither refuted nor true."""
+    found = _require.floats(where, "z", z)
+    if not found.numel():
+        raise _require.fail(where, "at least one z", f"shape {tuple(found.shape)}")
+    return found

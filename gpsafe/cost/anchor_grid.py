@@ -17,7 +17,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._lineage import continues
-from gpsafe.cost.local_affine import EMPTY, LocalAffine
+from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.sets import Box
 
 
@@ -86,8 +86,7 @@ class AnchorGrid:
     @property
     def empty(self) -> Tensor:
         """Anchors (k, d) at which F_n came out empty: a falsified assumption."""
-        local = self._filled()
-        return self.anchors[(local.half < -EMPTY).any(-1)]
+        return self.anchors[self._filled().empty]
 
     def around(self, z: Tensor) -> tuple[LocalAffine, Tensor]:
         """The enclosures at the anchors nearest to z (*b, d), and z − anchor."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.confidence.set import EMPTY, ConfidenceSet
 from gpsafe.cost._lineage import continues
 from gpsafe.cost.in_cell import InCell, Loop
 from gpsafe.models._prior import prior_jacobian
@@ -21,7 +21,6 @@ from gpsafe.rkhs import kernels
 from gpsafe.systems.base import KnownPart, known_with_bound
 
 _OUTER = (torch.maximum, torch.minimum)  # of the lower and of the upper ends of sets that are intersected
-EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
 def grow(value: Tensor, relative: float = 1e-9) -> Tensor:
@@ -209,8 +208,8 @@ class Enclosure:
         )
 
     def empty(self, *, tol: float = EMPTY) -> bool:
-        """Whether F_n is empty at some z: a falsified assumption."""
-        return bool((self.low > self.high + _require.tolerance("Enclosure.empty", tol)).any())
+        """Whether F_n is empty at some z, by more than the share `tol` of `cap`: a falsified assumption."""
+        return bool((self.low > self.high + _require.tolerance("Enclosure.empty", tol) * self.cap).any())
 
     def middle(self) -> tuple[Tensor, Tensor]:
         """Boxes of the next mean from the centres of the cells alone, low and high, both (P, N, nx): what is left of `boxes` as
@@ -231,7 +230,7 @@ class Enclosure:
         high[..., columns] += torch.minimum(self.high + self.slack, self.cap)
         if self.inner is not None:
             low, high = torch.maximum(low, self.inner[0]), torch.minimum(high, self.inner[1])
-        empty = (self.low > self.high + EMPTY).flatten(1).any(-1)[:, None, None]
+        empty = (self.low > self.high + EMPTY * self.cap).flatten(1).any(-1)[:, None, None]
         return torch.where(empty, -torch.inf, low), torch.where(empty, torch.inf, high)
 
 

@@ -86,23 +86,22 @@ class Grid:
         return torch.where(inside, torch.stack([ravel(corner, self.cells) for corner in corners], -1), -1)
 
 
-def _average_matrices(low: float, width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
-    """Gaussian average along one axis: W = A V + E max(V₋, V₊).
+def _average_matrices(width: float, cells: int, split: int, std: float) -> tuple[Tensor, Tensor]:
+    """Gaussian average along one axis, wherever it begins: W = A V + E max(V₋, V₊).
 
     Row j is a sub-cell of half-width ε = width/(2 split) with centre y_j. For every m within ε of y_j,
     E V(m + w) ≤ Σ_i V_i P(y_j + w ∈ cell i shrunk by ε) + Σ_e max(V_{e−}, V_{e+}) P(|y_j + w − e| ≤ ε), because
     V(y + δ) for |δ| ≤ ε is V_i inside the shrunk cell and one of the two neighbours within ε of an edge.
     Columns of A: [left outside, cells…, right outside]; of E: the cells + 1 edges.
     """
-    half = width / (2 * split)
-    rows = low + (torch.arange(cells * split, dtype=torch.float64) + 0.5) * (width / split)
-    edges = low + torch.arange(cells + 1, dtype=torch.float64) * width
     if std == 0.0:  # m + w = m stays in its own cell
         identity = torch.eye(cells, dtype=torch.float64).repeat_interleave(split, 0)
         pad = torch.zeros(cells * split, 1, dtype=torch.float64)
         return torch.cat([pad, identity, pad], -1), torch.zeros(cells * split, cells + 1, dtype=torch.float64)
-    left = torch.special.ndtr((edges - half - rows.unsqueeze(-1)) / std)
-    right = torch.special.ndtr((edges + half - rows.unsqueeze(-1)) / std)
+    # Edges less centres in units of ε are whole numbers, so that far from zero nothing of them is rounded off.
+    edges = torch.arange(cells + 1, dtype=torch.float64) * (2 * split)
+    gaps, unit = edges - (2 * torch.arange(cells * split, dtype=torch.float64) + 1).unsqueeze(-1), width / (2 * split)
+    left, right = (torch.special.ndtr((gaps + side) * unit / std) for side in (-1, 1))
     strip = (right - left).clamp_min(0.0)
     inner = (left[:, 1:] - right[:, :-1]).clamp_min(0.0)
     return torch.cat([left[:, :1], inner, 1.0 - right[:, -1:]], -1), strip
@@ -146,8 +145,7 @@ class Averager:
         self.grid = grid
         self.axes = []
         for i in range(grid.box.dim):
-            low, width = float(grid.box.lower[i]), float(grid.size[i])
-            matrices = _average_matrices(low, width, grid.cells[i], grid.split[i], float(noise_std[i]))
+            matrices = _average_matrices(float(grid.size[i]), grid.cells[i], grid.split[i], float(noise_std[i]))
             rows = slice(margin[i] * grid.split[i], (grid.cells[i] - margin[i]) * grid.split[i])
             self.axes.append(_blocks(matrices[0][rows], matrices[1][rows], device))
 

@@ -31,12 +31,11 @@ from gpsafe.confidence.functionals import (
     jet,
     taylor_modulus,
 )
-from gpsafe.confidence.set import ConfidenceSet
+from gpsafe.confidence.set import EMPTY, ConfidenceSet
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.rkhs import kernels
 
 MANY = 64  # columns of a cross-section whose products are all formed
-EMPTY = 1e-9  # l_n may exceed h_n by rounding only
 
 
 @short
@@ -205,6 +204,11 @@ class LocalAffine:
         cap = norm * moduli.std
         return LocalAffine(0.5 * (low + high), 0.5 * (high - low), mean, cov, norm, cap, moduli, tuple(jets[1:]))
 
+    @property
+    def empty(self) -> Tensor:
+        """Anchors at which F_n came out empty, (*b,)."""
+        return (self.half < -EMPTY * self.cap).any(-1)
+
     def gather(self, index: Tensor) -> LocalAffine:
         """Anchors (P, K) → one anchor for each of N points: index (P, N) into K."""
 
@@ -251,8 +255,8 @@ class LocalAffine:
         radius = torch.where(known, (0.5 * (high - low)).clamp_min(0.0), self.cap.expand_as(value))
         value, error = torch.where(within, value, center), torch.where(within, error, radius)
         linear = torch.where(within.unsqueeze(-1), linear, torch.zeros_like(linear))
-        empty = (self.half < -EMPTY) | (low > high + EMPTY)
-        return AffineRange(value, linear, error * (1 + 1e-12), empty.any(-1))
+        empty = (low > high + EMPTY * self.cap).any(-1) | self.empty
+        return AffineRange(value, linear, error * (1 + 1e-12), empty)
 
 
 def _scaled(band: Band, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from gpsafe.assumptions import Assumption
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.enclosure import Enclosure, enclose, grow
+from gpsafe.cost.enclosure import Enclosure, enclose
 from gpsafe.cost.grid import Averager, Grid, RangeMax
 from gpsafe.policies import PolicyClass, selected
 from gpsafe.rkhs import kernels
@@ -121,13 +121,14 @@ class RobustDP(OfTask):
     def outward(self, value: Tensor) -> Tensor:
         """Expected costs rounded up. Without noise they are sums of stage costs, with which a cost of 0 stays 0; averages over
         noise come of differences of probabilities, which err by a share of the ceiling."""
-        return grow(value) if bool((self.task.noise_std > 0).any()) else value * (1 + 1e-9)
+        share = self.cost.ceiling if bool((self.task.noise_std > 0).any()) else 0.0
+        return value + 1e-9 * (share + value.abs())
 
     def lower(self, enclosure: Enclosure) -> Tensor:
         """A lower bound of inf over the same mean boxes (J_c's lower side when l = h = f*), rounded down but to 0, (P,)."""
         centers, radius = enclosure.centers, enclosure.radius
         stage = -self.cost.lower(centers - radius, centers + radius).unsqueeze(0)
-        return (-grow(self._run(enclosure, stage, 0.0))).clamp_min(0.0)
+        return (-self.outward(self._run(enclosure, stage, 0.0))).clamp_min(0.0)
 
     def exploration(self, enclosure: Enclosure, std: Tensor) -> Tensor:
         """Upper bound of sup_f E Σ_t ‖σ(z_t)‖ (the optimistic value of ActSafe's expansion phase), (P,).

@@ -93,12 +93,15 @@ class Tubes:
     lost: Tensor
 
     def contains_hull(self, states: Tensor, *, tol: float = SLACK) -> Tensor:
-        """Whether trajectories (P, N, T or T + 1, nx) stay in the interval hulls (necessary for containment), (P, N)."""
+        """Whether trajectories (P, N, T or T + 1, nx) stay in the interval hulls (necessary for containment), (P, N).
+
+        They may leave one by the share `tol` of its size, |center| + radius.
+        """
         tol = _require.tolerance("Tubes.contains_hull", tol)
         inside = torch.ones_like(self.lost, dtype=torch.bool)
         for t, part in enumerate(self.sets):
-            gap = (states[..., t, :] - part.center).abs() - part.radius
-            inside &= (gap <= tol).all(-1) | (self.lost <= t)
+            gap, size = (states[..., t, :] - part.center).abs() - part.radius, part.center.abs() + part.radius
+            inside &= (gap <= tol * size).all(-1) | (self.lost <= t)
         return inside
 
     def widths(self) -> Tensor:

@@ -102,9 +102,10 @@ class TotalVariation(MonteCarloBound):
             cost = self.cost(x)
             total = total + torch.where((cost >= 0) & (cost <= self.cost.ceiling), cost, self.cost.ceiling)
             u = inputs_at(policies, x)
-            low, high = confidence.bounds(torch.cat([x, u], dim=-1))
+            z = torch.cat([x, u], dim=-1)
+            low, high = confidence.bounds(z)
             rate = parting_rate(model.embed((0.5 * (high - low)).clamp_min(0.0)), self.noise_std)
-            rates.append(torch.where((low <= high + 1e-9).all(-1), rate, 1.0))
+            rates.append(torch.where((confidence.crossed(z, low, high) <= 0).all(-1), rate, 1.0))
             x = model.prior(x, u) + model.embed(0.5 * (low + high)) + noise[t]
         return total, torch.stack(rates, dim=-1)
 

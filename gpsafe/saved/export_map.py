@@ -119,8 +119,8 @@ class _Process:
         self.first, self.last, self.outside = (end[0] for end in touched(grid, cells.low, cells.high))
         self.landing = []
         for axis, (n, s) in enumerate(zip(grid.cells, grid.split, strict=True)):
-            ends = float(grid.box.lower[axis]), float(grid.size[axis])
-            self.landing.append([part.tolist() for part in _average_matrices(*ends, n, s, float(noise_std[axis]))])
+            matrices = _average_matrices(float(grid.size[axis]), n, s, float(noise_std[axis]))
+            self.landing.append([part.tolist() for part in matrices])
 
     def labels(self, state: State) -> list[str]:
         """Of a state."""

@@ -16,7 +16,7 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
 from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
-from gpsafe.cost.local_affine import EMPTY, LocalAffine
+from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.models.gp import GP
 from gpsafe.sets._containment import maximize_square
 from gpsafe.sets.zonotope import HUGE
@@ -190,5 +190,4 @@ class GPTube:
             apart = torch.linalg.matrix_norm(moved, ord=2)
             joint = maximize_square(root[..., 0], moved)[0].clamp_min(0.0).sqrt()
             bound = torch.minimum(bound, torch.minimum(joint, value + apart) * (1 + 1e-10) + rest)
-        empty = (local.half < -EMPTY).any(-1, keepdim=True)
-        return torch.where(empty, torch.full_like(bound, torch.inf), bound * (1 + 1e-12))
+        return torch.where(local.empty.unsqueeze(-1), torch.full_like(bound, torch.inf), bound * (1 + 1e-12))

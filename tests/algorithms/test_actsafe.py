@@ -7,7 +7,7 @@ import torch
 
 from gpsafe import AffineKnown
 from gpsafe.algorithms.actsafe import ActSafe
-from gpsafe.confidence import ConfidenceSet, Constant, Mixture
+from gpsafe.confidence import ConfidenceSet, Constant, Falsification, Mixture
 from gpsafe.cost.grid import Grid
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.cost.session import DPSession
@@ -135,6 +135,44 @@ def test_norm_bound_far_too_small_is_falsified_and_stops_the_run(algorithm):
     run = algorithm.with_(bound=wrong, unchecked=True).run(torch.Generator().manual_seed(0))
     assert run.falsified is not None and run.falsified.lower > run.falsified.upper
     assert "assumption" in str(run.falsified) and len(run.episodes) < algorithm.episodes
+
+
+class Looking(DPSession):
+    """Meets an empty F_n in the second episode, where it asks for the exploration of members: nobody looked there before."""
+
+    __slots__ = ()
+
+    def exploration(self, index):
+        if len(self.confidence.generations) == 2:
+            EMPTY.append(Falsification((0.9, 0.1), 0, 1.0, -1.0))
+        return super().exploration(index)
+
+    def falsified(self):
+        return EMPTY[0] if EMPTY else super().falsified()
+
+
+EMPTY: list[Falsification] = []
+
+
+def test_no_policy_flies_once_the_decision_for_it_has_met_an_empty_set(algorithm):
+    """Old bounds rest on the false assumption, too. It was flown as guaranteed, and the refutation was read after it."""
+    dp = algorithm.cost_bound
+
+    def start(confidence):
+        EMPTY.clear()
+        first = dp.enclosure(confidence, algorithm.policies).refine(confidence)
+        return Looking(dp, confidence, first)
+
+    watched = algorithm.with_(start=start)
+    run = watched.run(0)
+    assert run.falsified is EMPTY[0] and len(run.episodes) == 1 and len(run.safe_sets) == 2
+    learner = watched.with_(seed=0)
+    learner.tell(*learner.rollout(learner.ask()))
+    assert learner.logger.rows[0]["guaranteed"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected F_n that is not empty"):
+            learner.ask()
+    assert len(learner.standing.safe_sets) == 2
 
 
 def test_zero_width_certifies_an_unsafe_policy(algorithm, truth):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
-from gpsafe.algorithms.safeopt import _same
+from gpsafe.algorithms.safeopt import _empty, _same
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Constant, ConvexProgram
 from gpsafe.linalg import vector
@@ -137,6 +138,18 @@ def test_an_empty_interval_refutes_it():
     learner = safeopt().with_(bounds=(Constant(value=1e-3), Constant(value=1e-3)))
     learner.learn(8)
     assert learner.falsified is not None and learner.told < 8
+
+
+@pytest.mark.parametrize("unit", [1e9, 1.0, 1e-6, 1e-12])
+def test_an_interval_is_empty_in_any_units(unit):
+    """Costs of 1e-10 in units of their own: intervals a tenth of them apart refuted nothing."""
+    points, ones = vector(0.2, 0.7).unsqueeze(-1), torch.ones(2, 1).double()
+    beliefs = SimpleNamespace(mean=0 * ones, half=torch.inf * ones)
+    for gap, refuted in ((0.1, True), (1e-12, False), (-0.1, False)):
+        lower = vector(-torch.inf, 1.0 + gap).unsqueeze(-1) * unit
+        found = _empty(SimpleNamespace(lower=lower, upper=ones * unit), beliefs, points)
+        assert (found is not None) == refuted
+        assert found is None or (found.point, found.lower, found.upper) == ((0.7,), float(lower[1]), unit)
 
 
 def test_a_convex_program_that_nothing_satisfies_refutes_it_too():

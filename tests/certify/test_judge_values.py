@@ -201,3 +201,15 @@ def test_what_a_certificate_rests_on_is_listed_once():
     assert [found.assumptions.count(word) for word in ("stated", "another", "state measured exactly")] == [1, 1, 1]
     single = judge(problem(), X0.float(), LEARNED.float(), proposed(PLAN.float()))
     assert single.inputs.dtype == single.action.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("tolerance", "certified"), [(0.0, False), (1e-9, True)])
+def test_an_input_that_may_have_one_value_only_needs_a_tolerance(tolerance, certified):
+    """Its rows leave no room for rounding; that is said, where one read of a margin of −2e-13."""
+    locked = Polytope.of_box(Box(tensor([-20.0, 0.1]), tensor([20.0, 0.1])))
+    plan = PLAN.clone()
+    plan[:, 1] = 0.1
+    case = problem(inputs=locked, gain=0 * problem().gain, tolerance=tolerance)
+    found = judge(case, X0, LEARNED, proposed(plan))
+    assert found.certified == certified
+    assert certified or (found.outcome is Outcome.INCONCLUSIVE and "has to state a tolerance" in found.reason)

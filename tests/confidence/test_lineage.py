@@ -120,6 +120,23 @@ def test_noise_of_one_state_is_enough_for_a_repetition_to_tell_nothing():
     refused(ConfidenceSet(BOUND).update(half), half.condition(rows(0, 20)), "repeat rows 0 and on")
 
 
+@pytest.mark.parametrize(
+    ("noise_std", "size", "refuses"), [(1e-17, 1.0, False), (1e-12, 1e5, False), (1e-12, 1.0, True)]
+)
+def test_noise_that_float64_rounds_off_repeats_by_right(noise_std, size, refuses):
+    """The same is measured again, as without any: an honest episode was refused."""
+    model = empty(noise_std=noise_std).condition(scaled(rows(0, 20), size))
+    again = model.condition(scaled(rows(0, 20), size))
+    if refuses:
+        refused(ConfidenceSet(BOUND).update(model), again, "noise_std = 0 states that there is none")
+    else:
+        assert ConfidenceSet(BOUND).update(model).update(again).sound
+
+
+def scaled(data: Transitions, size: float) -> Transitions:
+    return Transitions(size * data.x, data.u, size * data.x_next)
+
+
 @pytest.mark.parametrize("before", range(1, REPEATED))
 def test_a_repetition_that_began_before_the_last_generation_is_seen(before):
     """A block of which the first rows were appended with the last data, too few to be one, and the others now."""

@@ -85,6 +85,7 @@ ELSEWHERE = {
     "ConfidenceSet.falsified": "test_nan_accuses_nobody",
     "room": "guidance for proposers, of which no claim is made; tests/planning: the judge certifies what they find",
     "ConfidenceSet.empty": "tests/confidence/test_regions.py: what is no number is empty",
+    "ConfidenceSet.crossed": "through `empty`, `falsified` and TotalVariation",
     **dict.fromkeys(
         [
             *(

@@ -76,7 +76,7 @@ TOLERANCES: dict[str, Callable[[Any], object]] = {
     "ConfidenceSet.empty": lambda v: SET.empty(ORIGIN, tol=v),
     "ConfidenceSet.falsified": lambda v: SET.falsified(ORIGIN, tol=v),
     "ConfidenceSet.contains": lambda v: SET.contains(lambda z: z[..., :1], ORIGIN, tol=v),
-    "Enclosure.empty": lambda v: Enclosure.empty(SimpleNamespace(low=ORIGIN, high=ORIGIN), tol=v),  # type: ignore[arg-type]
+    "Enclosure.empty": lambda v: Enclosure.empty(SimpleNamespace(low=ORIGIN, high=ORIGIN, cap=ORIGIN), tol=v),  # type: ignore[arg-type]
     "Tubes.contains_hull": lambda v: Tubes((Zonotope.point(ORIGIN[None]),), torch.ones(1, 1)).contains_hull(
         ORIGIN[None, None], tol=v
     ),

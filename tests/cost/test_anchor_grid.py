@@ -101,7 +101,7 @@ def test_generations_are_intersected_and_value_and_slope_come_from_the_newest():
     assert bool((new_low < 0.125).any()) and bool((new_high > 0.375).any())
     assert late.empty.shape == (0, 2)
     half = late.local.half.clone()
-    half[3], half[7] = -2 * EMPTY, -0.5 * EMPTY
+    half[3], half[7] = -2 * EMPTY * late.local.cap, -0.5 * EMPTY * late.local.cap
     broken = replace(late, local=replace(late.local, half=half))
     assert torch.equal(broken.empty, grid.anchors[3:4])
     with pytest.raises(ValueError, match="AnchorGrid: expected refine before use"):

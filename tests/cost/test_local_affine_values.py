@@ -148,7 +148,7 @@ def test_a_range_is_the_narrowest_of_three_forms_cut_to_the_ball():
 def test_the_cut_by_hand():
     local, _ = enclosures()
     half = tensor([[0.1, 0.1]]).expand(7, 2).clone()
-    half[4, 0], half[5, 1] = -2 * EMPTY, -0.5 * EMPTY
+    half[4, 0], half[5, 1] = -1.1 * EMPTY * 2.0, -0.9 * EMPTY * 4.5
     local = replace(local, half=half, mean=None, cov=None)
     value = tensor([[0.5, 0.0], [1.9, 0.0], [-1.9, 0.0], [3.0, 0.0], [0.0, 0.0], [0.0, 0.0], [float("nan"), 0.0]])
     linear, error = tensor([0.2, -0.1]).expand(7, 2, 2).clone(), torch.full((7, 2), 0.3).double()
@@ -225,6 +225,6 @@ def test_rounding_makes_no_length_imaginary_and_no_set_empty():
     assert float(cross.seminorm(-1e-18 * torch.eye(3).double().expand(2, 1, 3, 3)).max()) < 1e-8
     local, _ = enclosures()
     local = replace(local, half=torch.ones(2, 2).double(), mean=None, cov=None)
-    value = local.cap + tensor([[0.5, 0.5], [0.5, 2.0]]) * EMPTY
+    value = local.cap * (1 + tensor([[0.5, 0.5], [0.5, 2.0]]) * EMPTY)
     found = local._cut(value, torch.zeros(2, 2, 1).double(), torch.zeros(2, 2).double())
     assert found.empty.tolist() == [False, True]

@@ -282,7 +282,7 @@ def test_every_upper_value_is_rounded_up_and_every_lower_one_down(one_d):
     cells = session.enclosure
     stage = dp.cost.upper(cells.centers - cells.radius, cells.centers + cells.radius).unsqueeze(0)
     raw, ceiling = dp._run(cells, stage, dp.cost.ceiling), dp.horizon * dp.cost.ceiling
-    assert bool((session.upper(index) >= torch.clamp(raw + 1e-9 * (1 + raw), max=ceiling)).all())
+    assert bool((session.upper(index) >= torch.clamp(raw + 1e-9 * (dp.cost.ceiling + raw), max=ceiling)).all())
     assert bool((session.upper(index) <= ceiling).all())
     exact = cells.with_residual(system.residual_fn(cells.z))
     assert bool((dp.lower(exact) < dp.upper(exact)).all())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gpsafe.confidence import ConfidenceSet, Mixture
-from gpsafe.cost.enclosure import grow
 from gpsafe.cost.grid import Averager, Grid, RangeMax, _average_matrices
 from gpsafe.cost.pruned import PrunedSession
 from gpsafe.cost.robust_dp import RobustDP, sweep
@@ -96,7 +95,7 @@ def test_bad_grids_are_refused(cells, split):
 @pytest.mark.parametrize(("split", "std"), [(1, 0.3), (3, 0.3), (2, 0.04), (2, 0.0)])
 def test_averages_are_differences_of_distribution_functions(split, std):
     low, width, cells = -0.7, 0.2, 5
-    inner, strip = _average_matrices(low, width, cells, split, std)
+    inner, strip = _average_matrices(width, cells, split, std)
     eps = width / (2 * split)
     for row in range(cells * split):
         y = low + (row + 0.5) * width / split
@@ -114,12 +113,32 @@ def test_averages_are_differences_of_distribution_functions(split, std):
         assert float(inner[row].sum() + strip[row].sum()) == pytest.approx(1.0, abs=1e-14)
 
 
+@pytest.mark.parametrize("far", [2.0**10, 2.0**20])
+def test_averages_do_not_depend_on_where_the_grid_lies(far):
+    """At 10⁶ positions are rounded by 10⁻¹⁰: of cells of 5·10⁻⁵ that took 4·10⁻⁷ of the ceiling off a bound in five stages."""
+    unit, value = 2.0**-10, uniform(4, 1, 40)
+    near, there = (Grid(Box(tensor([c - unit]), tensor([c + unit])), (40,), (2,)) for c in (0.0, far))
+    one, other = (Averager(grid, tensor([2e-5]), value.device)(value, 1.0) for grid in (near, there))
+    assert torch.equal(near.size, there.size) and torch.equal(one, other)
+
+
+def test_values_are_rounded_up_by_a_share_of_the_ceiling():
+    """They err by one: at a ceiling of 10⁸ the exact value was above by 10⁻⁸. In other units it is the same program."""
+    found = []
+    for ceiling in (1e8, 1.0, 1e-8):
+        dp, F, policies = program(horizon=4, cost=HingeCost(tensor([500 * ceiling]), 300 * ceiling, ceiling))
+        cells = dp.enclosure(F, policies)
+        found.append((dp.upper(cells) / ceiling, dp.lower(cells) / ceiling))
+    assert 0.01 < float(found[1][0].min()) < 1.0
+    for other in (found[0], found[2]):
+        for a, b in zip(found[1], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-18)
+
+
 def dense(grid: Grid, value: Tensor, outside: float, std: list[float]) -> Tensor:
     """One axis after the other with whole matrices, in loops: (n1[, n2]) → (S1[, S2])."""
     for axis in reversed(range(value.ndim)):
-        A, E = _average_matrices(
-            float(grid.box.lower[axis]), float(grid.size[axis]), grid.cells[axis], grid.split[axis], std[axis]
-        )
+        A, E = _average_matrices(float(grid.size[axis]), grid.cells[axis], grid.split[axis], std[axis])
         rows = value.movedim(axis, -1)
         padded = torch.nn.functional.pad(rows, (1, 1), value=outside)
         edges = torch.stack([torch.maximum(padded[..., i], padded[..., i + 1]) for i in range(rows.shape[-1] + 1)], -1)
@@ -238,7 +257,7 @@ def test_the_value_is_a_sweep_and_one_step_from_the_initial_state(horizon):
         table, outside = dense(dp.grid, value, 2.0 * (horizon - 1), [0.1]), 2.0 * (horizon - 1)
         exact = float(stage[20]) + largest(dp.grid, table, low[p, 20], high[p, 20], outside)
         exact = exact if horizon > 1 else 0.0
-        assert float(dp.upper(cells)[p]) == pytest.approx(min(2.0 * horizon, exact + 1e-9 * (1 + exact)), abs=1e-13)
+        assert float(dp.upper(cells)[p]) == pytest.approx(min(2.0 * horizon, exact + 1e-9 * (2.0 + exact)), abs=1e-13)
     assert horizon < 5 or float(dp.upper(cells).min()) < 0.9 * 2.0 * horizon
     assert torch.equal(program(horizon=horizon, chunk=20)[0].upper(cells), dp.upper(cells))
     interval = program(horizon=horizon, chunk=40)[0].evaluate(F, policies)
@@ -274,11 +293,11 @@ def test_what_leaves_the_grid_or_has_no_number_costs_the_ceiling_for_the_rest():
     dp, F, policies = program(horizon=5)
     cells = dp.enclosure(F, policies)
     gone = replace(cells, low=cells.high + 1.0, high=cells.high)  # empty: anything may happen
-    assert dp.upper(gone).tolist() == pytest.approx([8.0 + 9e-9] * 3, abs=1e-12)
+    assert dp.upper(gone).tolist() == pytest.approx([8.0 + 10e-9] * 3, abs=1e-12)
     low = cells.low.clone()
     low[1, 0] = cells.high[1, 0] + 1.0  # in one cell, of one policy
     one = dp.upper(replace(cells, low=low))
-    assert float(one[1]) == pytest.approx(8.0 + 9e-9, abs=1e-12)
+    assert float(one[1]) == pytest.approx(8.0 + 10e-9, abs=1e-12)
     assert torch.equal(one[[0, 2]], dp.upper(cells)[[0, 2]])
     interval = dp.evaluate(replace(F, bound=replace(F.bound, rkhs_norm=50.0)), policies)
     assert interval.upper.tolist() == pytest.approx([8.0] * 3, abs=1e-7) and not bool(interval.vacuous.any())
@@ -302,7 +321,8 @@ def test_a_cost_that_is_no_number_of_its_range_counts_as_the_ceiling():
     cells = longer.enclosure(F, policies)
     plain = torch.where((cells.centers[:, 0] < -0.5) | (cells.centers[:, 0] > 0.25), 2.0, 0.0 * cells.centers[:, 0])
     assert 0 < int((plain == 0).sum()) < 20
-    torch.testing.assert_close(longer.upper(cells), grow(longer._run(cells, plain[None], 2.0)))
+    raw = longer._run(cells, plain[None], 2.0)
+    torch.testing.assert_close(longer.upper(cells), raw + 1e-9 * (2.0 + raw), rtol=1e-14, atol=0)
 
 
 def test_exploration_charges_the_metric_inside_and_the_largest_deviation_outside():

@@ -86,11 +86,12 @@ def test_the_bound_is_the_least_of_its_limits(bound):
 def test_a_set_away_from_zero_is_as_wide_as_it_is_and_an_empty_one_parts(bound, monkeypatch):
     case, tv = bound
     noise = tv.noise(case.confidence, 3)
+    width = float(case.confidence.bound.prior_width(case.confidence.model, torch.zeros(2).double()))
     for low, high, rate in (
         (1.0, 1.02, parting_rate(tensor([0.01]), tv.noise_std)),
         (-1.02, -1.0, parting_rate(tensor([0.01]), tv.noise_std)),
-        (1.0 + 5e-10, 1.0, tensor(0.0)),
-        (1.0 + 2e-9, 1.0, tensor(1.0)),
+        (1.0 + 0.5e-9 * width, 1.0, tensor(0.0)),
+        (1.0 + 2e-9 * width, 1.0, tensor(1.0)),
     ):
         monkeypatch.setattr(
             type(case.confidence), "bounds", lambda self, z, a=low, b=high: (0 * z[..., :1] + a, 0 * z[..., :1] + b)
