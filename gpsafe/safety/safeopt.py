@@ -42,6 +42,7 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.rounding import EPS
+from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
 from gpsafe.sets.zonotope import HUGE
 
@@ -85,8 +86,7 @@ class Beliefs:
         if len(models) != len(bounds) or not models:
             raise _require.fail("Beliefs", "as many bounds as models, at least one", (len(models), len(bounds)))
         for model in models:
-            if model.num_outputs != 1:
-                raise _require.fail("Beliefs", "models of one output each", model.num_outputs)
+            check_model("Beliefs", model, points)
         means, halves, betas = [], [], []
         for model, bound in zip(models, bounds, strict=True):
             low, high = bound.interval(model, points)
@@ -103,6 +103,16 @@ class Beliefs:
         known = (self.mean.abs() <= HUGE) & (self.half >= 0)
         low, high = self.mean - self.half, self.mean + self.half
         return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
+
+
+def check_model(where: str, model: GP, points: Tensor) -> None:
+    """Refuses a model that is not one of a single function at the points (P, d): what a GP knows is f − its known part."""
+    if (model.num_outputs, model.nx + model.nu) != (1, points.shape[-1]):
+        got = f"{model.num_outputs} of {model.nx + model.nu}"
+        raise _require.fail(where, f"models of one output over {points.shape[-1]} parameters", got)
+    known = known_part(where, model.prior, points[..., : model.nx], points[..., model.nx :])[..., list(model.outputs)]
+    if bool((known != 0).any()):
+        raise _require.fail(where, "models of the functions themselves, without a known part", "one with a prior")
 
 
 @short
