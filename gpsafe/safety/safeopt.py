@@ -22,10 +22,11 @@ the posterior that has also seen the value u_n(a) at a.
 The released program (`safeopt` 0.16) is a fourth version: no intersection (Q_n itself), S_n = {l > h for all i} without S_0,
 and a is an expander if *every* constraint has *some* a′ of its own (`agree` = "every"). `SafeOptRule.released` is that one.
 
-**What it proves.** On the event that all intervals hold at once, and for S_0 safe and (with L) every f_i L_i-Lipschitz in d,
-every point of S_n has f_i ≥ h_i: by induction, f_i(a′) ≥ f_i(a) − L_i d ≥ l_i(a) − L_i d. Without L the intervals are enough.
-G_n, M_n and the choice among them carry no claim of safety beyond S_n. What the intervals rest on is the confidence bound's to
-say.
+**What it proves** (theory §4.6; `safeopt-safe`, `safeopt-reaches`). On the event that all intervals hold at once, and for
+S_0 safe and (with L) every f_i L_i-Lipschitz in d, every point of S_n has f_i ≥ h_i: by induction, f_i(a′) ≥ f_i(a) − L_i d ≥
+l_i(a) − L_i d. Without L the intervals are enough. G_n, M_n and the choice among them carry no claim of safety beyond S_n; with
+L and `agree` = "some", S_n holds what is reachable with ε to spare once all of them are known to within ε and S_n stands still.
+What the intervals rest on is the confidence bound's to say.
 """
 
 from __future__ import annotations
