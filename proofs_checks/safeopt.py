@@ -39,6 +39,7 @@ DELTA = 0.1
 CONFIDENCE = 0.95
 RUNS = 8  # drawn runs of a piece
 TOUCH = 2e-4  # how far from the edge an edge run's measurements are, on either side, as a share of them
+TIGHT = 1e-9  # by how much values of a function may miss a limit: rounding
 UNION = 1.0  # of the union over constraints
 HORIZON, PAID = 6, 1.5  # T of the learner's episodes, which cost at most 1 a step, and what they cost at the edge
 
@@ -104,7 +105,7 @@ def run(case: Case, measure: Callable[[int, int], Tensor], steps: int, broken: b
         seen.append(measure(n, asked[-1]))
         at = case.points[asked[-1] :][:1]
         models = [m.condition_on(at, y.reshape(1, 1)) for m, y in zip(models, seen[-1], strict=True)]
-    return Run(asked, torch.stack(seen), sets)
+    return Run(asked, torch.stack(seen) if seen else torch.zeros(0, q, dtype=torch.float64), sets)
 
 
 # ------------------------------------------------------------------ what an admitted policy costs
@@ -114,16 +115,13 @@ def cheapest(case: Case, asked: list[int], y: Tensor, levels: Mapping[int, float
     f minimises ‖y − f(X)‖² + η‖f‖² subject to the levels: a representer of X and of their points, and ‖f‖ falls in η. None if
     no f in the ball has the levels.
     """
-    gram, at = case.gram, list(levels)
-    own, cross = gram[asked][:, asked], gram[asked][:, at]
-    values, eye = torch.tensor([levels[a] for a in at], dtype=torch.float64), torch.eye(len(y), dtype=torch.float64)
-    rows = torch.tensor([*asked, *at])
+    gram, seen, at = case.gram, torch.tensor(asked, dtype=torch.int64), torch.tensor(list(levels), dtype=torch.int64)
+    own, cross, rows = gram[seen][:, seen], gram[seen][:, at], torch.cat([seen, at])
+    values, eye = torch.tensor(list(levels.values()), dtype=torch.float64), torch.eye(len(y), dtype=torch.float64)
 
     def member(eta: float) -> tuple[Tensor, float]:
         solved = torch.linalg.solve(own + eta * eye, torch.cat([y.unsqueeze(-1), cross], -1))
-        left, weights = values - cross.T @ solved[:, 0], values
-        if at:
-            weights = torch.linalg.solve(gram[at][:, at] - cross.T @ solved[:, 1:], left)
+        weights = torch.linalg.solve(gram[at][:, at] - cross.T @ solved[:, 1:], values - cross.T @ solved[:, 0])
         spread = torch.cat([solved[:, 0] - solved[:, 1:] @ weights, weights])
         return gram[:, rows] @ spread, float(spread @ gram[rows][:, rows] @ spread)
 
@@ -136,18 +134,32 @@ def cheapest(case: Case, asked: list[int], y: Tensor, levels: Mapping[int, float
     f, lam = member(math.exp(high))[0], case.regularizer
     root = torch.linalg.cholesky(eye + own / lam)
     white = torch.linalg.solve_triangular(root, y.unsqueeze(-1), upper=False)[:, 0]
-    energy = ((y - f[asked]).square() - white.square()) / (2 * case.noise**2) - root.diagonal().log()
+    energy = ((y - f[seen]).square() - white.square()) / (2 * case.noise**2) - root.diagonal().log()
     return f, torch.cat([torch.zeros(1, dtype=torch.float64), energy.cumsum(0)]).clamp_max(700.0).exp()
 
 
-def _admissible(case: Case, i: int, f: Tensor) -> bool:
-    """Whether f is what the theorem assumes of f_i beside its norm: safe on S_0, and Lipschitz."""
-    if not bool((f[list(case.initial)] >= case.rule.threshold[i] - 1e-9).all()):
-        return False
-    if case.rule.lipschitz is None:
-        return True
-    gaps = (case.points - case.points.T).abs()
-    return bool(((f[:, None] - f).abs() <= case.rule.lipschitz[i] * gaps + 1e-9).all())
+def unsafe(case: Case, i: int, asked: list[int], y: Tensor, point: int) -> Tensor | None:
+    """W_0 … W_n of an f_i that is h at the point, safe on S_0, of slope L, and else near what was measured; None if none is.
+
+    Whatever would be too high beside the point, or too low on S_0, is held at its limit, one after another.
+    """
+    h, count = float(case.rule.threshold[i]), len(case.points)
+    gaps = torch.full((count, count), torch.inf, dtype=torch.float64)
+    if case.rule.lipschitz is not None:
+        gaps = case.rule.lipschitz[i] * (case.points - case.points.T).abs()
+    high, low = h + gaps[point], torch.full((count,), -torch.inf, dtype=torch.float64)
+    low[list(case.initial)] = h
+    levels = {point: h}
+    while (told := cheapest(case, asked, y, levels)) is not None:
+        f, path = told
+        over, under = f - high, low - f
+        worst = int(torch.maximum(over, under).argmax())
+        if max(float(over[worst]), float(under[worst])) <= TIGHT:
+            return path if bool(((f[:, None] - f).abs() <= gaps + TIGHT).all()) else None
+        if worst in levels:
+            return None
+        levels[worst] = float(high[worst] if over[worst] > TIGHT else low[worst])
+    return None
 
 
 def price(case: Case, found: Run, n: int, point: int) -> float:
@@ -156,20 +168,14 @@ def price(case: Case, found: Run, n: int, point: int) -> float:
     W is the largest so far of the mean of the constraints' martingales; all but one function keep to what explains their
     measurements best.
     """
-    asked, before, after = found.asked[:n], found.sets[n].safe, found.sets[n + 1]
+    asked = found.asked[:n]
     best = [cheapest(case, asked, found.seen[:n, j], {}) for j in case.constraints]
     paths = torch.stack([told[1] for told in best if told is not None])
     prices = [0.0]
     for j, i in enumerate(case.constraints):
-        h, levels = float(case.rule.threshold[i]), {point: float(case.rule.threshold[i])}
-        if case.rule.lipschitz is not None:  # whoever vouched for it is no better than its slope allows
-            up = h + case.rule.lipschitz[i] * (case.points - case.points[point]).abs()[:, 0]
-            levels |= {int(b): float(up[b]) for b in torch.nonzero(before & (after.lower[:, i] >= up)).flatten()}
-        told = cheapest(case, asked, found.seen[:n, i], levels)
-        if told is not None and _admissible(case, i, told[0]):
-            whole = paths.clone()
-            whole[j] = told[1]
-            prices.append(1 / float(whole.mean(0).amax()))
+        path = unsafe(case, i, asked, found.seen[:n, i], point)
+        if path is not None:
+            prices.append(1 / float(torch.cat([paths[:j], path.unsqueeze(0), paths[j + 1 :]]).mean(0).amax()))
     return worst_of(prices)
 
 
