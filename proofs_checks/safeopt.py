@@ -2,7 +2,7 @@
 
 Two kinds of runs. *Drawn*: functions of norm B and noise ±R, counted. *Edge*: measurements of one policy that are just not
 enough to admit its neighbour, and just enough. Whatever was measured, an admitted policy is priced afterwards: of all functions
-within B under which it is unsafe and S_0 safe, the one that leaves the noise its smallest martingale W (§2.2). By Ville
+within B under which it is unsafe and S_0 safe, the one that leaves the noise its smallest martingale W (theory §2.2). By Ville
 P(W ≥ w) ≤ 1/w, so a price 1/W above δ is an unsafe policy that was admitted at less than the theorem takes.
 """
 

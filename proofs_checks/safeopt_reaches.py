@@ -98,7 +98,7 @@ def _sample(shard: int, budget: Budget, broken: bool) -> Sample:
 def _judge(samples: Sequence[Sample], broken: bool) -> Evidence:
     runs = [r for s in samples for r in s["runs"]]
     over = [r for r in runs if r["done"]]
-    wrong = [r for r in over if r["missing"] or r["short"] > 0 or r["unsafe"]]
+    wrong = [r for r in over if r["missing"] or not r["short"] <= 0 or r["unsafe"]]
     grew = sum(r["target"] > 1 for r in over)
     witness = (
         f"{len(over)} of {len(runs)} runs came to rest, after {max(r['steps'] for r in runs)} measurements at most; "
