@@ -27,7 +27,7 @@ from gpsafe.confidence.set import EMPTY
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, input_at, selected
 from gpsafe.safety.gosafe import Boundary, Rollouts, adopt
-from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets, require_values
+from gpsafe.safety.safeopt import Beliefs, SafeOptRule, SafeOptSets, check_model
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import HalfspaceCost, System
@@ -163,10 +163,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         if len(set(sizes)) != 1:
             raise _require.fail(where, "as many models as bounds and thresholds", sizes)
         for model, bound in zip(self.models, self.bounds, strict=True):
-            if (model.num_outputs, model.nx + model.nu) != (1, points.shape[1]):
-                got = f"{model.num_outputs} of {model.nx + model.nu}"
-                raise _require.fail(where, f"models of one output over {points.shape[1]} parameters", got)
-            require_values(where, model, points)
+            check_model(where, model, points)
             bound.check(model)
         if self.measure is None and tuple(self.rule.threshold.tolist()) != (-torch.inf, 0.0):
             raise _require.fail(where, "thresholds (-inf, 0) with the default measure", self.rule.threshold.tolist())

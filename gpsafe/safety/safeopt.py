@@ -22,10 +22,11 @@ the posterior that has also seen the value u_n(a) at a.
 The released program (`safeopt` 0.16) is a fourth version: no intersection (Q_n itself), S_n = {l > h for all i} without S_0,
 and a is an expander if *every* constraint has *some* a′ of its own (`agree` = "every"). `SafeOptRule.released` is that one.
 
-**What it proves.** On the event that all intervals hold at once, and for S_0 safe and (with L) every f_i L_i-Lipschitz in d,
-every point of S_n has f_i ≥ h_i: by induction, f_i(a′) ≥ f_i(a) − L_i d ≥ l_i(a) − L_i d. Without L the intervals are enough.
-G_n, M_n and the choice among them carry no claim of safety beyond S_n. What the intervals rest on is the confidence bound's to
-say.
+**What it proves** (theory §4.6; `safeopt-safe`, `safeopt-reaches`). On the event that all intervals hold at once, and for
+S_0 safe and (with L) every f_i L_i-Lipschitz in d, every point of S_n has f_i ≥ h_i: by induction, f_i(a′) ≥ f_i(a) − L_i d ≥
+l_i(a) − L_i d. Without L the intervals are enough. G_n, M_n and the choice among them carry no claim of safety beyond S_n; with
+L and `agree` = "some", S_n holds what is reachable with ε to spare once all of them are known to within ε and S_n stands still.
+What the intervals rest on is the confidence bound's to say.
 """
 
 from __future__ import annotations
@@ -86,9 +87,7 @@ class Beliefs:
         if len(models) != len(bounds) or not models:
             raise _require.fail("Beliefs", "as many bounds as models, at least one", (len(models), len(bounds)))
         for model in models:
-            if model.num_outputs != 1:
-                raise _require.fail("Beliefs", "models of one output each", model.num_outputs)
-            require_values("Beliefs", model, points)
+            check_model("Beliefs", model, points)
         means, halves, betas = [], [], []
         for model, bound in zip(models, bounds, strict=True):
             low, high = bound.interval(model, points)
@@ -105,6 +104,18 @@ class Beliefs:
         known = (self.mean.abs() <= HUGE) & (self.half >= 0)
         low, high = self.mean - self.half, self.mean + self.half
         return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
+
+
+def check_model(where: str, model: GP, points: Tensor) -> None:
+    """Refuses a model that is not one of a single function at the points (P, d): what a GP knows is f − its known part."""
+    if (model.num_outputs, model.nx + model.nu) != (1, points.shape[-1]):
+        got = f"{model.num_outputs} of {model.nx + model.nu}"
+        raise _require.fail(where, f"models of one output over {points.shape[-1]} parameters", got)
+    points = points.to(torch.float64)
+    known = known_part(where, model.prior, points[..., : model.nx], points[..., model.nx :])[..., list(model.outputs)]
+    if bool((known != 0).any()):
+        got = type(model.prior).__name__
+        raise _require.fail(where, "models of the functions themselves, without a known part (GP.regression)", got)
 
 
 @short
@@ -136,15 +147,6 @@ class SafeOptSets:
     def __len__(self) -> int:
         """|S_n|."""
         return int(self.safe.sum())
-
-
-def require_values(where: str, model: GP, points: Tensor) -> None:
-    """Refuses a model with a known part at the points (P, d): intervals, data and norm are then of a residual, not of f_i."""
-    z = points.to(torch.float64)
-    known = known_part(where, model.prior, z[:, : model.nx], z[:, model.nx :])[:, list(model.outputs)]
-    if bool((known != 0).any()):
-        got = type(model.prior).__name__
-        raise _require.fail(where, "models of the functions themselves, without a known part (GP.regression)", got)
 
 
 def intersect(before: SafeOptSets, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -223,6 +223,7 @@ def test_parts_that_do_not_fit_are_refused():
         {"points": torch.cat([given.points[:-1], given.points[:1]])},
         {"models": given.models[:1]},
         {"models": (given.models[0], GP.regression(kernels.rbf([1.0, 1.0]), dim=2, noise_std=1.0))},
+        {"models": (given.models[0], replace(given.models[1], prior=lambda x, u: x - 1.0))},
         {"rule": SafeOptRule(vector(-torch.inf, 0.5))},
         {"initial_safe": []},
     ):

@@ -91,6 +91,7 @@ ELSEWHERE = {
             *(
                 "Beliefs.of",
                 "Beliefs.ends",
+                "check_model",
                 "constrained",
                 "intersect",
                 "lipschitz_safe",

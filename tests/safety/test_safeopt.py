@@ -257,6 +257,17 @@ def test_what_makes_no_sense_is_refused():
         rule.start(13, [])
 
 
+def test_a_model_with_a_known_part_is_no_model_of_the_function():
+    """Its intervals are of f − known: the known part was left out of both, so that what is 1 lower was called safe."""
+    model = GP.create(
+        kernels.rbf([LENGTH]), NOISE**2, nx=1, nu=0, noise_std=NOISE, prior=lambda x, u: torch.full_like(x, -1.0)
+    )
+    with pytest.raises(ValueError, match="without a known part"):
+        Beliefs.of([model], [BOUND], POINTS)
+    zero = replace(model, prior=lambda x, u: torch.zeros_like(x))
+    assert torch.equal(Beliefs.of([zero], [BOUND], POINTS).mean, torch.zeros(13, 1).double())
+
+
 # ------------------------------------------------------------------ GoSafe
 @given(seeds())
 @settings(max_examples=3)

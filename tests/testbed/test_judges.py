@@ -21,6 +21,7 @@ NUMBERS = (
     "info-gain-gram",
     "actsafe-cost-width",
     "actsafe-optimism",
+    "safeopt-reaches",
 )
 NUMBERS += (
     "scenario-tubes",
