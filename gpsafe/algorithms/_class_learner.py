@@ -86,8 +86,9 @@ class ClassLearner(Learner, Generic[S, C]):
         return at, choice
 
     def _require_not_falsified(self, at: S) -> None:
-        """Refuses to go on from an F_n that is empty somewhere."""
+        """Refuses to go on from an F_n that is empty somewhere, which is noted."""
         if at.falsified is not None:
+            self._book.refuted = self._book.refuted or str(at.falsified)
             expected = "F_n that is not empty (nothing can be certified any more)"
             raise _require.fail(type(self).__name__, expected, str(at.falsified))
 

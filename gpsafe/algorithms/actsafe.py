@@ -326,10 +326,8 @@ class ActSafe(ClassLearner["ActSafeStanding", Episode]):
         chosen = int(safe.members[scores.argmax()])
         phase = "expand" if exploring else "exploit"
         beta = tuple(self.bound.beta(at.confidence.model).tolist())
-        falsified = (
-            session.falsified()
-        )  # where only these bounds looked: then S_n has not grown, and nothing is to be flown
-        if falsified is not None:
+        falsified = session.falsified()
+        if falsified is not None:  # where only these bounds looked: S_n has not grown, and nothing is to be flown
             return replace(at, falsified=falsified), Episode(number, phase, chosen, len(at.safe_set), value, beta)
         at = replace(at, safe_sets=(*at.safe_sets, safe), exploring=exploring)
         if exploring and len(safe) < safe.num and first_stall([len(s) for s in at.safe_sets], self.patience):

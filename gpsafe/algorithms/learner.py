@@ -313,7 +313,13 @@ class Learner(ABC):
         for _ in track(steps, type(self).__name__) if progress_bar else steps:
             if self.falsified is not None:
                 break
-            self.tell(*self.rollout(self.ask()))
+            try:
+                policy = self.ask()
+            except ValueError:
+                if self.falsified is None:
+                    raise
+                break  # the decision for this episode refuted it
+            self.tell(*self.rollout(policy))
             if callback is not None and callback(self) is False:
                 break
         return self

@@ -207,6 +207,7 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
         sets = self.rule.start(self.policies.num, self.initial_safe)
         pairs = zip(self.bounds, self.models, strict=True)
         most = torch.cat([bound.prior_width(model, self.points) for bound, model in pairs], -1)
+        most = torch.where(self.rule.threshold > -torch.inf, most, torch.inf)  # of the others' norms nothing is assumed
         sets = replace(sets, lower=torch.maximum(sets.lower, -most), upper=torch.minimum(sets.upper, most))
         pinned, none = pinned_policies(self.policies, self.system.initial_state), Rollouts.empty(self.system.nx)
         return self._next(SafeOptStanding(self.models, (sets,), (0, "local"), {}, none, pinned))

@@ -26,6 +26,7 @@ from gpsafe.models.gp import GP
 from gpsafe.verdict import Verdict
 
 EMPTY = 1e-9  # of B√k(z, z), the size of f in any units: l_n may exceed h_n by rounding only
+SIZES = 1e-100, 1e300  # of f: below, k(z, z) underflows where μ does not (z² of a linear kernel); ∞ has no share
 DEVIATIONS = 10.0  # of Gaussian noise one row in 10^22 is farther off
 RECORDED = 1e-6  # of the size of a state, that a recording in float32 may lose
 
@@ -250,7 +251,7 @@ class ConfidenceSet:
 
     def _size(self, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
         width = self.bound.prior_width(self.model, z)
-        return torch.where(torch.isfinite(width), width, torch.minimum(low.abs(), high.abs()))
+        return torch.where(torch.isfinite(width), width, torch.minimum(low.abs(), high.abs())).clamp(*SIZES)
 
     def empty(self, z: Tensor, *, tol: float = EMPTY) -> Tensor:
         """Where l_n > h_n in some output at z (*b, d), by more than the share `tol` of its size (`crossed`), or one is no

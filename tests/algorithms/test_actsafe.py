@@ -173,6 +173,9 @@ def test_no_policy_flies_once_the_decision_for_it_has_met_an_empty_set(algorithm
         with pytest.raises(ValueError, match="expected F_n that is not empty"):
             learner.ask()
     assert len(learner.standing.safe_sets) == 2
+    assert "F_n is empty" in str(learner.falsified) and "falsified" in repr(learner)
+    EMPTY.clear()
+    assert watched.with_(seed=0).learn(3).told == 1  # it ends there, as after an episode that refutes something
 
 
 def test_zero_width_certifies_an_unsafe_policy(algorithm, truth):

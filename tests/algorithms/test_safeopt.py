@@ -177,6 +177,13 @@ def test_a_norm_that_data_exceed_is_refuted(norm, refuted):
             learner.ask()
 
 
+def test_the_norm_of_a_reward_is_no_assumption_that_returns_could_refute():
+    """S_n rests on the constraint's alone: returns of −10 under B√k = 0.1 ended every guarantee."""
+    given = safeopt()
+    learner = given.with_(bounds=(replace(given.bounds[0], rkhs_norm=0.01), given.bounds[1])).learn(6)
+    assert learner.falsified is None and all(row["guaranteed"] for row in learner.logger.rows) and learner.told == 6
+
+
 def test_models_with_a_known_part_are_refused():
     """Their intervals are those of a residual: with d − J_c = 3 − 12θ known and a residual of norm 0.05, θ = 0.3, where it is
     −0.6, was in S_1 after 3000 measurements of S_0."""

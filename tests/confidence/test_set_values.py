@@ -284,3 +284,34 @@ def test_deviations_of_the_past_are_numbers_where_rounding_makes_variances_negat
     second = empty.condition_on(z, torch.sin(z)).condition_on(z + 1e-9, torch.sin(z))
     mean, std = posterior_history(second, [0, 27, 54], z)
     assert bool(torch.isfinite(std).all()) and bool((std >= 0).all()) and bool(torch.isfinite(mean).all())
+
+
+@pytest.mark.parametrize("z", [0.0, 1e-150, 1e-162, 1e-310])
+def test_where_a_kernel_underflows_its_mean_is_no_refutation(z):
+    """z² of a linear kernel is 0 below 10⁻¹⁶², and k(x, z) is not: [1e-162, 0] around f(z) = 1e-162 was an empty F_n."""
+    model = GP.create(kernels.linear(1.0), 0.1, nx=1, nu=0, noise_std=0.1, outputs=(0,))
+    found = ConfidenceSet(Mixture(rkhs_norm=2.0, subgaussian=0.1, delta=0.1)).update(
+        model.condition_on(tensor([[1.0], [-0.5]]), tensor([[1.0], [-0.5]]))
+    )
+    at = tensor([[z], [-z]])
+    assert found.falsified(at) is None and not bool(found.empty(at).any())
+    assert found.contains(lambda x: x, at).outcome is Outcome.HOLDS
+
+
+class Endless(Stated):
+    """Of the first output nothing is known, and no norm is assumed."""
+
+    def prior_width(self, model, z: Tensor) -> Tensor:
+        return tensor([math.inf, 2.0]).expand(*z.shape[:-1], 2)
+
+    def interval(self, model, z: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.prior_width(model, z)
+        return -width, width
+
+
+def test_an_infinite_interval_hides_nothing_without_a_tolerance():
+    """0·∞ was the share: no number, which made a set empty and a value elsewhere the worst."""
+    half = ConfidenceSet(Endless(), (None,))
+    assert not bool(half.empty(POINTS, tol=0.0).any())
+    verdict = half.contains(lambda z: torch.ones(3, 2).double(), POINTS, tol=0.0)
+    assert (verdict.outcome, verdict.upper, verdict.threshold) == (Outcome.HOLDS, -1.0, 0.0)
