@@ -2,11 +2,14 @@
 
 import math
 from functools import cache
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from gpsafe.referee import power, trials
+from gpsafe.referee.case import Output
 from gpsafe.referee.trials import Design
 from gpsafe.rkhs import kernels
 from gpsafe.verdict import clopper_pearson_upper
@@ -129,6 +132,32 @@ def test_no_norm_is_claimed_nothing_about_it_is_refuted():
     tried = trials.judge(given, observed(given, count=3))
     found = tried.refuted(given)
     assert not any(bool(found[test].any()) for test in ("norm", "kernel", "time", "level", "tail", "held"))
+
+
+def told(**found: str) -> power.Power:
+    """Test → which columns refute ("x"): the rows themselves, which do, two trials without a defect and two with one."""
+    columns = {test: torch.tensor([mark == "x" for mark in "x" + marks]) for test, marks in found.items()}
+    tried = cast(trials.Tried, SimpleNamespace(refuted=lambda design: columns))
+    return power.counted(design(), tried, [power.NONE, "defect"], 2)
+
+
+def test_trials_are_counted_by_defect_and_the_rows_themselves_are_none():
+    one, other = told(norm="...x", tail="x.xx"), told(norm="..xx", tail="...x")
+    assert one.hits == {power.NONE: {"norm": 0, "tail": 1}, "defect": {"norm": 1, "tail": 2}}
+    assert power.weakest([one, other]).hits == {power.NONE: {"norm": 0, "tail": 1}, "defect": {"norm": 1, "tail": 1}}
+    assert one.least("defect", "norm") == pytest.approx(
+        1 - 0.95**0.5
+    )  # P(one of two or more | p) = 1 − (1 − p)² = 0.05
+    assert "defect: 1 of 2 trials (power ≥ 0.02). With nothing wrong: 0 of 2." in one.words("norm", "another", "defect")
+    assert one.words("norm", "another") == ""
+
+
+def test_errors_far_below_the_stated_noise_are_quiet():
+    """Root mean square of the rows' own forecast errors, the first column, below R/2."""
+    for size, quiet in ((0.45, True), (0.55, False)):
+        errors = torch.tensor([[size, 9.0], [-size, 9.0]]).double()
+        given = {"tried": SimpleNamespace(errors=(errors, None)), "design": SimpleNamespace(noise=1.0)}
+        assert Output.quiet(cast(Output, SimpleNamespace(**given))) == quiet
 
 
 def test_correlations_are_those_of_the_noise_that_is_made_up():
