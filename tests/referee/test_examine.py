@@ -58,6 +58,7 @@ def test_a_true_claim_stands_and_is_never_called_true(found):
     assert "makes none of it true" in found.summary() or found.refuted
     assert found["time"].ruling is found["memory"].ruling is Ruling.NOT_APPLICABLE  # one-step data
     assert found["upper"].ruling is Ruling.VACUOUS
+    assert "cells of the box of (x, u)" in found["states"].statement  # the rows', where none is given
     assert sum({one.name: one.level or 0.0 for one in found.findings}.values()) <= found.level + 1e-12
 
 
@@ -72,6 +73,8 @@ def test_a_false_claim_is_refuted_and_the_repair_is_told():
 def test_the_document_and_the_page_hold_every_finding(found, tmp_path):
     document = json.loads(json.dumps(gs.testbed.store.jsonable(found.document())))
     assert [row["name"] for row in document["findings"]] == [one.name for one in found.findings]
+    errors = document["series"]["outputs"][0]["errors"]  # largest first, in R
+    assert len(errors) == 80 and errors == sorted(errors, reverse=True) and 1 < errors[0] < 100
     page = html(found, "gpsafe verify <x>")
     for one in found.findings:
         assert f'id="{one.name}"' in page
