@@ -138,10 +138,10 @@ class Findings:
 
     def document(self) -> dict[str, Any]:
         """Everything, for `gpsafe.testbed.store.write_json`."""
-        rows = [asdict(found) | {"ruling": found.ruling.value} for found in self.findings]
         return {
             "title": self.title, "summary": self.summary(), "level": self.level, "facts": dict(self.facts),
-            "notes": list(self.notes), "findings": rows, "series": dict(self.series), "seconds": self.seconds,
+            "notes": list(self.notes), "findings": [asdict(found) for found in self.findings], "series": dict(self.series),
+            "seconds": self.seconds,
         }  # fmt: skip
 
     def _repr_html_(self) -> str:

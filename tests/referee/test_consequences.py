@@ -12,8 +12,15 @@ import pytest
 from gpsafe.referee import Ruling
 from gpsafe.referee.case import Case
 from gpsafe.referee.consequences import of_refit, of_region
+from gpsafe.referee.finding import shown
 from gpsafe.referee.reach import Region
 from gpsafe.referee.refit import Refit
+
+
+def test_numbers_are_shown_with_three_digits_and_signs_of_their_own():
+    told = [shown(v) for v in (0.012345, -2.0, 1e-9, math.inf, -math.inf, math.nan)]
+    assert told == ["0.0123", "−2", "1e−09", "∞", "−∞", "–"]
+
 
 ALIKE = Refit(0.0, 20, (0.5, 2.0), 1.0, 1.1, (3.0, 4.0), 0.9)
 

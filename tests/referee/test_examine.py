@@ -18,6 +18,7 @@ from gpsafe.cli import main as cli
 from gpsafe.models import zero_prior
 from gpsafe.referee import Claim, Finding, Ruling, arranged, examine, judge, noise, sources
 from gpsafe.referee.claim import claimed
+from gpsafe.referee.judgements import JOINT
 from gpsafe.referee.page import html
 from gpsafe.referee.rows import outlying, repeats
 from gpsafe.rkhs import kernels, random_function
@@ -68,6 +69,9 @@ def test_a_false_claim_is_refuted_and_the_repair_is_told():
     noisy = examine(recorded(sd=0.06), **STATED)
     assert noisy["level"].ruling is Ruling.REFUTED and "no test refutes from R = 0.08 (4 R)" in noisy["level"].statement
     assert "what theorems rest on: " in noisy.summary()
+    for one in (*wrong.refuted, *noisy.refuted):  # another R is no repair of what the Bayesian reading refutes
+        assert ("ith this kernel and B" in one.statement) == (JOINT in one.assumes)
+    assert {JOINT in one.assumes for one in noisy.refuted} == {True, False}
 
 
 def test_the_document_and_the_page_hold_every_finding(found, tmp_path):
@@ -212,6 +216,16 @@ def test_lattices_are_seen_and_rounding_is_none():
     x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert math.isclose(noise.lattice((x / 0.05).round() * 0.05), 0.05, rel_tol=1e-6)
     assert noise.lattice(x) == 0.0 and noise.lattice((x / 0.05).round() * 0.05 + 1e-15 * x) > 0.04
+
+
+def test_the_correlation_of_successive_errors_is_that_of_linked_judging_rows():
+    x = torch.arange(60.0).unsqueeze(-1).double() / 60
+    rows = arranged(gs.Transitions(x, x[:, :0], x + 1 / 60), [i // 10 for i in range(60)])
+    errors = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pairs = [(10 * i + j - 1, 10 * i + j) for i in range(4) for j in range(1, 10)]  # the first two runs choose
+    a, b = (errors[list(side)] for side in zip(*pairs, strict=True))
+    told, count = noise.lag_one(rows, errors)
+    assert count == 36 and told == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())))
 
 
 def test_far_rows_are_told():

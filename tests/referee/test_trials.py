@@ -152,6 +152,20 @@ def test_trials_are_counted_by_defect_and_the_rows_themselves_are_none():
     assert one.words("norm", "another") == ""
 
 
+def test_made_up_noise_is_of_the_size_that_its_name_says():
+    """Of a function of next to no norm only noise is left: root mean squares in R."""
+    given, generator = design(norm=1e-9), torch.Generator().manual_seed(0)
+    size = {name: float(y.square().mean().sqrt()) / NOISE for name, y in power.columns(given, 300, generator)}
+    expected = {
+        "every fiftieth row ten times as noisy": math.sqrt(0.98 + 0.02 * 100),
+        "noise of 1.5 R": 1.5,
+        "noise of 3 R": 3,
+    }
+    for name, found in size.items():
+        assert found == pytest.approx(expected.pop(name, 1.0), rel=0.05), name
+    assert not expected
+
+
 def test_errors_far_below_the_stated_noise_are_quiet():
     """Root mean square of the rows' own forecast errors, the first column, below R/2."""
     for size, quiet in ((0.45, True), (0.55, False)):
