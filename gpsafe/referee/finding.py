@@ -65,11 +65,11 @@ class Finding:
         return f"{self.ruling.value.upper()}  {self.claim} {self.statement}"
 
 
-def shown(value: float) -> str:
-    """Three digits, true minus and infinity signs, a dash for nothing."""
+def shown(value: float, digits: int = 3) -> str:
+    """A few digits, true minus and infinity signs, a dash for nothing."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
 
 
 def listing(names: Sequence[str]) -> str:

@@ -8,18 +8,85 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
+from torch.distributions import MultivariateNormal
 
-from gpsafe.referee import Ruling
+from gpsafe.data import Transitions
+from gpsafe.linalg import vector
+from gpsafe.models import GP, views, zero_prior
+from gpsafe.referee import Ruling, arranged
 from gpsafe.referee.case import Case
+from gpsafe.referee.claim import claimed
 from gpsafe.referee.consequences import of_refit, of_region
 from gpsafe.referee.finding import shown
-from gpsafe.referee.reach import Region
-from gpsafe.referee.refit import Refit
+from gpsafe.referee.reach import Region, about_start
+from gpsafe.referee.refit import Refit, refits
+from gpsafe.rkhs import kernels
+from gpsafe.sets import Box
+from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.task import Task
+from gpsafe.tube import lqr_gain
 
 
 def test_numbers_are_shown_with_three_digits_and_signs_of_their_own():
     told = [shown(v) for v in (0.012345, -2.0, 1e-9, math.inf, -math.inf, math.nan)]
     assert told == ["0.0123", "−2", "1e−09", "∞", "−∞", "–"]
+
+
+def test_a_refit_is_compared_by_the_density_of_rows_that_neither_saw(monkeypatch):
+    """ln p(last | rest) of both, norms, deviations and ratios, by their definitions; the "refit" is given here."""
+    n, cut, frozen_noise, noise = 30, 20, 0.1, 0.2  # ten choose; of twenty that judge the last ten are compared
+    g = torch.Generator().manual_seed(0)
+    z, y = torch.rand(n, 2, dtype=torch.float64, generator=g), torch.randn(n, dtype=torch.float64, generator=g)
+    frozen, new = kernels.rbf([0.5, 1.0]), kernels.rbf([1.0, 1.0], 4.0)
+    again = GP.create(new, noise**2, nx=2, nu=0, noise_std=noise, outputs=[0], mode="practical")
+    monkeypatch.setattr(views, "fit_hyperparameters", lambda model: again)
+    rows = arranged(Transitions(z[:, :1], z[:, 1:], y.unsqueeze(-1)), None)
+    z, y = rows.data.z, rows.data.x_next[:, 0]
+    [found] = refits(rows, claimed(rows, kernels=frozen, rkhs_norm=1.0, subgaussian=frozen_noise, prior=zero_prior))
+
+    def judged(kernel, noise: float) -> tuple[float, float, float]:
+        gram = kernels.cross(kernel, z, z)
+        noisy = gram + noise**2 * torch.eye(n).double()
+        density = [float(MultivariateNormal(torch.zeros(m).double(), noisy[:m, :m]).log_prob(y[:m])) for m in (n, cut)]
+        weights, cross = torch.linalg.solve(noisy, y), gram[:cut, cut:]
+        variance = gram[cut:, cut:] - cross.mT @ torch.linalg.solve(noisy[:cut, :cut], cross)
+        return (
+            density[0] - density[1],
+            float((weights @ gram @ weights).sqrt()),
+            float(variance.diagonal().sqrt().median()),
+        )
+
+    (p0, norm0, width0), (p1, norm1, width1) = judged(frozen, frozen_noise), judged(new, noise)
+    assert (found.log_ratio, found.width) == pytest.approx((p1 - p0, width1 / width0), rel=1e-6)
+    assert found.norms == pytest.approx((norm0, norm1), rel=1e-6)
+    assert (found.tested, found.scales) == (n - cut, (1.0, 2.0))
+    assert (found.amplitude, found.noise) == pytest.approx((2.0, noise / frozen_noise))
+
+
+def test_policies_about_the_start_are_lqr_laws_with_set_points():
+    """The plant is known: x⁺ = Ax + Bu. At its set-point each law gives the middle of the inputs."""
+    a, b = torch.tensor([[1.1, 0.1], [0.0, 0.9]]).double(), torch.tensor([[0.0], [0.5]]).double()
+    inputs, box = Box([-1.0], [3.0]), Box([-2.0, -1.0], [2.0, 1.0])
+    task = cast(Task, SimpleNamespace(initial_state=vector(0.1, 0.2)))
+
+    def about(push: torch.Tensor):
+        known = AffineKnown(a, push, torch.zeros(2).double())
+        model = GP.create(kernels.rbf([1.0] * 3), 0.01, nx=2, nu=1, noise_std=0.1, prior=known)
+        return about_start(model, task, inputs, box)
+
+    policies, told = about(b)
+    weight, effort = torch.diag(vector(0.25, 1.0)), 0.25 * torch.eye(1).double()
+    laws = [lqr_gain(a, b, state_weight=weight, input_weight=e * effort) for e in (0.1, 1.0, 10.0)]
+    gains = [torch.zeros(1, 2).double(), *laws]
+    each = policies.num // 4
+    assert told.startswith("linear feedback of three efforts and none") and f"{each} set-points" in told
+    for i, gain in enumerate(policies.gain):
+        assert torch.allclose(gain, gains[i // each])
+    at_start = policies(torch.stack([vector(0.1, 0.2)] * policies.num).unsqueeze(1))
+    assert torch.equal(at_start[::each], torch.ones(4, 1, 1).double())
+    alone, told = about(torch.zeros(2, 1).double())
+    assert told.startswith("no feedback") and bool((alone.gain == 0).all()) and alone.num == each
 
 
 ALIKE = Refit(0.0, 20, (0.5, 2.0), 1.0, 1.1, (3.0, 4.0), 0.9)

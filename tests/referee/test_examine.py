@@ -131,7 +131,7 @@ def test_runs_go_by_their_labels_and_neighbours_are_linked():
     data = gs.Transitions(x, x[:, :0], x + 1 / 60)
     labels = [f"run {i // 10}" for i in range(60)]
     rows = arranged(data, labels)
-    assert rows.runs == 6 and rows.first == 20 and rows.linked == 36
+    assert rows.runs == 6 and (rows.first, rows.judging) == (20, 40) and rows.linked == 36
     back = torch.cat([torch.arange(10 * i, 10 * i + 10) for i in (3, 5, 0, 1, 4, 2)])
     again = arranged(gs.Transitions(data.x[back], data.u[back], data.x_next[back]), [labels[i] for i in back])
     assert torch.equal(rows.data.x, again.data.x) and torch.equal(rows.links, again.links)
@@ -226,6 +226,15 @@ def test_the_correlation_of_successive_errors_is_that_of_linked_judging_rows():
     a, b = (errors[list(side)] for side in zip(*pairs, strict=True))
     told, count = noise.lag_one(rows, errors)
     assert count == 36 and told == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())))
+
+
+@pytest.mark.parametrize("away", [0.0, 1e6])
+def test_a_row_follows_another_if_it_begins_where_that_one_ended_wherever_that_is(away):
+    """To 10⁻⁶ of what the states span, not of how far away they lie."""
+    x = torch.arange(60.0).unsqueeze(-1).double() / 60
+    data = gs.Transitions(x + away, x[:, :0], x + away + 1 / 60 + 1e-3 * (torch.arange(60) % 2).unsqueeze(-1))
+    rows = arranged(data, [i // 10 for i in range(60)])
+    assert rows.linked == 20  # every other one of those that do where all begin right
 
 
 def test_far_rows_are_told():
