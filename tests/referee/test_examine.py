@@ -198,6 +198,9 @@ def test_a_recording_that_was_put_in_twice_is_told():
     once = recorded(90)
     found = examine(once + once, [0] * 90 + [1] * 90, **STATED)
     assert found["copies"].ruling is Ruling.REFUTED and found["copies"].statement.startswith("90 pairs")
+    for name in ("states", "policies"):  # 53 of 256 cells were "proved", 3 by the rows once
+        assert found[name].ruling is Ruling.NOT_APPLICABLE and "repeat rows 0 and on" in found[name].statement
+    assert "No bound of the registry is a theorem" in found["widths"].statement
     assert examine(once, [0] * 90, **STATED)["copies"].ruling is Ruling.STANDS
 
 
