@@ -21,7 +21,6 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -102,7 +101,7 @@ class Lineage:
     def disowns(self, earlier: Sequence[GP]) -> str | None:
         """What of earlier generations is not as in the newest one any more (call `edited` first); None if all is."""
         for old in earlier:
-            n, shared = old.num_data, all(map(is_, old.kernels, self.model.kernels))
+            n, shared = old.num_data, old.kernels is self.model.kernels
             inputs, targets, scale = _data(old)
             if not _equal(old.regularizer, self.regularizer) or (not shared and inconsistency(old) is not None):
                 return "the kernels and lambda of the earlier generations"

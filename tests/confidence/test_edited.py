@@ -97,16 +97,6 @@ def test_an_earlier_generation_with_kernels_of_its_own_is_looked_at_as_well(edit
     assert confidence.edited == "the kernels and lambda of the earlier generations"
 
 
-def test_one_kernel_of_its_own_is_enough_for_an_earlier_generation_to_be_looked_at():
-    common, like = kernels.rbf([0.5, 0.5]), lambda: kernels.rbf([0.7, 0.7])
-    own, shared = (GP.create([common, like()], 0.1, nx=2, nu=0, noise_std=0.1) for _ in range(2))
-    confidence = ConfidenceSet(Mixture(rkhs_norm=4.0, subgaussian=0.1, delta=0.1)).update(own).update(shared)
-    assert confidence.edited is None
-    for parameter in own.kernels[1].parameters():
-        parameter.data.add_(1.0)
-    assert confidence.edited == "the kernels and lambda of the earlier generations"
-
-
 def test_lambda_of_an_earlier_generation_is_looked_at_where_kernels_are_shared():
     first = observed(GP.regression(kernels.rbf([0.5]), dim=1, noise_std=0.1), 20, 0)
     own = copy.copy(first)
