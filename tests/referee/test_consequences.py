@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from gpsafe.confidence import Mixture
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP, views, zero_prior
@@ -21,6 +22,7 @@ from gpsafe.referee.consequences import of_refit, of_region
 from gpsafe.referee.finding import shown
 from gpsafe.referee.reach import Region, about_start
 from gpsafe.referee.refit import Refit, refits
+from gpsafe.referee.widths import POINTS, SATURATED, widths
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
@@ -62,6 +64,32 @@ def test_a_refit_is_compared_by_the_density_of_rows_that_neither_saw(monkeypatch
     assert found.norms == pytest.approx((norm0, norm1), rel=1e-6)
     assert (found.tested, found.scales) == (n - cut, (1.0, 2.0))
     assert (found.amplitude, found.noise) == pytest.approx((2.0, noise / frozen_noise))
+
+
+def test_widths_are_medians_in_units_of_what_each_output_moves_by():
+    """Of the output in which they are the widest; a point is saturated where hardly less than B√k is said in all outputs."""
+    g = torch.Generator().manual_seed(0)
+    x = 2 * torch.rand(60, 2, dtype=torch.float64, generator=g) - 1
+    moved = torch.randn(60, 2, dtype=torch.float64, generator=g) * vector(0.3, 3.0)
+    rows = arranged(Transitions(x, x[:, :0], moved), None)
+    norms, noise = (1.0, 30.0), (0.3, 3.0)
+    claim = claimed(rows, kernels=kernels.rbf([0.3, 0.3]), rkhs_norm=norms, subgaussian=noise, prior=zero_prior)
+    data = claim.unspent(rows)
+    model, spread = claim.model(data), data.x_next.square().mean(0).sqrt()
+    bound = Mixture(rkhs_norm=norms, subgaussian=noise, delta=0.1)
+
+    def half(z: torch.Tensor) -> torch.Tensor:
+        low, high = bound.interval(model, z)
+        return (high - low) / 2
+
+    low, high = data.z.amin(0), data.z.amax(0)
+    inside = low + (high - low) * torch.rand(POINTS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    [found] = (width for width in widths(rows, claim, delta=0.1) if width.name == "mixture")
+    assert found.status == "theorem" and found.beta == float(bound.beta(model).max())
+    assert found.at_rows == pytest.approx(float((half(data.z) / spread).median(0).values.max()))
+    assert found.in_box == pytest.approx(float((half(inside) / spread).median(0).values.max()))
+    most = (half(inside) >= SATURATED * vector(*norms)).all(-1).double().mean()
+    assert found.saturated == float(most) and 0 < float(most) < 1
 
 
 def test_policies_about_the_start_are_lqr_laws_with_set_points():
