@@ -89,6 +89,21 @@ def test_what_is_tuned_for_a_stock_plant_rests_and_speaks_of_its_limits(plant):
         assert given is None or given.shape == (plant.nx,)
 
 
+def test_the_coordinates_of_a_stock_plants_set_are_those_that_its_description_names():
+    """Drone: roll, pitch and their rates, whose linearised motion depends on no others. Arm: place and rates of the joints."""
+    plant, how = Drone(), invariant_about_rest(Drone())
+    assert how.dims is not None and how.rest is not None
+    motion = torch.func.jacrev(plant.mean)(*how.rest)[list(how.dims)]
+    assert float(motion.abs().sum(0)[[j for j in range(12) if j not in how.dims]].max()) < 1e-12
+    arm, dims = TwoLinkArm(), invariant_about_rest(TwoLinkArm()).dims
+    still, turning = (arm.of(vector(0.0, 1.5), vector(*rates), vector(0.2, 0.2)) for rates in ((0.0, 0.0), (0.1, 0.2)))
+    assert (
+        dims is not None
+        and dims[:2] == arm.limited
+        and list(dims[2:]) == torch.nonzero(still != turning).flatten().tolist()
+    )
+
+
 def test_a_plant_that_no_input_holds_has_no_law_and_no_certificate():
     """x⁺ − rest = 1.2 (x − rest), whatever the input."""
     rest, grown = PENDULUM.initial_state, torch.diag(vector(1.2, 1.2))
