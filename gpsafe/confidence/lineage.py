@@ -64,13 +64,16 @@ class Lineage:
     @staticmethod
     def of(model: GP) -> Lineage:
         """The lineage of which this posterior is the newest (`refusal` says whether it goes on)."""
+        inputs, targets, scale = (part.clone() for part in _data(model))
         return Lineage(
             model,
             _kernels(model),
             (model.nx, model.nu, tuple(model.outputs)),
             model.regularizer.clone(),
             model.noise_std.clone(),
-            *(part.clone() for part in _data(model)),
+            inputs,
+            targets,
+            scale,
             tuple(Pinned.of(model.prior, z[:, : model.nx], z[:, model.nx :]) for z in _probes(model)),
         )
 

@@ -150,15 +150,19 @@ def _reached(
     if task is not None:  # F_n is of the plant that the task describes: R is at least its noise
         floor = task.noise_std[list(claim.outputs)].tolist()
         claim = replace(claim, noise=tuple(max(r, low) for r, low in zip(claim.noise, floor, strict=True)))
+
+    def nothing(why: object) -> list[Finding]:
+        named = (("states", consequences.STATES), ("policies", consequences.POLICIES))
+        return [idle(name, words, f"{why}.") for name, words in named]
+
     try:
         confidence = widths.sets_of(rows, claim, delta=delta, most=MOST)
-        assert confidence.model.inputs is not None
-        empty = confidence.falsified(confidence.model.inputs)  # of no function everything is true
     except ValueError as error:
-        empty = _told(error)
-    if empty is not None:
-        named = (("states", consequences.STATES), ("policies", consequences.POLICIES))
-        return [idle(name, words, f"{empty}.") for name, words in named]
+        return nothing(_told(error))
+    assert confidence.model.inputs is not None
+    empty = confidence.falsified(confidence.model.inputs)
+    if empty is not None:  # of no function everything is true
+        return nothing(empty)
     try:
         whole = (
             states
