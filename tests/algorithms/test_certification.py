@@ -93,6 +93,7 @@ def test_the_coordinates_of_a_stock_plants_set_are_those_that_its_description_na
     """Drone: roll, pitch and their rates, whose linearised motion depends on no others. Arm: place and rates of the joints."""
     plant, how = Drone(), invariant_about_rest(Drone())
     assert how.dims is not None and how.rest is not None
+    assert how.state_weight is not None and how.state_weight[3] == how.state_weight[4] > 1  # roll and pitch alike
     motion = torch.func.jacrev(plant.mean)(*how.rest)[list(how.dims)]
     assert float(motion.abs().sum(0)[[j for j in range(12) if j not in how.dims]].max()) < 1e-12
     arm, dims = TwoLinkArm(), invariant_about_rest(TwoLinkArm()).dims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
-from gpsafe.algorithms.safeopt import _same
+from gpsafe.algorithms.safeopt import _distances, _same
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Constant, ConvexProgram
 from gpsafe.linalg import vector
@@ -173,6 +174,22 @@ def test_policies_are_neighbours_by_differences_not_by_differences_of_squares():
     assert torch.nonzero(learner.standing.sets[-1].safe).flatten().tolist() == [10]
 
 
+def test_distances_are_never_below_what_they_are():
+    """Half of them would let an L half as large vouch."""
+    points = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = [[math.dist(p, q) for q in points.tolist()] for p in points.tolist()]
+    found, least = _distances(points), torch.tensor(exact, dtype=torch.float64)
+    assert bool((found >= least).all()) and torch.allclose(found, least, rtol=1e-11)
+
+
+def test_policies_that_ask_for_inputs_beyond_the_plants_are_refused():
+    given = safeopt()
+    assert isinstance(given.policies, AffinePolicies)
+    wide = replace(given.policies, input_box=Box([-9.0], [9.0]))
+    with pytest.raises(ValueError, match=r"SafeOpt: expected .*input"):
+        given.with_(policies=wide)
+
+
 # ------------------------------------------------------------------------------------------- a gap between safe sets
 def island(lipschitz: float = 1.0, jump: float = 0.2) -> GoSafe:
     """x⁺ = x + 0.2u, (almost) no noise, ten steps: u = 1 leaves x ≤ 1, the other inputs do not; 3 is no neighbour."""
@@ -225,6 +242,14 @@ def test_where_the_released_sets_come_out_empty_the_answer_is_of_s_0():
     x = vector(0.3)
     given = learner.predict(x, episode_start=True)
     assert any(torch.equal(given, learner._act(int(a))(x)) for a in torch.nonzero(first.safe))
+
+
+def test_the_answer_is_the_member_whose_worst_reward_is_best():
+    """The one that flew, not the one of which nothing is known, which could earn more."""
+    learner = island().with_(initial_safe=[0, 1], settled=0.0).learn(1)
+    sets, flown, x = learner.standing.sets[-1], learner.logger.rows[0]["policy"], vector(0.3)
+    assert flown in (0, 1) and float(sets.upper[1 - flown, 0]) > float(sets.upper[flown, 0])
+    assert torch.equal(learner.predict(x, episode_start=True), learner._act(flown)(x))
 
 
 def test_control_a_state_slope_that_is_too_small_lets_it_over_the_cliff():

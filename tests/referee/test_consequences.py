@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
 from gpsafe.confidence import Mixture
+from gpsafe.cost import ScenarioTube
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP, views, zero_prior
@@ -19,13 +20,16 @@ from gpsafe.referee import Ruling, arranged
 from gpsafe.referee.case import Case
 from gpsafe.referee.claim import claimed
 from gpsafe.referee.consequences import of_refit, of_region
-from gpsafe.referee.finding import shown
-from gpsafe.referee.reach import Region, about_start
+from gpsafe.referee.finding import Finding, shown
+from gpsafe.referee.judgements import _tested
+from gpsafe.referee.power import NONE, Power
+from gpsafe.referee.reach import PATHS, Region, _bound, about_start
 from gpsafe.referee.refit import Refit, refits
 from gpsafe.referee.widths import POINTS, SATURATED, widths
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
+from gpsafe.systems.point_goal import DiscCost
 from gpsafe.systems.task import Task
 from gpsafe.tube import lqr_gain
 
@@ -90,6 +94,36 @@ def test_widths_are_medians_in_units_of_what_each_output_moves_by():
     assert found.in_box == pytest.approx(float((half(inside) / spread).median(0).values.max()))
     most = (half(inside) >= SATURATED * vector(*norms)).all(-1).double().mean()
     assert found.saturated == float(most) and 0 < float(most) < 1
+
+
+def test_paths_are_as_many_as_half_of_the_budget_needs_within_limits():
+    """n ≥ 2 T C ln(P/δ)/d paths, at least 200 and at most `PATHS`."""
+    disc, counts = DiscCost(torch.zeros(1, 2).double(), vector(1.0)), []
+    for share in (0.99, 0.02, 1e-6):
+        task = Task(vector(2.0, 0.0), 10, disc, share * 10, vector(0.1, 0.1))
+        bound = _bound(task, 40, 0.01, 10.0)
+        assert isinstance(bound, ScenarioTube)
+        counts.append(bound.samples)
+    assert counts == [200, int(2 / 0.02 * math.log(40 / 0.01)), PATHS]
+
+
+def test_of_several_outputs_the_worst_is_told_and_those_that_are_refuted_are_named():
+    def output(name: str, value: float) -> SimpleNamespace:
+        hits = Power(10, {NONE: {"norm": 0}})
+        return SimpleNamespace(name=name, value=value, refuted=lambda test: value > 1, power=hits)
+
+    def told(*outputs: SimpleNamespace) -> Finding:
+        case = cast(Case, SimpleNamespace(outputs=outputs, power=outputs[0].power, share=0.01))
+        return _tested(
+            case, "norm", "", lambda o: cast(Any, o).value, lambda o: 1.0, "{state}: {statistic}{which}", "{state} stands.",
+            assumes=(), head=("value", "B"), joint=False,
+        )  # fmt: skip
+
+    assert told(output("a", 0.5), output("b", 3.0)).statement == "b: 3 (refuted for b)"
+    assert told(output("a", 2.0), output("b", 3.0)).statement == "b: 3 (refuted for a and b)"
+    assert told(output("b", 3.0)).statement == "b: 3"
+    stands = told(output("a", 0.9), output("b", 0.5))
+    assert stands.statement == "a stands. That does not make it true." and stands.level == 0.02
 
 
 def test_policies_about_the_start_are_lqr_laws_with_set_points():

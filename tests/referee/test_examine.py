@@ -292,6 +292,11 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
     plain = sources.of_system(gs.Pendulum(), rows=30)
     assert set(plain.stated) == {"subgaussian"}
 
+    class Told(gs.Pendulum):
+        rkhs_norm = 1.0  # of no kernel
+
+    assert set(sources.of_system(Told(), rows=30).stated) == {"subgaussian"}
+
 
 def test_a_model_of_a_twin_is_judged_by_what_it_states_itself():
     """The twin's B, of its own kernels, was "stated" for a set with others, and its noise for R."""

@@ -164,6 +164,7 @@ def test_made_up_noise_is_of_the_size_that_its_name_says():
     for name, found in size.items():
         assert found == pytest.approx(expected.pop(name, 1.0), rel=0.05), name
     assert not expected
+    assert power.MEMORY in size and power.MEMORY not in dict(power.columns(design(chained=False), 2, generator))
 
 
 def test_errors_far_below_the_stated_noise_are_quiet():

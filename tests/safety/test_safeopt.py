@@ -253,6 +253,10 @@ def test_what_makes_no_sense_is_refused():
         rule.step(
             rule.start(13, [0]), Beliefs.of([GP.regression(kernels.rbf([1.0]), dim=1, noise_std=1.0)], [BOUND], POINTS)
         )
+    model = GP.regression(kernels.rbf([1.0]), dim=1, noise_std=1.0)
+    for models, bounds in (([], []), ([model], []), ([], [BOUND]), ([model], [BOUND, BOUND])):
+        with pytest.raises(ValueError, match="as many bounds as models, at least one"):
+            Beliefs.of(models, bounds, POINTS)
     with pytest.raises(ValueError, match="non-empty S_0"):
         rule.start(13, [])
 
