@@ -25,7 +25,7 @@ from gpsafe.referee.judgements import _tested
 from gpsafe.referee.power import NONE, Power
 from gpsafe.referee.reach import PATHS, Region, _bound, about_start
 from gpsafe.referee.refit import Refit, refits
-from gpsafe.referee.widths import POINTS, SATURATED, widths
+from gpsafe.referee.widths import POINTS, SATURATED, _normalised, widths
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.systems.known import AffineKnown
@@ -94,6 +94,11 @@ def test_widths_are_medians_in_units_of_what_each_output_moves_by():
     assert found.in_box == pytest.approx(float((half(inside) / spread).median(0).values.max()))
     most = (half(inside) >= SATURATED * vector(*norms)).all(-1).double().mean()
     assert found.saturated == float(most) and 0 < float(most) < 1
+    units = _normalised(claim, data.z, data.x_next)  # of R, with the λ of Chowdhury and Gopalan
+    assert units.regularizer.tolist() == [1 + 2 / 60] * 2 and units.targets is not None
+    assert torch.equal(units.targets, data.x_next / vector(*noise))
+    variances = [float(kernels.diagonal(k, data.z[:1])) for k in units.kernels]
+    assert variances == pytest.approx([1 / r**2 for r in noise])
 
 
 def test_paths_are_as_many_as_half_of_the_budget_needs_within_limits():

@@ -127,6 +127,14 @@ def test_rows_that_chose_the_claim_give_no_band_to_the_tail_test():
     assert share(spent, observed(spent, heavy=True), "tail") > 0.5 and share(spent, observed(spent), "tail") <= 0.05
 
 
+def test_other_amplitudes_are_those_of_the_rows_whatever_the_kernel():
+    """In the mean over the rows, where k(z, z) is not one number."""
+    given = design(kernel=kernels.linear([2.0]))
+    own, *others = (float(signal.diagonal().mean()) for signal, _ in given.forecasters(trials.OWN))
+    assert own == pytest.approx(float(kernels.diagonal(given.kernel, given.z).mean()))
+    assert others == pytest.approx([given.scale, 10 * given.scale])
+
+
 def test_no_norm_is_claimed_nothing_about_it_is_refuted():
     given = design(norm=math.inf)
     tried = trials.judge(given, observed(given, count=3))
