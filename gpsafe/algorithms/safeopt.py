@@ -22,7 +22,7 @@ from gpsafe.algorithms.actsafe import check_inputs
 from gpsafe.algorithms.learner import Book, EpisodePolicy, Stream, realised, stream
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import ConfidenceBound, Falsification
-from gpsafe.confidence.lineage import Lineage
+from gpsafe.confidence.lineage import Lineage, repetition
 from gpsafe.confidence.set import EMPTY
 from gpsafe.models import GP
 from gpsafe.policies import PolicyClass, input_at, selected
@@ -221,7 +221,11 @@ class SafeOpt(ClassLearner["SafeOptStanding", SafeOptEpisode]):
                 raise _require.fail(type(self).__name__, edited, "a model that was edited since")
 
     def _next(self, at: SafeOptStanding) -> SafeOptStanding:
-        """Iteration n: sets from the newest posteriors, and whom to fly."""
+        """Iteration n: sets from the newest posteriors, and whom to fly. Observations told again are refused, as in F_n."""
+        for model in at.models if self.unsound is None else ():
+            again = repetition(model)
+            if again is not None:
+                raise _require.fail(type(self).__name__, again, f"a model of {model.num_data} observations")
         beliefs = Beliefs.of(at.models, self.bounds, self.points, covariance=self.rule.needs_covariance)
         distance = None if self.rule.lipschitz is None else _distances(self.points)
         sets = self.rule.step(at.sets[-1], beliefs, distance)

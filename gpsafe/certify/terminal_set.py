@@ -212,7 +212,7 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     rounding = ROUNDING * (terms @ inputs.H.abs().mT + inputs.h.abs())
     lower = float((computed - rounding).max())
     highest = region.support_outer(inputs.H @ law.gain) + inputs.H @ law.offset - inputs.h
-    upper = max(float((highest + rounding.amax(0)).max()), lower)
+    upper = float((highest + rounding.amax(0)).max())
     witness = vertices[int(computed.amax(-1).argmax())]
 
     at_vertices = _excess(problem, law, region, vertices)

@@ -6,7 +6,8 @@ kernel refitted in between) has no such guarantee, so `ConfidenceSet` accepts a 
 
 **Seen and refused:** other dimensions, outputs, kernels, λ or noise; another known part, or the same object with other
 values at the probes (data and fixed random points): a closure whose captured variable changed; data that are fewer, other,
-permuted or edited in place; eight different rows or more that repeat eight earlier ones in their order, wherever they stand;
+permuted or edited in place; eight different rows or more that repeat eight earlier ones in their order, wherever they stand
+(in the first posterior, too);
 kernels and λ edited after the model was made.
 
 The theorems allow that rows repeat: noise on a grid, and none, is R-sub-Gaussian, too. What never repeats is the Gaussian noise
@@ -25,7 +26,6 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Lineage:
         kernels: fingerprints.
         shape: (nx, nu, outputs).
         regularizer, noise_std: λ (p,) and aleatoric standard deviation (nx,).
-        inputs, targets, noise_scale: data, (n, d), (n, p), (n,) or None.
+        inputs, targets, noise_scale: data, (n, d), (n, p), (n,); n = 0 before any.
         known: the known part at points, and the numbers that it captures.
     """
 
@@ -64,24 +64,24 @@ class Lineage:
     shape: tuple[int, int, tuple[int, ...]]
     regularizer: Tensor
     noise_std: Tensor
-    inputs: Tensor | None
-    targets: Tensor | None
-    noise_scale: Tensor | None
+    inputs: Tensor
+    targets: Tensor
+    noise_scale: Tensor
     known: tuple[Pinned, ...]
 
     @staticmethod
     def of(model: GP) -> Lineage:
         """The lineage of which this posterior is the newest (`refusal` says whether it goes on)."""
-        inputs, targets, scale = model.inputs, model.targets, getattr(model, "noise_scale", None)
+        inputs, targets, scale = (part.clone() for part in _data(model))
         return Lineage(
             model,
             _kernels(model),
             (model.nx, model.nu, tuple(model.outputs)),
             model.regularizer.clone(),
             model.noise_std.clone(),
-            None if inputs is None else inputs.clone(),
-            None if targets is None else targets.clone(),
-            None if scale is None else scale.clone(),
+            inputs,
+            targets,
+            scale,
             tuple(Pinned.of(model.prior, z[:, : model.nx], z[:, model.nx :]) for z in _probes(model)),
         )
 
@@ -107,71 +107,69 @@ class Lineage:
             return "a known part (prior) that is still the one with which the data were learned"
         if not _equal(self.model.noise_std, self.noise_std):
             return "the noise_std with which the model was accepted"
-        return inconsistency(self.model) or self._data_refusal(self.model, again=False)
+        return inconsistency(self.model) or self._data_refusal(self.model)
 
     def disowns(self, earlier: Sequence[GP]) -> str | None:
         """What of earlier generations is not as in the newest one any more (call `edited` first); None if all is."""
         for old in earlier:
-            n, shared = old.num_data, all(map(is_, old.kernels, self.model.kernels))
+            n, shared = old.num_data, old.kernels is self.model.kernels
+            inputs, targets, scale = _data(old)
             if not _equal(old.regularizer, self.regularizer) or (not shared and inconsistency(old) is not None):
                 return "the kernels and lambda of the earlier generations"
-            if self.inputs is None or self.targets is None or old.inputs is None or old.targets is None:
-                continue
-            if not (_equal(old.inputs, self.inputs[:n]) and _equal(old.targets, self.targets[:n])):
+            if not (_equal(inputs, self.inputs[:n]) and _equal(targets, self.targets[:n])):
                 return "the observations of the earlier generations"
-            if not _equal(scales(old), _scales(self.noise_scale, len(self.inputs))[:n]):
+            if not _equal(scale, self.noise_scale[:n]):
                 return "the noise scales of the earlier generations"
         return None
 
-    def _data_refusal(self, model: GP, *, again: bool = True) -> str | None:
-        if self.inputs is None or self.targets is None:
-            return None
-        n = len(self.inputs)
-        if model.inputs is None or model.targets is None or model.num_data < n:
+    def _data_refusal(self, model: GP) -> str | None:
+        n, (inputs, targets, scale) = len(self.inputs), _data(model)
+        if len(inputs) < n:
             return f"all {n} observations of the last generation, and new ones after them (every observation kept)"
-        if not (_equal(model.inputs[:n], self.inputs) and _equal(model.targets[:n], self.targets)):
+        if not (_equal(inputs[:n], self.inputs) and _equal(targets[:n], self.targets)):
             return f"the {n} observations of the last generation first, unchanged and in their order (append new ones)"
-        if not _equal(scales(model)[:n], _scales(self.noise_scale, n)):
+        if not _equal(scale[:n], self.noise_scale):
             return "the noise scales of the last generation for its observations"
-        if again and self._differs(model.inputs, model.targets):
-            found = _repeated(model.inputs, model.targets, n)
-            if found is not None:
-                rows = f"rows {found[1]} and on repeat rows {found[0]} and on, bit by bit"
-                return (
-                    f"new observations only ({rows}; Gaussian noise does not: noise_std = 0 states that there is none)"
-                )
         return None
 
-    def _differs(self, inputs: Tensor, targets: Tensor) -> bool:
-        """Whether the noise of a learned state is stated, and more than rounding: what is measured again differs then."""
-        outputs = list(self.shape[2])
-        size = torch.maximum(inputs[:, outputs].abs().amax(0), targets.abs().amax(0))
-        return bool((self.noise_std.to(size)[outputs] > ROUNDED * size).any())
+
+def repetition(model: GP) -> str | None:
+    """Which rows of a posterior's data were told again: the theorems count each as an observation with noise of its own. None
+    if none were, or if no learned state has noise beyond what float64 rounds off: then the same is measured again by right.
+    """
+    (inputs, targets, _), outputs = _data(model), list(model.outputs)
+    if len(inputs) == 0:
+        return None
+    size = torch.maximum(inputs[:, outputs].abs().amax(0), targets.abs().amax(0))
+    if not bool((model.noise_std.to(size)[outputs] > ROUNDED * size).any()):
+        return None
+    found = _repeated(inputs, targets)
+    if found is None:
+        return None
+    rows = f"rows {found[1]} and on repeat rows {found[0]} and on, bit by bit"
+    return f"new observations only ({rows}; Gaussian noise does not: noise_std = 0 states that there is none)"
 
 
-def _repeated(inputs: Tensor, targets: Tensor, old: int) -> tuple[int, int] | None:
-    """Where `REPEATED` rows that end after the first `old` ones equal as many earlier ones: (their start, its start).
+def _repeated(inputs: Tensor, targets: Tensor) -> tuple[int, int] | None:
+    """Where `REPEATED` rows equal as many earlier ones: (their start, its start).
 
     Rows that differ from each other: a plant at rest on a grid of measurements repeats one by right.
     """
     table = torch.cat([inputs, targets], dim=-1).detach().cpu().numpy()
     rows = [row.tobytes() for row in table]
     first: dict[tuple[bytes, ...], int] = {}
-    for start in range(len(rows) - REPEATED + 1):
-        window = tuple(rows[start : start + REPEATED])
+    for start, window in enumerate(zip(*(rows[k:] for k in range(REPEATED)), strict=False)):
         if len(set(window)) < REPEATED:
             continue
         before = first.setdefault(window, start)
-        if before < start and start + REPEATED > old:
+        if before < start:
             return before, start
     return None
 
 
 def inconsistency(model: GP) -> str | None:
     """What does not fit together in a posterior: kernels or λ edited after it was made; None if all fits."""
-    exact = getattr(model, "exact", model)
-    if not isinstance(exact, GP):
-        return None
+    exact: GP = getattr(model, "exact", model)
     for j, i in enumerate(exact._index):
         factor = exact._factors[i]
         form = kernels.closed_form(exact.kernels[j])
@@ -192,9 +190,7 @@ def fingerprint(value: Any) -> Any:
         return "tensor", str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
     if isinstance(value, np.ndarray):
         return "array", str(value.dtype), value.shape, value.tobytes()
-    if value is None or isinstance(
-        value, (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-    ):
+    if isinstance(value, (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)):
         return type(value).__name__, repr(value)
     if isinstance(value, (tuple, list)):
         return type(value).__name__, tuple(fingerprint(item) for item in value)
@@ -241,11 +237,16 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def scales(model: GP) -> Tensor:
     """Noise scales of the observations, (n,): 1 where nothing else was said."""
-    return _scales(getattr(model, "noise_scale", None), model.num_data)
+    scale = getattr(model, "noise_scale", None)
+    return torch.ones(model.num_data, dtype=torch.float64) if scale is None else scale.cpu()
 
 
-def _scales(scale: Tensor | None, n: int) -> Tensor:
-    return torch.ones(n, dtype=torch.float64) if scale is None else scale.cpu()
+def _data(model: GP) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs (n, d), targets (n, p) and noise scales (n,)."""
+    inputs, targets, none = model.inputs, model.targets, model.regularizer.new_empty(0)
+    if inputs is None or targets is None:
+        inputs, targets = none.reshape(0, model.nx + model.nu), none.reshape(0, model.num_outputs)
+    return inputs, targets, scales(model)
 
 
 def _probes(model: GP) -> tuple[Tensor, ...]:

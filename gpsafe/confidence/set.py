@@ -19,7 +19,7 @@ from gpsafe._show import short, table
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
 from gpsafe.confidence.history import is_prefix, posterior_history
-from gpsafe.confidence.lineage import Lineage, inconsistency
+from gpsafe.confidence.lineage import Lineage, inconsistency, repetition
 from gpsafe.data import Transitions
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
@@ -135,9 +135,7 @@ class ConfidenceSet:
         self.bound.check(model)
         lineage = None
         if self.sound:
-            reason = inconsistency(model)
-            if reason is None and self._lineage is not None:
-                reason = self._lineage.refusal(model)
+            reason = inconsistency(model) or (self._lineage and self._lineage.refusal(model)) or repetition(model)
             if reason is not None:
                 raise _require.fail("ConfidenceSet.update", reason, f"a model of {model.num_data} observations")
             lineage = Lineage.of(model)

@@ -118,10 +118,12 @@ class RobustDP(OfTask):
         stage = self.rates(enclosure.centers, enclosure.radius)
         return self.outward(self._run(enclosure, stage, self.cost.ceiling)).clamp_max(self.total_ceiling)
 
-    def outward(self, value: Tensor) -> Tensor:
-        """Expected costs rounded up. Without noise they are sums of stage costs, with which a cost of 0 stays 0; averages over
-        noise come of differences of probabilities, which err by a share of the ceiling."""
-        share = self.cost.ceiling if bool((self.task.noise_std > 0).any()) else 0.0
+    def outward(self, value: Tensor, ceiling: float | None = None) -> Tensor:
+        """Expected costs, or sums of what is at most `ceiling` a stage, rounded up. Without noise they are sums of stage costs,
+        with which a cost of 0 stays 0; averages over noise come of differences of probabilities, which err by a share of the
+        ceiling."""
+        share = self.cost.ceiling if ceiling is None else ceiling
+        share = share if bool((self.task.noise_std > 0).any()) else 0.0
         return value + 1e-9 * (share + value.abs())
 
     def lower(self, enclosure: Enclosure) -> Tensor:
@@ -148,7 +150,7 @@ class RobustDP(OfTask):
         stage = std + enclosure.metric.norm(dim=-1)
         if enclosure.peak is not None:
             stage = torch.fmin(stage, enclosure.peak.norm(dim=-1))
-        return self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most)
+        return self.outward(self._run(enclosure, torch.where(stage <= torch.inf, stage, most), most), most)
 
     def rates(self, centers: Tensor, radius: Tensor) -> Tensor:
         """Supremum of c over boxes, both (n, nx), (1, n); C where it would be NaN."""

@@ -95,7 +95,7 @@ def heard(rows: Rows, claim: Claim, *, share: float, names: tuple[str, ...], ori
                 norms.growth(design, column, tried),
                 norms.alternatives(design, column),
                 norms.random_functions(design, column, seed=seed),
-                power.counted(design, tried, [name for name, _ in made], TRIALS, 1),
+                power.counted(design, tried, [name for name, _ in made], TRIALS),
                 noise.lattice(rows.data.x_next[:, state]),
                 noise.lag_one(rows, tried.errors[0][:, 0]),
             )

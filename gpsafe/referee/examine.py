@@ -150,12 +150,19 @@ def _reached(
     if task is not None:  # F_n is of the plant that the task describes: R is at least its noise
         floor = task.noise_std[list(claim.outputs)].tolist()
         claim = replace(claim, noise=tuple(max(r, low) for r, low in zip(claim.noise, floor, strict=True)))
-    confidence = widths.sets_of(rows, claim, delta=delta, most=MOST)
+
+    def nothing(why: object) -> list[Finding]:
+        named = (("states", consequences.STATES), ("policies", consequences.POLICIES))
+        return [idle(name, words, f"{why}.") for name, words in named]
+
+    try:
+        confidence = widths.sets_of(rows, claim, delta=delta, most=MOST)
+    except ValueError as error:
+        return nothing(_told(error))
     assert confidence.model.inputs is not None
     empty = confidence.falsified(confidence.model.inputs)
     if empty is not None:  # of no function everything is true
-        named = (("states", consequences.STATES), ("policies", consequences.POLICIES))
-        return [idle(name, words, f"{empty}.") for name, words in named]
+        return nothing(empty)
     try:
         whole = (
             states

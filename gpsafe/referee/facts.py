@@ -53,7 +53,7 @@ def series(case: Case, compared: Sequence[Width]) -> dict[str, Any]:
                 "random": float(o.random[-1]),
                 "errors": away.tolist(),
                 "factors": [a.factor for a in o.others],
-                "needed": {f: [a.lower[f] for a in o.others] for f in (o.others[0].lower if o.others else ())},
+                "needed": {f: [a.lower[f] for a in o.others] for f in o.others[0].lower},
                 "level": float(o.tried.level[0]),
                 "refuted": [list(a.refuted) for a in o.others],
             }

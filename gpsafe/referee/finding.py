@@ -65,11 +65,11 @@ class Finding:
         return f"{self.ruling.value.upper()}  {self.claim} {self.statement}"
 
 
-def shown(value: float) -> str:
-    """Three digits, true minus and infinity signs, a dash for nothing."""
+def shown(value: float, digits: int = 3) -> str:
+    """A few digits, true minus and infinity signs, a dash for nothing."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
 
 
 def listing(names: Sequence[str]) -> str:
@@ -138,10 +138,10 @@ class Findings:
 
     def document(self) -> dict[str, Any]:
         """Everything, for `gpsafe.testbed.store.write_json`."""
-        rows = [asdict(found) | {"ruling": found.ruling.value} for found in self.findings]
         return {
             "title": self.title, "summary": self.summary(), "level": self.level, "facts": dict(self.facts),
-            "notes": list(self.notes), "findings": rows, "series": dict(self.series), "seconds": self.seconds,
+            "notes": list(self.notes), "findings": [asdict(found) for found in self.findings], "series": dict(self.series),
+            "seconds": self.seconds,
         }  # fmt: skip
 
     def _repr_html_(self) -> str:

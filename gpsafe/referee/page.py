@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 from typing import Any
 
 from gpsafe.referee import figures
-from gpsafe.referee.finding import Finding, Findings, Ruling
+from gpsafe.referee.finding import Finding, Findings, Ruling, shown
 from gpsafe.testbed.report_sections import picture
 from gpsafe.testbed.report_template import STYLE
 
@@ -117,11 +116,7 @@ def _table(group: str, findings: Sequence[Finding]) -> str:
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, str):
-        return escape(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    return f"{value:.4g}".replace("-", "−")
+    return escape(value) if isinstance(value, str) else shown(value, 4)
 
 
 def _section(one: Finding) -> str:

@@ -104,13 +104,10 @@ def remembering(links: Tensor, white: Tensor, rho: float) -> Tensor:
     return found
 
 
-def counted(design: Design, tried: Tried, names: list[str], trials: int, skip: int) -> Power:
-    """From the columns after the first `skip` ones, `trials` a name."""
-    refuted = tried.refuted(design)
-    hits = {
-        name: {test: int(found[skip + i * trials : skip + (i + 1) * trials].sum()) for test, found in refuted.items()}
-        for i, name in enumerate(names)
-    }
+def counted(design: Design, tried: Tried, names: list[str], trials: int) -> Power:
+    """From the last columns, `trials` a name."""
+    refuted = {test: found[-len(names) * trials :].split(trials) for test, found in tried.refuted(design).items()}
+    hits = {name: {test: int(parts[i].sum()) for test, parts in refuted.items()} for i, name in enumerate(names)}
     return Power(trials, hits)
 
 

@@ -153,7 +153,7 @@ def _links(data: Transitions, kept: Tensor, runs: list[Any] | None) -> Tensor:
     links = torch.full((len(kept),), -1, dtype=torch.long)
     if runs is None:
         return links
-    span = (data.x.amax(0) - data.x.amin(0)).clamp_min(1e-300)
+    span = data.x.amax(0) - data.x.amin(0)
     near = [
         (place, bool(((data.x_next[a] - data.x[b]).abs() <= 1e-6 * span).all()))
         for place, (a, b) in enumerate(zip(kept[:-1].tolist(), kept[1:].tolist(), strict=True), start=1)

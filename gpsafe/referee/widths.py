@@ -12,6 +12,7 @@ from torch import Tensor
 from gpsafe import _require
 from gpsafe.confidence import ConfidenceSet, Mixture
 from gpsafe.confidence.bounds import ConfidenceBound
+from gpsafe.confidence.lineage import repetition
 from gpsafe.confidence.registry import BOUNDS
 from gpsafe.data import spaced
 from gpsafe.models import GP
@@ -100,7 +101,7 @@ def _made(name: str, claim: Claim, model: GP, box: Box, delta: float) -> tuple[C
     if name == "chowdhury-gopalan":
         options["subgaussian"], extra = 1.0, {"max_data": model.num_data}
     bound = kind(**options, **extra)
-    reason = bound.refusal(model)
+    reason = bound.refusal(model) or repetition(model)
     if reason is None:
         return bound, "theorem" if name != "lederer" else "theorem, for f drawn from the process"
     if name in ("actsafe", "srinivas"):

@@ -18,6 +18,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
+from gpsafe import _require
+
 T = TypeVar("T")
 _lock = threading.Lock()
 
@@ -68,6 +70,14 @@ def _replace(obj: Any, /, **changes: Any) -> Any:
     return obj if type(obj) is _StandIn else _true_replace(obj, **changes)
 
 
+_true_names = _require.names
+
+
+def _names(where: str, value: Any, allowed: Any) -> Any:
+    """Which names there are a stand-in does not know: they are asked for once the module is loaded whole."""
+    return value if type(allowed) is _StandIn else _true_names(where, value, allowed)
+
+
 class _Module(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
@@ -108,11 +118,11 @@ def _standing_in(package: str) -> Iterator[None]:
         tops = ("gpsafe", package.partition(".")[0])
         names = {name: set(vars(sys.modules[name])) for name in before if name.partition(".")[0] in tops}
         sys.meta_path.insert(0, finder)
-        dataclasses.replace = _replace
+        dataclasses.replace, _require.names = _replace, _names
         try:
             yield
         finally:
-            dataclasses.replace = _true_replace
+            dataclasses.replace, _require.names = _true_replace, _true_names
             sys.meta_path.remove(finder)
             for name in set(sys.modules) - before:
                 del sys.modules[name]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from gpsafe.algorithms.certification import Certification
+from gpsafe.algorithms.certification import Certification, NoInvariantSetError, invariant_about_rest
 from gpsafe.certify.certainty import certainty_levels
 from gpsafe.certify.terminal_set import TerminalSet
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.linalg import vector
 from gpsafe.models import GP, Ensemble
 from gpsafe.models._normalizer import Normalizer
 from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box, Polytope
-from gpsafe.systems import HingeCost, IndicatorCost, reference_pendulum
+from gpsafe.systems import HingeCost, IndicatorCost, TwoLinkArm, reference_pendulum
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import as_episodic
+from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
 from gpsafe.tube import EnsembleTube
@@ -26,7 +29,7 @@ from gpsafe.tube import EnsembleTube
 PENDULUM, CARTPOLE = SimplePendulum(observation_noise=0.0), SafeCartPole()
 
 
-def near_the_plant(plant, *, scale=1.0, size=1e-4, std=1e-3):
+def near_the_plant(plant, *, scale=1.0, size=1e-4, std=1e-3, prior=None):
     """Networks that add little to a known part."""
     parts = (Normalizer.identity(plant.nx + plant.nu), Normalizer(torch.zeros(plant.nx), torch.full((plant.nx,), size)))
     return Ensemble.create(
@@ -36,7 +39,7 @@ def near_the_plant(plant, *, scale=1.0, size=1e-4, std=1e-3):
         members=3,
         hidden=(6,),
         std_limits=(std, 2 * std),
-        prior=plant.prior(scale=scale),
+        prior=plant.prior(scale=scale) if prior is None else prior,
         normalizers=parts,
     )
 
@@ -57,6 +60,68 @@ def test_an_invariant_set_is_one_of_the_linearisation_and_one_of_another_gain_is
     A = how.tube(model, None).linearise(about.rest.expand(3, -1), torch.zeros(3, 1).double()).A.mean(0)
     free = (corners - about.rest) @ A.mT + about.rest  # the plant without its law leaves the set
     assert float((free @ found.H.mT - found.h).max()) > 1e-3
+
+
+def test_an_invariant_set_lies_about_the_rest_that_is_given_and_fills_what_is_allowed():
+    """The pendulum held 0.05 rad off the bottom by a constant torque; both coordinates reach the ends of `around`."""
+    plant, angle = PENDULUM, math.pi + 0.05
+    still = vector(-plant.mass * plant.gravity * plant.length * math.sin(angle))
+    rest, around = vector(angle, 0.0), vector(0.02, 0.1)
+    how = Certification(terminal="invariant", feedback=None, around=around, rest=(rest, still))
+    model = near_the_plant(plant, std=2e-5)
+    found, about = how.invariant(plant, model), how._about_rest(plant, how.tube(model, None))
+    assert torch.allclose(about.law(rest), still) and torch.allclose(
+        about.closed @ rest + about.offset, rest, atol=1e-5
+    )
+    eye = torch.eye(2).double()
+    assert torch.allclose(found.support(eye), rest + around) and torch.allclose(-found.support(-eye), rest - around)
+
+
+@pytest.mark.parametrize("plant", [PENDULUM, CARTPOLE, Drone(), TwoLinkArm()], ids=lambda plant: plant.name)
+def test_what_is_tuned_for_a_stock_plant_rests_and_speaks_of_its_limits(plant):
+    how = invariant_about_rest(plant, delta=0.05)
+    assert (how.terminal, how.feedback, how.delta) == ("invariant", None, 0.05)
+    assert set(plant.limited) <= set(range(plant.nx) if how.dims is None else how.dims)
+    if how.rest is not None:
+        assert torch.equal(plant.mean(*how.rest), how.rest[0]) and plant.input_box.contains(how.rest[1])
+    for name in ("around", "state_weight"):
+        given = getattr(how, name)
+        assert given is None or given.shape == (plant.nx,)
+
+
+def test_the_coordinates_of_a_stock_plants_set_are_those_that_its_description_names():
+    """Drone: roll, pitch and their rates, whose linearised motion depends on no others. Arm: place and rates of the joints."""
+    plant, how = Drone(), invariant_about_rest(Drone())
+    assert how.dims is not None and how.rest is not None
+    assert how.state_weight is not None and how.state_weight[3] == how.state_weight[4] > 1  # roll and pitch alike
+    motion = torch.func.jacrev(plant.mean)(*how.rest)[list(how.dims)]
+    assert float(motion.abs().sum(0)[[j for j in range(12) if j not in how.dims]].max()) < 1e-12
+    arm, dims = TwoLinkArm(), invariant_about_rest(TwoLinkArm()).dims
+    still, turning = (arm.of(vector(0.0, 1.5), vector(*rates), vector(0.2, 0.2)) for rates in ((0.0, 0.0), (0.1, 0.2)))
+    assert (
+        dims is not None
+        and dims[:2] == arm.limited
+        and list(dims[2:]) == torch.nonzero(still != turning).flatten().tolist()
+    )
+
+
+def test_a_plant_that_no_input_holds_has_no_law_and_no_certificate():
+    """x⁺ − rest = 1.2 (x − rest), whatever the input."""
+    rest, grown = PENDULUM.initial_state, torch.diag(vector(1.2, 1.2))
+    known = AffineKnown(grown, torch.zeros(2, 1).double(), rest - grown @ rest)
+    model, apart = near_the_plant(PENDULUM, size=1e-6, prior=known), warm_up_data(PENDULUM, 200, 0).transitions
+    how = Certification(states=3, mode="sound", feedback=0.1)
+    hull = TerminalSet.start(PENDULUM.initial_box.sample(30, torch.Generator().manual_seed(0))).polytope
+    assert how.filter(PENDULUM, model, apart, hull).invariance is None
+    about = how._about_rest(PENDULUM, how.tube(model, apart))
+    assert about.law is None and torch.equal(about.rest, rest)
+    assert torch.allclose(about.closed, grown, atol=1e-4) and torch.allclose(
+        about.closed @ rest + about.offset, rest, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="a stabilisable plant about rest, or a feedback factor"):
+        replace(how, feedback=None).filter(PENDULUM, model, apart, hull)
+    with pytest.raises(NoInvariantSetError, match="a stabilisable plant about rest, got no LQR gain"):
+        replace(how, terminal="invariant").invariant(PENDULUM, model, apart)
 
 
 def test_an_invariant_set_in_few_coordinates_is_one_of_their_own_motion():
@@ -93,8 +158,10 @@ def test_limits_are_drawn_in_by_the_measurement_noise_in_both_modes():
     hull = TerminalSet.start(PENDULUM.initial_box.sample(30, torch.Generator().manual_seed(0))).polytope
     model, eye = near_the_plant(PENDULUM), torch.eye(2).double()
     filters = [Certification(error=e).filter(PENDULUM, model, None, hull) for e in (None, error)]
-    upper = [safe.problem.states.support(eye) for safe in filters]
-    assert torch.equal(upper[0], PENDULUM.state_box.upper) and torch.allclose(upper[1], upper[0] - error)
+    box = PENDULUM.state_box
+    for side, end in ((eye, box.upper), (-eye, -box.lower)):
+        whole, drawn = (safe.problem.states.support(side) for safe in filters)
+        assert torch.equal(whole, end) and torch.allclose(drawn, end - error)
 
 
 def test_paper_filters_are_the_published_ones():

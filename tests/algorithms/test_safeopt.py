@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 
 from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
-from gpsafe.algorithms.safeopt import _empty, _same
+from gpsafe.algorithms.safeopt import _distances, _empty, _same
 from gpsafe.assumptions import Assumption
 from gpsafe.confidence import Constant, ConvexProgram
 from gpsafe.linalg import vector
@@ -30,8 +31,10 @@ def test_it_promises_something_only_where_a_theorem_covers_an_episodes_cost():
     of_bound = {Assumption.RKHS_NORM, Assumption.SUBGAUSSIAN, Assumption.FIXED_KERNEL, Assumption.ALL_OBSERVATIONS}
     of_run = {Assumption.INITIAL_SET, Assumption.TASK, Assumption.EXACT_INPUT, Assumption.ROUNDING}
     assert {e.kind for e in sound.assumptions} == of_bound | of_run
-    low = tuple(replace(bound, subgaussian=9.9) for bound in sound.bounds)
+    # Of the reward nothing is promised, so its bound, R and kernel may be anything.
+    low = (replace(sound.bounds[0], subgaussian=99.0), replace(sound.bounds[1], subgaussian=9.9))
     by_hand = (sound.bounds[0], Constant(value=2.0))
+    assert sound.with_(bounds=(Constant(value=2.0), sound.bounds[1])).unsound is None
     for change, reason in (
         ({"bounds": low}, "10-sub-Gaussian"),
         ({"bounds": by_hand}, "no theorem"),
@@ -223,6 +226,17 @@ def test_models_that_were_edited_since_promise_nothing(move):
     claimless.learn(1)  # it promises nothing anyway
 
 
+def test_observations_that_were_told_twice_promise_nothing():
+    """Each is counted as one with noise of its own: told thirty times, its noise is gone."""
+    at, seen = torch.linspace(-0.5, 0.5, 8).double().unsqueeze(-1), torch.linspace(0.0, 0.2, 8).double().unsqueeze(-1)
+    told = safeopt()
+    once, twice = (tuple(m.condition_on(at.repeat(k, 1), seen.repeat(k, 1)) for m in told.models) for k in (1, 2))
+    assert told.with_(models=once).ask().unsound is None
+    with pytest.raises(ValueError, match="rows 8 and on repeat rows 0 and on"):
+        told.with_(models=twice).ask()
+    told.with_(models=twice, bounds=(Constant(value=2.0),) * 2).ask()  # it promises nothing anyway
+
+
 def test_parts_that_do_not_fit_are_refused():
     given = safeopt()
     for change in (
@@ -248,6 +262,22 @@ def test_policies_are_neighbours_by_differences_not_by_differences_of_squares():
     learner = given.with_(policies=policies, points=points, initial_safe=[10], rule=rule)
     assert learner.unsound is None
     assert torch.nonzero(learner.standing.sets[-1].safe).flatten().tolist() == [10]
+
+
+def test_distances_are_never_below_what_they_are():
+    """Half of them would let an L half as large vouch."""
+    points = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = [[math.dist(p, q) for q in points.tolist()] for p in points.tolist()]
+    found, least = _distances(points), torch.tensor(exact, dtype=torch.float64)
+    assert bool((found >= least).all()) and torch.allclose(found, least, rtol=1e-11)
+
+
+def test_policies_that_ask_for_inputs_beyond_the_plants_are_refused():
+    given = safeopt()
+    assert isinstance(given.policies, AffinePolicies)
+    wide = replace(given.policies, input_box=Box([-9.0], [9.0]))
+    with pytest.raises(ValueError, match=r"SafeOpt: expected .*input"):
+        given.with_(policies=wide)
 
 
 # ------------------------------------------------------------------------------------------- a gap between safe sets
@@ -282,6 +312,34 @@ def test_gosafe_jumps_to_an_island_and_is_brought_back_from_the_cliff():
         )
     )
     assert not bool(alone.learn(8).standing.sets[-1].safe[3])
+
+
+def test_a_jump_needs_somebody_to_come_back_to_and_every_width_settled():
+    """Without a run in B no backup could be called; one wide function is not settled, however narrow the other."""
+    learner = replace(island(), settled=1e9)
+    assert learner.standing.chosen[1] == "local" and learner.learn(1).standing.chosen[1] == "global"
+    models = (GP.regression(kernels.rbf([0.05], variance=v), dim=1, noise_std=0.01) for v in (4.0, 1e-6))
+    at = island().with_(models=tuple(models)).learn(1).standing
+    reward, margin = at.sets[-1].width[at.chosen[0]].tolist()
+    assert margin < 1.0 < reward and at.chosen[1] == "local"
+
+
+def test_where_the_released_sets_come_out_empty_the_answer_is_of_s_0():
+    rule = SafeOptRule.released(vector(-torch.inf, 0.0))
+    learner = safeopt().with_(rule=rule, bounds=(Constant(value=2.0), Constant(value=2.0)))
+    first, last = learner.standing.sets
+    assert not bool(last.safe.any())
+    x = vector(0.3)
+    given = learner.predict(x, episode_start=True)
+    assert any(torch.equal(given, learner._act(int(a))(x)) for a in torch.nonzero(first.safe))
+
+
+def test_the_answer_is_the_member_whose_worst_reward_is_best():
+    """The one that flew, not the one of which nothing is known, which could earn more."""
+    learner = island().with_(initial_safe=[0, 1], settled=0.0).learn(1)
+    sets, flown, x = learner.standing.sets[-1], learner.logger.rows[0]["policy"], vector(0.3)
+    assert flown in (0, 1) and float(sets.upper[1 - flown, 0]) > float(sets.upper[flown, 0])
+    assert torch.equal(learner.predict(x, episode_start=True), learner._act(flown)(x))
 
 
 def test_control_a_state_slope_that_is_too_small_lets_it_over_the_cliff():

@@ -9,6 +9,7 @@ from torch import Tensor
 from gpsafe.algorithms.actsafe import ActSafe
 from gpsafe.algorithms.explain import after_flights
 from gpsafe.confidence import ConfidenceSet, Mixture, Strayed, strayed
+from gpsafe.confidence.set import RECORDED
 from gpsafe.cost import GaussianTube
 from gpsafe.data import Transitions
 from gpsafe.models import GP
@@ -59,6 +60,18 @@ def test_what_the_noise_reaches_is_not_accused_and_what_it_does_not_is(noise: fl
     assert "state 0 is not learned" in str(found)
     everything = GP.create(KERNEL, 4e-4, nx=2, nu=1, noise_std=tensor(noise, 0.02), prior=KNOWN)
     assert strayed(everything, rows(plant(0.5, noise)), tensor(noise, 0.02)) is None
+
+
+@pytest.mark.parametrize(("known", "before", "scale"), [(0.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
+def test_without_noise_only_what_recording_loses_is_allowed(known, before, scale):
+    """RECORDED (|known part| + |state| + |next state|): the known part may be a difference of larger terms."""
+    one = GP.create(
+        KERNEL, 4e-4, nx=2, nu=1, noise_std=tensor(0.0, 0.02), outputs=(1,), prior=lambda x, u: 0 * x + known
+    )
+    x, room = tensor([before, 0.0]), RECORDED * scale
+    for share, accused in ((0.99, False), (1.01, room > 0)):
+        told = Transitions(x, x[:, :1], tensor([known + share * room, 0.0]))
+        assert (strayed(one, told, tensor(0.0, 0.02)) is not None) == accused
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf, 1e308])

@@ -46,6 +46,7 @@ class Stub:
 
     time: int = 0
     seen: list = field(default_factory=list)
+    falsified: str | None = None
 
     def decide(self, x, candidates, lengths):
         self.seen.append((x, candidates, lengths))
@@ -56,6 +57,9 @@ class Stub:
             "refuted" if self.time == 3 else None,
         )
         return answer, Stub(self.time + 1, self.seen)
+
+    def arrived(self, x):
+        return replace(self, falsified="refuted at the end")
 
 
 def test_only_what_the_verifier_answers_is_applied():
@@ -106,10 +110,14 @@ class Counting:
     """Applies nothing, and writes down what it was asked."""
 
     counts: list = field(default_factory=list)
+    falsified: str | None = None
 
     def decide(self, x, candidates, lengths):
         self.counts.append((len(candidates), len(lengths), candidates.shape[-1]))
         return Answer(torch.zeros(1).double(), "plan" if len(candidates) else "stored"), self
+
+    def arrived(self, x):
+        return self
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from gpsafe.cli import main as cli
 from gpsafe.models import zero_prior
 from gpsafe.referee import Claim, Finding, Ruling, arranged, examine, judge, noise, sources
 from gpsafe.referee.claim import claimed
+from gpsafe.referee.judgements import JOINT
 from gpsafe.referee.page import html
 from gpsafe.referee.rows import outlying, repeats
 from gpsafe.rkhs import kernels, random_function
@@ -59,6 +60,7 @@ def test_a_true_claim_stands_and_is_never_called_true(found):
     assert "makes none of it true" in found.summary() or found.refuted
     assert found["time"].ruling is found["memory"].ruling is Ruling.NOT_APPLICABLE  # one-step data
     assert found["upper"].ruling is Ruling.VACUOUS
+    assert "cells of the box of (x, u)" in found["states"].statement  # the rows', where none is given
     assert sum({one.name: one.level or 0.0 for one in found.findings}.values()) <= found.level + 1e-12
 
 
@@ -68,11 +70,16 @@ def test_a_false_claim_is_refuted_and_the_repair_is_told():
     noisy = examine(recorded(sd=0.06), **STATED)
     assert noisy["level"].ruling is Ruling.REFUTED and "no test refutes from R = 0.08 (4 R)" in noisy["level"].statement
     assert "what theorems rest on: " in noisy.summary()
+    for one in (*wrong.refuted, *noisy.refuted):  # another R is no repair of what the Bayesian reading refutes
+        assert ("ith this kernel and B" in one.statement) == (JOINT in one.assumes)
+    assert {JOINT in one.assumes for one in noisy.refuted} == {True, False}
 
 
 def test_the_document_and_the_page_hold_every_finding(found, tmp_path):
     document = json.loads(json.dumps(gs.testbed.store.jsonable(found.document())))
     assert [row["name"] for row in document["findings"]] == [one.name for one in found.findings]
+    errors = document["series"]["outputs"][0]["errors"]  # largest first, in R
+    assert len(errors) == 80 and errors == sorted(errors, reverse=True) and 1 < errors[0] < 100
     page = html(found, "gpsafe verify <x>")
     for one in found.findings:
         assert f'id="{one.name}"' in page
@@ -125,7 +132,7 @@ def test_runs_go_by_their_labels_and_neighbours_are_linked():
     data = gs.Transitions(x, x[:, :0], x + 1 / 60)
     labels = [f"run {i // 10}" for i in range(60)]
     rows = arranged(data, labels)
-    assert rows.runs == 6 and rows.first == 20 and rows.linked == 36
+    assert rows.runs == 6 and (rows.first, rows.judging) == (20, 40) and rows.linked == 36
     back = torch.cat([torch.arange(10 * i, 10 * i + 10) for i in (3, 5, 0, 1, 4, 2)])
     again = arranged(gs.Transitions(data.x[back], data.u[back], data.x_next[back]), [labels[i] for i in back])
     assert torch.equal(rows.data.x, again.data.x) and torch.equal(rows.links, again.links)
@@ -192,6 +199,9 @@ def test_a_recording_that_was_put_in_twice_is_told():
     once = recorded(90)
     found = examine(once + once, [0] * 90 + [1] * 90, **STATED)
     assert found["copies"].ruling is Ruling.REFUTED and found["copies"].statement.startswith("90 pairs")
+    for name in ("states", "policies"):  # 53 of 256 cells were "proved", 3 by the rows once
+        assert found[name].ruling is Ruling.NOT_APPLICABLE and "repeat rows 0 and on" in found[name].statement
+    assert "No bound of the registry is a theorem" in found["widths"].statement
     assert examine(once, [0] * 90, **STATED)["copies"].ruling is Ruling.STANDS
 
 
@@ -210,6 +220,25 @@ def test_lattices_are_seen_and_rounding_is_none():
     x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert math.isclose(noise.lattice((x / 0.05).round() * 0.05), 0.05, rel_tol=1e-6)
     assert noise.lattice(x) == 0.0 and noise.lattice((x / 0.05).round() * 0.05 + 1e-15 * x) > 0.04
+
+
+def test_the_correlation_of_successive_errors_is_that_of_linked_judging_rows():
+    x = torch.arange(60.0).unsqueeze(-1).double() / 60
+    rows = arranged(gs.Transitions(x, x[:, :0], x + 1 / 60), [i // 10 for i in range(60)])
+    errors = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pairs = [(10 * i + j - 1, 10 * i + j) for i in range(4) for j in range(1, 10)]  # the first two runs choose
+    a, b = (errors[list(side)] for side in zip(*pairs, strict=True))
+    told, count = noise.lag_one(rows, errors)
+    assert count == 36 and told == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())))
+
+
+@pytest.mark.parametrize("away", [0.0, 1e6])
+def test_a_row_follows_another_if_it_begins_where_that_one_ended_wherever_that_is(away):
+    """To 10⁻⁶ of what the states span, not of how far away they lie."""
+    x = torch.arange(60.0).unsqueeze(-1).double() / 60
+    data = gs.Transitions(x + away, x[:, :0], x + away + 1 / 60 + 1e-3 * (torch.arange(60) % 2).unsqueeze(-1))
+    rows = arranged(data, [i // 10 for i in range(60)])
+    assert rows.linked == 20  # every other one of those that do where all begin right
 
 
 def test_far_rows_are_told():
@@ -263,6 +292,11 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
     assert source.origin == "drawn" and len(source.data) == 40 and source.task is not None
     plain = sources.of_system(gs.Pendulum(), rows=30)
     assert set(plain.stated) == {"subgaussian"}
+
+    class Told(gs.Pendulum):
+        rkhs_norm = 1.0  # of no kernel
+
+    assert set(sources.of_system(Told(), rows=30).stated) == {"subgaussian"}
 
 
 def test_a_model_of_a_twin_is_judged_by_what_it_states_itself():

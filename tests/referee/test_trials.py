@@ -2,11 +2,14 @@
 
 import math
 from functools import cache
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from gpsafe.referee import power, trials
+from gpsafe.referee.case import Output
 from gpsafe.referee.trials import Design
 from gpsafe.rkhs import kernels
 from gpsafe.verdict import clopper_pearson_upper
@@ -124,11 +127,60 @@ def test_rows_that_chose_the_claim_give_no_band_to_the_tail_test():
     assert share(spent, observed(spent, heavy=True), "tail") > 0.5 and share(spent, observed(spent), "tail") <= 0.05
 
 
+def test_other_amplitudes_are_those_of_the_rows_whatever_the_kernel():
+    """In the mean over the rows, where k(z, z) is not one number."""
+    given = design(kernel=kernels.linear([2.0]))
+    own, *others = (float(signal.diagonal().mean()) for signal, _ in given.forecasters(trials.OWN))
+    assert own == pytest.approx(float(kernels.diagonal(given.kernel, given.z).mean()))
+    assert others == pytest.approx([given.scale, 10 * given.scale])
+
+
 def test_no_norm_is_claimed_nothing_about_it_is_refuted():
     given = design(norm=math.inf)
     tried = trials.judge(given, observed(given, count=3))
     found = tried.refuted(given)
     assert not any(bool(found[test].any()) for test in ("norm", "kernel", "time", "level", "tail", "held"))
+
+
+def told(**found: str) -> power.Power:
+    """Test → which columns refute ("x"): the rows themselves, which do, two trials without a defect and two with one."""
+    columns = {test: torch.tensor([mark == "x" for mark in "x" + marks]) for test, marks in found.items()}
+    tried = cast(trials.Tried, SimpleNamespace(refuted=lambda design: columns))
+    return power.counted(design(), tried, [power.NONE, "defect"], 2)
+
+
+def test_trials_are_counted_by_defect_and_the_rows_themselves_are_none():
+    one, other = told(norm="...x", tail="x.xx"), told(norm="..xx", tail="...x")
+    assert one.hits == {power.NONE: {"norm": 0, "tail": 1}, "defect": {"norm": 1, "tail": 2}}
+    assert power.weakest([one, other]).hits == {power.NONE: {"norm": 0, "tail": 1}, "defect": {"norm": 1, "tail": 1}}
+    assert one.least("defect", "norm") == pytest.approx(
+        1 - 0.95**0.5
+    )  # P(one of two or more | p) = 1 − (1 − p)² = 0.05
+    assert "defect: 1 of 2 trials (power ≥ 0.02). With nothing wrong: 0 of 2." in one.words("norm", "another", "defect")
+    assert one.words("norm", "another") == ""
+
+
+def test_made_up_noise_is_of_the_size_that_its_name_says():
+    """Of a function of next to no norm only noise is left: root mean squares in R."""
+    given, generator = design(norm=1e-9), torch.Generator().manual_seed(0)
+    size = {name: float(y.square().mean().sqrt()) / NOISE for name, y in power.columns(given, 300, generator)}
+    expected = {
+        "every fiftieth row ten times as noisy": math.sqrt(0.98 + 0.02 * 100),
+        "noise of 1.5 R": 1.5,
+        "noise of 3 R": 3,
+    }
+    for name, found in size.items():
+        assert found == pytest.approx(expected.pop(name, 1.0), rel=0.05), name
+    assert not expected
+    assert power.MEMORY in size and power.MEMORY not in dict(power.columns(design(chained=False), 2, generator))
+
+
+def test_errors_far_below_the_stated_noise_are_quiet():
+    """Root mean square of the rows' own forecast errors, the first column, below R/2."""
+    for size, quiet in ((0.45, True), (0.55, False)):
+        errors = torch.tensor([[size, 9.0], [-size, 9.0]]).double()
+        given = {"tried": SimpleNamespace(errors=(errors, None)), "design": SimpleNamespace(noise=1.0)}
+        assert Output.quiet(cast(Output, SimpleNamespace(**given))) == quiet
 
 
 def test_correlations_are_those_of_the_noise_that_is_made_up():

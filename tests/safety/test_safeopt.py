@@ -253,6 +253,10 @@ def test_what_makes_no_sense_is_refused():
         rule.step(
             rule.start(13, [0]), Beliefs.of([GP.regression(kernels.rbf([1.0]), dim=1, noise_std=1.0)], [BOUND], POINTS)
         )
+    model = GP.regression(kernels.rbf([1.0]), dim=1, noise_std=1.0)
+    for models, bounds in (([], []), ([model], []), ([], [BOUND]), ([model], [BOUND, BOUND])):
+        with pytest.raises(ValueError, match="as many bounds as models, at least one"):
+            Beliefs.of(models, bounds, POINTS)
     with pytest.raises(ValueError, match="non-empty S_0"):
         rule.start(13, [])
 
@@ -266,6 +270,25 @@ def test_a_model_with_a_known_part_is_no_model_of_the_function():
         Beliefs.of([model], [BOUND], POINTS)
     zero = replace(model, prior=lambda x, u: torch.zeros_like(x))
     assert torch.equal(Beliefs.of([zero], [BOUND], POINTS).mean, torch.zeros(13, 1).double())
+
+
+def test_an_infinite_bound_of_any_constraint_vouches_for_nobody():
+    """Nor does that of one function speak for another."""
+    lower = torch.full((13, 3), 0.5).double()
+    for i, struck in enumerate((H2[0], H2[1], H2[2])):
+        lower[:, i], seen = math.inf, torch.zeros(13, dtype=torch.bool).index_fill(0, torch.tensor([3]), True)
+        found = lipschitz_safe(seen, lower, GAP, torch.ones(3).double(), H2)
+        assert bool(found.any()) == (float(struck) == -math.inf) and float(lower[3, i]) == math.inf
+        lower[:, i] = 0.5
+
+
+def test_widths_of_different_functions_are_compared_in_their_units():
+    """max_i w_i/scaling_i: 5 is wide beside 2, and 5/10 is not."""
+    threshold, width = torch.tensor([-math.inf, 0.0]).double(), torch.tensor([[1.0, 5.0], [2.0, 1.0]]).double()
+    everybody = torch.ones(2, dtype=torch.bool)
+    sets = SafeOptSets(torch.zeros(2, 2).double(), width, everybody, everybody, everybody)
+    assert SafeOptRule(threshold).choose(sets) == 0
+    assert SafeOptRule(threshold, scaling=torch.tensor([1.0, 10.0])).choose(sets) == 1
 
 
 # ------------------------------------------------------------------ GoSafe
