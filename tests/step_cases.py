@@ -110,3 +110,11 @@ def learned(F: ConfidenceSet, step: Step, anchor: Tensor) -> Step:
     linear[1] += found.linear[0, 0]
     error[1] += found.error[0, 0]
     return replace(step, center=center, linear=linear, error=error)
+
+
+def rounded(F: ConfidenceSet, step: Step) -> Tensor:
+    """By how much the error of a step that is `learned` is widened: 10⁻¹² of itself, of its terms and of what they become."""
+    x, u = step.z[:2], step.z[2:]
+    (A,), (B,) = jacobians(F.model.prior, x[None], u[None])
+    size = x.abs() + step.center.abs() + B.abs() @ u.abs() + tensor([0.0, 1.0]) * LocalAffine.at(F, step.z[None]).cap
+    return 1e-12 * (step.error + size + A.abs() @ size)

@@ -18,13 +18,14 @@ from xmpsc_cases import gp_pendulum, plan
 
 from gpsafe.certify import CertificationProblem, judge
 from gpsafe.confidence import ConfidenceBound, ConfidenceSet, Mixture
-from gpsafe.cost.grid import Grid
-from gpsafe.cost.robust_dp import RobustDP
+from gpsafe.cost import GaussianTube, Grid, PlanTube, RobustDP, ScenarioTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP
-from gpsafe.policies import set_point_policies
+from gpsafe.planning.tracking import Tracking
+from gpsafe.policies import AffinePolicies, set_point_policies
 from gpsafe.rkhs import kernels
 from gpsafe.safety.safe_set import PolicyGap, SafePolicySet
+from gpsafe.safety.shield import Shield
 from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown
@@ -32,6 +33,7 @@ from gpsafe.systems.task import Task
 from gpsafe.tube import GPTube, LinearTube
 
 UNITS = st.sampled_from([2.0**-20, 1.0, 2.0**20])
+FAR = [2.0**-30, 2.0**30]
 DECIMAL = st.sampled_from([1e-6, 1e6])
 
 
@@ -208,28 +210,66 @@ def test_units_of_inputs_and_outputs_leave_the_band(seed, name, of_z, of_y):
     close(in_units(of_z, of_y), in_units(1.0, 1.0), rtol=1e-7)
 
 
-@given(seeds(), UNITS, UNITS)
-@settings(max_examples=3)
-def test_units_of_the_plant_leave_a_policys_bound(seed, state, force):
-    """The robust program for x = state·y, u = force·v: plant, kernel, policies, cost, grid and noise in the new units."""
-    z, y = 0.6 * draw(seed, 6, 2), 0.05 * draw(seed + 1, 6, 1)
+def controlled(s: float, f: float) -> tuple[ConfidenceSet, AffinePolicies, Task]:
+    """x⁺ = x + u/4 + f(x, u) + w for x = s·y, u = f·v: plant, kernel, policies, cost and noise in the new units."""
+    z, y = 0.6 * draw(0, 6, 2), 0.02 * draw(1, 6, 1)
+    known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.25 * f / s).reshape(1, 1), vector(0.0))
+    model = GP.create(
+        kernels.rbf([1.0 / s, 2.0 / f], 0.01 / s**2), (0.05 / s) ** 2, nx=1, nu=1, noise_std=0.05 / s, prior=known
+    ).condition_on(z / vector(s, f), y / s)
+    cost = IndicatorCost(vector(1.0).reshape(1, 1), vector(1.0 / s))
+    task = Task(vector(0.5 / s), 4, cost, 0.6, vector(0.05 / s))
+    inputs = Box(vector(-1.0 / f), vector(1.0 / f))
+    policies = set_point_policies(
+        vector(0.7, 0.95).reshape(2, 1) / s, vector(3.0 * s / f).reshape(1, 1), torch.zeros(2, 1).double(), inputs
+    )
+    return ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.05 / s, delta=0.1)).update(model), policies, task
 
+
+TUBES = {
+    "robust": lambda task, s: RobustDP(Grid(Box(vector(-0.4 / s), vector(1.6 / s)), (64,)), task),
+    "scenario": lambda task, s: ScenarioTube(task=task, seed=3, samples=40, pilot=8, limit=100.0 / s),
+    "scenario, in pieces": lambda task, s: ScenarioTube(
+        task=task, seed=3, samples=40, pilot=8, limit=100.0 / s, pieces=4, anchors=2
+    ),
+    "gaussian": lambda task, s: GaussianTube(task=task, limit=100.0 / s),
+}
+
+
+@pytest.mark.parametrize("force", FAR)
+@pytest.mark.parametrize("state", FAR)
+@pytest.mark.parametrize("name", TUBES)
+def test_units_of_the_plant_leave_a_policys_bound(name, state, force):
     def upper(s: float, f: float) -> torch.Tensor:
-        known = AffineKnown(vector(1.0).reshape(1, 1), vector(0.25 * f / s).reshape(1, 1), vector(0.0))
-        model = GP.create(
-            kernels.rbf([1.0 / s, 2.0 / f], 0.01 / s**2), (0.05 / s) ** 2, nx=1, nu=1, noise_std=0.05 / s, prior=known
-        ).condition_on(z / vector(s, f), y / s + known(z[:, :1] / s, z[:, 1:] / f))
-        cost = IndicatorCost(vector(s).reshape(1, 1), vector(1.0))
-        task = Task(vector(0.5 / s), 4, cost, 0.6, vector(0.05 / s))
-        inputs = Box(vector(-1.0 / f), vector(1.0 / f))
-        policies = set_point_policies(
-            vector(0.7, 0.95).reshape(2, 1) / s, vector(3.0 * s / f).reshape(1, 1), torch.zeros(2, 1).double(), inputs
-        )
-        grid = Grid(Box(vector(-0.4 / s), vector(1.6 / s)), (64,))
-        used = ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.05 / s, delta=0.1)).update(model)
-        return RobustDP(grid, task).evaluate(used, policies).upper
+        used, policies, task = controlled(s, f)
+        return TUBES[name](task, s).evaluate(used, policies).upper
 
-    close(upper(state, force), upper(1.0, 1.0), rtol=1e-6)
+    close(upper(state, force), upper(1.0, 1.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("force", FAR)
+@pytest.mark.parametrize("state", FAR)
+def test_units_of_the_plant_leave_plans_and_what_refutes_them(state, force):
+    """In states of 10⁻⁹ the slack of 10⁻⁹ refused every plan, and no measurement was beyond its set."""
+
+    def told(s: float, f: float) -> tuple[torch.Tensor, list[bool]]:
+        used, policies, task = controlled(s, f)
+        box, radius = policies.input_box, vector(0.05 / s)
+        judge = PlanTube(fallbacks=policies, task=task, noise_radius=radius, input_box=box, limit=100.0 / s)
+        effort = Tracking(brakes=policies, authority=0.8, state_weight=vector(s**2), input_weight=vector(f**2))
+        shield = Shield.start(judge, used, vector(0.1 / s), tracking=effort)
+        assert isinstance(shield, Shield)
+        pushes = vector(1.0, 0.3, -1.0).reshape(3, 1, 1) / f
+        refuted = [shield.arrived(vector(0.1 / s) * (1 + miss)).falsified is not None for miss in (1e-13, 1e-5)]
+        decision, after = shield.decide(vector(0.1 / s), pushes)
+        assert after.expected is not None
+        center, edge = after.expected.center[0], after.expected.radius[0]
+        refuted += [after.arrived(center + share * edge).falsified is not None for share in (-0.999999, 1.000001)]
+        return torch.cat([vector(shield.margin, decision.margin) * s, decision.u * f, center * s, edge * s]), refuted
+
+    (one, refuted), (other, as_well) = told(1.0, 1.0), told(state, force)
+    assert refuted == as_well == [False, True, False, True]
+    close(other, one, rtol=1e-12)
 
 
 @given(seeds(), st.integers(1, 3), UNITS)

@@ -191,10 +191,11 @@ def _inside(confidence: ConfidenceSet, known: KnownPart, low: Tensor, high: Tens
         band = ranges.band(confidence, (low, high), tol=0.1, cells=256)
         middle, half = _known_over(model, known, low, high)
         least, most = middle - half, middle + half
-        columns = list(model.outputs)
+        columns, size = list(model.outputs), middle.abs() + half
         least[:, columns] += band.lower
         most[:, columns] += band.upper
-        least, most = least - GROW * (1 + least.abs()), most + GROW * (1 + most.abs())
+        size[:, columns] += torch.maximum(band.lower.abs(), band.upper.abs())
+        least, most = least - GROW * size, most + GROW * size
         inside = ((least >= within.lower) & (most <= within.upper)).all(-1)
         center = 0.5 * low + 0.5 * high
         tried = torch.cat([center.unsqueeze(1), band.argmin, band.argmax], dim=1)
@@ -242,7 +243,7 @@ def _leaves(confidence: ConfidenceSet, z: Tensor, within: Box) -> Tensor:
     low, high = confidence.bounds(z)
     center = known_part("regions.certified", model.prior, z[..., : model.nx], z[..., model.nx :])
     least, most = center + model.embed(low), center + model.embed(high)
-    room = 1e-9 * (1 + center.abs())
+    room = 1e-9 * (center.abs() + model.embed(torch.maximum(low.abs(), high.abs())))
     return ((least < within.lower - room) | (most > within.upper + room)).any(-1) & (low <= high).all(-1)
 
 

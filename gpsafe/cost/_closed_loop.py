@@ -3,7 +3,7 @@
 The input is affine but for a strip, π(x) = u + Fξ + e with |e| ≤ kink: about the chord of clipped affine laws
 (`AffinePolicies.chords`), by slopes over the box for others. The known part is linearised at (c, u) with its *closed-loop*
 Jacobian AG + BF, so that plant and feedback cancel, plus |B|·kink and the Hessian remainder; the residual is enclosed about an
-anchor (`LocalAffine`).
+anchor (`LocalAffine`). What a step may round goes into its error, so that no unit of a state matters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback, inputs_at
 from gpsafe.systems.base import KnownPart
+
+ROUNDING = 1e-12  # share of all `sizes` by which the error of a step is widened: more than it rounds
 
 
 @short
@@ -78,4 +80,15 @@ def image(
     linear[..., columns, :] += found.linear
     error[..., columns] += found.error
     center = known(x, u) + model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
-    return Image(center, linear, error * (1 + 1e-12), found.empty)
+    rounded = error * (1 + 1e-12) + ROUNDING * sizes(x, u, center, a, b, model.embed(local.cap))
+    # A state without an error box (`wide_axes`) gets none: what it rounds beside is a share of the errors of those it sums.
+    return Image(center, linear, torch.where(error == 0, error, rounded), found.empty)
+
+
+def sizes(x: Tensor, u: Tensor, center: Tensor, a: Tensor, b: Tensor, residual: Tensor) -> Tensor:
+    """s + |A|s with s = |x| + |f(x, u)| + |B||u| + residual, (*b, nx): what the rounding of a step is a share of.
+
+    The terms, not their sum: they may cancel. For the residual, whose inner terms are not seen, its bound B√k stands.
+    """
+    s = x.abs() + center.abs() + (b.abs() @ u.abs().unsqueeze(-1)).squeeze(-1) + residual
+    return s + (a.abs() @ s.unsqueeze(-1)).squeeze(-1)

@@ -23,9 +23,9 @@ from gpsafe.systems.base import KnownPart, known_with_bound
 _OUTER = (torch.maximum, torch.minimum)  # of the lower and of the upper ends of sets that are intersected
 
 
-def grow(value: Tensor, relative: float = 1e-9) -> Tensor:
-    """Outward rounding of an upper bound."""
-    return value + relative * (1.0 + value.abs())
+def grow(value: Tensor, relative: float) -> Tensor:
+    """Outward rounding of an upper bound ≥ 0 that is a sum of terms ≥ 0."""
+    return value * (1 + relative)
 
 
 def closed_loop_range(

@@ -53,7 +53,7 @@ from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
 
-ROUNDING = 1e-9  # outward rounding of reaches and deviations
+ROUNDING = 1e-9  # share of its terms by which a reach is rounded outwards, and of itself a deviation
 
 
 @short
@@ -86,8 +86,7 @@ class Stage:
         """Upper bound of P(some half-space is left) but for the events not E_s, (P,)."""
         normals = cost.directions.to(self.factor.device)
         gap = -cost.excess(self.sure.center) - (self.sure.support(normals) - self.sure.center @ normals.T)
-        size = 1.0 + self.sure.center.abs().sum(-1, keepdim=True) + self.sure.radius.sum(-1, keepdim=True)
-        gap = gap - ROUNDING * size * normals.abs().amax(-1).clamp_min(1.0)
+        gap = gap - ROUNDING * self.sure.terms(normals)
         spread = torch.einsum("kd,pde->pke", normals, self.factor).norm(dim=-1) * (1 + ROUNDING)
         certain = (~(gap >= 0)).to(gap.dtype)
         tail = 0.5 * torch.special.erfc(gap / (spread.clamp_min(1e-300) * math.sqrt(2.0))) * (1 + 1e-9)

@@ -26,18 +26,20 @@ from gpsafe import _require
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.cost._closed_loop import Inputs, image
+from gpsafe.cost._closed_loop import Inputs, image, sizes
 from gpsafe.cost._task import check_task
 from gpsafe.cost.anchor_grid import AnchorGrid
 from gpsafe.cost.curvature import wide_axes
+from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, selected
+from gpsafe.rkhs import kernels
 from gpsafe.sets import Box
 from gpsafe.sets.zonotope import HUGE, Zonotope
-from gpsafe.systems.base import IndicatorCost, known_with_bound
+from gpsafe.systems.base import IndicatorCost, KnownPart, known_with_bound
 from gpsafe.systems.task import Task
 
-SLACK = 1e-9  # outward rounding of every support before it is compared: tubes accumulate errors of some 1e-14
+SLACK = 1e-9  # share of its terms by which a support is rounded outwards before it is compared: they err by some 1e-14
 
 
 @short
@@ -276,6 +278,16 @@ class PlanTube:
             u[mask], feed[mask], kink[mask] = found.u, found.feed, found.kink
         return Inputs(u, feed, kink)
 
+    def sizes(self, x: Tensor, u: Tensor) -> Tensor:
+        """What the step from x (nx,) under u (nu,) computes with, (1, nx), see `_closed_loop.sizes`."""
+        model, bound = self._confidence().model, self._confidence().bound
+        known, x, u = cast(KnownPart, model.prior), x.unsqueeze(0), u.unsqueeze(0)
+        variance = torch.stack(
+            [kernels.diagonal(kernel, torch.cat([x, u], dim=-1)) for kernel in model.kernels], dim=-1
+        )
+        residual = bound.norms(model.num_outputs).to(x.device) * variance.sqrt()
+        return sizes(x, u, known(x, u), *jacobians(known, x, u), model.embed(residual))
+
     # -------------------------------------------------------------- whole plans
     def verify(self, start: Zonotope, plans: Plans, steps: int) -> Verification:
         """Follows P plans from the sets `start` (P,) for `steps` steps; X_0 itself must satisfy the constraint.
@@ -312,7 +324,7 @@ class PlanTube:
     def slack(self, tube: Zonotope) -> Tensor:
         """min_i offset_i − sup_{X} normal_i x, rounded down, (P,); −inf for sets that are not numbers."""
         normals, offsets = (v.to(tube.center.device) for v in (self.constraint.normals, self.constraint.offsets))
-        room = (offsets - tube.support(normals) - SLACK * (1.0 + tube.terms(normals))).amin(-1)
+        room = (offsets - tube.support(normals) - SLACK * (offsets.abs() + tube.terms(normals))).amin(-1)
         return torch.where(tube.within(HUGE) & (room >= -HUGE), room, -torch.inf)
 
     def _inside_landing(self, tube: Zonotope, plans: Plans, time: int, steps: int) -> Tensor:
@@ -320,7 +332,7 @@ class PlanTube:
         done = torch.zeros(plans.num, dtype=torch.bool, device=tube.center.device)
         if self.certified is None or not plans.num:
             return done
-        radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
+        radius = tube.radius + SLACK * (tube.center.abs() + tube.radius)
         for j, box in enumerate(self.landing):
             inside = ((tube.center - radius >= box.lower) & (tube.center + radius <= box.upper)).all(-1)
             done |= inside & (self.certified[plans.fallback, j] >= steps - time)

@@ -42,7 +42,7 @@ from gpsafe.rkhs import kernels
 from gpsafe.sets.zonotope import HUGE, Zonotope
 from gpsafe.systems.base import Cost, HalfspaceCost, known_with_bound
 
-SLACK = 1e-9  # outward rounding of every reach before it is compared: tubes accumulate errors of some 1e-14
+SLACK = 1e-9  # share of its terms by which a reach is rounded outwards before it is compared: they err by some 1e-14
 _NOISE = 4
 
 
@@ -52,9 +52,9 @@ def charge_upper(cost: Cost, tube: Zonotope) -> Tensor:
     """
     if isinstance(cost, HalfspaceCost):
         normals = cost.directions.to(tube.center.device)
-        charge = cost.of_reach(tube.support(normals) + SLACK * (1.0 + tube.terms(normals)))
+        charge = cost.of_reach(tube.support(normals) + SLACK * tube.terms(normals))
     else:
-        radius = tube.radius + SLACK * (1.0 + tube.center.abs() + tube.radius)
+        radius = tube.radius + SLACK * (tube.center.abs() + tube.radius)
         charge = cost.upper(tube.center - radius, tube.center + radius)
     return torch.where(tube.within(HUGE) & (charge <= cost.ceiling), charge, cost.ceiling)
 

@@ -154,7 +154,10 @@ def _try(policies: PolicyClass, lower: Tensor, upper: Tensor, stated: Feedback) 
     moved = (stated.gain @ (x - center).unsqueeze(-1)).squeeze(-1)
     raw = moved - stated.remainder, moved + stated.remainder
     change, corners = ends[0] - ends[1], torch.stack([s * v for s in (stated.low, stated.high) for v in raw])
-    room = 1e-7 * (1.0 + ends[0].abs() + ends[1].abs() + moved.abs())
+    size = torch.stack([ends[0].abs(), ends[1].abs(), moved.abs()]).amax(0)
+    room = 1e-7 * size.nan_to_num(0.0).amax(
+        1, keepdim=True
+    )  # of a policy's largest: its smaller inputs may be rounding
     wrong = (change < corners.amin(0) - room) | (change > corners.amax(0) + room)
     if bool(wrong.any()):
         p, n, i = torch.nonzero(wrong)[0].tolist()
@@ -245,8 +248,7 @@ def secants(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Range of (clip(v′) − clip(v))/(v′ − v) over |v′ − v| ≤ reach, see :meth:`AffinePolicies.secants`; all (*b, nu)."""
     least, most = box.lower, box.upper
     tiny = torch.finfo(torch.float64).tiny
-    margin = 1e-12 * (1.0 + v.abs() + reach)  # of rounding in v and reach
-    reach = reach + margin
+    reach = reach + 1e-12 * (box.clip(v).abs() + v.abs() + reach)  # of rounding in v and reach
     above, below = v >= most, v <= least  # at or beyond a limit: clip is flat on one side
     room = torch.minimum(most - v, v - least)
     low = (room / reach.clamp_min(tiny) - 1e-12).clamp(0.0, 1.0)
@@ -265,14 +267,15 @@ def chords(v: Tensor, reach: Tensor, box: Box) -> tuple[Tensor, Tensor, Tensor]:
     limits of the box, so its extremes are at these. Where clip bends once, half is from half (at the bend) to all of what
     secants from v leave open. Rounded outwards.
     """
-    reach = reach + 1e-12 * (1.0 + v.abs() + reach)  # of rounding in v and reach
+    size = box.clip(v).abs() + v.abs() + reach
+    reach = reach + 1e-12 * size  # of rounding in v and reach
     ends = v - reach, v + reach
     clipped = [box.clip(end) for end in ends]
-    slope = ((clipped[1] - clipped[0]) / (2 * reach)).clamp(0.0, 1.0)
+    slope = ((clipped[1] - clipped[0]) / (2 * reach).clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
     turns = [torch.minimum(torch.maximum(limit.expand_as(v), ends[0]), ends[1]) for limit in (box.lower, box.upper)]
     gaps = torch.stack([box.clip(at) - slope * (at - v) for at in (*ends, *turns)])
     least, most = gaps.amin(0), gaps.amax(0)
-    return 0.5 * (least + most), slope, 0.5 * (most - least) + 1e-14 * (1.0 + v.abs() + reach)
+    return 0.5 * (least + most), slope, 0.5 * (most - least) + 1e-14 * size
 
 
 def set_point_policies(targets: Tensor, gain: Tensor, feedforward: Tensor, input_box: Box) -> AffinePolicies:

@@ -144,9 +144,11 @@ class ParametricPolicies:
         apart = (away.abs() + reach).amax(1)
         value, reach = ranges(offset, gain)
         high, low = (value + reach).amax(1), (value - reach).amin(1)
-        apart = torch.minimum(apart, self.input_box.clip(high) - self.input_box.clip(low))
+        ends = self.input_box.clip(high), self.input_box.clip(low)
+        apart = torch.minimum(apart, ends[0] - ends[1])
         terms = offset.abs().unsqueeze(-2) + torch.einsum("pvux,nx->pvnu", gain.abs(), x.abs())
-        return apart + 1e-12 * (1.0 + torch.maximum(high.abs(), low.abs())) + 2 * ROUNDING * terms.amax(1)
+        size = torch.stack([end.abs() for end in (high, low, *ends)]).amax(0)
+        return apart + 1e-12 * size + 2 * ROUNDING * terms.amax(1)
 
 
 def input_gap(first: AffinePolicies, second: AffinePolicies) -> Tensor:
@@ -177,7 +179,7 @@ def _gap_1d(first: AffinePolicies, second: AffinePolicies) -> Tensor:
             kink = torch.nan_to_num(kink, posinf=1e300, neginf=-1e300)
             difference = (box.clip(o1 + k1 * kink) - box.clip(o2 + k2 * kink)).abs()
             # A kink is known up to a relative 1e-15, which moves either policy by |gain| times as much.
-            rounding = 1e-14 * ((k1.abs() + k2.abs()) * kink.abs() + o1.abs() + o2.abs() + 1.0)
+            rounding = 1e-14 * ((k1.abs() + k2.abs()) * kink.abs() + o1.abs() + o2.abs() + difference)
             gap = torch.maximum(gap, difference + rounding)
     for sign in (-1.0, 1.0):
         ends = [

@@ -146,8 +146,8 @@ class Shield:
         time: t.
         stored: the admitted plan (a batch of one) that is valid from the present state.
         margin: its margin; nan if assumed.
-        expected: what the present state must lie in: {x_0} at t = 0, then the one-step set, by (a) and (b); None if nothing
-            is claimed.
+        expected: what the present state must lie in: {x_0} at t = 0, then the one-step set, by (a) and (b), widened by a share
+            `SLACK` of what a step computes with; None if nothing is claimed.
         falsified: the first measurement that refuted the assumptions, in words; it stays to the end of the episode.
         fallbacks: what the judge's fallback policies gave at the start of the episode.
     """
@@ -193,6 +193,7 @@ class Shield:
             return NotCertified(float(found.margin[best]), int(found.steps[longest]), falsified)
         lent("Shield.start", judge)  # what cannot be copied for `tracking` is refused here, not in flight
         chosen = plans.select(torch.tensor([best if certified else 0], device=x0.device))
+        u = chosen.act(x0.unsqueeze(0), judge.fallbacks, judge.input_box)[0]
         return Shield(
             judge=judge,
             tracking=tracking,
@@ -200,7 +201,7 @@ class Shield:
             time=0,
             stored=chosen,
             margin=float(found.margin[best]) if certified else math.nan,
-            expected=Zonotope.point(x0.clone().unsqueeze(0)),
+            expected=Zonotope.point(x0.clone().unsqueeze(0)).plus_box(SLACK * judge.sizes(x0, u)),
             fallbacks=pinned_policies(judge.fallbacks, x0),
         )
 
@@ -272,6 +273,7 @@ class Shield:
         u = plan.act(x.unsqueeze(0), judge.fallbacks, judge.input_box)[0]
         try:
             expected = judge.reach(Zonotope.point(x.unsqueeze(0)), plan, 0)[0]
+            expected = expected.plus_box(SLACK * judge.sizes(x, u))
         except (
             Exception
         ) as error:  # of a fallback, say, whose own slopes turn out wrong: there is an answer all the same
@@ -301,7 +303,7 @@ class Shield:
         if self.expected is None or not bool(self.expected.within(torch.inf)):  # nothing was claimed
             return None
         radius = self.expected.radius[0]
-        excess = (x - self.expected.center[0]).abs() - radius - SLACK * (1.0 + x.abs() + radius)
+        excess = (x - self.expected.center[0]).abs() - radius
         worst = int(excess.argmax())
         if float(excess[worst]) <= 0.0:
             return None

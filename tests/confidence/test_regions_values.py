@@ -140,18 +140,18 @@ def test_points_leave_where_the_band_ends_outside_by_more_than_rounding():
     known = torch.tensor([[quadratic(p) for p in row] for row in z.tolist()], dtype=torch.float64)
     low, high = known - torch.tensor([0.0, 0.25]), known + torch.tensor([0.0, 0.5])
     for i in range(2):
-        for shift, leaves in ((0.0, False), (5e-10, False), (3e-9, True), (0.1, True)):
+        for shift, leaves in ((0.0, False), (2e-10, False), (3e-9, True), (0.1, True)):
             for side in (0, 1):
                 lower, upper = low[1, 1] - 10, high[1, 1] + 10
                 lower[i], upper[i] = (low[1, 1, i] + shift, 1e3) if side == 0 else (-1e3, high[1, 1, i] - shift)
                 found = regions._leaves(confidence, z, Box(lower, upper))
                 assert bool(found[1, 1]) == leaves
-                room = 1e-9 * (1 + known.abs())
+                room = 1e-9 * (known.abs() + torch.tensor([0.0, 0.5]))
                 assert torch.equal(found, ((low < lower - room) | (high > upper + room)).any(-1))
     center = quadratic([2.0, 1.0, 2.0])  # the room grows with the known part
     point = torch.tensor([[[2.0, 1.0, 2.0]]], dtype=torch.float64)
     for shift, leaves in ((0.9, False), (1.1, True)):
-        edge = center[0] + shift * 1e-9 * (1 + abs(center[0]))
+        edge = center[0] + shift * 1e-9 * abs(center[0])
         assert bool(regions._leaves(confidence, point, Box([2 * center[0] - edge, -99.0], [99.0, 99.0]))) is False
         assert bool(regions._leaves(confidence, point, Box([edge, -99.0], [99.0, 99.0]))) == leaves
 
@@ -226,7 +226,9 @@ def one_by_one(confidence, known, low, high, within, pieces):
             middle, half = regions._known_over(model, known, a[None], b[None])
             least, most = (middle - half)[0], (middle + half)[0]
             least[1], most[1] = least[1] + band.lower[0, 0], most[1] + band.upper[0, 0]
-            least, most = least - regions.GROW * (1 + least.abs()), most + regions.GROW * (1 + most.abs())
+            size = (middle.abs() + half)[0]
+            size[1] += max(abs(float(band.lower)), abs(float(band.upper)))
+            least, most = least - regions.GROW * size, most + regions.GROW * size
             if bool((least >= within.lower).all() and (most <= within.upper).all()):
                 continue
             open_parts.append((a, b))
@@ -282,7 +284,10 @@ def test_the_next_state_grows_by_the_rounding_at_each_of_its_ends(monkeypatch):
         least, most = (middle - half)[0].tolist(), (middle + half)[0].tolist()
         least[1], most[1] = least[1] + float(band.lower), most[1] + float(band.upper)
         assert all(sign * v > 0.1 for v in (*least, *most))
-        ends = [v - 0.01 * (1 + abs(v)) for v in least] + [v + 0.01 * (1 + abs(v)) for v in most]
+        size = (middle.abs() + half)[0].tolist()
+        size[1] += max(abs(float(band.lower)), abs(float(band.upper)))
+        ends = [v - 0.01 * s for v, s in zip(least, size, strict=True)]
+        ends += [v + 0.01 * s for v, s in zip(most, size, strict=True)]
         for moved in (None, 0, 1, 2, 3):
             by = [(-1e-9 if i < 2 else 1e-9) * (-1 if i == moved else 1) for i in range(4)]
             X = Box([ends[i] + by[i] for i in (0, 1)], [ends[i] + by[i] for i in (2, 3)])

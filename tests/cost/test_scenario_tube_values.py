@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import Curved, bent_pendulum, draw, learned, one_step, saturating, tensor
+from step_cases import Curved, bent_pendulum, draw, learned, one_step, rounded, saturating, tensor
 
 from gpsafe.cost import monte_carlo, scenario_tube
 from gpsafe.cost._pieces import common, cut
@@ -173,8 +173,8 @@ def test_the_error_of_a_step_is_rounded_outwards():
     found = walk.step(bound_of(case), F, torch.zeros(1, 1, 2).double()).tube.radius
     for p in range(2):
         step = one_step(F, affine.select(torch.tensor([p])), x0, torch.zeros(2, 1).double())
-        exact = learned(F, step, step.z).error[1]
-        assert 4e-13 < float(found[p, 0, 1] / exact) - 1 < 4e-12
+        step = learned(F, step, step.z)
+        torch.testing.assert_close(found[p, 0] - step.error, rounded(F, step), rtol=0.01, atol=0)
 
 
 def test_wide_or_empty_tubes_are_lost_parked_and_charged_for_good():
@@ -208,7 +208,7 @@ def test_a_charge_is_the_cost_of_the_farthest_point_rounded_up():
             c, G = tube.center[p, n], tube.generators[p, n]
             reach = [float(v @ c + (v @ G).abs().sum()) for v in normals]
             terms = [float(v.abs() @ (c.abs() + G.abs().sum(-1))) for v in normals]
-            worst = max(r + SLACK * (1 + t) - float(o) for r, t, o in zip(reach, terms, offsets, strict=True))
+            worst = max(r + SLACK * t - float(o) for r, t, o in zip(reach, terms, offsets, strict=True))
             assert float(found[p, n]) == pytest.approx(min(1.2, max(0.0, worst)), abs=1e-12)
     assert found[2, :3].tolist() == [1.2] * 3
 
@@ -224,7 +224,7 @@ def test_a_charge_is_the_cost_of_the_farthest_point_rounded_up():
     for p in range(2):
         for n in range(4):
             c, r = tube.center[p, n], tube.radius[p, n]
-            r = r + SLACK * (1 + c.abs() + r)
+            r = r + SLACK * (c.abs() + r)
             worst = max(float(v @ c + v.abs() @ r - o) for v, o in zip(normals, offsets, strict=True))
             assert float(hull[p, n]) == pytest.approx(min(1.2, max(0.0, worst)), abs=1e-12)
     assert hull[2, :3].tolist() == [1.2] * 3

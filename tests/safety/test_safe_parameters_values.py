@@ -262,7 +262,7 @@ def test_the_program_of_a_box_is_given_wider_ranges_everywhere(learned, monkeypa
             )
             expected = metric if name == "metric" else float(plant.rkhs_norm[0]) * metric
         rounded = 0.9e-12 if name in ("known_radius", "slack") else 0.0  # outwards, but for what is no upper end
-        assert name in ("low", "known") or bool((found - expected >= rounded - 1e-15 * expected).all())
+        assert name in ("low", "known") or bool((found - expected >= (rounded - 1e-15) * expected).all())
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=2e-12)
 
 

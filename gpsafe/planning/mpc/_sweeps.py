@@ -23,7 +23,7 @@ from gpsafe.tube import core
 from gpsafe.tube.ensemble import EnsembleTube
 
 Array = NDArray[np.float64]
-STEP = 1e-6  # of central differences, for inputs of order 1: error about 1e-9 in a Jacobian of order 1
+STEP = 1e-6  # of central differences, of the unit of an input: error about 1e-9 in a Jacobian of order 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Sweep:
         return self.linearise(inputs)
 
 
-def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
-    """The fastest sweep there is for the problem's model.
+def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale(), unit: Array | float = 1.0) -> Sweep:
+    """The fastest sweep there is for the problem's model; differences are taken over a share of `unit` of each input, (nu,).
 
     - compiled: paper-mode ensembles of tanh networks whose known part has a tape (`gpsafe.systems._tape`);
     - given: the same with any other known part that torch differentiates, which alone is left to torch;
@@ -74,11 +74,22 @@ def sweep_of(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -
             return compiled(problem, model, x0, scale)
         except NotReadableError:
             found = given(problem, model, x0, scale)
-            if _right(problem, found, general(problem, x0, scale)):
+            if _right(problem, found, general(problem, x0, scale, unit)):
                 return found
         except ImportError:
             pass
-    return general(problem, x0, scale)
+    return general(problem, x0, scale, unit)
+
+
+def in_units(sweep: Sweep, rows: Array, inputs: Array) -> Sweep:
+    """The same with rows and inputs measured in other units, (R,) and (T, nu)."""
+
+    def linearise(plan: Array) -> tuple[Array, Array]:
+        found, jacobian = sweep(plan * inputs)
+        return found / rows, jacobian * inputs.ravel() / rows[:, None]
+
+    path = None if sweep.path is None else lambda plan, path=sweep.path: path(plan * inputs)
+    return Sweep(sweep.kind, sweep.count, linearise, lambda plans: sweep.values(plans * inputs) / rows, None, path)
 
 
 _RIGHT: WeakKeyDictionary[CertificationProblem, bool] = WeakKeyDictionary()
@@ -258,10 +269,12 @@ def _known_part(ensemble: Ensemble, given: bool) -> tuple[int, Tape]:
     return _kernel.TAPE, tape
 
 
-def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) -> Sweep:
+def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale(), unit: Array | float = 1.0) -> Sweep:
     """By the problem's own tubes, for any model: all 2·T·nu + 1 plans of central differences in one batch."""
     start, size = torch.from_numpy(x0), problem.steps * problem.nu
+    step = np.resize(unit, size)
     moves = torch.cat([torch.zeros(1, size), STEP * torch.eye(size), -STEP * torch.eye(size)]).to(torch.float64)
+    moves *= torch.from_numpy(step)
     moves = moves.reshape(-1, problem.steps, problem.nu)
     hard = problem.steps * (problem.states.rows + problem.inputs.rows)
     soft = problem.terminal.rows + (0 if problem.certainty is None else 2 * problem.certainty.numel())
@@ -278,6 +291,6 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale()) ->
 
     def sweep(inputs: Array) -> tuple[Array, Array]:
         found = values(torch.from_numpy(inputs) + moves)
-        return found[0], (found[1 : size + 1] - found[size + 1 :]).T / (2 * STEP)
+        return found[0], (found[1 : size + 1] - found[size + 1 :]).T / (2 * STEP * step)
 
     return Sweep("differences", len(counts), sweep, values)

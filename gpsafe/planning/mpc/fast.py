@@ -10,6 +10,9 @@ plan keeps to the inputs' bounding box in any case. Rows that cannot become acti
 kept exactly; B is a damped BFGS matrix of the curvature of the rows, without which steps zigzag between curved rows. A poor
 step is corrected to second order (the same program with the rows' values at its end) before it is refused.
 
+Inputs beyond 1/32 … 32, and rows below 10⁻³, are measured in units in which they are of order 1 (powers of 2¹⁰ and of 2²⁰,
+which round nothing): what is found is then the same in all units. Starts go through Python where that is so, which is slower.
+
 Nothing here is a guarantee: local minima, and plans that miss the constraints, are possible, and the judge decides.
 
 Why numba: a search is some fifty sweeps and quadratic programs of ten variables, and between them Python would take as long as
@@ -27,7 +30,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -35,12 +38,12 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
-from gpsafe.certify.judge import room
+from gpsafe.certify.judge import ROUNDING, room
 from gpsafe.certify.problem import CertificationProblem, Proposal
 from gpsafe.planning.mpc import _descent
 from gpsafe.planning.mpc._descent import AGREE, CONVERGED, PENALTIES, PROXIMAL, SAME
 from gpsafe.planning.mpc._starts import neighbours, starts
-from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, input_box, sweep_of
+from gpsafe.planning.mpc._sweeps import Array, Scale, Sweep, in_units, input_box, sweep_of
 
 STATUS = ("diverged", "optimal", "feasible", "infeasible", "dominated", "beaten")  # in the order of `_descent`
 CONFIRM = 6  # starts that end at the best known plan and so end the search
@@ -91,7 +94,8 @@ class CondensedSQP:
         fruitless: the same as long as there is no plan.
         patience: iterations in which the violation of a start must fall by a tenth, or it is given up.
         exhaustive: use all of them, each to its end, whatever it takes.
-        margin: how far inside its tolerance a row is sought, in its units; farther where the judge rounds that row by more.
+        margin: how far inside its tolerance a row is sought, in its units, or those of the module for rows below 10⁻³; farther
+            where the judge rounds that row by more.
         time_limit: seconds; then the best plan so far is returned.
         hardness: how many times a violated state or input row counts, against a terminal row, in what a least-violating plan
             keeps small. 1 trades state limits for the terminal set; the published softening gives up the terminal set alone,
@@ -142,8 +146,8 @@ class CondensedSQP:
         if np.isfinite(state).all() and np.isfinite(target).all():
             search = _Search(problem, state, target, self, work, began + self.time_limit)
             enough, agreed = search.enough, 0
-            drawn = starts(problem.steps, search.lower, search.upper, target, self.starts)
-            fresh, ahead = iter(drawn if first is None else [first, *drawn]), []
+            drawn = starts(problem.steps, search.lower, search.upper, search.learned, self.starts)
+            fresh, ahead = iter(drawn if first is None else [first / search.unit, *drawn]), []
             most = len(drawn) + (first is not None)
             for number, start in enumerate(_first_of(ahead, fresh, most), start=1):
                 point, found, count = search.run(start, best)
@@ -161,6 +165,7 @@ class CondensedSQP:
                     ahead[:] = search.jumps(best)
             reason = search.reason(best)
             path = None if search.sweep.path is None else torch.from_numpy(search.sweep.path(best.inputs)).to(x0.device)
+            best = replace(best, inputs=best.inputs * search.unit)
         work.seconds = time.perf_counter() - began
         slack = best.excess - self.margin
         plan = torch.from_numpy(best.inputs).to(x0.device)
@@ -206,7 +211,8 @@ _descend = _descent.descending(lambda asking, *asked: asking(*asked))  # in Pyth
 
 
 class _Search:
-    """One problem from one state. Rows are c + margin − tolerance: ≤ 0 is sought, ≤ `enough` is feasible."""
+    """One problem from one state. Rows are c + margin − tolerance: ≤ 0 is sought, ≤ `enough` is feasible. Inputs, u_L and
+    weight are measured in `unit`, rows in `row_units`."""
 
     def __init__(
         self,
@@ -218,14 +224,22 @@ class _Search:
         deadline: float,
     ) -> None:
         self.problem = problem
-        scale = Scale(options.margin - problem.tolerance, options.hardness, _further(problem, state, options.margin))
-        self.sweep: Sweep = sweep_of(problem, state, scale)
-        self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
         self.steps, self.nu = problem.steps, problem.nu
+        self.lower, self.upper = input_box(problem.inputs)
+        self.unit: Array = _order(0.5 * (self.upper - self.lower), 10)
+        self.lower, self.upper, learned = self.lower / self.unit, self.upper / self.unit, learned / self.unit
+        asked = [part.detach().cpu().numpy() for part in room(problem, torch.from_numpy(state))]
+        sizes = [np.minimum(_order(part / (16 * ROUNDING), 20), 1.0) for part in asked]
+        scale = Scale(options.margin - problem.tolerance, options.hardness, _further(asked, sizes, options.margin))
+        self.sweep: Sweep = sweep_of(problem, state, scale, self.unit)
+        self.row_units: Array = _of_all_rows(problem, sizes)
+        if any((part != 1.0).any() for part in (self.unit, *sizes)):
+            self.sweep = in_units(self.sweep, self.row_units, np.tile(self.unit, (self.steps, 1)))
+        self.learned, self.options, self.work, self.deadline = learned, options, work, deadline
         self.size = self.steps * self.nu
         self.enough = 0.5 * options.margin
         weight = np.eye(self.nu) if problem.weight is None else problem.weight.detach().cpu().numpy()
-        self.lower, self.upper = input_box(problem.inputs)
+        weight = self.unit[:, None] * weight * self.unit
         half = 0.5 * (self.upper - self.lower)
         gap = np.maximum(abs(learned - self.lower), abs(self.upper - learned))
         self.weight: Array = weight * _unit(weight, gap)
@@ -301,6 +315,7 @@ class _Search:
             return "no start has a finite tube"
         problem = self.problem
         block = len(best.rows) // problem.num_members
+        excess = best.excess * self.row_units[best.rows.argmax()]
         member, place = divmod(int(best.rows.argmax()), block)
         groups = (
             ("state", 1, self.steps, problem.states.rows),
@@ -316,14 +331,31 @@ class _Search:
             place -= stages * size
         return (
             f"every start ends with {where} row {place} of member {member} at stage {stage} exceeded, at least by "
-            f"{best.excess:.3g}"
+            f"{excess:.3g}"
         )
 
 
-def _further(problem: CertificationProblem, state: Array, margin: float) -> tuple[tuple[float, ...], ...]:
-    """What `room` asks beyond the margin of each row of X, U and the terminal set, in powers of two: arrays are kept."""
-    asked = (part.detach().cpu().numpy() / margin for part in room(problem, torch.from_numpy(state)))
-    return tuple(tuple((margin * (np.exp2(np.ceil(np.log2(np.maximum(part, 1.0)))) - 1)).tolist()) for part in asked)
+def _order(sizes: Array, bits: int) -> Array:
+    """The nearest power of 2^bits to each, 1 for 0, infinity and NaN."""
+    known = np.where((sizes > 0) & (sizes < math.inf), sizes, 1.0)
+    return np.exp2(bits * np.round(np.log2(known) / bits))
+
+
+def _of_all_rows(problem: CertificationProblem, sizes: list[Array]) -> Array:
+    """Units of the rows of X, U and the terminal set → of all rows of a plan, (R,): those of disagreement keep theirs."""
+    states, inputs, terminal = sizes
+    sure = np.ones(0 if problem.certainty is None else 2 * problem.nx * problem.steps)
+    own = np.concatenate([np.tile(states, problem.steps), np.tile(inputs, problem.steps), terminal, sure])
+    return np.tile(own, problem.num_members)
+
+
+def _further(asked: list[Array], sizes: list[Array], margin: float) -> tuple[tuple[float, ...], ...]:
+    """What `room` asks beyond the margin of each row of X, U and the terminal set, in the units of the rows: in powers of two,
+    since arrays are kept.
+    """
+    shares = (np.maximum(part / margin / size, 1.0) for part, size in zip(asked, sizes, strict=True))
+    more = (np.exp2(np.ceil(np.log2(share))) * size for share, size in zip(shares, sizes, strict=True))
+    return tuple(tuple((margin * (part - 1)).tolist()) for part in more)
 
 
 def _unit(weight: Array, gap: Array) -> float:

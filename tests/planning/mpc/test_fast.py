@@ -18,7 +18,8 @@ from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.planning.mpc import _descent, _known, _steps, _sweeps
 from gpsafe.planning.mpc.fast import PROXIMAL, STATUS, CondensedSQP, Work, _Point, _Search, shifted
 from gpsafe.sets import Box, Polytope
-from gpsafe.tube import EnsembleTube
+from gpsafe.systems.known import AffineKnown
+from gpsafe.tube import EnsembleTube, LinearTube
 
 pytest.importorskip("numba")
 
@@ -567,6 +568,50 @@ def test_the_unit_of_the_objective_changes_no_plan(weight):
         assert one.status == other.status == "optimal"
         assert (one.inputs[0] - learned).abs().max() > 0.1, "something has to give way"
         assert (other.inputs[0] - one.inputs[0]).abs().max() < 1e-6
+
+
+def in_units(state: float, force: float) -> CertificationProblem:
+    """The double integrator for x = y/state, u = v/force."""
+    problem = double_integrator()
+    assert isinstance(problem.model, LinearTube)
+    plant = problem.model.plant
+    model = LinearTube(AffineKnown(plant.A, plant.B * state / force, state * plant.c), state * problem.model.half_axes)
+    sets = ((problem.states, state), (problem.inputs, force), (problem.terminal, state))
+    return CertificationProblem(
+        model, *(Polytope(part.H, unit * part.h) for part, unit in sets), problem.gain * force / state, problem.steps
+    )
+
+
+@pytest.mark.parametrize("units", [(1e-6, 1e-6), (1e6, 1e6), (1e-9, 1e9), (1e9, 1e-9), (1.0, 900.0)])
+def test_plans_are_the_same_in_all_units(units):
+    """Inputs of 10⁻⁶ ended up to a fifth dearer; of ±900 some plans were not found, others cost 3000 times the best."""
+    state, force = units
+    ordinary, problem, found = in_units(1.0, 1.0), in_units(state, force), 0
+    for seed in range(12):
+        g = torch.Generator().manual_seed(seed)
+        x = (2 * torch.rand(2, dtype=torch.float64, generator=g) - 1) * torch.tensor([0.9, 0.6], dtype=torch.float64)
+        learned = 2.4 * torch.rand(1, dtype=torch.float64, generator=g) - 1.2
+        one, other = (
+            judge(case, s * x, f * learned, CondensedSQP().propose(case, s * x, f * learned))
+            for case, s, f in ((ordinary, 1.0, 1.0), (problem, state, force))
+        )
+        assert one.certified == other.certified
+        found += one.certified
+        if one.certified:
+            assert other.distance / force**2 == pytest.approx(one.distance, rel=1e-3, abs=1e-6)
+    assert found >= 8
+
+
+def test_a_sweep_in_other_units_is_the_sweep():
+    problem, x0 = ensemble_pendulum(), np.array([0.1, -0.2])
+    own = _sweeps.sweep_of(problem, x0)
+    rows, inputs = np.exp2(np.arange(own.count) % 5), np.full((problem.steps, problem.nu), 8.0)
+    other, plan = _sweeps.in_units(own, rows, inputs), 0.1 * np.ones((problem.steps, problem.nu))
+    (c, J), (d, K) = own(plan), other(plan / inputs)
+    assert np.array_equal(d, c / rows) and np.array_equal(K, 8.0 * J / rows[:, None])
+    assert np.array_equal(other.values(plan[None] / inputs), own.values(plan[None]) / rows)
+    assert own.path is not None and other.path is not None and other.drive is None
+    assert np.array_equal(other.path(plan / inputs), own.path(plan))
 
 
 @pytest.mark.parametrize("size", [1e2, 1e5, 1e8, 1e160, 1e308])
