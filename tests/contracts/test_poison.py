@@ -73,7 +73,6 @@ ELSEWHERE = {
     "Partition.index": "tests/cost/test_partition.py: NaN lies outside",
     "CostToGo.value": "tests/safety/test_budget.py: one state at a time",
     "CostToGo.ahead": "tests/safety/test_budget.py: one state at a time",
-    "Shield.arrived": "tests/safety/test_shield.py: one state at a time",
     "noise_risk": "test_a_risk_of_nothing_is_refused",
     "reachable": "the same `through` as SafePolicySet.expand",
     "SafePolicySet.initial": "tests/safety/test_safe_set.py",
