@@ -121,7 +121,9 @@ def test_ctrl_c_leaves_what_is_finished_in_the_table_and_the_same_command_goes_o
     (home / "hold-2-0").unlink()
     assert run(*WORDS) == 0
     assert table().equals(undisturbed)
-    assert all(count == 1 for piece, count in calls(home).items() if not piece.endswith("/2-0"))
+    counts = calls(home)
+    assert max(counts.values()) <= 2
+    assert sum(counts.values()) <= 12 + 2  # what was in the hands of the two workers, and nothing else, is made again
 
 
 @pytest.mark.slow
