@@ -226,8 +226,9 @@ class Enclosure:
         low = self.known - self.known_radius
         high = self.known + self.known_radius
         columns = list(self.outputs)
-        low[..., columns] += torch.maximum(self.low - self.slack, -self.cap)
-        high[..., columns] += torch.minimum(self.high + self.slack, self.cap)
+        ends = self.low - self.slack, self.high + self.slack
+        low[..., columns] += torch.maximum(torch.minimum(*ends), -self.cap)  # at a point they may cross, by rounding
+        high[..., columns] += torch.minimum(torch.maximum(*ends), self.cap)
         if self.inner is not None:
             low, high = torch.maximum(low, self.inner[0]), torch.minimum(high, self.inner[1])
         empty = (self.low > self.high + EMPTY * self.cap).flatten(1).any(-1)[:, None, None]
