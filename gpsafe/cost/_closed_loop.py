@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpsafe._show import short
 from gpsafe.confidence.set import ConfidenceSet
-from gpsafe.cost.curvature import remainder_outer
+from gpsafe.cost.curvature import remainder_outer, wide_axes
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import Displacements, LocalAffine
 from gpsafe.policies import AffinePolicies, PolicyClass, feedback, inputs_at
@@ -81,8 +81,10 @@ def image(
     error[..., columns] += found.error
     center = known(x, u) + model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
     rounded = error * (1 + 1e-12) + ROUNDING * sizes(x, u, center, a, b, model.embed(local.cap))
-    # A state without an error box (`wide_axes`) gets none: what it rounds beside is a share of the errors of those it sums.
-    return Image(center, linear, torch.where(error == 0, error, rounded), found.empty)
+    # A state that never has an error box gets none: what it rounds is a share of the errors of those it sums, after one step.
+    wide = list(wide_axes(known, model.outputs))
+    error[..., wide] = rounded[..., wide]
+    return Image(center, linear, error, found.empty)
 
 
 def sizes(x: Tensor, u: Tensor, center: Tensor, a: Tensor, b: Tensor, residual: Tensor) -> Tensor:
