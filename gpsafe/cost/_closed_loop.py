@@ -54,13 +54,14 @@ class Inputs:
 class Image:
     """{center + linear ξ + e : |e| ≤ error} ∋ f(x, π(x)) for every f ∈ F_n; center, error (*b, nx), linear (*b, nx, m).
 
-    `empty` (*b,) marks where F_n came out empty: no claim is made there.
+    `empty` (*b,) marks where F_n came out empty: no claim is made there. `axes` are the states that may have an error.
     """
 
     center: Tensor
     linear: Tensor
     error: Tensor
     empty: Tensor
+    axes: tuple[int, ...]
 
 
 def image(
@@ -82,9 +83,9 @@ def image(
     center = known(x, u) + model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
     rounded = error * (1 + 1e-12) + ROUNDING * sizes(x, u, center, a, b, model.embed(local.cap))
     # A state that never has an error box gets none: what it rounds is a share of the errors of those it sums, after one step.
-    wide = list(wide_axes(known, model.outputs))
-    error[..., wide] = rounded[..., wide]
-    return Image(center, linear, error, found.empty)
+    axes = wide_axes(known, model.outputs)
+    error[..., axes] = rounded[..., axes]
+    return Image(center, linear, error, found.empty, axes)
 
 
 def sizes(x: Tensor, u: Tensor, center: Tensor, a: Tensor, b: Tensor, residual: Tensor) -> Tensor:

@@ -46,11 +46,10 @@ from gpsafe.cost._closed_loop import Inputs, image
 from gpsafe.cost._lineage import require_continuation
 from gpsafe.cost._task import OfTask
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.sets.zonotope import Zonotope
-from gpsafe.systems.base import HalfspaceCost, KnownPart, known_with_bound
+from gpsafe.systems.base import HalfspaceCost, known_with_bound
 from gpsafe.systems.task import Task
 
 ROUNDING = 1e-9  # share of its terms by which a reach is rounded outwards, and of itself a deviation
@@ -190,8 +189,7 @@ class GaussianTube(OfTask):
 
     def step(self, confidence: ConfidenceSet, stage: Stage) -> Stage:
         """The next stage."""
-        policies, known = stage.policies, confidence.model.prior
-        assert isinstance(known, KnownPart)
+        policies = stage.policies
         x = stage.sure.center.unsqueeze(1)  # (P, 1, nx): one point per policy
         count = stage.sure.order
         generators = torch.cat([stage.sure.generators, self.width * stage.factor], dim=-1).unsqueeze(1)
@@ -200,8 +198,7 @@ class GaussianTube(OfTask):
         local = LocalAffine.at(confidence, z, gradients=self.gradients, multipliers=True)
         found = image(confidence, x, generators, inputs, local, torch.zeros_like(z))
         center, linear, error = found.center.squeeze(1), found.linear.squeeze(1), found.error.squeeze(1)
-        axes = wide_axes(known, confidence.model.outputs)
-        sure = Zonotope(center, linear[..., :count]).plus_box(error, axes).reduce_outer(self.order)
+        sure = Zonotope(center, linear[..., :count]).plus_box(error, found.axes).reduce_outer(self.order)
         noise = torch.diag_embed(self.noise_std.expand_as(center))
         pushed = torch.cat([linear[..., count:] / self.width, noise], dim=-1)
         lost = (

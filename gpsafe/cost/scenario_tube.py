@@ -35,7 +35,6 @@ from gpsafe.cost._closed_loop import Inputs, image
 from gpsafe.cost._pieces import common, cut, hull, take
 from gpsafe.cost._task import MonteCarloBound
 from gpsafe.cost.base import CostInterval
-from gpsafe.cost.curvature import wide_axes
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.policies import PolicyClass, inputs_at, selected
 from gpsafe.rkhs import kernels
@@ -335,12 +334,12 @@ def _image(
     groups: _Groups,
 ) -> tuple[Zonotope, Tensor]:
     """⊇ {f(x, π(x)) + w : x in the set, f ∈ F_n} for sets (P, N) and w (1, N, nx), and where F_n came out empty, (P, N)."""
-    known = known_with_bound("ScenarioTube", confidence.model.prior)
+    known_with_bound("ScenarioTube", confidence.model.prior)
     inputs = Inputs.over(policies, tube.center, tube.generators)
     local, offset = _anchored(task, confidence, torch.cat([tube.center, inputs.u], dim=-1), groups)
     found = image(confidence, tube.center, tube.generators, inputs, local, offset)
     following = Zonotope(found.center + noise, found.linear)
-    following = following.plus_box(found.error, wide_axes(known, confidence.model.outputs))
+    following = following.plus_box(found.error, found.axes)
     return following.reduce_outer(task.order), found.empty
 
 
