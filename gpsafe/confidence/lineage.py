@@ -39,9 +39,7 @@ from gpsafe.models.gp import GP
 from gpsafe.rkhs import kernels
 
 PROBES = 16  # points of each kind at which the known part must keep its values
-REPEATED = (
-    8  # different rows that repeat earlier ones in their order, bit by bit: no Gaussian noise does that by chance
-)
+REPEATED = 8  # different rows that repeat earlier ones in their order, bit by bit: no Gaussian noise does so by chance
 ROUNDED = 16 * torch.finfo(torch.float64).eps  # of the size of a state: noise below that may leave it as it is
 
 

@@ -155,9 +155,8 @@ def _try(policies: PolicyClass, lower: Tensor, upper: Tensor, stated: Feedback) 
     raw = moved - stated.remainder, moved + stated.remainder
     change, corners = ends[0] - ends[1], torch.stack([s * v for s in (stated.low, stated.high) for v in raw])
     size = torch.stack([ends[0].abs(), ends[1].abs(), moved.abs()]).amax(0)
-    room = 1e-7 * size.nan_to_num(0.0).amax(
-        1, keepdim=True
-    )  # of a policy's largest: its smaller inputs may be rounding
+    # Of a policy's largest: its smaller inputs may be rounding.
+    room = 1e-7 * size.nan_to_num(0.0).amax(1, keepdim=True)
     wrong = (change < corners.amin(0) - room) | (change > corners.amax(0) + room)
     if bool(wrong.any()):
         p, n, i = torch.nonzero(wrong)[0].tolist()
