@@ -1,12 +1,13 @@
 """Small linear algebra: factors reproduce their matrices, failures are raised."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import dear, seeds
 
 from gpsafe import linalg
 
@@ -101,3 +102,25 @@ def test_a_matrix_that_is_not_finite_is_refused_in_words(entry):
     matrix[1, 0] = matrix[0, 1] = entry
     with pytest.raises(ValueError, match="a finite matrix"):
         linalg.cholesky(matrix)
+
+
+@dear()
+@given(seed=seeds(), n=st.integers(1, 12), m=st.integers(1, 12), spread=st.sampled_from([0, 40, 300]))
+def test_what_a_factor_leaves_is_bounded_near_machine_precision(seed, n, m, spread):
+    """Against exact rationals: never too small, and too large by less than rounding of the product would be."""
+    g = torch.Generator().manual_seed(seed)
+    scale = (
+        torch.exp2(spread * (torch.rand(m, dtype=torch.float64, generator=g) - 0.5).round(decimals=2)) * 2.0**-spread
+    )
+    factor = torch.randn(n, m, dtype=torch.float64, generator=g) * scale
+    matrix = factor @ factor.mT
+    rows = [[Fraction(v) for v in row] for row in factor.tolist()]
+    square = sum(
+        (Fraction(float(matrix[i, j])) - sum(a * b for a, b in zip(rows[i], rows[j], strict=True))) ** 2
+        for i in range(n)
+        for j in range(n)
+    )
+    found = Fraction(float(linalg.residual_norm(matrix, factor)))
+    assert found**2 >= square
+    size = Fraction(float(factor.square().sum()))
+    assert (found - size / 2**66) ** 2 <= square * (1 + Fraction(1, 10**9)) or found <= size / 2**66

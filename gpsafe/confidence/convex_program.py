@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -217,4 +217,4 @@ def _spectrum(model: GP, output: int) -> Spectrum:
         error = kernels.entry_error(kernel, model.inputs, product=False) * float(gram.trace())
         cache[key] = Spectrum.of(0.5 * (gram + gram.T), model.targets[:, output], error)
     found: Spectrum = cache[key]
-    return Spectrum(found.values, found.vectors, found.vectors.T @ model.targets[:, output], found.blur)
+    return replace(found, targets=found.vectors.T @ model.targets[:, output])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gpsafe import linalg
 from gpsafe._show import short
 from gpsafe.confidence.rounding import MARGIN
 
@@ -21,33 +22,42 @@ EMPTY = 1e-9  # relative margin below zero at which s(η) counts as negative
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """K = U diag(values) Uᵀ and the data in that basis; all shapes may have leading batch dims.
+    """K = Q diag(values) Qᵀ, Q orthonormal and near U, and the data in that basis; all shapes may have leading batch dims.
 
     Args:
         values: eigenvalues, (*b, n), ≥ 0.
         vectors: U, (*b, n, n).
         targets: Uᵀy, (*b, n).
-        blur: b ≥ ‖ΔK‖/‖K‖ and ≥ ‖Δk(X, z)‖/√(‖K‖ k(z, z)), beside the error of the decomposition: of kernel values that err by
-            ε√(k(x, x)k(z, z)), b = ε tr K/‖K‖ (theory §2.6), and of products, where K and k(X, z) are such.
+        share: ≥ ‖K − Q diag(values) Qᵀ‖/max values.
+        turn: ≥ ‖Qᵀy − Uᵀy‖/‖y‖ and ‖Qᵀk(X, z) − Uᵀk(X, z)‖/√(‖K‖ k(z, z)), of the right sides as computed.
     """
 
     values: Tensor
     vectors: Tensor
     targets: Tensor
-    blur: float = 0.0
+    share: float = 0.0
+    turn: float = 0.0
 
     @staticmethod
-    def of(gram: Tensor, targets: Tensor, error: float = 0.0) -> Spectrum:
-        """From K (*b, n, n), which errs by `error` in operator norm, and y (*b, n)."""
-        values, vectors = torch.linalg.eigh(gram)
-        rotated = (vectors.mT @ targets.unsqueeze(-1)).squeeze(-1)
-        blur = error / max(float(values.amax(-1).min()), 1e-300) if error else 0.0
-        return Spectrum(values.clamp_min(0.0), vectors, rotated, blur)
+    def of(gram: Tensor, targets: Tensor, error: float = 0.0, product: float = 0.0) -> Spectrum:
+        """From K (*b, n, n) and y (*b, n).
 
-    @property
-    def share(self) -> float:
-        """≥ the error of K and of its decomposition in units of ‖K‖."""
-        return 2 * EPS + self.blur
+        K errs by `error` in operator norm and by a share `product` of its norm; k(X, z) by as much of √(‖K‖ k(z, z)): of kernel
+        values that err by ε√(k(x, x)k(z, z)) the first is ε tr K, of products the second is a share of each side, y too.
+
+        The decomposition is held to what it should be (theory §2.6, "Rounding"): φ ≥ ‖UᵀU − I‖ puts U within φ of an
+        orthonormal Q.
+        """
+        values, vectors = torch.linalg.eigh(gram)
+        values, n = values.clamp_min(0.0), gram.shape[-1]
+        top = values.amax(-1).clamp_min(1e-300)
+        turned = linalg.residual_norm(torch.eye(n, dtype=gram.dtype, device=gram.device), vectors.mT)
+        lost = linalg.residual_norm(gram, vectors * values.sqrt().unsqueeze(-2)) / top
+        lost = lost + 3 * EPS * (values.sum(-1) / top).sqrt() + (2 + turned) * turned  # rounding of √, and Q for U
+        turned = turned + (math.sqrt(n) + 2) * linalg.gamma(n + 4)  # products with U, and sums of n terms after them
+        blur = error / top + product
+        share, turn = (float(part.max()) * (1 + 1e-6) for part in (lost + blur, turned + blur))
+        return Spectrum(values, vectors, (vectors.mT @ targets.unsqueeze(-1)).squeeze(-1), share, turn)
 
     def radius_sq(self, scale: Tensor, noise: Tensor, log_inv_delta: float) -> Tensor:
         """R_n² for c = scale and R = noise (*b,), rounded outwards."""
@@ -97,6 +107,14 @@ class Program:
     norm: Tensor
 
     @property
+    def radius(self) -> Tensor:
+        """R_n for the data that Uᵀy is exactly of, (*b,): y is within ρ = t‖Uᵀy‖/(1 − t) of them, and R_n, as a function of y,
+        moves by no more."""
+        turn = min(self.spectrum.turn, 1 - 1e-16)
+        moved = turn / (1 - turn) * torch.linalg.vector_norm(self.spectrum.targets, dim=-1)
+        return self.radius_sq.sqrt() + 2 * moved
+
+    @property
     def ceiling(self) -> Tensor:
         """B√k(z, z), rounded up, (*b, m)."""
         return self.norm.unsqueeze(-1) * self.prior.sqrt() * (1 + 64 * EPS)
@@ -109,11 +127,10 @@ class Program:
         """
         values, targets = self.spectrum.values.unsqueeze(-1), self.spectrum.targets.unsqueeze(-1)
         fit = eta * (targets.square() / (values + eta.unsqueeze(-2))).sum(-2)
-        room = self.radius_sq.unsqueeze(-1) + eta * self.norm.square().unsqueeze(-1)
+        room = self.radius.square().unsqueeze(-1) + eta * self.norm.square().unsqueeze(-1)
         error, size = self._matrix_error().unsqueeze(-1), room + fit
-        return Gap(
-            room - fit, size, (1e-13 + self.spectrum.blur) * size + error / (eta - error).clamp_min(1e-300) * fit
-        )
+        summed = max(1e-13, linalg.gamma(self.spectrum.values.shape[-1] + 8))
+        return Gap(room - fit, size, summed * size + error / (eta - error).clamp_min(1e-300) * fit)
 
     def _matrix_error(self) -> Tensor:
         """≥ the error of the decomposed matrix, in operator norm, (*b,)."""
@@ -122,9 +139,9 @@ class Program:
     def dual(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower bounds of f(z) over C_n from the multiplier η (*b, m) or (*b, 1): both (*b, m).
 
-        Valid for every η > 0 with s(η) ≥ 0; rounded outwards by `MARGIN` and by what errors e ≥ ‖E‖ of the decomposed
-        matrix and d = √(b e k(z, z)) ≥ ‖δ‖ of k(X, z) do (theory §2.6): with α the computed weights of the data and q those of
-        the query, ‖q‖ ≤ σ/√η and √(k(z, z)/η)/2, the mean errs by at most (e‖q‖ + d)‖α‖ and σ² by e‖q̂‖² + 2d‖q̂‖, ‖q̂‖ ≤ (‖q‖ +
+        Valid for every η > 0 with s(η) ≥ 0; rounded outwards by `MARGIN` and by what errors e ≥ ‖E‖ of the decomposed matrix
+        and d = t√((‖K‖ + e)k(z, z)) ≥ ‖δ‖ of k(X, z) do (theory §2.6): with α the computed weights of the data and q those of a
+        query, ‖q‖ ≤ σ/√η and √(k(z, z)/η)/2, the mean errs by at most (e‖q‖ + d)‖α‖ and σ² by e‖q̂‖² + 2d‖q̂‖, ‖q̂‖ ≤ (‖q‖ +
         d/η)/(1 − e/η); where e > η/4 nothing is claimed. Where s(η) is negative by rounding only, 0 is used.
         """
         shifted = self.spectrum.values.unsqueeze(-1) + eta.unsqueeze(-2)
@@ -149,10 +166,12 @@ class Program:
 
     def _half(self, eta: Tensor, explained: Tensor, prior: Tensor, length: Tensor, gap: Gap) -> Tensor:
         """σ_η/√η·√s(η), outwards; `length` is ‖(K + ηI)⁻¹y‖."""
-        error = self._matrix_error()
-        error = error.reshape(*error.shape, *(1 for _ in range(explained.ndim - error.ndim)))
+        error, top = self._matrix_error(), self.spectrum.values.amax(-1)
+        error, top = (
+            part.reshape(*part.shape, *(1 for _ in range(explained.ndim - part.ndim))) for part in (error, top)
+        )
         computed = (prior - explained).clamp_min(0.0) + MARGIN * prior
-        seen, kept = (self.spectrum.blur * error * prior).sqrt(), (1 - error / eta).clamp_min(0.75)
+        seen, kept = self.spectrum.turn * ((top + error) * prior).sqrt(), (1 - error / eta).clamp_min(0.75)
         weight, variance = 0.5 * (prior / eta).sqrt(), prior
         for _ in range(2):  # what the first bound of σ² says of the weights makes the second
             own = (weight + seen / eta) / kept

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -184,8 +184,7 @@ def _white(bound: NoiseEnergy, model: GP, output: int) -> Spectrum:
         # |ΔK| ≤ ε a aᵀ, a_i² = K_ii, so ‖M ΔK Mᵀ‖ ≤ ε‖|M|a‖².
         size = bound._seen(torch.eye(len(gram)).to(gram)).abs() @ gram.diagonal().sqrt()
         error = kernels.entry_error(kernel, model.inputs, product=False) * float(size.square().sum())
-        exact = Spectrum.of(0.5 * (seen + seen.mT), targets, error)
         products = model.num_data * EPS * math.sqrt(CONDITION)  # nε of a solve, times κ(L)
-        cache[key] = replace(exact, blur=exact.blur + products)
+        cache[key] = Spectrum.of(0.5 * (seen + seen.mT), targets, error, products)
     found: Spectrum = cache[key]
     return found

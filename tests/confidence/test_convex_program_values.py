@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpsafe import linalg
 from gpsafe.confidence import ConvexProgram, Mixture, NoiseEnergy
 from gpsafe.confidence.convex_proposer import Proposer, _number
 from gpsafe.confidence.dual_program import Program, Spectrum, bound_at
@@ -21,35 +22,36 @@ UNIT = 2.0**-52
 
 
 def program(values, targets, cross, prior, radius_sq, norm) -> Program:
-    """With U = I."""
-    spectrum = Spectrum(tensor(values), torch.eye(len(values)).double(), tensor(targets))
+    """With U = I, and a little doubt."""
+    spectrum = Spectrum(tensor(values), torch.eye(len(values)).double(), tensor(targets), 2 * UNIT, UNIT)
     return Program(spectrum, tensor(cross), tensor(prior), tensor(radius_sq), tensor(norm))
 
 
 def stacked(*programs: Program) -> Program:
     parts = ("values", "vectors", "targets")
-    spectrum = Spectrum(*(torch.stack([getattr(p.spectrum, name) for p in programs]) for name in parts))
+    spectrum = Spectrum(*(torch.stack([getattr(p.spectrum, name) for p in programs]) for name in parts), 2 * UNIT, UNIT)
     rest = ("cross", "prior", "radius_sq", "norm")
     return Program(spectrum, *(torch.stack([getattr(p, name) for p in programs]) for name in rest))
 
 
 def by_hand(p: Program, eta: float, z: int) -> tuple[float, float]:
-    """Centre and half-width at one multiplier, by sums over the data: blur b, e = (2ε + b)s_max, d = √(b e k)."""
+    """Centre and half-width at one multiplier, by sums over data: e = share·s_max, d = t√((s_max + e)k), ρ = t‖y‖/(1 − t)."""
     v, t, c = p.spectrum.values.tolist(), p.spectrum.targets.tolist(), p.cross[:, z].tolist()
-    k, radius_sq, norm, blur = float(p.prior[z]), float(p.radius_sq), float(p.norm), p.spectrum.blur
+    k, norm, share, turn = float(p.prior[z]), float(p.norm), p.spectrum.share, p.spectrum.turn
     mean = sum(a * b / (s + eta) for a, b, s in zip(c, t, v, strict=True))
     explained = sum(a * a / (s + eta) for a, s in zip(c, v, strict=True))
     fit = eta * sum(b * b / (s + eta) for b, s in zip(t, v, strict=True))
-    room = radius_sq + eta * norm**2
-    error = (2 * UNIT + blur) * max(v)
-    seen = math.sqrt(blur * error * k)
+    radius = math.sqrt(float(p.radius_sq)) + 2 * turn / (1 - turn) * math.hypot(*t)
+    room = radius**2 + eta * norm**2
+    error = share * max(v)
+    seen = turn * math.sqrt((max(v) + error) * k)
     variances, weight = [], math.sqrt(k / eta) / 2
     for _ in range(2):
         own = (weight + seen / eta) / (1 - error / eta)
         variances.append(max(k - explained, 0.0) + 1e-12 * k + error * own**2 + 2 * seen * own)
         weight = min(weight, math.sqrt(variances[-1] / eta))
     length = math.sqrt(sum((b / (s + eta)) ** 2 for b, s in zip(t, v, strict=True)))
-    moved = (1e-13 + blur) * (room + fit) + error / max(eta - error, 0.0) * fit
+    moved = 1e-13 * (room + fit) + error / max(eta - error, 0.0) * fit
     half = math.sqrt(variances[-1] * (max(room - fit, 0.0) + moved) / eta)
     return mean, half + (error * weight + seen) * length
 
@@ -97,7 +99,9 @@ def test_the_spectrum_is_that_of_the_matrix_and_its_radius_the_formula():
         matrix = torch.eye(4).double() + c / R**2 * gram[b]
         fit = float(y[b] @ torch.linalg.solve(matrix, y[b]))
         exact = fit + R**2 * float(torch.linalg.slogdet(matrix).logabsdet) + 2 * R**2 * log
-        assert float(radius_sq[b]) / exact - 1 == pytest.approx(1e-12, rel=0.1, abs=0)
+        doubt = 2 * c / R**2 * found.share * float(found.values[b, -1])
+        added = 1e-12 * exact + doubt * (fit + R**2 * float(torch.linalg.inv(matrix).trace()))
+        assert float(radius_sq[b]) - exact == pytest.approx(added, rel=0.1, abs=0)
 
 
 def test_multipliers_are_searched_between_rounding_and_the_ball():
@@ -367,42 +371,57 @@ def test_the_neighbours_of_a_proposal_are_tried_too():
 
 
 def test_the_radius_is_rounded_outwards_by_what_the_largest_eigenvalue_blurs():
-    """Eigenvalues 1e13, 1, 0 for c = R² = 1: 1/(1 + r) and ln(1 + r) are known to a share 2·1e13·2^−52 of 1 and 1/(1 + r)."""
-    values, targets, log = [0.0, 1.0, 1e13], [0.5, -2.0, 3e6], 0.75
-    found = float(
-        Spectrum(tensor(values), torch.eye(3).double(), tensor(targets)).radius_sq(tensor(1.0), tensor(1.0), log)
-    )
+    """Eigenvalues 1e13, 1, 0 for c = R² = 1: 1/(1 + r) and ln(1 + r) are known to a share s·1e13 of 1 and 1/(1 + r)."""
+    values, targets, log, one = [0.0, 1.0, 1e13], [0.5, -2.0, 3e6], 0.75, tensor(1.0)
     fit = sum(t * t / (1 + v) for t, v in zip(targets, values, strict=True))
     exact = fit + sum(math.log1p(v) for v in values) + 2 * log
-    share = 2 * 1e13 * UNIT
-    assert found - exact == pytest.approx(2 * share * (fit + sum(1 / (1 + v) for v in values)), rel=1e-6)
-    blurred = Spectrum(tensor(values), torch.eye(3).double(), tensor(targets), blur=1e-14)
-    wide = float(blurred.radius_sq(tensor(1.0), tensor(1.0), log)) - exact
-    assert wide == pytest.approx((share + 0.1) / share * (found - exact), rel=1e-6)
+    for share in (2 * UNIT, 1e-14):
+        found = Spectrum(tensor(values), torch.eye(3).double(), tensor(targets), share, 0.5).radius_sq(one, one, log)
+        assert float(found) - exact == pytest.approx(2e13 * share * (fit + sum(1 / (1 + v) for v in values)), rel=1e-6)
 
 
-def test_the_blur_of_a_spectrum_is_the_error_in_units_of_the_norm_and_that_of_a_program_comes_from_its_entries():
+def test_the_doubt_of_a_spectrum_is_in_units_of_the_norm_and_that_of_a_program_comes_from_its_entries():
     gram, y = tensor([[3.0, 1.0], [1.0, 3.0]]), tensor([1.0, 2.0])
-    assert Spectrum.of(gram, y).blur == 0.0 and Spectrum.of(0 * gram, y, 1e-9).blur > 1e200
-    assert Spectrum.of(gram, y, 1e-9).blur == pytest.approx(2.5e-10)
-    assert Spectrum.of(torch.stack([gram, 2 * gram]), torch.stack([y, y]), 1e-9).blur == pytest.approx(2.5e-10)
+    plain = Spectrum.of(gram, y)
+    turned = math.sqrt(2.0) * UNIT  # at most: of two vectors (1, ±1)/√2
+    assert 0.0 < plain.share < (3 * math.sqrt(1.5) + 2.5 * math.sqrt(2.0) + 2 * math.sqrt(2.0)) * UNIT
+    assert plain.turn == pytest.approx((math.sqrt(2) + 2) * linalg.gamma(6), abs=turned)
+    assert Spectrum.of(0 * gram, y, 1e-9).share > 1e200 and Spectrum.of(0 * gram, y).share < 10 * UNIT
+    for found in (
+        Spectrum.of(gram, y, 1e-9), Spectrum.of(torch.stack([2 * gram, gram]), torch.stack([y, y]), 1e-9),
+        Spectrum.of(gram, y, product=2.5e-10),
+    ):  # fmt: skip
+        assert (found.share, found.turn) == pytest.approx((2.5e-10, 2.5e-10), rel=3e-5)
     kernel, x = kernels.rbf(1.0, 2.0), tensor([[0.0], [1.0]])
     model = GP.create(kernel, 0.1, nx=1, nu=0, noise_std=0.1).condition_on(x, x)
     norm = 2 * (1 + math.exp(-0.5))  # of K, whose trace is 4
     error = 4 * kernels.entry_error(kernel, x, product=False)
     common = {"rkhs_norm": 1.0, "subgaussian": 0.1, "delta": 0.1}
-    assert ConvexProgram(**common).program(model, 0, x).spectrum.blur == pytest.approx(error / norm)
+    found, bare = ConvexProgram(**common).program(model, 0, x).spectrum, Spectrum.of(kernels.cross(kernel, x, x), y)
+    assert found.share - bare.share == pytest.approx(error / norm, rel=1e-5)
+    assert found.turn - bare.turn == pytest.approx(error / norm, rel=1e-5)
     white = NoiseEnergy(**common, noise_kind="bounded", correlation=0.5)
     inverse = torch.linalg.inv(torch.linalg.cholesky(white.covariance(2)))
     seen = inverse @ kernels.cross(kernel, x, x) @ inverse.T
     size = inverse.abs() @ tensor([2.0, 2.0]).sqrt()
     own = error / 4 * float(size @ size) / float(torch.linalg.eigvalsh(seen)[-1])
-    assert white.program(model, 0, x).spectrum.blur == pytest.approx(own + 2 * 1000 * UNIT)
+    found = white.program(model, 0, x).spectrum
+    assert (found.share, found.turn) == pytest.approx((own + 2 * 1000 * UNIT,) * 2, rel=2e-2)
+
+
+def test_vectors_that_are_not_orthonormal_are_seen(monkeypatch):
+    """U(1 + 1e-9): φ = 2e-9, e = φ for K − UΛUᵀ, and 2φ for the orthonormal Q beside U; y moves by φ."""
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], eigh(matrix)[1] * (1 + 1e-9)))
+    gram = torch.diag(tensor([1.0, 1e-3, 1e-6]))
+    found = Spectrum.of(gram, tensor([1.0, 2.0, 3.0]))
+    size = 2e-9 * math.sqrt(3.0)
+    assert found.turn == pytest.approx(size, rel=1e-5) and found.share == pytest.approx(2e-9 + 2 * size, rel=1e-5)
 
 
 def test_nothing_is_claimed_at_multipliers_below_four_errors_of_the_matrix():
     p = program(*PLAIN)
-    p = replace(p, spectrum=replace(p.spectrum, blur=0.05))  # e = 0.1
+    p = replace(p, spectrum=replace(p.spectrum, share=0.1 / 2.0))  # e = 0.1
     at = tensor([[0.39], [0.41], [0.05]])
     assert torch.isfinite(p.dual_table(at[:, 0])[0]).all(-1).tolist() == [False, True, False]
     still = replace(
@@ -415,7 +434,7 @@ def test_nothing_is_claimed_at_multipliers_below_four_errors_of_the_matrix():
 def test_what_blurs_the_matrix_widens_every_term(case, eta):
     """In `CLOSE` the query's weights are small because its variance is."""
     sharp = program(*case)
-    p = replace(sharp, spectrum=replace(sharp.spectrum, blur=1e-3))
+    p = replace(sharp, spectrum=replace(sharp.spectrum, share=1e-3, turn=2e-3))
     upper, lower = p.dual(tensor([eta]))
     for z in range(len(case[3])):
         mean, half = by_hand(p, eta, z)
