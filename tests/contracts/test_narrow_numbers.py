@@ -30,7 +30,7 @@ WIDTHS: dict[str, Callable[[Tensor], Tensor]] = {"float32": Tensor.float, "int64
 def test_believed_functions(name: str, width: str):
     case = CASES[name]
     arguments = case.arguments()
-    for narrow in [*([key] for key in arguments), list(arguments)]:
+    for narrow in dict.fromkeys([*((key,) for key in arguments), tuple(arguments)]):
         given = {key: WIDTHS[width](value) if key in narrow else value for key, value in arguments.items()}
         try:
             with torch.no_grad():

@@ -6,6 +6,7 @@ type; rows were chosen by positions in it: of 300 rows in bfloat16 the last one 
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 
 import pytest
 import test_lent_tensors as lent
@@ -84,10 +85,15 @@ WHERE: dict[str, Callable[[], AbstractContextManager[object]]] = {
 }
 
 
+@cache
+def usual(name: str) -> Tensor:
+    return FOUND[name]()
+
+
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("name", FOUND)
 def test_numbers_are_the_same_to_the_bit(name: str, where: str):
-    usual = FOUND[name]()
+    before = usual(name)
     with WHERE[where]():
         found = FOUND[name]()
-    assert found.dtype is torch.float64 and torch.equal(found, usual)
+    assert found.dtype is torch.float64 and torch.equal(found, before)

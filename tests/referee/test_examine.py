@@ -302,15 +302,16 @@ def test_a_twin_states_its_claims_and_a_plant_its_noise():
 def test_a_model_of_a_twin_is_judged_by_what_it_states_itself():
     """The twin's B, of its own kernels, was "stated" for a set with others, and its noise for R."""
     system = gs.systems.rkhs_1d(generator=torch.Generator().manual_seed(0))
+    brief = {"rows": 60, "task": gs.Task.of(system).with_(horizon=2)}  # what can be certified is not asked here
     made = {"nx": 1, "nu": 1, "noise_std": system.noise_std, "prior": system.known, "mode": "theory"}
     other = gs.GP.create(kernels.rbf([0.2, 0.2], 0.05), 1e-4, **made)
     F = gs.ConfidenceSet(gs.Mixture(rkhs_norm=7.0, subgaussian=0.03, delta=0.1)).update(other)
-    found = gs.verify(system=system, model=F, rows=60)
+    found = gs.verify(system=system, model=F, **brief)
     assert (found["norm"].threshold, found["level"].threshold) == (7.0, 0.03)
     assert tuple(found) == found.findings
-    alike = gs.verify(system=system, model=gs.GP.create(list(system.kernels), 1e-4, **made), rows=60)
+    alike = gs.verify(system=system, model=gs.GP.create(list(system.kernels), 1e-4, **made), **brief)
     assert alike["norm"].threshold == float(system.rkhs_norm)
-    assert "chosen from the first rows" in gs.verify(system=system, model=other, rows=60)["norm"].claim
+    assert "chosen from the first rows" in gs.verify(system=system, model=other, **brief)["norm"].claim
 
 
 def test_a_plant_without_noise_is_heard():
