@@ -236,7 +236,7 @@ def spectrum(design: Design, count: int | None = None) -> tuple[Tensor, Tensor, 
 
 
 def _etas(values: Tensor) -> Tensor:
-    top = values.max().clamp_min(1e-300)
+    top = values.max().clamp_min(1e-200)  # of rows at which the kernel is 0: multipliers whose reciprocals are numbers
     return top * torch.logspace(-9, 6, ETAS, dtype=torch.float64)
 
 
