@@ -19,10 +19,11 @@ from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
 from gpsafe.models._prior import Prior, known_part
 from gpsafe.referee.rows import Rows
-from gpsafe.referee.trials import FLOOR, Design
+from gpsafe.referee.trials import Design
 from gpsafe.rkhs import kernels as forms
 
 SLIGHT = 1e-2  # of what states move by: R of a plant that shows no noise
+FLOOR = 1e-4  # smallest R in units of the signal that the arithmetic of the trials carries
 ESTIMABLE = 12  # rows from which anything can be chosen
 
 
@@ -140,6 +141,7 @@ def claimed(
     norm = given["B"] or found.rkhs_norm  # type: ignore[union-attr]
     noise = given["R"] or tuple(found.noise_std[list(learned)].tolist())  # type: ignore[union-attr]
     noise, notes = _lifted(noise, residual[: rows.first], learned)
+    stated = stated - {"R"} if notes else stated  # its size is that of the first rows
     return Claim(chosen, norm, noise, learned, known, stated, (*told, *notes))
 
 

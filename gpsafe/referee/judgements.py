@@ -42,7 +42,7 @@ def _tested(
 ) -> Finding:  # fmt: skip
     """A test of every output; the worst one is told: {state}, {statistic}, {threshold} and {ratio} may stand in both texts."""
     applicable = [o for o in case.outputs if name in o.power.hits[power.NONE]]
-    ratio = {o.name: statistic(o) / threshold(o) if threshold(o) else math.inf for o in applicable}
+    ratio = {o.name: statistic(o) / (threshold(o) or 1.0) for o in applicable}
     wrong = [o for o in applicable if o.refuted(name)]
     worst = max(wrong or applicable, key=lambda o: ratio[o.name] if not math.isnan(ratio[o.name]) else -math.inf)
     values = {

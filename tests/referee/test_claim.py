@@ -157,6 +157,9 @@ def test_noise_below_what_arithmetic_carries_is_lifted_and_told():
     found = claimed(ROWS, **(STATED | {"subgaussian": (1e-9, 0.3)}))
     assert found.noise == (pytest.approx(1e-4 * float(size[0])), 0.3)
     assert len(found.notes) == 1 and "R of states [0] is below 0.0001" in found.notes[0]
+    assert (
+        found.stated == {"kernel", "B"} and len(found.unspent(ROWS)) == 40
+    )  # λ would be of the rows that it regularises
     assert claimed(ROWS, **(STATED | {"subgaussian": (float(1e-4 * size[0]), 0.3)})).notes == ()
     about = claimed(ROWS, **(STATED | {"subgaussian": 1e-9, "prior": known}))
     rest = ROWS.data.x_next - known(ROWS.data.x, ROWS.data.u)

@@ -35,7 +35,7 @@ TRIED = Tried(
 HITS = {d: dict.fromkeys(TESTS, 0 if d == power.NONE else 30) for d in (
     power.NONE, "a norm of 1.5 B", "a norm of 3 B", judgements.SHORT, "noise of 1.5 R", "noise of 3 R", judgements.RARE,
     power.MEMORY)}  # fmt: skip
-GROWTH = Growth((4, 8), (1.0, 1.0), (5.0, 6.0))
+GROWTH = Growth((4, 8, 16), (0.25, 0.5, 1.0), (4.0, 5.0, 6.0))
 
 
 def output(name: str = "a", *, hits: dict[str, dict[str, int]] = HITS, **changes: Any) -> Output:
@@ -87,6 +87,9 @@ def test_a_test_tells_its_number_its_limit_and_its_ruling(name):
     assert (refuted.statistic, refuted.threshold) == pytest.approx((other, limit)) and refuted.ruling is Ruling.REFUTED
     assert "(refuted for b)" in refuted.statement and "refuted for" not in found(name, output("b", **wrong)).statement
     assert (stands.level, refuted.level) == (DELTA, 2 * DELTA) and "30 of 40 trials" in stands.power
+    if name in ("norm", "level"):
+        times = {"norm": ("0.5 of B = 2", "(1.5 times)"), "level": ("0.5 is claimed", "(1.4 times)")}[name]
+        assert times[0] in stands.statement and times[1] in refuted.statement
     if name == "tail":
         return  # its table is of shares
     assert refuted.rows == (("b", pytest.approx(other), pytest.approx(limit), "refuted"),
@@ -113,8 +116,8 @@ def test_a_test_that_hardly_notices_its_last_defect_is_vacuous(name):
 def test_the_worst_of_several_is_that_of_the_largest_ratio():
     a, b = output("a", level=vector(0.3)), output("b", level=vector(0.4), design=replace(DESIGN, noise=5.0))
     assert found("level", a, b).statistic == 0.3 and "residuals of a" in found("level", b, a).statement
-    free = output("c", level=vector(0.1), design=replace(DESIGN, noise=0.0))  # a limit of 0 is passed at once
-    assert found("level", a, free).statistic == 0.1
+    near, far = output("c", held=vector(-0.1)), output("e", held=vector(-3.0))  # whose limit is 0: the first was told
+    assert found("held", far, near).statistic == -0.1 and "closest: c, −0.1 R" in found("held", far, near).statement
     lost = output("d", level=vector(math.nan))
     assert found("level", lost, a).statistic == found("level", a, lost).statistic == 0.3
 
@@ -129,6 +132,8 @@ def test_what_rests_on_the_claim_is_told_with_the_noise_that_would_save_it():
     lost = output("c", others=others((0.25, False), (1.0, True), (16.0, True)), **wrong)
     told = "No R up to 16 times the claimed one would save the claim with this kernel and B."
     assert told in found("norm", lost).statement and told in found("norm", saved, lost).statement
+    again = output("f", others=others((1.0, True), (2.0, False), (4.0, True), (8.0, False)), **wrong)
+    assert "from R = 4 (8 R) for f on." in found("norm", again).statement  # it was "from 2 R on"
     twice = output("d", others=others((1.0, True), (2.0, False)), **wrong)
     assert "R = 2 (4 R) for b and 1 (2 R) for d on." in found("norm", saved, twice).statement
     alone = output(
@@ -252,6 +257,11 @@ def test_kernels_without_anything_shorter_are_left_to_the_other_outputs():
     for name in ("kernel", "shape"):
         one = found(name, output(hits=plain))
         assert one.ruling is Ruling.NOT_APPLICABLE and "no closed stationary form" in one.statement
+    asked = {name: found(name).claim for name in ("kernel", "shape", "time", "memory")}
+    assert asked["kernel"].endswith("than every f of the ball could.") and asked["time"].endswith(
+        "(any f of the ball)."
+    )
+    assert all("as the process draws it" in asked[name] for name in ("shape", "memory"))
     held = found("held")
     assert held.claim == "F_n of the first 4 rows contains f at the other 8."
     assert found("norm").claim == "‖f‖_k ≤ B (B B!)."

@@ -48,13 +48,16 @@ def test_growth_is_of_halved_numbers_of_judging_rows_from_the_last_to_four():
         best = max(own @ np.linalg.solve(k + eta * np.eye(count), own) - radius / eta for eta in etas)
         assert lower == pytest.approx(math.sqrt(max(best, 0.0)), rel=1e-5)
     assert found.lower[-1] > found.lower[0] > 0
+    many = design(z=torch.rand(140, 2, dtype=torch.float64), links=torch.full((140,), -1))
+    y = torch.ones(140, dtype=torch.float64)
+    assert norms.growth(many, y, trials.judge(many, y.unsqueeze(-1))).counts == (4, 8, 16, 32, 65, 130)
 
 
 def test_the_exponent_is_that_of_the_last_factor_of_four():
     def exponent(counts: tuple[int, ...], lower: tuple[float, ...]) -> float:
         return Growth(counts, lower, lower).exponent
 
-    assert exponent((4, 8, 16, 32), (9.0, 1.0, 5.0, 2.0)) == pytest.approx(0.5)
+    assert exponent((4, 8, 16, 32), (9.0, 3.0, 5.0, 6.0)) == pytest.approx(0.5)
     assert exponent((4, 5, 11, 23, 46), (9.0, 9.0, 1.0, 5.0, 2.0)) == pytest.approx(math.log(2) / math.log(46 / 11))
     for lower in ((0.0, 1.0, 2.0), (-1.0, 1.0, 2.0)):
         assert math.isnan(exponent((4, 8, 16), lower))
@@ -103,5 +106,8 @@ def test_random_functions_are_the_draws_and_the_least_that_then_meets_the_rows(m
         expected.append(math.sqrt(whole @ gram(points, points) @ whole))
     assert found.tolist() == pytest.approx(sorted(expected), rel=1e-6)
     assert not torch.equal(norms.random_functions(given, y), found)
+    assert torch.equal(norms.random_functions(given, y), norms.random_functions(given, y, seed=0))
+    flat = design(kernel=kernels.linear([1.0, 1.0]), z=0 * given.z)  # a kernel that is 0 at all rows and centres
+    assert norms.random_functions(flat, y).tolist() == [0.0] * 20
     again = norms.over_estimate(given, y)  # failure 0.05, seed 0, ⌈0.95 · 21⌉ of 20
     assert (again.value, again.failure) == (float(norms.random_functions(given, y, seed=0)[19]), 0.05)

@@ -11,7 +11,7 @@ import torch
 from scipy import optimize, special, stats
 
 from gpsafe.linalg import vector
-from gpsafe.referee import trials
+from gpsafe.referee import over_estimate, trials
 from gpsafe.referee.trials import Design
 from gpsafe.rkhs import kernels
 
@@ -241,7 +241,8 @@ def test_nothing_shorter_and_no_row_that_follows_leave_nothing_to_compare():
     )
     found = trials.judge(given, observed())
     assert set(found.radius) == set(found.lower) == {"own"} and set(found.refuted(given)) >= {"shape", "memory"}
-    assert bool((found.shape == -math.inf).all()) and bool((found.memory == -math.inf).all())
+    for ratio in (found.shape, found.memory):
+        assert ratio.tolist() == [-math.inf] * COLUMNS
 
 
 def test_a_row_may_follow_the_very_first():
@@ -274,6 +275,52 @@ def test_shorter_scales_and_a_rougher_family_are_tried():
     assert told(kernels.matern(1.5, [0.8])) == [(1.5, [0.4]), (1.5, [0.2])]
     assert [nu for nu, _ in told(kernels.matern(2.5, [0.8]))] == [2.5, 2.5, 1.5]
     assert trials.shapes(kernels.linear([1.0])) == []
+
+
+def test_rows_are_taken_for_unseen_unless_said_otherwise():
+    assert not design().spent and design().judging == M
+
+
+def test_before_any_row_the_band_is_that_of_the_ball():
+    """β had the information gain of all rows."""
+    given = replace(design(), first=0)
+    allowed = math.sqrt((NORM**2 + 2 * math.log(2 / DELTA)) * VARIANCE) + R * math.sqrt(2 * math.log(4 * ROWS / DELTA))
+    assert trials.judge(given, observed()).held.numpy() == pytest.approx((abs(observed().numpy()).max(0) - allowed) / R)
+
+
+BAD = {
+    "one number norm >= 0": {"norm": -1.0},
+    "finite norm": {"norm": math.nan},
+    "noise > 0": {"noise": 0.0},
+    "finite noise": {"noise": math.inf},
+    r"delta in \(0, 1\), got 0.0": {"delta": 0.0},
+    r"delta in \(0, 1\), got 1.0": {"delta": 1.0},
+    "finite z": {"z": torch.full((ROWS, 2), math.nan, dtype=torch.float64)},
+    "links of shape": {"links": LINKS[1:]},
+    "links to earlier rows": {"links": LINKS + 1},
+    "links to earlier rows, or": {"links": LINKS - 1},
+    "first < 24 rows": {"first": ROWS},
+    "integer first >= 0": {"first": -1},
+    "kernel to be a Kernel": {"kernel": "rbf"},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_is_no_design_is_refused(message):
+    with pytest.raises(ValueError, match=f"Design: expected {message}"):
+        replace(design(), **BAD[message])
+
+
+def test_observations_that_are_no_numbers_are_refused():
+    """Of NaN nothing is refuted."""
+    y = observed()
+    y[20, 1] = math.nan
+    with pytest.raises(ValueError, match=r"trials\.judge: expected finite y"):
+        trials.judge(design(), y)
+    with pytest.raises(ValueError, match=r"norms\.over_estimate: expected finite y"):
+        over_estimate(design(), y[:, 1])
+    with pytest.raises(ValueError, match=r"norms\.over_estimate: expected y of shape \(24,\)"):
+        over_estimate(design(), observed())
 
 
 def test_columns_are_as_long_as_the_rows():

@@ -137,6 +137,9 @@ def test_the_number_of_episodes_is_of_the_largest_kernel_and_the_smallest_noise(
     assert given["prior_std"].tolist() == pytest.approx([0.5**0.5, float(z.norm(dim=-1).max())])
     each = [torch.linalg.eigvalsh(kernels.cross(k, z, z)) for k in (KERNELS[0], linear)]
     assert torch.allclose(given["domain_eigenvalues"], torch.maximum(*each).clamp_min(0.0))
+    widths.widths(ROWS, claim(kernels=linear), delta=DELTA, task=task)
+    assert float(torch.linalg.eigvalsh(kernels.cross(linear, z, z)).min()) < 0  # by rounding: of rank 2
+    assert float(asked[1]["domain_eigenvalues"].min()) == 0.0
 
 
 def test_sets_behind_costs_are_of_the_default_bound_on_rows_taken_evenly():
