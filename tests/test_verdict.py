@@ -71,7 +71,7 @@ def test_nonsense_is_refused(message):
     [
         ((0, 1, 1), Outcome.HOLDS), ((1, 1, 1), Outcome.HOLDS), ((0, 1.1, 1), Outcome.INCONCLUSIVE),
         ((1, 2, 1), Outcome.INCONCLUSIVE), ((1.1, 2, 1), Outcome.VIOLATED), ((0, 0.95, 1, 0.1), Outcome.INCONCLUSIVE),
-        ((0, 0.5, 1, 0.5), Outcome.HOLDS), ((1.05, 2, 1, 0.1), Outcome.INCONCLUSIVE), ((1.2, 2, 1, 0.1), Outcome.VIOLATED),
+        ((0, 0.5, 1, 0.5), Outcome.HOLDS), ((1.07, 2, 1, 0.1), Outcome.INCONCLUSIVE), ((1.2, 2, 1, 0.1), Outcome.VIOLATED),
     ],
 )  # fmt: skip
 def test_ends_count_to_what_is_claimed_and_a_margin_is_cleared_on_either_side(args, outcome):

@@ -56,6 +56,10 @@ def test_a_bound_is_a_theorem_where_it_accepts_the_model_and_what_is_missing_is_
     assert status["actsafe"].startswith("no theorem here: it needs ") and found["actsafe"].in_box > 0
     assert {n for n, w in found.items() if math.isnan(w.beta)} == {"convex-program", "noise-energy", "lederer"}
     assert all(math.isnan(w.episodes) for w in found.values())
+    linear = {w.name: w.status for w in widths.widths(ROWS, claim(kernels=kernels.linear([1.0, 1.0])), delta=DELTA)}
+    assert (
+        "a stationary kernel, to be put in units of R" in linear["chowdhury-gopalan"] and linear["mixture"] == "theorem"
+    )
 
 
 def test_outputs_are_put_in_units_of_their_noise_where_a_theorem_wants_that():
@@ -95,6 +99,21 @@ def test_a_band_that_is_empty_or_no_number_at_a_point_has_no_width(monkeypatch, 
     monkeypatch.setattr(widths, "BOUNDS", {"mixture": Mixture})
     [found] = widths.widths(ROWS, claim(), delta=DELTA)
     assert found.status == status and math.isnan(found.in_box) == (status != "theorem") and calls == [60, 200]
+
+
+def test_a_point_is_saturated_where_hardly_less_than_the_norm_bound_is_said(monkeypatch):
+    """0.9 B√k(z, z) in all outputs, of kernels whose variances are 0.5 and 2."""
+    limit = 0.9 * vector(2.0 * 0.5**0.5, 30.0 * 2.0**0.5)
+
+    def band(self: Mixture, model: gs.GP, z: torch.Tensor) -> Any:
+        half = limit.expand(len(z), 2).clone()
+        half[: len(z) // 4] *= vector(1.0, 0.999)  # a quarter in one output alone
+        return -half * (1 + 1e-12), half * (1 + 1e-12)
+
+    monkeypatch.setattr(Mixture, "interval", band)
+    monkeypatch.setattr(widths, "BOUNDS", {"mixture": Mixture})
+    [found] = widths.widths(ROWS, claim(), delta=DELTA)
+    assert found.saturated == 0.75
 
 
 def test_of_many_rows_some_are_looked_at_from_the_first_in_even_steps(monkeypatch):
