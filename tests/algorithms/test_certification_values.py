@@ -120,7 +120,7 @@ def test_a_law_in_some_coordinates_feeds_back_these_alone():
 def tried(
     monkeypatch, how: Certification, verdicts: list[Any], mode: Any = "sound"
 ) -> tuple[Any, list[Any], list[Any]]:
-    """What comes out, what was sought, what was certified; `verdicts` of the slacks: an exception, or whether it is certified."""
+    """What comes out, was sought and was certified; `verdicts` of the slacks: an exception, or whether it is certified."""
     sought, certified, left = [], [], list(verdicts)
 
     def propose(closed: Any, offset: Any, region: Any, noise: Any) -> Polytope:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
+from gpsafe.algorithms import Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
 from gpsafe.algorithms.safeopt import _distances, _empty, _same
 from gpsafe.assumptions import Assumption
@@ -21,8 +21,8 @@ from gpsafe.rkhs import kernels
 from gpsafe.safety import SafeOptRule
 from gpsafe.safety.safeopt import Beliefs
 from gpsafe.sets import Box
-from gpsafe.systems.base import CallableSystem, IndicatorCost
-from tests.learner_cases import gosafe, one_d, safeopt
+from gpsafe.systems.base import CallableSystem
+from tests.learner_cases import gosafe, island, one_d, safeopt
 
 
 def test_it_promises_something_only_where_a_theorem_covers_an_episodes_cost():
@@ -281,23 +281,6 @@ def test_policies_that_ask_for_inputs_beyond_the_plants_are_refused():
 
 
 # ------------------------------------------------------------------------------------------- a gap between safe sets
-def island(lipschitz: float = 1.0, jump: float = 0.2) -> GoSafe:
-    """x⁺ = x + 0.2u, (almost) no noise, ten steps: u = 1 leaves x ≤ 1, the other inputs do not; 3 is no neighbour."""
-    one = torch.ones(1, 1).double()
-    system = CallableSystem(
-        name="island", nx=1, nu=1, state_box=Box(vector(-3.0), vector(3.0)), input_box=Box(vector(-1.0), vector(1.0)),
-        noise_std=vector(1e-9), initial_state=vector(0.0), horizon=10, cost=IndicatorCost(one, vector(1.0)), budget=0.0,
-        dynamics=lambda x, u: x + 0.2 * u, reward_fn=lambda x, u: -x[..., 0],
-    )  # fmt: skip
-    policies = AffinePolicies(
-        vector(0.0, 0.05, 1.0, -0.35).reshape(4, 1), torch.zeros(4, 1, 1).double(), system.input_box
-    )
-    models = tuple(GP.regression(kernels.rbf([0.05], variance=4.0), dim=1, noise_std=0.01) for _ in range(2))
-    points = vector(0.0, 0.05, 1.0, 2.0).reshape(4, 1)
-    parts = (system, policies, [0], points, models, (Constant(value=2.0),) * 2, SafeOptRule(vector(-torch.inf, 0.0)))
-    return GoSafe(*parts, Margins(system), lipschitz_state=lipschitz, jump=jump, settled=1.0)
-
-
 def test_gosafe_jumps_to_an_island_and_is_brought_back_from_the_cliff():
     learner = island()
     learner.learn(8)
