@@ -27,8 +27,10 @@ from gpsafe.tube import EnsembleTube, GPTube, LinearTube, lqr_gain
 
 A, B = torch.tensor([[1.0, 0.1], [0.05, 0.9]]).double(), torch.tensor([[0.02], [0.3]]).double()
 C, AXES, REST, STILL = vector(0.01, -0.02), vector(0.004, 0.01), vector(0.1, -0.2), vector(0.25)
-NORMALS = torch.tensor([[1.0, 1.0], [1.0, -2.0], [0.5, 0.0]]).double()
-OFFSETS = vector(1.2, 2.5, 0.5)  # of the box -1..1 and -0.8..1 the first two cut corners, the last touches a side
+NORMALS = torch.tensor([[1.0, 1.0], [1.0, -2.0], [0.5, 0.0], [1.0, -1.0]]).double()
+OFFSETS = vector(
+    1.2, 2.5, 0.5, 1.9
+)  # of the box -1..1 and -0.8..1 the first two cut corners, one touches a side, one nothing
 
 
 def plant(**changes: Any) -> CallableSystem:
@@ -58,7 +60,12 @@ def test_what_is_taken_where_nothing_is_said():
     assert Certification(delay=3).first(plant(), torch.rand(9, 2).double()).delay == 2
     for good in ({"delay": 1}, {"apart": 2}, {"error": [0.0, 0.1]}, {"dims": [1, 0]}):
         Certification(**good)  # type: ignore[arg-type]
-    for bad in ({"input_weight": 0.0}, {"error": [-0.1, 0.0]}, {"around": [-1.0, 1.0]}, {"state_weight": [-1.0, 1.0]}):
+    bad_parts = (
+        {"input_weight": 0.0}, {"error": [-0.1, 0.0]}, {"around": [-1.0, 1.0]}, {"state_weight": [-1.0, 1.0]},
+        {"terminal": "ball"}, {"mode": "exact"}, {"dims": ()}, {"dims": (1, 1)}, {"dims": (-1,)}, {"dims": 1}, {"states": 1},
+        {"delay": 0}, {"apart": 1}, {"delta": 0.0}, {"delta": 1.0}, {"certainty": 1.0},
+    )  # fmt: skip
+    for bad in bad_parts:
         with pytest.raises(ValueError, match="Certification: expected"):
             Certification(**bad)  # type: ignore[arg-type]
 
@@ -103,6 +110,72 @@ def test_a_law_rests_where_it_is_told_and_its_loop_is_the_plants():
     assert torch.allclose(there.closed @ y + there.offset, A @ y + B @ there.law(y) + C)
     plain = Certification()._about_rest(plant(), tube())
     assert plain.law is not None and torch.allclose(plain.law.gain, lqr_gain(A, B))
+
+
+class Apart:
+    """A cost of balls about the origin, with or without one inside the box."""
+
+    ceiling = 1.0
+
+    def __init__(self, radius: float) -> None:
+        self.radius = radius
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.norm(dim=-1) > self.radius).double()
+
+    def upper(self, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+        return (torch.maximum(lower.abs(), upper.abs()).norm(dim=-1) > self.radius).double()
+
+    def lower(self, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(lower[..., 0])
+
+
+def test_a_cost_that_is_no_polytope_has_none_in_the_box():
+    """The box drawn in by the error reaches to (1, 1), or to (0.7, 0.7)."""
+    outside, inside = (cast(Any, SimpleNamespace(state_box=Box([-1.0, -0.8], [1.0, 1.0]), input_box=Box([-1.0], [1.0]),
+                                                 cost=Apart(r), nx=2)) for r in (1.5, 1.35))  # fmt: skip
+    assert Certification()._limits(outside)[0].rows == 4
+    with pytest.raises(
+        ValueError, match=r"a cost of half-spaces \(IndicatorCost, HingeCost\), or none in .* got Apart"
+    ):
+        Certification()._limits(inside)
+    drawn = Certification(error=vector(0.3, 0.3))._limits(inside)[0]
+    assert drawn.rows == 4 and drawn.support(torch.eye(2).double()).tolist() == pytest.approx([0.7, 0.7])
+
+
+def test_of_several_members_the_mean_is_controlled_and_the_widest_withstood():
+    A3, B3 = A * vector(0.9, 1.0, 1.2).reshape(3, 1, 1), B * vector(1.0, 1.3, 1.6).reshape(3, 1, 1)
+    mean, variance = C + vector(0.0, 0.1, 0.3).unsqueeze(-1), torch.tensor([[4e-4, 1e-4], [1e-4, 9e-4], [1e-6, 1e-6]])
+    local = SimpleNamespace(A=A3, B=B3, mean=mean, variance=variance.double())
+    members = SimpleNamespace(mode="paper", num_members=3, nx=2, nu=1, linearise=lambda x, u: local)
+    about = Certification()._about_rest(plant(), cast(Any, members))
+    gain = lqr_gain(A3.mean(0), B3.mean(0))
+    assert about.law is not None and torch.allclose(about.law.gain, gain)
+    assert torch.allclose(about.closed, A3.mean(0) + B3.mean(0) @ gain) and about.spread.tolist() == pytest.approx(
+        [0.02, 0.03]
+    )
+    assert torch.allclose(about.closed @ REST + about.offset, mean.mean(0))
+    lost = SimpleNamespace(**(vars(local) | {"A": 1.5 * A3, "B": 0 * B3}))
+    members.linearise = lambda x, u: lost
+    alone = Certification()._about_rest(plant(), cast(Any, members))
+    assert alone.law is None and torch.allclose(alone.closed, 1.5 * A3.mean(0)) and torch.equal(alone.rest, REST)
+    assert torch.allclose(alone.closed @ REST + alone.offset, mean.mean(0))
+    assert alone.spread.tolist() == pytest.approx([0.02, 0.03])
+    with pytest.raises(NoInvariantSetError, match="a stabilisable plant about rest, got no LQR gain"):
+        Certification(terminal="invariant").invariant(plant(), cast(Any, members))
+
+
+def test_a_sound_model_states_at_least_the_plants_noise():
+    gp = GP.create(kernels.rbf([1.0] * 3), 0.01, nx=2, nu=1, noise_std=0.1)
+    confidence = ConfidenceSet(Mixture(rkhs_norm=1.0, subgaussian=0.1, delta=0.1)).update(gp)
+    for noise, taken in ((vector(0.1, 0.1), True), (vector(0.05, 0.1), True), (vector(0.05, 0.2), False)):
+        sound, paper = (Certification(mode=mode, states=3) for mode in ("sound", "paper"))
+        assert paper._tube_of(plant(noise_std=noise), confidence, None).mode == "paper"
+        if taken:
+            assert sound._tube_of(plant(noise_std=noise), confidence, None).mode == "sound"
+            continue
+        with pytest.raises(ValueError, match=r"noise_std \[0.05, 0.2\], got \[0.1, 0.1\]"):
+            sound._tube_of(plant(noise_std=noise), confidence, None)
 
 
 def test_a_law_in_some_coordinates_feeds_back_these_alone():
@@ -180,6 +253,21 @@ def test_the_region_is_what_is_near_within_limits_and_does_not_saturate(monkeypa
     assert torch.equal(wide.contains(x), near)
 
 
+def test_where_the_cost_adds_no_row_the_region_is_the_box_about_rest(monkeypatch):
+    sought: list[Any] = []
+    monkeypatch.setattr(
+        certification,
+        "invariant_polytope",
+        lambda *given: sought.append(given) or Polytope(torch.eye(2).double(), REST),
+    )
+    system, model = plant(cost=IndicatorCost(NORMALS[:1], vector(9.0)), input_box=Box([-9.0], [9.0])), tube("paper")
+    how = replace(SOUND, mode="paper", around=vector(0.1, 0.2))
+    how._invariant(system, model, how._limits(system), how._about_rest(system, model))
+    eye = torch.eye(2).double()
+    assert torch.allclose(sought[0][2].support(eye), REST + how.around)
+    assert torch.allclose(-sought[0][2].support(-eye), REST - how.around)
+
+
 def test_a_region_in_some_coordinates_keeps_the_rows_that_are_on_these_alone(monkeypatch):
     cost = IndicatorCost(torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double(), vector(0.4, 1.2))
     how = Certification(mode="sound", terminal="invariant", feedback=None, dims=(1,))
@@ -238,7 +326,9 @@ def test_filters_are_of_the_parts_that_were_asked_for(monkeypatch):
     assert torch.allclose(sound.problem[4], lqr_gain(A, B)) and isinstance(sound.proposer, CondensedSQP)
     given = filtered(monkeypatch, SOUND, sure=yes, terminal=cast(Any, "mine"))
     assert given.problem[3] == "mine" and given.sure is yes and len(given.calls) == 1
-    assert filtered(monkeypatch, SOUND, sure=no).sure is None
+    assert filtered(monkeypatch, SOUND, sure=no).sure is None and filtered(monkeypatch, SOUND, sure=None).sure is None
+    published = CondensedSQP(hardness=100.0, sweeps=25, fruitless=8, patience=4)
+    assert filtered(monkeypatch, Certification()).proposer == published != CondensedSQP()
     assert filtered(monkeypatch, SOUND, sure=no, terminal=cast(Any, "mine")).sure is None
     own = filtered(monkeypatch, SOUND, sure=yes, system=cast(Any, Backed(plant())))
     assert own.options["backup"] == "its own"
