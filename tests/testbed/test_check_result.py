@@ -99,6 +99,10 @@ def test_a_grade_is_the_mildest_factor_at_which_the_claim_is_violated():
     deaf = PLAIN.measure(replace(grade, factors=(0.95,), unseen="a reason"))
     assert (deaf.noticed, deaf.unseen, deaf.accounted) == (None, "a reason", True)
     assert not PLAIN.measure(replace(grade, factors=(0.95,))).accounted
+    assert PLAIN.measure(replace(grade, factors=(0.905,))).tried[-1] == (
+        0.905,
+        "INCONCLUSIVE",
+    )  # of the claim's two pieces
     assert PLAIN.measure(replace(grade, factors=(0.895,))).tried[-1] == (0.895, "VIOLATED")
     assert PLAIN.measure(replace(grade, shards=(10, 10), factors=(0.99,))).noticed == 0.99  # 0.9 + 0.1 as it is
     with pytest.raises(ValueError, match="plain: expected a claim that stands with 'size' times 1"):
