@@ -106,7 +106,7 @@ class Design:
         _require.probability(where, "delta", self.delta)
         _require.finite(where, "z", self.z)
         _require.shape(where, "links", self.links, (count,))
-        if not 0 <= _require.index(where, "first", self.first) < count:
+        if _require.index(where, "first", self.first) >= count:
             raise _require.fail(where, f"first < {count} rows, one to judge", self.first)
         if not bool(((self.links >= -1) & (self.links < torch.arange(count))).all()):
             raise _require.fail(where, "links to earlier rows, or -1", self.links.tolist())

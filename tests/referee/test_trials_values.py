@@ -15,7 +15,7 @@ from gpsafe.referee import over_estimate, trials
 from gpsafe.referee.trials import Design
 from gpsafe.rkhs import kernels
 
-FIRST, ROWS, COLUMNS = 8, 24, 3
+FIRST, ROWS, COLUMNS = 8, 24, 5
 M = ROWS - FIRST
 NORM, R, DELTA, SCALE = 1.3, 0.2, 0.05, 0.3
 SCALES, VARIANCE = (0.5, 0.8), 1.7
@@ -28,13 +28,14 @@ def design(**changes) -> Design:
 
 
 def observed() -> torch.Tensor:
-    """Of too large a norm, with two rows far off, and smooth in its last column."""
+    """Of too large a norm, with two rows far off, and smooth in the last columns: with little noise, with R and with 2R."""
     g = torch.Generator().manual_seed(1)
     y = 3 * torch.sin(4 * design().z.sum(-1, keepdim=True)) + R * torch.randn(
         ROWS, COLUMNS, dtype=torch.float64, generator=g
     )
     y[[12, 19], 1] += 15 * R
-    y[:, 2] = 0.4 * design().z[:, 0].sin() + 0.3 * R * torch.randn(ROWS, dtype=torch.float64, generator=g)
+    size = vector(0.3 * R, R, 2 * R)
+    y[:, 2:] = 0.4 * design().z[:, :1].sin() + size * torch.randn(ROWS, 3, dtype=torch.float64, generator=g)
     return y
 
 
@@ -230,6 +231,7 @@ def test_shapes_and_memory_are_compared_by_the_mean_density_of_some_and_the_larg
     others = densities([s for s, _ in SUPPOSED["kernel"]], [EYE], (0.25, 1.0, 4.0))
     noises = [R**2 * remembered(rho) for rho in (0.6, 0.9, -0.5)]
     correlated = densities([SCALE * UNIT], noises, (0.25, 1.0, 4.0, 16.0))
+    assert {int(i) % 4 for i in own.argmax(0)} == {0, 1, 2, 3}  # every factor is the best of some column
     assert tried().shape.numpy() == pytest.approx(np.log(np.exp(others).mean(0)) - own.max(0), rel=1e-6)
     best = np.maximum(own.max(0), others.max(0))
     assert tried().memory.numpy() == pytest.approx(np.log(np.exp(correlated).mean(0)) - best, rel=1e-6)
