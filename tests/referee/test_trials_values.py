@@ -172,19 +172,35 @@ def test_errors_of_eigenvalues_and_of_variances_grow_with_rows_and_kernel():
     assert room[0, 0] == 6.0 * (1 + 1e-9) and room.isinf().flatten().tolist() == [False, True]
 
 
+ROUNDED = pytest.mark.parametrize(("slip", "margin"), [(0.0, 0.0), (0.01, 0.25)])
+
+
+def rounded(monkeypatch, slip: float, margin: float) -> None:
+    """Roundings of variances and of widths, large enough to be seen; as they are where they are 0."""
+    posterior = trials._posterior
+    if slip:
+        monkeypatch.setattr(trials, "_posterior", lambda *given: (*posterior(*given)[:3], slip))
+        monkeypatch.setattr(trials, "MARGIN", margin)
+
+
+@ROUNDED
 @pytest.mark.parametrize("spent", [False, True])
-def test_residuals_beyond_all_uncertainty_are_counted_and_their_binomial_chance_is_exact(spent):
+def test_residuals_beyond_all_uncertainty_are_counted_and_their_binomial_chance_is_exact(
+    monkeypatch, spent, slip, margin
+):
     """By the band before a row, or by that of all rows, whichever leaves more."""
+    rounded(monkeypatch, slip, margin)
     start, y, total = (FIRST if spent else 0), observed().numpy(), VARIANCE * UNIT + EYE
     k, noisy, mine = VARIANCE * UNIT[start:, start:], total[start:, start:], y[start:]
     mean = k @ np.linalg.solve(noisy, mine)
-    spread = np.sqrt(np.diag(k - k @ np.linalg.solve(noisy, k)))
+    spread = np.sqrt(np.diag(k - k @ np.linalg.solve(noisy, k)) + len(k) * slip)
     left, gain = np.empty_like(mine), 0.0
     for i in range(start, ROWS):
         m, v = forecast(total, y, i, start)
-        left[i - start] = abs(y[i] - m) - math.sqrt(NORM**2 + 2 * gain + 2 * math.log(2 / DELTA)) * math.sqrt(v - R**2)
+        beta = math.sqrt(NORM**2 + 2 * gain + 2 * math.log(2 / DELTA))
+        left[i - start] = abs(y[i] - m) - (1 + margin) * beta * math.sqrt(v - R**2 + slip)
         gain += 0.5 * math.log(v / R**2)
-    beta = math.sqrt(NORM**2 + 2 * gain + 2 * math.log(2 / DELTA))
+    beta = (1 + margin) * math.sqrt(NORM**2 + 2 * gain + 2 * math.log(2 / DELTA))
     left = np.maximum(left, abs(mine - mean) - (beta * spread)[:, None])[FIRST - start :]
     counts = np.stack([(left > size * R).sum(0) for size in trials.SIZES])
     assert np.array_equal(tried(spent).tails.numpy(), counts) and 0 < counts[:, 1].max() < M
@@ -193,14 +209,16 @@ def test_residuals_beyond_all_uncertainty_are_counted_and_their_binomial_chance_
     assert tried(spent).tail.numpy() == pytest.approx(7 * np.min(tails, 0), rel=1e-9)
 
 
-def test_held_out_rows_stand_against_the_band_of_the_first_and_bars_against_all_before_them():
+@ROUNDED
+def test_held_out_rows_stand_against_the_band_of_the_first_and_bars_against_all_before_them(monkeypatch, slip, margin):
+    rounded(monkeypatch, slip, margin)
     y, total = observed().numpy(), VARIANCE * UNIT + EYE
     inside, across = total[:FIRST, :FIRST], VARIANCE * UNIT[FIRST:, :FIRST]
     mean = across @ np.linalg.solve(inside, y[:FIRST])
-    spread = np.sqrt(VARIANCE - np.diag(across @ np.linalg.solve(inside, across.T)))
+    spread = np.sqrt(VARIANCE - np.diag(across @ np.linalg.solve(inside, across.T)) + slip)
     gain = 0.5 * np.linalg.slogdet(inside / R**2)[1]
     beta = math.sqrt(NORM**2 + 2 * gain + 2 * math.log(2 / DELTA))
-    allowed = beta * spread + R * math.sqrt(2 * math.log(2 * M / (DELTA / 2)))
+    allowed = (1 + margin) * (beta * spread + R * math.sqrt(2 * math.log(2 * M / (DELTA / 2))))
     excess = (abs(y[FIRST:] - mean) - allowed[:, None]) / R
     assert tried().held.numpy() == pytest.approx(excess.max(0), rel=1e-6)
     assert np.array_equal(tried().outside.numpy(), (excess > 0).sum(0)) and 0 < (excess > 0).sum(0).max() < M
@@ -209,7 +227,7 @@ def test_held_out_rows_stand_against_the_band_of_the_first_and_bars_against_all_
     variances = np.array([v for _, v in each])
     assert tried().bars.numpy() == pytest.approx((errors**2 / variances[:, None]).sum(0), rel=1e-9)
     assert tried().errors[0].numpy() == pytest.approx(errors, rel=1e-9)
-    assert tried().errors[1].numpy() == pytest.approx(np.sqrt(variances - R**2), rel=1e-6)
+    assert tried().errors[1].numpy() == pytest.approx(np.sqrt(variances - R**2 + slip), rel=1e-6)
 
 
 def densities(signals: list[np.ndarray], noises: list[np.ndarray], factors: tuple[float, ...]) -> np.ndarray:
