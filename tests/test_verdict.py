@@ -69,7 +69,8 @@ def test_nonsense_is_refused(message):
 @pytest.mark.parametrize(
     ("args", "outcome"),
     [
-        ((0, 1, 1), Outcome.HOLDS), ((1, 1, 1), Outcome.HOLDS), ((0, 1.1, 1), Outcome.INCONCLUSIVE),
+        ((0, 1, 1), Outcome.HOLDS), ((-math.inf, 0.5, 1), Outcome.HOLDS), ((0, math.inf, 1), Outcome.INCONCLUSIVE),
+        ((1, 1, 1), Outcome.HOLDS), ((0, 1.1, 1), Outcome.INCONCLUSIVE),
         ((1, 2, 1), Outcome.INCONCLUSIVE), ((1.1, 2, 1), Outcome.VIOLATED), ((0, 0.95, 1, 0.1), Outcome.INCONCLUSIVE),
         ((0, 0.5, 1, 0.5), Outcome.HOLDS), ((1.07, 2, 1, 0.1), Outcome.INCONCLUSIVE), ((1.2, 2, 1, 0.1), Outcome.VIOLATED),
     ],

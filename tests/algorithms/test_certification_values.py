@@ -134,6 +134,9 @@ def test_a_cost_that_is_no_polytope_has_none_in_the_box():
     """The box drawn in by the error reaches to (1, 1), or to (0.7, 0.7)."""
     outside, inside = (cast(Any, SimpleNamespace(state_box=Box([-1.0, -0.8], [1.0, 1.0]), input_box=Box([-1.0], [1.0]),
                                                  cost=Apart(r), nx=2)) for r in (1.5, 1.35))  # fmt: skip
+    low = cast(Any, SimpleNamespace(**(vars(inside) | {"state_box": Box([-1.0, -1.0], [0.2, 0.2])})))
+    with pytest.raises(ValueError, match="a cost of half-spaces"):
+        Certification()._limits(low)
     assert Certification()._limits(outside)[0].rows == 4
     with pytest.raises(
         ValueError, match=r"a cost of half-spaces \(IndicatorCost, HingeCost\), or none in .* got Apart"
@@ -269,7 +272,7 @@ def test_where_the_cost_adds_no_row_the_region_is_the_box_about_rest(monkeypatch
 
 
 def test_a_region_in_some_coordinates_keeps_the_rows_that_are_on_these_alone(monkeypatch):
-    cost = IndicatorCost(torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double(), vector(0.4, 1.2))
+    cost = IndicatorCost(torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double(), vector(0.4, 0.3))
     how = Certification(mode="sound", terminal="invariant", feedback=None, dims=(1,))
     sought: list[Any] = []
     monkeypatch.setattr(

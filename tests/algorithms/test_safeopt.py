@@ -171,10 +171,15 @@ def test_an_interval_is_told_as_it_is_and_one_that_rounding_crosses_is_none():
     inverted = SimpleNamespace(mean=vector(1.0, 2.0).unsqueeze(-1), half=vector(0.5, -0.25).unsqueeze(-1))
     found = _empty(wide, inverted, points)
     assert found is not None and (found.point, found.output, found.lower, found.upper) == ((0.7,), 0, 2.25, 1.75)
-    unknown = SimpleNamespace(mean=vector(torch.nan, 1e300).unsqueeze(-1), half=vector(-1.0, -1e300).unsqueeze(-1))
-    assert _empty(wide, unknown, points) is None
+    for mean, half in ((torch.nan, -1.0), (1e300, -1e300), (1.0, -1e300), (1e300, -1.0)):
+        assert _empty(wide, SimpleNamespace(mean=mean * ones, half=half * ones), points) is None
     beliefs = SimpleNamespace(mean=0 * ones, half=torch.inf * ones)
-    for low, high, refuted in ((-1.0, -1.0 - 1e-12, False), (-1.0, -1.1, True), (1.0, 1.0 - 1e-12, False)):
+    for low, high, refuted in (
+        (-1.0, -1.0 - 1e-12, False),
+        (-1.0, -1.1, True),
+        (1.0, 1.0 - 1e-12, False),
+        (torch.inf, 5.0, True),
+    ):
         sets = SimpleNamespace(lower=low * ones, upper=high * ones)
         assert (_empty(sets, beliefs, points) is not None) == refuted
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from gpsafe.algorithms import Margins, SafeOpt, Totals
-from gpsafe.algorithms.safeopt import SafeOptStanding
+from gpsafe.algorithms._class_learner import ClassLearner
+from gpsafe.algorithms.safeopt import SafeOptStanding, _Watched
 from gpsafe.confidence import Mixture
 from gpsafe.linalg import vector
 from gpsafe.models import GP
@@ -129,6 +131,8 @@ def test_the_answer_is_of_the_newest_safe_set_and_by_its_lower_ends():
     unknown = lower.clone()
     unknown[1, 0] = torch.nan
     assert answered(learner, standing(learner, lower=unknown, safe=torch.tensor([1, 1, 0, 1]).bool())) == 3
+    nothing = torch.full((4, 2), torch.nan, dtype=torch.float64)
+    assert answered(learner, standing(learner, lower=nothing, safe=torch.tensor([0, 1, 0, 1]).bool())) == 1
     nobody = standing(learner, lower=lower, safe=torch.zeros(4).bool())
     assert answered(learner, nobody) == 0  # S_0
 
@@ -163,3 +167,44 @@ def test_nothing_is_learned_of_a_run_under_watch_that_was_cut_short():
     learner.tell(states[:6], inputs[:5])
     at = learner.standing
     assert [model.num_data for model in at.models] == [0, 0] and len(at.rollouts) == 0
+
+
+def test_the_newest_sets_alone_take_in_a_run_under_watch():
+    learner = replace(island(), settled=0.0)
+    for number in range(2):
+        learner.tell(*flown(learner, learner.standing.chosen[0], away=1e-9 * number))
+    at = replace(learner.standing, chosen=(3, "global"))
+    assert len(at.sets) == 4
+    after = learner._conclude(at, *flown(learner, 3))
+    assert all(a is b for a, b in zip(after.sets[:3], at.sets[:3], strict=True)) and len(after.sets) == 5
+    expected = adopt(at.sets[3], 3, learner.rule.threshold)
+    assert torch.equal(after.sets[3].safe, expected.safe) and torch.equal(after.sets[3].lower, expected.lower)
+    local = learner._conclude(replace(at, chosen=(3, "local")), *flown(learner, 3))
+    assert local.sets[3] is at.sets[3]
+
+
+def test_a_width_is_settled_below_the_limit_not_at_it():
+    learner = replace(island(), settled=0.0)
+    learner.tell(*flown(learner, learner.standing.chosen[0]))
+    at = learner.standing
+    width = float(at.sets[-1].width[at.chosen[0]].amax())
+    chosen = [replace(learner, settled=limit)._chosen(at).chosen[1] for limit in (width, width * (1 + 1e-9))]
+    assert chosen == ["local", "global"]
+
+
+def test_a_policy_that_called_for_its_backup_stays_with_the_first():
+    """Where it did is kept, and who flies from there on."""
+    slacks = iter([0.1, -0.1, -0.2, 0.3])
+    boundary = SimpleNamespace(slack_at=lambda x: (torch.tensor(next(slacks)), torch.tensor(int(10 * x))))
+    watched = _Watched(lambda policy: lambda x: x + 100 * policy, 7, cast(Any, boundary))
+    applied = [float(watched(vector(x))) for x in (0.1, 0.2, 0.3, 0.4)]
+    assert applied == pytest.approx([700.1, 200.2, 200.3, 200.4])
+    assert watched.stopped is not None and float(watched.stopped) == 0.2
+
+
+def test_what_refuted_first_is_told(monkeypatch):
+    learner = safeopt()
+    states, inputs = flown(learner, learner.standing.chosen[0])
+    for first, told in (("a norm", "a norm"), (None, "an episode of the policy was cut short")):
+        monkeypatch.setattr(ClassLearner, "_learn", lambda self, *given, first=first: {"falsified": first})
+        assert str(learner._learn(0, None, states[:5], inputs[:4])["falsified"]).startswith(told)

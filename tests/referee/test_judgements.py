@@ -174,6 +174,7 @@ def test_memory_is_asked_of_rows_that_follow_each_other():
     quiet = {"errors": (torch.full((M, 1), 0.1, dtype=torch.float64), TRIED.errors[1])}
     alone = found("memory", output(**heard, **quiet))
     assert alone.ruling is Ruling.NOT_APPLICABLE and "far below R" in alone.statement and "a 0.25" in alone.statement
+    assert alone.claim == found("memory").claim
     assert found("memory", output(**heard, **quiet), output("b", **heard)).ruling is Ruling.REFUTED
     assert found("memory", output(**heard, **quiet), output("b")).ruling is Ruling.NOT_APPLICABLE  # b does not refute
     assert found("memory", output(**quiet)).ruling is Ruling.STANDS
@@ -210,7 +211,7 @@ def test_copies_are_told_where_noise_has_a_density():
 
 def test_tails_are_shown_in_standard_deviations_of_the_forecast():
     """√(R² + v) with R = 0.5: 1, 2 and 3 of them, and the worst."""
-    errors = torch.tensor([0.4, -0.6, 1.1, -1.6, 2.5, 0.0, 0.0, 0.0]).double().unsqueeze(-1)
+    errors = torch.tensor([0.5, -0.6, 1.1, -1.6, 2.5, 0.0, 0.0, 0.0]).double().unsqueeze(-1)
     spread = torch.zeros(M, dtype=torch.float64)
     wide = output("w", errors=(errors, spread + 1.2))  # √(0.25 + 1.44) = 1.3
     one = found("tail", wide, output("a", errors=(errors, spread)))
