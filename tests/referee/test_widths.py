@@ -137,6 +137,19 @@ def test_what_cannot_be_made_costs_one_bound_and_its_reason_is_told(monkeypatch)
     assert one.status == "RuntimeError: no solver" and math.isnan(one.at_rows) and other.status == "theorem"
 
 
+def test_a_theorem_that_refuses_the_rows_has_no_numbers(monkeypatch):
+    """Rows told twice; of the forms that are shown without their theorem the numbers are."""
+    data = recorded(30)
+    twice = arranged(data + data, [0] * 30 + [1] * 30)
+    monkeypatch.setattr(widths, "BOUNDS", {name: BOUNDS[name] for name in ("mixture", "actsafe")})
+    stated = {"kernels": KERNELS, "rkhs_norm": (2.0, 30.0), "subgaussian": (0.3, 3.0), "prior": zero_prior}
+    one, other = widths.widths(twice, claimed(twice, **stated), delta=DELTA)  # type: ignore[arg-type]
+    assert (
+        one.status.startswith("mixture: expected ") and one.status.endswith("got this model") and math.isnan(one.in_box)
+    )
+    assert other.status.startswith("no theorem here") and other.in_box > 0
+
+
 def test_the_number_of_episodes_is_of_the_largest_kernel_and_the_smallest_noise(monkeypatch):
     """It was of the first output's kernel, and of σ at the first row."""
     asked: list[dict[str, Any]] = []
