@@ -173,7 +173,6 @@ class Tried:
         tail: smallest binomial tail probability times the number of sizes, against δ/2, (S,).
         tails: (7, S) numbers of judging rows beyond each size.
         held: largest excess over F_n and noise of a judging row, in R, (S,).
-        outside: how many judging rows exceed it, (S,).
         bars: Σ of squared whitened forecast errors of the judging rows, (S,).
         errors: forecast errors and their deviations before noise, (m, S) and (m,).
         shape, memory: ln(q/max p), (S,); −∞ where there is nothing to compare.
@@ -185,7 +184,6 @@ class Tried:
     tail: Tensor
     tails: Tensor
     held: Tensor
-    outside: Tensor
     bars: Tensor
     errors: tuple[Tensor, Tensor]
     shape: Tensor
@@ -325,8 +323,8 @@ def _tails(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tail).where(beyond > 0, 1.0).amin(0) * len(SIZES), beyond
 
 
-def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Held out and bars: largest excess, rows outside, Σ of squared whitened errors, errors with their deviations."""
+def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Held out and bars: largest excess, Σ of squared whitened errors, errors with their deviations."""
     first, square, m = design.first, design.noise**2, design.judging
     factor, white, gain, slip = _posterior(design, y, 0)
     own, cross = factor.diagonal()[first:], factor[first:, :first]
@@ -338,7 +336,7 @@ def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple
     excess = (error.abs() - _room(_beta(design, told), wide) - noise * (1 + MARGIN)) / design.noise
     spread = ((own.square() - square).clamp_min(0.0) + slip).sqrt()
     errors = white[first:] * own.unsqueeze(-1), spread
-    return excess.amax(0), (excess > 0).sum(0), white[first:].square().sum(0), errors
+    return excess.amax(0), white[first:].square().sum(0), errors
 
 
 def _compared(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ DESIGN = Design(
 )  # fmt: skip
 TRIED = Tried(
     {}, {"own": vector(1.0), "kernel": vector(1.2), "time": vector(1.4)}, vector(0.3), vector(1e-2), torch.zeros(7, 1),
-    vector(-0.5), torch.zeros(1), vector(float(M)), (torch.full((M, 1), 0.4, dtype=torch.float64), torch.zeros(M).double()),
+    vector(-0.5), vector(float(M)), (torch.full((M, 1), 0.4, dtype=torch.float64), torch.zeros(M).double()),
     vector(-1.0), vector(-2.0),
 )  # fmt: skip
 HITS = {d: dict.fromkeys(TESTS, 0 if d == power.NONE else 30) for d in (

@@ -154,6 +154,8 @@ def test_what_eigenvalues_are_wrong_by_costs_norm_and_level():
     least = max(eta * (fit - NORM**2) for fit, eta in zip(fits, etas, strict=True))
     level = (least / (3 * (1 + chernoff(3, DELTA))) * (1 - 1e-9)) ** 0.5
     assert float(trials._level(given, values, turned, error)) == pytest.approx(level, rel=1e-12)
+    wide = replace(given, norm=1e3)  # a ball that leaves nothing to explain
+    assert float(trials._level(wide, values, turned, error)) == 0.0
     none = [float(trials.norm_lower(0 * values, turned, vector(size), 0.0)) for size in (1e3, 10.2)]
     assert (
         none[0] == 0.0 and none[1] > 1e50
@@ -221,7 +223,6 @@ def test_held_out_rows_stand_against_the_band_of_the_first_and_bars_against_all_
     allowed = (1 + margin) * (beta * spread + R * math.sqrt(2 * math.log(2 * M / (DELTA / 2))))
     excess = (abs(y[FIRST:] - mean) - allowed[:, None]) / R
     assert tried().held.numpy() == pytest.approx(excess.max(0), rel=1e-6)
-    assert np.array_equal(tried().outside.numpy(), (excess > 0).sum(0)) and 0 < (excess > 0).sum(0).max() < M
     each = [forecast(total, y, i) for i in range(FIRST, ROWS)]
     errors = np.stack([y[FIRST + i] - m for i, (m, _) in enumerate(each)])
     variances = np.array([v for _, v in each])
