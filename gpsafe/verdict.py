@@ -43,10 +43,12 @@ class Verdict:
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "threshold", "tol"):
-            if isinstance(getattr(self, name), str) or not hasattr(getattr(self, name), "__float__"):
-                raise _require.fail("Verdict", f"a number for {name}", repr(getattr(self, name))[:60])
-            if math.isnan(getattr(self, name)):
-                raise _require.fail("Verdict", f"a number for {name}", "NaN")
+            value = getattr(self, name)
+            if isinstance(value, (str, bool)) or not hasattr(value, "__float__"):
+                raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
+            if getattr(value, "ndim", 0) or math.isnan(value):
+                raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
+            object.__setattr__(self, name, float(value))  # float32 is compared as such: 0.1 in it is more than 0.1
         if math.isinf(self.threshold):
             raise _require.fail("Verdict", "a finite threshold", self.threshold)
         if self.upper == -math.inf:  # nothing was looked at, or something overflowed

@@ -112,9 +112,9 @@ def moves(shard: int, budget: Budget, broken: bool) -> Sample:
     moved = (plant.mean(x, u) - plant.mean(x[other], u[other])).abs()
     pushed = (plant.advance(x, u, source) - plant.mean(x, u)).abs()
     rounding = 1e-12 * (1 + x.abs().amax(0))
-    steps = ((moved - rounding) / ((z - z[other]).abs() @ L.mT)).nan_to_num(nan=0.0).amax(-1)
-    noise = ((pushed - rounding) / (pushes(plant) @ L[:, plant.nx :].mT)).nan_to_num(nan=0.0, neginf=0.0).amax(-1)
-    above = (steps > 1) | (noise > 1)
+    pairs = (moved - rounding, (z - z[other]).abs() @ L.mT), (pushed - rounding, pushes(plant) @ L[:, plant.nx :].mT)
+    above = ~torch.stack([(size <= limit).all(-1) for size, limit in pairs]).all(0)  # a step of NaN is above
+    steps, noise = ((size / limit).nan_to_num(nan=0.0, neginf=0.0) for size, limit in pairs)
     return {
         "plant": plant.name,
         "failures": int(above.sum()),

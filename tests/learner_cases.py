@@ -30,7 +30,7 @@ from gpsafe.policies.parametric import set_point_family
 from gpsafe.rkhs import kernels
 from gpsafe.safety import SafeOptRule
 from gpsafe.sets import Box
-from gpsafe.systems.base import HalfspaceCost, System
+from gpsafe.systems.base import CallableSystem, HalfspaceCost, IndicatorCost, System
 from gpsafe.systems.real import RealPlant
 from gpsafe.systems.reference import (
     reference_1d,
@@ -140,6 +140,23 @@ def gosafe(system: System | None = None, **changes: Any) -> GoSafe:
     parts = (given.policies, given.initial_safe, given.points, models, bounds, given.rule, Margins(one_d()))
     options = {"lipschitz_state": 1.0, "jump": 0.05, "settled": 100.0, **changes}
     return GoSafe(system or one_d(), *parts, **options)
+
+
+def island(lipschitz: float = 1.0, jump: float = 0.2) -> GoSafe:
+    """x⁺ = x + 0.2u, (almost) no noise, ten steps: u = 1 leaves x ≤ 1, the other inputs do not; 3 is no neighbour."""
+    one = torch.ones(1, 1).double()
+    system = CallableSystem(
+        name="island", nx=1, nu=1, state_box=Box(vector(-3.0), vector(3.0)), input_box=Box(vector(-1.0), vector(1.0)),
+        noise_std=vector(1e-9), initial_state=vector(0.0), horizon=10, cost=IndicatorCost(one, vector(1.0)), budget=0.0,
+        dynamics=lambda x, u: x + 0.2 * u, reward_fn=lambda x, u: -x[..., 0],
+    )  # fmt: skip
+    policies = AffinePolicies(
+        vector(0.0, 0.05, 1.0, -0.35).reshape(4, 1), torch.zeros(4, 1, 1).double(), system.input_box
+    )
+    models = tuple(GP.regression(kernels.rbf([0.05], variance=4.0), dim=1, noise_std=0.01) for _ in range(2))
+    points = vector(0.0, 0.05, 1.0, 2.0).reshape(4, 1)
+    parts = (system, policies, [0], points, models, (Constant(value=2.0),) * 2, SafeOptRule(vector(-torch.inf, 0.0)))
+    return GoSafe(*parts, Margins(system), lipschitz_state=lipschitz, jump=jump, settled=1.0)
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {

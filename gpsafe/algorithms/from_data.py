@@ -166,7 +166,7 @@ def estimate_rows(
         raise _require.fail(where, "held_out in (0, 0.5]", held_out)
     if len(data) < 12:
         raise _require.fail(where, "at least 12 transitions", len(data))
-    learned = tuple(range(nx)) if outputs is None else tuple(_require.indices(where, "outputs", outputs, nx))
+    learned = tuple(range(nx)) if outputs is None else _require.positions(where, "outputs", outputs, nx)
     whole = data.x_next - known_part(where, prior, data.x, data.u)
     residual, z = whole[:, list(learned)], data.z
     sigma = None if noise_std is None else _require.positive(where, "noise_std", noise_std).expand(nx)[list(learned)]

@@ -379,7 +379,7 @@ def _same(policy: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor, bo
     those of a box, which may be there to limit nothing, the inputs of other policies were its own, too.
     """
     own = torch.stack([policy(x) for x in states[:-1]])
-    largest = torch.maximum(box.lower.abs(), box.upper.abs()).to(own.device)
+    largest = torch.maximum(-box.lower, box.upper).to(own.device)
     size = torch.minimum(torch.maximum(own.abs(), inputs.abs()).amax(0), largest)
     return bool(((own - inputs).abs() <= _SAME * size).all())
 

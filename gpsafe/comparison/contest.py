@@ -119,14 +119,14 @@ class Contest:
         if (kernels is None) != (rkhs_norm is None):
             raise _require.fail(where, "kernels and rkhs_norm together", "one of them")
         noisy = torch.nonzero(plant.noise_std > 0).flatten().tolist()
-        learned = tuple(noisy) if outputs is None else _require.indices(where, "outputs", outputs, plant.nx)
+        learned = tuple(noisy) if outputs is None else _require.positions(where, "outputs", outputs, plant.nx)
         if not set(learned) <= set(noisy):
             raise _require.fail(
                 where, "positive noise_std of what is learned (R of the bound)", plant.noise_std.tolist()
             )
         norm = None if rkhs_norm is None else tuple(float(b) for b in rkhs_norm)
         chosen = None if kernels is None else tuple(kernels)
-        return cls(plant, known, region, offline, budget, radius, recovery, seed, tuple(learned), surface, chosen, norm)
+        return cls(plant, known, region, offline, budget, radius, recovery, seed, learned, surface, chosen, norm)
 
     def generator(self, purpose: int, number: int = 0) -> torch.Generator:
         """The same for all contestants: (seed, purpose, number)."""

@@ -50,8 +50,9 @@ class Output:
         return float(self.tried.errors[0][:, 0].square().mean().sqrt()) < 0.5 * self.design.noise
 
     def repair(self) -> float:
-        """The smallest factor ≥ 1 on R, of those tried, with which no test of (k, B, R) refutes; inf if there is none."""
-        return min((o.factor for o in self.others if o.factor >= 1 and not o.refuted), default=float("inf"))
+        """The smallest factor ≥ 1 on R, of those tried, from which on no test of (k, B, R) refutes; inf if there is none."""
+        last = max((o.factor for o in self.others if o.refuted), default=0.0)
+        return min((o.factor for o in self.others if o.factor >= 1 and o.factor > last), default=float("inf"))
 
 
 @short

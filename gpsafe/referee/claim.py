@@ -19,10 +19,11 @@ from gpsafe.data import Transitions
 from gpsafe.models import GP, identity_prior
 from gpsafe.models._prior import Prior, known_part
 from gpsafe.referee.rows import Rows
-from gpsafe.referee.trials import FLOOR, Design
+from gpsafe.referee.trials import Design
 from gpsafe.rkhs import kernels as forms
 
 SLIGHT = 1e-2  # of what states move by: R of a plant that shows no noise
+FLOOR = 1e-4  # smallest R in units of the signal that the arithmetic of the trials carries
 ESTIMABLE = 12  # rows from which anything can be chosen
 
 
@@ -98,28 +99,31 @@ def claimed(
         ValueError: where statements contradict each other, and where rows do not move.
     """
     where = "verify"
+    for name, value in (("kernels", kernels), ("prior", prior), ("outputs", outputs)):
+        if model is not None and value is not None:
+            raise _require.fail(where, f"either a model or {name}, which a model states itself", "both")
     if isinstance(model, ConfidenceSet):
         bound, model = model.bound, model.model
         rkhs_norm = bound.norms(model.num_outputs) if rkhs_norm is None and bound.frequentist else rkhs_norm
         subgaussian = bound.noise(model.num_outputs) if subgaussian is None and bound.frequentist else subgaussian
     if isinstance(model, Estimate):
         rkhs_norm = model.rkhs_norm if rkhs_norm is None else rkhs_norm
-        subgaussian = model.noise_std[list(model.outputs)] if subgaussian is None else subgaussian
     if model is not None:
         _require.kind(where, "model", model, GP if not isinstance(model, Estimate) else Estimate)
-        outputs, kernels = model.outputs, model.kernels
-        prior = getattr(model, "prior", prior)
-        if isinstance(model, GP) and subgaussian is None:
-            subgaussian = model.noise_std[list(model.outputs)]
+        outputs, kernels, prior = model.outputs, model.kernels, model.prior
+        subgaussian = model.noise_std[list(model.outputs)] if subgaussian is None else subgaussian
     known = identity_prior if prior is None else prior
     nx = rows.data.x.shape[1]
-    learned = tuple(range(nx)) if outputs is None else tuple(_require.indices(where, "outputs", outputs, nx))
+    learned = tuple(range(nx)) if outputs is None else _require.positions(where, "outputs", outputs, nx)
     p = len(learned)
     residual = (rows.data.x_next - known_part(where, known, rows.data.x, rows.data.u))[:, list(learned)]
-    still = [j for j, c in zip(learned, residual.T, strict=True) if float(c.max() - c.min()) == 0]
+    still = [j for j, c in zip(learned, residual.T, strict=True) if bool((c == c[0]).all())]
     if still:
         raise _require.fail(where, "states whose change varies (leave others out: outputs=...)", f"constant {still}")
-    own = None if kernels is None else ((kernels,) * p if isinstance(kernels, Kernel) else tuple(kernels))
+    own = None
+    if kernels is not None:  # as a model takes them: one an output, of (x, u)
+        sizes = {"nx": nx, "nu": rows.data.u.shape[1]}
+        own = GP.create(kernels, 1.0, noise_std=1.0, outputs=learned, prior=known, mode="theory", **sizes).kernels
     given = {"kernel": own, "B": _vector("rkhs_norm", rkhs_norm, p), "R": _vector("subgaussian", subgaussian, p)}
     stated = frozenset(name for name, value in given.items() if value is not None)
     found, told = None, tuple[str, ...]()
@@ -137,6 +141,7 @@ def claimed(
     norm = given["B"] or found.rkhs_norm  # type: ignore[union-attr]
     noise = given["R"] or tuple(found.noise_std[list(learned)].tolist())  # type: ignore[union-attr]
     noise, notes = _lifted(noise, residual[: rows.first], learned)
+    stated = stated - {"R"} if notes else stated  # its size is that of the first rows
     return Claim(chosen, norm, noise, learned, known, stated, (*told, *notes))
 
 

@@ -36,7 +36,7 @@ def of_widths(found: Sequence[Width], delta: float, task: Task | None) -> Findin
     )
     if task is not None:
         text += " n*, the theory's number of episodes, is printed beside what is measured and never used."
-    vacuous = best.in_box >= 1.0
+    vacuous = not best.in_box < 1.0
     if vacuous:
         text += " Wider than the output moves: vacuous in the box as a whole."
     return Finding(
@@ -112,6 +112,7 @@ def of_policies(found: Policies, task: Task, delta: float) -> Finding:
     ruling = Ruling.STANDS if found.certified else Ruling.VACUOUS
     return Finding(
         "policies", POLICIES, ruling, text, found.certified / found.num, None, None, None,
-        ("kernel, B and R as claimed, chosen from none of the rows used here", f"an event of probability 1 − {delta:g}",
-        "normal noise, as the task states"), "", ("not certified", "excess", "good for steps", "try"), rows,
+        ("kernel, B and R as claimed, chosen from none of the rows used here",
+        f"an event of probability 1 − {delta + found.delta:g}", "normal noise, as the task states"), "",
+        ("not certified", "excess", "good for steps", "try"), rows,
     )  # fmt: skip

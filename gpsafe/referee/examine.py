@@ -91,6 +91,9 @@ def examine(
     _require.probability("verify", "delta", delta)
     _require.seed("verify", seed)
     _require.kind("verify", "data", data, Transitions)
+    _require.one_of("verify", "origin", origin, ("recorded", "drawn"))
+    if names and (len(names) != data.x.shape[1] or len(set(names)) != len(names)):  # outputs are told apart by them
+        raise _require.fail("verify", f"names, {data.x.shape[1]} that differ", list(names))
     for name in ("x", "u", "x_next"):
         _small(f"data.{name}", getattr(data, name).abs().max() if getattr(data, name).numel() else 0.0)
     begun, tell = time.process_time(), on_progress or (lambda _: None)

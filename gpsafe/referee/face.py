@@ -87,15 +87,23 @@ def verify(
         source = of_env(env, rows=rows, seed=seed)
     else:
         source = of_system(named(system) if isinstance(system, str) else system, rows=rows, seed=seed)
-    stated = source.stated | options
-    if model is not None:  # which says these itself; a norm is one of the RKHS of its kernels
-        same = isinstance(model, GP) and _alike(model.kernels, source.stated.get("kernels", ()))
-        said = {"kernels", "prior", "outputs", "subgaussian"} | (set() if same else {"rkhs_norm"})
-        stated = {k: v for k, v in stated.items() if k not in said or k in options}
+    stated = {k: v for k, v in source.stated.items() if k not in _unsaid(model, options, source.stated)} | options
     own = {"title": env if isinstance(env, str) else getattr(system, "name", "the plant"), "origin": source.origin}
     own |= {"states": source.states, "inputs": source.inputs, "notes": source.notes}
     task = task or source.task
     return examine(source.data, source.ids, model=model, task=task, **(own | stated))
+
+
+def _unsaid(model: Any, options: Mapping[str, Any], stated: Mapping[str, Any]) -> set[str]:
+    """What a plant states that does not stand beside what its user does: a norm is of one residual in one RKHS, and what is
+    stated by output is of its own outputs.
+    """
+    if model is not None:  # which says all of this itself
+        same = isinstance(model, GP) and _alike(model.kernels, stated.get("kernels", ()))
+        return {"kernels", "prior", "outputs", "subgaussian"} | (set() if same else {"rkhs_norm"})
+    if "outputs" in options:
+        return {"kernels", "rkhs_norm", "subgaussian"}
+    return {"rkhs_norm"} if {"kernels", "prior"} & options.keys() else set()
 
 
 def _alike(one: Sequence[Kernel], other: Sequence[Kernel]) -> bool:

@@ -148,6 +148,7 @@ def over_estimate(design: Design, y: Tensor, *, failure: float = 0.05, seed: int
     Raises:
         ValueError: if N draws cannot show so small a failure.
     """
+    y = _require.shape("norms.over_estimate", "y", _require.finite("norms.over_estimate", "y", y), (len(design.z),))
     rank = math.ceil((1 - _require.probability("norms.over_estimate", "failure", failure)) * (DRAWS + 1) - 1e-9)
     if rank > DRAWS:
         raise _require.fail("norms.over_estimate", f"failure >= 1/{DRAWS + 1}", failure)

@@ -113,8 +113,10 @@ def counted(design: Design, tried: Tried, names: list[str], trials: int) -> Powe
 
 def weakest(powers: list[Power]) -> Power:
     """Of several outputs: the fewest hits of each defect, the most false alarms."""
-    hits = {
-        d: {t: (max if d == NONE else min)(p.hits[d][t] for p in powers) for t in powers[0].hits[d]}
-        for d in powers[0].hits
-    }
+    hits: dict[str, dict[str, int]] = {}  # an output whose kernel has nothing shorter has fewer tests and defects
+    for p in powers:
+        for d, tests in p.hits.items():
+            mine = hits.setdefault(d, {})
+            for t, count in tests.items():
+                mine[t] = (max if d == NONE else min)(count, mine.get(t, count))
     return Power(powers[0].trials, hits)

@@ -90,6 +90,7 @@ class Policies:
         upper: sup of the cost of each, (P,).
         causes: what stands in the way, counted over the explained ones.
         told: the explained ones.
+        delta: of the sampled paths of `bound`; 0 where it samples none.
     """
 
     num: int
@@ -99,6 +100,7 @@ class Policies:
     upper: tuple[float, ...]
     causes: Counter[str]
     told: tuple[tuple[int, Explanation], ...]
+    delta: float
 
 
 def policies(
@@ -123,7 +125,7 @@ def policies(
         given, origin = about_start(confidence.model, task, inputs, box)
     bound = _bound(task, given.num, delta, 10 * float(box.radius.max()))
     upper = bound.evaluate(confidence, given).upper
-    out = torch.nonzero(upper > task.budget).flatten()
+    out = torch.nonzero(~(upper <= task.budget)).flatten()
     out = out[upper[out].argsort()]
     causes: Counter[str] = Counter()
     told = []
@@ -135,7 +137,8 @@ def policies(
         causes.update(one.causes)
         told.append((i, one))
     certified = given.num - len(out)
-    return Policies(given.num, certified, bound.name, origin, tuple(upper.tolist()), causes, tuple(told))
+    sampled = delta if isinstance(bound, ScenarioTube) else 0.0
+    return Policies(given.num, certified, bound.name, origin, tuple(upper.tolist()), causes, tuple(told), sampled)
 
 
 def _bound(task: Task, crowd: int, delta: float, limit: float) -> CostBound:

@@ -68,7 +68,6 @@ ETAS = 80  # multipliers tried
 MARGIN = 1e-9  # relative, outward rounding of radii
 FAMILIES = ("own", "kernel", "time")
 OWN, KERNEL, TIME = FAMILIES
-FLOOR = 1e-4  # smallest R in units of the signal that the arithmetic carries
 
 
 @short
@@ -98,6 +97,19 @@ class Design:
     links: Tensor
     scale: float
     spent: bool = False
+
+    def __post_init__(self) -> None:
+        where, count = "Design", len(self.z)
+        _require.kind(where, "kernel", self.kernel, Kernel)
+        _require.level(where, "norm", self.norm, minimum=0.0)
+        _require.positive_number(where, "noise", self.noise)
+        _require.probability(where, "delta", self.delta)
+        _require.finite(where, "z", self.z)
+        _require.shape(where, "links", self.links, (count,))
+        if _require.index(where, "first", self.first) >= count:
+            raise _require.fail(where, f"first < {count} rows, one to judge", self.first)
+        if not bool(((self.links >= -1) & (self.links < torch.arange(count))).all()):
+            raise _require.fail(where, "links to earlier rows, or -1", self.links.tolist())
 
     @property
     def judging(self) -> int:
@@ -161,7 +173,6 @@ class Tried:
         tail: smallest binomial tail probability times the number of sizes, against δ/2, (S,).
         tails: (7, S) numbers of judging rows beyond each size.
         held: largest excess over F_n and noise of a judging row, in R, (S,).
-        outside: how many judging rows exceed it, (S,).
         bars: Σ of squared whitened forecast errors of the judging rows, (S,).
         errors: forecast errors and their deviations before noise, (m, S) and (m,).
         shape, memory: ln(q/max p), (S,); −∞ where there is nothing to compare.
@@ -173,7 +184,6 @@ class Tried:
     tail: Tensor
     tails: Tensor
     held: Tensor
-    outside: Tensor
     bars: Tensor
     errors: tuple[Tensor, Tensor]
     shape: Tensor
@@ -192,6 +202,7 @@ class Tried:
 
 def judge(design: Design, y: Tensor) -> Tried:
     """All tests on columns of observations y (n, S)."""
+    y = _require.finite("trials.judge", "y", y)
     _require.shape("trials.judge", "y", y, (len(design.z), y.shape[-1]))
     later = y[design.first :]
     radius = {}
@@ -236,7 +247,7 @@ def spectrum(design: Design, count: int | None = None) -> tuple[Tensor, Tensor, 
 
 
 def _etas(values: Tensor) -> Tensor:
-    top = values.max().clamp_min(1e-300)
+    top = values.max().clamp_min(1e-200)  # of rows at which the kernel is 0: multipliers whose reciprocals are numbers
     return top * torch.logspace(-9, 6, ETAS, dtype=torch.float64)
 
 
@@ -312,8 +323,8 @@ def _tails(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tail).where(beyond > 0, 1.0).amin(0) * len(SIZES), beyond
 
 
-def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Held out and bars: largest excess, rows outside, Σ of squared whitened errors, errors with their deviations."""
+def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Held out and bars: largest excess, Σ of squared whitened errors, errors with their deviations."""
     first, square, m = design.first, design.noise**2, design.judging
     factor, white, gain, slip = _posterior(design, y, 0)
     own, cross = factor.diagonal()[first:], factor[first:, :first]
@@ -321,10 +332,11 @@ def _forecasts(design: Design, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple
     prior = kernels.diagonal(design.kernel, design.z[first:])
     wide = ((prior - cross.square().sum(-1)).clamp_min(0.0) + slip).sqrt()
     noise = design.noise * math.sqrt(2 * math.log(4 * m / design.delta))
-    excess = (error.abs() - _room(_beta(design, gain[first - 1]), wide) - noise * (1 + MARGIN)) / design.noise
+    told = torch.cat([torch.zeros(1, dtype=torch.float64), gain])[first]  # of the rows that choose
+    excess = (error.abs() - _room(_beta(design, told), wide) - noise * (1 + MARGIN)) / design.noise
     spread = ((own.square() - square).clamp_min(0.0) + slip).sqrt()
     errors = white[first:] * own.unsqueeze(-1), spread
-    return excess.amax(0), (excess > 0).sum(0), white[first:].square().sum(0), errors
+    return excess.amax(0), white[first:].square().sum(0), errors
 
 
 def _compared(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,7 +348,7 @@ def _compared(design: Design, y: Tensor) -> tuple[Tensor, Tensor]:
         return torch.stack(found)
 
     own = densities([s for s, _ in design.forecasters(OWN)], [eye], (0.25, 1.0, 4.0, 16.0))
-    nothing = torch.full((y.shape[-1],), -math.inf, dtype=torch.float64)
+    nothing = torch.full_like(y[0], -math.inf)
     shape = memory = nothing
     best, others = own.amax(0), [s for s, _ in design.forecasters(KERNEL)]
     if others:

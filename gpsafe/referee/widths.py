@@ -27,6 +27,7 @@ from gpsafe.systems.task import Task
 POINTS = 200  # of the box
 SATURATED = 0.9  # of B√k
 EMPTY = "empty: kernel, B or R is false, up to δ"
+NO_NUMBER = "no number at some point: squares of these numbers overflow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Width:
     Attributes:
         name: of the bound.
         status: "theorem", or why it is none here; a bound that refuses the model altogether has no numbers, nor has one whose
-            band is empty at a point (`EMPTY`).
+            band is empty (`EMPTY`), or not a number, at a point.
         beta: largest of the outputs; nan where the bound has none.
         at_rows, in_box: median half-width at the rows and at points drawn from their box, in units of what the output moves by
             (r.m.s.), the widest output.
@@ -125,7 +126,10 @@ def _measured(
     episodes = math.nan
     if task is not None and status == "theorem" and math.isfinite(beta):
         episodes = _episodes(beta, z, claim, task)
-    if min(float(at_rows.min()), float(in_box.min())) < -1e-9 * float(spread.max()):
+    least = float(torch.cat([at_rows, in_box]).min())
+    if math.isnan(least):
+        return Width(name, NO_NUMBER)
+    if least < -1e-9 * float(spread.max()):
         return Width(name, EMPTY)
     relative = ((at_rows / spread).median(0).values.max(), (in_box / spread).median(0).values.max())
     saturated = float((in_box >= SATURATED * most).all(-1).double().mean())
@@ -133,14 +137,14 @@ def _measured(
 
 
 def _episodes(beta: float, z: Tensor, claim: Claim, task: Task) -> float:
-    """n* for a gap of a hundredth of T·C, on the rows as a finite domain."""
-    z, kernel = z[:: max(1, len(z) // POINTS)], claim.kernels[0]
-    noise = torch.tensor(claim.noise, dtype=torch.float64)
-    prior = torch.stack([kernels.diagonal(k, z[:1]).sqrt()[0] for k in claim.kernels])
+    """n* for a gap of a hundredth of T·C, on the rows as a finite domain: of all kernels the largest σ and eigenvalues."""
+    z, noise = z[:: max(1, len(z) // POINTS)], torch.tensor(claim.noise, dtype=torch.float64)
+    prior = torch.stack([kernels.diagonal(k, z).amax().sqrt() for k in claim.kernels])
+    spectra = torch.stack([torch.linalg.eigvalsh(kernels.cross(k, z, z)) for k in claim.kernels])
     return sufficient_episodes(
         epsilon=0.01 * task.total_ceiling, beta_of=beta, horizon=task.horizon, ceiling=task.cost.ceiling,
         noise_std=noise, prior_std=prior, regularizer=float(noise.min().square()),
-        domain_eigenvalues=torch.linalg.eigvalsh(kernels.cross(kernel, z, z)).clamp_min(0.0), outputs=len(noise),
+        domain_eigenvalues=spectra.amax(0).clamp_min(0.0), outputs=len(noise),
     )  # fmt: skip
 
 

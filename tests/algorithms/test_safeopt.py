@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpsafe.algorithms import GoSafe, Margins, SafeOpt, Totals
+from gpsafe.algorithms import Margins, SafeOpt, Totals
 from gpsafe.algorithms.learner import EpisodePolicy
 from gpsafe.algorithms.safeopt import _distances, _empty, _same
 from gpsafe.assumptions import Assumption
@@ -21,8 +21,8 @@ from gpsafe.rkhs import kernels
 from gpsafe.safety import SafeOptRule
 from gpsafe.safety.safeopt import Beliefs
 from gpsafe.sets import Box
-from gpsafe.systems.base import CallableSystem, IndicatorCost
-from tests.learner_cases import gosafe, one_d, safeopt
+from gpsafe.systems.base import CallableSystem
+from tests.learner_cases import gosafe, island, one_d, safeopt
 
 
 def test_it_promises_something_only_where_a_theorem_covers_an_episodes_cost():
@@ -99,6 +99,16 @@ def test_inputs_are_the_policys_own_to_rounding_in_any_units(unit):
         assert not _same(lambda x: own[0], states, own * torch.tensor([[1.0], [1.01], [1.0]]).double(), limits)
 
 
+@pytest.mark.parametrize("ends", [(-1.0, 0.25), (-0.25, 1.0)])
+def test_inputs_beyond_the_box_are_no_unit_either(ends):
+    """One of 10⁶ would let another be off by 10⁻³; of the box it is its larger end, whichever that is."""
+    states, box = torch.ones(3, 2).double(), Box([ends[0]], [ends[1]])
+    for large, off, same in ((1e6, 1e-4, False), (1e6, 0.9e-9, True), (1e6, 1.1e-9, False), (0.1, 0.9e-10, True)):
+        own = vector(large, 0.1).unsqueeze(-1)
+        steps = iter(own)
+        assert _same(lambda x, steps=steps: next(steps), states, own + vector(0.0, off).unsqueeze(-1), box) == same
+
+
 class Steep:
     """|x| by which costs are said to be at most 1; with a gap, so only where nobody looks before the first episode."""
 
@@ -153,6 +163,25 @@ def test_an_interval_is_empty_in_any_units(unit):
         found = _empty(SimpleNamespace(lower=lower, upper=ones * unit), beliefs, points)
         assert (found is not None) == refuted
         assert found is None or (found.point, found.lower, found.upper) == ((0.7,), float(lower[1]), unit)
+
+
+def test_an_interval_is_told_as_it_is_and_one_that_rounding_crosses_is_none():
+    points, ones = vector(0.2, 0.7).unsqueeze(-1), torch.ones(2, 1).double()
+    wide = SimpleNamespace(lower=-torch.inf * ones, upper=torch.inf * ones)
+    inverted = SimpleNamespace(mean=vector(1.0, 2.0).unsqueeze(-1), half=vector(0.5, -0.25).unsqueeze(-1))
+    found = _empty(wide, inverted, points)
+    assert found is not None and (found.point, found.output, found.lower, found.upper) == ((0.7,), 0, 2.25, 1.75)
+    for mean, half in ((torch.nan, -1.0), (1e300, -1e300), (1.0, -1e300), (1e300, -1.0)):
+        assert _empty(wide, SimpleNamespace(mean=mean * ones, half=half * ones), points) is None
+    beliefs = SimpleNamespace(mean=0 * ones, half=torch.inf * ones)
+    for low, high, refuted in (
+        (-1.0, -1.0 - 1e-12, False),
+        (-1.0, -1.1, True),
+        (1.0, 1.0 - 1e-12, False),
+        (torch.inf, 5.0, True),
+    ):
+        sets = SimpleNamespace(lower=low * ones, upper=high * ones)
+        assert (_empty(sets, beliefs, points) is not None) == refuted
 
 
 def test_a_convex_program_that_nothing_satisfies_refutes_it_too():
@@ -269,7 +298,7 @@ def test_distances_are_never_below_what_they_are():
     points = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = [[math.dist(p, q) for q in points.tolist()] for p in points.tolist()]
     found, least = _distances(points), torch.tensor(exact, dtype=torch.float64)
-    assert bool((found >= least).all()) and torch.allclose(found, least, rtol=1e-11)
+    assert bool((found >= least).all()) and torch.allclose(found, least, rtol=1e-11, atol=0)
 
 
 def test_policies_that_ask_for_inputs_beyond_the_plants_are_refused():
@@ -281,23 +310,6 @@ def test_policies_that_ask_for_inputs_beyond_the_plants_are_refused():
 
 
 # ------------------------------------------------------------------------------------------- a gap between safe sets
-def island(lipschitz: float = 1.0, jump: float = 0.2) -> GoSafe:
-    """x⁺ = x + 0.2u, (almost) no noise, ten steps: u = 1 leaves x ≤ 1, the other inputs do not; 3 is no neighbour."""
-    one = torch.ones(1, 1).double()
-    system = CallableSystem(
-        name="island", nx=1, nu=1, state_box=Box(vector(-3.0), vector(3.0)), input_box=Box(vector(-1.0), vector(1.0)),
-        noise_std=vector(1e-9), initial_state=vector(0.0), horizon=10, cost=IndicatorCost(one, vector(1.0)), budget=0.0,
-        dynamics=lambda x, u: x + 0.2 * u, reward_fn=lambda x, u: -x[..., 0],
-    )  # fmt: skip
-    policies = AffinePolicies(
-        vector(0.0, 0.05, 1.0, -0.35).reshape(4, 1), torch.zeros(4, 1, 1).double(), system.input_box
-    )
-    models = tuple(GP.regression(kernels.rbf([0.05], variance=4.0), dim=1, noise_std=0.01) for _ in range(2))
-    points = vector(0.0, 0.05, 1.0, 2.0).reshape(4, 1)
-    parts = (system, policies, [0], points, models, (Constant(value=2.0),) * 2, SafeOptRule(vector(-torch.inf, 0.0)))
-    return GoSafe(*parts, Margins(system), lipschitz_state=lipschitz, jump=jump, settled=1.0)
-
-
 def test_gosafe_jumps_to_an_island_and_is_brought_back_from_the_cliff():
     learner = island()
     learner.learn(8)

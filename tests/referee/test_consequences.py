@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,14 +17,14 @@ from gpsafe.cost import ScenarioTube
 from gpsafe.data import Transitions
 from gpsafe.linalg import vector
 from gpsafe.models import GP, views, zero_prior
-from gpsafe.referee import Ruling, arranged
+from gpsafe.referee import Ruling, arranged, reach
 from gpsafe.referee.case import Case
 from gpsafe.referee.claim import claimed
-from gpsafe.referee.consequences import of_refit, of_region
+from gpsafe.referee.consequences import of_policies, of_refit, of_region
 from gpsafe.referee.finding import Finding, shown
 from gpsafe.referee.judgements import _tested
 from gpsafe.referee.power import NONE, Power
-from gpsafe.referee.reach import PATHS, Region, _bound, about_start
+from gpsafe.referee.reach import PATHS, Policies, Region, _bound, about_start
 from gpsafe.referee.refit import Refit, refits
 from gpsafe.referee.widths import POINTS, SATURATED, _normalised, widths
 from gpsafe.rkhs import kernels
@@ -131,6 +132,44 @@ def test_of_several_outputs_the_worst_is_told_and_those_that_are_refuted_are_nam
     assert stands.statement == "a stands. That does not make it true." and stands.level == 0.02
 
 
+def test_costs_that_rest_on_sampled_paths_share_the_probability_with_them():
+    """It was 1 − δ of F_n alone."""
+    task = cast(Task, SimpleNamespace(budget=0.5, horizon=7, total_ceiling=7.0))
+    some = Policies(
+        4, 1, "scenario tubes", "a class", (0.4, 0.7, 2.0, 7.0), Counter({"σ": 2, "β": 1}), ((1, TOLD),) * 3, 0.01
+    )
+    found = of_policies(some, task, 0.1)
+    assert "an event of probability 1 − 0.11" in found.assumes and found.ruling is Ruling.STANDS
+    assert "1 of 4 policies (a class) cost at most 0.5 in expectation over 7 steps" in found.statement
+    assert "by scenario tubes; the best proved cost is 0.4 of at most 7." in found.statement
+    assert "Of the 3 nearest to it, not certified because of: σ (2 of 3) and β (1 of 3)." in found.statement
+    assert found.statistic == 0.25 and found.rows == (("policy 1", 0.2, 3, "more rows"),) * 3
+    none = of_policies(replace(some, certified=0, delta=0.0, causes=Counter()), task, 0.1)
+    assert none.ruling is Ruling.VACUOUS and "an event of probability 1 − 0.1" in none.assumes
+    assert "nearest" not in none.statement
+
+
+def test_policies_count_as_certified_where_their_bound_says_so(monkeypatch):
+    """A bound of NaN was within the budget."""
+    upper = vector(0.9, 0.5, math.nan, 0.6, 0.2)
+    bound = SimpleNamespace(name="a bound", evaluate=lambda F, given: SimpleNamespace(upper=upper))
+    asked: list[Any] = []
+
+    def explained(cost: Any, F: Any, policy: Any, members: Any, *, crowd: int) -> Any:
+        asked.append((policy, members, crowd))
+        return SimpleNamespace(causes=("σ",))
+
+    monkeypatch.setattr(reach, "_bound", lambda *args: asked.append(args) or bound)
+    monkeypatch.setattr(reach, "explain_cost", explained)
+    monkeypatch.setattr(reach, "selected", lambda given, rows, x: rows.tolist())
+    task = cast(Task, SimpleNamespace(budget=0.5, initial_state=None))
+    given, box = cast(Any, SimpleNamespace(num=5)), Box([-1.0, -3.0], [1.0, 3.0])
+    found = reach.policies(cast(Any, None), task, box, box, given=given, delta=0.02)
+    assert (found.num, found.certified, found.origin, found.delta) == (5, 2, "the class given", 0.0)
+    assert asked[0] == (task, 5, 0.02, 30.0) and [i for i, _ in found.told] == [3, 0, 2]
+    assert asked[1] == ([3], [1, 4], 5) and found.causes == Counter({"σ": 3})
+
+
 def test_policies_about_the_start_are_lqr_laws_with_set_points():
     """The plant is known: x⁺ = Ax + Bu. At its set-point each law gives the middle of the inputs."""
     a, b = torch.tensor([[1.1, 0.1], [0.0, 0.9]]).double(), torch.tensor([[0.0], [0.5]]).double()
@@ -156,6 +195,7 @@ def test_policies_about_the_start_are_lqr_laws_with_set_points():
     assert told.startswith("no feedback") and bool((alone.gain == 0).all()) and alone.num == each
 
 
+TOLD = cast(Any, SimpleNamespace(excess=0.2, steps=3, advice="more rows"))
 ALIKE = Refit(0.0, 20, (0.5, 2.0), 1.0, 1.1, (3.0, 4.0), 0.9)
 
 

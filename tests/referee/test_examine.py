@@ -17,7 +17,7 @@ from torch import Tensor
 import gpsafe as gs
 from gpsafe.cli import main as cli
 from gpsafe.models import zero_prior
-from gpsafe.referee import Claim, Finding, Ruling, arranged, examine, judge, noise, sources
+from gpsafe.referee import Claim, Finding, Ruling, arranged, examine, face, judge, noise, sources
 from gpsafe.referee.claim import claimed
 from gpsafe.referee.judgements import JOINT
 from gpsafe.referee.page import html
@@ -312,6 +312,22 @@ def test_a_model_of_a_twin_is_judged_by_what_it_states_itself():
     alike = gs.verify(system=system, model=gs.GP.create(list(system.kernels), 1e-4, **made), **brief)
     assert alike["norm"].threshold == float(system.rkhs_norm)
     assert "chosen from the first rows" in gs.verify(system=system, model=other, **brief)["norm"].claim
+
+
+def test_a_norm_of_a_twin_is_of_its_own_kernel_known_part_and_outputs(monkeypatch):
+    """B = 2 of the twin's kernel was "stated" for one of the user's, and for the residual about another known part."""
+    monkeypatch.setattr(face, "examine", lambda data, ids, **options: options)
+    system = gs.systems.rkhs_1d(generator=torch.Generator().manual_seed(0))
+
+    def kept(**options) -> set[str]:
+        stated = gs.verify(system=system, rows=24, **options)
+        return {"kernels", "rkhs_norm", "prior", "outputs", "subgaussian"} & {k for k in stated if k not in options}
+
+    assert kept() == {"kernels", "rkhs_norm", "prior", "outputs", "subgaussian"}
+    assert kept(kernels=kernels.rbf([0.2, 0.2], 0.05)) == {"prior", "outputs", "subgaussian"}
+    assert kept(prior=zero_prior) == {"kernels", "outputs", "subgaussian"}
+    assert kept(outputs=[0]) == {"prior"}
+    assert gs.verify(system=system, rows=24, prior=zero_prior, rkhs_norm=3.0)["rkhs_norm"] == 3.0
 
 
 def test_a_plant_without_noise_is_heard():

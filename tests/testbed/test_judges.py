@@ -10,7 +10,7 @@ import torch
 from gpsafe.testbed import store
 from gpsafe.testbed.check import Evidence, discover
 from gpsafe.verdict import Outcome, Verdict, worst_of
-from proofs_checks import _coverage
+from proofs_checks import _coverage, xmpsc_assumptions
 
 CHECKS = discover()
 # A piece of these takes less than a second, and its statistic is a number, no count.
@@ -91,3 +91,16 @@ def test_the_worst_of_some_is_the_one_that_is_no_number():
     assert worst_of([(1.0, "a"), (math.nan, "b"), (2.0, "c")], key=lambda pair: pair[0])[1] == "b"
     with pytest.raises(ValueError, match="empty"):
         worst_of([])
+
+
+def test_a_step_that_is_no_number_is_above_its_bound(monkeypatch):
+    """It was a step of 0."""
+    plant = xmpsc_assumptions._plant(0)
+    mean, calm = type(plant).mean, xmpsc_assumptions.moves(0, "quick", False)
+
+    def struck(self, x, u):
+        found = mean(self, x, u)
+        return torch.where(torch.arange(len(x)).unsqueeze(-1) == 7, math.nan, found) if x.ndim == 2 else found
+
+    monkeypatch.setattr(type(plant), "mean", struck)
+    assert (calm["failures"], xmpsc_assumptions.moves(0, "quick", False)["failures"]) == (0, 1)
