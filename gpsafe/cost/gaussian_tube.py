@@ -196,7 +196,7 @@ class GaussianTube(OfTask):
         inputs = Inputs.over(policies, x, generators)
         z = torch.cat([x, inputs.u], dim=-1)
         local = LocalAffine.at(confidence, z, gradients=self.gradients, multipliers=True)
-        found = image(confidence, x, generators, inputs, local, torch.zeros_like(z))
+        found = image(confidence, x, generators, inputs, local, torch.zeros_like(z), every=count == 0)
         center, linear, error = found.center.squeeze(1), found.linear.squeeze(1), found.error.squeeze(1)
         sure = Zonotope(center, linear[..., :count]).plus_box(error, found.axes).reduce_outer(self.order)
         noise = torch.diag_embed(self.noise_std.expand_as(center))
