@@ -30,7 +30,7 @@ from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
-from gpsafe.tube import GPTube, LinearTube
+from gpsafe.tube import GPTube, KnownTube, KollerTube, LinearTube
 
 UNITS = st.sampled_from([2.0**-20, 1.0, 2.0**20])
 FAR = [2.0**-30, 2.0**30]
@@ -270,6 +270,39 @@ def test_units_of_the_plant_leave_plans_and_what_refutes_them(state, force):
     (one, refuted), (other, as_well) = told(1.0, 1.0), told(state, force)
     assert refuted == as_well == [False, True, False, True]
     close(other, one, rtol=1e-12)
+
+
+PLAN_TUBES = {
+    "process": lambda used, f: GPTube(used, 3, 0.1),
+    "process, summed noise": lambda used, f: GPTube(used, 3, 0.1, noise="sums"),
+    "Lipschitz constants": lambda used, f: KollerTube(used, 3, 0.1),
+    "known": lambda used, f: KnownTube(used.model.prior, vector(0.1 / f)),
+}
+
+
+@pytest.mark.parametrize("force", FAR)
+@pytest.mark.parametrize("state", FAR)
+@pytest.mark.parametrize("name", PLAN_TUBES)
+def test_units_of_the_plant_leave_the_margins_of_plan_tubes(name, state, force):
+    """In states of 10⁻⁹ a tube was widened by 10⁻¹² of one in every step, a thousandth of the state.
+
+    Lipschitz constants take states and inputs for lengths of one space. β is rounded up by a share of ln λ.
+    """
+    force = state if name == "Lipschitz constants" else force
+
+    def certificate(s: float, f: float):
+        used = controlled(s, f)[0]
+        ends = vector(1.0, -1.0).reshape(2, 1)
+        X, U = Polytope(ends * s, vector(1.0, 1.0)), Polytope(ends * f, vector(1.0, 1.0))
+        problem = CertificationProblem(PLAN_TUBES[name](used, f), X, U, X, vector(-0.5 * s / f).reshape(1, 1), 3)
+        plan = vector(0.1, -0.2, 0.3).reshape(3, 1) / f
+        return judge(problem, vector(0.1 / s), plan[0], plan)
+
+    one, other = certificate(1.0, 1.0), certificate(state, force)
+    assert one.outcome is other.outcome
+    assert one.margins is not None and other.margins is not None
+    for part in ("state", "input", "terminal"):
+        close(getattr(other.margins, part), getattr(one.margins, part), rtol=1e-12)
 
 
 @given(seeds(), st.integers(1, 3), UNITS)

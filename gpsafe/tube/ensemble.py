@@ -194,6 +194,11 @@ class EnsembleTube:
         variance = self.radius**2 * torch.exp(found.log_var).movedim(0, -2)
         return Linearisation(found.mean.movedim(0, -2), jacobian[..., : self.nx], jacobian[..., self.nx :], variance)
 
+    def unseen(self, reach: Tensor, moved: Tensor) -> Tensor:
+        """|x| for a known part, and what the networks' targets are measured in, see `gpsafe.tube.core.sizes`."""
+        targets = self.ensemble.targets
+        return reach + targets.offset.abs() + targets.scale
+
     def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
         """See the class. Rigorous up to the last inclusion in the assumption."""
         if self.mode == "paper":
