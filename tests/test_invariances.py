@@ -305,6 +305,26 @@ def test_units_of_the_plant_leave_the_margins_of_plan_tubes(name, state, force):
         close(getattr(other.margins, part), getattr(one.margins, part), rtol=1e-12)
 
 
+@pytest.mark.parametrize("power", [-600, -530, -480, 480, 530])
+def test_states_whose_squares_float64_cannot_hold_are_refused_or_judged_as_in_units_of_1(power):
+    """At 10⁻¹⁶⁰ the disturbance underflowed to none, and two of thirty plans that leave their limits were certified."""
+
+    def outcome(seed: int, s: float):
+        half = 0.05 * draw(seed + 2, 2).abs() * s
+        model = LinearTube(AffineKnown(draw(seed, 2, 2), s * draw(seed + 1, 2, 1), torch.zeros(2).double()), half)
+        X, U, F = (simplex(seed + i, dim, size=size) for i, dim, size in ((4, 2, 3), (5, 1, 2), (seed % 3, 2, 2)))
+        X, F, plan = Polytope(X.H / s, X.h), Polytope(F.H / s, F.h), 0.3 * draw(seed + 8, 3, 1)
+        problem = CertificationProblem(model, X, U, F, 0.2 * draw(seed + 3, 1, 2) / s, 3)
+        return judge(problem, 0.3 * s * draw(seed + 7, 2), plan[0], plan).outcome
+
+    for seed in range(30):
+        if abs(power) > 500:
+            with pytest.raises(ValueError, match="LinearTube: expected half_axes of 0 or from 1e-150"):
+                outcome(seed, 2.0**power)
+        else:
+            assert outcome(seed, 2.0**power) is outcome(seed, 1.0)
+
+
 @given(seeds(), st.integers(1, 3), UNITS)
 def test_units_leave_containment_of_ellipsoids(seed, dim, size):
     one = Ellipsoid(draw(seed, dim), draw(seed + 1, dim, dim))

@@ -52,7 +52,7 @@ from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, known_with_bound
 from gpsafe.systems.task import Task
 
-ROUNDING = 1e-9  # share of its terms by which a reach is rounded outwards, and of itself a deviation
+ROUNDING = 1e-9  # share of its terms by which a reach or a deviation is rounded outwards
 
 
 @short
@@ -86,7 +86,8 @@ class Stage:
         normals = cost.directions.to(self.factor.device)
         gap = -cost.excess(self.sure.center) - (self.sure.support(normals) - self.sure.center @ normals.T)
         gap = gap - ROUNDING * self.sure.terms(normals)
-        spread = torch.einsum("kd,pde->pke", normals, self.factor).norm(dim=-1) * (1 + ROUNDING)
+        spread = torch.einsum("kd,pde->pke", normals, self.factor).norm(dim=-1)
+        spread = spread + ROUNDING * self.factor.norm(dim=-1) @ normals.abs().T  # deviations of states may cancel
         certain = (~(gap >= 0)).to(gap.dtype)
         tail = 0.5 * torch.special.erfc(gap / (spread.clamp_min(1e-300) * math.sqrt(2.0))) * (1 + 1e-9)
         chance = torch.where(spread == 0, certain, tail).sum(-1).clamp_max(1.0)

@@ -75,7 +75,7 @@ class TubeModel(Protocol):
 
     It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module;
     `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`);
-    `unseen(reach, moved)`, see `sizes`; and `edited`, what it expects to be as when it was made and is no longer, None if all is.
+    `unseen(reach, moved)`, see `sizes`; and `edited`, what it expects to be as when made and is no longer, None if all is.
     """
 
     @property
@@ -194,7 +194,7 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
         total = total + box.sum(-1)[..., None, None]
     columns = [(total / size).sqrt() * factor for size, factor in zip(sizes, factors, strict=True)]
     if box is not None:
-        columns.append(torch.diag_embed((total.squeeze(-1) * box).sqrt()))
+        columns.append(torch.diag_embed(total.squeeze(-1).sqrt() * box.sqrt()))  # their product may underflow
     return _square(torch.cat(columns, dim=-1))
 
 

@@ -74,6 +74,8 @@ class EnsembleTube:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive_number("EnsembleTube", "radius", self.radius)
         _require.count("EnsembleTube", "cells", self.cells)
+        if self.mode == "sound":
+            _require.half_axes("EnsembleTube", "smallest deviation", torch.exp(0.5 * self.ensemble.log_var_limits[0]))
         plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
         bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
         object.__setattr__(self, "assumptions", listed(self.assumptions, bends))

@@ -99,6 +99,7 @@ class GPTube:
         chi_square_radius(1, self.delta, self.steps)
         if self.mode == "sound":
             known_with_bound("GPTube", self.model.prior)
+            _require.half_axes("GPTube", "noise_std", self.model.noise_std)
             self.confidence.check_noise("GPTube", self.model.noise_std)
 
     @property

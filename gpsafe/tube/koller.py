@@ -123,6 +123,7 @@ class KollerTube:
         _require.one_of(where, "form", self.form, get_args(Form))
         chi_square_radius(1, self.delta, self.steps)
         known_with_bound(where, self.model.prior)
+        _require.half_axes(where, "noise_std", self.model.noise_std)
         self.confidence.check_noise(where, self.model.noise_std)
         for name in ("slope", "std", "value"):
             value = _require.nonnegative(where, name, getattr(self.used, name).nan_to_num(nan=-1.0, posinf=1e300))

@@ -33,7 +33,7 @@ class LinearTube:
 
     def __post_init__(self) -> None:
         _require.one_of("LinearTube", "mode", self.mode, MODES)
-        half_axes = _require.nonnegative("LinearTube", "half_axes", self.half_axes).clone()
+        half_axes = _require.half_axes("LinearTube", "half_axes", self.half_axes).clone()
         object.__setattr__(self, "half_axes", _require.shape("LinearTube", "half_axes", half_axes, (self.nx,)))
         object.__setattr__(self, "_numbers", numbers_of((self.plant, self.half_axes)))
 

@@ -293,7 +293,10 @@ def test_linear_tubes_are_their_plant_and_add_nothing():
     torch.testing.assert_close(terms, local.mean.abs() + x.abs() @ plant.A.abs().mT + u.abs() @ plant.B.abs().mT)
     assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
     assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
-    for bad in ({"mode": "both"}, {"half_axes": [0.2]}, {"half_axes": [0.2, -1e-9]}):
+    for bad in (
+        {"mode": "both"},
+        *({"half_axes": axes} for axes in ([0.2], [0.2, -1e-9], [0.2, 1e-151], [0.2, 1e151])),
+    ):
         with pytest.raises(ValueError, match="LinearTube"):
             LinearTube(plant, **{"half_axes": [0.2, 0.0], **bad})
 
