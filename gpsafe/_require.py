@@ -128,6 +128,14 @@ def nonnegative(where: str, name: str, value: Tensor | Sequence[float] | float) 
     return tensor
 
 
+def half_axes(where: str, name: str, value: Tensor | Sequence[float] | float) -> Tensor:
+    """≥ 0 with squares that float64 holds, which would else say that there is no noise: 0, or 1e-150 to 1e150."""
+    tensor = nonnegative(where, name, value)
+    if not bool(((tensor == 0) | ((tensor >= 1e-150) & (tensor <= 1e150))).all()):
+        raise fail(where, f"{name} of 0 or from 1e-150 to 1e150 (choose other units)", tensor.tolist())
+    return tensor
+
+
 def batch(x: Tensor, u: Tensor) -> tuple[int, ...]:
     """Leading axes of (*b, nx) and (*b, nu), broadcast; `torch.broadcast_shapes` takes as long as ten small operations."""
     if x.shape[:-1] == u.shape[:-1]:

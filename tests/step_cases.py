@@ -91,6 +91,7 @@ def one_step(F: ConfidenceSet, one: AffinePolicies, c: Tensor, G: Tensor, *, res
         low, high = (s[0, 0] for s in ends)
         u, slope = one(c[None, None])[0, 0], (low + high) / 2
         kink = (high - low) / 2 * spread + slope * rest
+    kink = kink + 1e-12 * K.abs() @ r
     A, B = jacobians(known, c[None], u[None])
     feed = slope[:, None] * (K @ G)
     z = torch.cat([c, u])
@@ -114,7 +115,7 @@ def learned(F: ConfidenceSet, step: Step, anchor: Tensor) -> Step:
 
 def rounded(F: ConfidenceSet, step: Step) -> Tensor:
     """By how much the error of a step that is `learned` is widened: 10⁻¹² of itself, of its terms and of what they become."""
-    x, u = step.z[:2], step.z[2:]
-    (A,), (B,) = jacobians(F.model.prior, x[None], u[None])
-    size = x.abs() + step.center.abs() + B.abs() @ u.abs() + tensor([0.0, 1.0]) * LocalAffine.at(F, step.z[None]).cap
+    x, u = (step.z.abs() + step.moves.generators.abs().sum(-1) + step.moves.error).split([2, 1])
+    (A,), (B,) = jacobians(F.model.prior, step.z[None, :2], step.z[None, 2:])
+    size = x + step.center.abs() + B.abs() @ u + tensor([0.0, 1.0]) * LocalAffine.at(F, step.z[None]).cap
     return 1e-12 * (step.error + size + A.abs() @ size)

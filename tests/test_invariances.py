@@ -30,7 +30,7 @@ from gpsafe.sets import Box, Ellipsoid, Polytope
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.task import Task
-from gpsafe.tube import GPTube, LinearTube
+from gpsafe.tube import GPTube, KnownTube, KollerTube, LinearTube
 
 UNITS = st.sampled_from([2.0**-20, 1.0, 2.0**20])
 FAR = [2.0**-30, 2.0**30]
@@ -270,6 +270,59 @@ def test_units_of_the_plant_leave_plans_and_what_refutes_them(state, force):
     (one, refuted), (other, as_well) = told(1.0, 1.0), told(state, force)
     assert refuted == as_well == [False, True, False, True]
     close(other, one, rtol=1e-12)
+
+
+PLAN_TUBES = {
+    "process": lambda used, f: GPTube(used, 3, 0.1),
+    "process, summed noise": lambda used, f: GPTube(used, 3, 0.1, noise="sums"),
+    "Lipschitz constants": lambda used, f: KollerTube(used, 3, 0.1),
+    "known": lambda used, f: KnownTube(used.model.prior, vector(0.1 / f)),
+}
+
+
+@pytest.mark.parametrize("force", FAR)
+@pytest.mark.parametrize("state", FAR)
+@pytest.mark.parametrize("name", PLAN_TUBES)
+def test_units_of_the_plant_leave_the_margins_of_plan_tubes(name, state, force):
+    """In states of 10⁻⁹ a tube was widened by 10⁻¹² of one in every step, a thousandth of the state.
+
+    Lipschitz constants take states and inputs for lengths of one space. β is rounded up by a share of ln λ.
+    """
+    force = state if name == "Lipschitz constants" else force
+
+    def certificate(s: float, f: float):
+        used = controlled(s, f)[0]
+        ends = vector(1.0, -1.0).reshape(2, 1)
+        X, U = Polytope(ends * s, vector(1.0, 1.0)), Polytope(ends * f, vector(1.0, 1.0))
+        problem = CertificationProblem(PLAN_TUBES[name](used, f), X, U, X, vector(-0.5 * s / f).reshape(1, 1), 3)
+        plan = vector(0.1, -0.2, 0.3).reshape(3, 1) / f
+        return judge(problem, vector(0.1 / s), plan[0], plan)
+
+    one, other = certificate(1.0, 1.0), certificate(state, force)
+    assert one.outcome is other.outcome
+    assert one.margins is not None and other.margins is not None
+    for part in ("state", "input", "terminal"):
+        close(getattr(other.margins, part), getattr(one.margins, part), rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [-600, -530, -480, 480, 530])
+def test_states_whose_squares_float64_cannot_hold_are_refused_or_judged_as_in_units_of_1(power):
+    """At 10⁻¹⁶⁰ the disturbance underflowed to none, and two of thirty plans that leave their limits were certified."""
+
+    def outcome(seed: int, s: float):
+        half = 0.05 * draw(seed + 2, 2).abs() * s
+        model = LinearTube(AffineKnown(draw(seed, 2, 2), s * draw(seed + 1, 2, 1), torch.zeros(2).double()), half)
+        X, U, F = (simplex(seed + i, dim, size=size) for i, dim, size in ((4, 2, 3), (5, 1, 2), (seed % 3, 2, 2)))
+        X, F, plan = Polytope(X.H / s, X.h), Polytope(F.H / s, F.h), 0.3 * draw(seed + 8, 3, 1)
+        problem = CertificationProblem(model, X, U, F, 0.2 * draw(seed + 3, 1, 2) / s, 3)
+        return judge(problem, 0.3 * s * draw(seed + 7, 2), plan[0], plan).outcome
+
+    for seed in range(30):
+        if abs(power) > 500:
+            with pytest.raises(ValueError, match="LinearTube: expected half_axes of 0 or from 1e-150"):
+                outcome(seed, 2.0**power)
+        else:
+            assert outcome(seed, 2.0**power) is outcome(seed, 1.0)
 
 
 @given(seeds(), st.integers(1, 3), UNITS)

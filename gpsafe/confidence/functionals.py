@@ -159,18 +159,20 @@ def _sections(
     """
     m, size = z.shape[0], z.shape[1] + 1
     active = torch.arange(size - 1, device=z.device) if form.dims is None else form.dims.to(z.device)
-    inverse_sq = form.lengthscale.to(z.device).square().reciprocal().expand(active.numel())
+    inverse = (
+        form.lengthscale.to(z.device).reciprocal().expand(active.numel())
+    )  # one factor at a time: squares underflow
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
     prior = torch.zeros(size, dtype=z.dtype, device=z.device)
     prior[0] = form.variance
-    prior[1 + active] = form.variance * form.slope(zero) * inverse_sq
+    prior[1 + active] = form.variance * form.slope(zero) * inverse * inverse
     if model.inputs is None:
         return None, torch.diag(prior * (1 + JET_MARGIN)).expand(m, size, size).clone()
     squares = form.squared_distances(model.inputs, z)  # (n, m)
     full = torch.zeros(model.num_data, m, size, dtype=z.dtype, device=z.device)
     full[..., 0] = form.variance * form.profile(squares)
-    difference = z[:, active] - model.inputs[:, active].unsqueeze(1)
-    full[..., 1 + active] = (-form.variance * form.slope(squares)).unsqueeze(-1) * difference * inverse_sq
+    away = (z[:, active] - model.inputs[:, active].unsqueeze(1)) * inverse
+    full[..., 1 + active] = (-form.variance * form.slope(squares)).unsqueeze(-1) * away * inverse
     half = (model._factors[i].inverse @ full.reshape(model.num_data, m * size)).reshape(model.num_data, m, size)
     half = half.permute(1, 0, 2)
     variance = (prior - half.square().sum(1)).clamp_min(0.0)

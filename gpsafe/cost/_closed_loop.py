@@ -37,16 +37,18 @@ class Inputs:
     @staticmethod
     def over(policies: PolicyClass, x: Tensor, generators: Tensor) -> Inputs:
         """Of P policies, each over its N sets: c = x (P, N, nx), G = generators (P, N, nx, m)."""
-        if isinstance(policies, AffinePolicies):
-            feed = policies.gain.unsqueeze(1) @ generators
-            u, slope, kink = policies.chords(x, feed.abs().sum(-1))
-            return Inputs(u, slope.unsqueeze(-1) * feed, kink)
         radius = generators.abs().sum(-1)
-        found = feedback(policies, x - radius, x + radius)
-        feed, slope = found.gain @ generators, 0.5 * (found.low + found.high)
-        reach = feed.abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
-        kink = 0.5 * (found.high - found.low) * reach + slope * found.remainder
-        return Inputs(inputs_at(policies, x), slope.unsqueeze(-1) * feed, kink)
+        if isinstance(policies, AffinePolicies):
+            gain = policies.gain.unsqueeze(1)
+            feed = gain @ generators
+            u, slope, kink = policies.chords(x, feed.abs().sum(-1))
+        else:
+            found = feedback(policies, x - radius, x + radius)
+            gain, feed, slope = found.gain, found.gain @ generators, 0.5 * (found.low + found.high)
+            reach = feed.abs().sum(-1) + found.remainder  # sup |K(x − c) + e|
+            u, kink = inputs_at(policies, x), 0.5 * (found.high - found.low) * reach + slope * found.remainder
+        rounded = ROUNDING * (gain.abs() @ radius.unsqueeze(-1)).squeeze(-1)  # of KG, whose terms may cancel
+        return Inputs(u, slope.unsqueeze(-1) * feed, kink + rounded)
 
 
 @short
@@ -65,25 +67,38 @@ class Image:
 
 
 def image(
-    confidence: ConfidenceSet, x: Tensor, generators: Tensor, inputs: Inputs, local: LocalAffine, offset: Tensor
+    confidence: ConfidenceSet,
+    x: Tensor,
+    generators: Tensor,
+    inputs: Inputs,
+    local: LocalAffine,
+    offset: Tensor,
+    *,
+    every: bool,
 ) -> Image:
-    """Over the sets {x + generators ξ}, with the residual enclosed about anchors, which are (x, u) − offset, (*b, nx + nu)."""
+    """Over the sets {x + generators ξ}, with the residual enclosed about anchors, which are (x, u) − offset, (*b, nx + nu).
+
+    With `every` all states have an error, of rounding at least. Else those that can have no other have none: by what they
+    round, sums of states that have width already are sums of points of the set, if not of the same one.
+    """
     model = confidence.model
     known = cast(KnownPart, model.prior)  # checked once by the tubes: a look at a protocol is dear in every step
     u, feed, kink = inputs.u, inputs.feed, inputs.kink
     a, b = jacobians(known, x, u)
     linear = a @ generators + b @ feed
-    radius = torch.cat([generators.abs().sum(-1), feed.abs().sum(-1) + kink], dim=-1)
-    error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + remainder_outer(known, torch.cat([x, u], dim=-1), radius)
+    reach, pushed = generators.abs().sum(-1), feed.abs().sum(-1) + kink
+    bent = remainder_outer(known, torch.cat([x, u], dim=-1), torch.cat([reach, pushed], dim=-1))
+    error = (b.abs() @ kink.unsqueeze(-1)).squeeze(-1) + bent
     kinks = torch.cat([torch.zeros_like(x), kink], dim=-1)
     found = local.range_outer(Displacements(offset, torch.cat([generators, feed], dim=-2), kinks))
     columns = list(model.outputs)
     linear[..., columns, :] += found.linear
     error[..., columns] += found.error
     center = known(x, u) + model.embed(found.value)  # not in place: p(x, u) may be x, or of fewer digits
-    rounded = error * (1 + 1e-12) + ROUNDING * sizes(x, u, center, a, b, model.embed(local.cap))
-    # A state that never has an error box gets none: what it rounds is a share of the errors of those it sums, after one step.
-    axes = wide_axes(known, model.outputs)
+    rounded = error * (1 + 1e-12) + ROUNDING * sizes(
+        x.abs() + reach, u.abs() + pushed, center, a, b, model.embed(local.cap)
+    )
+    axes = tuple(range(x.shape[-1])) if every else wide_axes(known, model.outputs)
     error[..., axes] = rounded[..., axes]
     return Image(center, linear, error, found.empty, axes)
 
@@ -91,7 +106,8 @@ def image(
 def sizes(x: Tensor, u: Tensor, center: Tensor, a: Tensor, b: Tensor, residual: Tensor) -> Tensor:
     """s + |A|s with s = |x| + |f(x, u)| + |B||u| + residual, (*b, nx): what the rounding of a step is a share of.
 
-    The terms, not their sum: they may cancel. For the residual, whose inner terms are not seen, its bound B√k stands.
+    The terms, not their sum: they may cancel. Over a set |x| and |u| are the largest there. For the residual, whose inner
+    terms are not seen, its bound B√k stands.
     """
     s = x.abs() + center.abs() + (b.abs() @ u.abs().unsqueeze(-1)).squeeze(-1) + residual
     return s + (a.abs() @ s.unsqueeze(-1)).squeeze(-1)

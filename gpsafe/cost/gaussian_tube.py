@@ -52,7 +52,7 @@ from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import HalfspaceCost, known_with_bound
 from gpsafe.systems.task import Task
 
-ROUNDING = 1e-9  # share of its terms by which a reach is rounded outwards, and of itself a deviation
+ROUNDING = 1e-9  # share of its terms by which a reach or a deviation is rounded outwards
 
 
 @short
@@ -86,7 +86,8 @@ class Stage:
         normals = cost.directions.to(self.factor.device)
         gap = -cost.excess(self.sure.center) - (self.sure.support(normals) - self.sure.center @ normals.T)
         gap = gap - ROUNDING * self.sure.terms(normals)
-        spread = torch.einsum("kd,pde->pke", normals, self.factor).norm(dim=-1) * (1 + ROUNDING)
+        spread = torch.einsum("kd,pde->pke", normals, self.factor).norm(dim=-1)
+        spread = spread + ROUNDING * self.factor.norm(dim=-1) @ normals.abs().T  # deviations of states may cancel
         certain = (~(gap >= 0)).to(gap.dtype)
         tail = 0.5 * torch.special.erfc(gap / (spread.clamp_min(1e-300) * math.sqrt(2.0))) * (1 + 1e-9)
         chance = torch.where(spread == 0, certain, tail).sum(-1).clamp_max(1.0)
@@ -196,7 +197,7 @@ class GaussianTube(OfTask):
         inputs = Inputs.over(policies, x, generators)
         z = torch.cat([x, inputs.u], dim=-1)
         local = LocalAffine.at(confidence, z, gradients=self.gradients, multipliers=True)
-        found = image(confidence, x, generators, inputs, local, torch.zeros_like(z))
+        found = image(confidence, x, generators, inputs, local, torch.zeros_like(z), every=count == 0)
         center, linear, error = found.center.squeeze(1), found.linear.squeeze(1), found.error.squeeze(1)
         sure = Zonotope(center, linear[..., :count]).plus_box(error, found.axes).reduce_outer(self.order)
         noise = torch.diag_embed(self.noise_std.expand_as(center))

@@ -261,10 +261,12 @@ class PlanTube:
             local, offset = LocalAffine.at(confidence, z), torch.zeros_like(z)
         else:
             local, offset = self.anchors.around(z)
-        found = image(confidence, tube.center, tube.generators, inputs, local, offset)
+        first = time == 0
+        found = image(confidence, tube.center, tube.generators, inputs, local, offset, every=first)
         center = torch.where(usable.unsqueeze(-1), found.center, torch.nan)
         error = found.error + self.noise_radius * (1 + 1e-12)
-        return Zonotope(center, found.linear).plus_box(error, self.axes).reduce_outer(self.order), found.empty
+        axes = found.axes if first else self.axes
+        return Zonotope(center, found.linear).plus_box(error, axes).reduce_outer(self.order), found.empty
 
     def _inputs(self, tube: Zonotope, plans: Plans, time: int) -> Inputs:
         """Of P plans over their sets, all (P, …)."""

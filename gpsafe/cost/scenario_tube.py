@@ -285,7 +285,7 @@ class _Walk:
         sides = groups.lent(self.tube.radius) / _scales(confidence, self.tube.center)[: self.tube.center.shape[-1]]
         repeated = noise.repeat_interleave(count, dim=1)
         pieces = cut(self.tube, count, sides)
-        parts, void = _image(task, confidence, self.policies, pieces, repeated, groups.repeated(count))
+        parts, void = _image(task, confidence, self.policies, pieces, repeated, groups.repeated(count), every=True)
         boxes, void = hull(parts, count), void.unflatten(1, (-1, count)).any(-1)
         gone = self.lost | ~boxes.within(task.limit)
         return self._landed(task, common(boxes, gone, whole.tube, whole.lost), (gone & whole.lost) | void | empty)
@@ -332,12 +332,14 @@ def _image(
     tube: Zonotope,
     noise: Tensor,
     groups: _Groups,
+    *,
+    every: bool = False,
 ) -> tuple[Zonotope, Tensor]:
     """⊇ {f(x, π(x)) + w : x in the set, f ∈ F_n} for sets (P, N) and w (1, N, nx), and where F_n came out empty, (P, N)."""
     known_with_bound("ScenarioTube", confidence.model.prior)
     inputs = Inputs.over(policies, tube.center, tube.generators)
     local, offset = _anchored(task, confidence, torch.cat([tube.center, inputs.u], dim=-1), groups)
-    found = image(confidence, tube.center, tube.generators, inputs, local, offset)
+    found = image(confidence, tube.center, tube.generators, inputs, local, offset, every=every or tube.order == 0)
     following = Zonotope(found.center + noise, found.linear)
     following = following.plus_box(found.error, found.axes)
     return following.reduce_outer(task.order), found.empty

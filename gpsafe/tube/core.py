@@ -75,7 +75,7 @@ class TubeModel(Protocol):
 
     It may also have `mean(x, u)`, what `linearise` gives as mean alone, for (x, u) as there; `growth(k)`, see the module;
     `boxes(x, u, factor, gain)`, boxes that add up to R, each of which is to be enclosed in its least ellipsoid (`around_box`);
-    `unseen`, see `sizes`; and `edited`, what it expects to be as when it was made and is no longer, None if all is.
+    `unseen(reach, moved)`, see `sizes`; and `edited`, what it expects to be as when made and is no longer, None if all is.
     """
 
     @property
@@ -168,15 +168,16 @@ def gains(gain: Tensor, steps: int, nx: int, nu: int) -> Tensor:
 
 
 def sizes(model: TubeModel, local: Linearisation, reach: Tensor, u: Tensor, gain: Tensor) -> Tensor:
-    """1 + |μ| + |A| ρ + |B|(|u| + |K| ρ), (*b, M, nx): what the rounding of a step is a share of, for states of size ρ = reach.
+    """|μ| + |A| ρ + |B| v + unseen, v = |u| + |K| ρ, (*b, M, nx): what the rounding of a step is a share of, for states of size
+    ρ = reach.
 
-    The terms, not their sum: they may cancel. For networks and Gaussian processes, whose inner terms are not seen, it is a
-    proxy, and the 1 stands for them, in the units of the state. A model all of whose terms are seen has `unseen` = 0 in its
-    place, so that the units of its states do not matter.
+    The terms, not their sum: they may cancel. Inner terms of networks, Gaussian processes and known parts are not seen here:
+    `unseen` (ρ, v) of the model stands for them, in its own units so that these do not matter, and 1 where a model has none.
     """
     moved = u.abs() + reach @ gain.abs().mT
     terms = local.A.abs() @ reach.unsqueeze(-1) + local.B.abs() @ moved.unsqueeze(-1)
-    return getattr(model, "unseen", 1.0) + local.mean.abs() + terms.squeeze(-1)
+    unseen = getattr(model, "unseen", None)
+    return local.mean.abs() + terms.squeeze(-1) + (1.0 if unseen is None else unseen(reach, moved))
 
 
 def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
@@ -193,7 +194,7 @@ def outer_sum(factors: list[Tensor], box: Tensor | None = None) -> Tensor:
         total = total + box.sum(-1)[..., None, None]
     columns = [(total / size).sqrt() * factor for size, factor in zip(sizes, factors, strict=True)]
     if box is not None:
-        columns.append(torch.diag_embed((total.squeeze(-1) * box).sqrt()))
+        columns.append(torch.diag_embed(total.squeeze(-1).sqrt() * box.sqrt()))  # their product may underflow
     return _square(torch.cat(columns, dim=-1))
 
 

@@ -74,6 +74,8 @@ class EnsembleTube:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
         _require.positive_number("EnsembleTube", "radius", self.radius)
         _require.count("EnsembleTube", "cells", self.cells)
+        if self.mode == "sound":
+            _require.half_axes("EnsembleTube", "smallest deviation", torch.exp(0.5 * self.ensemble.log_var_limits[0]))
         plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
         bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
         object.__setattr__(self, "assumptions", listed(self.assumptions, bends))
@@ -193,6 +195,11 @@ class EnsembleTube:
         jacobian = found.jacobian.movedim(0, -3)
         variance = self.radius**2 * torch.exp(found.log_var).movedim(0, -2)
         return Linearisation(found.mean.movedim(0, -2), jacobian[..., : self.nx], jacobian[..., self.nx :], variance)
+
+    def unseen(self, reach: Tensor, moved: Tensor) -> Tensor:
+        """|x| for a known part, and what the networks' targets are measured in, see `gpsafe.tube.core.sizes`."""
+        targets = self.ensemble.targets
+        return reach + targets.offset.abs() + targets.scale
 
     def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
         """See the class. Rigorous up to the last inclusion in the assumption."""

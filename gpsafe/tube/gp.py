@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpsafe import _require, linalg
@@ -18,6 +19,7 @@ from gpsafe.cost.curvature import remainder_outer
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.local_affine import LocalAffine
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 from gpsafe.sets._containment import maximize_square
 from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import KnownPart, known_with_bound
@@ -25,6 +27,27 @@ from gpsafe.tube.core import MODES, Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
 
 Noise = Literal["each", "sums"]
+
+
+def residual_sizes(confidence: ConfidenceSet, reach: Tensor, moved: Tensor) -> Tensor:
+    """`unseen` of `gpsafe.tube.core.sizes` for p + f about z of sizes (reach, moved), (*b, nx), (*b, nu) → (*b, nx): |x| for p,
+    B√k(1 + 2 Σ_i |z_i|/ℓ_i) for f and its slopes, which those of p may cancel; ‖μ_n‖_k for B where no norm is assumed.
+    """
+    model, z = confidence.model, torch.cat([reach, moved], dim=-1)
+    norm = confidence.bound.norms(model.num_outputs)
+    if not bool(torch.isfinite(norm).all()):
+        norm = model.posterior_norm()
+    lengths = torch.stack([_lengths(kernel, z) for kernel in model.kernels], dim=-1)
+    return reach + model.embed(norm.to(z.device) * model.prior_variance(z).sqrt() * (1 + 2 * lengths))
+
+
+def _lengths(kernel: Kernel, z: Tensor) -> Tensor:
+    """Σ_i |z_i|/ℓ_i of a stationary kernel, 0 of another, (*b, nz) → (*b,)."""
+    form = kernels.stationary(kernel)
+    if form is None:
+        return torch.zeros_like(z[..., 0])
+    active = z if form.dims is None else z[..., form.dims.to(z.device)]
+    return (active / form.lengthscale.to(z.device)).sum(-1)
 
 
 @short
@@ -76,6 +99,7 @@ class GPTube:
         chi_square_radius(1, self.delta, self.steps)
         if self.mode == "sound":
             known_with_bound("GPTube", self.model.prior)
+            _require.half_axes("GPTube", "noise_std", self.model.noise_std)
             self.confidence.check_noise("GPTube", self.model.noise_std)
 
     @property
@@ -151,6 +175,10 @@ class GPTube:
             radius = chi_square_radius(int((model.noise_std > 0).sum()), self.delta, self.steps)
             variance = (radius**2 * noise_var).expand(x.shape)
         return Linearisation(prediction.mean, A + learned[..., : self.nx], B + learned[..., self.nx :], variance)
+
+    def unseen(self, reach: Tensor, moved: Tensor) -> Tensor:
+        """See `residual_sizes`."""
+        return residual_sizes(self.confidence, reach, moved)
 
     def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
         """R = (2) plus the known part's remainder, see the class."""

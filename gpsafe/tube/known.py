@@ -83,6 +83,10 @@ class KnownTube:
         mean = self.known(x, u)
         return Linearisation(mean, jacobian[..., : self.nx], jacobian[..., self.nx :], torch.zeros_like(mean))
 
+    def unseen(self, reach: Tensor, moved: Tensor) -> Tensor:
+        """|x|, see `gpsafe.tube.core.sizes`: of p = x + … in which the slopes cancel."""
+        return reach
+
     def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
         """R, see the class."""
         u, error = u.expand(*x.shape[:-1], self.nu), self.error.to(x.device)

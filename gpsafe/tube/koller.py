@@ -55,6 +55,7 @@ from gpsafe.sets.zonotope import HUGE
 from gpsafe.systems.base import KnownPart, known_with_bound
 from gpsafe.tube.core import Linearisation, Mode
 from gpsafe.tube.ensemble import chi_square_radius
+from gpsafe.tube.gp import residual_sizes
 
 Form = Literal["mean", "known"]
 
@@ -122,6 +123,7 @@ class KollerTube:
         _require.one_of(where, "form", self.form, get_args(Form))
         chi_square_radius(1, self.delta, self.steps)
         known_with_bound(where, self.model.prior)
+        _require.half_axes(where, "noise_std", self.model.noise_std)
         self.confidence.check_noise(where, self.model.noise_std)
         for name in ("slope", "std", "value"):
             value = _require.nonnegative(where, name, getattr(self.used, name).nan_to_num(nan=-1.0, posinf=1e300))
@@ -193,6 +195,10 @@ class KollerTube:
         radius = chi_square_radius(int((noise > 0).sum()), self.delta, self.steps)
         mean = model.predict(x, u).mean
         return Linearisation(mean, A, B, (radius**2 * noise.square()).expand(x.shape))
+
+    def unseen(self, reach: Tensor, moved: Tensor) -> Tensor:
+        """See `residual_sizes`."""
+        return residual_sizes(self.confidence, reach, moved)
 
     def boxes(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
         """b¹ and b² (*mean*) or b (*known*), (*b, M, nx) each, see the module; inf where numbers are lost, where the section

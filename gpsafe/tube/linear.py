@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,13 +29,11 @@ class LinearTube:
     plant: AffineKnown
     half_axes: Tensor
     mode: Mode = "sound"
-    unseen: ClassVar[float] = 0.0
-    """Size of terms of a step beyond Ax and Bu, in which c cannot hide: none (see `gpsafe.tube.core.sizes`)."""
     _numbers: tuple[Tensor, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         _require.one_of("LinearTube", "mode", self.mode, MODES)
-        half_axes = _require.nonnegative("LinearTube", "half_axes", self.half_axes).clone()
+        half_axes = _require.half_axes("LinearTube", "half_axes", self.half_axes).clone()
         object.__setattr__(self, "half_axes", _require.shape("LinearTube", "half_axes", half_axes, (self.nx,)))
         object.__setattr__(self, "_numbers", numbers_of((self.plant, self.half_axes)))
 
@@ -73,6 +70,10 @@ class LinearTube:
         """Exact."""
         A, B = self.plant.jacobian(x, u)
         return Linearisation(self.plant(x, u), A, B, self.half_axes.square().to(x.device).expand(x.shape))
+
+    def unseen(self, reach: Tensor, moved: Tensor) -> Tensor:
+        """0, see `gpsafe.tube.core.sizes`: c is no larger than the terms that are seen."""
+        return torch.zeros_like(reach)
 
     def remainder(self, x: Tensor, u: Tensor, factor: Tensor, gain: Tensor) -> Tensor:
         """0."""

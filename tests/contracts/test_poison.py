@@ -47,10 +47,11 @@ PARTS = {
     "LocalAffine.range_outer": "LocalAffine.at Displacements.seminorm Displacements.support Displacements.scaled_norm"
     " Moduli.of Moduli.metric Moduli.rest Moduli.rest_within",
     "mixture.interval": "ConfidenceBound.interval ConfidenceBound.half_width ClosedForm.formula",
-    "LinearTube": "LinearTube.linearise propagate gains sizes Tube.state_support Tube.input_support",
-    "EnsembleTube": "EnsembleTube.linearise EnsembleTube.mean",
-    "GPTube": "GPTube.linearise",
-    "KollerTube": "KollerTube.linearise KollerTube.boxes around_box",
+    "LinearTube": "LinearTube.linearise LinearTube.unseen propagate gains sizes Tube.state_support Tube.input_support",
+    "EnsembleTube": "EnsembleTube.linearise EnsembleTube.mean EnsembleTube.unseen",
+    "GPTube": "GPTube.linearise GPTube.unseen residual_sizes",
+    "KnownTube": "KnownTube.unseen",
+    "KollerTube": "KollerTube.linearise KollerTube.unseen KollerTube.boxes around_box",
     "PlanTube.verify": "PlanTube.reach PlanTube.sizes",
     "policy_distance": "policy_gap push drift_gap drifted",
 }

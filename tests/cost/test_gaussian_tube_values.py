@@ -102,7 +102,7 @@ def test_a_stage_charges_the_tails_of_its_half_spaces(monkeypatch):
     for n, o in zip(cost.directions, cost.offsets, strict=True):
         gap = float(o - n @ center[0] - (n @ rays[0]).abs().sum())
         less = gap - 1e-9 * float(n.abs() @ (center[0].abs() + rays[0].abs().sum(-1)))
-        noise = float((n @ factor[0]).norm()) * (1 + 1e-9)
+        noise = float((n @ factor[0]).norm()) + 1e-9 * float(n.abs() @ factor[0].norm(dim=-1))
         raised.append(0.5 * math.erfc(less / noise / math.sqrt(2)) * (1 + 1e-9))
         tails.append(0.5 * math.erfc(gap / float((n @ factor[0]).norm()) / math.sqrt(2)))
     found = stage.exceed(cost)
@@ -124,6 +124,13 @@ def test_a_stage_charges_the_tails_of_its_half_spaces(monkeypatch):
     monkeypatch.setattr(gaussian_tube, "ROUNDING", 0.0)  # a point on the edge, without noise, has not left
     edge = Stage(None, Zonotope.point(tensor([[0.4, -9.0]])), factor[:1] * 0, factor[:1], torch.tensor([False]))
     assert float(edge.exceed(cost)[0]) == 0.0
+
+
+def test_deviations_that_cancel_in_float64_alone_are_not_taken_for_none():
+    """3·fl(1/3) − 1 is −2⁻⁵⁴, but 0 as computed: 3x₁ exceeds x₂ with probability one half."""
+    nothing, factor = torch.zeros(1, 2).double(), tensor([[[1 / 3, 0.0], [1.0, 0.0]]])
+    stage = Stage(None, Zonotope.point(nothing), factor, factor, torch.tensor([False]))
+    assert float(stage.exceed(IndicatorCost(tensor([[3.0, -1.0]]), tensor([0.0])))) >= 0.5
 
 
 def test_wide_tubes_are_given_up_and_parked():

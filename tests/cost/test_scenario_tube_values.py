@@ -133,9 +133,9 @@ def test_boxes_are_lost_only_with_the_whole_or_without_a_claim(monkeypatch):
     assert bool((found.charge(cost) == 2.0).all()) and bool((found.step(bound, F, none).charge(cost) == 2.0).all())
     image, calls = scenario_tube._image, []
 
-    def void(*arguments):
+    def void(*arguments, **options):
         calls.append(None)
-        tube, empty = image(*arguments)
+        tube, empty = image(*arguments, **options)
         return tube, empty | (len(calls) == 2)
 
     monkeypatch.setattr(scenario_tube, "_image", void)
@@ -166,13 +166,16 @@ def test_what_two_boxes_have_in_common():
     assert not bool(common(a, yes, b, yes).within(1e9))
 
 
-def test_the_error_of_a_step_is_rounded_outwards():
+@pytest.mark.parametrize("width", [0.0, 0.05, 3.0])
+def test_the_error_of_a_step_is_rounded_outwards(width):
     F, case = bent_pendulum()
-    x0, affine = case.system.initial_state, saturating(case)
-    walk = _Walk(affine, Zonotope.point(x0.expand(2, 1, 2)), torch.zeros(2, 1, dtype=torch.bool))
-    found = walk.step(bound_of(case), F, torch.zeros(1, 1, 2).double()).tube.radius
+    x0, affine, G = case.system.initial_state, saturating(case), width * draw(6, 2, 1, 2, 3)
+    walk = _Walk(affine, Zonotope(x0.expand(2, 1, 2), G), torch.zeros(2, 1, dtype=torch.bool))
+    found = (
+        walk.step(bound_of(case), F, torch.zeros(1, 1, 2).double()).tube.generators[..., -2:].diagonal(dim1=-2, dim2=-1)
+    )
     for p in range(2):
-        step = one_step(F, affine.select(torch.tensor([p])), x0, torch.zeros(2, 1).double())
+        step = one_step(F, affine.select(torch.tensor([p])), x0, G[p, 0])
         step = learned(F, step, step.z)
         torch.testing.assert_close(found[p, 0] - step.error, rounded(F, step), rtol=0.01, atol=0)
 

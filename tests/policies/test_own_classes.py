@@ -226,3 +226,28 @@ def test_parts_that_are_right_or_cannot_be_asked_are_taken():
 
     narrow = Near(gains("").gain, gains("").offset)
     assert selected(narrow, index, task.initial_state).num == 3
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-10, 1e10])
+def test_policies_in_any_units_that_select_others_are_refused(unit):
+    """Inputs of 10⁻¹⁰ agreed with whatever was selected."""
+
+    @dataclass(frozen=True)
+    class Gains:
+        gains: Tensor
+        wrong: bool
+
+        @property
+        def num(self) -> int:
+            return len(self.gains)
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return unit * self.gains.reshape(-1, 1, 1) * x
+
+        def select(self, index: Tensor) -> "Gains":
+            return Gains(self.gains[0 * index if self.wrong else index], False)
+
+    index, about = torch.tensor([1]), number(0.3)
+    assert selected(Gains(torch.tensor([1.0, 2.0]).double(), False), index, about).num == 1
+    with pytest.raises(ValueError, match="whose select"):
+        selected(Gains(torch.tensor([1.0, 2.0]).double(), True), index, about)

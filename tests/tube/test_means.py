@@ -14,6 +14,7 @@ class WithoutMeans:
     def __init__(self, model: EnsembleTube) -> None:
         self.nx, self.nu, self.num_members, self.mode = model.nx, model.nu, model.num_members, model.mode
         self.assumptions, self.linearise, self.remainder = model.assumptions, model.linearise, model.remainder
+        self.unseen = model.unseen
 
 
 @pytest.mark.parametrize("mode", ["paper", "sound"])

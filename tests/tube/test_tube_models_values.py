@@ -289,11 +289,14 @@ def test_linear_tubes_are_their_plant_and_add_nothing():
         torch.equal(shared.A, local.A) and torch.equal(shared.B, local.B) and torch.equal(shared.mean[0], local.mean[0])
     )
     assert tube.remainder(x, u, torch.eye(2).double().expand(2, 2, 2), GAIN).tolist() == [[0.0, 0.0]] * 2
-    terms = sizes(tube, local, x.abs(), u, 0 * GAIN)  # all that there are: no 1 that depends on the units
+    terms = sizes(tube, local, x.abs(), u, 0 * GAIN)  # all that there are
     torch.testing.assert_close(terms, local.mean.abs() + x.abs() @ plant.A.abs().mT + u.abs() @ plant.B.abs().mT)
     assert (tube.nx, tube.nu, tube.num_members, tube.mode) == (2, 1, 1, "sound")
     assert [belief.kind.name for belief in tube.assumptions] == ["KNOWN_OUTPUTS", "NOISE_ELLIPSOID", "ROUNDING"]
-    for bad in ({"mode": "both"}, {"half_axes": [0.2]}, {"half_axes": [0.2, -1e-9]}):
+    for bad in (
+        {"mode": "both"},
+        *({"half_axes": axes} for axes in ([0.2], [0.2, -1e-9], [0.2, 1e-151], [0.2, 1e151])),
+    ):
         with pytest.raises(ValueError, match="LinearTube"):
             LinearTube(plant, **{"half_axes": [0.2, 0.0], **bad})
 
