@@ -259,8 +259,8 @@ class RecedingActSafe(Learner):
     ) -> EpisodePolicy | NotCertified:
         """A policy for one episode that seeks a reward with what was learned, under the same pessimism.
 
-        It need not be told, but whether it is may not depend on what was seen in it. As nothing is decided in the state that its
-        last step leads to, that state can refute the shield's assumptions only if it is shown to the policy's `arrived`.
+        It need not be told, but whether it is may not depend on what was seen in it. Nothing is decided in the state that its
+        last step leads to, which can refute the shield's assumptions only if it is shown to the policy's `arrived`.
 
         Args:
             reward: (x⁺, u) → r; the planner's if None.

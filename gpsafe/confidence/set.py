@@ -54,7 +54,7 @@ class Falsification:
 
 @dataclass(frozen=True, slots=True)
 class Memberless(Falsification):
-    """Nothing need cross anywhere: no function of norm ≤ `upper` is in the newest ellipsoid. `lower` is the norm of the mean."""
+    """No function of norm ≤ `upper` is in the newest ellipsoid, whose mean has norm `lower`. Nothing need cross anywhere."""
 
     def __str__(self) -> str:
         return (
