@@ -102,7 +102,9 @@ def test_nothing_is_said_where_the_rounding_of_the_gram_matrix_is_not_below_the_
     assert (found is not None) == told
 
 
-@pytest.mark.parametrize("bound", [ConvexProgram(rkhs_norm=(1.0, 0.3), subgaussian=SIGMA, delta=0.1), Constant(value=3.0)])
+@pytest.mark.parametrize(
+    "bound", [ConvexProgram(rkhs_norm=(1.0, 0.3), subgaussian=SIGMA, delta=0.1), Constant(value=3.0)]
+)
 def test_bounds_whose_set_is_no_ellipsoid_tell_by_their_intervals(bound):
     confidence = ConfidenceSet(bound).update(observed(1))
     found = confidence.falsified()
