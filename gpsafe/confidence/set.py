@@ -319,9 +319,10 @@ class ConfidenceSet:
         """
         where, model = "ConfidenceSet.falsified", self.model
         tol = _require.tolerance(where, tol)
-        if z is None and model.inputs is None:
+        z = model.inputs if z is None else z
+        if z is None:
             return None
-        found = self._crossing(_points(where, model.inputs if z is None else z), tol)
+        found = self._crossing(_points(where, z), tol)
         return found or (_memberless(self.bound, model) if self.sound else None)
 
     def _crossing(self, z: Tensor, tol: float) -> Falsification | None:
