@@ -12,7 +12,7 @@ from strategies import make_kernel
 from xmpsc_cases import double_integrator, gp_pendulum, plan, propose
 
 import gpsafe as gs
-from gpsafe.confidence import BOUNDS, Falsification, Strayed, make_bound
+from gpsafe.confidence import BOUNDS, Falsification, Memberless, Strayed, make_bound
 from gpsafe.cost.base import CostInterval
 from gpsafe.linalg import vector
 from gpsafe.models._prior import PlainKnown
@@ -91,6 +91,7 @@ def examples() -> dict[str, object]:
         grown(),
         Falsification((1.0, 2.0), 0, 0.5, -0.5),
         Strayed((1.0, 2.0), 0, 0.5, 0.6, 1.0),
+        Memberless((), 1, 2.5, 2.0),
         box,
         gs.Polytope.of_box(box),
     ]

@@ -179,7 +179,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         return None
 
     def run(self, generator: torch.Generator | int) -> ContinuousRun:
-        """All episodes, from a generator or an integer seed; stops early if F_n is empty at data (an assumption is false)."""
+        """All episodes, from a generator or an integer seed; stops early if F_n is found empty (an assumption is false)."""
         generator = _require.generator("ContinuousActSafe.run", generator)
         at, episodes = self._start(generator), []
         while at.falsified is None and len(episodes) < self.episodes + self.exploit:
@@ -194,7 +194,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
     def _start(self, generator: torch.Generator) -> ContinuousStanding:
         confidence = ConfidenceSet(self.bound).update(self.model)
         safe = SafeParameters.initial(self.initial, budget=self.cost_bound.task.budget)
-        falsified, first, family = _falsified(self.model, confidence), safe.theta.clone(), self.family
+        falsified, first, family = confidence.falsified(), safe.theta.clone(), self.family
         pinned = pinned_policies(lambda x: inputs_at(family(first), x), self.system.initial_state)
         return ContinuousStanding(self.model, confidence, safe, 0, falsified, pinned, (len(safe),))
 
@@ -246,7 +246,7 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         rows = transitions(states, inputs)
         model = at.model.condition(rows)
         confidence = at.confidence.update(model)
-        falsified = at.falsified or _falsified(model, confidence)
+        falsified = at.falsified or confidence.falsified()
         falsified = falsified or strayed(model, rows, self.cost_bound.task.noise_std)
         return replace(at, model=model, confidence=confidence, told=at.told + 1, falsified=falsified)
 
@@ -291,11 +291,6 @@ class ContinuousActSafe(ClassLearner["ContinuousStanding", ContinuousEpisode]):
         noise = sample_noise(system.noise_std, (system.horizon, 1, 1), generator)
         states, inputs = closed_loop(system.mean, self.family(theta.unsqueeze(0)), system.initial_state, noise)
         return states[0, 0], inputs[0, 0]
-
-
-def _falsified(model: GP, confidence: ConfidenceSet) -> Falsification | None:
-    """A data point at which F_n is empty."""
-    return None if model.inputs is None else confidence.falsified(model.inputs)
 
 
 def _without(proposals: Proposals, safe: SafeParameters, family: ParametricPolicies) -> Proposals:

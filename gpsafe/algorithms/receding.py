@@ -192,11 +192,13 @@ class RecedingActSafe(Learner):
         self, planner: Planner, shield: Shield | None, number: int, start: Tensor, generator: torch.Generator
     ) -> PilotedPolicy:
         pilot = Pilot(planner, self.planning_model, self.system.input_box, generator, shield)
-        return PilotedPolicy(pilot, self._refute, self.system, number=number, start=start, unsound=self.unsound)
+        unsound = self.unsound or self._lost
+        return PilotedPolicy(pilot, self._note, self.system, number=number, start=start, unsound=unsound)
 
-    def _refute(self, reason: str) -> None:
-        """At once, since not every episode or task is told."""
-        self._book.refuted = self._book.refuted or reason
+    def _note(self, refuted: str | None) -> str | None:
+        """Takes in what a flight refuted, at once, since not every one is told; what ended every guarantee by now."""
+        self._book.refuted = self._book.refuted or refuted
+        return self._lost
 
     @property
     def planning_model(self) -> DynamicsModel:
@@ -255,7 +257,10 @@ class RecedingActSafe(Learner):
         number: int | None = None,
         start: Any = None,
     ) -> EpisodePolicy | NotCertified:
-        """A policy for one episode that seeks a reward with what was learned, under the same pessimism; not to be told.
+        """A policy for one episode that seeks a reward with what was learned, under the same pessimism.
+
+        It need not be told, but whether it is may not depend on what was seen in it. Nothing is decided in the state that its
+        last step leads to, which can refute the shield's assumptions only if it is shown to the policy's `arrived`.
 
         Args:
             reward: (x⁺, u) → r; the planner's if None.
@@ -296,11 +301,11 @@ class RecedingActSafe(Learner):
 
 
 class PilotedPolicy(EpisodePolicy):
-    """An episode of planning; a measurement that refutes its shield's assumptions is passed on to `refute`."""
+    """An episode of planning; what its shield refutes is told to `note`, which answers why no flight is guaranteed by now."""
 
-    def __init__(self, pilot: Pilot, refute: Callable[[str], None], system: System, **about: Any) -> None:
+    def __init__(self, pilot: Pilot, note: Callable[[str | None], str | None], system: System, **about: Any) -> None:
         EpisodePolicy.__init__(self, self._fly, system, **about)
-        self.pilot, self._refute = pilot, refute
+        self.pilot, self._note = pilot, note
 
     def _fly(self, x: Tensor) -> Tensor:
         u = self.pilot(x)
@@ -313,7 +318,5 @@ class PilotedPolicy(EpisodePolicy):
         self._pass_on()
 
     def _pass_on(self) -> None:
-        found = self.pilot.falsified
-        if found is not None:
-            self._refute(found)
-            self.unsound = self.unsound or f"an assumption was refuted ({found})"
+        lost = self._note(self.pilot.falsified)
+        self.unsound = self.unsound or lost

@@ -14,7 +14,7 @@ from gpsafe.confidence.convex_program import ConvexProgram
 from gpsafe.confidence.lederer import Lederer
 from gpsafe.confidence.noise_energy import NoiseEnergy
 from gpsafe.confidence.registry import BOUNDS, make_bound
-from gpsafe.confidence.set import ConfidenceSet, Falsification, Strayed, strayed
+from gpsafe.confidence.set import ConfidenceSet, Falsification, Memberless, Strayed, strayed
 
 __all__ = [
     "BOUNDS",
@@ -28,6 +28,7 @@ __all__ = [
     "Falsification",
     "Fiedler",
     "Lederer",
+    "Memberless",
     "Mixture",
     "NoiseEnergy",
     "Srinivas",

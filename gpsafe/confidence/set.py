@@ -18,11 +18,16 @@ from gpsafe._pinned import numbers_of, same_numbers
 from gpsafe._show import short, table
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.bounds import ConfidenceBound
+from gpsafe.confidence.convex_program import BallProgram
+from gpsafe.confidence.dual_program import Program, Spectrum
+from gpsafe.confidence.functionals import functional_beta
 from gpsafe.confidence.history import is_prefix, posterior_history
 from gpsafe.confidence.lineage import Lineage, inconsistency, repetition
+from gpsafe.confidence.rounding import Rounding
 from gpsafe.data import Transitions
 from gpsafe.models._prior import known_part
 from gpsafe.models.gp import GP
+from gpsafe.rkhs import kernels
 from gpsafe.verdict import Verdict
 
 EMPTY = 1e-9  # of B√k(z, z), the size of f in any units: l_n may exceed h_n by rounding only
@@ -48,6 +53,17 @@ class Falsification:
 
 
 @dataclass(frozen=True, slots=True)
+class Memberless(Falsification):
+    """No function of norm ≤ `upper` is in the newest ellipsoid, whose mean has norm `lower`. Nothing need cross anywhere."""
+
+    def __str__(self) -> str:
+        return (
+            f"F_n is empty: no function of norm <= {self.upper:.6g} fits the data of output {self.output} as closely as f* "
+            f"must (their mean has norm {self.lower:.6g}); an assumption (norm bound, kernel or noise) is false"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Strayed(Falsification):
     """A next state, in a component without a process of its own, that the known part and the noise do not reach.
 
@@ -62,6 +78,40 @@ class Strayed(Falsification):
             f"state {self.output} is not learned, but came to {self.value:.6g} from z = {point}, where the known part and "
             f"{DEVIATIONS:g} deviations of noise allow {self.lower:.6g} to {self.upper:.6g}; one of them is false"
         )
+
+
+def _memberless(bound: ConfidenceBound, model: GP) -> Memberless | None:
+    """Whether no f with ‖f‖ ≤ B is in this posterior's ellipsoid, ‖V^{1/2}(f − μ_n)‖ ≤ √λ β: the first learned output for which
+    none is, beyond rounding. Nothing is said of a bound without `functional_beta`; a convex program tells by itself.
+
+    ‖V^{1/2}(f − μ_n)‖² = ‖f(X) − y‖² + λ‖f‖² − λyᵀ(K + λI)⁻¹y, so that of an f in both, for every η ≥ λ,
+
+        η yᵀ(K + ηI)⁻¹y ≤ ‖f(X) − y‖² + η‖f‖² ≤ R² + ηB²,    R² = λ(β² − B²) + λyᵀ(K + λI)⁻¹y:
+
+    the dual of the convex program with this R (`Program.empty`), whose η is beyond λ where ‖μ_n‖ > B. Else μ_n is in both.
+    """
+    beta = None if isinstance(bound, BallProgram) else functional_beta(bound, model)
+    if beta is None or model.inputs is None or model.targets is None:
+        return None
+    scale = torch.ones(model.num_data, dtype=torch.float64) if model.noise_scale is None else model.noise_scale
+    norms = bound.norms(model.num_outputs).to(beta.device)
+    for j, (kernel, own) in enumerate(zip(model.kernels, norms, strict=True)):
+        gram, lam = kernels.cross(kernel, model.inputs, model.inputs), model.regularizer[j]
+        weights, target = model.weights[:, j], model.targets[:, j] / scale
+        size = float((weights @ gram @ weights).clamp_min(0.0).sqrt())
+        if not size > float(own):
+            continue
+        error = Rounding.of(model).output(j)
+        spectrum = Spectrum.of(gram / torch.outer(scale, scale), target, float(error.backward * error.trace))
+        lost = spectrum.share * spectrum.values.amax()
+        if not bool(2 * lost < lam):
+            continue
+        fit = lam * (spectrum.targets.square() / (spectrum.values + lam)).sum()
+        radius_sq = lam * (beta[j].square() - own.square()) + fit * (1 + 1e-12 + lost / (lam - lost))
+        none = spectrum.values.new_zeros(model.num_data, 0)
+        if bool(Program(spectrum, none, none[0], radius_sq, own).empty()):
+            return Memberless((), j, size, float(own))
+    return None
 
 
 def strayed(model: GP, data: Transitions, noise_std: Tensor) -> Strayed | None:
@@ -262,11 +312,21 @@ class ConfidenceSet:
         inside = z[found]
         return found.masked_scatter(found, ~(self.crossed(inside, *self.bounds(inside), tol) <= 0).all(-1))
 
-    def falsified(self, z: Tensor, *, tol: float = EMPTY) -> Falsification | None:
-        """A point of z (*b, d) where l_n > h_n by more than the share `tol` of its size (`crossed`), the worst one; None if
-        there is none. NaN accuses nobody.
+    def falsified(self, z: Tensor | None = None, *, tol: float = EMPTY) -> Falsification | None:
+        """A point of z (*b, d), of the data if None, where l_n > h_n by more than the share `tol` of its size (`crossed`), the
+        worst one; or, wherever one looks, that no function of the ball is in the newest ellipsoid (§2.10). None if
+        neither. NaN accuses nobody.
         """
-        z, tol = _points("ConfidenceSet.falsified", z), _require.tolerance("ConfidenceSet.falsified", tol)
+        where, model = "ConfidenceSet.falsified", self.model
+        tol = _require.tolerance(where, tol)
+        z = model.inputs if z is None else z
+        if z is None:
+            return None
+        found = self._crossing(_points(where, z), tol)
+        return found or (_memberless(self.bound, model) if self.sound else None)
+
+    def _crossing(self, z: Tensor, tol: float) -> Falsification | None:
+        """The worst of the points at which l_n > h_n."""
         low, high = self.bounds(z)
         gap = self.crossed(z, low, high, tol).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(-1, low.shape[-1])
         worst = int(gap.argmax())

@@ -267,6 +267,5 @@ class TubeSession:
         return replace(self, confidence=confidence, best=self.best.clone())
 
     def falsified(self) -> Falsification | None:
-        """Looks at the data inputs."""
-        inputs = self.confidence.model.inputs
-        return None if inputs is None else self.confidence.falsified(inputs)
+        """Looks at the data."""
+        return self.confidence.falsified()

@@ -266,6 +266,5 @@ class PrunedSession:
         return found
 
     def falsified(self) -> Falsification | None:
-        """A point at which F_n is empty, among those evaluated so far and the data."""
-        inputs = self.confidence.model.inputs
-        return self.memo.falsified or (None if inputs is None else self.confidence.falsified(inputs))
+        """Looks at the points evaluated so far, and at the data."""
+        return self.memo.falsified or self.confidence.falsified()

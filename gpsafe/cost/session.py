@@ -85,8 +85,8 @@ class DPSession:
         return replace(self, confidence=confidence, enclosure=self.enclosure.refine(confidence))
 
     def falsified(self) -> Falsification | None:
-        """Looks at all points of the enclosure."""
-        return self.confidence.falsified(self.enclosure.z) if self.enclosure.empty() else None
+        """Looks at all points of the enclosure, or where none is empty as `ConfidenceSet.falsified` does."""
+        return self.confidence.falsified(self.enclosure.z if self.enclosure.empty() else None)
 
 
 @short
@@ -126,6 +126,5 @@ class EvaluationSession:
         return replace(self, confidence=confidence)
 
     def falsified(self) -> Falsification | None:
-        """Looks at the data inputs."""
-        inputs = self.confidence.model.inputs
-        return None if inputs is None else self.confidence.falsified(inputs)
+        """Looks at the data."""
+        return self.confidence.falsified()

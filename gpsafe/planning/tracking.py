@@ -18,9 +18,10 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.confidence.functionals import jet
+from gpsafe.confidence.functionals import differentiable, jet
 from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.plan_tube import Plans, PlanTube
+from gpsafe.models.gp import GP
 from gpsafe.models.low_rank import LowRankGP
 from gpsafe.policies import PolicyClass
 
@@ -103,7 +104,9 @@ def _finite(value: Tensor) -> Tensor:
 
 
 def linearised(judge: PlanTube, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Posterior mean of x⁺ (P, nx) and its Jacobians in x and u, from the judge's grid if it has one (first order there)."""
+    """Posterior mean of x⁺ (P, nx) and its Jacobians in x and u, from the judge's grid if it has one (first order there). Where
+    a kernel has no gradients (Matérn 1/2) the slopes are those of the known part.
+    """
     assert judge.confidence is not None
     model = judge.confidence.model
     known = model.prior
@@ -111,7 +114,7 @@ def linearised(judge: PlanTube, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, T
     local, offset = (None, torch.zeros_like(z)) if judge.anchors is None else judge.anchors.around(z)
     if local is None or local.mean is None:
         exact = model.exact if isinstance(model, LowRankGP) else model
-        mean, offset = jet(exact, z).mean, torch.zeros_like(z)
+        mean, offset = jet(exact, z).mean if differentiable(exact) else _flat(exact, z), torch.zeros_like(z)
     else:
         mean = local.mean
     slope = mean[..., 1:]
@@ -123,3 +126,9 @@ def linearised(judge: PlanTube, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, T
     a[..., columns, :] += slope[..., : model.nx]
     b[..., columns, :] += slope[..., model.nx :]
     return following, a, b
+
+
+def _flat(model: GP, z: Tensor) -> Tensor:
+    """Posterior means at z (P, d) beside gradients 0, (P, p, 1 + d)."""
+    mean = model.posterior(z)[0].unsqueeze(-1)
+    return torch.cat([mean, mean.new_zeros(*mean.shape[:-1], z.shape[-1])], dim=-1)

@@ -163,7 +163,7 @@ def _reached(
     except ValueError as error:
         return nothing(_told(error))
     assert confidence.model.inputs is not None
-    empty = confidence.falsified(confidence.model.inputs)
+    empty = confidence.falsified()
     if empty is not None:  # of no function everything is true
         return nothing(empty)
     try:

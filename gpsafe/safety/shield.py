@@ -316,10 +316,10 @@ class Shield:
 
 
 def _empty(judge: PlanTube, x0: Tensor) -> str | None:
-    """Where F_n is empty, in words: of the grid's anchors or, without a grid, of x_0 under the fallbacks; None if nowhere."""
-    if judge.anchors is not None:
-        points = judge.anchors.empty
-        return f"F_n is empty at {len(points)} anchors, first z = {points[0].tolist()}" if len(points) else None
+    """Where F_n is empty, in words: of the grid's anchors, and of x_0 under the fallbacks; None if nowhere."""
+    points = torch.zeros(0) if judge.anchors is None else judge.anchors.empty
+    if len(points):
+        return f"F_n is empty at {len(points)} anchors, first z = {points[0].tolist()}"
     if judge.confidence is None:
         return None
     u = inputs_at(judge.fallbacks, x0.reshape(1, 1, -1))[:, 0]

@@ -37,6 +37,7 @@ CLASSES: dict[str, type[Any]] = {
         *confidence.BOUNDS.values(),
         confidence.ConfidenceSet,
         confidence.Falsification,
+        confidence.Memberless,
         confidence.Strayed,
         *(sets.Box, sets.Ellipsoid, sets.Polytope, sets.Zonotope),
         PlainKnown,

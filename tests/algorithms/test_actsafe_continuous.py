@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpsafe.algorithms.actsafe_continuous import ContinuousActSafe
-from gpsafe.confidence import ConfidenceSet, Constant, Mixture
+from gpsafe.confidence import ConfidenceSet, Constant, Memberless, Mixture
 from gpsafe.cost.grid import Grid
 from gpsafe.cost.robust_dp import RobustDP
 from gpsafe.models import GP
@@ -119,6 +119,16 @@ def test_a_false_norm_is_reported(algorithm):
     wrong = Mixture(rkhs_norm=0.002, subgaussian=0.01, delta=0.1)
     run = algorithm.with_(bound=wrong, search=RandomSearch(4)).run(torch.Generator().manual_seed(0))
     assert run.falsified is not None and len(run.episodes) < 4
+
+
+def test_a_norm_that_no_function_fits_is_reported_though_no_point_shows_it(algorithm):
+    """Nothing crosses at the data or between them, and no function of a tenth of the norm is in the ellipsoid: five episodes
+    were flown as guaranteed by an F_n without members."""
+    wrong = Mixture(rkhs_norm=tuple((0.1 * reference_1d().rkhs_norm).tolist()), subgaussian=0.01, delta=0.1)
+    run = algorithm.with_(bound=wrong, search=RandomSearch(4), episodes=5).run(torch.Generator().manual_seed(0))
+    assert isinstance(run.falsified, Memberless) and len(run.episodes) < 5
+    axes = [torch.linspace(low, high, 40, dtype=torch.float64) for low, high in ((-2.0, 1.5), (-1.0, 1.0))]
+    assert not bool(run.confidence.empty(torch.cartesian_prod(*axes)).any())
 
 
 def test_data_that_refute_an_assumption_are_reported_before_anything_is_run(algorithm):

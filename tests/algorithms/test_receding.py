@@ -126,6 +126,14 @@ def test_an_empty_confidence_set_refutes_the_learner():
     assert learner.learn(2).told == 3 and isinstance(learner.task(), NotCertified)
 
 
+def test_a_confidence_set_without_members_refutes_the_learner_though_no_anchor_shows_it():
+    learner = continued(model=theory(norm=0.15))
+    assert not isinstance(learner.ask(), PilotedPolicy) and "no function of norm" in str(learner.falsified)
+    known = learner.known
+    assert isinstance(known, TheoryModel) and known.judge is not None and known.judge.anchors is not None
+    assert not len(known.judge.anchors.refine(known.confidence).empty)
+
+
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_push_that_no_member_explains_refutes_the_learner(step):
     """In the last step, too, after which the shield is asked no more: that episode was guaranteed."""
@@ -240,6 +248,27 @@ def test_tasks_change_nothing_that_is_learnt():
     learner.rollout(task)
     assert torch.equal(learner.ask()(swing().initial_state), untouched.ask()(swing().initial_state))
     assert learner.told == untouched.told
+
+
+def test_a_task_is_no_more_guaranteed_than_an_episode_is():
+    """A flight was left out, or another one refuted an assumption: before the task was asked for, or after."""
+    learner = continued()
+    waiting = learner.task()
+    one_episode(swing().mean, learner.ask(), swing().initial_state, torch.zeros(3, 2).double())
+    assert isinstance(waiting, EpisodePolicy) and waiting.unsound is None  # that flight may still be told
+    assert "not told" in str(learner.ask().unsound)
+    waiting(swing().initial_state)
+    for task in (waiting, learner.task()):
+        assert isinstance(task, EpisodePolicy) and "not told" in str(task.unsound)
+
+    learner = continued()
+    waiting, thrown = learner.task(), learner.task()
+    assert isinstance(waiting, PilotedPolicy) and isinstance(thrown, PilotedPolicy)
+    thrown(swing().initial_state)
+    thrown.arrived(torch.tensor([0.0, 3.0]).double())  # its last state, which no input is asked for
+    assert "beyond its one-step set" in str(learner.falsified)
+    waiting(swing().initial_state)
+    assert "refuted" in str(waiting.unsound) and "refuted" in str(thrown.unsound)
 
 
 def test_the_practical_form_refits_when_it_is_asked_and_not_before(monkeypatch):

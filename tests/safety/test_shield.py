@@ -17,6 +17,7 @@ from strategies import seeds
 
 from gpsafe.algorithms.episode import Pilot, verified_episode
 from gpsafe.confidence import ConfidenceSet, Mixture
+from gpsafe.cost.enclosure import jacobians
 from gpsafe.cost.plan_tube import Plans, PlanTube
 from gpsafe.linalg import vector
 from gpsafe.models import GP, LowRankGP
@@ -393,6 +394,27 @@ def test_candidates_are_completed_without_a_grid_for_a_low_rank_view_too():
     x = case.system.initial_state.expand(3, -1)
     low, exact = (linearised(judge, x, pushes(0, 3)[:, 0]) for judge in judges)
     assert all(torch.equal(a, b) for a, b in zip(low, exact, strict=True))
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_candidates_are_completed_for_a_kernel_without_gradients(grid):
+    """Matérn 1/2 has intervals and no slopes: every candidate was refused for that, step after step."""
+    case = case_of()
+    model = GP.create((kernels.matern(0.5, 2.0),), 1e-4, nx=2, nu=1, noise_std=case.system.noise_std,
+                      outputs=case.system.outputs, prior=case.system.known)  # fmt: skip
+    inputs, targets = case.confidence.model.inputs, case.confidence.model.targets
+    assert inputs is not None and targets is not None
+    confidence = ConfidenceSet(Mixture(rkhs_norm=0.01, subgaussian=0.01, delta=0.1))
+    rough = replace(case, confidence=confidence.update(model.condition_on(inputs, 0.01 * targets)))
+    judge = judge_of(rough, grid=grid, landing=False)
+    x, u = case.system.initial_state, vector(0.1)
+    decision, _ = shield_of(rough, judge).decide(x, u.expand(1, 1, 1), torch.tensor([1]))
+    assert decision.reason == "" and decision.source == "plan"
+    following, a, b = linearised(judge.refine(rough.confidence), x.unsqueeze(0), u.unsqueeze(0))
+    mean = rough.confidence.model.posterior(torch.cat([x, u]).unsqueeze(0))[0]
+    assert torch.allclose(following, case.system.known(x, u) + rough.confidence.model.embed(mean))
+    for slope, own in zip((a, b), jacobians(case.system.known, x.unsqueeze(0), u.unsqueeze(0)), strict=True):
+        assert torch.equal(slope, own)
 
 
 @pytest.mark.parametrize(
