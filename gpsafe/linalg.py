@@ -26,7 +26,7 @@ def alike(one: Tensor, other: Tensor) -> bool:
     """Whether two evaluations of one function agree, but for what the size of a batch changes in rounding (NaN is NaN): up to
     10⁻⁶ of themselves and 10⁻⁹ of the largest, of which small ones may be the rounding.
     """
-    sizes = other.nan_to_num(0.0, 0.0, 0.0).abs()
+    sizes = other.detach().nan_to_num(0.0, 0.0, 0.0).abs()
     largest = float(sizes.max()) if sizes.numel() else 0.0
     return torch.allclose(one, other, rtol=1e-6, atol=1e-9 * largest, equal_nan=True)
 

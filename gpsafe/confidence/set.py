@@ -314,7 +314,7 @@ class ConfidenceSet:
 
     def falsified(self, z: Tensor | None = None, *, tol: float = EMPTY) -> Falsification | None:
         """A point of z (*b, d), of the data if None, where l_n > h_n by more than the share `tol` of its size (`crossed`), the
-        worst one; or, wherever one looks, that no function of the ball is in the newest ellipsoid (§2.10). None if
+        worst one; or, wherever one looks, that no function of the ball is in the newest ellipsoid (theory §2.10). None if
         neither. NaN accuses nobody.
         """
         where, model = "ConfidenceSet.falsified", self.model
