@@ -87,7 +87,7 @@ def export_plan(certificate: Certificate) -> str:
     """
     where, problem, tube = "export_plan", certificate.problem, certificate.tube
     if not certificate.certified or tube is None:
-        raise _require.fail(where, "a certificate that holds", certificate.outcome.value)
+        raise _require.fail(where, "a certificate that holds", certificate.edited or certificate.outcome.value)
     if type(problem.model) in (GPTube, EnsembleTube):
         return export_tubes.plan(where, certificate)
     model = _linear(where, problem.model)
@@ -106,7 +106,7 @@ def export_invariance(found: Invariance) -> str:
     where = "export_invariance"
     model = _linear(where, found.model)
     if not found.certified:
-        raise _require.fail(where, "an invariance that holds", found.verdict.outcome.value)
+        raise _require.fail(where, "an invariance that holds", found.edited or found.verdict.outcome.value)
     told = {
         **_plant(model),
         "region": polytope(found.region),
