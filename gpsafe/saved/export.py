@@ -90,7 +90,7 @@ def export_plan(certificate: Certificate) -> str:
         raise _require.fail(where, "a certificate that holds", certificate.edited or certificate.outcome.value)
     if type(problem.model) in (GPTube, EnsembleTube):
         return export_tubes.plan(where, certificate)
-    model = _linear(where, problem.model)
+    model = _linear(where, problem.model, ", or a GPTube or EnsembleTube")
     evidence = {"center": numbers(tube.reference), "factor": numbers(tube.factor[0])}
     return written("plan", {**_plant(model), **law(certificate)}, evidence, certificate.assumptions)
 
@@ -139,10 +139,10 @@ def export_invariance(found: Invariance) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- plants
-def _linear(where: str, model: Any) -> LinearTube:
+def _linear(where: str, model: Any, others: str = "") -> LinearTube:
     if type(model) is not LinearTube or type(model.plant) is not AffineKnown or model.mode != "sound":
         got = f"{type(model).__name__} in {getattr(model, 'mode', 'no')} mode"
-        raise _require.fail(where, "a LinearTube of an AffineKnown in sound mode", got)
+        raise _require.fail(where, f"a LinearTube of an AffineKnown in sound mode{others}", got)
     return model
 
 

@@ -81,11 +81,14 @@ class EnsembleTube:
         _require.count("EnsembleTube", "cells", self.cells)
         plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
         bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
-        told = [
-            entry for entry in listed(self.assumptions) if not entry.endswith(BY_HAND)
-        ]  # of another radius, perhaps
-        if self.mode == "sound" and not any(entry.kind is Assumption.CALIBRATED for entry in told):
-            told = listed(Assumption.CALIBRATED(f": one member is right to within {self.radius:g} σ_m{BY_HAND}"), told)
+        # What was stated by hand is of another radius, perhaps.
+        told = [entry for entry in listed(self.assumptions) if not entry.endswith(BY_HAND)]
+        if self.mode == "paper":  # of a sound one, too: nothing is claimed any more
+            told = listed(Assumption.PAPER_TUBE(), [entry for entry in told if entry.kind is Assumption.GIVEN])
+            object.__setattr__(self, "_seal", None)
+        elif not any(entry.kind is Assumption.CALIBRATED for entry in told):
+            stated = f": one member is right to within {self.radius:g} σ_m{BY_HAND}"
+            told = listed(Assumption.CALIBRATED(stated), told)
         object.__setattr__(self, "assumptions", listed(told, bends))
         if self.steps is not None:
             _require.count("EnsembleTube", "steps", self.steps)
@@ -103,10 +106,7 @@ class EnsembleTube:
                 with which it was trained.
         """
         _require.one_of("EnsembleTube.paper", "variance", variance, ("clip", "trained"))
-        told = Assumption.PAPER_TUBE()
-        return EnsembleTube(
-            replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0, listed(told)
-        )
+        return EnsembleTube(replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0)
 
     @staticmethod
     def sound(

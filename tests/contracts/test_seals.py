@@ -163,6 +163,14 @@ def test_a_radius_stated_by_hand_is_listed():
     assert [str(entry) for entry in wider] == ["calibrated: one member is right to within 3 σ_m (stated by hand)"]
 
 
+@pytest.mark.parametrize("made", ["tube", "stated tube"])
+def test_the_published_recursion_of_a_sound_tube_claims_nothing(made):
+    plain = replace(MADE[made](), mode="paper")
+    assert [str(entry)[:10] for entry in plain.assumptions] == ["paper mode"]
+    assert plain.assumptions == EnsembleTube(ensemble()).assumptions
+    assert "(stated by hand)" in replace(plain, mode="sound").assumptions[0]
+
+
 def test_networks_that_were_trained_on_do_not_become_calibrated_by_a_copy():
     tube = copy.deepcopy(MADE["tube"]())
     tube.ensemble.network.weights[0].mul_(0.5)
