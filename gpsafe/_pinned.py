@@ -102,7 +102,7 @@ def _asked(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> Tenso
 def _same(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def numbers_of(function: Any) -> tuple[Tensor, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from gpsafe.testbed.check import Grade
 from gpsafe.tube import EnsembleTube, GPTube, core
 from gpsafe.tube import gp as gp_tube
 
-from ._defects import FACTORS, Scaled, around, replaced, times
+from ._defects import FACTORS, Scaled, around, forged, replaced, times
 
 LADDER = (0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0)
 KNOWN = "what is learned leads in R for this plant; the same bound leads, and is graded, in scenario-tubes and gaussian-tubes"
@@ -55,7 +54,7 @@ def _second(pair: tuple[Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor]
 
 
 def _nearer(tube: EnsembleTube, factor: float) -> EnsembleTube:
-    return replace(tube, radius=factor * tube.radius)
+    return forged(tube, radius=factor * tube.radius)
 
 
 def outer_sums(module: Any) -> tuple[Grade, ...]:

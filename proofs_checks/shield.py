@@ -41,7 +41,7 @@ from gpsafe.systems.task import Task
 from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict, worst_of
 
-from ._defects import FACTORS, around, graded, tube_grades
+from ._defects import FACTORS, around, forged, graded, tube_grades
 from ._edges import COMMON, Edge, edge
 
 EDGES = (*COMMON, "noise", "on a grid", "landing")
@@ -212,8 +212,8 @@ def _shorter_landing(factor: float) -> AbstractContextManager[object]:
         horizon = self.task.horizon
         found = _REFINE(replace(self, task=self.task.with_(horizon=max(1, round(factor * horizon)))), confidence)
         if found.certified is None:
-            return replace(found, task=self.task)
-        return replace(found, task=self.task, certified=torch.where(found.certified > 0, horizon, found.certified))
+            return forged(found, task=self.task)
+        return forged(found, task=self.task, certified=torch.where(found.certified > 0, horizon, found.certified))
 
     return mock.patch.object(PlanTube, "refine", refine)
 

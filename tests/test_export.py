@@ -34,6 +34,7 @@ from gpsafe.saved._certificate import written
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems import AffineKnown
 from gpsafe.tube import LinearTube
+from proofs_checks._defects import forged
 from proofs_checks.safety_filter import linear_case
 
 CHECKER = Path(gpsafe_check.__file__)
@@ -484,12 +485,18 @@ def test_what_the_format_cannot_say_is_refused():
     held = judge(base, vector(0.2, 0.1), vector(0.0), plan(*[-0.1] * 8))
     tube, plant = base.model, base.model.plant  # type: ignore[attr-defined]
     others = [OtherTube(plant, tube.half_axes), LinearTube(OtherPlant(plant.A, plant.B, plant.c), tube.half_axes)]  # type: ignore[attr-defined]
-    foreign = [replace(held, problem=replace(base, model=model)) for model in others]
+    foreign = [forged(held, problem=replace(base, model=model)) for model in others]
     refused += [
         (lambda: export_plan(lost), "certificate that holds"),
         (lambda: export_plan(paper), "LinearTube"),
-        (lambda: export_plan(foreign[0]), "LinearTube of an AffineKnown in sound mode, got OtherTube"),
-        (lambda: export_plan(foreign[1]), "LinearTube of an AffineKnown in sound mode, got LinearTube"),
+        (
+            lambda: export_plan(foreign[0]),
+            "an AffineKnown in sound mode, or a GPTube or EnsembleTube, got OtherTube",
+        ),
+        (
+            lambda: export_plan(foreign[1]),
+            "an AffineKnown in sound mode, or a GPTube or EnsembleTube, got LinearTube",
+        ),
         (lambda: export_invariance(loud), "invariance that holds"),
     ]
     for ask, message in refused:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "gpsafe"
 
 LAYERS: list[set[str]] = [
-    {"verdict", "assumptions", "_require", "_show", "_files", "_lent", "_pinned", "_threads", "linalg"},
+    {"verdict", "assumptions", "_require", "_show", "_files", "_lent", "_pinned", "_sealed", "_threads", "linalg"},
     {"sets", "rkhs", "data"},
     {"policies", "models"},
     {"systems"},

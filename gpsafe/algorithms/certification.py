@@ -112,6 +112,11 @@ class Certification:
             if not dims or len(set(dims)) != len(dims):
                 raise _require.fail(where, "distinct coordinates in dims", dims)
             object.__setattr__(self, "dims", dims)
+        if self.rest is not None:
+            if not isinstance(self.rest, tuple | list) or len(self.rest) != 2:
+                raise _require.fail(where, "a pair (x, u) as rest", type(self.rest).__name__)
+            x, u = (_require.real(where, f"{name} of rest", part) for name, part in zip("xu", self.rest, strict=True))
+            object.__setattr__(self, "rest", (x, u))
         for name in ("around", "error", "state_weight"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _require.nonnegative(where, name, getattr(self, name)))
@@ -292,6 +297,12 @@ class Certification:
 
     def _about_rest(self, system: System, tube: TubeModel) -> _Rest:
         rest, still = (system.initial_state, system.input_box.center) if self.rest is None else self.rest
+        given = () if self.rest is None else (("x", rest, system.state_box), ("u", still, system.input_box))
+        for name, point, box in given:
+            _require.shape("Certification", f"{name} of rest", point, (box.dim,))
+            if not bool(box.contains(point)):
+                limits = f"[{box.lower.tolist()}, {box.upper.tolist()}]"
+                raise _require.fail("Certification", f"{name} of rest within the system's {limits}", point.tolist())
         with torch.no_grad():
             local = tube.linearise(rest.expand(tube.num_members, -1), still.expand(tube.num_members, -1))
         dims = self._closed(tube.nx)

@@ -18,13 +18,14 @@ is symmetric and f* lies outside on one side, so does x⁺ with probability ≥ 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._sealed import Seal, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.calibration.coverage import total_std
@@ -62,6 +63,10 @@ class Bars:
     state: float
     delta: float
     assumptions: tuple[Believed, ...]
+    _seal: Seal | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        require_unbroken("Bars", self)
 
     def of_function(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Ends of the interval for f*(x, u), (*b, nx)."""
@@ -113,7 +118,7 @@ def bars(
         if held_out is None:
             raise _require.fail("bars", f"held-out rows for {scale!r}", None)
         again = RECALIBRATED[scale](model, held_out, delta=delta)
-        return Bars(again, scale, None, z, delta, again.assumptions)
+        return sealed(Bars(again, scale, None, z, delta, again.assumptions))
     if scale == "theory":
         exact = isinstance(model, GP)
         if band is None and not exact:
@@ -124,7 +129,8 @@ def bars(
         beta[outputs] = found.beta if len(found.beta) == len(outputs) else found.beta.max()
         borrowed = [] if exact else [Assumption.NOT_A_THEOREM(": β is that of a Gaussian process on the same rows")]
         gaussian = Assumption.GAUSSIAN_NOISE()  # zσ_w of the next state: sub-Gaussian noise leaves it more often
-        return Bars(model, scale, beta, z, delta, listed(found.assumptions, borrowed, gaussian))
+        return sealed(Bars(model, scale, beta, z, delta, listed(found.assumptions, borrowed, gaussian)))
     told = listed(Assumption.NOT_A_THEOREM(f": the model's own spread ({scale})"))
     constant = torch.full((model.nx,), CONSTANT, dtype=torch.float64)
-    return Bars(model, scale, constant if scale == "plain" else None, 1.0 if scale == "plain" else z, delta, told)
+    plain = scale == "plain"
+    return sealed(Bars(model, scale, constant if plain else None, 1.0 if plain else z, delta, told))

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._sealed import Seal, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.calibration.coverage import ratios, total_std
@@ -56,12 +57,19 @@ class Recalibrated(ABC):
         held_out: rows that it was not trained on.
         delta: 1 − δ is the probability at which the interval is read.
         assumptions: what the interval rests on.
+
+    What was read off the rows is about this model and these rows (and δ, where it depends on it): `dataclasses.replace` refuses
+    others.
     """
 
     model: DynamicsModel
     held_out: Transitions
     delta: float
     assumptions: tuple[Believed, ...]
+    _seal: Seal | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_unbroken(type(self).__name__, self)
 
     @property
     def nx(self) -> int:
@@ -166,7 +174,8 @@ class ScaledStd(Recalibrated):
         if not bool(torch.isfinite(factor).all()):
             raise _require.fail("ScaledStd", "a spread > 0 where the model errs", factor.tolist())
         told = listed(Assumption.SCALED_GAUSSIAN(), Assumption.EXCHANGEABLE(), Assumption.HELD_OUT())
-        return ScaledStd(model, held_out, delta, told, torch.where(factor > 0, factor, torch.ones_like(factor)))
+        found = ScaledStd(model, held_out, delta, told, torch.where(factor > 0, factor, torch.ones_like(factor)))
+        return sealed(found, free=("delta",))
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         return _stretched(self.model.predict(x, u), self.factor)
@@ -197,7 +206,7 @@ class Isotonic(Recalibrated):
         if len(t) < 5 or not bool(torch.isfinite(t).all()):
             raise _require.fail("Isotonic", "five finite residuals of a spread > 0", (len(t), t.amax(0).tolist()))
         told = listed(Assumption.SAME_SHAPE(), Assumption.EXCHANGEABLE(), Assumption.HELD_OUT())
-        return Isotonic(model, held_out, delta, told, t)
+        return sealed(Isotonic(model, held_out, delta, told, t), free=("delta",))
 
     def quantile(self, levels: Tensor) -> Tensor:
         """Q(p) of every output, (k, nx), at levels p (k,) in (0, 1)."""
@@ -285,7 +294,7 @@ class Conformal(Recalibrated):
         )
         told = listed(Assumption.EXCHANGEABLE(unit), Assumption.HELD_OUT())
         labels = None if groups is None else tuple(groups.tolist() if hasattr(groups, "tolist") else groups)
-        return Conformal(model, held_out, delta, told, multiple.expand(model.nx).clone(), outputs, labels)
+        return sealed(Conformal(model, held_out, delta, told, multiple.expand(model.nx).clone(), outputs, labels))
 
     def predict(self, x: Tensor, u: Tensor) -> Prediction:
         return _stretched(self.model.predict(x, u), self.multiple / _gaussian(self.delta))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._sealed import sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, listed
 from gpsafe.calibration.coverage import total_std
@@ -97,7 +98,7 @@ class Weighted(Recalibrated):
         scores, order = standardised(model, held_out).abs().amax(-1).sort()
         mass = _require.positive("Weighted", "ratio", ratio(held_out.z))[order]
         told = listed(Assumption.LIKELIHOOD_RATIO(), Assumption.HELD_OUT())
-        return Weighted(model, held_out, delta, told, ratio, scores, mass.cumsum(0))
+        return sealed(Weighted(model, held_out, delta, told, ratio, scores, mass.cumsum(0)), free=("delta",))
 
     def multiple(self, z: Tensor) -> Tensor:
         """q(z), (*b,)."""
@@ -152,7 +153,8 @@ class Adaptive(Recalibrated):
         never_trained_on("Adaptive", model, held_out)
         rate = _require.positive_number("Adaptive", "rate", rate)
         scores = standardised(model, held_out).abs().amax(-1).sort().values
-        return Adaptive(model, held_out, delta, listed(Assumption.FEEDBACK()), delta, rate, scores)
+        found = Adaptive(model, held_out, delta, listed(Assumption.FEEDBACK()), delta, rate, scores)
+        return sealed(found, free=("level", "scores", "steps", "misses"))
 
     @property
     def multiple(self) -> float:

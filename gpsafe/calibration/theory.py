@@ -8,12 +8,13 @@ theorem. Rows can refute it: f* inside the band and R-sub-Gaussian noise keep al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._sealed import Seal, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence import Mixture
@@ -41,6 +42,10 @@ class Theory:
     delta: float
     sound: bool
     assumptions: tuple[Believed, ...]
+    _seal: Seal | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        require_unbroken("Theory", self)
 
     def outside(self, model: GP, rows: Transitions) -> int:
         """How many of the rows have an output that refutes the band, noise granted."""
@@ -77,4 +82,4 @@ def theory_band(
     told = listed(bound.assumptions(model))
     if rkhs_norm is None:
         told = listed(told, [Assumption.NOT_A_THEOREM(f": B is {margin:g} times the norm of the posterior mean")])
-    return Theory(bound.beta(model), norm, noise, delta, sound, told)
+    return sealed(Theory(bound.beta(model), norm, noise, delta, sound, told))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from gpsafe import _require, _show
+from gpsafe._sealed import Seal, edited, require_unbroken, sealed
 from gpsafe.certify.problem import CertificationProblem, Margins, Proposal
+from gpsafe.sets.polytope import Polytope
 from gpsafe.tube.core import Tube
 from gpsafe.verdict import Outcome, Verdict
 
@@ -31,7 +33,10 @@ class Tightest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Certificate:
-    """What the judge found. Only `verdict` says whether the plan is certified.
+    """What the judge found. Only `certified` says whether the plan is certified.
+
+    The verdict is about these numbers: `dataclasses.replace` refuses others, and a plan, tube or limit that was written on
+    certifies nothing.
 
     Attributes:
         verdict: of "every constraint row exceeds its offset by at most the tolerance", with the interval of the largest excess.
@@ -62,6 +67,20 @@ class Certificate:
     seconds: float
     assumptions: tuple[str, ...]
     problem: CertificationProblem
+    _seal: Seal | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_unbroken("Certificate", self)
+
+    @property
+    def edited(self) -> str | None:
+        """What is no longer as the judge saw it; None if all is. Of the model ask `TubeModel.edited`."""
+        return edited(self)
+
+    @property
+    def limits(self) -> tuple[Polytope, ...]:
+        """X, U and X_f."""
+        return self.problem.states, self.problem.inputs, self.problem.terminal
 
     @property
     def outcome(self) -> Outcome:
@@ -70,8 +89,8 @@ class Certificate:
 
     @property
     def certified(self) -> bool:
-        """Whether the verdict HOLDS."""
-        return self.outcome is Outcome.HOLDS
+        """Whether the verdict HOLDS, of the numbers as they are now."""
+        return self.outcome is Outcome.HOLDS and self.edited is None
 
     def __repr__(self) -> str:
         told = f": {self.reason[:200]}" if self.reason else ""
@@ -131,7 +150,7 @@ def judge(
         plan = inputs
         if plan is None:
             plan = torch.full((problem.steps, problem.nu), math.nan, dtype=torch.float64, device=x0.device)
-        return Certificate(
+        found_out = Certificate(
             verdict,
             reason,
             margins,
@@ -139,13 +158,15 @@ def judge(
             tube,
             plan,
             problem.gain if tube is None else tube.gain,
-            plan[0],
+            plan[0].clone(),
             float(problem.distance(learned.to(plan), plan[0])),
             proposal,
             time.perf_counter() - start,
             problem.believed,
             problem,
         )
+        watched = ("inputs", "gain", "action", "tube", "limits")
+        return sealed(found_out, free=("distance", "proposal", "seconds"), watched=watched)
 
     def unclear(reason: str) -> Certificate:
         return answer(Verdict(-math.inf, math.inf, problem.tolerance, witness=reason), reason)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._sealed import Seal, edited, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, listed
 from gpsafe.certify.problem import CertificationProblem
@@ -148,6 +149,8 @@ class Invariance:
         cells: how many cells were evaluated.
         witness: a state of S with the largest excess known, (nx,).
         assumptions: what it rests on.
+
+    The verdict is about these parts: `dataclasses.replace` refuses others, and one that was written on certifies nothing.
     """
 
     verdict: Verdict
@@ -158,11 +161,20 @@ class Invariance:
     cells: int
     witness: Tensor
     assumptions: tuple[str, ...] = field(default=())
+    _seal: Seal | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_unbroken("Invariance", self)
+
+    @property
+    def edited(self) -> str | None:
+        """What is no longer as it was certified; None if all is. Of the model ask `TubeModel.edited`."""
+        return edited(self)
 
     @property
     def certified(self) -> bool:
-        """Whether the verdict HOLDS."""
-        return self.verdict.outcome is Outcome.HOLDS
+        """Whether the verdict HOLDS, of the parts as they are now."""
+        return self.verdict.outcome is Outcome.HOLDS and self.edited is None
 
     def concerns(self, problem: CertificationProblem) -> bool:
         """Whether S, U and the model (the same object) are those of the problem."""
@@ -194,6 +206,11 @@ def certify_invariance(problem: CertificationProblem, law: AffineLaw, *, budget:
     Raises:
         ValueError: in paper mode, where (1) is not claimed; for an empty or unbounded S; for a law of other dimensions.
     """
+    return sealed(_examined(problem, law, budget), watched=("region", "inputs", "law"))
+
+
+def _examined(problem: CertificationProblem, law: AffineLaw, budget: int) -> Invariance:
+    """See `certify_invariance`."""
     where, model = "certify_invariance", problem.model
     if problem.mode != "sound":
         raise _require.fail(where, "a model in sound mode", problem.mode)

@@ -16,6 +16,7 @@ or at the tube's own centre.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gpsafe import _require
+from gpsafe._sealed import Seal, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.confidence.set import ConfidenceSet
@@ -177,6 +179,12 @@ class PlanTube:
         landing: boxes proposed as landing sets.
         order: number of generators at which a tube is reduced.
         limit: a tube whose interval hull gets wider than this in any state is given up (refused).
+
+    Attributes:
+        confidence: F_n, see `refine`.
+        certified: the steps for which a fallback is certified from a landing set, −1 if for none, (F, boxes); by `refine`.
+        axes: states that may have an error, likewise. Both are about this judge and this F_n: where `refine` did not find them,
+            and after `dataclasses.replace`, nothing is certified to land in and all states may have one.
     """
 
     fallbacks: PolicyClass
@@ -190,6 +198,7 @@ class PlanTube:
     confidence: ConfidenceSet | None = field(default=None)
     certified: Tensor | None = None
     axes: tuple[int, ...] = ()
+    _seal: Seal | None = field(default=None)
 
     def __post_init__(self) -> None:
         noise = _require.nonnegative("PlanTube", "noise_radius", self.noise_radius).clone()
@@ -202,6 +211,9 @@ class PlanTube:
         for box in self.landing:
             if box.dim != nx:
                 raise _require.fail("PlanTube", f"landing boxes of dimension {nx}", box.dim)
+        if self._seal is None or self._seal.broken(self) is not None:  # what `refine` found is about another judge
+            for name, value in (("certified", None), ("axes", tuple(range(nx))), ("_seal", None)):
+                object.__setattr__(self, name, value)
 
     @property
     def constraint(self) -> IndicatorCost:
@@ -236,7 +248,8 @@ class PlanTube:
         anchors = None if self.anchors is None else self.anchors.refine(confidence)
         noisy = torch.nonzero(self.noise_radius).flatten().tolist()
         axes = sorted({*wide_axes(known, confidence.model.outputs), *noisy})
-        bare = replace(self, anchors=anchors, confidence=confidence, certified=None, axes=tuple(axes))
+        bare = replace(self, anchors=anchors, confidence=confidence)
+        bare = _refined(bare, None, axes)
         if not self.landing:
             return bare
         count, boxes = self.fallbacks.num, len(self.landing)
@@ -246,7 +259,7 @@ class PlanTube:
         plans = Plans.of_fallbacks(which, centers.shape[-1], self.input_box.dim)
         found = bare.verify(Zonotope(centers, torch.diag_embed(radii)), plans, horizon)
         steps = torch.where(found.admitted, torch.full_like(found.steps, horizon), torch.full_like(found.steps, -1))
-        return replace(bare, certified=steps.reshape(count, boxes))
+        return _refined(replace(bare), steps.reshape(count, boxes), axes)
 
     # ------------------------------------------------------------------ one step
     def reach(self, tube: Zonotope, plans: Plans, time: int) -> tuple[Zonotope, Tensor]:
@@ -344,6 +357,13 @@ class PlanTube:
         if self.confidence is None:
             raise _require.fail("PlanTube", "refine with a confidence set before use", "none")
         return self.confidence
+
+
+def _refined(judge: PlanTube, certified: Tensor | None, axes: Sequence[int]) -> PlanTube:
+    """One that was just made, with what was found of it."""
+    object.__setattr__(judge, "certified", certified)
+    object.__setattr__(judge, "axes", tuple(axes))
+    return sealed(judge, watched=("noise_radius", "input_box", "landing"))
 
 
 def _over(policies: PolicyClass, tube: Zonotope) -> Inputs:

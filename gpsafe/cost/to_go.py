@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._pinned import Pinned
+from gpsafe._sealed import Seal, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
@@ -30,7 +31,8 @@ class CostToGo:
         V̄_0 = 0,   V̄_k(x) = sup_cell c + max_{m ∈ box(cell)} E V̄_{k−1}(m + w),
         Q̄_k(x, u) = c(x) + max_{m ∈ box(x, u)} E V̄_{k−1}(m + w)
 
-    with the boxes and averages of :class:`RobustDP`, which round up. Build with `of`, once for each F_n.
+    with the boxes and averages of :class:`RobustDP`, which round up. Build with `of`, once for each F_n and policy:
+    `dataclasses.replace` refuses others than those of the tables, `inputs` excepted.
 
     Attributes:
         program: grid and task.
@@ -48,6 +50,10 @@ class CostToGo:
     values: Tensor
     tables: Tensor
     _pinned: Pinned = field(compare=False)
+    _seal: Seal | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        require_unbroken("CostToGo", self)
 
     @staticmethod
     def of(program: RobustDP, confidence: ConfidenceSet, policy: PolicyClass, inputs: Box) -> CostToGo:
@@ -67,7 +73,8 @@ class CostToGo:
         rows += stages(average, low[:, :n], high[:, :n], rates, horizon=program.horizon, outside_rate=ceiling)
         tables = [average(value.reshape(1, *grid.cells), k * ceiling) for k, value in enumerate(rows[:-1])]
         pinned = Pinned.of(policy, grid.centers[:: max(1, n // PINS)].unsqueeze(0))
-        return CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables), pinned)
+        made = CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables), pinned)
+        return sealed(made, free=("inputs",))
 
     @property
     def moved(self) -> str:

@@ -106,9 +106,11 @@ def known_part(where: str, prior: Prior, x: Tensor, u: Tensor) -> Tensor:
     (n, n), a column gives every state the same value.
 
     Raises:
-        ValueError: that names the shape.
+        ValueError: that names the shape, or numbers of less width than x, which is another function by their rounding.
     """
     value = prior(x, u)
+    if isinstance(value, Tensor) and value.dtype not in (torch.float64, x.dtype):
+        raise _require.fail(where, f"a prior (known part) in {torch.float64}", value.dtype)
     expected = (*_require.batch(x, u), x.shape[-1])
     if isinstance(value, Tensor) and tuple(value.shape) == expected:
         return value

@@ -163,7 +163,8 @@ class Ensemble:
             log_var_limits = linalg.vector(1e-6, 1e-2).log().unsqueeze(1).expand(2, nx).clone()
         return Ensemble(
             MLP(
-                tuple(torch.as_tensor(w).detach() for w in weights), tuple(torch.as_tensor(b).detach() for b in biases)
+                tuple(_require.floats("Ensemble", "weights", w).detach() for w in weights),
+                tuple(_require.floats("Ensemble", "biases", b).detach() for b in biases),
             ),
             nx,
             nu,

@@ -116,7 +116,7 @@ class BotorchView(Model, FantasizeMixin):
         X = self.model._query("BotorchView.posterior", X)
         mean, covariance = self._moments(X)
         if observation_noise is not False:
-            noise = self._noise() if observation_noise is True else torch.as_tensor(observation_noise)
+            noise = self._noise() if observation_noise is True else torch.as_tensor(observation_noise, dtype=mean.dtype)
             diagonal = noise.to(mean).expand(mean.shape).mT  # (*b, p, q)
             covariance = covariance + torch.diag_embed(diagonal)
         if self.num_outputs == 1:

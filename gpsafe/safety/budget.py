@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -80,7 +80,8 @@ class BudgetFilter:
         rule: "account" or "pointwise".
         surrogate: (x, u, stages left) ↦ a learner's guess of the cost-to-go, in place of Q̄ in the pointwise rule: the published
             form, never backed.
-        stage, spent, slack: t, C_t, s_t; None before the first step.
+        stage, spent, slack: t, C_t, s_t; None before the first step. Another budget in the middle of an episode moves
+            s_t by as much.
         broken: whether a step was not backed.
     """
 
@@ -92,6 +93,7 @@ class BudgetFilter:
     spent: float = 0.0
     slack: float | None = None
     broken: bool = False
+    _begun: tuple[CostToGo, float] | None = field(default=None)
 
     def __post_init__(self) -> None:
         where = "BudgetFilter"
@@ -99,6 +101,12 @@ class BudgetFilter:
         _require.one_of(where, "rule", self.rule, get_args(Rule))
         budget = self.to_go.program.task.budget if self.budget is None else self.budget
         object.__setattr__(self, "budget", _require.number(where, "budget", budget, minimum=0.0))
+        if self.slack is not None and self._begun is not None:
+            to_go, opened = self._begun
+            if to_go is not self.to_go:
+                raise _require.fail(where, "the cost-to-go with which the episode began (start begins anew)", "another")
+            object.__setattr__(self, "slack", self.slack + (self._limit - opened))
+            object.__setattr__(self, "_begun", (to_go, self._limit))
         if self.surrogate is not None and self.rule != "pointwise":
             raise _require.fail(where, "the pointwise rule with a surrogate", self.rule)
 
@@ -109,7 +117,7 @@ class BudgetFilter:
 
     def start(self) -> BudgetFilter:
         """At the start of an episode."""
-        return replace(self, stage=0, spent=0.0, slack=None, broken=False)
+        return replace(self, stage=0, spent=0.0, slack=None, broken=False, _begun=None)
 
     def decide(self, x: Tensor, learned: Tensor) -> tuple[Allowance, BudgetFilter]:
         """The input for the state x (nx,) and the proposed u_L (nu,), and the filter for the next step.
@@ -149,7 +157,9 @@ class BudgetFilter:
         slack -= price
         broken = self.broken or not self._sound or not slack >= 0.0 or bool(moved)
         now = float(task.cost.upper(x.unsqueeze(0), x.unsqueeze(0))[0])
-        after = replace(self, stage=self.stage + 1, spent=self.spent + now, slack=slack, broken=broken)
+        after = replace(
+            self, stage=self.stage + 1, spent=self.spent + now, slack=slack, broken=broken, _begun=(to_go, budget)
+        )
         return Allowance(u, source, price, slack, not broken, reason), after
 
     @property

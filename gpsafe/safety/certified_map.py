@@ -30,6 +30,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._pinned import Pinned
+from gpsafe._sealed import Seal, edited, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
@@ -69,6 +70,15 @@ class CertifiedMap:
     task: Task
     goal: Box | None
     _pinned: Pinned = field(compare=False)
+    _seal: Seal | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        require_unbroken("CertifiedMap", self)
+
+    @property
+    def edited(self) -> str | None:
+        """Which bounds were written on, or are about something else; None if all are as they were made."""
+        return edited(self)
 
     @property
     def partition(self) -> Partition:
@@ -112,9 +122,11 @@ class CertifiedMap:
         rests on an estimate, what is proven of them does not.
 
         Raises:
-            ValueError: if the policies, or F_n, are no longer those of the map.
+            ValueError: if the policies, F_n or the bounds are no longer those of the map.
         """
         self._pinned.require("CertifiedMap.refined", "policies")
+        if self.edited is not None:
+            raise _require.fail("CertifiedMap.refined", "the bounds as they were made", self.edited)
         self.cells.program.check(self.confidence)
         _require.positive("CertifiedMap.refined", "tolerance", tolerance)
         _require.count("CertifiedMap.refined", "cells", cells)
@@ -126,7 +138,8 @@ class CertifiedMap:
             parts, source = found.cells.halved(found, where)
             finer = _solved(parts, found.confidence, found.policies, found.task, found.goal)
             lower = torch.maximum(finer.lower, found.lower[:, source])
-            found = replace(finer, lower=lower, upper=torch.minimum(finer.upper, found.upper[:, source]))
+            upper = torch.minimum(finer.upper, found.upper[:, source])
+            found = _vouched(replace(finer, lower=lower, upper=upper, _seal=None))
         return found
 
     def reducible(self, tolerance: float, cells: int | None = None) -> Tensor:
@@ -191,7 +204,11 @@ def _solved(
     believed = cells.program.believed(confidence, Assumption.KNOWN_DERIVATIVES(), Assumption.COST_RANGE())
     centers = cells.program.grid.centers
     pinned = Pinned.of(policies, centers[:: max(1, len(centers) // PINS)].unsqueeze(0))
-    return CertifiedMap(cells, lower, upper, believed, confidence, policies, task, goal, pinned)
+    return _vouched(CertifiedMap(cells, lower, upper, believed, confidence, policies, task, goal, pinned))
+
+
+def _vouched(found: CertifiedMap) -> CertifiedMap:
+    return sealed(found, watched=("lower", "upper"))
 
 
 @short

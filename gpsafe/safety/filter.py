@@ -24,6 +24,9 @@ If x is, after all, in none of the tubes in which the plant must be, then a prem
 although the same inputs are applied: a plan certified with a refuted model is a guess. For probabilistic premises it may be the
 event of probability δ.
 
+Tensors can be written on. A stored plan whose numbers or limits are no longer those that were certified is forgotten, and the
+reason tells it; a backup, or its set, that is no longer what was certified is a premise that is false.
+
 That a *new* plan is found again is not claimed, and not needed. Without the invariance certificate the theorem holds for T − 1
 steps after the last certified plan; what comes later is the listed assumption. In paper mode (1) is false in general.
 """
@@ -47,6 +50,7 @@ from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.certify.judge import Certificate, judge
 from gpsafe.certify.problem import CertificationProblem, Proposal, Proposer
 from gpsafe.certify.terminal_set import Invariance
+from gpsafe.verdict import Outcome
 
 __all__ = ["Decision", "SafetyFilter", "Source"]
 
@@ -134,9 +138,9 @@ class SafetyFilter:
         self.problem.lent()
         _proposes(self.proposer)
         if self.invariance is not None:
-            if not self.invariance.certified:
+            if self.invariance.verdict.outcome is not Outcome.HOLDS:
                 raise _require.fail(where, "a certified invariance", self.invariance.verdict.outcome)
-            if not self.invariance.concerns(self.problem):
+            if self.falsified is None and not self.invariance.concerns(self.problem):
                 raise _require.fail(where, "an invariance certificate of this problem's sets and model", "another's")
         if self.backup is not None and not callable(self.backup):
             raise _require.fail(where, "a backup law x ↦ u", type(self.backup).__name__)
@@ -145,7 +149,7 @@ class SafetyFilter:
         _require.index(where, "stage", self.stage)
         _require.index(where, "failures", self.failures)
         if self.stored is not None:
-            if not (isinstance(self.stored, Certificate) and self.stored.certified):
+            if not (isinstance(self.stored, Certificate) and self.stored.outcome is Outcome.HOLDS):
                 raise _require.fail(where, "a certified plan in stored", self.stored)
             if not self.problem.asks_as(self.stored.problem):
                 raise _require.fail(where, "a stored plan certified for these sets (start forgets it)", "another's")
@@ -172,9 +176,11 @@ class SafetyFilter:
         what it lacks to work at all is an error here, not an episode without plans.
 
         Raises:
-            ValueError: see `CertificationProblem.check`.
+            ValueError: see `CertificationProblem.check`; for an invariance that was written on since it was certified.
         """
         self.problem.check()
+        if self._moved is not None:
+            raise _require.fail("SafetyFilter.start", "the invariance as it was certified", self._moved)
         prepare = getattr(self.proposer, "prepare", None)
         if prepare is not None:
             prepare(self.problem.lent())
@@ -188,8 +194,9 @@ class SafetyFilter:
         """With what the measured state x (nx,) refutes, as `decide` finds it: for the last state of an episode, in which
         nothing is decided any more. An environment that ends where a limit is left shows its leaving in that state alone.
         """
-        *_, falsified = self._whereabouts(_vector("x", x, self.problem.nx))
-        return self if falsified is None else self.refuted(falsified)
+        kept, _ = self._kept()
+        *_, falsified = kept._whereabouts(_vector("x", x, self.problem.nx))
+        return kept if falsified is None else kept.refuted(falsified)
 
     def decide(self, x: Tensor, learned: Tensor) -> tuple[Decision, SafetyFilter]:
         """The input for the measured state x (nx,) and the proposed u_L (nu,), and the filter for the next step.
@@ -208,6 +215,10 @@ class SafetyFilter:
         problem = self.problem
         x = _vector("x", x, problem.nx)
         learned = _vector("learned", learned, problem.nu)
+        kept, forgotten = self._kept()
+        if forgotten:
+            decision, following = kept.decide(x, learned)
+            return replace(decision, reason="; ".join(filter(None, (forgotten, decision.reason)))), following
         contained, members, inside, falsified = self._whereabouts(x)
         usable = bool(torch.isfinite(problem.distance(learned, torch.zeros_like(learned))))
         rest, reasons = None, []
@@ -220,8 +231,10 @@ class SafetyFilter:
             certificate, broken = self._certify(x, learned)
         reason = "; ".join(filter(None, (*reasons, broken)))
         trusted, running = falsified is None, self.stored is not None and self.stage < self._last
-        if certificate is not None and certificate.certified:
-            decision = Decision(certificate.action, "plan", trusted, 0, contained, certificate, reason, falsified)
+        if certificate is not None and certificate.outcome is Outcome.HOLDS:
+            decision = Decision(
+                certificate.action.clone(), "plan", trusted, 0, contained, certificate, reason, falsified
+            )
             fresh = torch.ones(problem.num_members, dtype=torch.bool, device=x.device)
             changed = {"stored": certificate, "stage": 1, "failures": 0, "members": fresh, "resting": False}
             return decision, replace(self, **changed, falsified=falsified)
@@ -243,6 +256,35 @@ class SafetyFilter:
         }
         return decision, replace(self, **changed, falsified=falsified)
 
+    @property
+    def _moved(self) -> str | None:
+        """What of the invariance certificate is about something else by now; None without one."""
+        sure = self.invariance
+        if sure is None:
+            return None
+        return sure.edited or (None if sure.concerns(self.problem) else "one of other sets or of another model")
+
+    def _kept(self) -> tuple[SafetyFilter, str]:
+        """Without a stored plan that was written on, or whose limits were, since it was certified; and why."""
+        if self.stored is None:
+            return self, ""
+        edited = self.stored.edited or ("" if self.problem.asks_as(self.stored.problem) else "other limits")
+        if not edited:
+            return self, ""
+        falsified = self.falsified or self._broken
+        kept = replace(self, stored=None, stage=0, members=None, falsified=falsified)
+        return kept, f"the stored plan was forgotten: expected it as it was certified, got {edited}"
+
+    @property
+    def _broken(self) -> str | None:
+        """`_moved` in the words of a refutation."""
+        moved = self._moved
+        return (
+            None
+            if moved is None
+            else f"the backup was changed: expected the invariance as it was certified, got {moved}"
+        )
+
     def _whereabouts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, bool, str | None]:
         """Is x in the stored tube, by member; who may be the right one; is x in the right one's; what is refuted.
 
@@ -253,6 +295,7 @@ class SafetyFilter:
         edited = getattr(self.problem.model, "edited", None)  # a certificate in hand speaks of what the model was
         if falsified is None and edited is not None:
             falsified = f"the model was changed: expected {edited}"
+        falsified = falsified or self._broken
         if not bool(torch.isfinite(x).all()):
             return None, None, False, falsified
         sure = self.invariance
@@ -281,14 +324,14 @@ class SafetyFilter:
         if plan is not None and stage < steps and inside:
             return _Rest("stored", plan.law(stage, x), True)
         if sure is not None and finite and bool(sure.region.contains(x)):
-            return _Rest("backup", sure.law(x), True)
+            return _Rest("backup", self._clipped(sure.law(x)), True)
         if plan is not None and stage < steps:
             u = plan.law(stage, x) if finite else plan.inputs[stage]
             return _Rest("stored", self._clipped(u), False)
         law, broken = sure.law if sure is not None else self.backup, ""
         if law is not None:
             try:
-                u = torch.as_tensor(law(x.clone())).detach().to(x, copy=True)
+                u = torch.as_tensor(law(x.clone()), dtype=x.dtype).detach().to(x, copy=True)
                 return _Rest("backup", self._clipped(_require.shape("backup", "u", u, (self.problem.nu,))), False)
             except BaseException as error:
                 if _require.stops(error):

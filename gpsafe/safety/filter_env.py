@@ -115,7 +115,11 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         else:
             measured = observation
         self._coarse |= str(getattr(measured, "dtype", "")).endswith(("float16", "float32"))
-        x = torch.as_tensor(np.array(measured, dtype=np.float64))
+        try:
+            x = torch.as_tensor(np.array(measured, dtype=np.float64))
+        except (TypeError, ValueError) as error:  # a dictionary of observations, say
+            expected = 'numbers as the state, info["state"], or a function `state`'
+            raise _require.fail("SafetyFilterWrapper", expected, f"{type(measured).__name__}: {error}") from error
         self._x = _require.shape("SafetyFilterWrapper", "state", x, (self.safety_filter.problem.nx,))
         return self._x
 
@@ -150,6 +154,7 @@ class SafetyFilterWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(sent.astype(self.env.action_space.dtype))
         due = applied if plant else channel.input(applied)
         got = np.asarray(info.get("applied", due), np.float64)
+        got = got.reshape(due.shape) if got.size == due.size else got  # of one input often a bare number
         close = 1e-12 if channel.exact else 1e-6  # the share by which tubes are widened; float32
         if got.shape != due.shape or not bool((np.abs(got - due) <= close * (self._largest + np.abs(due))).all()):
             why = f"the environment applied {got.tolist()}, not {due.tolist()}"

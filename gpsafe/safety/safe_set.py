@@ -60,6 +60,9 @@ class SafePolicySet:
         strangers = [i for i in self.witnesses if type(i) is not int or not 0 <= i < self.num]
         if strangers:
             raise _require.fail("SafePolicySet", f"members in 0..{self.num - 1}", strangers)
+        reason = unfounded(self.witnesses, self.witnesses, budget)
+        if reason is not None:
+            raise _require.fail("SafePolicySet", "members that entered within the budget", reason)
 
     @staticmethod
     def initial(num: int, members: Sequence[int] | Tensor | slice, *, budget: float) -> SafePolicySet:
@@ -145,11 +148,7 @@ class SafePolicySet:
         for key, row in record["witnesses"].items():
             value = math.nan if row["value"] is None else row["value"]
             witnesses[int(key)] = Witness(row["episode"], row["rule"], value, row["bound"], row["neighbour"])
-        found = SafePolicySet(record["num"], record["budget"], witnesses)
-        reason = unfounded(found.witnesses, found.witnesses, found.budget)
-        if reason is not None:
-            raise _require.fail("SafePolicySet.from_json", "members that entered within the budget", reason)
-        return found
+        return SafePolicySet(record["num"], record["budget"], witnesses)
 
 
 def unfounded(witnesses: Mapping[int, Witness], members: Container[int], budget: float) -> str | None:

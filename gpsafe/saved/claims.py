@@ -11,6 +11,7 @@ from gpsafe import _require
 from gpsafe.certify import Certificate, judge
 from gpsafe.safety import SafeParameters, SafePolicySet
 from gpsafe.safety.safe_set import unfounded
+from gpsafe.verdict import Outcome
 
 AGREE = 1e-9  # relative agreement between a certificate and the judge on this machine: another BLAS rounds differently
 
@@ -56,7 +57,7 @@ def _of_parameters(safe: SafeParameters) -> str | None:
 def _of_certificate(found: Certificate) -> tuple[str | None, Certificate]:
     """Why it is not so, and the certificate with margins, tube and verdict by the judge of now."""
     if found.tube is None:
-        return ("HOLDS without a tube" if found.certified else None), found
+        return ("HOLDS without a tube" if found.outcome is Outcome.HOLDS else None), found
     again = judge(found.problem, found.tube.center[0, 0], found.action, found.proposal)
     if again.outcome is not found.outcome:
         return f"{found.outcome}, where the judge finds {again.outcome}", found

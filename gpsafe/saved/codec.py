@@ -103,7 +103,7 @@ class Encoder:
 
     def _encode_class(self, value: Any, where: str) -> dict[str, Any]:
         found: dict[str, Any] = {"class": type(value).__name__}
-        names = [f.name for f in fields(value) if f.init]
+        names = [f.name for f in fields(value) if f.init and not f.name.startswith("_")]
         if isinstance(value, confidence.ConfidenceSet):  # newest first: the others are parts of it
             generations = [
                 self.encode(g, f"{where}.generations[{g.num_data} rows]") for g in reversed(value.generations)
@@ -164,7 +164,7 @@ class Decoder:
         kind = CLASSES[_require.one_of("load", f"class at {where}", name, CLASSES)]
         assert is_dataclass(kind)
         given = {key: part for key, part in tree.items() if key != "class"}
-        wanted = {f.name for f in fields(kind) if f.init}
+        wanted = {f.name for f in fields(kind) if f.init and not f.name.startswith("_")}
         if set(given) != wanted:
             raise _require.fail(
                 "load", f"the fields of {name} at {where}", f"{sorted(set(given) ^ wanted)} more or less"
@@ -175,6 +175,6 @@ class Decoder:
             found["generations"] = tuple(reversed(newest_first))
         found |= {key: self.decode(part, f"{where}.{key}") for key, part in given.items()}
         for f in fields(kind):
-            if f.init and type(found[f.name]) not in PLAIN.get(str(f.type), (type(found[f.name]),)):
+            if f.name in wanted and type(found[f.name]) not in PLAIN.get(str(f.type), (type(found[f.name]),)):
                 raise _require.fail("load", f"{f.type} {where}.{f.name}", repr(found[f.name])[:80])
         return claims.checked(kind(**found), where)

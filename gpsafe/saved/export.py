@@ -87,10 +87,10 @@ def export_plan(certificate: Certificate) -> str:
     """
     where, problem, tube = "export_plan", certificate.problem, certificate.tube
     if not certificate.certified or tube is None:
-        raise _require.fail(where, "a certificate that holds", certificate.outcome.value)
+        raise _require.fail(where, "a certificate that holds", certificate.edited or certificate.outcome.value)
     if type(problem.model) in (GPTube, EnsembleTube):
         return export_tubes.plan(where, certificate)
-    model = _linear(where, problem.model)
+    model = _linear(where, problem.model, ", or a GPTube or EnsembleTube")
     evidence = {"center": numbers(tube.reference), "factor": numbers(tube.factor[0])}
     return written("plan", {**_plant(model), **law(certificate)}, evidence, certificate.assumptions)
 
@@ -106,7 +106,7 @@ def export_invariance(found: Invariance) -> str:
     where = "export_invariance"
     model = _linear(where, found.model)
     if not found.certified:
-        raise _require.fail(where, "an invariance that holds", found.verdict.outcome.value)
+        raise _require.fail(where, "an invariance that holds", found.edited or found.verdict.outcome.value)
     told = {
         **_plant(model),
         "region": polytope(found.region),
@@ -139,10 +139,10 @@ def export_invariance(found: Invariance) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- plants
-def _linear(where: str, model: Any) -> LinearTube:
+def _linear(where: str, model: Any, others: str = "") -> LinearTube:
     if type(model) is not LinearTube or type(model.plant) is not AffineKnown or model.mode != "sound":
         got = f"{type(model).__name__} in {getattr(model, 'mode', 'no')} mode"
-        raise _require.fail(where, "a LinearTube of an AffineKnown in sound mode", got)
+        raise _require.fail(where, f"a LinearTube of an AffineKnown in sound mode{others}", got)
     return model
 
 

@@ -131,7 +131,10 @@ class Channel:
         if plant:
             ends = [self.action(end) for end in (lower, upper)]
             lower, upper = np.minimum(*ends), np.maximum(*ends)
-        slack = 4 * np.finfo(np.float64).eps * (1.0 + np.abs(lower) + np.abs(upper))  # of the divisions here
+        size = np.abs(lower) + np.abs(upper) + np.abs(self.shift / self.scale)
+        slack = 4 * np.finfo(np.float64).eps * size  # of the divisions here, in any units
+        if not self.exact:  # the ends of a float32 space are themselves rounded: 0.7 is 0.69999999
+            slack = slack + np.finfo(np.float32).eps * np.maximum(np.abs(lower), np.abs(upper))
         return bool((lower >= self.low - slack).all() and (upper <= self.high + slack).all())
 
 

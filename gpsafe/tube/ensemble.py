@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._pinned import Pinned, pinned_prior
+from gpsafe._sealed import Seal, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed, listed
 from gpsafe.cost.curvature import remainder_outer
@@ -20,6 +21,8 @@ from gpsafe.models.ensemble import Ensemble
 from gpsafe.models.gp import identity_prior, zero_prior
 from gpsafe.systems.base import KnownPart
 from gpsafe.tube.core import MODES, Linearisation, Mode
+
+BY_HAND = " (stated by hand)"
 
 
 def chi_square_radius(dim: int, delta: float, steps: int) -> float:
@@ -56,7 +59,8 @@ class EnsembleTube:
         ensemble: its `clamp` decides the spread that is used: "hard" is the published planner's.
         mode: paper or sound.
         radius: in units of σ_m; 1 in paper mode.
-        assumptions: what the radius rests on.
+        assumptions: what the radius rests on. Those of `sound` and `calibrated` speak of one ensemble, radius and number of
+            steps: `dataclasses.replace` refuses others. A radius stated by hand is listed as such.
         cells: at most this many cells cover a section in sound mode.
         steps: of a plan, over which the radius counts its events; longer plans are refused. None if it is not told.
     """
@@ -69,6 +73,7 @@ class EnsembleTube:
     steps: int | None = None
     _pinned: Pinned = field(init=False, compare=False)
     _numbers: tuple[Tensor, ...] = field(init=False, compare=False)
+    _seal: Seal | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _require.one_of("EnsembleTube", "mode", self.mode, MODES)
@@ -78,11 +83,20 @@ class EnsembleTube:
             _require.half_axes("EnsembleTube", "smallest deviation", torch.exp(0.5 * self.ensemble.log_var_limits[0]))
         plain = self.ensemble.prior is zero_prior or self.ensemble.prior is identity_prior
         bends = [] if plain or self.mode == "paper" else [Assumption.KNOWN_DERIVATIVES()]
-        object.__setattr__(self, "assumptions", listed(self.assumptions, bends))
+        # What was stated by hand is of another radius, perhaps.
+        told = [entry for entry in listed(self.assumptions) if not entry.endswith(BY_HAND)]
+        if self.mode == "paper":  # of a sound one, too: nothing is claimed any more
+            told = listed(Assumption.PAPER_TUBE(), [entry for entry in told if entry.kind is Assumption.GIVEN])
+            object.__setattr__(self, "_seal", None)
+        elif not any(entry.kind is Assumption.CALIBRATED for entry in told):
+            stated = f": one member is right to within {self.radius:g} σ_m{BY_HAND}"
+            told = listed(Assumption.CALIBRATED(stated), told)
+        object.__setattr__(self, "assumptions", listed(told, bends))
         if self.steps is not None:
             _require.count("EnsembleTube", "steps", self.steps)
         object.__setattr__(self, "_pinned", pinned_prior(self.ensemble.prior, self.nx, self.nu))
         object.__setattr__(self, "_numbers", tuple(part.detach().clone() for part in self._parts()))
+        require_unbroken("EnsembleTube", self)
 
     @staticmethod
     def paper(ensemble: Ensemble, *, variance: Literal["clip", "trained"] = "clip") -> EnsembleTube:
@@ -94,10 +108,7 @@ class EnsembleTube:
                 with which it was trained.
         """
         _require.one_of("EnsembleTube.paper", "variance", variance, ("clip", "trained"))
-        told = Assumption.PAPER_TUBE()
-        return EnsembleTube(
-            replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0, listed(told)
-        )
+        return EnsembleTube(replace(ensemble, clamp="hard" if variance == "clip" else "soft"), "paper", 1.0)
 
     @staticmethod
     def sound(
@@ -119,7 +130,7 @@ class EnsembleTube:
             ),
             Assumption.ROUNDING(),
         )
-        return EnsembleTube(ensemble, "sound", radius, told, steps=steps)
+        return _of_its_maker(EnsembleTube(ensemble, "sound", radius, told, steps=steps))
 
     @staticmethod
     def calibrated(ensemble: Ensemble, held_out: Transitions, *, steps: int, delta: float) -> EnsembleTube:
@@ -149,7 +160,7 @@ class EnsembleTube:
             Assumption.HELD_OUT(),
             Assumption.ROUNDING(),
         )
-        return EnsembleTube(ensemble, "sound", float(score[rank - 1]), told, steps=steps)
+        return _of_its_maker(EnsembleTube(ensemble, "sound", float(score[rank - 1]), told, steps=steps))
 
     @property
     def edited(self) -> str | None:
@@ -246,6 +257,10 @@ class EnsembleTube:
         std = torch.exp(0.5 * model._log_var(raw))
         hessian = hessian.reshape(self.num_members, *batch, *hessian.shape[2:]).movedim(0, -4)
         return hessian, std.reshape(self.num_members, *batch, self.nx).movedim(0, -2)
+
+
+def _of_its_maker(tube: EnsembleTube) -> EnsembleTube:
+    return sealed(tube, free=("cells",), watched=("ensemble",))
 
 
 def _cells(dim: int, budget: int, like: Tensor) -> tuple[Tensor, float]:

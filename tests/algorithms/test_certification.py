@@ -19,12 +19,13 @@ from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.rkhs import kernels
 from gpsafe.sets import Box, Polytope
 from gpsafe.systems import HingeCost, IndicatorCost, TwoLinkArm, reference_pendulum
+from gpsafe.systems.double_integrator import DoubleIntegrator
 from gpsafe.systems.drone import Drone
 from gpsafe.systems.episodic import as_episodic
 from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.warmup import warm_up_data
 from gpsafe.systems.xmpsc import SafeCartPole, SimplePendulum
-from gpsafe.tube import EnsembleTube
+from gpsafe.tube import EnsembleTube, LinearTube
 
 PENDULUM, CARTPOLE = SimplePendulum(observation_noise=0.0), SafeCartPole()
 
@@ -103,6 +104,33 @@ def test_the_coordinates_of_a_stock_plants_set_are_those_that_its_description_na
         and dims[:2] == arm.limited
         and list(dims[2:]) == torch.nonzero(still != turning).flatten().tolist()
     )
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ((vector(50.0, 0.0), vector(0.0)), "x of rest within the system's"),
+        ((vector(0.0, 0.0), vector(99.0)), "u of rest within the system's"),
+        ((vector(0.0), vector(0.0)), "x of rest of shape"),
+        ((vector(math.nan, 0.0), vector(0.0)), "finite x of rest"),
+        (vector(0.0, 0.0), "a pair"),
+    ],
+)
+def test_a_rest_outside_the_plants_limits_is_refused_in_words(rest, words):
+    """ "Box: expected lower <= upper" was what a rest outside the state box got."""
+    plant = DoubleIntegrator()
+    tube = LinearTube(plant.prior(mass_error=0.0), vector(0.006, 0.024))
+    with pytest.raises(ValueError, match=words):
+        Certification(mode="sound", feedback=None, terminal="invariant", rest=rest).invariant(plant, tube)
+
+
+def test_a_rest_may_be_given_as_lists_of_any_width():
+    plant = DoubleIntegrator()
+    tube = LinearTube(plant.prior(mass_error=0.0), vector(0.006, 0.024))
+    how = Certification(mode="sound", feedback=None, terminal="invariant")
+    pairs = ((vector(0.0, 0.0), vector(0.0)), ([0.0, 0.0], [0.0]), (torch.zeros(2), torch.zeros(1)))
+    first, *others = [replace(how, rest=pair).invariant(plant, tube) for pair in pairs]
+    assert all(torch.equal(first.H, other.H) and torch.equal(first.h, other.h) for other in others)
 
 
 def test_a_plant_that_no_input_holds_has_no_law_and_no_certificate():

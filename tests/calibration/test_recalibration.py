@@ -1,7 +1,6 @@
 """Each recalibration does what it says where its assumption holds, and fails where it is broken."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from gpsafe.models import GP, DynamicsModel, Prediction
 from gpsafe.planning.mbpo.rollouts import sampler
 from gpsafe.rkhs import kernels
 from gpsafe.verdict import clopper_pearson, clopper_pearson_upper
+from proofs_checks._defects import forged
 
 F64 = {"dtype": torch.float64}
 DELTA = 0.1
@@ -242,7 +242,7 @@ def test_exact_weights_cover_with_few_rows():
 def test_a_ratio_that_is_none_promises_nothing(wrong):
     """A negative one shortened the interval, to the least score in the end; NaN never did."""
     model = Weighted.fit(Unit(), rows(normal(0, 50)), lambda z: torch.ones_like(z[..., 0]), delta=DELTA)
-    model = replace(model, ratio=lambda z: torch.where(z[..., 0] < 0, wrong, 1.0))
+    model = forged(model, ratio=lambda z: torch.where(z[..., 0] < 0, wrong, 1.0))
     assert torch.isinf(model.multiple(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double())).tolist() == [True, False]
 
 
@@ -345,10 +345,10 @@ def test_what_learning_held_out_rows_does_to_a_conformal_interval():
         seen, held, new = (_line(count, source) for count in (40, 60, 400))
         model = GP.create(kernels.rbf([0.3, 0.3]), 1e-6, nx=1, nu=1, noise_std=torch.tensor([1e-3], **F64))
         honest = Conformal.fit(model.condition(seen), held)
-        broken = replace(honest, model=model.condition(seen + held))
+        broken = forged(honest, model=model.condition(seen + held))
         told = broken.model.predict(held.x, held.u)
         scores = (held.x_next - told.mean).abs() / total_std(told)
-        broken = replace(broken, multiple=conformal_quantile(scores, DELTA))
+        broken = forged(broken, multiple=conformal_quantile(scores, DELTA))
         for i, each in enumerate((honest, broken)):
             found[i] += float(inside(each, new).double().mean()) / 5
     assert found[0] > 0.85

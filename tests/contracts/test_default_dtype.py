@@ -4,12 +4,16 @@ Cells of a certified map did: at 513.5 cells from the end a bfloat16 is 512, and
 with probability 0.999999999.
 """
 
+import numpy as np
 import pytest
 import test_lent_tensors as lent
 import torch
 from test_lent_tensors import ONE, Returned, number
+from xmpsc_cases import double_integrator
 
 from gpsafe.cost.grid import Grid
+from gpsafe.models import Ensemble
+from gpsafe.planning.mpc import _sweeps
 from gpsafe.policies import AffinePolicies
 from gpsafe.safety import certified_map
 from gpsafe.sets import Box
@@ -63,3 +67,20 @@ def test_a_state_that_is_unsafe_is_never_safe(cells: int, limit: int, dtypes: tu
             torch.cat([torch.stack(map_.partition.boxes()).flatten(), map_.lower.flatten(), map_.upper.flatten()])
         )
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_differences_of_plans_and_numbers_in_lists_are_those_of_float64(default):
+    """A step of 10⁻⁶ is 1.01·10⁻⁶ in float16, and was one of float32 under the usual default; 0.1 in a list likewise."""
+    problem, plan = double_integrator(), np.full((8, 1), 0.1)
+
+    def asked() -> tuple[np.ndarray, torch.Tensor]:
+        rows = _sweeps.general(problem, np.array([0.3, 0.1])).linearise(plan)[1]
+        network = Ensemble.from_weights([[[[0.1, 0.2], [0.3, 0.4]]]], [[[0.5, 0.6]]], nx=1, nu=1).network  # type: ignore[arg-type]
+        return rows, network.weights[0].flatten()
+
+    rows, weights = asked()
+    assert weights.tolist() == [0.1, 0.2, 0.3, 0.4]
+    for dtype in FEW:
+        default(dtype)
+        again = asked()
+        assert np.array_equal(again[0], rows) and torch.equal(again[1], weights)

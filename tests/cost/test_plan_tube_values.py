@@ -16,6 +16,7 @@ from gpsafe.sets import Box
 from gpsafe.sets.zonotope import Zonotope
 from gpsafe.systems.base import IndicatorCost
 from gpsafe.systems.task import Task
+from proofs_checks._defects import forged
 
 NOISE = tensor([0.03, 0.05])
 
@@ -185,7 +186,7 @@ def test_landing_asks_for_the_place_the_time_the_fallback_and_the_plan():
     judge = judged()
     certified = torch.tensor([[5, -1], [-1, 3]])
     boxes = (Box(tensor([-0.2, -0.8]), tensor([0.2, 0.8])), Box(tensor([-0.5, -0.5]), tensor([0.5, 0.5])))
-    judge = replace(judge, landing=boxes, certified=certified, fallbacks=case.choose(12, 12))
+    judge = forged(judge, landing=boxes, certified=certified, fallbacks=case.choose(12, 12))
     point = Zonotope(tensor([[0.1, 0.0]]), tensor([[[0.09, 0.0], [0.0, 0.3]]]))
 
     def lands(center, fallback, time, steps, commit=0) -> bool:
@@ -208,7 +209,7 @@ def test_a_plan_that_starts_in_a_landing_set_has_landed_unless_the_constraint_is
     judge = judged()
     certified = torch.full((1, 2), HORIZON)
     inside, outside = judge.landing[0], Box(tensor([1.1, -0.5]), tensor([1.5, 0.5]))  # the edge is at 1.2
-    judge = replace(judge, landing=(inside, outside), certified=certified)
+    judge = forged(judge, landing=(inside, outside), certified=certified)
     start = Zonotope.point(tensor([[0.0, 0.0], [1.3, 0.0], [1.15, 0.0]]))
     plans = Plans.of_fallbacks(torch.tensor([0, 0, 0]), 2, 1)
     found = judge.verify(start, plans, HORIZON)
@@ -223,7 +224,7 @@ def test_a_plan_that_starts_in_a_landing_set_has_landed_unless_the_constraint_is
 def test_rounding_at_a_landing_set_grows_with_where_and_how_wide_the_tube_is(center, radius):
     judge = judged()
     box = Box(tensor([center - radius, -1.0]), tensor([center + radius, 1.0]))
-    judge = replace(judge, landing=(box,), certified=torch.tensor([[5]]))
+    judge = forged(judge, landing=(box,), certified=torch.tensor([[5]]))
     plans = Plans.of_fallbacks(torch.tensor([0, 0]), 2, 1)
     rays = torch.diag_embed(tensor([[radius - 5e-7, 0.1], [radius - 2e-6, 0.1]]))
     tube = Zonotope(tensor([center, 0.0]).expand(2, 2), rays)
@@ -303,7 +304,7 @@ def test_only_a_set_that_is_no_theorem_is_itself_believed():
 
 def test_landing_keeps_its_share_for_rounding():
     judge, plans = judged(), Plans.of_fallbacks(torch.tensor([0, 0]), 2, 1)
-    judge = replace(judge, landing=(Box(tensor([-1.0, -1.0]), tensor([1.0, 1.0])),), certified=torch.tensor([[5]]))
+    judge = forged(judge, landing=(Box(tensor([-1.0, -1.0]), tensor([1.0, 1.0])),), certified=torch.tensor([[5]]))
     size = SLACK * (0.25 + 0.75)
     rays = torch.diag_embed(0.75 - size * tensor([[0.7, 1.5], [1.5, 1.5]]))
     assert judge._inside_landing(Zonotope(tensor([[0.25, 0.25]] * 2), rays), plans, 0, 1).tolist() == [False, True]

@@ -12,6 +12,7 @@ from gpsafe.certify import judge
 from gpsafe.planning.mpc.fast import CondensedSQP
 from gpsafe.planning.mpc.tightened import Tightened
 from gpsafe.sets import Polytope
+from proofs_checks._defects import forged
 
 SIZES = Sizes(
     data=400,
@@ -68,7 +69,7 @@ def test_all_modes_meet_the_same_noise_and_proposals():
 def test_containment_is_counted(size, inside):
     plan = certified("paper")
     assert plan.tube is not None
-    plan = replace(plan, tube=replace(plan.tube, factor=size * plan.tube.factor))
+    plan = forged(plan, tube=replace(plan.tube, factor=size * plan.tube.factor))
     x = CASE.plant.initial_state
     found = followed(CASE, plan, x, x, SIZES, torch.Generator().manual_seed(0))
     assert [found[key] for key in ("real_any", "real_all", "seen_any", "seen_all")] == [inside] * 4

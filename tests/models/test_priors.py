@@ -80,6 +80,18 @@ def test_a_prior_that_writes_on_its_arguments_is_refused_at_creation(model, prio
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize(
+    "prior",
+    [lambda x, u: x.float(), lambda x, u: (9 * x).long(), lambda x, u: x > 0, lambda x, u: torch.tensor([0.1, 0.2])],
+    ids=["float32", "whole", "mask", "constant"],
+)
+def test_a_prior_of_less_width_is_refused_at_creation(model, prior):
+    """A known 0.9x in float32 is another function, by 10⁻⁸ of it and without a slope, in bounds that are rounded by 10⁻¹²."""
+    with pytest.raises(ValueError, match=r"known part\) in torch.float64"):
+        MODELS[model](prior)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
 def test_a_prior_that_cannot_be_tried_is_refused_at_its_first_use(model):
     def prior(x, u):
         if bool((x == 0).any()):

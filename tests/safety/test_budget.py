@@ -1,7 +1,6 @@
 """A budget of expected cost: the account's rule keeps it, the published one with noise does not, and neither without Q̄."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from gpsafe.systems.known import AffineKnown
 from gpsafe.systems.reference import reference_1d, reference_1d_policies
 from gpsafe.systems.task import Task
 from gpsafe.verdict import clopper_pearson
+from proofs_checks._defects import forged
 
 INPUTS = Box(torch.tensor([-2.0]), torch.tensor([2.0]))
 
@@ -180,7 +180,7 @@ def test_a_learned_critic_and_an_unchecked_set_back_nothing(gambler):
     free = BudgetFilter(gambler, rule="pointwise", surrogate=lambda x, u, left: 0.0)
     total, found = run(free, lambda x, t, g: scalar(2.0), lambda x, u: u, torch.Generator().manual_seed(0))
     assert total > 0.55 and not any(a.backed for a in found) and found[0].source == "learner"
-    wrong = replace(
+    wrong = forged(
         gambler,
         confidence=ConfidenceSet(Constant(rkhs_norm=1e-9, subgaussian=0.1, delta=0.1)).update(gambler.confidence.model),
     )

@@ -462,6 +462,49 @@ def test_an_observation_that_a_wrapper_may_change_is_not_taken_for_the_state(env
     assert all(info["filter"]["backed"] for info in pushed(kept, 1.0, 3))
 
 
+class Plain(gymnasium.Env):
+    """Tells what it applied, and its observation, as it is told to."""
+
+    def __init__(self, limit=0.7, dtype=np.float32, told=np.asarray, seen=np.asarray):
+        self.action_space, self.observation_space = spaces.Box(-limit, limit, (1,), dtype), spaces.Box(-9.0, 9.0, (2,))
+        self.told, self.seen = told, seen
+
+    def reset(self, *, seed=None, options=None):
+        return self.seen(np.zeros(2)), {}
+
+    def step(self, action):
+        return self.seen(np.zeros(2)), 0.0, False, False, {"applied": self.told(action)}
+
+
+@pytest.mark.parametrize("limit", [0.7, 1.9, 0.7e-15])
+def test_ends_of_a_float32_space_are_taken_as_they_round(limit):
+    """0.7 is 0.69999999 there, which was refused: "inputs in ±0.7 where ±0.69999999 pass"."""
+    assert float(np.float32(limit)) < limit
+    env = SafetyFilterWrapper(Plain(limit), wide(limit))
+    assert any("actions to float32" in entry for entry in env.assumptions)
+    with pytest.raises(ValueError, match="unclipped"):
+        SafetyFilterWrapper(Plain(limit), wide(1.000001 * limit))
+    with pytest.raises(ValueError, match="unclipped"):
+        SafetyFilterWrapper(Plain(float(np.float32(limit)), np.float64), wide(limit))
+
+
+@pytest.mark.parametrize("told", [lambda u: float(u[0]), lambda u: u[None], lambda u: u.tolist()])
+def test_one_input_may_be_told_in_any_shape(told):
+    env = SafetyFilterWrapper(Plain(1.0, np.float64, told), linear_filter())
+    env.reset()
+    assert (
+        "applied" not in env.step([0.2])[4]["filter"]["falsified"]
+    )  # the plant, which stands still, is another matter
+    env.env.told = lambda u: told(0.9 * np.asarray(u))
+    env.reset()
+    assert "the environment applied" in env.step([0.2])[4]["filter"]["falsified"]
+
+
+def test_an_observation_of_parts_is_refused_in_words():
+    with pytest.raises(ValueError, match="a function `state`"):
+        SafetyFilterWrapper(Plain(1.0, seen=lambda x: {"x": x}), linear_filter()).reset()
+
+
 def test_wrong_action_spaces_are_refused():
     problem, _ = linear_case()
     plane = replace(

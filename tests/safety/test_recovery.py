@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gpsafe.confidence import ConfidenceSet, Constant
 from gpsafe.cost import CostToGo
 from gpsafe.safety import BudgetFilter, RecoveryShield
+from proofs_checks._defects import forged
 from tests.safety.test_budget import gamble, scalar
 
 STEP = 0.5 * math.erfc(2 / math.sqrt(2))  # P(0.8 + w > 1), w ~ N(0, 0.1²)
@@ -55,7 +56,7 @@ def test_a_set_that_no_theorem_speaks_of_promises_nothing(gambler):
     bound = Constant(rkhs_norm=known.bound.rkhs_norm, subgaussian=0.1, value=2.0)
     guessed = ConfidenceSet(bound).update(known.model)
     assert not guessed.sound
-    unsure = RecoveryShield(replace(gambler, confidence=guessed), level=0.0, total=0.0)
+    unsure = RecoveryShield(forged(gambler, confidence=guessed), level=0.0, total=0.0)
     assert unsure.safety == 0.0 and unsure.decide(scalar(0.0), scalar(0.1))[0].source == "backup"
     assert replace(unsure, to_go=gambler).safety > 0.9
 

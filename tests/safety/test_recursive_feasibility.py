@@ -32,6 +32,7 @@ from gpsafe.safety.filter import SafetyFilter
 from gpsafe.sets import Ellipsoid
 from gpsafe.systems.reference import reference_pendulum
 from gpsafe.tube import GPTube, LinearTube, Tube
+from proofs_checks._defects import forged as planted
 
 FAILURES = ("far", "nan", "short", "breakdown", "singular", "states", "inputs", "terminal")
 
@@ -249,7 +250,7 @@ def test_pendulum_with_gp_tubes(machine):
 def forged(problem: CertificationProblem, law: AffineLaw, template: Invariance) -> Invariance:
     """A certificate that was never earned."""
     region = problem.terminal.intersect(problem.states)
-    return replace(template, region=region, inputs=problem.inputs, model=problem.model, law=law)
+    return planted(template, region=region, inputs=problem.inputs, model=problem.model, law=law)
 
 
 class ShrunkTube(Plant):

@@ -15,6 +15,7 @@ from gpsafe.sets import Box, Polytope
 from gpsafe.systems.known import AffineKnown
 from gpsafe.tube import LinearTube
 from gpsafe.verdict import Verdict
+from proofs_checks._defects import forged
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 ORIGIN, PUSH = tensor([0.0, 0.0]), tensor([0.25])
@@ -118,7 +119,7 @@ def test_members_that_were_left_once_do_not_come_back():
     decision, after = everywhere.decide(center[0, 1], PUSH)  # in one tube only, and nobody knows whose
     assert (decision.source, decision.backed, decision.falsified, after.members) == ("stored", False, None, None)
     wide = replace(safe.stored.tube, factor=100.0 * safe.stored.tube.factor)
-    known = replace(everywhere, stored=replace(safe.stored, tube=wide))
+    known = replace(everywhere, stored=forged(safe.stored, tube=wide))
     decision, after = known.decide(center[0, 1], PUSH)
     assert decision.backed and decision.falsified is None and after.members.tolist() == [True, True]
 
@@ -326,8 +327,8 @@ def test_an_invariance_that_is_not_certified_is_refused():
     problem, sure = linear_case()
     for verdict in (Verdict(-1.0, 1e-300, 0.0), Verdict(0.5, 1.0, 0.0)):
         with pytest.raises(ValueError, match="a certified invariance"):
-            SafetyFilter(problem, Moody(), replace(sure, verdict=verdict))
-    assert SafetyFilter(problem, Moody(), replace(sure, verdict=Verdict(-1.0, 0.0, 0.0))).invariance is not None
+            SafetyFilter(problem, Moody(), forged(sure, verdict=verdict))
+    assert SafetyFilter(problem, Moody(), forged(sure, verdict=Verdict(-1.0, 0.0, 0.0))).invariance is not None
 
 
 def test_the_proposer_is_made_ready_with_a_copy_of_the_problem():

@@ -48,7 +48,7 @@ def test_the_derivatives_of_a_known_part_are_listed_where_they_are_used(made):
             "calibrated": lambda: EnsembleTube.calibrated(model, rows, steps=3, delta=0.2),
             "by hand": lambda: EnsembleTube(model, "sound", 2.0),
         }[made]()
-        assert replace(tube, radius=3.0).assumptions == tube.assumptions  # listed once
+        assert replace(tube, cells=3).assumptions == tube.assumptions  # listed once
         return {entry.kind for entry in tube.assumptions}
 
     assert kinds(Parabola(50.0)) - kinds(identity_prior) == {Assumption.KNOWN_DERIVATIVES}

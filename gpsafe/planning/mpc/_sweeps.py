@@ -273,7 +273,8 @@ def general(problem: CertificationProblem, x0: Array, scale: Scale = Scale(), un
     """By the problem's own tubes, for any model: all 2·T·nu + 1 plans of central differences in one batch."""
     start, size = torch.from_numpy(x0), problem.steps * problem.nu
     step = np.resize(unit, size)
-    moves = torch.cat([torch.zeros(1, size), STEP * torch.eye(size), -STEP * torch.eye(size)]).to(torch.float64)
+    eye = torch.eye(size, dtype=torch.float64)
+    moves = STEP * torch.cat([torch.zeros_like(eye[:1]), eye, -eye])
     moves *= torch.from_numpy(step)
     moves = moves.reshape(-1, problem.steps, problem.nu)
     hard = problem.steps * (problem.states.rows + problem.inputs.rows)
