@@ -42,7 +42,9 @@ def judge_ratio(samples: Sequence[Sample], broken: bool) -> Evidence:
 
 def judge_rate(samples: Sequence[Sample], broken: bool) -> Evidence:
     """The largest rate of runs that failed among the cases, at most δ: a case that fails must not be thinned by the others."""
-    failures, trials = ([sum(case) for case in zip(*(s[key] for s in samples), strict=True)] for key in ("failures", "trials"))
+    failures, trials = (
+        [sum(case) for case in zip(*(s[key] for s in samples), strict=True)] for key in ("failures", "trials")
+    )
     level = 1 - (1 - CONFIDENCE) / len(trials)
     ends = [clopper_pearson(k, n, level) for k, n in zip(failures, trials, strict=True)]
     lower, upper = (worst_of(end[i] for end in ends) for i in (0, 1))
