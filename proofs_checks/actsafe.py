@@ -374,8 +374,8 @@ CHECKS = (
         claim="With probability ≥ 1 − δ every policy that ActSafe executes is safe: J_c(π_n, f*) ≤ d for all n.",
         source="ActSafe, Theorem 4.6; theory §4 (i)",
         assumptions=("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "S_0 safe"),
-        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*), limits valid at "
-        "every number of runs, 95 % each; a fifth of them, drawn, exploit at once and may refute alone",
+        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*), limits valid "
+        "at every number of runs, 95 % each; a fifth of them, drawn, exploit at once and may refute alone",
         control="the confidence width is set to zero and the model is exploited at once",
         shards=WHOLE,
         most=WHOLE_MOST,

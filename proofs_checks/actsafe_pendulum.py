@@ -114,8 +114,8 @@ CHECKS = (
         claim="On the pendulum twin every policy in S_n is safe: J_c(π, f*) ≤ d = 0.2.",
         source="ActSafe, Theorem 4.6; theory §3.3 and §4 (i)",
         assumptions=("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "S_0 safe"),
-        statistic="largest J_c(π, f*) in S_n, Monte Carlo: T times a Clopper–Pearson limit from above, empirical Bernstein from "
-        "below, 99 % each, union over policies and runs",
+        statistic="largest J_c(π, f*) in S_n, Monte Carlo: T times a Clopper–Pearson limit from above, empirical Bernstein "
+        "from below, 99 % each, union over policies and runs",
         control="the plant is pushed by 0.6 rad/s a step, which ‖f‖ ≤ B excludes, and the prior mean is taken for the truth",
         shards=SHARDS,
         control_shards={"quick": 1, "full": 2},

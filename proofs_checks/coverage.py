@@ -308,8 +308,8 @@ CHECKS = tuple(
         source=text[1],
         assumptions=text[2],
         statistic="largest (failure rate)/δ over random and adaptive designs and δ ∈ {0.1, 0.01}, all settings together, joint "
-        "99 % intervals; one setting may refute alone (again 99 %), and all count as failed if what is handed out for two outputs "
-        "is narrower; threshold 1",
+        "99 % intervals; one setting may refute alone (again 99 %), and all count as failed if what is handed out for two "
+        "outputs is narrower; threshold 1",
         control=text[3],
         shards=SHARDS,
         control_shards={"quick": 2, "full": 8},

@@ -175,8 +175,8 @@ CHECKS = (
         "the ends found: for bounded noise with a bias, correlated Gaussian noise, and noise of four moments",
         source="Lahr et al. 2025; theory §2.14",
         assumptions=("‖f*‖_k ≤ B (exact by construction)", "the noise's size as stated", "kernel fixed before data"),
-        statistic="largest (failure rate)/δ over laws and δ ∈ {0.1, 0.01}, joint 99 % intervals; all count as failed if the ends "
-        "once miss f* while noise keeps its limit, or if what is handed out for two outputs is narrower; threshold 1",
+        statistic="largest (failure rate)/δ over laws and δ ∈ {0.1, 0.01}, joint 99 % intervals; all count as failed if the "
+        "ends once miss f* while noise keeps its limit, or if what is handed out for two outputs is narrower; threshold 1",
         control="noise that is correlated, taken as independent (K_w = I)",
         shards=SHARDS,
         control_shards={"quick": 1, "full": 8},

@@ -363,8 +363,8 @@ CHECKS = (
         claim=f"The pendulum stays in all members' conformal tubes along a plan with probability ≥ {1 - DELTA:g}.",
         source="theory §7.1; gpsafe.tube.ensemble",
         assumptions=("calibrated: plan steps exchangeable with held-out rows",),
-        statistic="Clopper–Pearson 99 % interval of the probability to leave some member's tube, calibrated anew for every plan; "
-        "threshold δ",
+        statistic="Clopper–Pearson 99 % interval of the probability to leave some member's tube, calibrated anew for every "
+        "plan; threshold δ",
         control="the published tube: one sigma, no remainder",
         shards={"quick": 10, "full": 20},
         sample=_sample_coverage,
