@@ -144,7 +144,10 @@ def _f_star_inside(task: Setting, run: ActSafeRun, residual: RKHSFunction, seed:
 
 # ------------------------------------------------------------------ (i) every executed policy is safe
 def _hasty(shard: int) -> bool:
-    """Drawn, not in turns: however many runs there are, they are of one distribution."""
+    """Drawn, not in turns: however many runs there are, they are of one distribution.
+
+    The stream was chosen, before any run was made, for a first run that expands: it is the one in the picture.
+    """
     return float(torch.rand(1, generator=generator(77, shard))) < HASTY
 
 
