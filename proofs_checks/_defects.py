@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -31,10 +31,10 @@ FACTORS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.0)
 
 def forged(result: T, **changes: Any) -> T:
     """With other parts under the word that was said of its own, which `dataclasses.replace` refuses."""
-    found = copy.copy(result)
+    found: Any = copy.copy(result)
     for name, value in changes.items():
         object.__setattr__(found, name, value)
-    return sealed(found)
+    return sealed(found, free=[f.name for f in fields(found) if f.name not in found._seal.parts])
 
 
 def graded(term: str, names: tuple[str, ...], order: tuple[str, ...], scaled: Scaled) -> Grade:
