@@ -44,7 +44,10 @@ class Verdict:
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "threshold", "tol"):
             value = getattr(self, name)
-            if isinstance(value, (str, bool)) or not hasattr(value, "__float__"):
+            kind = str(
+                getattr(value, "dtype", type(value).__name__)
+            )  # NumPy's and torch's Booleans have a __float__, too
+            if "bool" in kind or "complex" in kind or isinstance(value, str) or not hasattr(value, "__float__"):
                 raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
             if getattr(value, "ndim", 0) or math.isnan(value):
                 raise _require.fail("Verdict", f"a number for {name}, not NaN", repr(value)[:60])
