@@ -153,7 +153,8 @@ def _table(rows: Rows) -> Table:
         "needed multiple, median", "of the uniform kind", "β", "f* within βσ at all test points", "RMSE", "noise / true noise",
     )  # fmt: skip
     caption = (
-        "Means over seeds ± 95 % Student t; shares over seeds and both kinds with 95 % Clopper–Pearson. Learnt from the backup "
+        "Means over seeds ± 95 % Student t; shares over seeds and both kinds with 95 % Clopper–Pearson, too narrow "
+        "as far as the two kinds, of which a seed's model is asked both, go together. Learnt from the backup "
         "law. β: on the line with the true norm, on the pendulum with twice the norm of the posterior mean (no theorem)."
     )
     return Table(columns, found, caption)

@@ -225,7 +225,7 @@ CAPTION = (
     "CPU ms of this machine, one thread, cold start, without building programs; the printed ones are of a 2.2 GHz i7. "
     "*paper*: IPOPT on the paper's equation (8); *published*: the released code's form; *repaired*: all repairs at once; one "
     "start each. Every proposer answers every state of its cell; ratios of totals and of medians over them, with 95 % "
-    "bootstrap intervals that draw states anew within their category. "
+    "bootstrap intervals that draw states anew within their category: given the networks, of which a seed has one set a cell. "
     f"Verdicts are the judge's, at a tolerance of {xmpsc.TOLERANCE:g} per row."
 )
 
@@ -296,7 +296,8 @@ def _starts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns += ["no plan known", "no plan: ms of the default (median / 95 % / max)"]
     caption = (
         "Best known: the least certified cost of the default, all its starts to the end, the repaired reference "
-        "and random starts; within 10⁻⁶. Shares with 95 % Clopper–Pearson intervals; CPU ms, one thread."
+        "and random starts; within 10⁻⁶. Shares with 95 % Clopper–Pearson intervals given the networks "
+        "(states of a seed share them); CPU ms, one thread."
     )
     return Table(columns=columns, rows=table, caption=caption)
 

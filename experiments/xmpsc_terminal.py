@@ -174,7 +174,8 @@ def _table(cells: Mapping[tuple[str, ...], Sequence[Row]]) -> Table:
         "CPU ms a decision (median)",
     )
     caption = (
-        "Counts with 95 % Clopper–Pearson intervals. An episode ends when the true state leaves the limits. Times of filter "
+        "Counts with 95 % Clopper–Pearson intervals, too narrow as far as episodes of a seed go together: they share a model, "
+        "and a hull grows from one to the next. An episode ends when the true state leaves the limits. Times of filter "
         "and judge, on a machine that did other work too."
     )
     return Table(columns=columns, rows=rows, caption=caption)

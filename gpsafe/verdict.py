@@ -50,7 +50,7 @@ class Verdict:
             if "bool" in kind or "complex" in kind or isinstance(value, str) or not hasattr(value, "__float__"):
                 raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
             if getattr(value, "ndim", 0) or math.isnan(value):
-                raise _require.fail("Verdict", f"a number for {name}, not NaN", repr(value)[:60])
+                raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
             object.__setattr__(self, name, float(value))  # float32 is compared as such: 0.1 in it is more than 0.1
         if math.isinf(self.threshold):
             raise _require.fail("Verdict", "a finite threshold", self.threshold)

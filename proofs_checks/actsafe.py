@@ -35,13 +35,14 @@ from gpsafe.testbed.check import Budget, Check, Evidence, Grade, Sample
 from gpsafe.verdict import Verdict, anytime_interval
 
 from ._defects import around, replaced, set_to_factor, times
+from ._regression import generator
 
 DELTA = 0.1
 CONFIDENCE = 0.95
 RUNS: Mapping[Budget, int] = {"quick": 32, "full": 200}  # 32: the fewest that can show δ = 0.1
 WHOLE: Mapping[Budget, int] = {"quick": 40, "full": 250}  # with the hasty ones
 WHOLE_MOST: Mapping[Budget, int] = {"quick": 125, "full": 500}
-HASTY = 5  # every fifth run exploits at once: there nothing but β stands between it and an unsafe policy
+HASTY = 0.2  # of the runs exploit at once: there nothing but β stands between it and an unsafe policy
 MOST: Mapping[Budget, int] = {"quick": 100, "full": 400}
 EPISODES = 12  # of a run that may expand; graded controls stop it early, which can only hide a failure
 REACHING, RUN_OUT = 30, 1.0  # of a run that is to reach R, and the share of them that is run
@@ -142,11 +143,19 @@ def _f_star_inside(task: Setting, run: ActSafeRun, residual: RKHSFunction, seed:
 
 
 # ------------------------------------------------------------------ (i) every executed policy is safe
+def _hasty(shard: int) -> bool:
+    """Drawn, not in turns: however many runs there are, they are of one distribution.
+
+    The stream was chosen, before any run was made, for a first run that expands: it is the one in the picture.
+    """
+    return float(torch.rand(1, generator=generator(77, shard))) < HASTY
+
+
 def _sample_safety(shard: int, budget: Budget, broken: bool) -> Sample:
     task = _expanding_task()
     norm = task.algorithm.bound.rkhs_norm
     bound: ConfidenceBound = task.algorithm.bound
-    hasty = broken or shard % HASTY == HASTY - 1
+    hasty = broken or _hasty(shard)
     threshold = 100.0 if hasty else 0.1  # exploitation at once; or after an expansion of about nine episodes
     if broken:  # the prior mean taken for the truth
         bound = Constant(rkhs_norm=norm, subgaussian=0.01, delta=DELTA, value=1e-6)
@@ -181,8 +190,9 @@ def _judge_safety(samples: Sequence[Sample], broken: bool) -> Evidence:
     failures = sum(s["unsafe_executed"] + s["undecided_executed"] > 0 for s in samples)
     if broken:  # one-sided the other way: only what is certainly unsafe counts against the control
         failures = sum(s["unsafe_executed"] > 0 for s in samples)
-    estimate, (lower, upper) = failures / runs, anytime_interval(failures, runs, 1 - CONFIDENCE)
-    own = [s["unsafe_executed"] > 0 for s in samples if s["hasty"]]  # which may refute alone
+    estimate, upper = failures / runs, anytime_interval(failures, runs, 1 - CONFIDENCE)[1]
+    lower = anytime_interval(failures, runs, 0.5 * (1 - CONFIDENCE))[0]
+    own = [s["unsafe_executed"] > 0 for s in samples if s["hasty"]]  # which may refute alone: the other half
     alone = anytime_interval(sum(own), len(own), 0.5 * (1 - CONFIDENCE)) if own else (0.0, 1.0)
     if alone[0] > DELTA:
         estimate, lower, upper = sum(own) / len(own), *alone
@@ -367,8 +377,8 @@ CHECKS = (
         claim="With probability ≥ 1 − δ every policy that ActSafe executes is safe: J_c(π_n, f*) ≤ d for all n.",
         source="ActSafe, Theorem 4.6; theory §4 (i)",
         assumptions=("rkhs_norm<=B (exact twin)", "gaussian noise of known variance", "S_0 safe"),
-        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*); every fifth "
-        "exploits at once, and those may refute alone",
+        statistic="share of whole runs with an executed policy not shown safe (robust sweeps with the true f*), limits valid "
+        "at every number of runs, 95 % each; a fifth of them, drawn, exploit at once and may refute alone",
         control="the confidence width is set to zero and the model is exploited at once",
         shards=WHOLE,
         most=WHOLE_MOST,
@@ -376,7 +386,7 @@ CHECKS = (
         sample=_sample_safety,
         judge=_judge_safety,
         plot=_plot_safety,
-        grades=(Grade("confidence width β", _narrower, (4, 9, 14), (0.9, 0.7, 0.5, 0.3, 0.1, 0.0)),),
+        grades=(Grade("confidence width β", _narrower, (5, 9, 12), (0.9, 0.7, 0.5, 0.3, 0.1, 0.0)),),
     ),
     Check(
         name="actsafe-monotone",
@@ -401,7 +411,8 @@ CHECKS = (
         claim=f"With probability ≥ 1 − δ, R_ε^H(S_0) ⊆ S_n at the end of 30 episodes (ε = {EPSILON}, H to the fixed point).",
         source="ActSafe, Theorem 4.6; theory §4 (vi)",
         assumptions=("rkhs_norm<=B (exact)", "gaussian noise of known variance", "S_0 safe"),
-        statistic="share of runs on random exact-norm plants in which S_n misses a policy of R_ε^H(S_0)",
+        statistic="share of runs on random exact-norm plants in which S_n misses a policy of R_ε^H(S_0), limits valid at every "
+        "number of runs, 95 % each",
         control="stop after the first episode, before anything is learned",
         shards=RUNS,
         most=MOST,

@@ -242,34 +242,39 @@ def _pendulum() -> Ensemble:
     return model.condition(_data(1500, generator))
 
 
-PATHS = {"quick": 40, "full": 400}
+PLANS = {"quick": 40, "full": 400}
+HELD = 400  # rows of a calibration
 
 
 def _sample_coverage(shard: int, budget: Budget, broken: bool) -> Sample:
-    """Does the plant leave some member's tube within the plan? Calibrated anew in each piece."""
+    """Does the plant leave some member's tube within the plan?
+
+    Each plan has a calibration of its own: plans that share one fail together, and their number is no sample size. The
+    networks are shared: the claim holds for any that the held-out rows did not train.
+    """
     model, generator = _pendulum(), torch.Generator().manual_seed(70_000 + shard)
-    used = EnsembleTube.paper(model)
-    if not broken:
-        used = EnsembleTube.calibrated(model, _data(2000, generator), steps=STEPS, delta=DELTA)
-    count = PATHS[budget]
-    x0 = torch.tensor([np.pi, 0.0]).double() + torch.tensor([1.0, 3.0]).double() * (
-        2 * torch.rand(count, 2, dtype=torch.float64, generator=generator) - 1
-    )
-    inputs = 1.6 * torch.rand(count, STEPS, 1, dtype=torch.float64, generator=generator) - 0.8
-    tube = propagate(used, x0, inputs, torch.full((1, 2), -0.5).double())
-    x, inside, within = x0, torch.ones(count, 3, dtype=torch.bool), []
-    for k in range(STEPS):
-        u = inputs[:, k] + (x - tube.reference[:, k]) @ tube.gain[k].mT
-        x = TRUTH(x, u) + 0.02 * _draw(generator, count, 2)
-        gauge = Ellipsoid(tube.center[:, :, k + 1], tube.factor[:, :, k + 1]).gauge(x.unsqueeze(1))
-        inside &= gauge <= 1
-        within.append(float((gauge <= 1).double().mean()))
-    size = Ellipsoid(tube.center[:, :, -1], tube.factor[:, :, -1]).radius.median(0).values.mean(0)
+    count, law = PLANS[budget], torch.full((1, 2), -0.5).double()
+    middle, half = torch.tensor([np.pi, 0.0]).double(), torch.tensor([1.0, 3.0]).double()
+    left, within, sizes = 0, torch.zeros(STEPS, dtype=torch.float64), []
+    for _ in range(count):
+        used = EnsembleTube.paper(model)
+        if not broken:
+            used = EnsembleTube.calibrated(model, _data(HELD, generator), steps=STEPS, delta=DELTA)
+        x = middle + half * (2 * torch.rand(2, dtype=torch.float64, generator=generator) - 1)
+        inputs = 1.6 * torch.rand(STEPS, 1, dtype=torch.float64, generator=generator) - 0.8
+        tube, path = propagate(used, x, inputs, law), []
+        for k in range(STEPS):
+            x = TRUTH(x, inputs[k] + tube.gain[k] @ (x - tube.reference[k])) + 0.02 * _draw(generator, 2)
+            path.append(x)
+        inside = Ellipsoid(tube.center[:, 1:], tube.factor[:, 1:]).gauge(torch.stack(path)) <= 1
+        left += not bool(inside.all())
+        within += inside.double().mean(0)
+        sizes.append(Ellipsoid(tube.center[:, -1], tube.factor[:, -1]).radius)
     return {
-        "left": int((~inside.all(-1)).sum()),
+        "left": left,
         "trials": count,
-        "within": within,
-        "last_radius": size.tolist(),
+        "within": (within / count).tolist(),
+        "last_radius": torch.stack(sizes).median(0).values.mean(0).tolist(),
     }
 
 
@@ -358,7 +363,8 @@ CHECKS = (
         claim=f"The pendulum stays in all members' conformal tubes along a plan with probability ≥ {1 - DELTA:g}.",
         source="theory §7.1; gpsafe.tube.ensemble",
         assumptions=("calibrated: plan steps exchangeable with held-out rows",),
-        statistic="Clopper–Pearson 99 % interval of the probability to leave some member's tube; threshold δ",
+        statistic="Clopper–Pearson 99 % interval of the probability to leave some member's tube, calibrated anew for every "
+        "plan; threshold δ",
         control="the published tube: one sigma, no remainder",
         shards={"quick": 10, "full": 20},
         sample=_sample_coverage,

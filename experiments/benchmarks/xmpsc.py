@@ -19,7 +19,10 @@ from .common import Record, Settings, benchmark
 
 @benchmark("certificate")
 def certificate(settings: Settings) -> Record:
-    """CPU ms of a cold search, and the ratios of totals and medians to the condensed SQP over the same states."""
+    """CPU ms of a cold search, and the ratios of totals and medians to the condensed SQP over the same states.
+
+    One set of networks: intervals of the ratios draw states anew and speak of these networks.
+    """
     plant = SimplePendulum()
     states, width, members, data, steps = (3, 6, 1, 200, 20) if settings.quick else (5, 20, 5, 8000, 2000)
     question = xmpsc.problem(plant, states, width, members, data, steps, 0)

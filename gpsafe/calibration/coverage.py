@@ -26,9 +26,11 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._show import short
-from gpsafe.calibration.resampling import members
+from gpsafe.calibration.resampling import Estimated, bootstrap, members, numbered
 from gpsafe.models import Normalizer, Prediction
 from gpsafe.verdict import clopper_pearson
+
+RESAMPLES = 200  # of the interval of a share
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,23 @@ class Rate:
     def of(inside: Tensor) -> Rate:
         """Of Booleans, every entry a trial."""
         return Rate(int(inside.sum()), inside.numel())
+
+
+def not_certain(share: Estimated) -> Estimated:
+    """A share of which every resample is the same (all, or none): the interval of Clopper and Pearson for as many units."""
+    if float(share.low) < float(share.high):
+        return share
+    low, high = Rate(round(float(share.value) * share.units), share.units).interval(share.confidence)
+    ends = torch.tensor([min(low, float(share.low)), max(high, float(share.high))], dtype=torch.float64)
+    return Estimated(share.value, ends[0], ends[1], share.units, share.confidence)
+
+
+def share_inside(inside: Tensor, groups: Any = None, *, generator: torch.Generator | int = 0) -> Estimated:
+    """Share of all entries of `inside` (n, *b), Boolean, with its 95 % bootstrap interval over rows, or groups of rows."""
+    rows = inside.double().flatten(1).sum(1) if inside.ndim > 1 else inside.double()
+    unit = numbered("share_inside", groups, len(rows)).unique(return_inverse=True)[1]
+    hits, size = torch.bincount(unit, rows), torch.bincount(unit).double() * (inside.numel() / len(rows))
+    return not_certain(bootstrap(lambda k, n: k.sum() / n.sum(), hits, size, resamples=RESAMPLES, generator=generator))
 
 
 def total_std(prediction: Prediction) -> Tensor:
@@ -116,7 +135,10 @@ def distance_to_data(z: Tensor, seen: Tensor, *, chunk: int = 512) -> Tensor:
 @short
 @dataclass(frozen=True, slots=True, eq=False)
 class Shell:
-    """Points whose distance to the data lies in [low, high): coverage there, κ* there, mean σ and root mean square error."""
+    """Points whose distance to the data lies in [low, high): coverage there, κ* there, mean σ and root mean square error.
+
+    `inside` is the share of `rate` with an interval over units, as rows of one trajectory and outputs of one row are no trials.
+    """
 
     low: float
     high: float
@@ -124,17 +146,20 @@ class Shell:
     needed: float
     std: float
     rmse: float
+    inside: Estimated
 
 
 def shells(
-    y: Tensor, mean: Tensor, std: Tensor, scale: Tensor | float, distance: Tensor, *, edges: Sequence[float] | int = 4
-) -> tuple[Shell, ...]:
+    y: Tensor, mean: Tensor, std: Tensor, scale: Tensor | float, distance: Tensor, groups: Any = None, *,
+    edges: Sequence[float] | int = 4,
+) -> tuple[Shell, ...]:  # fmt: skip
     """Coverage by distance to the data.
 
     Args:
         y, mean, std: (n, *b).
         scale: κ.
         distance: (n,), for example of `distance_to_data`.
+        groups: (n,), equal labels belong together, see `share_inside`; None: every row for itself.
         edges: increasing limits of the shells, or how many shells of equally many points.
     """
     where = "shells"
@@ -149,13 +174,14 @@ def shells(
             raise _require.fail(where, "at least two increasing edges", limits)
     inside, found = ratios(y, mean, std), []
     held = inside <= _scale(where, scale)
+    unit = numbered(where, groups, len(held))
     for low, high in itertools.pairwise(limits):
         rows = (distance >= low) & (distance < high)
         if bool(rows.any()):
             error = (y - mean)[rows].square().mean().sqrt()
             worst = float(inside[rows].max())
-            shell = Shell(low, high, Rate.of(held[rows]), worst, float(std.expand(y.shape)[rows].mean()), float(error))
-            found.append(shell)
+            spread, share = float(std.expand(y.shape)[rows].mean()), share_inside(held[rows], unit[rows])
+            found.append(Shell(low, high, Rate.of(held[rows]), worst, spread, float(error), share))
     return tuple(found)
 
 

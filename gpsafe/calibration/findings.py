@@ -34,7 +34,7 @@ class Assessment:
         everywhere: units with all rows and outputs inside 1 − δ.
         needed: the multiple of σ at which all rows and outputs of all units would be inside.
         shells: by distance to the training rows.
-        ahead: share inside after ten steps in open loop, None without trajectories.
+        ahead: share inside after ten steps in open loop, with an interval over trajectories; None without any.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Assessment:
     everywhere: Rate
     needed: float
     shells: tuple[Shell, ...]
-    ahead: Rate | None
+    ahead: Estimated | None
 
     @property
     def stretch(self) -> Estimated:
@@ -128,7 +128,7 @@ class Findings:
             for name, value in (*one.scores.items(), ("inside", one.inside_interval)):
                 row |= {name: float(value.value), f"{name}_low": float(value.low), f"{name}_high": float(value.high)}
             row |= {"everywhere": one.everywhere.value, "units": one.everywhere.n, "needed": one.needed}
-            found.append(row | {"ahead": None if one.ahead is None else one.ahead.value})
+            found.append(row | {"ahead": None if one.ahead is None else float(one.ahead.value)})
         return found
 
     def _repr_html_(self) -> str:

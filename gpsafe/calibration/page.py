@@ -146,9 +146,7 @@ def _theory(study: Findings) -> str:
 
 
 def _row(one: Assessment) -> str:
-    ahead = (
-        "–" if one.ahead is None else f"{one.ahead.value:.1%}<span class=range>{_range(one.ahead.interval())}</span>"
-    )
+    ahead = "–" if one.ahead is None else _percent(one.ahead)
     every = f"{one.everywhere.value:.1%}<span class=range>{_range(one.everywhere.interval())}</span>"
     names = ("stretch", "rmse", "width", "ece", "area", "nll", "crps", "energy", "interval_score")
     bars = "as fitted" if one.recalibration == "none" else one.recalibration
@@ -214,7 +212,7 @@ def _shells(figure: Figure, study: Findings) -> None:
         found = study.of(name).shells
         for j, shell in enumerate(found):
             place = i + 0.17 * (j - (len(found) - 1) / 2)
-            low, high = shell.rate.interval()
+            low, high = float(shell.inside.low), float(shell.inside.high)
             colour = shades[round(j * (len(shades) - 1) / max(1, len(found) - 1))]
             axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
             axes.plot([shell.rate.value], [place], "o", color=colour, markersize=4.5)

@@ -93,13 +93,21 @@ def members(where: str, groups: Any, count: int) -> tuple[Tensor, ...]:
     """Positions of the rows of every group, in order of first appearance; every row for itself if there are none."""
     if groups is None:
         return tuple(torch.arange(count).split(1))
+    found: dict[int, list[int]] = {}
+    for i, label in enumerate(numbered(where, groups, count).tolist()):
+        found.setdefault(label, []).append(i)
+    return tuple(torch.tensor(rows) for rows in found.values())
+
+
+def numbered(where: str, groups: Any, count: int) -> Tensor:
+    """The group of every row, numbered in order of first appearance, (count,)."""
+    if groups is None:
+        return torch.arange(count)
     labels = groups.tolist() if hasattr(groups, "tolist") else list(groups)
     if len(labels) != count:
         raise _require.fail(where, f"{count} labels in groups", len(labels))
-    found: dict[Any, list[int]] = {}
-    for i, label in enumerate(labels):
-        found.setdefault(label, []).append(i)
-    return tuple(torch.tensor(rows) for rows in found.values())
+    found: dict[Any, int] = {}
+    return torch.tensor([found.setdefault(label, len(found)) for label in labels], dtype=torch.int64)
 
 
 def _accelerated(level: Tensor, value: Tensor, ordered: Tensor, left: Tensor) -> Tensor:

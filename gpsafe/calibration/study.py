@@ -267,45 +267,39 @@ def _assess(
         n: Estimated(whole.value[i], whole.low[i], whole.high[i], whole.units, whole.confidence)
         for i, n in enumerate((*rows, *curves))
     }
-    inside = _not_certain(scores.pop("inside"))
+    inside = coverage.not_certain(scores.pop("inside"))
     held_rows = held.all(-1)
     places = members("calibrate", ids, len(test))
     everywhere = Rate(sum(bool(held_rows[p].all()) for p in places), len(places))
     expected, observed = metrics.reliability(y.flatten(), mean.flatten(), std.flatten(), num_bins=50)
     return Assessment(
         name, kind, scores, Rate.of(held), inside, torch.stack([expected, observed]), everywhere,
-        float(coverage.needed_scale(y, mean, std)), coverage.shells(y, mean, std, quantile, distance),
+        float(coverage.needed_scale(y, mean, std)), coverage.shells(y, mean, std, quantile, distance, ids),
         _ahead(model, test, ids, quantile, seed) if kind in ("none", "conformal") else None,
     )  # fmt: skip
 
 
-def _not_certain(share: Estimated) -> Estimated:
-    """A share of which every resample is the same (all, or none): the interval of Clopper and Pearson for as many units."""
-    if float(share.low) < float(share.high):
-        return share
-    low, high = Rate(round(float(share.value) * share.units), share.units).interval(share.confidence)
-    ends = torch.tensor([min(low, float(share.low)), max(high, float(share.high))], dtype=torch.float64)
-    return Estimated(share.value, ends[0], ends[1], share.units, share.confidence)
-
-
-def _ahead(model: DynamicsModel, test: Transitions, ids: list[Any] | None, quantile: float, seed: int) -> Rate | None:
+def _ahead(
+    model: DynamicsModel, test: Transitions, ids: list[Any] | None, quantile: float, seed: int
+) -> Estimated | None:
     """Open loop over windows of successive rows: states after `HORIZON` steps inside the Gaussian bars of the particles."""
     if ids is None:
         return None
-    starts = []
-    for rows in members("calibrate", ids, len(test)):
+    starts, labels = [], []
+    for label, rows in enumerate(members("calibrate", ids, len(test))):
         first = 0
         while first + HORIZON <= len(rows):
             window = rows[first : first + HORIZON]
             if torch.equal(test.x_next[window[:-1]], test.x[window[1:]]):
                 starts.append(window)
+                labels.append(label)
             first += HORIZON
     if not starts:
         return None
     index = torch.stack(starts[:40])
     generator = torch.Generator().manual_seed(seed + 7)
     mean, std = moments(model, test.x[index[:, 0]], test.u[index], num=20, generator=generator)
-    if not bool(torch.isfinite(mean[:, -1]).all()):
-        return Rate(0, mean[:, -1].numel())
     student = quantile * math.sqrt(1 + 1 / 20)
-    return coverage.pointwise(test.x_next[index[:, -1]], mean[:, -1], std[:, -1], student)
+    held = coverage.ratios(test.x_next[index[:, -1]], mean[:, -1], std[:, -1]) <= student
+    held = held & bool(torch.isfinite(mean[:, -1]).all())
+    return coverage.share_inside(held, labels[: len(held)], generator=seed)

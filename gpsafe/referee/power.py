@@ -61,21 +61,23 @@ class Power:
 
 
 def members(kernel: Kernel, z: Tensor, norm: float, count: int, generator: torch.Generator) -> Tensor:
-    """Values at z (n, d) of random functions of exactly this norm, (n, count)."""
-    chosen = torch.randint(len(z), (min(CENTRES, len(z)),), generator=generator)
-    gram, cross = kernels.cross(kernel, z[chosen], z[chosen]), kernels.cross(kernel, z, z[chosen])
-    weights = torch.randn(len(chosen), count, dtype=torch.float64, generator=generator)
-    size = (weights * (gram @ weights)).sum(0).clamp_min(1e-300).sqrt()
-    return cross @ (weights * (norm / size))
+    """Values at z (n, d) of random functions of exactly this norm, each with centres of its own, (n, count)."""
+
+    def member() -> Tensor:
+        chosen = torch.randint(len(z), (min(CENTRES, len(z)),), generator=generator)
+        gram, cross = kernels.cross(kernel, z[chosen], z[chosen]), kernels.cross(kernel, z, z[chosen])
+        weights = torch.randn(len(chosen), dtype=torch.float64, generator=generator)
+        return cross @ (weights * (norm / (weights @ gram @ weights).clamp_min(1e-300).sqrt()))
+
+    return torch.stack([member() for _ in range(count)], dim=-1)
 
 
 def columns(design: Design, count: int, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
     """Defect and observations (n, count). Without a stated norm there is nothing to make up."""
     z, noise, norm = design.z, design.noise, design.norm
 
-    def functions(kernel: Kernel, norm: float) -> Tensor:  # several draws of centres
-        parts = [members(kernel, z, norm, len(c), generator) for c in torch.arange(count).split(4)]
-        return torch.cat(parts, -1)
+    def functions(kernel: Kernel, norm: float) -> Tensor:
+        return members(kernel, z, norm, count, generator)
 
     def normal() -> Tensor:
         return torch.randn(len(z), count, dtype=torch.float64, generator=generator)

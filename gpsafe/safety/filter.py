@@ -324,7 +324,8 @@ class SafetyFilter:
         if plan is not None and stage < steps and inside:
             return _Rest("stored", plan.law(stage, x), True)
         if sure is not None and finite and bool(sure.region.contains(x)):
-            return _Rest("backup", self._clipped(sure.law(x)), True)
+            u = sure.law(x)  # in U, as certified, unless what was certified has been changed
+            return _Rest("backup", u if self._broken is None else self._clipped(u), True)
         if plan is not None and stage < steps:
             u = plan.law(stage, x) if finite else plan.inputs[stage]
             return _Rest("stored", self._clipped(u), False)

@@ -59,6 +59,16 @@ def test_rates_carry_exact_intervals():
     assert str(Rate(9, 10)).startswith("0.900 [0.5")
 
 
+def test_a_share_of_shells_has_an_interval_over_trajectories():
+    """Four trajectories of 100 rows, one of them wholly outside: four trials, not four hundred."""
+    y, distance = torch.tensor([0.0, 0.0, 0.0, 9.0], **F64).repeat_interleave(100), torch.arange(400, **F64) % 100
+    ids, none = [f"run {i // 100}" for i in range(400)], torch.zeros(400, **F64)
+    for shell in calibration.shells(y, none, torch.ones(400, **F64), 2.0, distance, ids, edges=2):
+        low, high = shell.rate.interval()
+        assert (float(shell.inside.value), shell.inside.units) == (shell.rate.value, 4) == (0.75, 4)
+        assert float(shell.inside.low) <= 0.25 < low < high < 1.0 == float(shell.inside.high)
+
+
 def test_shells_see_what_the_average_hides():
     z, seen = torch.linspace(-3, 3, 400, **F64).unsqueeze(1), torch.linspace(-1, 1, 50, **F64).unsqueeze(1)
     mean, std = torch.zeros(400, **F64), torch.ones(400, **F64)
@@ -71,6 +81,7 @@ def test_shells_see_what_the_average_hides():
     assert float(far.min()) < 1e-2 and float(far.max()) == pytest.approx(2 / float(seen.std(0, correction=0)), rel=1e-3)
     two = calibration.shells(y, mean, std, 2.0, far, edges=[0.0, 0.5, 10.0])
     assert [s.low for s in two] == [0.0, 0.5]
+    assert two[0].inside.units == two[0].rate.n and float(two[0].inside.low) <= two[0].rate.value
     with pytest.raises(ValueError, match="increasing edges"):
         calibration.shells(y, mean, std, 2.0, far, edges=[1.0, 0.5])
 

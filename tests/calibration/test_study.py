@@ -140,7 +140,7 @@ def test_trajectories_are_split_as_wholes_and_rolled_out():
     found = gs.calibrate(data, ids=labels, **TOLD | {"noise_std": torch.tensor([0.05], **F64)})
     assert found.rows == (8 * 12, 4 * 12, 4 * 12) and found.units == (4, "trajectories")
     one = found.of("laplace")
-    assert one.everywhere.n == 4 and one.ahead is not None and one.ahead.n == 4
+    assert one.everywhere.n == 4 and one.ahead is not None and one.ahead.units == 4
     assert one.inside_interval.units == 4
     few, labels = walk(2, 60)
     noted = gs.calibrate(few, ids=labels, **TOLD | {"noise_std": torch.tensor([0.05], **F64)}).notes

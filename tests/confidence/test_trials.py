@@ -14,7 +14,8 @@ from gpsafe.confidence import AbbasiYadkori, ConvexProgram, Lederer, Mixture
 from gpsafe.models.gp import GP
 from gpsafe.rkhs import RKHSFunction, kernels
 from gpsafe.verdict import Outcome
-from proofs_checks import coverage, falsification, info_gain, widths
+from proofs_checks import _coverage, coverage, falsification, info_gain, widths
+from proofs_checks._defects import scaled_argument
 from proofs_checks._regression import MODES, Run, Setting, functions, generator, rate_verdict, simulate
 
 SETTINGS = (
@@ -90,6 +91,14 @@ def test_batched_convex_set_agrees_with_the_class():
         errors = run.y[trial] - run.f[trial, run.picks[trial]]
         if float(errors.square().sum()) > float(program.radius_sq) * (1 + 1e-9):
             assert bool(failed[trial])
+
+
+def test_one_interval_that_misses_its_set_counts_for_all_trials():
+    """Intervals are computed for a few trials only: a share of these would be thinned by the rest."""
+    run = simulate(Setting(nu=2.5, lengthscale=0.15, noise_std=0.05, regularizer=2.0), 20, "random", generator(12))
+    assert not bool(coverage.convex(run, 0.1, duals=2)[0].any())
+    with scaled_argument(_coverage, "Program", "norm")(0.5):
+        assert bool(coverage.convex(run, 0.1, duals=2)[0].all())
 
 
 def test_batched_lederer_bound_is_at_most_the_class_width():

@@ -96,27 +96,6 @@ def test_nobody_writes_on_what_a_known_part_was_given_or_gives(name: str, consta
     assert all(torch.equal(found[0], one) for one in found[1:])
 
 
-class Short(Returned):
-    """A constant of fewer digits than a float64 has: a third in float32."""
-
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        return torch.tensor([1.0 / 3.0], dtype=torch.float32).expand(x.shape)
-
-
-class Long(Short):
-    """The same number in float64."""
-
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        return Short.__call__(self, x, u).double()
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_a_known_part_of_few_digits_leaves_the_others_theirs(name: str):
-    task = Task(number(0.1), 4, IndicatorCost(ONE, number(1.2)), 0.1, number(0.01))
-    few, all_ = (ASKED[name](learned(kind(constant=True, own=True)), task, number(0.1)) for kind in (Short, Long))
-    assert torch.equal(few, all_)
-
-
 def test_a_derived_known_part_that_is_x_leaves_the_task_alone():
     """As a user writes it. The first answer moved x_0 by a step of the residual, and the second was about that x_0."""
     known = derived_known(lambda x, u: x, states=([-2.0], [2.0]), inputs=([-1.0], [1.0]))

@@ -29,12 +29,20 @@ def design(rows=ROWS, dim=1, chained=True, **changes) -> Design:
 
 def observed(given: Design, *, norm=NORM, noise=NOISE, kernel=None, rho=0.0, count=TRIALS, seed=1, heavy=False):
     generator = torch.Generator().manual_seed(seed)
-    parts = [power.members(kernel or given.kernel, given.z, norm, 1, generator) for _ in range(count)]
+    f = power.members(kernel or given.kernel, given.z, norm, count, generator)
     white = torch.randn(len(given.z), count, dtype=torch.float64, generator=generator)
     if heavy:  # one row in twenty
         rare = torch.rand(white.shape, dtype=torch.float64, generator=generator) < 0.05
         white = white * torch.where(rare, 12.0, 1.0)
-    return torch.cat(parts, -1) + noise * power.remembering(given.links, white, rho)
+    return f + noise * power.remembering(given.links, white, rho)
+
+
+def test_made_up_functions_share_no_centres(monkeypatch):
+    """Those that share them are refuted together: forty would be ten trials."""
+    monkeypatch.setattr(power, "CENTRES", 1)
+    given = design()
+    f = power.members(given.kernel, given.z, NORM, 8, torch.Generator().manual_seed(2))
+    assert len(f.abs().argmax(0).unique()) > 5
 
 
 @cache

@@ -76,7 +76,7 @@ def test_a_record_with_a_member_that_did_not_enter_is_refused(change):
     upper = torch.tensor([0.1, 0.9, torch.inf, 0.3], dtype=torch.float64)
     record = SafePolicySet.initial(4, [1], budget=0.2).expand(upper, episode=1, bound="robust-dp").to_json()
     record["witnesses"]["0"].update(change)
-    with pytest.raises(ValueError, match=r"from_json: expected members .*\b0\b"):
+    with pytest.raises(ValueError, match=r"SafePolicySet: expected members .*\b0\b"):
         SafePolicySet.from_json(record)
 
 

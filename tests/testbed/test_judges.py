@@ -9,8 +9,9 @@ import torch
 
 from gpsafe.testbed import store
 from gpsafe.testbed.check import Evidence, discover
+from gpsafe.tube import EnsembleTube
 from gpsafe.verdict import Outcome, Verdict, worst_of
-from proofs_checks import _coverage, xmpsc_assumptions
+from proofs_checks import _coverage, actsafe_expansion, noise_energy, xmpsc, xmpsc_assumptions
 
 CHECKS = discover()
 # A piece of these takes less than a second, and its statistic is a number, no count.
@@ -104,3 +105,45 @@ def test_a_step_that_is_no_number_is_above_its_bound(monkeypatch):
 
     monkeypatch.setattr(type(plant), "mean", struck)
     assert (calm["failures"], xmpsc_assumptions.moves(0, "quick", False)["failures"]) == (0, 1)
+
+
+def test_every_plan_has_a_calibration_of_its_own(monkeypatch):
+    made, plans, calibrated = [], 3, EnsembleTube.calibrated
+    monkeypatch.setitem(xmpsc.PLANS, "quick", plans)
+    monkeypatch.setattr(
+        EnsembleTube, "calibrated", staticmethod(lambda *a, **k: made.append(calibrated(*a, **k)) or made[-1])
+    )
+    assert xmpsc._sample_coverage(0, "quick", False)["trials"] == plans
+    assert len({tube.radius for tube in made}) == plans
+
+
+@pytest.mark.parametrize(("sample", "states"), [(xmpsc_assumptions.strays, 1), (xmpsc_assumptions.moves, 2)])
+def test_trials_are_of_blocks_of_their_own(sample, states, monkeypatch):
+    """Rows of one block are one episode's: as many trials as there are of them would be too many."""
+    blocks, recorded = [], xmpsc_assumptions.warm_up_data
+    monkeypatch.setattr(xmpsc_assumptions, "EPISODES", 20)
+
+    def counted(plant: Any, transitions: int, seed: int) -> Any:
+        blocks.append(transitions // plant.horizon)
+        return recorded(plant, transitions, seed)
+
+    monkeypatch.setattr(xmpsc_assumptions, "warm_up_data", counted)
+    assert sample(0, "quick", False)["trials"] * states == blocks[-1]
+    chosen = xmpsc_assumptions.one_each(50, 7, torch.Generator().manual_seed(0))
+    assert (chosen // 7).tolist() == list(range(50)) and len((chosen % 7).unique()) > 3
+
+
+def test_a_case_that_fails_is_not_thinned_by_the_others():
+    failed = {"failures": [60, 0, 0, 0, 0], "trials": [200] * 5, "about": ""}
+    assert actsafe_expansion.judge_rate([failed], False).verdict.outcome is Outcome.VIOLATED
+    none = failed | {"failures": [0] * 5}
+    assert actsafe_expansion.judge_rate([none], False).verdict.outcome is Outcome.HOLDS
+
+
+def test_ends_that_once_miss_what_their_set_holds_refute():
+    names = {"energy": 18000, "ends": 144}
+    cells = [{"name": f"tied: {k}", "delta": 0.1, "trials": n, "failures": 0} for k, n in names.items()]
+    sample = {"cells": cells, "band": None, "short": 0.0}
+    assert noise_energy.judge([sample], False).verdict.outcome is Outcome.HOLDS
+    cells[1]["failures"] = 1
+    assert noise_energy.judge([sample], False).verdict.outcome is Outcome.VIOLATED
