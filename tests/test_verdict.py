@@ -47,14 +47,14 @@ def test_a_wider_interval_never_says_more(interval, other, threshold):
 
 
 NONSENSE = {
-    "a number for lower, not NaN, got nan": (math.nan, 1, 1),
+    "a number for lower, got nan": (math.nan, 1, 1),
     "a number for upper, got '1'": (0, "1", 1),
     "a number for upper, got True": (0, True, 1),
     "a number for upper, got np.True_": (0, np.bool_(True), 1),
     "a number for lower, got tensor": (torch.tensor(False), 1, 1),
     "a number for tol, got np.complex128": (0, 1, 1, np.complex128(1)),
-    "a number for upper, not NaN, got tensor": (0, torch.ones(1), 1),
-    "a number for threshold, not NaN, got nan": (0, 1, math.nan),
+    "a number for upper, got tensor": (0, torch.ones(1), 1),
+    "a number for threshold, got nan": (0, 1, math.nan),
     "a number for tol, got None": (0, 1, 1, None),
     "a finite threshold, got inf": (0, 1, math.inf),
     "upper > -inf": (-math.inf, -math.inf, 1),
