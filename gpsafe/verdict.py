@@ -45,8 +45,8 @@ class Verdict:
         for name in ("lower", "upper", "threshold", "tol"):
             value = getattr(self, name)
             kind = str(getattr(value, "dtype", type(value).__name__))  # NumPy's and torch's have a __float__, too
-            single = hasattr(value, "__float__") and not isinstance(value, str) and not getattr(value, "ndim", 0)
-            if not single or "bool" in kind or "complex" in kind or math.isnan(value):
+            single = hasattr(value, "__float__") and not getattr(value, "ndim", 0)
+            if isinstance(value, str) or not single or "bool" in kind or "complex" in kind or math.isnan(value):
                 raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
             object.__setattr__(self, name, float(value))  # float32 is compared as such: 0.1 in it is more than 0.1
         if math.isinf(self.threshold):
