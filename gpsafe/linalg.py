@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,13 +24,17 @@ def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two evaluations of one function agree, but for what the size of a batch changes in rounding (NaN is NaN): up to
-    10⁻⁶ of themselves and 10⁻⁹ of the largest, of which small ones may be the rounding.
+def alike(part: Tensor, whole: Tensor, at: Any = ...) -> bool:
+    """Whether a function gives alone, `part`, what it gives among others, whole[at], (*b, m) each, but for what the size of a
+    batch changes in rounding (NaN is NaN): 10⁻⁶ of itself, 10⁻⁹ of the largest of its component (the components have units of
+    their own), of which small ones may be the rounding, and 10⁻¹⁵ of the largest of all, of which components may be.
     """
-    sizes = other.detach().nan_to_num(0.0, 0.0, 0.0).abs()
-    largest = float(sizes.max()) if sizes.numel() else 0.0
-    return torch.allclose(one, other, rtol=1e-6, atol=1e-9 * largest, equal_nan=True)
+    expected, size = whole[at], whole.detach().nan_to_num(0.0, 0.0, 0.0).abs()
+    if part.shape != expected.shape or not whole.numel():
+        return part.shape == expected.shape
+    largest = size.flatten(0, -2).amax(0)
+    room = 1e-6 * size[at] + 1e-9 * largest + 1e-15 * largest.max()
+    return bool((((part - expected).abs() <= room) | (part == expected) | (part.isnan() & expected.isnan())).all())
 
 
 def cholesky(matrix: Tensor, where: str = "cholesky") -> Tensor:

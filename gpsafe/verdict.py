@@ -44,9 +44,9 @@ class Verdict:
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "threshold", "tol"):
             value = getattr(self, name)
-            if isinstance(value, (str, bool)) or not hasattr(value, "__float__"):
-                raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
-            if getattr(value, "ndim", 0) or math.isnan(value):
+            kind = str(getattr(value, "dtype", type(value).__name__))  # NumPy's and torch's have a __float__, too
+            single = hasattr(value, "__float__") and not getattr(value, "ndim", 0)
+            if isinstance(value, str) or not single or "bool" in kind or "complex" in kind or math.isnan(value):
                 raise _require.fail("Verdict", f"a number for {name}", repr(value)[:60])
             object.__setattr__(self, name, float(value))  # float32 is compared as such: 0.1 in it is more than 0.1
         if math.isinf(self.threshold):

@@ -78,8 +78,8 @@ def image(
 ) -> Image:
     """Over the sets {x + generators ξ}, with the residual enclosed about anchors, which are (x, u) − offset, (*b, nx + nu).
 
-    With `every` all states have an error, of rounding at least. Else those that can have no other have none: by what they
-    round, sums of states that have width already are sums of points of the set, if not of the same one.
+    With `every` all states have an error, of rounding at least. Else those that can have no other have none: the states which
+    they sum have width already, far more than they round, but where widths cancel (theory §3.5, "Rounding").
     """
     model = confidence.model
     known = cast(KnownPart, model.prior)  # checked once by the tubes: a look at a protocol is dear in every step

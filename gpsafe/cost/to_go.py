@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpsafe import _require
 from gpsafe._pinned import Pinned
-from gpsafe._sealed import Seal, require_unbroken, sealed
+from gpsafe._sealed import Seal, edited, require_unbroken, sealed
 from gpsafe._show import short
 from gpsafe.assumptions import Assumption, Believed
 from gpsafe.confidence.set import ConfidenceSet
@@ -74,14 +74,15 @@ class CostToGo:
         tables = [average(value.reshape(1, *grid.cells), k * ceiling) for k, value in enumerate(rows[:-1])]
         pinned = Pinned.of(policy, grid.centers[:: max(1, n // PINS)].unsqueeze(0))
         made = CostToGo(program, confidence, policy, inputs, torch.cat(rows), torch.cat(tables), pinned)
-        return sealed(made, free=("inputs",))
+        return sealed(made, free=("inputs",), watched=("values", "tables"))
 
     @property
     def moved(self) -> str:
-        """Why V̄ is about another policy or F_n than those that are asked now, in words; empty if it is not."""
+        """Why V̄ is about another policy or F_n than those that are asked now, or was written on; empty if neither."""
         if self._pinned.moved:
             return "the policy is no longer the one that was certified"
-        return self.confidence.edited or ""
+        found = edited(self)
+        return self.confidence.edited or (f"V̄ was changed: expected it as it was made, got {found}" if found else "")
 
     @property
     def assumptions(self) -> tuple[Believed, ...]:

@@ -159,7 +159,7 @@ def _check_rows(where: str, prior: Prior, nx: int, nu: int) -> None:
             whole, alone = (known_part(where, prior, part[:, :nx], part[:, nx:]) for part in (z, z[1:2]))
     except Exception:
         return
-    if not linalg.alike(whole[1:2].double(), alone.double()):
+    if not linalg.alike(alone.double(), whole.double(), slice(1, 2)):
         expected = "a prior (known part) of each row of a batch for itself"
         raise _require.fail(where, expected, "rows that depend on each other (a sum or norm over the whole batch?)")
 

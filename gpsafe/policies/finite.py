@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +89,7 @@ def selected(policies: Class, index: Tensor, about: Tensor) -> Class:
             whole, own = inputs_at(policies, x)[index], inputs_at(part, x)
     except Exception:
         return part
-    if part.num != len(whole) or own.shape != whole.shape or not linalg.alike(own, whole):
+    if part.num != len(whole) or not linalg.alike(own, whole):
         expected = f"a {type(policies).__name__} whose select(index) has the policies of these indices, in their order"
         raise _require.fail("select", expected, f"other inputs, for index {index.tolist()}")
     return part
@@ -146,7 +147,7 @@ def _try(policies: PolicyClass, lower: Tensor, upper: Tensor, stated: Feedback) 
     x, center = lower + share * (upper - lower), 0.5 * (lower + upper)
     ends = inputs_at(policies, x), inputs_at(policies, center)
     one = slice(x.shape[1] // 2, x.shape[1] // 2 + 1)
-    if not linalg.alike(inputs_at(policies, x[:, one]), ends[0][:, one]):
+    if not linalg.alike(inputs_at(policies, x[:, one]), ends[0], np.s_[:, one]):
         expected = f"a {type(policies).__name__} of each state for itself"
         raise _require.fail(
             "feedback", expected, "states that depend on each other (a sum or norm over the whole batch?)"

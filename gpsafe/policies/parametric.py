@@ -68,7 +68,7 @@ class ParametricPolicies:
             with torch.no_grad():
                 alone = self.build(theta[middle].clone())
             for own, whole in zip(alone, found, strict=True):
-                if not linalg.alike(own, whole[middle]):
+                if not linalg.alike(own.reshape(1, -1), whole.reshape(len(theta), -1), middle):
                     expected = "offset and gain of each parameter vector for itself"
                     got = "vectors that depend on each other (a sum or norm over the whole batch?)"
                     raise _require.fail("ParametricPolicies", expected, got)

@@ -17,7 +17,7 @@ from gpsafe import _require
 from gpsafe._show import short
 
 HUGE = 1e100  # sizes beyond which squares and products of a tube's arithmetic may overflow: nothing is claimed there
-APART = 2.0**36  # of two coordinates' sizes: their correlation is then less than a frame's rounding may tell
+APART = 2.0**36  # of two coordinates' sizes: what the larger rounds is a hundredth of the smaller, or less
 
 
 @short
@@ -102,8 +102,8 @@ class Zonotope:
         """A zonotope of at most max(order, 2d) generators that contains this one; halves the number when it must reduce.
 
         The first generators (in a tube the oldest) are replaced by the box around them in the frame of their principal
-        axes, an orthogonal V: {Oξ} ⊆ {V diag(Σ|VᵀO|) ζ}. Coordinates of sizes that are `APART` have no axes in common: what
-        the larger rounds would be all there is of the smaller.
+        axes, an orthogonal V: {Oξ} ⊆ {SV diag(Σ|VᵀS⁻¹O|) ζ}. S is a multiple of I, but for coordinates of sizes that are
+        `APART`, which are scaled on their own: what the larger rounds would be all there is of the smaller.
         """
         d = self.center.shape[-1]
         limit = max(order, 2 * d)
@@ -111,18 +111,15 @@ class Zonotope:
             return self
         kept = limit // 2
         old, new = self.generators.split([self.order - kept, kept], dim=-1)
-        scale = old.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        unit = torch.where(torch.isfinite(scale), old / scale, 0.0)  # a decomposition of NaN would raise for all sets
-        size = unit.abs().sum(-1)
-        apart = size.unsqueeze(-1) * APART < size.unsqueeze(-2)
-        together = _joined(~(apart | apart.mT))
-        _, frame = torch.linalg.eigh((unit @ unit.mT).masked_fill(~together, 0.0))
-        width = (frame.mT @ old).abs().sum(-1)
-        # The frame is orthogonal up to rounding, within coordinates that are together; what it mixes beyond counts in full.
-        across = (frame.abs() @ frame.mT.abs()).masked_fill(together, 0.0)
-        missed = (1e-13 * d * together + across) @ (scale[..., 0] * size).unsqueeze(-1)
-        width = width + (frame.mT.abs() @ missed).squeeze(-1)
-        return Zonotope(self.center, torch.cat([frame * width.unsqueeze(-2), new], dim=-1))
+        size = old.abs().amax(-1)
+        near = size.unsqueeze(-2) <= APART * size.unsqueeze(-1)
+        scale = torch.where(near, size.unsqueeze(-2), 0.0).amax(-1, keepdim=True)  # the largest that is not `APART`
+        unit = old / torch.where(scale > 0, scale, 1.0)
+        finite = unit.nan_to_num(0.0, 0.0, 0.0)  # a decomposition of NaN would raise for all sets
+        _, frame = torch.linalg.eigh(finite @ finite.mT)
+        width = (frame.mT @ unit).abs().sum(-1, keepdim=True)
+        width = width + 1e-13 * d * width.sum(-2, keepdim=True)  # frame is orthogonal up to rounding
+        return Zonotope(self.center, torch.cat([scale * frame * width.mT, new], dim=-1))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Points of the set (ξ uniform, a third of them at vertices of the cube), (count, *b, d)."""
@@ -132,10 +129,3 @@ class Zonotope:
         xi[: count // 3] = signs[: count // 3]
         xi = xi.to(self.center.device)
         return self.center + torch.einsum("...dm,n...m->n...d", self.generators, xi)
-
-
-def _joined(linked: Tensor) -> Tensor:
-    """Which of d are linked by others between them, (*b, d, d), from which are so directly."""
-    for _ in range(max(0, linked.shape[-1] - 2).bit_length()):  # paths of d − 1 links
-        linked = (linked.double() @ linked.double()) > 0
-    return linked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,8 @@ def _check_cost(cost: Cost, x0: Tensor) -> None:
         return
     if _require.written(*given):
         raise _require.fail("Task", "a cost that leaves its arguments as they are", "one that writes on them")
-    if c.shape != points.shape[:-1] or not (linalg.alike(c[:, 1:2], alone) and linalg.alike(c[1:, 1::2], fewer)):
+    whole, parts = c.unsqueeze(-1), ((alone, np.s_[:, 1:2]), (fewer, np.s_[1:, 1::2]))
+    if c.shape != points.shape[:-1] or not all(linalg.alike(part.unsqueeze(-1), whole, at) for part, at in parts):
         raise _require.fail(
             "Task", "a cost of each state for itself, (*b, nx) → (*b,)", "states that depend on each other"
         )

@@ -254,6 +254,16 @@ def test_a_map_that_was_written_on_is_not_refined():
         made.refined(tolerance=0.01, cells=80)
 
 
+@pytest.mark.parametrize("name", ["values", "tables"])
+def test_prices_that_were_written_on_back_nothing(name):
+    """Tables of 0 let every input through for nothing, "backed"."""
+    used = BudgetFilter(copy.deepcopy(prices())).start()
+    assert used.decide(scalar(0.0), scalar(0.0))[0].backed
+    getattr(used.to_go, name).numpy()[:] = 0.0
+    found, used = used.decide(scalar(0.0), scalar(0.0))
+    assert not found.backed and f"numbers of {name} that were written on" in found.reason and used.broken
+
+
 def test_a_smaller_budget_is_taken_off_the_account():
     used = BudgetFilter(prices())
     first, used = used.decide(scalar(0.0), scalar(0.0))

@@ -317,6 +317,25 @@ def test_what_depends_on_its_place_in_the_batch_is_refused(other: Callable[[Tens
         family(torch.tensor([[0.2], [0.4], [0.6]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-10, 1e10])
+def test_what_depends_on_its_batch_in_components_of_other_units_is_refused(size: float):
+    """Beside one of 10¹⁰ a component passed whatever it was: it was compared in shares of the largest of all."""
+
+    def prior(x: Tensor, u: Tensor) -> Tensor:
+        return torch.stack([size * x[..., 0], x[..., 1] - 0.3 * x.reshape(-1, 2)[0, 1]], -1)
+
+    with pytest.raises(ValueError, match="of each row of a batch for itself"):
+        GP.create(kernels.rbf([1.0] * 3), 1e-2, nx=2, nu=1, noise_std=0.1, prior=prior)
+
+    def build(theta: Tensor) -> tuple[Tensor, Tensor]:
+        gain = torch.cat([size * theta, theta - 0.3 * theta[:1]], -1)
+        return 0.0 * gain, torch.diag_embed(gain)
+
+    limits = Box([-1e30, -1.0], [1e30, 1.0])
+    with pytest.raises(ValueError, match="each parameter vector for itself"):
+        ParametricPolicies(("g",), Box([-1.0], [1.0]), limits, build)(torch.tensor([[0.2], [0.4], [0.6]]).double())
+
+
 @pytest.mark.parametrize("where", ["jacobian", "hessian_over"])
 def test_a_known_part_whose_derivatives_write_is_refused(where: str):
     make = {"nx": 1, "nu": 1, "noise_std": 0.1}

@@ -228,9 +228,9 @@ def test_parts_that_are_right_or_cannot_be_asked_are_taken():
     assert selected(narrow, index, task.initial_state).num == 3
 
 
-@pytest.mark.parametrize("unit", [1.0, 1e-10, 1e10])
-def test_policies_in_any_units_that_select_others_are_refused(unit):
-    """Inputs of 10⁻¹⁰ agreed with whatever was selected."""
+@pytest.mark.parametrize("units", [[1.0], [1e-10], [1e10], [1.0, 1e-10], [1e10, 1.0, 1e-3]])
+def test_policies_in_any_units_that_select_others_are_refused(units):
+    """Inputs of 10⁻¹⁰ agreed with whatever was selected, also those beside an input of 1."""
 
     @dataclass(frozen=True)
     class Gains:
@@ -242,12 +242,15 @@ def test_policies_in_any_units_that_select_others_are_refused(unit):
             return len(self.gains)
 
         def __call__(self, x: Tensor) -> Tensor:
-            return unit * self.gains.reshape(-1, 1, 1) * x
+            return torch.tensor(units).double() * self.gains * x
 
         def select(self, index: Tensor) -> "Gains":
-            return Gains(self.gains[0 * index if self.wrong else index], False)
+            wrong = self.gains[index].clone()
+            wrong[..., -1] = self.gains[0, 0, -1]  # of the last input alone
+            return Gains(wrong if self.wrong else self.gains[index], False)
 
     index, about = torch.tensor([1]), number(0.3)
-    assert selected(Gains(torch.tensor([1.0, 2.0]).double(), False), index, about).num == 1
+    gains = torch.tensor([1.0, 2.0]).double().reshape(2, 1, 1).expand(2, 1, len(units))
+    assert selected(Gains(gains, False), index, about).num == 1
     with pytest.raises(ValueError, match="whose select"):
-        selected(Gains(torch.tensor([1.0, 2.0]).double(), True), index, about)
+        selected(Gains(gains, True), index, about)
