@@ -223,7 +223,7 @@ def _shells(figure: Figure, study: Findings) -> None:
                 )  # fmt: skip
     axes.axvline(1 - study.delta, color=plotting.colour("ink"), linewidth=0.9)
     axes.set_yticks(range(len(study.models)), study.models)
-    axes.invert_yaxis()
+    axes.set_ylim(len(study.models) - 0.5, -0.5)
     axes.set_xlabel("share of next states inside")
 
 

@@ -159,9 +159,8 @@ def _sections(
     """
     m, size = z.shape[0], z.shape[1] + 1
     active = torch.arange(size - 1, device=z.device) if form.dims is None else form.dims.to(z.device)
-    inverse = (
-        form.lengthscale.to(z.device).reciprocal().expand(active.numel())
-    )  # one factor at a time: squares underflow
+    # One factor at a time: squares underflow.
+    inverse = form.lengthscale.to(z.device).reciprocal().expand(active.numel())
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
     prior = torch.zeros(size, dtype=z.dtype, device=z.device)
     prior[0] = form.variance
